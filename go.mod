@@ -1,0 +1,3 @@
+module github.com/pgrepmgr/repmgr
+
+go 1.25.0
