@@ -1,0 +1,470 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+)
+
+// Cloner fills an empty directory with a base backup of a running server: the
+// files, a backup_label, and the WAL from its start to its end. It is the seam
+// for other ways to copy; [Cluster.Clone] does all that comes before and after.
+//
+// Copy writes nothing outside job.Dir but into directories that job.Claim
+// agreed to. It leaves no process and no session behind, returns when ctx ends,
+// and removes nothing: the caller does, when Copy returns an error.
+type Cloner interface {
+	Copy(ctx context.Context, job CopyJob) error
+}
+
+// CopyJob is what a [Cloner] is asked to do.
+type CopyJob struct {
+	Source          string // conninfo of the server to copy; may hold a password
+	ReplicationUser string // role for replication connections; empty: the one of Source
+	Status          NodeStatus
+	Dir             string // exists and is empty
+	Slot            string // existing physical slot on the source that keeps the WAL; empty: there is none
+	Label           string
+	FastCheckpoint  bool
+	RemoteUser      string                               // OS user on the source's host
+	Tablespace      func(location string) string         // where a tablespace of the source goes here
+	Claim           func(dir string) error               // must agree before a directory outside Dir is filled
+	Progress        func(CopyProgress)                   // never nil
+	Log             func(msg string, attrs ...slog.Attr) // a step that an operator may want to see
+}
+
+// CopyProgress is a snapshot of a running copy.
+type CopyProgress struct {
+	Phase   string        `json:"phase"`
+	Done    int64         `json:"done_bytes"`
+	Total   int64         `json:"total_bytes"` // the source's estimate; 0: unknown
+	Elapsed time.Duration `json:"elapsed_ns"`
+}
+
+// CloneOptions are the choices of [Cluster.Clone]. Only Source is required.
+type CloneOptions struct {
+	Source                string      // conninfo of the server to copy; what it leaves out comes from the configuration's conninfo
+	Dir                   string      // the data directory to be. The configuration's data_directory wins; with neither, the current directory.
+	Method                CloneMethod // defaults to clone_method of the configuration
+	Cloner                Cloner      // instead of Method
+	UpstreamID            NodeID      // the registered node to follow. Defaults to the primary.
+	UpstreamConninfo      string      // the server to follow, instead of UpstreamID
+	ReplicationUser       string      // defaults to replication_user of the configuration, else that of the upstream
+	RemoteUser            string      // OS user for rsync over ssh; empty: ssh's own default
+	LocalPort             int         // port of the new server, where it differs from the source's
+	RecoveryMinApplyDelay string      // in PostgreSQL's form, such as "5min". Defaults to that of the configuration.
+
+	FastCheckpoint      bool // copy at once instead of waiting for the source's next checkpoint
+	Force               bool // replace the data directory of a server that does not run
+	DryRun              bool // check everything, change nothing
+	ReplicationConfOnly bool // copy nothing: write the standby settings into an existing data directory
+
+	Progress func(CopyProgress) // about ten times a second, never after Clone has returned
+}
+
+// CloneResult is what cloning did.
+type CloneResult struct {
+	Dir              string        `json:"data_directory"`
+	Source           string        `json:"source"` // without a password
+	Upstream         string        `json:"upstream"`
+	Slot             string        `json:"slot_name,omitempty"`
+	SystemIdentifier string        `json:"system_identifier"`
+	Bytes            int64         `json:"copied_bytes"`
+	Elapsed          time.Duration `json:"elapsed_ns"`
+	Checks           []Check       `json:"checks"`
+	DryRun           bool          `json:"dry_run,omitempty"`
+}
+
+// Check is one thing that was looked at before anything was changed.
+type Check struct {
+	Name    string `json:"name"`
+	OK      bool   `json:"ok"`
+	Warning bool   `json:"warning,omitempty"` // not OK, and no reason to stop
+	Detail  string `json:"detail"`
+}
+
+// cloning is one run of Clone.
+type cloning struct {
+	*Cluster
+	o          CloneOptions
+	source     *Node
+	status     NodeStatus
+	recs       []Record // nil: the source has no metadata
+	upstream   Record   // where the new standby will stream from
+	fromSource bool     // and that is the source itself
+	tables     []tablespace
+	res        CloneResult
+}
+
+// Clone copies a running server into a new data directory and makes that a
+// standby. It starts nothing and registers nothing.
+//
+// When it fails, or ctx ends, what it made is gone again, the replication slot
+// too; an existing directory is touched only with Force, and only after every
+// check has passed. A copy that was killed can not be started, and the next
+// Clone into the directory clears it away.
+func (c *Cluster) Clone(ctx context.Context, o CloneOptions) (CloneResult, error) {
+	start := time.Now()
+	run := &cloning{Cluster: c, o: o}
+	err := run.prepare(ctx)
+	defer func() { run.source.Close() }()
+	if err == nil && !o.DryRun {
+		if o.ReplicationConfOnly {
+			err = run.writeConf(ctx)
+		} else {
+			err = run.copy(ctx)
+		}
+	}
+	run.res.Elapsed = time.Since(start)
+	return run.res, err
+}
+
+// prepare looks at everything and changes nothing.
+func (r *cloning) prepare(ctx context.Context) (err error) {
+	if err := r.completeOptions(); err != nil {
+		return err
+	}
+	r.res = CloneResult{Dir: r.o.Dir, Source: Redact(r.o.Source), DryRun: r.o.DryRun, Checks: []Check{}}
+	if r.source, err = Connect(ctx, r.o.Source); err != nil {
+		return err
+	}
+	if r.status, err = r.source.Status(ctx); err != nil {
+		return err
+	}
+	r.res.SystemIdentifier = r.status.SystemIdentifier
+	r.recs, err = r.source.records(ctx)
+	if err != nil && !errors.Is(err, ErrNotRegistered) {
+		return err
+	}
+	if err := r.findUpstream(ctx); err != nil {
+		return err
+	}
+	if r.cfg.UseReplicationSlots && r.cfg.NodeID != 0 {
+		r.res.Slot = slotName(r.cfg.NodeID)
+	}
+	if r.tables, err = r.source.tablespaces(ctx); err != nil {
+		return err
+	}
+	return r.preflight(ctx)
+}
+
+// completeOptions fills in what the configuration knows.
+func (r *cloning) completeOptions() error {
+	o := &r.o
+	params, err := ParseConninfo(o.Source)
+	if err != nil {
+		return kind(ErrConfig, "source conninfo: %w", err)
+	}
+	if params["host"] == "" && params["hostaddr"] == "" && o.Source == "" {
+		return hint(kind(ErrConfig, "no server to clone from"), "Name it: repmgr standby clone HOST, or with -h HOST.")
+	}
+	if ours, err := ParseConninfo(r.cfg.Conninfo); err == nil {
+		for _, key := range []string{"user", "dbname", "password", "passfile", "sslmode", "sslrootcert", "connect_timeout"} {
+			if params[key] == "" && ours[key] != "" {
+				params[key] = ours[key]
+			}
+		}
+	}
+	o.Source = FormatConninfo(params)
+	if r.cfg.DataDirectory != "" {
+		o.Dir = r.cfg.DataDirectory
+	}
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return kind(ErrDirectory, "find the current directory: %w", err)
+	}
+	if o.Cloner == nil {
+		o.Cloner, err = r.cloner(o.Method)
+	}
+	if o.Progress == nil {
+		o.Progress = func(CopyProgress) {}
+	}
+	return err
+}
+
+// cloner makes the Cloner of a method.
+func (c *Cluster) cloner(m CloneMethod) (Cloner, error) {
+	if m == "" {
+		m = c.cfg.CloneMethod
+	}
+	switch m {
+	case CloneBasebackup, "":
+		return basebackupCloner{c}, nil
+	case CloneRsync:
+		return rsyncCloner{c}, nil
+	case CloneCommand:
+		if c.cfg.CloneCommand == "" {
+			return nil, hint(kind(ErrConfig, "clone method %q: clone_command is not set", m), "Set clone_command in repmgr.conf.")
+		}
+		return commandCloner{c.cfg.CloneCommand}, nil
+	default:
+		return nil, kind(ErrConfig, "clone method %q: must be basebackup, rsync or command", m)
+	}
+}
+
+// findUpstream decides whom the new standby will follow: whom it is told to,
+// else the registered primary, else the source.
+func (r *cloning) findUpstream(ctx context.Context) error {
+	params, _ := ParseConninfo(r.o.Source)
+	self := Record{Name: "source", Conninfo: r.o.Source, ReplicationUser: r.replicationUser(params)}
+	switch {
+	case r.o.UpstreamConninfo != "":
+		up, err := ParseConninfo(r.o.UpstreamConninfo)
+		if err != nil {
+			return kind(ErrConfig, "upstream conninfo: %w", err)
+		}
+		r.upstream = Record{Name: "upstream", Conninfo: r.o.UpstreamConninfo, ReplicationUser: r.replicationUser(up)}
+	case r.o.UpstreamID != 0:
+		rec, ok := recordByID(r.recs, r.o.UpstreamID)
+		if !ok {
+			return unknownNode(r.recs, r.o.UpstreamID, "")
+		}
+		r.upstream = rec
+	default:
+		r.upstream = self
+		if rec, ok := primaryRecord(r.recs); ok {
+			r.upstream = rec
+		}
+	}
+	if r.o.ReplicationUser != "" {
+		r.upstream.ReplicationUser = r.o.ReplicationUser
+	}
+	// A record without a host says where the node is for itself only.
+	up := r.look(ctx, r.upstream)
+	r.fromSource = up.err == nil && up.status.StartedAt.Equal(r.status.StartedAt) && up.status.SystemIdentifier == r.status.SystemIdentifier
+	p, _ := ParseConninfo(r.upstream.Conninfo)
+	if local := p["host"] == "" && p["hostaddr"] == ""; local && r.upstream.ID != 0 && !r.status.InRecovery && r.o.UpstreamID == 0 {
+		r.upstream.Conninfo, r.fromSource = r.o.Source, true
+	}
+	r.res.Upstream = address(r.upstream.Conninfo)
+	if r.upstream.ID != 0 {
+		r.res.Upstream = r.upstream.String()
+	}
+	return nil
+}
+
+func (r *cloning) copy(ctx context.Context) (err error) {
+	target, err := openTarget(r.o.Dir, r.o.Force)
+	if err != nil {
+		return err
+	}
+	dropSlot, err := r.makeSlot(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			target.abandon()
+			dropSlot()
+		}
+	}()
+	if err := target.begin(r.status.Settings.DataDirectoryMode); err != nil {
+		return err
+	}
+	began := time.Now()
+	job := CopyJob{
+		Source: r.o.Source, ReplicationUser: r.sourceReplicationUser(), Status: r.status, Dir: target.data, Label: "repmgr base backup",
+		FastCheckpoint: r.o.FastCheckpoint, RemoteUser: r.o.RemoteUser,
+		Tablespace: r.tablespaceTarget, Claim: target.claim,
+		Progress: func(p CopyProgress) {
+			r.res.Bytes = max(r.res.Bytes, p.Done)
+			p.Elapsed = time.Since(began)
+			r.o.Progress(p)
+		},
+		Log: func(msg string, attrs ...slog.Attr) { r.log.LogAttrs(ctx, slog.LevelInfo, msg, attrs...) },
+	}
+	if r.fromSource {
+		job.Slot = r.res.Slot
+	}
+	if err := r.o.Cloner.Copy(ctx, job); err != nil {
+		if ctx.Err() != nil {
+			return kind(ErrCopy, "clone into %s: stopped: %w", r.o.Dir, context.Cause(ctx))
+		}
+		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s", orDefault(Hint(err), "Nothing was left behind. Mend the cause and run the same command again."))
+	}
+	if err := r.finish(ctx, target); err != nil {
+		return err
+	}
+	r.recordClone(ctx)
+	return nil
+}
+
+func orDefault(s, def string) string {
+	if s == "" {
+		return def
+	}
+	return s
+}
+
+// sourceReplicationUser is the role for replication connections to the source.
+func (r *cloning) sourceReplicationUser() string {
+	if r.o.ReplicationUser != "" || r.fromSource {
+		return r.upstream.ReplicationUser
+	}
+	return r.cfg.ReplicationUser
+}
+
+// finish makes the copy a standby and puts it in its place, as the last act.
+func (r *cloning) finish(ctx context.Context, target *cloneTarget) error {
+	control, err := pgcontrol.Read(target.data)
+	if err != nil {
+		return kind(ErrCopy, "look at the copy: %w", err)
+	}
+	if id := strconv.FormatUint(control.SystemIdentifier, 10); id != r.status.SystemIdentifier {
+		return kind(ErrSystemIdentifier, "the copy has system identifier %s, the source %s", id, r.status.SystemIdentifier)
+	}
+	set, err := r.settings()
+	if err != nil {
+		return err
+	}
+	if err := writeStandby(target.data, set); err != nil {
+		return kind(ErrCopy, "write the standby settings: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return kind(ErrCopy, "clone into %s: stopped: %w", r.o.Dir, context.Cause(ctx))
+	}
+	return target.commit()
+}
+
+func (r *cloning) settings() (map[string]string, error) {
+	set, err := r.standbySettings(r.upstream, r.cfg.NodeName, r.res.Slot)
+	if err != nil {
+		return nil, err
+	}
+	r.recoverySettings(set, r.o.RecoveryMinApplyDelay)
+	set["cluster_name"] = "" // of the source; it would become our application_name
+	if r.o.LocalPort != 0 {
+		set["port"] = strconv.Itoa(r.o.LocalPort)
+	}
+	return set, nil
+}
+
+// makeSlot creates the slot on the upstream, before any WAL is needed from it,
+// and returns how to take that back.
+func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
+	drop = func() {}
+	if r.res.Slot == "" {
+		return drop, nil
+	}
+	conninfo := r.dialInfo(r.upstream)
+	up, err := connectNode(ctx, r.upstream.String(), conninfo)
+	if err != nil {
+		return drop, err
+	}
+	defer up.Close()
+	created, err := up.CreateSlot(ctx, r.res.Slot)
+	if err != nil || !created {
+		return drop, err
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*DefaultConnectTimeout)
+		defer cancel()
+		up, err := connectNode(ctx, r.upstream.String(), conninfo)
+		if err == nil {
+			defer up.Close()
+			_, err = up.DropSlot(ctx, r.res.Slot)
+		}
+		if err != nil {
+			r.log.Warn("the replication slot made for this clone could not be dropped: it keeps WAL", "slot", r.res.Slot, "on", r.upstream.Name, "err", err,
+				"hint", fmt.Sprintf("SELECT pg_drop_replication_slot('%s');", r.res.Slot))
+		}
+	}, nil
+}
+
+// recordClone writes the event, where there is metadata and a primary to write it.
+func (r *cloning) recordClone(ctx context.Context) {
+	e := Event{NodeID: r.cfg.NodeID, Node: r.cfg.NodeName, Type: EventStandbyClone, Success: true,
+		Details: fmt.Sprintf("cloned from %s into %s", r.source.name, r.o.Dir)}
+	if r.cfg.NodeID == 0 || r.recs == nil {
+		return
+	}
+	primary, err := r.connectPrimary(ctx, r.source)
+	if err != nil {
+		r.emit(ctx, nil, e)
+		return
+	}
+	if primary != r.source {
+		defer primary.Close()
+	}
+	r.emit(ctx, primary, e)
+}
+
+// writeConf is ReplicationConfOnly: the settings, into a directory that is there.
+func (r *cloning) writeConf(ctx context.Context) error {
+	if _, err := pgcontrol.ReadVersion(r.o.Dir); err != nil {
+		return kind(ErrDirectory, "%s is not a data directory: %w", r.o.Dir, err)
+	}
+	if pid := serverPID(r.o.Dir); pid != 0 && !r.o.Force {
+		return hint(kind(ErrDirectory, "a server runs in %s (pid %d)", r.o.Dir, pid), "With --force its settings are written all the same; reload it afterwards.")
+	}
+	if _, err := r.makeSlot(ctx); err != nil {
+		return err
+	}
+	set, err := r.settings()
+	if err != nil {
+		return err
+	}
+	delete(set, "cluster_name")
+	if err := writeStandby(r.o.Dir, set); err != nil {
+		return kind(ErrDirectory, "write the standby settings: %w", err)
+	}
+	return nil
+}
+
+// tablespace is one beside the default ones. The default ones' row has no location.
+type tablespace struct {
+	Location string
+	Bytes    int64 // -1: not ours to read
+}
+
+func (n *Node) tablespaces(ctx context.Context) ([]tablespace, error) {
+	rows, err := n.conn.Query(ctx, `
+		SELECT coalesce(pg_tablespace_location(oid), ''),
+		       CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') OR has_tablespace_privilege(oid, 'CREATE') THEN pg_tablespace_size(oid) ELSE -1 END
+		  FROM pg_tablespace`)
+	if err != nil {
+		return nil, n.queryError("read the tablespaces", err)
+	}
+	defer rows.Close()
+	var list []tablespace
+	for rows.Next() {
+		var t tablespace
+		if err := rows.Scan(&t.Location, &t.Bytes); err != nil {
+			return nil, n.queryError("read the tablespaces", err)
+		}
+		list = append(list, t)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, n.queryError("read the tablespaces", err)
+	}
+	return list, nil
+}
+
+// tablespaceTarget is where a tablespace goes: mapped, or the same path.
+func (r *cloning) tablespaceTarget(location string) string {
+	if to := r.cfg.TablespaceMapping[location]; to != "" {
+		return to
+	}
+	return location
+}
+
+// serverPID is the process that holds a data directory, or 0.
+func serverPID(dir string) int {
+	text, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(first))
+	if err != nil || pid <= 0 || !processAlive(pid) {
+		return 0
+	}
+	return pid
+}

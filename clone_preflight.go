@@ -1,0 +1,215 @@
+package repmgr
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// A copy needs one WAL sender for the data and one for the WAL meanwhile.
+const cloneSenders = 2
+
+// spaceMargin is kept free beside the estimate: WAL that is written meanwhile.
+const spaceMargin = 64 << 20
+
+// preflight makes every check before the first change, and names all that fail at once.
+func (r *cloning) preflight(ctx context.Context) error {
+	add := func(name string, ok bool, format string, args ...any) {
+		r.res.Checks = append(r.res.Checks, Check{Name: name, OK: ok, Detail: fmt.Sprintf(format, args...)})
+	}
+	warn := func(name string, ok bool, format string, args ...any) {
+		r.res.Checks = append(r.res.Checks, Check{Name: name, OK: ok, Warning: !ok, Detail: fmt.Sprintf(format, args...)})
+	}
+	s := r.status.Settings
+	add("source", true, "%s runs PostgreSQL %s as %s", r.source.name, r.status.Version, r.status.Role())
+	add("wal_level", s.WALLevel == "replica" || s.WALLevel == "logical", "it is %q on the source; replica or logical is needed", s.WALLevel)
+	add("max_wal_senders", s.MaxWALSenders-len(r.status.Senders) >= cloneSenders,
+		"%d of max_wal_senders = %d are free on the source; cloning needs %d", s.MaxWALSenders-len(r.status.Senders), s.MaxWALSenders, cloneSenders)
+	if r.res.Slot != "" {
+		add("max_replication_slots", s.MaxSlots > len(r.status.Slots) || hasSlot(r.status.Slots, r.res.Slot),
+			"%d of max_replication_slots = %d are used on the source", len(r.status.Slots), s.MaxSlots)
+	}
+	add("replication connection", true, "%s", "a login for replication is accepted")
+	if err := r.tryReplication(ctx); err != nil {
+		c := &r.res.Checks[len(r.res.Checks)-1]
+		c.OK, c.Detail = false, err.Error()
+	}
+	r.checkIdentity(add)
+	if !r.o.ReplicationConfOnly {
+		r.checkDirectories(add, warn)
+	}
+	if s.HotStandby == "off" {
+		warn("hot_standby", false, "hot_standby is off: a standby that takes no connections can not be monitored")
+	}
+	warn("archiving", s.ArchiveMode == "off" || s.ArchiveCommand != "" && s.ArchiveCommand != "(disabled)", "archive_mode is %q, archive_command is %q", s.ArchiveMode, s.ArchiveCommand)
+	if s.DataChecksums == "on" || s.WALLogHints == "on" {
+		add("pg_rewind", true, "data_checksums is %s, wal_log_hints is %s", s.DataChecksums, s.WALLogHints)
+	} else {
+		warn("pg_rewind", false, "neither data checksums nor wal_log_hints are on: a failed primary can not be rewound, only cloned anew")
+	}
+	if dir := s.DataDirectory; dir != "" && s.ConfigFile != "" {
+		if strings.HasPrefix(s.ConfigFile, dir+"/") {
+			add("configuration files", true, "they lie in the data directory and are copied with it")
+		} else {
+			warn("configuration files", false, "the source's configuration is in %s, outside its data directory: it is not copied", filepath.Dir(s.ConfigFile))
+		}
+	}
+	return r.reportChecks()
+}
+
+func (r *cloning) reportChecks() error {
+	var failed []string
+	for _, c := range r.res.Checks {
+		switch {
+		case c.OK:
+			r.log.Debug("check passed", "check", c.Name, "detail", c.Detail)
+		case c.Warning:
+			r.log.Warn(c.Detail, "check", c.Name)
+		default:
+			failed = append(failed, c.Name+": "+c.Detail)
+		}
+	}
+	switch len(failed) {
+	case 0:
+		return nil
+	case 1:
+		return hint(kind(r.checkKind(), "can not clone %s: %s", r.source.name, failed[0]), "%s", r.checkHint())
+	default:
+		return hint(kind(r.checkKind(), "can not clone %s:\n  - %s", r.source.name, strings.Join(failed, "\n  - ")), "%s", r.checkHint())
+	}
+}
+
+// checkKind is ErrDirectory where only the target is at fault.
+func (r *cloning) checkKind() error {
+	for _, c := range r.res.Checks {
+		if !c.OK && !c.Warning && c.Name != "directory" && c.Name != "space" && c.Name != "tablespace" {
+			return ErrRefused
+		}
+	}
+	return ErrDirectory
+}
+
+func (r *cloning) checkHint() string {
+	var hints []string
+	for _, c := range r.res.Checks {
+		if c.OK || c.Warning {
+			continue
+		}
+		switch c.Name {
+		case "wal_level", "max_wal_senders", "max_replication_slots":
+			hints = append(hints, fmt.Sprintf("Raise %s in the source's postgresql.conf and restart it.", c.Name))
+		case "replication connection":
+			hints = append(hints, fmt.Sprintf("Allow it in the source's pg_hba.conf (database replication, user %q), and give the role REPLICATION.", r.sourceReplicationUser()))
+		case "directory":
+			hints = append(hints, "Name another directory with -D; or, to replace the data directory of a server that is stopped, use --force.")
+		case "space":
+			hints = append(hints, "Free some space, or clone into another file system.")
+		case "tablespace":
+			hints = append(hints, "Set tablespace_mapping = 'old=new' to put it elsewhere.")
+		case "identity":
+			hints = append(hints, "Correct node_id and node_name in repmgr.conf, or unregister the other node.")
+		}
+	}
+	return strings.Join(hints, " ")
+}
+
+func hasSlot(slots []Slot, name string) bool {
+	for _, s := range slots {
+		if s.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// tryReplication logs in for replication, with the role that the copy will use.
+func (r *cloning) tryReplication(ctx context.Context) error {
+	conn, err := r.dialReplication(ctx, Record{Name: "source", Conninfo: r.o.Source, ReplicationUser: r.sourceReplicationUser()})
+	if err != nil {
+		return err
+	}
+	return conn.Close(ctx)
+}
+
+// checkIdentity keeps a second server from taking a registered node's place by mistake.
+func (r *cloning) checkIdentity(add func(string, bool, string, ...any)) {
+	if r.cfg.NodeID == 0 {
+		return
+	}
+	if other, ok := recordByName(r.recs, r.cfg.NodeName); ok && other.ID != r.cfg.NodeID && other.Active {
+		add("identity", false, "the name %q is taken by node ID %d", r.cfg.NodeName, other.ID)
+	}
+	if other, ok := recordByID(r.recs, r.cfg.NodeID); ok && other.Name != r.cfg.NodeName && other.Active {
+		add("identity", false, "node ID %d is registered as %q, not as %q", other.ID, other.Name, r.cfg.NodeName)
+	}
+}
+
+// checkDirectories looks at where the data will go, and whether it will fit.
+func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any)) {
+	if _, err := openTarget(r.o.Dir, r.o.Force); err != nil {
+		add("directory", false, "%s", err.Error())
+	} else {
+		add("directory", true, "%s can be used", r.o.Dir)
+	}
+	need := map[uint64]int64{}
+	where := map[uint64]string{}
+	known := true
+	for _, t := range r.tables {
+		dir := r.o.Dir
+		if t.Location != "" {
+			dir = r.tablespaceTarget(t.Location)
+			if err := usableTablespace(dir); err != nil {
+				add("tablespace", false, "tablespace %s: %s", t.Location, err.Error())
+			}
+		}
+		known = known && t.Bytes >= 0
+		fs, err := fileSystem(dir)
+		if err == nil {
+			need[fs] += max(0, t.Bytes)
+			where[fs] = dir
+		}
+	}
+	if !known {
+		warn("space", false, "the size of the source is not ours to read: whether it fits is not known")
+		return
+	}
+	for fs, bytes := range need {
+		free, err := freeBytes(where[fs])
+		if err != nil || r.o.Force {
+			continue // what will be deleted counts as well
+		}
+		add("space", free >= bytes+spaceMargin, "%s needed at %s, %s free", prettyBytes(bytes+spaceMargin), where[fs], prettyBytes(free))
+	}
+}
+
+// existing is the nearest directory on the way to dir that exists.
+func existing(dir string) string {
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+func fileSystem(dir string) (uint64, error) {
+	var st syscall.Stat_t
+	err := syscall.Stat(existing(dir), &st)
+	return uint64(st.Dev), err
+}
+
+func freeBytes(dir string) (int64, error) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(existing(dir), &fs); err != nil {
+		return 0, err
+	}
+	return int64(fs.Bavail) * int64(fs.Bsize), nil
+}
+
+func processAlive(pid int) bool {
+	err := syscall.Kill(pid, 0)
+	return err == nil || err == syscall.EPERM
+}

@@ -1,0 +1,252 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// rsyncCloner is the manual's way: a backup is begun in a session, rsync over
+// ssh copies the files under the running server, and the session ends the
+// backup and says which WAL belongs to it. It needs rsync on both machines and
+// an ssh login without a password; the login to PostgreSQL must be allowed to
+// run a backup.
+type rsyncCloner struct{ c *Cluster }
+
+var _ Cloner = rsyncCloner{}
+
+// rsyncExclude is what belongs to the running server, not to its data: it would
+// be wrong in a copy, or is made anew at the start. pg_control and the WAL are
+// fetched by themselves, at the end.
+var rsyncExclude = []string{
+	"/postmaster.pid", "/postmaster.opts", "/standby.signal", "/recovery.signal", "/backup_label", "/backup_label.old",
+	"/tablespace_map", "/tablespace_map.old", "/backup_manifest", "/current_logfiles", "/postgresql.auto.conf.tmp", "/" + stagingName,
+	"/pg_wal/*", "/pg_replslot/*", "/pg_dynshmem/*", "/pg_notify/*", "/pg_serial/*", "/pg_snapshots/*", "/pg_stat_tmp/*", "/pg_subtrans/*",
+	"/pg_tblspc/*", "/global/pg_control", "pgsql_tmp*", "pg_internal.init*",
+}
+
+const (
+	rsyncVanished = 24               // a file went while it was copied: the WAL makes up for it
+	stopTimeout   = 30 * time.Second // for ending a backup whose caller has given up
+)
+
+func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {
+	from, err := r.remote(job)
+	if err != nil {
+		return err
+	}
+	n, err := Connect(ctx, job.Source)
+	if err != nil {
+		return err
+	}
+	defer n.Close() // ends the backup, and a temporary slot with it
+	b := rsyncBackup{rsyncCloner: r, job: job, n: n, from: from}
+	job.Progress(CopyProgress{Phase: "waiting for checkpoint"})
+	if err := b.begin(ctx); err != nil {
+		return err
+	}
+	job.Progress(CopyProgress{Phase: "copying"})
+	if err := b.data(ctx); err != nil {
+		return err
+	}
+	return b.end(ctx)
+}
+
+// remote is the source as rsync names it: user@host:, or nothing for a source
+// that is reached through a socket of this machine.
+func (r rsyncCloner) remote(job CopyJob) (string, error) {
+	if job.Status.Settings.DataDirectory == "" {
+		return "", hint(errors.New("the source's data_directory is not ours to read"), "Connect as a superuser, or GRANT pg_read_all_settings to the login.")
+	}
+	params, err := ParseConninfo(job.Source)
+	if err != nil {
+		return "", err
+	}
+	host := params["host"]
+	switch {
+	case host == "":
+		host = params["hostaddr"]
+	case strings.HasPrefix(host, "/"):
+		return "", nil
+	}
+	if host == "" {
+		return "", nil
+	}
+	if strings.HasPrefix(host, "-") || strings.ContainsAny(host, "@ ,") {
+		return "", kind(ErrConfig, "host %q can not be given to rsync: it must be one host name or address", host)
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.To4() == nil {
+		host = "[" + host + "]"
+	}
+	if job.RemoteUser != "" {
+		host = job.RemoteUser + "@" + host
+	}
+	return host + ":", nil
+}
+
+// rsyncBackup is one copy.
+type rsyncBackup struct {
+	rsyncCloner
+	job   CopyJob
+	n     *Node
+	from  string
+	start wal.LSN
+}
+
+// old reports whether the server has the function names of before 15.
+func (b *rsyncBackup) old() bool { return b.job.Status.VersionNum < 150000 }
+
+// begin holds the WAL that the copy will need, and begins the backup. Both end
+// with the session.
+func (b *rsyncBackup) begin(ctx context.Context) error {
+	if b.job.Slot == "" {
+		slot := fmt.Sprintf("repmgr_clone_%d", b.n.conn.PgConn().PID())
+		if _, err := b.n.conn.Exec(ctx, `SELECT pg_create_physical_replication_slot($1, true, true)`, slot); err != nil {
+			return b.n.queryError("hold WAL with a temporary slot", err)
+		}
+	}
+	sql := `SELECT pg_backup_start($1, $2)`
+	if b.old() {
+		sql = `SELECT pg_start_backup($1, $2, false)`
+	}
+	if err := b.n.conn.QueryRow(ctx, sql, b.job.Label, b.job.FastCheckpoint).Scan(&b.start); err != nil {
+		return b.n.queryError("begin a backup", err)
+	}
+	return nil
+}
+
+// data copies the files, tablespaces first, so that pg_tblspc can be made.
+func (b *rsyncBackup) data(ctx context.Context) error {
+	dir := b.job.Status.Settings.DataDirectory
+	exclude := make([]string, 0, len(rsyncExclude))
+	for _, e := range rsyncExclude {
+		exclude = append(exclude, "--exclude="+e)
+	}
+	if err := b.rsync(ctx, dir+"/", b.job.Dir+"/", exclude...); err != nil {
+		return err
+	}
+	type space struct{ oid, location string }
+	rows, err := b.n.conn.Query(ctx, `SELECT oid::text, pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) <> ''`)
+	if err != nil {
+		return b.n.queryError("read the tablespaces", err)
+	}
+	defer rows.Close()
+	var spaces []space
+	for rows.Next() {
+		var s space
+		if err := rows.Scan(&s.oid, &s.location); err != nil {
+			return b.n.queryError("read the tablespaces", err)
+		}
+		spaces = append(spaces, s)
+	}
+	if err := rows.Err(); err != nil {
+		return b.n.queryError("read the tablespaces", err)
+	}
+	for _, s := range spaces {
+		to := b.job.Tablespace(s.location)
+		if err := b.job.Claim(to); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(to, 0o700); err != nil {
+			return err
+		}
+		// Only this major version's part of it, named PG_<major>_<catalog>.
+		major := fmt.Sprintf("PG_%d_*", b.job.Status.VersionNum/10000)
+		if err := b.rsync(ctx, s.location+"/", to+"/", "--include=/"+major, "--exclude=/*", "--exclude=pgsql_tmp*"); err != nil {
+			return err
+		}
+		if err := os.Symlink(to, filepath.Join(b.job.Dir, "pg_tblspc", s.oid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// end stops the backup and fetches what completes it: the WAL from its start to
+// its end, and pg_control as the last file.
+func (b *rsyncBackup) end(ctx context.Context) error {
+	b.job.Progress(CopyProgress{Phase: "ending the backup"})
+	sql := `SELECT lsn, labelfile, spcmapfile FROM pg_backup_stop(false)`
+	if b.old() {
+		sql = `SELECT lsn, labelfile, spcmapfile FROM pg_stop_backup(false, false)`
+	}
+	var stop wal.LSN
+	var label, spaceMap string
+	if err := b.n.conn.QueryRow(ctx, sql).Scan(&stop, &label, &spaceMap); err != nil {
+		return b.n.queryError("end the backup", err)
+	}
+	if err := b.fetchWAL(ctx, stop); err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(b.job.Dir, "backup_label"), []byte(label)); err != nil {
+		return err
+	}
+	if err := b.rsync(ctx, filepath.Join(b.job.Status.Settings.DataDirectory, "global", "pg_control"), filepath.Join(b.job.Dir, "global")+"/"); err != nil {
+		return err
+	}
+	b.job.Progress(CopyProgress{Phase: "syncing"})
+	return exec.CommandContext(ctx, "sync", "--file-system", b.job.Dir).Run()
+}
+
+// fetchWAL copies the segments of the backup and the timeline's history.
+func (b *rsyncBackup) fetchWAL(ctx context.Context, stop wal.LSN) error {
+	var segment int64
+	if err := b.n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&segment); err != nil {
+		return b.n.queryError("read wal_segment_size", err)
+	}
+	size := uint32(segment)
+	tli := b.job.Status.Timeline
+	args := []string{"--include=/" + wal.HistoryFileName(tli)}
+	for lsn := b.start; ; lsn += wal.LSN(size) {
+		args = append(args, "--include=/"+wal.SegmentName(tli, lsn, size))
+		if wal.SegmentName(tli, lsn, size) == wal.SegmentName(tli, stop-1, size) || lsn > stop {
+			break
+		}
+	}
+	args = append(args, "--exclude=*")
+	return b.rsync(ctx, filepath.Join(b.job.Status.Settings.DataDirectory, "pg_wal")+"/", filepath.Join(b.job.Dir, "pg_wal")+"/", args...)
+}
+
+// rsync copies with the configuration's options. The options are the user's own
+// words to a shell; paths are never part of them.
+func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string) error {
+	cfg := b.c.cfg
+	options := cfg.RsyncOptions
+	if options == "" {
+		options = "--archive --whole-file"
+	}
+	words := []string{"-c", `exec rsync ` + options + ` "$@"`, "rsync"}
+	if b.from != "" {
+		words = append(words, "--rsh=ssh -o BatchMode=yes "+cfg.SSHOptions)
+	}
+	words = append(words, args...)
+	words = append(words, "--protect-args", "--", b.from+from, to)
+	b.job.Log("running rsync", slog.String("from", b.from+from), slog.String("to", to))
+	cmd := exec.CommandContext(ctx, "/bin/sh", words...)
+	cmd.WaitDelay = stopTimeout
+	endWithGroup(cmd)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err == nil, errors.As(err, &exit) && exit.ExitCode() == rsyncVanished:
+		return nil
+	case errors.As(err, &exit) && (exit.ExitCode() == 255 || exit.ExitCode() == 12):
+		return hint(fmt.Errorf("rsync from %s: %s", orDefault(strings.TrimSuffix(b.from, ":"), "this machine"), lastLines(out, 3)),
+			"This must work without a password, as this OS user: ssh -o BatchMode=yes %s %s true", cfg.SSHOptions, strings.TrimSuffix(b.from, ":"))
+	case errors.As(err, &exit) && exit.ExitCode() == 127:
+		return hint(errors.New("rsync is not installed here"), "Install it (Debian: apt-get install rsync), or clone with --method=basebackup.")
+	default:
+		return fmt.Errorf("rsync: %w: %s", err, lastLines(out, 3))
+	}
+}

@@ -1,0 +1,263 @@
+package repmgr
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// A clone is made in a directory of its own inside the target, and moved up in
+// one short last step, global/ (with pg_control) at the very end. So a target may be
+// a mount point or the current directory, nothing that is half-way there can
+// be started, and whatever lies in the staging directory is ours to remove.
+const (
+	stagingName = ".repmgr-clone"
+	journalName = "journal" // in the staging directory: what of ours lies outside it
+)
+
+// Lines of the journal begin with one of these; a directory follows the first two.
+const (
+	journalMade   = "made"   // we made the directory
+	journalFilled = "filled" // it was there, and empty
+	journalCommit = "commit" // from here on the copy is being moved up
+)
+
+// cloneTarget is the data directory to be.
+type cloneTarget struct {
+	dir     string
+	staging string
+	data    string // what the Cloner fills
+	made    bool   // dir itself did not exist
+	replace []string
+	moved   []string // what commit has put in its place
+	lock    *os.File // dir, locked: one clone at a time
+}
+
+// openTarget looks at the directory and changes nothing. The error says why it
+// can not be used.
+func openTarget(dir string, force bool) (*cloneTarget, error) {
+	t := &cloneTarget{dir: dir, staging: filepath.Join(dir, stagingName)}
+	t.data = filepath.Join(t.staging, "data")
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		t.made = true
+		return t, usable(existing(dir))
+	case err != nil:
+		return nil, kind(ErrDirectory, "read directory: %w", err)
+	}
+	if err := usable(dir); err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if !tolerated(dir, e) {
+			t.replace = append(t.replace, e.Name())
+		}
+	}
+	if pid := serverPID(dir); pid != 0 {
+		return nil, kind(ErrDirectory, "a server runs in %s (pid %d)", dir, pid)
+	}
+	switch {
+	case len(t.replace) == 0:
+		return t, nil
+	case t.interrupted():
+		return t, nil // killed in its last step: all of it is ours
+	case !force:
+		return nil, kind(ErrDirectory, "%s is not empty: it holds %s", dir, some(t.replace))
+	case !slices.Contains(t.replace, "PG_VERSION"):
+		return nil, kind(ErrDirectory, "%s is not a PostgreSQL data directory (it holds %s, and no PG_VERSION): even --force does not delete it", dir, some(t.replace))
+	default:
+		return t, nil
+	}
+}
+
+// tolerated are entries that are no data: our own staging, a mount point's
+// lost+found, and the program and its configuration where somebody runs
+// ./repmgr in the directory that shall become the data directory.
+func tolerated(dir string, e fs.DirEntry) bool {
+	switch e.Name() {
+	case stagingName, "lost+found", "repmgr.conf":
+		return true
+	case "repmgr", "repmgrd":
+		info, err := os.Stat(filepath.Join(dir, e.Name()))
+		return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+	}
+	return false
+}
+
+func some(names []string) string {
+	if len(names) > 4 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:4], ", "), len(names)-4)
+	}
+	return strings.Join(names, ", ")
+}
+
+// usable says whether we may write in the directory, and would own what we make.
+func usable(dir string) error {
+	const write, search = 2, 1
+	if err := syscall.Access(dir, write|search); err != nil {
+		return kind(ErrDirectory, "%s is not writable for this user: %w", dir, err)
+	}
+	return nil
+}
+
+// usableTablespace says whether a tablespace can be put there.
+func usableTablespace(dir string) error {
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return usable(existing(dir))
+	case err != nil:
+		return kind(ErrDirectory, "read directory: %w", err)
+	case len(entries) > 0:
+		return kind(ErrDirectory, "%s is not empty", dir)
+	default:
+		return usable(dir)
+	}
+}
+
+// begin makes the staging directory; with force this is where old data goes.
+// mode is the source's data_directory_mode.
+func (t *cloneTarget) begin(mode string) error {
+	perm := os.FileMode(0o700)
+	if mode == "0750" {
+		perm = 0o750
+	}
+	if err := os.MkdirAll(t.dir, perm); err != nil {
+		return kind(ErrDirectory, "make the directory: %w", err)
+	}
+	if err := t.acquire(); err != nil {
+		return err
+	}
+	if err := os.Chmod(t.dir, perm); err != nil {
+		return kind(ErrDirectory, "set the directory's mode: %w", err)
+	}
+	t.clear()
+	// pg_control goes first: data that is being deleted must not be startable.
+	if len(t.replace) > 0 {
+		_ = os.Remove(filepath.Join(t.dir, "global", "pg_control"))
+	}
+	for _, name := range t.replace {
+		if err := os.RemoveAll(filepath.Join(t.dir, name)); err != nil {
+			return kind(ErrDirectory, "delete the old data: %w", err)
+		}
+	}
+	if err := os.MkdirAll(t.data, perm); err != nil {
+		return kind(ErrDirectory, "make the staging directory: %w", err)
+	}
+	return nil
+}
+
+// acquire keeps a second clone out of the directory for as long as this process has it open.
+func (t *cloneTarget) acquire() error {
+	f, err := os.Open(t.dir)
+	if err != nil {
+		return kind(ErrDirectory, "open the directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		return kind(ErrDirectory, "another clone is under way in %s", t.dir)
+	}
+	t.lock = f
+	return nil
+}
+
+// interrupted reports whether a clone was killed while it moved its copy up.
+func (t *cloneTarget) interrupted() bool {
+	journal, _ := os.ReadFile(filepath.Join(t.staging, journalName))
+	_, err := os.Stat(filepath.Join(t.dir, "global"))
+	return strings.HasSuffix(string(journal), journalCommit+"\n") && errors.Is(err, fs.ErrNotExist)
+}
+
+// note adds a line to the journal, on disk.
+func (t *cloneTarget) note(line string) error {
+	f, err := os.OpenFile(filepath.Join(t.staging, journalName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, line)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// claim agrees that a directory outside is filled, and remembers it first, on
+// disk: a clone that is killed must not leave it behind for ever.
+func (t *cloneTarget) claim(dir string) error {
+	if err := usableTablespace(dir); err != nil {
+		return err
+	}
+	how := journalFilled
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		how = journalMade
+	}
+	return t.note(how + " " + dir)
+}
+
+// commit moves the finished copy into its place.
+func (t *cloneTarget) commit() error {
+	entries, err := os.ReadDir(t.data)
+	if err != nil {
+		return kind(ErrCopy, "read the copy: %w", err)
+	}
+	if err := t.note(journalCommit); err != nil {
+		return kind(ErrCopy, "write the journal: %w", err)
+	}
+	last := func(e fs.DirEntry) int { return map[string]int{"PG_VERSION": 1, "global": 2}[e.Name()] }
+	slices.SortStableFunc(entries, func(a, b fs.DirEntry) int { return last(a) - last(b) })
+	for _, e := range entries {
+		if e.Name() == "global" {
+			// All else is in its place, durably, before the server can be started.
+			if err := syncDir(t.dir); err != nil {
+				return kind(ErrCopy, "sync %s: %w", t.dir, err)
+			}
+		}
+		if err := os.Rename(filepath.Join(t.data, e.Name()), filepath.Join(t.dir, e.Name())); err != nil {
+			return kind(ErrCopy, "move the copy into its place: %w", err)
+		}
+		t.moved = append(t.moved, e.Name())
+	}
+	if err := errors.Join(os.RemoveAll(t.staging), syncDir(t.dir)); err != nil {
+		return kind(ErrCopy, "finish the copy: %w", err)
+	}
+	_ = t.lock.Close()
+	return nil
+}
+
+// abandon removes what this clone made.
+func (t *cloneTarget) abandon() {
+	if t.lock == nil {
+		return // never begun
+	}
+	defer func() { _ = t.lock.Close() }()
+	slices.Reverse(t.moved) // global first: what is left is not startable at any moment
+	for _, name := range t.moved {
+		_ = os.RemoveAll(filepath.Join(t.dir, name))
+	}
+	t.clear()
+	if t.made {
+		_ = os.Remove(t.dir) // only when nothing else is in it
+	}
+}
+
+// clear removes the staging directory, and what the journal in it names.
+func (t *cloneTarget) clear() {
+	journal, _ := os.ReadFile(filepath.Join(t.staging, journalName))
+	for line := range strings.Lines(string(journal)) {
+		how, dir, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		switch {
+		case !ok || !filepath.IsAbs(dir):
+		case how == journalMade:
+			_ = os.RemoveAll(dir)
+		case how == journalFilled:
+			entries, _ := os.ReadDir(dir)
+			for _, e := range entries {
+				_ = os.RemoveAll(filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	_ = os.RemoveAll(t.staging)
+}

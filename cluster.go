@@ -1,0 +1,448 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/user"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// LevelNotice is repmgr's NOTICE: something was done that an operator wants to
+// know of. It lies between slog's Info and Warn.
+const LevelNotice = slog.Level(2)
+
+// Cluster is the registered nodes, as seen from the node of its [Config]. It is
+// safe for concurrent use, holds no connection between calls and needs no Close.
+type Cluster struct {
+	cfg       Config
+	log       *slog.Logger
+	notifiers []Notifier
+}
+
+// New checks cfg and returns the cluster that it describes. It opens nothing.
+// The error is an [ErrConfig] that lists every fault.
+func New(cfg Config) (*Cluster, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Cluster{cfg: cfg, log: cfg.Logger, notifiers: cfg.allNotifiers()}, nil
+}
+
+// Config returns the configuration, with its defaults filled in.
+func (c *Cluster) Config() Config { return c.cfg }
+
+// self names the node of the configuration in messages.
+func (c *Cluster) self() string {
+	return Record{ID: c.cfg.NodeID, Name: c.cfg.NodeName}.String()
+}
+
+// connectLocal opens a connection to the node of the configuration.
+func (c *Cluster) connectLocal(ctx context.Context) (*Node, error) {
+	if c.cfg.Conninfo == "" {
+		return nil, hint(kind(ErrConfig, "conninfo is not set"), "Set conninfo in repmgr.conf, name the file with -f, or give -h, -p, -U and -d.")
+	}
+	if c.cfg.NodeID == 0 {
+		return Connect(ctx, c.cfg.Conninfo)
+	}
+	return connectNode(ctx, c.self(), c.cfg.Conninfo)
+}
+
+// connectTo opens a connection to a registered node.
+func (c *Cluster) connectTo(ctx context.Context, r Record) (*Node, error) {
+	return connectNode(ctx, r.String(), c.dialInfo(r))
+}
+
+// dialInfo is a node's conninfo, with what only we know: records hold no
+// password, so ours serves where the login is the same and no password file is named.
+func (c *Cluster) dialInfo(r Record) string {
+	theirs, err := ParseConninfo(r.Conninfo)
+	if err != nil {
+		return r.Conninfo
+	}
+	ours, err := ParseConninfo(c.cfg.Conninfo)
+	if err != nil {
+		return r.Conninfo
+	}
+	if theirs["user"] != ours["user"] || theirs["password"] != "" || theirs["passfile"] != "" {
+		return r.Conninfo
+	}
+	for _, key := range []string{"password", "passfile"} {
+		if ours[key] != "" {
+			theirs[key] = ours[key]
+		}
+	}
+	if c.cfg.Passfile != "" && theirs["passfile"] == "" {
+		theirs["passfile"] = c.cfg.Passfile
+	}
+	return FormatConninfo(theirs)
+}
+
+// record makes the row that the configuration asks for.
+func (c *Cluster) record(role Role, upstream NodeID) (Record, error) {
+	if err := c.cfg.RequireNode(); err != nil {
+		return Record{}, err
+	}
+	params, err := ParseConninfo(c.cfg.Conninfo)
+	if err != nil {
+		return Record{}, kind(ErrConfig, "conninfo: %w", err)
+	}
+	if params["password"] != "" {
+		delete(params, "password")
+		c.log.Log(context.Background(), LevelNotice, "the password in conninfo is not stored in repmgr.nodes",
+			"detail", "Other nodes use the password of their own conninfo, or a password file.")
+	}
+	r := Record{
+		ID: c.cfg.NodeID, Name: c.cfg.NodeName, Role: role, UpstreamID: upstream, Active: true,
+		Location: c.cfg.Location, Priority: c.cfg.Priority, Conninfo: FormatConninfo(params),
+		ReplicationUser: c.replicationUser(params), ConfigFile: c.cfg.File,
+	}
+	if c.cfg.UseReplicationSlots {
+		r.SlotName = slotName(c.cfg.NodeID)
+	}
+	return r, nil
+}
+
+// replicationUser is the role that replication connections log in as.
+func (c *Cluster) replicationUser(params map[string]string) string {
+	if c.cfg.ReplicationUser != "" {
+		return c.cfg.ReplicationUser
+	}
+	return loginUser(params)
+}
+
+// loginUser is the role that params log in as: the named one, else the OS user, as in libpq.
+func loginUser(params map[string]string) string {
+	if params["user"] != "" {
+		return params["user"]
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return ""
+}
+
+// slotName is repmgr's name for the slot of a node; scripts split it at the underscores.
+func slotName(id NodeID) string { return fmt.Sprintf("repmgr_slot_%d", id) }
+
+const recordColumns = `n.node_id, coalesce(n.upstream_node_id, 0) AS upstream_node_id, coalesce(u.node_name, '') AS upstream_node_name,
+	n.active, n.node_name, n.type, n.location, n.priority, n.conninfo, n.repluser, coalesce(n.slot_name, '') AS slot_name, n.config_file`
+
+const recordsSQL = `SELECT ` + recordColumns + `
+	FROM repmgr.nodes n LEFT JOIN repmgr.nodes u ON u.node_id = n.upstream_node_id ORDER BY n.node_id`
+
+// records reads repmgr.nodes as this server has it.
+func (n *Node) records(ctx context.Context) ([]Record, error) {
+	if err := n.needSchema(ctx); err != nil {
+		return nil, err
+	}
+	rows, err := n.conn.Query(ctx, recordsSQL)
+	if err != nil {
+		return nil, n.queryError("read repmgr.nodes", err)
+	}
+	recs, err := pgx.CollectRows(rows, pgx.RowToStructByName[Record])
+	if err != nil {
+		return nil, n.queryError("read repmgr.nodes", err)
+	}
+	return recs, nil
+}
+
+// needSchema says in our words that there is no metadata, and keeps the server's log quiet.
+func (n *Node) needSchema(ctx context.Context) error {
+	if n.schema {
+		return nil
+	}
+	err := n.conn.QueryRow(ctx, `SELECT to_regclass('repmgr.nodes') IS NOT NULL AND to_regclass('repmgr.standby_state') IS NOT NULL`).Scan(&n.schema)
+	if err != nil {
+		return n.queryError("look for the metadata", err)
+	}
+	if !n.schema {
+		return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.conn.Config().Database, n.name),
+			"Run repmgr primary register on the primary first, with a conninfo that names this database.")
+	}
+	return nil
+}
+
+// Nodes reads repmgr.nodes from the local node, in the order of their ids.
+func (c *Cluster) Nodes(ctx context.Context) ([]Record, error) {
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer local.Close()
+	return local.records(ctx)
+}
+
+func recordByID(recs []Record, id NodeID) (Record, bool) {
+	for _, r := range recs {
+		if r.ID == id {
+			return r, true
+		}
+	}
+	return Record{}, false
+}
+
+func recordByName(recs []Record, name string) (Record, bool) {
+	for _, r := range recs {
+		if r.Name == name {
+			return r, true
+		}
+	}
+	return Record{}, false
+}
+
+// probe is one look at one registered node: its state, or why there is none.
+type probe struct {
+	record Record
+	status NodeStatus
+	err    error
+}
+
+func (p probe) reach() Reach {
+	var ce *ConnectError
+	switch {
+	case p.err == nil:
+		return ReachOK
+	case errors.As(p.err, &ce):
+		return ce.Reach
+	default:
+		return ReachRejected // it answered, but not with its state
+	}
+}
+
+// look connects to one node and reads its state, within one connect_timeout.
+func (c *Cluster) look(ctx context.Context, r Record) probe {
+	timeout := DefaultConnectTimeout
+	if cfg, err := connectConfig(r.Conninfo); err == nil {
+		timeout = cfg.ConnectTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within connect_timeout (%s)", timeout))
+	defer cancel()
+	n, err := c.connectTo(ctx, r)
+	if err != nil {
+		return probe{record: r, err: err}
+	}
+	defer n.Close()
+	s, err := n.Status(ctx)
+	return probe{record: r, status: s, err: err}
+}
+
+// survey looks at all nodes at once, so that ten silent ones cost no more than
+// one. The answers are in the order of recs.
+func (c *Cluster) survey(ctx context.Context, recs []Record) []probe {
+	probes := make([]probe, len(recs))
+	var wg sync.WaitGroup
+	for i, r := range recs {
+		wg.Go(func() { probes[i] = c.look(ctx, r) })
+	}
+	wg.Wait()
+	return probes
+}
+
+// primaries are the probes of servers that accept writes.
+func primaries(probes []probe) []probe {
+	var found []probe
+	for _, p := range probes {
+		if p.err == nil && !p.status.InRecovery && p.record.Role != RoleWitness {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// findPrimary looks at every registered node and returns the one primary.
+// Two primaries are a split brain: choosing one is a person's decision.
+func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error) {
+	if len(recs) == 0 {
+		return Record{}, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
+	}
+	probes := c.survey(ctx, recs)
+	found := primaries(probes)
+	switch len(found) {
+	case 1:
+		return found[0].record, nil
+	case 0:
+		var seen []string
+		for _, p := range probes {
+			what := "in recovery"
+			if p.err != nil {
+				what = string(p.reach())
+			}
+			seen = append(seen, fmt.Sprintf("%s: %s", p.record, what))
+		}
+		return Record{}, hint(kind(ErrNoPrimary, "no registered node is a reachable primary (%s)", strings.Join(seen, "; ")),
+			"Start the primary, or promote a standby with: repmgr standby promote")
+	default:
+		var names []string
+		for _, p := range found {
+			names = append(names, fmt.Sprintf("%s, timeline %d", p.record, p.status.Timeline))
+		}
+		return Record{}, hint(kind(ErrRefused, "more than one node runs as primary: %s", strings.Join(names, "; ")),
+			"Stop the one whose data is not wanted before anything else. It can then be cloned anew as a standby.")
+	}
+}
+
+// connectPrimary returns a connection to the primary: local itself where that
+// is one, else whichever of its records is. The caller closes it; closing it
+// closes local only where they are the same.
+func (c *Cluster) connectPrimary(ctx context.Context, local *Node) (*Node, error) {
+	var inRecovery bool
+	if err := local.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
+		return nil, local.queryError("read the recovery state", err)
+	}
+	if !inRecovery {
+		return local, nil
+	}
+	recs, err := local.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	primary, err := c.findPrimary(ctx, recs)
+	if err != nil {
+		return nil, err
+	}
+	return c.connectTo(ctx, primary)
+}
+
+// withPrimary runs f on a connection to the primary.
+func (c *Cluster) withPrimary(ctx context.Context, f func(*Node) error) error {
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return err
+	}
+	defer local.Close()
+	primary, err := c.connectPrimary(ctx, local)
+	if err != nil {
+		return err
+	}
+	if primary != local {
+		defer primary.Close()
+	}
+	return f(primary)
+}
+
+// EventFilter chooses events; a zero field chooses all.
+type EventFilter struct {
+	NodeID NodeID
+	Node   string
+	Type   EventType
+	Limit  int
+}
+
+// Events reads the events that the local node knows of, newest first.
+func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer local.Close()
+	if err := local.needSchema(ctx); err != nil {
+		return nil, err
+	}
+	rows, err := local.conn.Query(ctx, `
+		SELECT e.node_id, coalesce(n.node_name, '') AS node_name, e.event, e.successful, e.event_timestamp, coalesce(e.details, '') AS details
+		  FROM repmgr.events e LEFT JOIN repmgr.nodes n USING (node_id)
+		 WHERE ($1 = 0 OR e.node_id = $1) AND ($2 = '' OR n.node_name = $2) AND ($3 = '' OR e.event = $3)
+		 ORDER BY e.event_timestamp DESC, e.ctid DESC LIMIT nullif($4, 0)`, int32(f.NodeID), f.Node, string(f.Type), f.Limit)
+	if err != nil {
+		return nil, local.queryError("read repmgr.events", err)
+	}
+	events, err := pgx.CollectRows(rows, pgx.RowToStructByName[Event])
+	if err != nil {
+		return nil, local.queryError("read repmgr.events", err)
+	}
+	return events, nil
+}
+
+// CleanupOptions says which monitoring history goes.
+type CleanupOptions struct {
+	KeepDays int    // rows of the last so many days stay. Defaults to 0: none stays.
+	NodeID   NodeID // only the rows of this standby. Defaults to all.
+	DryRun   bool   // count only
+}
+
+// CleanupResult says what went, or with DryRun what would go.
+type CleanupResult struct {
+	Deleted int64 `json:"deleted"`
+	DryRun  bool  `json:"dry_run,omitempty"`
+}
+
+// Cleanup deletes old rows of repmgr.monitoring_history on the primary.
+func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult, error) {
+	if o.KeepDays < 0 {
+		return CleanupResult{}, kind(ErrConfig, "keep-history %d: must be 0 or more days", o.KeepDays)
+	}
+	res := CleanupResult{DryRun: o.DryRun}
+	err := c.withPrimary(ctx, func(primary *Node) error {
+		if err := primary.needSchema(ctx); err != nil {
+			return err
+		}
+		const old = `repmgr.monitoring_history WHERE last_monitor_time < now() - make_interval(days => $1) AND ($2 = 0 OR standby_node_id = $2)`
+		if o.NodeID != 0 {
+			recs, err := primary.records(ctx)
+			if err != nil {
+				return err
+			}
+			if _, ok := recordByID(recs, o.NodeID); !ok {
+				return unknownNode(recs, o.NodeID, "")
+			}
+		}
+		if o.DryRun {
+			if err := primary.conn.QueryRow(ctx, `SELECT count(*) FROM `+old, o.KeepDays, int32(o.NodeID)).Scan(&res.Deleted); err != nil {
+				return primary.queryError("count the monitoring history", err)
+			}
+			return nil
+		}
+		tag, err := primary.conn.Exec(ctx, `DELETE FROM `+old, o.KeepDays, int32(o.NodeID))
+		if err != nil {
+			return primary.queryError("delete old monitoring history", err)
+		}
+		res.Deleted = tag.RowsAffected()
+		if _, err := primary.conn.Exec(ctx, `VACUUM repmgr.monitoring_history`); err != nil {
+			return primary.queryError("vacuum repmgr.monitoring_history", err)
+		}
+		details := fmt.Sprintf("%d rows of monitoring history deleted; the last %d days kept", res.Deleted, o.KeepDays)
+		c.emit(ctx, primary, Event{NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventClusterCleanup, Success: true, Details: details})
+		return nil
+	})
+	return res, err
+}
+
+// unknownNode says which nodes there are.
+func unknownNode(recs []Record, id NodeID, name string) error {
+	what := fmt.Sprintf("no node with ID %d is registered", id)
+	if id == 0 {
+		what = fmt.Sprintf("no node named %q is registered", name)
+	}
+	var known []string
+	for _, r := range recs {
+		known = append(known, fmt.Sprintf("%d (%s, %s)", r.ID, r.Name, r.Role))
+	}
+	return hint(kind(ErrNotRegistered, "%s", what), "Registered nodes: %s", strings.Join(known, ", "))
+}
+
+// emit writes the event where a primary can take it, and tells the notifiers in
+// any case. Neither can fail what the event is about.
+func (c *Cluster) emit(ctx context.Context, primary *Node, e Event) {
+	e.At = time.Now()
+	ctx = context.WithoutCancel(ctx) // what has happened is told, even to somebody who is leaving
+	if primary != nil {
+		ctx, cancel := context.WithTimeoutCause(ctx, DefaultConnectTimeout, errors.New("writing an event took too long"))
+		defer cancel()
+		err := primary.conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details)
+			SELECT $1, $2, $3, $4 WHERE NOT pg_is_in_recovery() RETURNING event_timestamp`,
+			int32(e.NodeID), string(e.Type), e.Success, e.Details).Scan(&e.At)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			c.log.Warn("event not written to repmgr.events", "event", e.Type, "err", primary.queryError("write an event", err))
+		}
+	}
+	for _, n := range c.notifiers {
+		deliver(ctx, c.log, c.cfg.EventNotificationTimeout, n, e)
+	}
+}

@@ -1,0 +1,541 @@
+package repmgr
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// The defaults of the configuration. What is not listed is empty, false or 0.
+const (
+	DefaultReplicationType               = ReplicationPhysical
+	DefaultLocation                      = "default"
+	DefaultPriority                      = 100
+	DefaultLogLevel                      = LogInfo
+	DefaultLogFormat                     = LogText
+	DefaultLogFacility                   = LogStderr
+	DefaultLogStatusInterval             = 300 * time.Second
+	DefaultCloneMethod                   = CloneBasebackup
+	DefaultSSHOptions                    = "-q -o ConnectTimeout=10"
+	DefaultPromoteCheckTimeout           = 60 * time.Second
+	DefaultPromoteCheckInterval          = time.Second
+	DefaultPrimaryFollowTimeout          = 60 * time.Second
+	DefaultStandbyFollowTimeout          = 30 * time.Second
+	DefaultShutdownCheckTimeout          = 60 * time.Second
+	DefaultStandbyReconnectTimeout       = 60 * time.Second
+	DefaultWALReceiveCheckTimeout        = 30 * time.Second
+	DefaultNodeRejoinTimeout             = 60 * time.Second
+	DefaultArchiveReadyWarning           = 16
+	DefaultArchiveReadyCritical          = 128
+	DefaultReplicationLagWarning         = 300 * time.Second
+	DefaultReplicationLagCritical        = 600 * time.Second
+	DefaultWitnessSyncInterval           = 15 * time.Second
+	DefaultFailover                      = FailoverManual
+	DefaultMonitorInterval               = 2 * time.Second
+	DefaultReconnectAttempts             = 6
+	DefaultReconnectInterval             = 10 * time.Second
+	DefaultDegradedMonitoringTimeout     = -1 * time.Second
+	DefaultAsyncQueryTimeout             = 60 * time.Second
+	DefaultPrimaryNotificationTimeout    = 60 * time.Second
+	DefaultRepmgrdStandbyStartupTimeout  = -1 * time.Second
+	DefaultSiblingNodesDisconnectTimeout = 30 * time.Second
+	DefaultConnectionCheckType           = CheckPing
+	DefaultConnectionCheckQuery          = "SELECT 1"
+	DefaultElectionRerunInterval         = 15 * time.Second
+	DefaultChildNodesCheckInterval       = 5 * time.Second
+	DefaultChildNodesDisconnectMinCount  = -1
+	DefaultChildNodesConnectedMinCount   = -1
+	DefaultChildNodesDisconnectTimeout   = 30 * time.Second
+	DefaultEventNotificationTimeout      = 30 * time.Second
+	DefaultMonitoringHistoryRetention    = time.Duration(0)
+	DefaultEventsRetention               = time.Duration(0)
+	maxNodeNameBytes                     = 63 // PostgreSQL cuts application_name there
+)
+
+// ReplicationType is the kind of replication. There is only one.
+type ReplicationType string
+
+const ReplicationPhysical ReplicationType = "physical"
+
+// FailoverMode says who decides on a failover.
+type FailoverMode string
+
+const (
+	FailoverManual    FailoverMode = "manual"
+	FailoverAutomatic FailoverMode = "automatic"
+)
+
+// ConnectionCheckType is how a server is asked whether it is there.
+type ConnectionCheckType string
+
+const (
+	CheckPing       ConnectionCheckType = "ping"       // does it answer a connection attempt?
+	CheckConnection ConnectionCheckType = "connection" // can a session be opened?
+	CheckQuery      ConnectionCheckType = "query"      // does the open session answer?
+)
+
+// CloneMethod is how the data of a new standby is copied.
+type CloneMethod string
+
+const (
+	CloneBasebackup CloneMethod = "basebackup" // PostgreSQL's backup protocol
+	CloneRsync      CloneMethod = "rsync"      // rsync over ssh around a backup of the server
+	CloneCommand    CloneMethod = "command"    // the program of clone_command
+)
+
+// LogFormat is the form of the log.
+type LogFormat string
+
+const (
+	LogText LogFormat = "text"
+	LogJSON LogFormat = "json"
+)
+
+// LogFacility is where the log goes when log_file is empty: standard error, or
+// a facility of syslog.
+type LogFacility string
+
+const LogStderr LogFacility = "STDERR"
+
+// LogLevel is the least severe message that is logged.
+type LogLevel string
+
+const (
+	LogDebug     LogLevel = "DEBUG"
+	LogInfo      LogLevel = "INFO"
+	LogNotice    LogLevel = "NOTICE"
+	LogWarning   LogLevel = "WARNING"
+	LogError     LogLevel = "ERROR"
+	LogCritical  LogLevel = "CRIT"
+	LogAlert     LogLevel = "ALERT"
+	LogEmergency LogLevel = "EMERG"
+)
+
+// Level returns the level of slog, so that a LogLevel is a [slog.Leveler].
+// NOTICE lies between slog's Info and Warn; the zero value is Info.
+func (l LogLevel) Level() slog.Level {
+	switch l {
+	case LogDebug:
+		return slog.LevelDebug
+	case LogNotice:
+		return slog.LevelInfo + 2
+	case LogWarning:
+		return slog.LevelWarn
+	case LogError:
+		return slog.LevelError
+	case LogCritical:
+		return slog.LevelError + 1
+	case LogAlert:
+		return slog.LevelError + 2
+	case LogEmergency:
+		return slog.LevelError + 3
+	}
+	return slog.LevelInfo
+}
+
+// Config says who a node is, how it is reached and how it is looked after. It is
+// a value: copies are independent as long as nobody changes their maps and
+// slices, and it is then safe for concurrent use.
+//
+// In a Config that a program writes as a literal, each zero field means its
+// default. To say a zero that is not the default (a priority of 0, say), begin
+// with [DefaultConfig]; a Config from there or from [LoadConfig] is taken as it
+// stands.
+//
+// Each comment names the key of repmgr.conf, in the unit that a plain number has
+// there. Keys of time also take a unit: ms, s, min, h or d.
+type Config struct {
+	// The node.
+
+	// NodeID identifies this node; it never changes. Key node_id (or node), 1 or more.
+	NodeID NodeID
+	// NodeName is unique in the cluster, and the application_name of the node's
+	// replication connection. Key node_name, at most 63 bytes. Defaults to
+	// "node" and the id.
+	NodeName string
+	// ClusterName is the cluster that the node belongs to. Key cluster (or cluster_name).
+	ClusterName string
+	// Conninfo is how this node and all others connect to its server. A password
+	// in it is never written to the metadata, a log or an event. Key conninfo.
+	Conninfo string
+	// ReplicationUser is the role that replication connects as. Empty: the user
+	// of Conninfo. Key replication_user.
+	ReplicationUser string
+	// DataDirectory is PGDATA. Empty: the server is asked. Key data_directory.
+	DataDirectory string
+	// ConfigDirectory is where postgresql.conf is when that is not the data
+	// directory. Key config_directory.
+	ConfigDirectory string
+	// PgBindir is the directory of PostgreSQL's programs. Empty: found by PATH. Key pg_bindir.
+	PgBindir string
+	// RepmgrBindir is the directory of repmgr on this and on the other machines. Key repmgr_bindir.
+	RepmgrBindir string
+	// ReplicationType is the kind of replication. Key replication_type. Defaults to physical.
+	ReplicationType ReplicationType
+	// Location names the data centre: failover stays within one. Key location. Defaults to default.
+	Location string
+	// Priority decides between equal candidates, the highest first; 0 is never
+	// promoted. Key priority, 0 or more. Defaults to 100.
+	Priority int
+	// UpstreamNodeID is the node that this standby is registered below, unless
+	// the call says another. 0: the primary. Key upstream_node_id.
+	UpstreamNodeID NodeID
+
+	// The log.
+
+	// LogLevel is the least severe message that is logged. Key log_level, one of
+	// DEBUG, INFO, NOTICE, WARNING, ERROR, CRIT, ALERT, EMERG. Defaults to INFO.
+	LogLevel LogLevel
+	// LogFormat is the form of the log. Key log_format, text or json. Defaults to text.
+	LogFormat LogFormat
+	// LogFacility is STDERR, or USER, LOCAL0 to LOCAL7 of syslog. Key log_facility. Defaults to STDERR.
+	LogFacility LogFacility
+	// LogFile takes the log instead of LogFacility. Key log_file.
+	LogFile string
+	// LogStatusInterval is how often the daemon says that it is alive; 0 is
+	// never. Key log_status_interval, in seconds. Defaults to 300.
+	LogStatusInterval time.Duration
+
+	// Cloning and replication.
+
+	// UseReplicationSlots gives each standby a physical slot. Key use_replication_slots. Defaults to false.
+	UseReplicationSlots bool
+	// CloneMethod is how a new standby is copied. Key clone_method, one of
+	// basebackup, rsync, command. Defaults to basebackup.
+	CloneMethod CloneMethod
+	// CloneCommand is the program that copies, with CloneMethod command. Key clone_command.
+	CloneCommand string
+	// PgBasebackupOptions are further options for a base backup. Key pg_basebackup_options.
+	PgBasebackupOptions string
+	// RsyncOptions are further options for rsync. Empty: those that the rsync
+	// cloner finds best. Key rsync_options.
+	RsyncOptions string
+	// SSHOptions are options for ssh. Key ssh_options. Defaults to -q -o ConnectTimeout=10.
+	SSHOptions string
+	// TablespaceMapping says where a clone puts a tablespace: location on the
+	// source to location here. Key tablespace_mapping, old=new, repeated.
+	TablespaceMapping map[string]string
+	// RestoreCommand is the standby's restore_command. Key restore_command.
+	RestoreCommand string
+	// ArchiveCleanupCommand is the standby's archive_cleanup_command. Key archive_cleanup_command.
+	ArchiveCleanupCommand string
+	// RecoveryMinApplyDelay holds a standby's replay back. Key
+	// recovery_min_apply_delay, in milliseconds.
+	RecoveryMinApplyDelay time.Duration
+	// UsePrimaryConninfoPassword writes the password of PGPASSWORD into
+	// primary_conninfo. Key use_primary_conninfo_password. Defaults to false.
+	UsePrimaryConninfoPassword bool
+	// Passfile is written into primary_conninfo as passfile. Key passfile.
+	Passfile string
+	// BarmanHost is the machine of the Barman server. Key barman_host.
+	BarmanHost string
+	// BarmanServer is the name that Barman knows the cluster by. Key barman_server.
+	BarmanServer string
+	// BarmanConfig is Barman's configuration file. Key barman_config.
+	BarmanConfig string
+	// PgBackupapiBackupID is the backup to clone from. Key pg_backupapi_backup_id.
+	PgBackupapiBackupID string
+	// PgBackupapiHost is the machine of pg-backup-api. Key pg_backupapi_host.
+	PgBackupapiHost string
+	// PgBackupapiNodeName is the server's name there. Key pg_backupapi_node_name.
+	PgBackupapiNodeName string
+	// PgBackupapiRemoteSSHCommand is the ssh command back to this machine. Key pg_backupapi_remote_ssh_command.
+	PgBackupapiRemoteSSHCommand string
+
+	// How long actions may take.
+
+	// PromoteCheckTimeout is how long a promotion may take. Key
+	// promote_check_timeout, in seconds, 1 or more. Defaults to 60.
+	PromoteCheckTimeout time.Duration
+	// PromoteCheckInterval is how often repmgr 5 looks whether it is over; this
+	// library looks more often. Key promote_check_interval, in seconds, 1 or more. Defaults to 1.
+	PromoteCheckInterval time.Duration
+	// PrimaryFollowTimeout is how long to wait for a primary to follow. Key
+	// primary_follow_timeout, in seconds, 1 or more. Defaults to 60.
+	PrimaryFollowTimeout time.Duration
+	// StandbyFollowTimeout is how long to wait until the standby streams. Key
+	// standby_follow_timeout, in seconds, 1 or more. Defaults to 30.
+	StandbyFollowTimeout time.Duration
+	// StandbyFollowRestart restarts the server instead of reloading it. Key
+	// standby_follow_restart. Defaults to false.
+	StandbyFollowRestart bool
+	// ShutdownCheckTimeout is how long a primary may take to stop in a
+	// switchover. Key shutdown_check_timeout, in seconds, 1 or more. Defaults to 60.
+	ShutdownCheckTimeout time.Duration
+	// StandbyReconnectTimeout is how long a server may take to answer after a
+	// start; at least NodeRejoinTimeout. Key standby_reconnect_timeout, in
+	// seconds, 1 or more. Defaults to 60.
+	StandbyReconnectTimeout time.Duration
+	// WALReceiveCheckTimeout is how long the candidate of a switchover may take
+	// to receive the last WAL. Key wal_receive_check_timeout, in seconds, 1 or
+	// more. Defaults to 30.
+	WALReceiveCheckTimeout time.Duration
+	// NodeRejoinTimeout is how long a rejoined node may take to stream. Key
+	// node_rejoin_timeout, in seconds, 1 or more. Defaults to 60.
+	NodeRejoinTimeout time.Duration
+
+	// Thresholds of the checks: each warning lies below its critical value.
+
+	// ArchiveReadyWarning is in WAL files waiting to be archived. Key archive_ready_warning, 1 or more. Defaults to 16.
+	ArchiveReadyWarning int
+	// ArchiveReadyCritical is in WAL files waiting to be archived. Key archive_ready_critical, 1 or more. Defaults to 128.
+	ArchiveReadyCritical int
+	// ReplicationLagWarning is how far behind a standby may be. Key
+	// replication_lag_warning, in seconds, 1 or more. Defaults to 300.
+	ReplicationLagWarning time.Duration
+	// ReplicationLagCritical is how far behind a standby may be. Key
+	// replication_lag_critical, in seconds, 1 or more. Defaults to 600.
+	ReplicationLagCritical time.Duration
+
+	// The daemon.
+
+	// Failover says who decides on a failover. Key failover, manual or automatic. Defaults to manual.
+	Failover FailoverMode
+	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself. Key promote_command.
+	PromoteCommand string
+	// FollowCommand makes this node follow a new primary, %n. Empty: the daemon does it itself. Key follow_command.
+	FollowCommand string
+	// MonitorInterval is how often the servers are looked at. Key
+	// monitor_interval_secs, in seconds, 1 or more. Defaults to 2.
+	MonitorInterval time.Duration
+	// ReconnectAttempts is how often a lost server is tried again. Key reconnect_attempts, 0 or more. Defaults to 6.
+	ReconnectAttempts int
+	// ReconnectInterval lies between two such attempts. Key reconnect_interval,
+	// in seconds, 0 or more. Defaults to 10.
+	ReconnectInterval time.Duration
+	// MonitoringHistory keeps a row per standby and interval. Key monitoring_history. Defaults to false.
+	MonitoringHistory bool
+	// MonitoringHistoryRetention is how long such rows are kept; 0 is for ever.
+	// Key monitoring_history_retention, in days. Defaults to 0.
+	MonitoringHistoryRetention time.Duration
+	// EventsRetention is how long events are kept; 0 is for ever. Key events_retention, in days. Defaults to 0.
+	EventsRetention time.Duration
+	// DegradedMonitoringTimeout ends a daemon that has no server to watch; -1 s
+	// is never. Key degraded_monitoring_timeout, in seconds, -1 or more. Defaults to -1.
+	DegradedMonitoringTimeout time.Duration
+	// AsyncQueryTimeout bounds a query for the metadata of monitoring. Key
+	// async_query_timeout, in seconds, 0 or more. Defaults to 60.
+	AsyncQueryTimeout time.Duration
+	// PrimaryNotificationTimeout is how long a node that was not elected waits
+	// to hear of the new primary. Key primary_notification_timeout, in seconds,
+	// 0 or more. Defaults to 60.
+	PrimaryNotificationTimeout time.Duration
+	// RepmgrdStandbyStartupTimeout is how long the local server may take to
+	// answer after a follow; -1 s stands for StandbyReconnectTimeout. Key
+	// repmgrd_standby_startup_timeout, in seconds, -1 or more. Defaults to -1.
+	RepmgrdStandbyStartupTimeout time.Duration
+	// RepmgrdPidFile is the daemon's pid file. Key repmgrd_pid_file.
+	RepmgrdPidFile string
+	// RepmgrdExitOnInactiveNode ends the daemon of a node that is registered as
+	// inactive. Key repmgrd_exit_on_inactive_node. Defaults to false.
+	RepmgrdExitOnInactiveNode bool
+	// StandbyDisconnectOnFailover stops the WAL receivers before an election.
+	// Key standby_disconnect_on_failover. Defaults to false.
+	StandbyDisconnectOnFailover bool
+	// SiblingNodesDisconnectTimeout is how long to wait for that. Key
+	// sibling_nodes_disconnect_timeout, in seconds, 0 or more. Defaults to 30.
+	SiblingNodesDisconnectTimeout time.Duration
+	// ConnectionCheckType is how a server is asked whether it is there. Key
+	// connection_check_type, one of ping, connection, query. Defaults to ping.
+	ConnectionCheckType ConnectionCheckType
+	// ConnectionCheckQuery is the query of ConnectionCheckType query. Key connection_check_query. Defaults to SELECT 1.
+	ConnectionCheckQuery string
+	// PrimaryVisibilityConsensus refuses a failover while another standby still
+	// sees the primary. Key primary_visibility_consensus. Defaults to false.
+	PrimaryVisibilityConsensus bool
+	// AlwaysPromote promotes even on stale metadata. Key always_promote. Defaults to false.
+	AlwaysPromote bool
+	// FailoverValidationCommand has the last word on a failover; it gets %n %a
+	// %v %u %t. Key failover_validation_command.
+	FailoverValidationCommand string
+	// ElectionRerunInterval lies between two elections. Key
+	// election_rerun_interval, in seconds, 1 or more. Defaults to 15.
+	ElectionRerunInterval time.Duration
+	// WitnessSyncInterval is how often a witness copies the metadata. Key
+	// witness_sync_interval, in seconds, 1 or more. Defaults to 15.
+	WitnessSyncInterval time.Duration
+	// ReconnectLoopSync exists for tests of repmgr 5. Key reconnect_loop_sync. Defaults to false.
+	ReconnectLoopSync bool
+	// PromoteDelay exists for tests of repmgr 5. Key promote_delay, in seconds, 0 or more. Defaults to 0.
+	PromoteDelay time.Duration
+	// FailoverDelay exists for tests of repmgr 5. Key failover_delay, in seconds, 0 or more. Defaults to 0.
+	FailoverDelay time.Duration
+
+	// What a primary does when its standbys leave it.
+
+	// ChildNodesCheckInterval is how often a primary looks for its standbys. Key
+	// child_nodes_check_interval, in seconds, 1 or more. Defaults to 5.
+	ChildNodesCheckInterval time.Duration
+	// ChildNodesDisconnectMinCount is how many must have left before
+	// ChildNodesDisconnectCommand is run; -1 is all but what
+	// ChildNodesConnectedMinCount asks for. Key child_nodes_disconnect_min_count, -1 or more. Defaults to -1.
+	ChildNodesDisconnectMinCount int
+	// ChildNodesConnectedMinCount is how many must remain; -1 is any. Key
+	// child_nodes_connected_min_count, -1 or more. Defaults to -1.
+	ChildNodesConnectedMinCount int
+	// ChildNodesConnectedIncludeWitness counts a witness among them. Key
+	// child_nodes_connected_include_witness. Defaults to false.
+	ChildNodesConnectedIncludeWitness bool
+	// ChildNodesDisconnectTimeout is how long they may be away. Key
+	// child_nodes_disconnect_timeout, in seconds, 0 or more. Defaults to 30.
+	ChildNodesDisconnectTimeout time.Duration
+	// ChildNodesDisconnectCommand is then run; it gets %p. Key child_nodes_disconnect_command.
+	ChildNodesDisconnectCommand string
+
+	// Control of the server and of the daemon: each replaces the built-in way.
+
+	// PgCtlOptions are further options for pg_ctl. Key pg_ctl_options.
+	PgCtlOptions string
+	// ServiceStartCommand starts the server. Key service_start_command.
+	ServiceStartCommand string
+	// ServiceStopCommand stops the server. Key service_stop_command.
+	ServiceStopCommand string
+	// ServiceRestartCommand restarts the server. Key service_restart_command.
+	ServiceRestartCommand string
+	// ServiceReloadCommand reloads the server. Key service_reload_command.
+	ServiceReloadCommand string
+	// ServicePromoteCommand promotes the server. Key service_promote_command.
+	ServicePromoteCommand string
+	// RepmgrdServiceStartCommand starts the daemon. Key repmgrd_service_start_command.
+	RepmgrdServiceStartCommand string
+	// RepmgrdServiceStopCommand stops the daemon. Key repmgrd_service_stop_command.
+	RepmgrdServiceStopCommand string
+
+	// Who is told.
+
+	// EventNotificationCommand is run for each event; it gets %n %e %s %t %d %p
+	// %c %a. Key event_notification_command.
+	EventNotificationCommand string
+	// EventNotifications are the events that are told; empty is all. Key
+	// event_notifications, names joined by commas.
+	EventNotifications []EventType
+	// EventNotificationTimeout bounds the command and the webhook. Key
+	// event_notification_timeout, in seconds, 1 or more. Defaults to 30.
+	EventNotificationTimeout time.Duration
+	// EventWebhookURL gets each event as JSON by POST. Key event_webhook_url, http or https.
+	EventWebhookURL string
+
+	// What only a program can set.
+
+	// Logger takes the log of the library. Defaults to none.
+	Logger *slog.Logger
+	// Notifiers are told of each event, beside those of the keys.
+	Notifiers []Notifier
+
+	// What LoadConfig found out.
+
+	// File is the absolute path of the file it came from, or empty.
+	File string
+	// Warnings are what is odd in the file but harmless: unknown and deprecated keys.
+	Warnings []Fault
+
+	filled bool             // a zero is meant
+	places map[string]place // where the file sets each key
+}
+
+// place is a line of a file, and the value that was taken from there.
+type place struct {
+	file  string
+	line  int
+	value string
+}
+
+// DefaultConfig returns the configuration of an empty file.
+func DefaultConfig() Config {
+	var c Config
+	for _, k := range confKeys {
+		k.fill(&c)
+	}
+	c.filled = true
+	return c
+}
+
+// withDefaults returns a copy that has no question left open: zero fields of a
+// literal are defaults, and what depends on other fields is worked out.
+func (c Config) withDefaults() Config {
+	if !c.filled {
+		for _, k := range confKeys {
+			k.fill(&c)
+		}
+		c.filled = true
+	}
+	if c.NodeName == "" && c.NodeID > 0 {
+		c.NodeName = fmt.Sprintf("node%d", c.NodeID)
+	}
+	if c.RepmgrdStandbyStartupTimeout < 0 {
+		c.RepmgrdStandbyStartupTimeout = c.StandbyReconnectTimeout
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Validate returns what is wrong with the values, all of it at once, as a
+// [*ConfigError] that [errors.Is] finds by [ErrConfig]. It does not ask for the
+// fields that only some commands need: see [Config.RequireNode].
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	var faults []Fault
+	bad := map[string]bool{}
+	for _, k := range confKeys {
+		if problem := k.check(&c); problem != "" {
+			faults = append(faults, c.fault(k.name, problem, ""))
+			bad[k.name] = true
+		}
+	}
+	return configError(append(faults, c.conflicts(bad)...))
+}
+
+// conflicts returns what is wrong between keys. A key in bad has its own fault
+// already and is left out.
+func (c Config) conflicts(bad map[string]bool) []Fault {
+	value := func(key string) string { return findKey(key).shown(&c) }
+	var faults []Fault
+	for _, rule := range []struct {
+		key, other   string
+		ok           bool
+		problem, fix string
+	}{
+		{"archive_ready_warning", "archive_ready_critical", c.ArchiveReadyWarning < c.ArchiveReadyCritical, "must be less than", ""},
+		{"replication_lag_warning", "replication_lag_critical", c.ReplicationLagWarning < c.ReplicationLagCritical, "must be less than", ""},
+		{"standby_reconnect_timeout", "node_rejoin_timeout", c.StandbyReconnectTimeout >= c.NodeRejoinTimeout, "must not be less than", ""},
+		{"barman_host", "barman_server", c.BarmanHost == "" || c.BarmanServer != "", "needs also", "set both, or neither"},
+		{"barman_server", "barman_host", c.BarmanServer == "" || c.BarmanHost != "", "needs also", "set both, or neither"},
+		{"clone_method", "clone_command", c.CloneMethod != CloneCommand || c.CloneCommand != "", "needs also", "set clone_command to the program that copies"},
+	} {
+		if !rule.ok && !bad[rule.key] && !bad[rule.other] {
+			f := c.fault(rule.key, fmt.Sprintf("%s %q = %q", rule.problem, rule.other, value(rule.other)), rule.fix)
+			if f.File == "" { // it is a default: the other one is to blame
+				other := c.fault(rule.other, "", "")
+				f.File, f.Line = other.File, other.Line
+			}
+			faults = append(faults, f)
+		}
+	}
+	return faults
+}
+
+// RequireNode returns what is missing for commands that act for a node: node_id
+// and conninfo. The name has a default, and the server knows its data directory.
+func (c Config) RequireNode() error {
+	var faults []Fault
+	if c.NodeID < 1 {
+		faults = append(faults, Fault{File: c.File, Key: "node_id", Problem: "must be set", Remedy: "give each node a number of its own, 1 or more"})
+	}
+	if c.Conninfo == "" {
+		faults = append(faults, Fault{File: c.File, Key: "conninfo", Problem: "must be set", Remedy: "say how other nodes reach this one, such as 'host=node1 user=repmgr dbname=repmgr'"})
+	}
+	return configError(faults)
+}
+
+// fault describes a problem with a key, where the file sets it: a value that the
+// program has changed since has no line.
+func (c Config) fault(key, problem, remedy string) Fault {
+	k := findKey(key)
+	p := c.places[key]
+	if p.value != k.get(&c) {
+		p = place{}
+	}
+	return Fault{File: p.file, Line: p.line, Key: key, Value: k.shown(&c), Problem: problem, Remedy: remedy}
+}

@@ -1,0 +1,195 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// DefaultConnectTimeout bounds reaching a server, from the first packet to the
+// answer of its first query, where conninfo has no connect_timeout of its own.
+const DefaultConnectTimeout = 2 * time.Second
+
+// Reach says how a server answered an attempt to connect. It is evidence: a
+// host that refuses is not a host that is silent. The zero value means not tried.
+type Reach string
+
+const (
+	ReachOK          Reach = "ok"
+	ReachRefused     Reach = "refused"            // the host answers, nothing listens there
+	ReachTimeout     Reach = "timed out"          // no answer, or one that never ended
+	ReachNoRoute     Reach = "unreachable"        // the network says that there is no way
+	ReachNoHost      Reach = "unknown host"       // the name does not resolve
+	ReachStarting    Reach = "not accepting"      // starting up, shutting down or recovering
+	ReachFull        Reach = "out of connections" // every slot is taken
+	ReachRejected    Reach = "rejected"           // the login, the database or the address is not allowed
+	ReachNotPostgres Reach = "not PostgreSQL"     // something else listens there
+	ReachBroken      Reach = "broken"             // an established connection ended
+)
+
+// Answers reports whether a living PostgreSQL stands behind the answer.
+func (r Reach) Answers() bool {
+	switch r {
+	case ReachOK, ReachStarting, ReachFull, ReachRejected:
+		return true
+	case ReachRefused, ReachTimeout, ReachNoRoute, ReachNoHost, ReachNotPostgres, ReachBroken:
+		return false
+	}
+	return false
+}
+
+// ConnectError is a server that could not be reached. errors.Is finds it as [ErrConnect].
+type ConnectError struct {
+	Target string // which server, without secrets: node "node2" (ID: 2), or its address
+	Reach  Reach
+	Err    error
+}
+
+func (e *ConnectError) Error() string        { return "connect to " + e.Target + ": " + connectCause(e.Err) }
+func (e *ConnectError) Unwrap() error        { return e.Err }
+func (e *ConnectError) Is(target error) bool { return target == ErrConnect }
+
+// SQLSTATEs that this package asks for.
+const (
+	codeInsufficientPrivilege = "42501"
+	codeUndefinedTable        = "42P01"
+	codeInvalidSchema         = "3F000"
+	codeUniqueViolation       = "23505"
+	codeTooManyConnections    = "53300"
+	codeCannotConnectNow      = "57P03"
+	codeDuplicateObject       = "42710"
+)
+
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
+
+// connectConfig prepares a connection the way all of ours are made: no search
+// path to be tricked by, no waiting for synchronous standbys when bookkeeping
+// is written, a name, and a way to notice a silent peer.
+func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(conninfo)
+	if err != nil {
+		return nil, kind(ErrConfig, "conninfo %q is not valid", Redact(conninfo))
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = DefaultConnectTimeout
+	}
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}}
+	cfg.DialFunc = dialer.DialContext
+	if _, set := cfg.RuntimeParams["application_name"]; !set {
+		cfg.RuntimeParams["application_name"] = "repmgr"
+	}
+	cfg.RuntimeParams["search_path"] = ""
+	cfg.RuntimeParams["synchronous_commit"] = "local"
+	cfg.RuntimeParams["lock_timeout"] = "10s"
+	return cfg, nil
+}
+
+// dial connects within connect_timeout, whatever conninfo lists or the peer does.
+func dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
+	cfg, err := connectConfig(conninfo)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout, fmt.Errorf("no answer within connect_timeout (%s)", cfg.ConnectTimeout))
+	defer cancel()
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, connectError(ctx, target, cfg, err)
+	}
+	return conn, nil
+}
+
+func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err error) error {
+	ce := &ConnectError{Target: target, Reach: classify(err), Err: err}
+	if ctx.Err() != nil {
+		ce.Reach = ReachTimeout
+		ce.Err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		if errors.Is(context.Cause(ctx), context.Canceled) {
+			return ce
+		}
+	}
+	where := fmt.Sprintf("%s port %d", cfg.Host, cfg.Port)
+	switch ce.Reach {
+	case ReachRefused:
+		return hint(ce, "Nothing listens at %s. Is PostgreSQL running there, and are host and port right?", where)
+	case ReachTimeout, ReachNoRoute:
+		return hint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)
+	case ReachNoHost:
+		return hint(ce, "Host name %q does not resolve here. Correct it, or add it to DNS or /etc/hosts.", cfg.Host)
+	case ReachStarting:
+		return hint(ce, "The server is starting up or shutting down. Its log says what it waits for.")
+	case ReachFull:
+		return hint(ce, "Raise max_connections (or max_wal_senders for replication) there, or end idle sessions.")
+	case ReachRejected:
+		return hint(ce, "Check user %q and database %q at %s: password (passfile, PGPASSWORD) and pg_hba.conf.", cfg.User, cfg.Database, where)
+	case ReachNotPostgres:
+		return hint(ce, "What answers at %s is not a PostgreSQL server. Check host and port.", where)
+	default:
+		return ce
+	}
+}
+
+// classify turns the error of a connection or a query into evidence.
+func classify(err error) Reach {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch {
+		case pg.Code == codeCannotConnectNow, strings.HasPrefix(pg.Code, "57P"):
+			return ReachStarting
+		case pg.Code == codeTooManyConnections:
+			return ReachFull
+		default:
+			return ReachRejected
+		}
+	}
+	var dns *net.DNSError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &dns):
+		return ReachNoHost
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return ReachTimeout
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
+		return ReachRefused
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return ReachNoRoute
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), pgconn.SafeToRetry(err):
+		return ReachBroken
+	default:
+		return ReachNotPostgres
+	}
+}
+
+// connectCause says why in the server's or the system's words, once, on one line.
+func connectCause(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Message
+	}
+	var op *net.OpError
+	switch {
+	case errors.As(err, &op) && !op.Timeout() && op.Op == "dial":
+		return fmt.Sprintf("%s: %s", op.Addr, op.Err)
+	default:
+		var ce *pgconn.ConnectError
+		text := err.Error()
+		if errors.As(err, &ce) {
+			text = strings.TrimSpace(strings.Replace(text, ce.Error(), ce.Unwrap().Error(), 1))
+		}
+		first, _, _ := strings.Cut(text, "\n")
+		return first
+	}
+}

@@ -1,0 +1,283 @@
+// Package election decides what a node's monitor does next. It is the whole
+// policy and nothing else: it reads no clock, opens nothing, starts nothing,
+// keeps nothing and imports nothing of repmgr.
+//
+// A monitor observes, asks [Policy.Step], and acts:
+//
+//	o := observe()
+//	d := policy.Step(state, o)
+//	state = d.Next
+//	act(d.Actions)
+//	wait(d.Again)
+//
+// Step is a function of its arguments, so the same one answers why, why not and
+// what if. It watches and keeps the books; the rules of failover are to be
+// added to the same switch, above those that it has now.
+package election
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Role is what a server runs as, or is registered as. The zero value means unknown.
+type Role string
+
+const (
+	Primary Role = "primary"
+	Standby Role = "standby"
+	Witness Role = "witness"
+)
+
+// View is one look at a server. The zero value means that it was never seen.
+type View struct {
+	Up         bool
+	InRecovery bool
+	Position   wal.Position
+}
+
+// Node is the row of the node itself. The zero value means that it has none.
+type Node struct {
+	Registered bool
+	Role       Role
+	Active     bool
+}
+
+// Observation is everything that is known at one instant.
+type Observation struct {
+	Now      time.Time
+	Local    View
+	Node     Node           // as the most trusted copy that could be read has it
+	RowKnown bool           // whether any copy of the row could be looked for
+	Upstream View           // of a standby: its primary, over this node's own connection
+	Children map[int32]bool // of a primary: registered standbys below it, and whether they are attached
+}
+
+// Phase is what the node is doing, in one word. The zero value means that
+// nothing was decided yet.
+type Phase string
+
+const (
+	Waiting      Phase = "waiting"      // for the local server
+	Unregistered Phase = "unregistered" // the server is there, its row is not
+	AsPrimary    Phase = "primary"
+	AsStandby    Phase = "standby"
+	AsWitness    Phase = "witness"
+	Orphaned     Phase = "orphaned" // a standby whose primary is not reachable
+)
+
+// Reason names why a decision was made. It is shown to people, and stable.
+type Reason string
+
+const (
+	LocalNotReachable   Reason = "local server is not reachable"
+	RowNotReadable      Reason = "metadata can not be read"
+	NotRegistered       Reason = "node is not registered"
+	NowStandby          Reason = "registered as primary, running as standby"
+	NowPrimary          Reason = "registered as standby, running as primary"
+	PrimaryNotReachable Reason = "primary is not reachable"
+	WatchingStandby     Reason = "standby is monitored"
+	WatchingPrimary     Reason = "primary is monitored"
+	WatchingWitness     Reason = "witness is monitored"
+)
+
+// Verb is what an action does.
+type Verb string
+
+const (
+	Register     Verb = "register"      // the node, as what it runs as
+	Adopt        Verb = "adopt"         // rewrite the node's row: it is a standby now
+	Sample       Verb = "sample"        // record how far behind the standby is
+	Prune        Verb = "prune"         // delete history that is older than it is to be kept
+	MarkActive   Verb = "mark active"   // in the node's row
+	MarkInactive Verb = "mark inactive" // in the node's row
+	Tell         Verb = "tell"          // record and notify an event
+)
+
+// Happening names an event. The values are those of repmgr.
+type Happening string
+
+const (
+	LocalDisconnect    Happening = "repmgrd_local_disconnect"
+	LocalReconnect     Happening = "repmgrd_local_reconnect"
+	StandbyFailure     Happening = "standby_failure"
+	StandbyRecovery    Happening = "standby_recovery"
+	UpstreamDisconnect Happening = "repmgrd_upstream_disconnect"
+	UpstreamReconnect  Happening = "repmgrd_upstream_reconnect"
+	StandbyReconnect   Happening = "repmgrd_standby_reconnect"
+	ChildConnect       Happening = "child_node_new_connect"
+	ChildDisconnect    Happening = "child_node_disconnect"
+	ChildReconnect     Happening = "child_node_reconnect"
+)
+
+// Action is one thing to do. Actions are idempotent, and are done in their order.
+type Action struct {
+	Verb  Verb
+	What  Happening // of Tell
+	Child int32     // of Tell: the child node, where it is about one
+}
+
+// State is what one step leaves for the next. Its zero value is the beginning.
+type State struct {
+	Phase    Phase
+	Reason   Reason
+	Since    time.Time // of Phase and Reason
+	Role     Role      // as what the local server was last seen
+	Children map[int32]bool
+	Tried    time.Time // when registering was last asked for
+	Pruned   time.Time
+}
+
+// Decision is what to do now.
+type Decision struct {
+	Next    State
+	Actions []Action
+	Reason  Reason
+	Again   time.Duration // when to look again at the latest
+}
+
+// Policy is the operator's choices. Durations of 0 mean never.
+type Policy struct {
+	Interval      time.Duration // between two looks
+	RegisterEvery time.Duration // between two attempts to register
+	PruneEvery    time.Duration
+}
+
+// Step is the whole policy: the first case that applies decides, the most
+// dangerous first.
+func (p Policy) Step(s State, o Observation) Decision {
+	switch {
+	case !o.Local.Up:
+		return p.localLost(s, o)
+	case !o.RowKnown:
+		return p.enter(s, o, Waiting, RowNotReadable)
+	case !o.Node.Registered:
+		return p.register(s, o)
+	case o.Node.Role == Witness:
+		return p.enter(s, o, AsWitness, WatchingWitness, p.returned(s, o)...)
+	case o.Local.InRecovery && o.Node.Role == Primary && o.Upstream.Up:
+		return p.enter(s, o, AsStandby, NowStandby, Action{Verb: Adopt}, Action{Verb: Tell, What: StandbyReconnect})
+	case o.Local.InRecovery && !o.Upstream.Up:
+		return p.orphaned(s, o)
+	case o.Local.InRecovery:
+		return p.standby(s, o)
+	case o.Node.Role == Standby:
+		return p.enter(s, o, AsPrimary, NowPrimary)
+	default:
+		return p.primary(s, o)
+	}
+}
+
+// enter moves to a phase. Since moves only when the phase or the reason does.
+func (p Policy) enter(s State, o Observation, phase Phase, why Reason, actions ...Action) Decision {
+	next := s
+	if s.Phase != phase || s.Reason != why {
+		next.Phase, next.Reason, next.Since = phase, why, o.Now
+	}
+	if o.Local.Up {
+		next.Role = role(o.Local)
+	}
+	if phase != AsPrimary {
+		next.Children = nil // whoever becomes a primary again knows nobody yet
+	}
+	return Decision{Next: next, Actions: actions, Reason: why, Again: p.Interval}
+}
+
+func role(v View) Role {
+	if v.InRecovery {
+		return Standby
+	}
+	return Primary
+}
+
+// localLost says once that the server is gone. A standby's row tells the others.
+func (p Policy) localLost(s State, o Observation) Decision {
+	switch {
+	case s.Phase == "" || s.Phase == Waiting || s.Phase == Unregistered:
+		return p.enter(s, o, Waiting, LocalNotReachable)
+	case s.Role == Standby:
+		return p.enter(s, o, Waiting, LocalNotReachable, Action{Verb: MarkInactive}, Action{Verb: Tell, What: StandbyFailure})
+	default:
+		return p.enter(s, o, Waiting, LocalNotReachable, Action{Verb: Tell, What: LocalDisconnect})
+	}
+}
+
+// register asks for a row, now and then: what stands in its way takes time to mend.
+func (p Policy) register(s State, o Observation) Decision {
+	if !s.Tried.IsZero() && o.Now.Sub(s.Tried) < p.RegisterEvery {
+		return p.enter(s, o, Unregistered, NotRegistered)
+	}
+	d := p.enter(s, o, Unregistered, NotRegistered, Action{Verb: Register})
+	d.Next.Tried = o.Now
+	return d
+}
+
+// returned says what came back since the last step.
+func (p Policy) returned(s State, o Observation) []Action {
+	var actions []Action
+	lost := s.Phase == Waiting && s.Reason == LocalNotReachable && s.Role != ""
+	standby := o.Local.InRecovery
+	switch {
+	case lost && standby:
+		actions = append(actions, Action{Verb: MarkActive}, Action{Verb: Tell, What: StandbyRecovery})
+	case lost:
+		actions = append(actions, Action{Verb: Tell, What: LocalReconnect})
+	case standby && !o.Node.Active:
+		actions = append(actions, Action{Verb: MarkActive})
+	}
+	return actions
+}
+
+// orphaned says once that the primary is gone, and waits for one.
+func (p Policy) orphaned(s State, o Observation) Decision {
+	actions := p.returned(s, o)
+	if s.Phase == AsStandby {
+		actions = append(actions, Action{Verb: Tell, What: UpstreamDisconnect})
+	}
+	return p.enter(s, o, Orphaned, PrimaryNotReachable, actions...)
+}
+
+func (p Policy) standby(s State, o Observation) Decision {
+	actions := p.returned(s, o)
+	if s.Phase == Orphaned {
+		actions = append(actions, Action{Verb: Tell, What: UpstreamReconnect})
+	}
+	return p.enter(s, o, AsStandby, WatchingStandby, append(actions, Action{Verb: Sample})...)
+}
+
+// primary watches who is attached. A child that was not attached when we first
+// looked was never ours to lose.
+func (p Policy) primary(s State, o Observation) Decision {
+	actions := p.returned(s, o)
+	first := s.Phase != AsPrimary
+	children := map[int32]bool{}
+	for _, id := range slices.Sorted(maps.Keys(o.Children)) {
+		attached := o.Children[id]
+		was, known := s.Children[id]
+		switch {
+		case first:
+		case attached && !known:
+			actions = append(actions, Action{Tell, ChildConnect, id})
+		case attached && !was:
+			actions = append(actions, Action{Tell, ChildReconnect, id})
+		case !attached && was:
+			actions = append(actions, Action{Tell, ChildDisconnect, id})
+		}
+		if attached || known {
+			children[id] = attached
+		}
+	}
+	prune := p.PruneEvery > 0 && o.Now.Sub(s.Pruned) >= p.PruneEvery
+	if prune {
+		actions = append(actions, Action{Verb: Prune})
+	}
+	d := p.enter(s, o, AsPrimary, WatchingPrimary, actions...)
+	d.Next.Children = children
+	if prune {
+		d.Next.Pruned = o.Now
+	}
+	return d
+}

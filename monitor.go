@@ -1,0 +1,537 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+const (
+	registerEvery = 10 * time.Second // between two attempts of a monitor to register its node
+	pruneEvery    = time.Hour        // between two looks for history that is too old
+	pruneBatch    = 10_000           // rows of one DELETE, so that no transaction is long
+	stopLimit     = 5 * time.Second  // for the last event of a monitor that was told to stop
+)
+
+// Monitor watches the node of its configuration, for as long as [Monitor.Run]
+// runs. It registers the node if it is not, records how far behind a standby
+// is, and tells the notifiers what happens. It lives through restarts of every
+// server, its own node's too, and may be started before any of them.
+//
+// A Monitor is safe for concurrent use. Run must be called only once.
+type Monitor struct {
+	mu     sync.Mutex
+	cfg    Config // the one in force
+	next   *Config
+	status MonitorStatus
+
+	wake  chan struct{} // capacity 1: a token that says "look again now"
+	queue *notifyQueue
+
+	// Below: owned by the goroutine of Run.
+	cluster *Cluster
+	log     *slog.Logger
+	state   election.State
+	local   *Node
+	primary *Node  // of a standby: the connection to its primary
+	primRec Record // and who that is
+	self    Record // the node's row; zero: none
+	sample  sample
+	lastErr map[string]string // what was logged last of each failing thing
+}
+
+// MonitorStatus is a snapshot of what a Monitor does and why.
+type MonitorStatus struct {
+	NodeID   NodeID         `json:"node_id"`
+	Node     string         `json:"node_name"`
+	Phase    election.Phase `json:"phase"`
+	Reason   string         `json:"reason"`
+	Since    time.Time      `json:"since"` // of the reason
+	LookedAt time.Time      `json:"looked_at"`
+	Primary  string         `json:"primary,omitempty"`    // as a standby's monitor knows it
+	Lag      *Lag           `json:"lag,omitempty"`        // of a standby: the newest sample
+	Error    string         `json:"last_error,omitempty"` // why the last look or act was not complete
+}
+
+// Lag is how far a standby is behind its primary.
+type Lag struct {
+	ReceivedBytes int64 `json:"replication_lag_bytes"` // WAL that the primary has and the standby has not received
+	AppliedBytes  int64 `json:"apply_lag_bytes"`       // WAL that the standby has received and not applied
+}
+
+// sample is one measurement of a standby. The primary is read first: a standby
+// that has what the primary had a moment ago is in step.
+type sample struct {
+	primaryLSN wal.LSN
+	local      NodeStatus
+}
+
+func (s sample) lag() Lag {
+	return Lag{
+		ReceivedBytes: max(0, s.primaryLSN.Bytes(s.local.ReceivedLSN)),
+		AppliedBytes:  max(0, s.local.ReceivedLSN.Bytes(s.local.ReplayedLSN)),
+	}
+}
+
+func (s sample) inStep() bool { return s.local.ReplayedLSN >= s.primaryLSN }
+
+// NewMonitor checks the configuration. It connects to nothing; [Monitor.Run] does.
+func NewMonitor(cfg Config) (*Monitor, error) {
+	cfg = cfg.withDefaults()
+	if err := errors.Join(cfg.Validate(), cfg.RequireNode()); err != nil {
+		return nil, err
+	}
+	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), queue: newNotifyQueue(), lastErr: map[string]string{}}
+	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
+	return m, nil
+}
+
+// Status returns what the monitor does at this moment.
+func (m *Monitor) Status() MonitorStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.status
+}
+
+// Reload takes over the settings of cfg that may change while the monitor runs,
+// and looks again at once. It returns the keys that changed but need a restart.
+// Where cfg is not valid, the error says why and the old settings stay.
+func (m *Monitor) Reload(cfg Config) (needRestart []string, err error) {
+	cfg = cfg.withDefaults()
+	if err := errors.Join(cfg.Validate(), cfg.RequireNode()); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	_, needRestart = m.cfg.ChangedKeys(cfg)
+	merged := m.cfg.Reload(cfg)
+	m.next = &merged
+	m.mu.Unlock()
+	m.lookNow()
+	return needRestart, nil
+}
+
+func (m *Monitor) lookNow() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run watches until ctx ends, and then returns nil: that is how a monitor is
+// stopped. No state of any server makes it return.
+func (m *Monitor) Run(ctx context.Context) error {
+	m.mu.Lock()
+	cfg := m.cfg
+	m.mu.Unlock()
+	m.use(cfg)
+
+	var wg sync.WaitGroup
+	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
+	wg.Go(func() { m.queue.run(queueCtx, m.log, cfg.EventNotificationTimeout) })
+	defer func() {
+		m.shutdown(ctx)
+		stopQueue()
+		wg.Wait()
+	}()
+
+	started := false
+	for {
+		m.takeReload()
+		now := time.Now()
+		d := m.policy().Step(m.state, m.observe(ctx, now))
+		m.transition(d)
+		m.act(ctx, d.Actions)
+		if !started && m.self.ID != 0 {
+			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.state.Role)})
+			started = true
+		}
+		m.publish(now)
+		if err := m.wait(ctx, d.Again); err != nil {
+			return nil
+		}
+	}
+}
+
+func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-m.wake:
+	case <-t.C:
+	}
+	return nil
+}
+
+// use puts a configuration in force.
+func (m *Monitor) use(cfg Config) {
+	m.log = cfg.Logger
+	targets := append([]Notifier{LogNotifier{cfg.Logger}}, cfg.allNotifiers()...)
+	queued := NotifierFunc(func(_ context.Context, e Event) error { m.queue.add(e, targets); return nil })
+	m.cluster = &Cluster{cfg: cfg, log: cfg.Logger, notifiers: []Notifier{queued}}
+}
+
+func (m *Monitor) takeReload() {
+	m.mu.Lock()
+	next := m.next
+	m.next = nil
+	if next != nil {
+		m.cfg = *next
+	}
+	m.mu.Unlock()
+	if next == nil {
+		return
+	}
+	m.use(*next)
+	m.drop(&m.local)
+	m.drop(&m.primary)
+	m.tell(Event{Type: EventDaemonReload, Success: true, Details: "configuration reloaded"})
+}
+
+func (m *Monitor) policy() election.Policy {
+	p := election.Policy{Interval: m.cluster.cfg.MonitorInterval, RegisterEvery: registerEvery}
+	if m.cluster.cfg.MonitoringHistoryRetention > 0 || m.cluster.cfg.EventsRetention > 0 {
+		p.PruneEvery = pruneEvery
+	}
+	return p
+}
+
+// transition takes the decision's state over, and logs a change of mind once.
+func (m *Monitor) transition(d election.Decision) {
+	from := m.state
+	m.state = d.Next
+	if from.Phase != d.Next.Phase || from.Reason != d.Next.Reason {
+		m.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", string(from.Phase), "to", string(d.Next.Phase), "reason", string(d.Reason))
+	}
+}
+
+func (m *Monitor) publish(now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := MonitorStatus{NodeID: m.cfg.NodeID, Node: m.cfg.NodeName, Phase: m.state.Phase, Reason: string(m.state.Reason), Since: m.state.Since, LookedAt: now}
+	if m.state.Phase == election.AsStandby {
+		lag := m.sample.lag()
+		s.Lag, s.Primary = &lag, m.primRec.String()
+	}
+	for _, err := range m.lastErr {
+		s.Error = err
+	}
+	m.status = s
+}
+
+// report logs a failure when it is new, and forgets it when it is over.
+func (m *Monitor) report(what string, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	switch {
+	case text == m.lastErr[what]:
+	case err == nil:
+		delete(m.lastErr, what)
+		m.log.Info(what + " works again")
+	default:
+		m.lastErr[what] = text
+		m.log.Warn(what+" does not work", "err", text, "hint", Hint(err))
+	}
+}
+
+func (m *Monitor) drop(n **Node) {
+	(*n).Close()
+	*n = nil
+}
+
+// observe looks at a standby's primary, then at the local server: so the local
+// position is the younger one. What does not answer in time is not there.
+func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observation {
+	o := election.Observation{Now: now}
+	if m.primary != nil {
+		o.Upstream = m.readPrimary(ctx)
+	}
+	status, recs, err := m.observeLocal(ctx)
+	m.report("the local server", err)
+	if err != nil {
+		return o
+	}
+	m.sample.local = status
+	switch {
+	case !status.InRecovery:
+		m.drop(&m.primary)
+		o.Upstream = election.View{}
+	case m.primary == nil && m.findPrimary(ctx, recs):
+		o.Upstream = m.readPrimary(ctx)
+	}
+	if m.primary != nil { // its copy of the rows is the one that counts
+		if theirs, err := m.readRecords(ctx, m.primary); err == nil {
+			recs = theirs
+		}
+	}
+	o.Local = election.View{Up: true, InRecovery: status.InRecovery, Position: status.Position()}
+	o.RowKnown = true
+	m.self, _ = recordByID(recs, m.cluster.cfg.NodeID)
+	if m.self.ID == 0 {
+		return o
+	}
+	o.Node = election.Node{Registered: true, Role: election.Role(m.self.Role), Active: m.self.Active}
+	o.Children = map[int32]bool{}
+	for _, r := range recs {
+		if r.UpstreamID == m.self.ID && r.Role == RoleStandby && r.Active {
+			o.Children[int32(r.ID)] = attachment(status, r.Name) != ""
+		}
+	}
+	return o
+}
+
+func (m *Monitor) readRecords(ctx context.Context, n *Node) ([]Record, error) {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	return n.records(ctx)
+}
+
+// observeLocal keeps one connection to the local server, and makes it anew when it broke.
+func (m *Monitor) observeLocal(ctx context.Context) (NodeStatus, []Record, error) {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	fresh := m.local == nil
+	for {
+		if m.local == nil {
+			n, err := m.cluster.connectLocal(ctx)
+			if err != nil {
+				return NodeStatus{}, nil, err
+			}
+			m.local = n
+		}
+		status, err := m.local.Status(ctx)
+		if err == nil {
+			recs, errRecs := m.local.records(ctx)
+			if errRecs == nil || errors.Is(errRecs, ErrNotRegistered) {
+				return status, recs, nil // without metadata there are no rows
+			}
+			err = errRecs
+		}
+		m.drop(&m.local)
+		if fresh {
+			return NodeStatus{}, nil, err
+		}
+		fresh = true // an old connection may have died with a server that is back already
+	}
+}
+
+// lookLimit bounds one look at one server.
+func (m *Monitor) lookLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, 2*DefaultConnectTimeout, fmt.Errorf("no answer within %s", 2*DefaultConnectTimeout))
+}
+
+// readPrimary asks the known primary where it writes. One that does not answer,
+// or is a primary no longer, is known no longer.
+func (m *Monitor) readPrimary(ctx context.Context) election.View {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	var inRecovery bool
+	err := m.primary.conn.QueryRow(ctx, `SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn() END`).
+		Scan(&inRecovery, &m.sample.primaryLSN)
+	if err != nil || inRecovery {
+		m.drop(&m.primary)
+		return election.View{}
+	}
+	return election.View{Up: true, Position: wal.Position{LSN: m.sample.primaryLSN}}
+}
+
+// findPrimary looks for a primary among the nodes that the local server knows.
+func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	rec, err := m.cluster.findPrimary(ctx, recs)
+	if err == nil {
+		m.primary, err = m.cluster.connectTo(ctx, rec)
+	}
+	if len(recs) > 0 {
+		m.report("the primary", err)
+	}
+	if err != nil {
+		return false
+	}
+	m.primRec = rec
+	return true
+}
+
+// act does what was decided. A failure is reported, and decides nothing: the
+// next look will see the same and ask again.
+func (m *Monitor) act(ctx context.Context, actions []election.Action) {
+	for _, a := range actions {
+		var err error
+		switch a.Verb {
+		case election.Register:
+			err = m.register(ctx, false)
+		case election.Adopt:
+			err = m.register(ctx, true)
+		case election.Sample:
+			err = m.writeSample(ctx)
+		case election.Prune:
+			err = m.prune(ctx)
+		case election.MarkActive:
+			err = m.markActive(ctx, true)
+		case election.MarkInactive:
+			err = m.markActive(ctx, false)
+		case election.Tell:
+			m.tellHappening(a)
+		}
+		if a.Verb != election.Tell {
+			m.report(string(a.Verb), err)
+		}
+	}
+}
+
+func (m *Monitor) register(ctx context.Context, force bool) error {
+	o := RegisterOptions{Force: force, WaitStart: DefaultConnectTimeout}
+	status, _, err := m.observeLocal(ctx)
+	if err != nil {
+		return err
+	}
+	if status.InRecovery {
+		_, err = m.cluster.RegisterStandby(ctx, o)
+	} else {
+		_, err = m.cluster.RegisterPrimary(ctx, o)
+	}
+	if err == nil {
+		m.lookNow()
+	}
+	return err
+}
+
+const sampleSQL = `
+INSERT INTO repmgr.standby_state AS s (standby_node_id, primary_node_id, last_monitor_time, last_apply_time, in_step_time, stale_after,
+	last_wal_primary_location, last_wal_standby_location, replication_lag, apply_lag)
+VALUES ($1, $2, now(), $3, CASE WHEN $4 THEN now() ELSE coalesce($3, now()) END, make_interval(secs => $5), $6, $7, $8, $9)
+ON CONFLICT (standby_node_id) DO UPDATE SET
+	primary_node_id = EXCLUDED.primary_node_id, last_monitor_time = now(), last_apply_time = EXCLUDED.last_apply_time,
+	in_step_time = CASE WHEN $4 THEN now() ELSE greatest(s.in_step_time, $3) END, stale_after = EXCLUDED.stale_after,
+	last_wal_primary_location = EXCLUDED.last_wal_primary_location, last_wal_standby_location = EXCLUDED.last_wal_standby_location,
+	replication_lag = EXCLUDED.replication_lag, apply_lag = EXCLUDED.apply_lag`
+
+const historySQL = `
+INSERT INTO repmgr.monitoring_history (primary_node_id, standby_node_id, last_monitor_time, last_apply_time,
+	last_wal_primary_location, last_wal_standby_location, replication_lag, apply_lag)
+SELECT primary_node_id, standby_node_id, last_monitor_time, last_apply_time,
+	last_wal_primary_location, last_wal_standby_location, replication_lag, apply_lag
+FROM repmgr.standby_state WHERE standby_node_id = $1`
+
+// writeSample records the standby's state on the primary, in one round trip and
+// without waiting for the disk: a lost sample is replaced by the next one.
+func (m *Monitor) writeSample(ctx context.Context) error {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	lag := m.sample.lag()
+	stale := 3*m.cluster.cfg.MonitorInterval + time.Second
+	var b pgx.Batch
+	b.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
+	b.Queue(sampleSQL, int32(m.self.ID), int32(m.primRec.ID), m.sample.local.ReplayedAt, m.sample.inStep(), stale.Seconds(),
+		m.sample.primaryLSN, m.sample.local.ReceivedLSN, lag.ReceivedBytes, lag.AppliedBytes)
+	if m.cluster.cfg.MonitoringHistory {
+		b.Queue(historySQL, int32(m.self.ID))
+	}
+	if err := m.primary.conn.SendBatch(ctx, &b).Close(); err != nil {
+		return m.primary.queryError("record the replication lag", err)
+	}
+	return nil
+}
+
+// prune deletes what is older than it is to be kept, in short transactions.
+func (m *Monitor) prune(ctx context.Context) error {
+	for _, t := range []struct {
+		table, column string
+		keep          time.Duration
+	}{
+		{"repmgr.monitoring_history", "last_monitor_time", m.cluster.cfg.MonitoringHistoryRetention},
+		{"repmgr.events", "event_timestamp", m.cluster.cfg.EventsRetention},
+	} {
+		if t.keep <= 0 {
+			continue
+		}
+		sql := fmt.Sprintf(`DELETE FROM %[1]s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %[1]s WHERE %[2]s < now() - make_interval(secs => $1) LIMIT %[3]d))`,
+			t.table, t.column, pruneBatch)
+		for {
+			tag, err := m.local.conn.Exec(ctx, sql, t.keep.Seconds())
+			if err != nil {
+				return m.local.queryError("prune "+t.table, err)
+			}
+			if tag.RowsAffected() < pruneBatch {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// markActive says in the node's row whether its server runs.
+func (m *Monitor) markActive(ctx context.Context, active bool) error {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	if m.primary == nil {
+		return nil // nobody to tell; it is asked for again when there is
+	}
+	if _, err := m.primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET active = $2 WHERE node_id = $1 AND active <> $2`, int32(m.cluster.cfg.NodeID), active); err != nil {
+		return m.primary.queryError("mark the node", err)
+	}
+	return nil
+}
+
+// tellHappening fills in what an event's name alone does not say.
+func (m *Monitor) tellHappening(a election.Action) {
+	e := Event{Type: EventType(a.What), Success: true}
+	self := m.cluster.self()
+	switch a.What {
+	case election.LocalDisconnect, election.StandbyFailure:
+		e.Success, e.Details = false, fmt.Sprintf("the server of %s does not answer", self)
+	case election.LocalReconnect, election.StandbyRecovery:
+		e.Details = fmt.Sprintf("the server of %s answers again", self)
+	case election.UpstreamDisconnect:
+		e.Success, e.Details = false, fmt.Sprintf("the primary, %s, is not reachable from %s", m.primRec, self)
+	case election.UpstreamReconnect:
+		e.Details = fmt.Sprintf("%s is reachable from %s", m.primRec, self)
+	case election.StandbyReconnect:
+		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.primRec)
+	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
+		child := Record{ID: NodeID(a.Child)}
+		if recs, err := m.local.records(context.Background()); err == nil {
+			child, _ = recordByID(recs, child.ID)
+		}
+		e.Success = a.What != election.ChildDisconnect
+		e.PeerID, e.Peer = child.ID, child.Name
+		e.Details = map[election.Happening]string{
+			election.ChildConnect:    "%s has attached",
+			election.ChildReconnect:  "%s has attached again",
+			election.ChildDisconnect: "%s is not attached any more",
+		}[a.What]
+		e.Details = fmt.Sprintf(e.Details, child)
+	}
+	m.tell(e)
+}
+
+// tell writes an event on whichever primary is at hand, and hands it to the notifiers.
+func (m *Monitor) tell(e Event) {
+	e.NodeID, e.Node = m.cluster.cfg.NodeID, m.cluster.cfg.NodeName
+	on := m.primary
+	if on == nil && m.state.Role == election.Primary {
+		on = m.local
+	}
+	m.cluster.emit(context.Background(), on, e)
+}
+
+// shutdown leaves word, and closes what Run opened.
+func (m *Monitor) shutdown(ctx context.Context) {
+	if m.self.ID != 0 {
+		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
+	}
+	m.drop(&m.local)
+	m.drop(&m.primary)
+}

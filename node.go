@@ -1,0 +1,262 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// MinServerVersion is the oldest PostgreSQL that this package manages, as server_version_num.
+const MinServerVersion = 130000
+
+// Node is one PostgreSQL server, over one connection. It is not safe for
+// concurrent use; whoever called [Connect] closes it.
+type Node struct {
+	name     string // as messages call it
+	conninfo string // may hold a password: never printed
+	conn     *pgx.Conn
+	schema   bool // whether the metadata schema was seen
+}
+
+// Connect opens a connection to the server that conninfo names, and waits for
+// it no longer than its connect_timeout ([DefaultConnectTimeout] where it has
+// none). The error is a [ConnectError].
+func Connect(ctx context.Context, conninfo string) (*Node, error) {
+	return connectNode(ctx, "server "+address(conninfo), conninfo)
+}
+
+func connectNode(ctx context.Context, name, conninfo string) (*Node, error) {
+	conn, err := dial(ctx, name, conninfo)
+	if err != nil {
+		return nil, err
+	}
+	return &Node{name: name, conninfo: conninfo, conn: conn}, nil
+}
+
+// Close ends the connection. It may be called twice, and on nil.
+func (n *Node) Close() {
+	if n == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = n.conn.Close(ctx)
+}
+
+// NodeStatus is what a server says of itself, read in one statement. Fields
+// that this login may not read are empty; see the grants of pg_monitor.
+type NodeStatus struct {
+	At               time.Time    `json:"at"` // the server's clock
+	Version          string       `json:"server_version"`
+	VersionNum       int          `json:"server_version_num"`
+	StartedAt        time.Time    `json:"started_at"`
+	SystemIdentifier string       `json:"system_identifier"`
+	InRecovery       bool         `json:"in_recovery"`
+	Timeline         wal.Timeline `json:"timeline"`
+	CurrentLSN       wal.LSN      `json:"current_lsn"`  // where a primary writes; a standby has none
+	ReceivedLSN      wal.LSN      `json:"received_lsn"` // the end of the WAL that a standby has
+	ReplayedLSN      wal.LSN      `json:"replayed_lsn"`
+	ReplayedAt       *time.Time   `json:"replayed_at"` // commit time of the last transaction replayed
+	ReplayPaused     bool         `json:"replay_paused"`
+	Receiver         *WALReceiver `json:"wal_receiver"` // nil: none is running
+	Senders          []WALSender  `json:"wal_senders"`
+	Slots            []Slot       `json:"slots"`
+	Settings         Settings     `json:"settings"`
+}
+
+// Role is what the server runs as.
+func (s NodeStatus) Role() Role {
+	if s.InRecovery {
+		return RoleStandby
+	}
+	return RolePrimary
+}
+
+// Position is the end of the WAL that the server has.
+func (s NodeStatus) Position() wal.Position {
+	if s.InRecovery {
+		return wal.Position{Timeline: s.Timeline, LSN: s.ReceivedLSN}
+	}
+	return wal.Position{Timeline: s.Timeline, LSN: s.CurrentLSN}
+}
+
+// WALReceiver is the row of pg_stat_wal_receiver.
+type WALReceiver struct {
+	Status        string       `json:"status"`
+	SenderHost    string       `json:"sender_host"`
+	SenderPort    int          `json:"sender_port"`
+	SlotName      string       `json:"slot_name"`
+	Timeline      wal.Timeline `json:"timeline"`
+	LatestEndLSN  wal.LSN      `json:"latest_end_lsn"`
+	LastMessageAt *time.Time   `json:"last_message_at"`
+}
+
+// WALSender is a row of pg_stat_replication.
+type WALSender struct {
+	ApplicationName string  `json:"application_name"`
+	State           string  `json:"state"`
+	SyncState       string  `json:"sync_state"`
+	SentLSN         wal.LSN `json:"sent_lsn"`
+	FlushedLSN      wal.LSN `json:"flushed_lsn"`
+	ReplayedLSN     wal.LSN `json:"replayed_lsn"`
+}
+
+// Slot is a row of pg_replication_slots.
+type Slot struct {
+	Name      string `json:"slot_name"`
+	Physical  bool   `json:"physical"`
+	Active    bool   `json:"active"`
+	Temporary bool   `json:"temporary"`
+	WALStatus string `json:"wal_status"`
+}
+
+// Settings are the server settings that decide whether replication can work.
+type Settings struct {
+	WALLevel           string `json:"wal_level"`
+	MaxWALSenders      int    `json:"max_wal_senders"`
+	MaxSlots           int    `json:"max_replication_slots"`
+	HotStandby         string `json:"hot_standby"`
+	FullPageWrites     string `json:"full_page_writes"`
+	WALLogHints        string `json:"wal_log_hints"`
+	DataChecksums      string `json:"data_checksums"`
+	ArchiveMode        string `json:"archive_mode"`
+	ArchiveCommand     string `json:"archive_command"`
+	DataDirectory      string `json:"data_directory"`
+	DataDirectoryMode  string `json:"data_directory_mode"`
+	ConfigFile         string `json:"config_file"`
+	HBAFile            string `json:"hba_file"`
+	IdentFile          string `json:"ident_file"`
+	PrimaryConninfo    string `json:"-"` // may hold a password
+	PrimarySlotName    string `json:"primary_slot_name"`
+	SynchronousStandby string `json:"synchronous_standby_names"`
+}
+
+// The timeline of a primary is in the name of the segment that it writes; that
+// of a standby in what it receives, or last received: pg_control follows later.
+const nodeStatusSQL = `
+SELECT json_build_object(
+  'at', clock_timestamp(),
+  'server_version', current_setting('server_version'),
+  'server_version_num', current_setting('server_version_num')::int,
+  'started_at', pg_postmaster_start_time(),
+  'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
+  'in_recovery', r.rec,
+  'timeline', CASE WHEN r.rec
+      THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver),
+                    (SELECT timeline_id FROM pg_control_checkpoint()),
+                    (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
+      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+  'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
+  'received_lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
+  'replayed_lsn', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
+  'replayed_at', CASE WHEN r.rec THEN pg_last_xact_replay_timestamp() END,
+  'replay_paused', CASE WHEN r.rec THEN pg_is_wal_replay_paused() ELSE false END,
+  'wal_receiver', (SELECT json_build_object('status', status, 'sender_host', sender_host, 'sender_port', sender_port,
+        'slot_name', slot_name, 'timeline', received_tli, 'latest_end_lsn', latest_end_lsn, 'last_message_at', last_msg_receipt_time)
+      FROM pg_stat_wal_receiver),
+  'wal_senders', (SELECT coalesce(json_agg(json_build_object('application_name', application_name, 'state', state, 'sync_state', sync_state,
+        'sent_lsn', sent_lsn, 'flushed_lsn', flush_lsn, 'replayed_lsn', replay_lsn) ORDER BY application_name), '[]') FROM pg_stat_replication),
+  'slots', (SELECT coalesce(json_agg(json_build_object('slot_name', slot_name, 'physical', slot_type = 'physical', 'active', active,
+        'temporary', temporary, 'wal_status', wal_status) ORDER BY slot_name), '[]') FROM pg_replication_slots),
+  'settings', (SELECT json_object_agg(name, CASE WHEN vartype = 'integer' AND name <> 'data_directory_mode' THEN to_json(setting::bigint) ELSE to_json(setting) END)
+      FROM pg_settings WHERE name IN ('wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
+        'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'data_directory', 'data_directory_mode', 'config_file',
+        'hba_file', 'ident_file', 'primary_slot_name', 'synchronous_standby_names')),
+  'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo')
+) FROM (SELECT pg_is_in_recovery() AS rec) r`
+
+// Status reads the server's state in one statement.
+func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
+	var text []byte
+	if err := n.conn.QueryRow(ctx, nodeStatusSQL).Scan(&text); err != nil {
+		return NodeStatus{}, n.queryError("read the status", err)
+	}
+	var s struct {
+		NodeStatus
+		PrimaryConninfo string `json:"primary_conninfo"`
+	}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.name, err)
+	}
+	s.Settings.PrimaryConninfo = s.PrimaryConninfo
+	if s.VersionNum < MinServerVersion {
+		return s.NodeStatus, kind(ErrRefused, "%s runs PostgreSQL %s: version 13 or later is needed", n.name, s.Version)
+	}
+	return s.NodeStatus, nil
+}
+
+// queryError names the statement's purpose and the node, and keeps a lost
+// connection apart from a refused statement.
+func (n *Node) queryError(purpose string, err error) error {
+	switch sqlState(err) {
+	case "":
+		reach := classify(err)
+		if reach == ReachNotPostgres {
+			reach = ReachBroken
+		}
+		return &ConnectError{Target: n.name, Reach: reach, Err: err}
+	case codeInsufficientPrivilege:
+		return hint(kind(ErrQuery, "%s of %s: %w", purpose, n.name, err),
+			"Connect as a superuser, or grant what is missing: docs/compat.md lists the grants of an unprivileged repmgr user.")
+	case codeUndefinedTable, codeInvalidSchema:
+		return hint(kind(ErrNotRegistered, "%s of %s: there is no repmgr metadata in database %q", purpose, n.name, n.conn.Config().Database),
+			"Run repmgr primary register on the primary first, with a conninfo that names this database.")
+	default:
+		return kind(ErrQuery, "%s of %s: %w", purpose, n.name, err)
+	}
+}
+
+// CreateSlot makes a physical replication slot that keeps WAL from now on. An
+// existing idle slot of that name is taken as it is; one in use is an error.
+func (n *Node) CreateSlot(ctx context.Context, name string) (created bool, err error) {
+	_, err = n.conn.Exec(ctx, `SELECT pg_create_physical_replication_slot($1, true)`, name)
+	switch {
+	case err == nil:
+		return true, nil
+	case sqlState(err) != codeDuplicateObject:
+		return false, n.queryError(fmt.Sprintf("create slot %q", name), err)
+	}
+	var active, physical bool
+	err = n.conn.QueryRow(ctx, `SELECT active, slot_type = 'physical' FROM pg_replication_slots WHERE slot_name = $1`, name).Scan(&active, &physical)
+	switch {
+	case err != nil:
+		return false, n.queryError(fmt.Sprintf("look at slot %q", name), err)
+	case !physical:
+		return false, kind(ErrRefused, "slot %q on %s is a logical slot", name, n.name)
+	case active:
+		return false, hint(kind(ErrRefused, "slot %q on %s is in use", name, n.name),
+			"Another server streams through it. Is a second server running with the same node id?")
+	default:
+		return false, nil
+	}
+}
+
+// DropSlot removes a physical slot that nobody uses. A missing slot is no error.
+func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err error) {
+	var gone *string
+	err = n.conn.QueryRow(ctx, `SELECT (SELECT pg_drop_replication_slot(slot_name)::text)
+		FROM pg_replication_slots WHERE slot_name = $1 AND slot_type = 'physical' AND NOT active`, name).Scan(&gone)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return false, nil
+	case err != nil:
+		return false, n.queryError(fmt.Sprintf("drop slot %q", name), err)
+	default:
+		return true, nil
+	}
+}
+
+// address is where a conninfo points, without secrets, for messages.
+func address(conninfo string) string {
+	cfg, err := connectConfig(conninfo)
+	if err != nil {
+		return "?"
+	}
+	return fmt.Sprintf("%s port %d", cfg.Host, cfg.Port)
+}

@@ -1,0 +1,199 @@
+package repmgr
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// NodeReport is the state of the local node: what it is, what it should be, and
+// what is wrong.
+type NodeReport struct {
+	Record          Record        `json:"node"`
+	Status          NodeStatus    `json:"status"`
+	DataBytes       int64         `json:"data_bytes"`      // of all databases; -1: not ours to read
+	ArchiveReady    int           `json:"archive_ready"`   // WAL segments waiting for the archiver; -1: not ours to read
+	ReplicationLag  time.Duration `json:"replication_lag"` // how long ago a standby was last in step; -1: unknown, or not a standby
+	MissingSlots    []string      `json:"missing_slots"`   // of registered downstream nodes
+	InactiveSlots   []string      `json:"inactive_slots"`
+	MissingChildren []string      `json:"missing_downstream"` // registered downstream nodes that are not attached
+	Issues          []string      `json:"issues"`
+}
+
+// NodeStatus reports on the local node.
+func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return NodeReport{}, err
+	}
+	defer local.Close()
+	recs, err := local.records(ctx)
+	if err != nil {
+		return NodeReport{}, err
+	}
+	rep := NodeReport{DataBytes: -1, ArchiveReady: -1, ReplicationLag: -1}
+	ok := false
+	if rep.Record, ok = recordByID(recs, c.cfg.NodeID); !ok {
+		return rep, unknownNode(recs, c.cfg.NodeID, "")
+	}
+	if rep.Status, err = local.Status(ctx); err != nil {
+		return rep, err
+	}
+	// Each of these needs a privilege of its own; without it the value stays unknown.
+	_ = local.conn.QueryRow(ctx, `SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database`).Scan(&rep.DataBytes)
+	_ = local.conn.QueryRow(ctx, `SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'`).Scan(&rep.ArchiveReady)
+	if rep.Status.InRecovery {
+		rep.ReplicationLag = standbyLag(rep.Status)
+	}
+	rep.judge(recs)
+	return rep, nil
+}
+
+// standbyLag is how long ago the standby had replayed all that it had received:
+// 0 where it has now, else the age of the last transaction that it replayed.
+func standbyLag(s NodeStatus) time.Duration {
+	switch {
+	case s.ReplayedLSN >= s.ReceivedLSN:
+		return 0
+	case s.ReplayedAt == nil:
+		return -1
+	default:
+		return max(0, s.At.Sub(*s.ReplayedAt))
+	}
+}
+
+func (r *NodeReport) judge(recs []Record) {
+	slots := map[string]Slot{}
+	for _, s := range r.Status.Slots {
+		slots[s.Name] = s
+		if s.Physical && !s.Active && !s.Temporary {
+			r.InactiveSlots = append(r.InactiveSlots, s.Name)
+		}
+	}
+	for _, d := range recs {
+		if d.UpstreamID != r.Record.ID || !d.Active || d.Role != RoleStandby {
+			continue
+		}
+		if _, ok := slots[d.SlotName]; d.SlotName != "" && !ok {
+			r.MissingSlots = append(r.MissingSlots, d.SlotName)
+		}
+		if attachment(r.Status, d.Name) == "" {
+			r.MissingChildren = append(r.MissingChildren, d.String())
+		}
+	}
+	issue := func(format string, args ...any) { r.Issues = append(r.Issues, fmt.Sprintf(format, args...)) }
+	if r.Record.Role != RoleWitness && r.Record.Role != r.Status.Role() {
+		issue("node is registered as %s but running as %s", r.Record.Role, r.Status.Role())
+	}
+	if len(r.MissingChildren) > 0 {
+		issue("downstream nodes not attached: %s", strings.Join(r.MissingChildren, ", "))
+	}
+	if len(r.MissingSlots) > 0 {
+		issue("replication slots missing: %s", strings.Join(r.MissingSlots, ", "))
+	}
+	if len(r.InactiveSlots) > 0 {
+		issue("replication slots inactive, keeping WAL: %s", strings.Join(r.InactiveSlots, ", "))
+	}
+	if r.Status.ReplayPaused {
+		issue("WAL replay is paused")
+	}
+	if r.Status.InRecovery && r.Status.Receiver == nil {
+		issue("no WAL receiver is running: the node receives nothing")
+	}
+}
+
+// ReportRow is one line of the node status.
+type ReportRow struct{ Key, Text, CSV string }
+
+// Rows lists the report in repmgr's order and words. verbose adds the system identifier.
+func (r NodeReport) Rows(verbose bool) []ReportRow {
+	s := r.Status
+	var rows []ReportRow
+	add := func(key, text string, csv ...string) {
+		rows = append(rows, ReportRow{key, text, append(csv, text)[0]})
+	}
+	add("PostgreSQL version", s.Version)
+	if r.DataBytes >= 0 {
+		add("Total data size", prettyBytes(r.DataBytes))
+	} else {
+		add("Total data size", "(no privilege to read it)")
+	}
+	add("Conninfo", Redact(r.Record.Conninfo))
+	if verbose {
+		add("System identifier", s.SystemIdentifier)
+	}
+	add("Role", string(s.Role()))
+	add("WAL archiving", archiving(s))
+	add("Archive command", orNone(s.Settings.ArchiveCommand))
+	if s.Settings.ArchiveMode != "off" && r.ArchiveReady >= 0 {
+		add("WALs pending archiving", fmt.Sprintf("%d pending files", r.ArchiveReady), fmt.Sprint(r.ArchiveReady))
+	}
+	add("Replication connections", fmt.Sprintf("%d (of maximal %d)", len(s.Senders), s.Settings.MaxWALSenders))
+	add("Replication slots", r.slots())
+	if s.InRecovery {
+		upstream := orNone("")
+		if r.Record.UpstreamID != 0 {
+			upstream = fmt.Sprintf("%s (ID: %d)", r.Record.UpstreamName, r.Record.UpstreamID)
+		}
+		add("Upstream node", upstream)
+		lag := "n/a"
+		if r.ReplicationLag >= 0 {
+			lag = fmt.Sprintf("%d seconds", int64(r.ReplicationLag.Seconds()))
+		}
+		add("Replication lag", lag)
+		add("Last received LSN", s.ReceivedLSN.String())
+		add("Last replayed LSN", s.ReplayedLSN.String())
+	} else {
+		for _, key := range []string{"Upstream node", "Replication lag", "Last received LSN", "Last replayed LSN"} {
+			rows = append(rows, ReportRow{Key: key, CSV: orNone("")}) // text shows them for a standby only
+		}
+	}
+	return rows
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "(none)"
+	}
+	return s
+}
+
+func archiving(s NodeStatus) string {
+	switch {
+	case s.Settings.ArchiveMode == "off":
+		return "off"
+	case s.InRecovery && s.Settings.ArchiveMode != "always":
+		return `disabled (on standbys "archive_mode" must be set to "always" to be effective)`
+	default:
+		return "enabled"
+	}
+}
+
+func (r NodeReport) slots() string {
+	if r.Status.Settings.MaxSlots == 0 {
+		return "disabled"
+	}
+	physical := 0
+	for _, s := range r.Status.Slots {
+		if s.Physical {
+			physical++
+		}
+	}
+	text := fmt.Sprintf("%d physical (of maximal %d; %d missing)", physical, r.Status.Settings.MaxSlots, len(r.MissingSlots))
+	if len(r.InactiveSlots) > 0 {
+		text += fmt.Sprintf("; %d inactive", len(r.InactiveSlots))
+	}
+	return text
+}
+
+// prettyBytes writes a size as pg_size_pretty does.
+func prettyBytes(n int64) string {
+	units := []string{"bytes", "kB", "MB", "GB", "TB", "PB"}
+	v, i := n, 0
+	for v >= 10*1024 && i < len(units)-1 {
+		v = (v + 512) / 1024
+		i++
+	}
+	return fmt.Sprintf("%d %s", v, units[i])
+}

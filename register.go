@@ -1,0 +1,554 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// DefaultWaitStart is how long registering a standby waits for its server.
+const DefaultWaitStart = 30 * time.Second
+
+// RegisterOptions are the choices of RegisterPrimary and RegisterStandby. The
+// zero value is right for a first registration.
+type RegisterOptions struct {
+	Force  bool // update a row that exists; skip the checks that need a running standby
+	DryRun bool // check everything, change nothing
+
+	// Only for a standby.
+	UpstreamID      NodeID        // whom it streams from. Defaults to finding who sends WAL to it.
+	WaitStart       time.Duration // how long to wait for its server. Defaults to 30 s.
+	WaitSync        time.Duration // how long to wait until its own copy of the row is there. Defaults to 0, not at all; below 0 without end.
+	PrimaryConninfo string        // where the primary is, for registering a standby that is not running (needs Force)
+}
+
+// RegisterPrimary makes the metadata schema where it is missing, and registers
+// the local node as the primary. It refuses where another registered primary
+// lives, and, without Force, where the node is registered already.
+func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Record, error) {
+	rec, err := c.record(RolePrimary, 0)
+	if err != nil {
+		return Record{}, err
+	}
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	defer local.Close()
+	status, err := local.Status(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	if status.InRecovery {
+		return Record{}, hint(kind(ErrNotPrimary, "%s is a standby: only a primary can be registered as one", local.name),
+			"Register it with: repmgr standby register")
+	}
+	if err := c.refuseSecondPrimary(ctx, local); err != nil {
+		return Record{}, err
+	}
+	if o.DryRun {
+		c.log.Info("prerequisites met for registering the primary", "node", rec.Name)
+		return rec, nil
+	}
+	created, err := local.createSchema(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	if created {
+		c.log.Log(ctx, LevelNotice, "repmgr metadata schema created", "database", local.conn.Config().Database)
+		c.emit(ctx, local, Event{NodeID: rec.ID, Node: rec.Name, Type: EventClusterCreated, Success: true})
+	}
+	if err := c.saveRecord(ctx, local, rec, o.Force); err != nil {
+		return Record{}, err
+	}
+	c.emit(ctx, local, Event{NodeID: rec.ID, Node: rec.Name, Type: EventPrimaryRegister, Success: true,
+		Details: fmt.Sprintf("%s registered as primary", rec)})
+	return rec, nil
+}
+
+// createSchema brings the metadata to this version; created says that there was none.
+// A second look is a single cheap query.
+func (n *Node) createSchema(ctx context.Context) (created bool, err error) {
+	version := 0
+	if n.needSchema(ctx) == nil {
+		err = n.conn.QueryRow(ctx, `SELECT schema_version FROM repmgr.metadata`).Scan(&version)
+		switch {
+		case err != nil && !errors.Is(err, pgx.ErrNoRows):
+			return false, n.queryError("read the version of the metadata", err)
+		case version == SchemaVersion:
+			return false, nil
+		case version > SchemaVersion:
+			return false, hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.name, version, SchemaVersion),
+				"Use the repmgr that made it, or a newer one.")
+		}
+	}
+	// One simple-protocol query is one transaction: all of it or nothing.
+	if _, err := n.conn.PgConn().Exec(ctx, Schema).ReadAll(); err != nil {
+		return false, n.queryError("create the repmgr schema", err)
+	}
+	n.schema = true
+	return version == 0, nil
+}
+
+// refuseSecondPrimary asks the primaries that are registered whether they live.
+func (c *Cluster) refuseSecondPrimary(ctx context.Context, local *Node) error {
+	recs, err := local.records(ctx)
+	if errors.Is(err, ErrNotRegistered) {
+		return nil // no metadata yet
+	}
+	if err != nil {
+		return err
+	}
+	var others []Record
+	for _, r := range recs {
+		if r.ID != c.cfg.NodeID && r.Role == RolePrimary && r.Active {
+			others = append(others, r)
+		}
+	}
+	for _, p := range primaries(c.survey(ctx, others)) {
+		return hint(kind(ErrPrimaryExists, "%s is registered and running as primary", p.record),
+			"A cluster has one primary. If this server is meant to be a standby, clone it from that one.")
+	}
+	return nil
+}
+
+// saveRecord writes the row on the primary. Without force an existing row stays as it is.
+func (c *Cluster) saveRecord(ctx context.Context, primary *Node, rec Record, force bool) error {
+	err := pgx.BeginFunc(ctx, primary.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		if err := c.checkClusterName(ctx, tx); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, recordsSQL)
+		if err != nil {
+			return err
+		}
+		recs, err := pgx.CollectRows(rows, pgx.RowToStructByName[Record])
+		if err != nil {
+			return err
+		}
+		if old, ok := recordByID(recs, rec.ID); ok && !force {
+			return hint(kind(ErrRegistered, "node ID %d is registered already, as %q (%s)", old.ID, old.Name, old.Role),
+				"To update its row, use --force. If that is another node, choose another node_id.")
+		}
+		if other, ok := recordByName(recs, rec.Name); ok && other.ID != rec.ID && other.Active {
+			return hint(kind(ErrRegistered, "the name %q is taken by node ID %d", rec.Name, other.ID), "Set another node_name in repmgr.conf.")
+		}
+		if rec.Role == RolePrimary {
+			if _, err := tx.Exec(ctx, `UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, int32(rec.ID)); err != nil {
+				return err
+			}
+		}
+		return upsertRecord(ctx, tx, rec)
+	})
+	if err != nil && sqlState(err) != "" {
+		return primary.queryError("write repmgr.nodes", err)
+	}
+	return err
+}
+
+func upsertRecord(ctx context.Context, tx pgx.Tx, r Record) error {
+	_, err := tx.Exec(ctx, `
+		INSERT INTO repmgr.nodes AS n (node_id, upstream_node_id, active, node_name, type, location, priority, conninfo, repluser, slot_name, config_file)
+		VALUES ($1, nullif($2, 0), $3, $4, $5, $6, $7, $8, $9, nullif($10, ''), $11)
+		ON CONFLICT (node_id) DO UPDATE SET (upstream_node_id, active, node_name, type, location, priority, conninfo, repluser, slot_name, config_file)
+		 = (EXCLUDED.upstream_node_id, EXCLUDED.active, EXCLUDED.node_name, EXCLUDED.type, EXCLUDED.location, EXCLUDED.priority,
+		    EXCLUDED.conninfo, EXCLUDED.repluser, EXCLUDED.slot_name, EXCLUDED.config_file)`,
+		int32(r.ID), int32(r.UpstreamID), r.Active, r.Name, string(r.Role), r.Location, r.Priority, r.Conninfo, r.ReplicationUser, r.SlotName, r.ConfigFile)
+	return err
+}
+
+// checkClusterName keeps a node with the configuration of another cluster out.
+// The first name that is given stays.
+func (c *Cluster) checkClusterName(ctx context.Context, tx pgx.Tx) error {
+	if c.cfg.ClusterName == "" {
+		return nil
+	}
+	var name string
+	err := tx.QueryRow(ctx, `UPDATE repmgr.metadata SET cluster_name = CASE cluster_name WHEN '' THEN $1 ELSE cluster_name END RETURNING cluster_name`,
+		c.cfg.ClusterName).Scan(&name)
+	if err == nil && name != c.cfg.ClusterName {
+		return hint(kind(ErrConfig, "cluster %q: this is the metadata of cluster %q", c.cfg.ClusterName, name),
+			"Correct cluster, or conninfo, in %s.", c.cfg.File)
+	}
+	return err
+}
+
+// RegisterStandby registers the local node as a standby, on the primary. The
+// local server must be a running standby that streams from a registered node,
+// unless Force is set.
+func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Record, error) {
+	rec, err := c.record(RoleStandby, 0)
+	if err != nil {
+		return Record{}, err
+	}
+	local, err := c.waitLocal(ctx, o)
+	switch {
+	case err == nil:
+		defer local.Close()
+	case !o.Force || o.PrimaryConninfo == "":
+		return Record{}, err
+	}
+	primary, err := c.primaryFor(ctx, local, o.PrimaryConninfo)
+	if err != nil {
+		return Record{}, err
+	}
+	defer primary.Close()
+
+	var status NodeStatus
+	if local != nil {
+		if status, err = c.checkStandby(ctx, local, primary); err != nil {
+			return Record{}, err
+		}
+	}
+	recs, err := primary.records(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	upstream, err := c.upstreamOf(ctx, recs, rec, status, o)
+	if err != nil {
+		return Record{}, err
+	}
+	rec.UpstreamID, rec.UpstreamName = upstream.ID, upstream.Name
+	if o.DryRun {
+		c.log.Info("prerequisites met for registering the standby", "node", rec.Name, "upstream", upstream.Name)
+		return rec, nil
+	}
+	if err := c.saveRecord(ctx, primary, rec, o.Force); err != nil {
+		return Record{}, err
+	}
+	of, _ := primaryRecord(recs)
+	c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: EventStandbyRegister, Success: true,
+		Details: fmt.Sprintf("%s registered as standby of %s", rec, upstream), PeerID: of.ID, Peer: of.Name, PeerConninfo: of.Conninfo})
+	if o.WaitSync != 0 && local != nil {
+		return rec, c.waitSync(ctx, local, primary, rec, o.WaitSync)
+	}
+	return rec, nil
+}
+
+// waitLocal connects to the local server, and waits until it lets us.
+func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*Node, error) {
+	wait := o.WaitStart
+	switch {
+	case o.Force:
+		wait = 0
+	case wait == 0:
+		wait = DefaultWaitStart
+	}
+	deadline := time.Now().Add(wait)
+	for {
+		local, err := c.connectLocal(ctx)
+		var ce *ConnectError
+		if err == nil || !errors.As(err, &ce) || time.Now().After(deadline) {
+			return local, err
+		}
+		switch ce.Reach {
+		case ReachRejected, ReachNoHost, ReachNotPostgres:
+			return nil, err // waiting mends none of these
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pause waits, or returns early with the reason why ctx ended.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}
+
+// primaryFor opens a connection of its own to the primary.
+func (c *Cluster) primaryFor(ctx context.Context, local *Node, conninfo string) (*Node, error) {
+	if conninfo != "" {
+		return Connect(ctx, conninfo)
+	}
+	recs, err := local.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	primary, err := c.findPrimary(ctx, recs)
+	if err != nil {
+		return nil, err
+	}
+	return c.connectTo(ctx, primary)
+}
+
+// checkStandby holds the local server against the primary that it shall belong to.
+func (c *Cluster) checkStandby(ctx context.Context, local, primary *Node) (NodeStatus, error) {
+	s, err := local.Status(ctx)
+	if err != nil {
+		return s, err
+	}
+	p, err := primary.Status(ctx)
+	switch {
+	case err != nil:
+		return s, err
+	case !s.InRecovery:
+		return s, hint(kind(ErrNotStandby, "%s is a primary", local.name), "Register it with repmgr primary register, or make it a standby with repmgr standby clone.")
+	case p.InRecovery:
+		return s, kind(ErrNotPrimary, "%s is not a primary", primary.name)
+	case s.SystemIdentifier != p.SystemIdentifier:
+		return s, hint(kind(ErrSystemIdentifier, "%s has system identifier %s, the primary has %s", local.name, s.SystemIdentifier, p.SystemIdentifier),
+			"They are different clusters. Make the standby with repmgr standby clone.")
+	case s.VersionNum/10000 != p.VersionNum/10000:
+		return s, kind(ErrRefused, "%s runs PostgreSQL %s, the primary %s: the major versions must be equal", local.name, s.Version, p.Version)
+	default:
+		return s, nil
+	}
+}
+
+func primaryRecord(recs []Record) (Record, bool) {
+	for _, r := range recs {
+		if r.Role == RolePrimary && r.Active {
+			return r, true
+		}
+	}
+	return Record{}, false
+}
+
+// upstreamOf finds the node that sends WAL to rec. A standby is known to its
+// upstream only by application_name, so a standby that streams under another
+// name is given its own first.
+func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, status NodeStatus, o RegisterOptions) (Record, error) {
+	primary, ok := primaryRecord(recs)
+	if !ok {
+		return Record{}, hint(kind(ErrNotRegistered, "no primary is registered"), "Run repmgr primary register on the primary first.")
+	}
+	chosen := primary
+	if o.UpstreamID != 0 {
+		if chosen, ok = recordByID(recs, o.UpstreamID); !ok {
+			return Record{}, unknownNode(recs, o.UpstreamID, "")
+		}
+		if chosen.ID == rec.ID {
+			return Record{}, kind(ErrConfig, "upstream-node-id %d: a node can not be its own upstream", o.UpstreamID)
+		}
+		if !chosen.Active && !o.Force {
+			return Record{}, hint(kind(ErrRefused, "%s is registered as inactive", chosen), "Start it, or use --force.")
+		}
+	}
+	if o.Force && (o.UpstreamID != 0 || status.Receiver == nil) {
+		return chosen, nil
+	}
+	if err := c.takeName(ctx, rec, status); err != nil {
+		return Record{}, err
+	}
+	upstream, err := c.waitUpstream(ctx, recs, rec, o)
+	switch {
+	case err != nil && o.Force:
+		return chosen, nil
+	case err != nil:
+		return Record{}, err
+	case o.UpstreamID != 0 && upstream.ID != o.UpstreamID:
+		return Record{}, hint(kind(ErrRefused, "%s streams from %s, not from %s", rec, upstream, chosen),
+			"Leave --upstream-node-id out, or re-point the standby first: repmgr standby follow --upstream-node-id=%d", o.UpstreamID)
+	default:
+		return upstream, nil
+	}
+}
+
+// waitUpstream looks at the nodes until one of them streams to rec. A
+// replication connection that has just been made, or made anew, needs a moment.
+func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o RegisterOptions) (Record, error) {
+	wait := o.WaitStart
+	if wait == 0 {
+		wait = DefaultWaitStart
+	}
+	deadline := time.Now().Add(wait)
+	for {
+		for _, p := range c.survey(ctx, recs) {
+			if p.err == nil && attachment(p.status, rec.Name) != "" {
+				return p.record, nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return Record{}, hint(kind(ErrNotAttached, "no registered node sends WAL to %s (application_name %q) after %s", rec, rec.Name, wait),
+				"See the standby's log for why it does not stream. To register it all the same, use --force.")
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return Record{}, err
+		}
+	}
+}
+
+// attachment is the state in which a standby of that name is attached to the
+// server: streaming, catchup, or empty when it is not.
+func attachment(s NodeStatus, name string) string {
+	best := ""
+	for _, w := range s.Senders {
+		switch {
+		case w.ApplicationName != name || w.State == "backup":
+		case w.State == "streaming":
+			return w.State
+		default:
+			best = w.State
+		}
+	}
+	return best
+}
+
+// takeName gives a standby that was cloned without a configuration its node
+// name as application_name.
+func (c *Cluster) takeName(ctx context.Context, rec Record, s NodeStatus) error {
+	if s.Settings.PrimaryConninfo == "" {
+		return nil // not ours to read, or it streams from nowhere
+	}
+	params, err := ParseConninfo(s.Settings.PrimaryConninfo)
+	if err != nil || params["application_name"] == rec.Name {
+		return nil
+	}
+	c.log.Log(ctx, LevelNotice, "setting application_name in primary_conninfo", "node", rec.Name, "was", params["application_name"],
+		"detail", "The primary knows its standbys by this name.")
+	params["application_name"] = rec.Name
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return err
+	}
+	defer local.Close()
+	return local.alterSystem(ctx, map[string]string{"primary_conninfo": FormatConninfo(params)})
+}
+
+// waitSync waits until the standby has received its own row.
+func (c *Cluster) waitSync(ctx context.Context, local, primary *Node, rec Record, wait time.Duration) error {
+	if wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, wait, kind(ErrTimeout, "the row of %s did not reach the standby within %s", rec, wait))
+		defer cancel()
+	}
+	for {
+		recs, err := local.records(ctx)
+		if have, ok := recordByID(recs, rec.ID); err == nil && ok && have == rec {
+			c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: EventStandbySynced, Success: true})
+			return nil
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return hint(err, "Replication may be slow or stopped: see repmgr cluster show, and the standby's log.")
+		}
+	}
+}
+
+// UnregisterOptions say which node leaves the metadata.
+type UnregisterOptions struct {
+	NodeID NodeID // defaults to: the primary, or for a standby the local node
+	Name   string // used where NodeID is 0
+	Force  bool   // also an active primary, or one that now runs as a standby
+	DryRun bool
+}
+
+// UnregisterPrimary removes the row of a primary that is no longer one. It
+// stops nothing. It refuses while other nodes name it as their upstream.
+func (c *Cluster) UnregisterPrimary(ctx context.Context, o UnregisterOptions) (Record, error) {
+	return c.unregister(ctx, o, RolePrimary, EventPrimaryUnregister)
+}
+
+// UnregisterStandby removes the row of a standby, and its replication slot on
+// the primary where that is idle, so that it keeps no WAL for ever. It stops nothing.
+func (c *Cluster) UnregisterStandby(ctx context.Context, o UnregisterOptions) (Record, error) {
+	return c.unregister(ctx, o, RoleStandby, EventStandbyUnregister)
+}
+
+func (c *Cluster) unregister(ctx context.Context, o UnregisterOptions, role Role, event EventType) (rec Record, err error) {
+	err = c.withPrimary(ctx, func(primary *Node) error {
+		recs, err := primary.records(ctx)
+		if err != nil {
+			return err
+		}
+		if rec, err = c.unregisterTarget(recs, o, role); err != nil {
+			return err
+		}
+		if role == RolePrimary {
+			err = c.checkUnregisterPrimary(ctx, recs, rec, o)
+		} else if rec.Role != role {
+			err = kind(ErrRefused, "%s is registered as %s, not as standby", rec, rec.Role)
+		}
+		if err != nil || o.DryRun {
+			return err
+		}
+		if _, err := primary.conn.Exec(ctx, `DELETE FROM repmgr.nodes WHERE node_id = $1`, int32(rec.ID)); err != nil {
+			return primary.queryError("delete from repmgr.nodes", err)
+		}
+		c.dropIdleSlot(ctx, primary, rec)
+		c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: event, Success: true, Details: fmt.Sprintf("%s unregistered", rec)})
+		return nil
+	})
+	return rec, err
+}
+
+func (c *Cluster) unregisterTarget(recs []Record, o UnregisterOptions, role Role) (Record, error) {
+	id := o.NodeID
+	switch {
+	case id == 0 && o.Name != "":
+		if r, ok := recordByName(recs, o.Name); ok {
+			return r, nil
+		}
+		return Record{}, unknownNode(recs, 0, o.Name)
+	case id == 0 && role == RolePrimary:
+		if r, ok := primaryRecord(recs); ok {
+			return r, nil
+		}
+		return Record{}, kind(ErrNotRegistered, "no primary is registered")
+	case id == 0:
+		id = c.cfg.NodeID
+	}
+	if r, ok := recordByID(recs, id); ok {
+		return r, nil
+	}
+	return Record{}, unknownNode(recs, id, "")
+}
+
+func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec Record, o UnregisterOptions) error {
+	var downstream []string
+	for _, r := range recs {
+		if r.UpstreamID == rec.ID {
+			downstream = append(downstream, r.String())
+		}
+	}
+	p := c.look(ctx, rec)
+	running := p.err == nil
+	switch {
+	case rec.Role == RoleWitness:
+		return kind(ErrRefused, "%s is a witness", rec)
+	case len(downstream) > 0:
+		return hint(kind(ErrRefused, "%s is the upstream of %s", rec, strings.Join(downstream, ", ")),
+			"Re-point them with repmgr standby follow, or unregister them first.")
+	case running && p.status.InRecovery && rec.Role != RolePrimary:
+		return hint(kind(ErrRefused, "%s is a standby", rec), "Use: repmgr standby unregister --node-id=%d", rec.ID)
+	case !running && rec.Role != RolePrimary:
+		return kind(ErrRefused, "%s is registered as %s, not as primary", rec, rec.Role)
+	case running && p.status.InRecovery && !o.Force:
+		return hint(kind(ErrRefused, "%s runs as a standby now", rec), "If it shall stay one, register it as such: repmgr standby register --force. To remove the row, use --force.")
+	case running && !p.status.InRecovery && !o.Force:
+		return hint(kind(ErrRefused, "%s is the running primary", rec), "Use --force if the cluster is to be taken apart.")
+	case rec.Active && !o.Force:
+		return hint(kind(ErrRefused, "%s is still registered as active", rec), "If it is gone for good, use --force.")
+	default:
+		return nil
+	}
+}
+
+// dropIdleSlot removes the slot of a node that left: nobody would ever move it
+// on, and it would keep WAL until the disk is full.
+func (c *Cluster) dropIdleSlot(ctx context.Context, on *Node, rec Record) {
+	if rec.SlotName == "" {
+		return
+	}
+	dropped, err := on.DropSlot(ctx, rec.SlotName)
+	switch {
+	case err != nil:
+		c.log.Warn("replication slot not dropped", "slot", rec.SlotName, "err", err)
+	case dropped:
+		c.log.Log(ctx, LevelNotice, "replication slot dropped", "slot", rec.SlotName, "on", on.name)
+	}
+}

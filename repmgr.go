@@ -1,0 +1,230 @@
+// Package repmgr manages PostgreSQL streaming-replication clusters: it
+// registers nodes, clones standbys, promotes, re-points followers and watches
+// replication. It needs nothing inside the server: no extension, no shared
+// library, no SSH, no other store.
+//
+// # The tour
+//
+// A [Config] says who this node is. [LoadConfig] reads it from a repmgr.conf;
+// a program can also fill it in itself: three fields are enough.
+//
+//	cfg := repmgr.Config{NodeID: 2, ClusterName: "test", Conninfo: "host=node2 user=repmgr dbname=repmgr"}
+//
+// A [Cluster] is the registered nodes as seen from there. Its methods are the
+// verbs of the repmgr manual: [Cluster.RegisterPrimary], [Cluster.RegisterStandby],
+// [Cluster.Clone], [Cluster.Promote], [Cluster.Follow], [Cluster.Status].
+//
+//	cluster, err := repmgr.New(cfg)
+//	...
+//	_, err = cluster.Clone(ctx, repmgr.CloneOptions{Source: "host=node1 user=repmgr dbname=repmgr", Dir: "/srv/pg"})
+//
+// A [Monitor] is what the daemon repmgrd runs: it registers its node, records
+// how far behind its standby is, and tells every [Notifier] of typed events.
+//
+//	m, err := repmgr.NewMonitor(cfg)
+//	...
+//	err = m.Run(ctx)
+//
+// # Errors
+//
+// Errors name what was tried and on which node. Ask them with [errors.Is] and
+// the sentinels below; [Hint] returns what to do about them. No error, log line
+// or event carries a password.
+//
+// # Who may call what
+//
+// A Cluster and a Monitor are safe for concurrent use. Nothing runs in the
+// background but inside [Monitor.Run]. Every method takes a context, and none
+// waits for ever: where the caller sets no deadline, the configured timeouts apply.
+package repmgr
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// Version is the version of the library and of its programs.
+const Version = "0.1.0"
+
+// Schema is the SQL that makes the metadata schema. It is idempotent.
+//
+//go:embed schema.sql
+var Schema string
+
+// SchemaVersion is the version of the metadata that this library writes.
+const SchemaVersion = 1
+
+// NodeID identifies a node for as long as the cluster lives. Valid ids are 1
+// and more; the zero value means unknown, or none.
+type NodeID int32
+
+func (id NodeID) String() string { return strconv.Itoa(int(id)) }
+
+// Role is what a node is registered as, or runs as. The zero value means unknown.
+type Role string
+
+const (
+	RolePrimary Role = "primary"
+	RoleStandby Role = "standby"
+	RoleWitness Role = "witness"
+)
+
+// Record is a row of repmgr.nodes: what a node registered itself as. It says
+// what should be; [NodeStatus] says what is.
+type Record struct {
+	ID              NodeID `json:"node_id" db:"node_id"`
+	UpstreamID      NodeID `json:"upstream_node_id,omitempty" db:"upstream_node_id"` // 0: none
+	UpstreamName    string `json:"upstream_node_name,omitempty" db:"upstream_node_name"`
+	Active          bool   `json:"active" db:"active"`
+	Name            string `json:"node_name" db:"node_name"`
+	Role            Role   `json:"type" db:"type"`
+	Location        string `json:"location" db:"location"`
+	Priority        int    `json:"priority" db:"priority"`
+	Conninfo        string `json:"conninfo" db:"conninfo"` // without a password
+	ReplicationUser string `json:"repluser" db:"repluser"`
+	SlotName        string `json:"slot_name,omitempty" db:"slot_name"` // empty: no slot
+	ConfigFile      string `json:"config_file" db:"config_file"`
+}
+
+// String names the node as messages do.
+func (r Record) String() string { return fmt.Sprintf("node %q (ID: %d)", r.Name, r.ID) }
+
+// EventType names what happened. The values are those of repmgr 5, byte for
+// byte, because scripts dispatch on them.
+type EventType string
+
+const (
+	EventClusterCreated     EventType = "cluster_created"
+	EventPrimaryRegister    EventType = "primary_register"
+	EventPrimaryUnregister  EventType = "primary_unregister"
+	EventStandbyClone       EventType = "standby_clone"
+	EventStandbyRegister    EventType = "standby_register"
+	EventStandbySynced      EventType = "standby_register_sync"
+	EventStandbyUnregister  EventType = "standby_unregister"
+	EventStandbyPromote     EventType = "standby_promote"
+	EventStandbyFollow      EventType = "standby_follow"
+	EventClusterCleanup     EventType = "cluster_cleanup"
+	EventDaemonStart        EventType = "repmgrd_start"
+	EventDaemonShutdown     EventType = "repmgrd_shutdown"
+	EventDaemonReload       EventType = "repmgrd_reload"
+	EventLocalDisconnect    EventType = "repmgrd_local_disconnect"
+	EventLocalReconnect     EventType = "repmgrd_local_reconnect"
+	EventUpstreamDisconnect EventType = "repmgrd_upstream_disconnect"
+	EventUpstreamReconnect  EventType = "repmgrd_upstream_reconnect"
+	EventStandbyReconnect   EventType = "repmgrd_standby_reconnect"
+	EventStandbyFailure     EventType = "standby_failure"
+	EventStandbyRecovery    EventType = "standby_recovery"
+	EventChildDisconnect    EventType = "child_node_disconnect"
+	EventChildReconnect     EventType = "child_node_reconnect"
+	EventChildConnect       EventType = "child_node_new_connect"
+)
+
+// Event is something that happened to a node. It is written to repmgr.events
+// where a primary can take it, and given to every [Notifier] in any case.
+type Event struct {
+	NodeID  NodeID    `json:"node_id" db:"node_id"`
+	Node    string    `json:"node_name,omitempty" db:"node_name"` // empty: the node is not registered any more
+	Type    EventType `json:"event" db:"event"`
+	Success bool      `json:"successful" db:"successful"`
+	At      time.Time `json:"event_timestamp" db:"event_timestamp"`
+	Details string    `json:"details,omitempty" db:"details"`
+
+	// The other node of the event, where it has one: the primary that a standby
+	// registered with or follows, the former primary of a promotion.
+	PeerID       NodeID `json:"peer_node_id,omitempty" db:"-"`
+	Peer         string `json:"peer_node_name,omitempty" db:"-"`
+	PeerConninfo string `json:"peer_conninfo,omitempty" db:"-"`
+}
+
+// Notifier is told of each event, in order, one at a time. Notify must return
+// when ctx ends; its error is logged and changes nothing.
+type Notifier interface {
+	Notify(ctx context.Context, e Event) error
+}
+
+// NotifierFunc makes a function a [Notifier].
+type NotifierFunc func(ctx context.Context, e Event) error
+
+func (f NotifierFunc) Notify(ctx context.Context, e Event) error { return f(ctx, e) }
+
+// The questions a caller may ask of an error, with [errors.Is].
+var (
+	// ErrConfig: the configuration, or an option, is wrong. Nothing was done.
+	ErrConfig = errors.New("invalid configuration")
+	// ErrConnect: a server that was needed could not be reached. See [ConnectError].
+	ErrConnect = errors.New("no connection")
+	// ErrNoPrimary: no reachable registered node is a primary.
+	ErrNoPrimary = errors.New("no primary found")
+	// ErrPrimaryExists: another server is a primary already.
+	ErrPrimaryExists = errors.New("another primary exists")
+	// ErrNotPrimary: the server is in recovery, and the action needs a primary.
+	ErrNotPrimary = errors.New("not a primary")
+	// ErrNotStandby: the server is not in recovery, and the action needs a standby.
+	ErrNotStandby = errors.New("not a standby")
+	// ErrNotRegistered: the node has no row in repmgr.nodes, or there is no metadata at all.
+	ErrNotRegistered = errors.New("not registered")
+	// ErrRegistered: a node of that id or name is registered already.
+	ErrRegistered = errors.New("already registered")
+	// ErrRefused: a safety check said no. The message says which and what would lift it.
+	ErrRefused = errors.New("refused")
+	// ErrSchemaVersion: the metadata was made by a newer version of this library.
+	ErrSchemaVersion = errors.New("metadata schema is newer than this program")
+	// ErrSystemIdentifier: the servers are not of one cluster.
+	ErrSystemIdentifier = errors.New("system identifiers differ")
+	// ErrTimelineDiverged: the server has WAL that its new upstream never had.
+	ErrTimelineDiverged = errors.New("timelines diverged")
+	// ErrNotAttached: the standby was told to follow, but was not seen streaming in time.
+	ErrNotAttached = errors.New("standby is not streaming")
+	// ErrPromotion: the standby did not become a primary.
+	ErrPromotion = errors.New("promotion did not complete")
+	// ErrMetadata: the server did what was asked, but repmgr.nodes could not be updated.
+	ErrMetadata = errors.New("metadata not updated")
+	// ErrQuery: a statement on the metadata failed.
+	ErrQuery = errors.New("query failed")
+	// ErrDirectory: the target directory can not be used as it is.
+	ErrDirectory = errors.New("target directory is not usable")
+	// ErrCopy: copying the data failed. What had been copied was removed.
+	ErrCopy = errors.New("copy failed")
+	// ErrTimeout: a condition did not come true in the time that the configuration allows.
+	ErrTimeout = errors.New("timed out")
+)
+
+// Hint returns what the reader of err could do about it, or "" where nothing
+// better than the message is known.
+func Hint(err error) string {
+	var h *hintError
+	if errors.As(err, &h) {
+		return h.hint
+	}
+	return ""
+}
+
+type hintError struct {
+	err  error
+	hint string
+}
+
+func (e *hintError) Error() string { return e.err.Error() }
+func (e *hintError) Unwrap() error { return e.err }
+
+// hint attaches help to an error. The message stays as it is: only the command
+// line prints help.
+func hint(err error, format string, args ...any) error {
+	return &hintError{err, fmt.Sprintf(format, args...)}
+}
+
+// kind makes an error that errors.Is finds by its sentinel, without the
+// sentinel's text in the message.
+func kind(sentinel error, format string, args ...any) error {
+	return &kindError{sentinel, fmt.Errorf(format, args...)}
+}
+
+type kindError struct{ kind, err error }
+
+func (e *kindError) Error() string        { return e.err.Error() }
+func (e *kindError) Unwrap() error        { return e.err }
+func (e *kindError) Is(target error) bool { return target == e.kind }

@@ -1,0 +1,78 @@
+package repmgr
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// placeholder is the value of a %x in a command of the user's, and the name of
+// the environment variable that carries it.
+type placeholder struct{ env, value string }
+
+// runShell runs a command of the configuration through /bin/sh. Values never
+// become part of the program text, so nothing in them can be executed: each
+// placeholder turns into an expansion of an environment variable, quoted as its
+// surroundings ask for. The command ends with ctx.
+func runShell(ctx context.Context, command string, values map[byte]placeholder) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", expand(command, values))
+	cmd.Env = os.Environ()
+	for _, p := range values {
+		cmd.Env = append(cmd.Env, p.env+"="+p.value)
+	}
+	cmd.WaitDelay = 2 * time.Second
+	endWithGroup(cmd)
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return out, err
+}
+
+// endWithGroup makes a command end together with all that it started.
+func endWithGroup(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+}
+
+// expand replaces %x in a shell command. In the open, an empty value is no
+// argument at all, as with repmgr; in quotes it stays an empty string. An
+// unknown %x stays as it is, and %% is a percent sign.
+func expand(command string, values map[byte]placeholder) string {
+	var out strings.Builder
+	var quote byte // the quote that we are in, or 0
+	for i := 0; i < len(command); i++ {
+		ch := command[i]
+		switch {
+		case ch == '\\' && quote != '\'' && i+1 < len(command) && command[i+1] != '%':
+			out.WriteByte(ch)
+			i++
+			out.WriteByte(command[i])
+		case ch == '%' && i+1 < len(command) && command[i+1] == '%':
+			i++
+			out.WriteByte('%')
+		case ch == '%' && i+1 < len(command) && values[command[i+1]].env != "":
+			i++
+			env := values[command[i]].env
+			switch quote {
+			case '"':
+				out.WriteString("${" + env + "}")
+			case '\'':
+				out.WriteString(`'"${` + env + `}"'`)
+			default:
+				out.WriteString("${" + env + `:+"${` + env + `}"}`)
+			}
+		default:
+			if quote == ch {
+				quote = 0
+			} else if quote == 0 && (ch == '"' || ch == '\'') {
+				quote = ch
+			}
+			out.WriteByte(ch)
+		}
+	}
+	return out.String()
+}
