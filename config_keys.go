@@ -332,10 +332,14 @@ var timeUnits = []struct {
 	{"us", "microseconds", time.Microsecond},
 }
 
+// shortest is the smallest span that a key takes which must not be 0.
+const shortest = 10 * time.Millisecond
+
 var timeValue = regexp.MustCompile(`^([+-]?[0-9]+)[ \t]*(us|ms|s|min|h|d)?$`)
 
 // confTime builds a span of time that is a number of units where the file names
-// no unit. It must be least units or more.
+// no unit. It must be least units or more; where 0 is not allowed, a smaller unit
+// may go down to shortest.
 func confTime(unit time.Duration, least int, def time.Duration, at func(*Config) *time.Duration) confField {
 	parse := func(s string) (time.Duration, string) {
 		size, plural := unit, ""
@@ -356,7 +360,8 @@ func confTime(unit time.Duration, least int, def time.Duration, at func(*Config)
 		if most := int64(math.MaxInt64 / size); m != nil && (err != nil || n > most || n < -most) {
 			return 0, "is out of range"
 		}
-		if d := time.Duration(n) * size; m != nil && d >= time.Duration(least)*unit {
+		d := time.Duration(n) * size
+		if m != nil && (d >= time.Duration(least)*unit || least > 0 && size < unit && d >= shortest) {
 			return d, ""
 		}
 		return 0, fmt.Sprintf("must be an integer of %d or more, in %s or with a unit (ms, s, min, h, d)", least, plural)

@@ -79,9 +79,16 @@ func sqlState(err error) string {
 // path to be tricked by, no waiting for synchronous standbys when bookkeeping
 // is written, a name, and a way to notice a silent peer.
 func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
-	cfg, err := pgx.ParseConfig(conninfo)
+	if problem := checkConninfo(conninfo); problem != "" {
+		return nil, kind(ErrConfig, "conninfo %q %s", Redact(conninfo), problem)
+	}
+	native, err := pgxConninfo(conninfo)
 	if err != nil {
-		return nil, kind(ErrConfig, "conninfo %q is not valid", Redact(conninfo))
+		return nil, kind(ErrConfig, "conninfo %q: %w", Redact(conninfo), err)
+	}
+	cfg, err := pgx.ParseConfig(native)
+	if err != nil { // its text may hold the password
+		return nil, kind(ErrConfig, "conninfo %q can not be used", Redact(conninfo))
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = DefaultConnectTimeout

@@ -146,7 +146,11 @@ func (m *Monitor) Run(ctx context.Context) error {
 	for {
 		m.takeReload()
 		now := time.Now()
-		d := m.policy().Step(m.state, m.observe(ctx, now))
+		o := m.observe(ctx, now)
+		if ctx.Err() != nil {
+			return nil // what a cancelled look did not see is no evidence
+		}
+		d := m.policy().Step(m.state, o)
 		m.transition(d)
 		m.act(ctx, d.Actions)
 		if !started && m.self.ID != 0 {
@@ -284,7 +288,7 @@ func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observati
 	o.Node = election.Node{Registered: true, Role: election.Role(m.self.Role), Active: m.self.Active}
 	o.Children = map[int32]bool{}
 	for _, r := range recs {
-		if r.UpstreamID == m.self.ID && r.Role == RoleStandby && r.Active {
+		if r.UpstreamID == m.self.ID && r.Role == RoleStandby {
 			o.Children[int32(r.ID)] = attachment(status, r.Name) != ""
 		}
 	}

@@ -60,11 +60,15 @@ func (n CommandNotifier) Notify(ctx context.Context, e Event) error {
 // WebhookNotifier posts each event as JSON.
 type WebhookNotifier struct {
 	URL    string
+	Types  []EventType  // only these; empty: all
 	Client *http.Client // defaults to http.DefaultClient
 }
 
 // Notify posts the event; an answer other than 2xx is an error.
 func (n WebhookNotifier) Notify(ctx context.Context, e Event) error {
+	if len(n.Types) > 0 && !slices.Contains(n.Types, e.Type) {
+		return nil
+	}
 	e.PeerConninfo = Redact(e.PeerConninfo)
 	body, err := json.Marshal(e)
 	if err != nil {
@@ -119,7 +123,7 @@ func (c Config) allNotifiers() []Notifier {
 		all = append(all, CommandNotifier{Command: c.EventNotificationCommand, Types: c.EventNotifications})
 	}
 	if c.EventWebhookURL != "" {
-		all = append(all, WebhookNotifier{URL: c.EventWebhookURL})
+		all = append(all, WebhookNotifier{URL: c.EventWebhookURL, Types: c.EventNotifications})
 	}
 	return all
 }

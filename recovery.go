@@ -375,7 +375,7 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 		return res, err
 	}
 	defer up.Close()
-	if res.Timeline, err = c.checkAncestry(ctx, node, status, target, up); err != nil {
+	if res.Timeline, err = c.checkAncestry(ctx, n, node, status, target, up); err != nil {
 		return res, err
 	}
 	primary, err := c.connectPrimary(ctx, up)
@@ -403,7 +403,7 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 
 // checkAncestry proves that all WAL of the standby is WAL of the target, too.
 // It returns the timeline of the target.
-func (c *Cluster) checkAncestry(ctx context.Context, node Record, status NodeStatus, target Record, up *Node) (wal.Timeline, error) {
+func (c *Cluster) checkAncestry(ctx context.Context, n *Node, node Record, status NodeStatus, target Record, up *Node) (wal.Timeline, error) {
 	theirs, err := up.Status(ctx)
 	if err != nil {
 		return 0, err
@@ -413,14 +413,18 @@ func (c *Cluster) checkAncestry(ctx context.Context, node Record, status NodeSta
 			"They are different clusters, and one can not follow the other.")
 	}
 	local, upstream := status.Position(), theirs.Position()
-	if local.Timeline == upstream.Timeline && theirs.InRecovery {
-		return upstream.Timeline, nil // both read one stream: whoever is behind catches up
-	}
 	var history wal.History
-	if upstream.Timeline > local.Timeline {
+	if upstream.Timeline >= local.Timeline && upstream.Timeline > 1 {
 		if history, err = c.timelineHistory(ctx, target, upstream.Timeline); err != nil {
 			return 0, err
 		}
+	}
+	if ours, ok := n.ownHistory(ctx, local.Timeline); ok && upstream.Timeline >= local.Timeline && !history.Extends(ours) {
+		return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: timeline %d of the one is not timeline %d of the other: they were promoted apart", node, target, local.Timeline, upstream.Timeline),
+			"Decide which of the two branches holds the data that counts, and clone the other one anew: repmgr standby clone --force")
+	}
+	if local.Timeline == upstream.Timeline && theirs.InRecovery {
+		return upstream.Timeline, nil // both read one stream: whoever is behind catches up
 	}
 	verdict := wal.CanFollow(local, upstream, history)
 	if verdict.OK() {
@@ -442,6 +446,18 @@ func (c *Cluster) timelineHistory(ctx context.Context, of Record, t wal.Timeline
 		return nil, kind(ErrQuery, "read the history of timeline %d of %s: %w", t, of, errors.Join(err, errors.New("no history came")))
 	}
 	return wal.ParseHistory(results[0].Rows[0][1])
+}
+
+// ownHistory reads the history of a server's timeline from its own files. It is
+// not there on timeline 1, nor where the login may not read files.
+func (n *Node) ownHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
+	var text []byte
+	err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1)`, wal.HistoryFileName(t)).Scan(&text)
+	if t <= 1 || err != nil {
+		return nil, false
+	}
+	h, err := wal.ParseHistory(text)
+	return h, err == nil
 }
 
 // dialReplication opens a physical replication connection to a registered node.

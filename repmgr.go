@@ -43,7 +43,9 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -197,8 +199,18 @@ var (
 // better than the message is known.
 func Hint(err error) string {
 	var h *hintError
-	if errors.As(err, &h) {
+	var conf *ConfigError
+	switch {
+	case errors.As(err, &h):
 		return h.hint
+	case errors.As(err, &conf):
+		var remedies []string
+		for _, f := range conf.Faults {
+			if f.Remedy != "" && !slices.Contains(remedies, f.Remedy) {
+				remedies = append(remedies, f.Remedy)
+			}
+		}
+		return strings.Join(remedies, " ")
 	}
 	return ""
 }

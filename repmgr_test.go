@@ -58,7 +58,7 @@ func config(t *testing.T, id repmgr.NodeID, s *pgtest.Server) (repmgr.Config, *r
 	cfg := repmgr.DefaultConfig()
 	cfg.NodeID, cfg.NodeName, cfg.ClusterName, cfg.Conninfo = id, fmt.Sprintf("node%d", id), "test", s.Conninfo()
 	cfg.Logger = testLogger(t)
-	cfg.MonitorInterval = waitLimit / 30
+	cfg.MonitorInterval = 50 * millisecond
 	cfg.Notifiers = []repmgr.Notifier{rec}
 	return cfg, rec
 }

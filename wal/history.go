@@ -77,3 +77,18 @@ func (h History) Fork(t Timeline) (LSN, bool) {
 	}
 	return 0, false
 }
+
+// Extends reports whether h is the history of a server that went through older:
+// whether it begins with the same forks. Two servers that were promoted apart can
+// both be on timeline 2; only this tells their timelines 2 from each other.
+func (h History) Extends(older History) bool {
+	if len(h) < len(older) {
+		return false
+	}
+	for i, e := range older {
+		if h[i].Timeline != e.Timeline || h[i].SwitchLSN != e.SwitchLSN {
+			return false
+		}
+	}
+	return true
+}

@@ -24,7 +24,7 @@ type SSHD struct {
 	Options []string // for ssh, before the host: the port, the key, the known host
 }
 
-// SSHD starts an sshd. It skips the test when there is none.
+// StartSSHD starts an sshd. It skips the test when there is none.
 func StartSSHD(t testing.TB) *SSHD {
 	t.Helper()
 	// sshd insists on its absolute path, and users do not have sbin in PATH.

@@ -1,0 +1,54 @@
+# Two commands: "make demo" and "make test". Both install the Debian packages
+# that are missing, and both work as root or as a user with sudo.
+
+GO     ?= go
+MAJORS ?= 13 14 15 16 17 18
+# The race detector needs a C compiler; without one the tests run all the same.
+RACE   := $(if $(shell command -v gcc || command -v clang),-race)
+# Whose checkout this is must not matter.
+export GOFLAGS := $(strip $(filter-out -buildvcs%,$(GOFLAGS)) -buildvcs=false)
+
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-matrix check fmt clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+build: ## build bin/repmgr and bin/repmgrd
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+demo: ## a real four-node cluster on this machine, through the manual's story
+	@scripts/deps
+	@scripts/demo
+
+test: ## everything, on the installed PostgreSQL or on REPMGR_PG_BINDIR
+	@scripts/deps
+	$(GO) build ./...
+	$(GO) vet ./...
+	$(GO) test $(RACE) -count=1 -timeout 10m ./...
+
+test-matrix: ## the tests on each of MAJORS (13 to 18), fetched once
+	@scripts/deps matrix
+	@failed=; for major in $(MAJORS); do \
+		bin=$$(scripts/postgres-major $$major) && $$bin/postgres -V && \
+		REPMGR_PG_BINDIR=$$bin $(GO) test -count=1 -timeout 10m ./... || failed="$$failed $$major"; \
+	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed"; exit 1; }
+
+check: ## formatting, vet, linters, known vulnerabilities, the arrows between packages
+	@bad=$$($(GO) run $(GOFUMPT) -l .) && [ -z "$$bad" ] || { echo "not formatted (make fmt does it): $$bad"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(GOLANGCI) run ./...
+	$(GO) test -count=1 ./internal/archtest
+	@out=$$($(GO) run $(GOVULNCHECK) ./... 2>&1); case $$? in 0) ;; \
+		*) echo "$$out"; case "$$out" in *"fetching vulnerabilities"*) echo "govulncheck: its database is out of reach: skipped" ;; *) exit 1 ;; esac ;; esac
+
+fmt: ## format all Go files
+	$(GO) run $(GOFUMPT) -w .
+
+clean: ## remove what was built, and what tests keep between runs
+	rm -rf bin
+	rm -rf $(foreach dir,$(or $(TMPDIR),/nonexistent) /dev/shm /tmp,$(dir)/repmgr-pgtest-$(shell id -u) $(if $(filter 0,$(shell id -u)),$(dir)/repmgr-pgtest-*))

@@ -1,0 +1,306 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/cli"
+)
+
+// app is one run of the program.
+type app struct {
+	grammar
+
+	in      io.Reader
+	out     io.Writer // answers: tables, CSV, JSON
+	err     io.Writer // messages
+	geteuid func() int
+
+	model   *kong.Application
+	line    cli.Line
+	command string // the command words, as "standby clone"
+	json    bool
+	log     *slog.Logger
+	logFile *os.File
+	cfg     repmgr.Config
+}
+
+func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
+	a := &app{in: stdin, out: stdout, err: stderr, geteuid: os.Geteuid}
+	a.log = slog.New(cli.NewLogHandler(stderr, cli.LogOptions{Level: slog.LevelInfo}))
+	return a
+}
+
+func (a *app) close() {
+	if a.logFile != nil {
+		_ = a.logFile.Close()
+	}
+}
+
+// checker is a command with rules that no tag can say. check returns what is wrong.
+type checker interface{ check() []string }
+
+// configOptional is a command that may do without a configuration file.
+type configOptional interface{ needsConfig() bool }
+
+// execute reads the command line and performs it.
+func (a *app) execute(ctx context.Context, args []string) error {
+	parser, err := kong.New(&a.grammar, kong.Name("repmgr"), kong.Description("replication manager for PostgreSQL clusters"), kong.NoDefaultHelp())
+	if err != nil {
+		return err // the grammar is wrong, not the user
+	}
+	a.model = parser.Model
+	a.model.Detail = helpEnd + unbuiltList()
+	a.line = cli.Arrange(parser.Model, unbuilt, args)
+	a.json = a.line.Has("json") || slices.Contains(a.line.Args, "--format=json")
+	if a.line.Has("terse") {
+		a.log = slog.New(cli.NewLogHandler(a.err, cli.LogOptions{Level: slog.LevelInfo, Terse: true}))
+	}
+	switch {
+	case a.line.Unbuilt != "":
+		return &usageError{[]string{fmt.Sprintf("repmgr %s is not available yet", a.line.Unbuilt)}, "Available commands: repmgr --help"}
+	case a.line.Has("help"):
+		cli.WriteHelp(a.out, a.model, a.line.Node)
+		return nil
+	case a.line.Has("version"):
+		return a.answer(versionDoc(), func(w io.Writer) { fmt.Fprintln(w, "repmgr "+versionText()) })
+	case a.line.Has("version-number"):
+		_, err := fmt.Fprintln(a.out, versionNumber())
+		return err
+	case a.line.Node == a.model.Node && len(a.line.Faults) == 0 && a.line.Has("dump-config"):
+		a.line.Node = a.model.Children[len(a.model.Children)-1] // the grammar's default command
+	case a.line.Node == a.model.Node && len(a.line.Faults) == 0:
+		return a.usage("no command given")
+	}
+	a.command = strings.Join(commandWords(a.line.Node), " ")
+	kctx, err := parser.Parse(a.line.Args)
+	if err != nil {
+		if len(a.line.Faults) == 0 {
+			a.line.Faults = append(a.line.Faults, err.Error())
+		}
+		return a.usage(a.line.Faults...)
+	}
+	cmd := a.line.Node.Target.Addr().Interface()
+	if err := a.settle(cmd); err != nil {
+		return err
+	}
+	kctx.BindTo(ctx, (*context.Context)(nil))
+	kctx.Bind(a)
+	return blameSignal(ctx, kctx.Run())
+}
+
+func commandWords(node *kong.Node) []string {
+	if node == nil || node.Parent == nil {
+		return nil
+	}
+	return append(commandWords(node.Parent), node.Name)
+}
+
+// usage is a command line that can not be obeyed, with all of its faults.
+func (a *app) usage(faults ...string) error {
+	help := strings.Join(append(append([]string{"repmgr"}, commandWords(a.line.Node)...), "--help"), " ")
+	return &usageError{faults, "See: " + help}
+}
+
+// settle puts options and configuration together: output form, log, settings.
+func (a *app) settle(cmd any) error {
+	faults := a.line.Faults
+	if c, ok := cmd.(checker); ok {
+		faults = append(faults, c.check()...)
+	}
+	if a.Format == "csv" {
+		if c, ok := cmd.(interface{ setCSV() }); ok {
+			c.setCSV()
+		} else {
+			faults = append(faults, fmt.Sprintf("%s has no CSV output", a.command))
+		}
+	}
+	level, ok := cli.ParseLevel(a.LogLevel)
+	if a.LogLevel != "" && !ok {
+		faults = append(faults, fmt.Sprintf("option --log-level: %q is none of DEBUG, INFO, NOTICE, WARNING, ERROR, CRIT, ALERT, EMERG", a.LogLevel))
+	}
+	if len(faults) > 0 {
+		return a.usage(faults...)
+	}
+	optional := false
+	if c, ok := cmd.(configOptional); ok {
+		optional = !c.needsConfig()
+	}
+	if err := a.loadConfig(optional); err != nil {
+		return err
+	}
+	if a.PgBindir != "" {
+		a.cfg.PgBindir = a.PgBindir
+	}
+	if a.LogLevel == "" {
+		level = a.cfg.LogLevel.Level()
+		if a.Verbose {
+			level = slog.LevelDebug
+		}
+	}
+	if a.line.Has("dry-run") {
+		level = min(level, slog.LevelInfo) // its findings are at INFO
+	}
+	if a.Quiet {
+		level = slog.LevelError
+	}
+	if err := a.openLog(level); err != nil {
+		return err
+	}
+	a.cfg.Logger = a.log
+	for _, w := range a.cfg.Warnings {
+		a.log.Warn(w.String(), "hint", w.Remedy)
+	}
+	for _, w := range a.line.Warnings {
+		if !a.Terse {
+			a.log.Warn(w)
+		}
+	}
+	return nil
+}
+
+func (a *app) loadConfig(optional bool) error {
+	path, found, err := repmgr.FindConfig(a.ConfigFile)
+	switch {
+	case err != nil:
+		return err
+	case found:
+		a.cfg, err = repmgr.LoadConfig(path)
+		return err
+	case optional:
+		a.cfg = repmgr.DefaultConfig()
+		return nil
+	default:
+		return &usageError{
+			[]string{fmt.Sprintf("%s needs a configuration file, and none was found", a.command)},
+			"Name it with -f, or put it at ./repmgr.conf or /etc/repmgr.conf. Three lines will do: cluster, node and conninfo.",
+		}
+	}
+}
+
+// openLog points the messages to standard error, or with --log-to-file to log_file.
+func (a *app) openLog(level slog.Level) error {
+	o := cli.LogOptions{Level: level, Terse: a.Terse}
+	w := a.err
+	if a.LogToFile && a.cfg.LogFile != "" {
+		f, err := os.OpenFile(a.cfg.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		if err != nil {
+			return fmt.Errorf("open log_file: %w", err)
+		}
+		a.logFile, w, o.Stamp = f, f, true
+	}
+	a.log = slog.New(cli.NewLogHandler(w, o))
+	if a.LogToFile && a.cfg.LogFile == "" {
+		a.log.Warn("log_file is not set: messages go to standard error")
+	}
+	return nil
+}
+
+// cluster opens the library on the configuration.
+func (a *app) cluster() (*repmgr.Cluster, error) { return repmgr.New(a.cfg) }
+
+// use takes the connection options over into the configuration.
+func (a *app) use(c connection) error {
+	if !c.given() {
+		return nil
+	}
+	conninfo, err := c.conninfo(a.cfg.Conninfo)
+	if err != nil {
+		return &exitError{cli.ExitConfig, err}
+	}
+	a.cfg.Conninfo = conninfo
+	return nil
+}
+
+// answer prints doc as JSON, or what text prints.
+func (a *app) answer(doc any, text func(io.Writer)) error {
+	if a.json {
+		enc := json.NewEncoder(a.out)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(doc)
+	}
+	if text != nil {
+		text(a.out)
+	}
+	return nil
+}
+
+func (a *app) notice(msg string, attrs ...any) {
+	a.log.Log(context.Background(), repmgr.LevelNotice, msg, attrs...)
+}
+
+// failure is the JSON document of a command that did not do its work.
+type failure struct {
+	Error    string `json:"error"`
+	Hint     string `json:"hint,omitempty"`
+	ExitCode int    `json:"exit_code"`
+}
+
+// finish prints an error and returns the exit code.
+func (a *app) finish(err error) int {
+	code := exitCode(a.command, err)
+	var quiet *exitError
+	if err == nil || errors.As(err, &quiet) && quiet.err == nil {
+		return code
+	}
+	hint := repmgr.Hint(err)
+	var usage *usageError
+	if errors.As(err, &usage) {
+		hint = usage.hint
+	}
+	var cfg *repmgr.ConfigError
+	if errors.As(err, &cfg) && hint == "" {
+		for _, f := range cfg.Faults {
+			hint = strings.TrimPrefix(hint+"\n"+f.Remedy, "\n")
+		}
+		hint = strings.TrimSpace(hint)
+	}
+	lines := strings.Split(err.Error(), "\n")
+	for i, line := range lines {
+		if i == len(lines)-1 {
+			a.log.Error(line, "hint", hint)
+		} else {
+			a.log.Error(line)
+		}
+	}
+	if a.json {
+		_ = a.answer(failure{err.Error(), hint, code}, nil)
+	}
+	return code
+}
+
+func versionText() string {
+	return fmt.Sprintf("%s (repmgr for Go, %s)", repmgr.Version, runtime.Version())
+}
+
+// versionNumber is major, minor and patch with two digits each, as 50500 for 5.5.0.
+func versionNumber() int {
+	var major, minor, patch int
+	_, _ = fmt.Sscanf(repmgr.Version, "%d.%d.%d", &major, &minor, &patch)
+	return major*10000 + minor*100 + patch
+}
+
+func versionDoc() any {
+	return struct {
+		Version string `json:"version"`
+		Number  int    `json:"version_number"`
+	}{repmgr.Version, versionNumber()}
+}
+
+const helpEnd = `Options may stand anywhere on the line, and be shortened. Long options take "_" for "-".
+Explanation and options of a command: repmgr standby clone --help
+
+Of repmgr 5, these are not available yet:
+`

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/cli"
+)
+
+// codeFor is an error of the library and the exit code that repmgr 5 has for it.
+type codeFor struct {
+	err  error
+	code int
+}
+
+// commonCodes hold for every command, after its own.
+var commonCodes = []codeFor{
+	{repmgr.ErrConnect, cli.ExitConnect},
+	{repmgr.ErrQuery, cli.ExitQuery},
+}
+
+// commandCodes are the codes of single commands. The first match counts.
+var commandCodes = map[string][]codeFor{
+	"standby promote": {
+		{repmgr.ErrMetadata, cli.ExitQuery},
+		{repmgr.ErrPrimaryExists, cli.ExitPromote},
+		{repmgr.ErrNotStandby, cli.ExitPromote},
+		{repmgr.ErrPromotion, cli.ExitPromote},
+		{repmgr.ErrTimeout, cli.ExitPromote},
+	},
+	"standby follow": {
+		{repmgr.ErrNoPrimary, cli.ExitFollow},
+		{repmgr.ErrTimelineDiverged, cli.ExitFollow},
+		{repmgr.ErrNotAttached, cli.ExitFollow},
+		{repmgr.ErrSystemIdentifier, cli.ExitFollow},
+		{repmgr.ErrTimeout, cli.ExitFollow},
+	},
+	"standby clone": {
+		{repmgr.ErrDirectory, cli.ExitClone},
+		{repmgr.ErrCopy, cli.ExitClone},
+	},
+	"standby register": {
+		{repmgr.ErrTimeout, cli.ExitRegisterSync},
+	},
+}
+
+// exitCode is the exit code for err as the outcome of a command.
+func exitCode(command string, err error) int {
+	var coded interface{ ExitCode() int }
+	switch {
+	case err == nil:
+		return cli.ExitOK
+	case errors.As(err, &coded):
+		return coded.ExitCode()
+	}
+	for _, table := range [][]codeFor{commandCodes[command], commonCodes} {
+		for _, c := range table {
+			if errors.Is(err, c.err) {
+				return c.code
+			}
+		}
+	}
+	return cli.ExitConfig
+}
+
+// blameSignal makes a signal the outcome where it is what ended the work.
+func blameSignal(ctx context.Context, err error) error {
+	var signal *cli.SignalError
+	if err == nil || !errors.As(context.Cause(ctx), &signal) {
+		return err
+	}
+	return &exitError{signal.ExitCode(), errors.Join(signal, err)}
+}

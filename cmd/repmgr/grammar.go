@@ -1,0 +1,335 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/cli"
+)
+
+// grammar is the command line: every command, option and explanation. Tags
+// beside kong's: oneof, min and noeffect, see [cli.Arrange].
+type grammar struct {
+	general       `embed:"" group:"General options"`
+	configuration `embed:"" group:"Configuration options"`
+
+	Primary    primaryGroup  `cmd:"" aliases:"master" help:"Primary server (\"master\" is the same word)"`
+	Standby    standbyGroup  `cmd:"" help:"Standby server"`
+	Cluster    clusterGroup  `cmd:"" help:"Cluster"`
+	Node       nodeGroup     `cmd:"" help:"This node"`
+	Completion completionCmd `cmd:"" help:"print a completion script for a shell"`
+	Dump       dumpConfig    `cmd:"" name:"dump-config" default:"1" hidden:""`
+}
+
+type general struct {
+	Help          bool   `short:"?" help:"show this help, then exit"`
+	Version       bool   `short:"V" help:"output version information, then exit"`
+	VersionNumber bool   `help:"output the version as a number, then exit"`
+	DumpConfig    bool   `help:"output the settings in force, then exit (no command)"`
+	Verbose       bool   `short:"v" help:"output verbose activity information"`
+	Quiet         bool   `short:"q" help:"output nothing but errors"`
+	Terse         bool   `short:"t" help:"leave out details and hints"`
+	LogLevel      string `short:"L" placeholder:"LEVEL" help:"DEBUG, INFO, NOTICE, WARNING or ERROR (default: INFO)"`
+	LogToFile     bool   `help:"log to log_file of the configuration"`
+	JSON          bool   `name:"json" xor:"format" help:"output one JSON document, also for errors"`
+	Format        string `oneof:"text,csv,json" xor:"format" placeholder:"FORMAT" help:"text, csv or json"`
+}
+
+type configuration struct {
+	ConfigFile string `short:"f" placeholder:"PATH" help:"path to the configuration file (also --config_file)"`
+	PgBindir   string `name:"pg_bindir" short:"b" placeholder:"DIR" help:"directory of PostgreSQL's programs"`
+}
+
+// connection is embedded where a server other than that of repmgr.conf can be named.
+type connection struct {
+	Dbname   string `short:"d" placeholder:"DBNAME" help:"database to connect to, or a connection string or URI"`
+	Host     string `short:"h" placeholder:"HOSTNAME" help:"database server host or socket directory"`
+	Port     []int  `short:"p" sep:"none" min:"1" max:"65535" placeholder:"PORT" help:"database server port"`
+	Username string `short:"U" placeholder:"USERNAME" help:"database user name to connect as"`
+}
+
+func (c connection) given() bool {
+	return c.Dbname != "" || c.Host != "" || len(c.Port) > 0 || c.Username != ""
+}
+
+// isConninfo tells a connection string from a database name.
+func isConninfo(s string) bool {
+	return strings.Contains(s, "=") || strings.HasPrefix(s, "postgresql://") || strings.HasPrefix(s, "postgres://")
+}
+
+// ownAddress are the parameters of a node's conninfo that say where it is; the
+// others, such as user and database, are good for its fellows too.
+var ownAddress = []string{"host", "hostaddr", "port", "application_name", "fallback_application_name"}
+
+// conninfo is the server that the options name. What they leave open comes from
+// ours, the conninfo of the configuration, and otherwise from the PG* variables.
+func (c connection) conninfo(ours string) (string, error) {
+	params := map[string]string{}
+	if isConninfo(c.Dbname) {
+		var err error
+		if params, err = repmgr.ParseConninfo(c.Dbname); err != nil {
+			return "", fmt.Errorf("option --dbname: %w", err)
+		}
+	} else {
+		if ours != "" {
+			p, err := repmgr.ParseConninfo(ours)
+			if err != nil {
+				return "", err
+			}
+			params = p
+			for _, key := range ownAddress {
+				delete(params, key)
+			}
+		}
+		if c.Dbname != "" {
+			params["dbname"] = c.Dbname
+		}
+	}
+	if c.Host != "" {
+		params["host"] = c.Host
+		delete(params, "hostaddr")
+	}
+	if len(c.Port) > 0 {
+		params["port"] = fmt.Sprint(c.Port[0])
+	}
+	if c.Username != "" {
+		params["user"] = c.Username
+	}
+	return repmgr.FormatConninfo(params), nil
+}
+
+// superuser is known to repmgr 5, whose extension only a superuser can install.
+type superuser struct {
+	Superuser string `short:"S" hidden:"" noeffect:"repmgr needs no superuser for its metadata"`
+}
+
+type force struct {
+	Force bool `short:"F" help:"override the safety checks that can be overridden"`
+}
+
+type dryRun struct {
+	DryRun bool `help:"check everything, change nothing"`
+}
+
+type csv struct {
+	CSV bool `name:"csv" xor:"format" help:"output comma-separated values, without a header"`
+}
+
+type primaryGroup struct {
+	Register   primaryRegister   `cmd:"" help:"register this node as the primary of the cluster"`
+	Unregister primaryUnregister `cmd:"" help:"remove the record of a former primary"`
+	Status     nodeStatus        `cmd:"" hidden:"" help:"show the state of this node"`
+}
+
+type standbyGroup struct {
+	Register   standbyRegister   `cmd:"" help:"register this node as a standby"`
+	Unregister standbyUnregister `cmd:"" help:"remove the record of a standby"`
+	Clone      standbyClone      `cmd:"" help:"make a new standby from a running server"`
+	Promote    standbyPromote    `cmd:"" help:"make this standby the new primary"`
+	Follow     standbyFollow     `cmd:"" help:"re-point this standby to a new primary"`
+	Status     nodeStatus        `cmd:"" hidden:"" help:"show the state of this node"`
+}
+
+type clusterGroup struct {
+	Show    clusterShow    `cmd:"" help:"show every node and whether all is well"`
+	Event   clusterEvent   `cmd:"" aliases:"events" help:"show what happened, newest first"`
+	Cleanup clusterCleanup `cmd:"" help:"delete old monitoring history"`
+}
+
+type nodeGroup struct {
+	Status nodeStatus `cmd:"" help:"show the state of this node"`
+}
+
+type primaryRegister struct {
+	force
+	dryRun
+	ReplicationUser string `placeholder:"USERNAME" help:"role of replication connections (default: replication_user, or\nthe user of conninfo)"`
+	superuser
+}
+
+func (primaryRegister) Help() string {
+	return `Makes the metadata in the database that conninfo names, and registers the node.
+Registering again needs -F, and takes changed settings over.
+
+Example:
+  repmgr -f /etc/repmgr.conf primary register`
+}
+
+type unregister struct {
+	NodeID   int    `placeholder:"N" min:"1" help:"node to remove, by its id"`
+	NodeName string `placeholder:"NAME" help:"node to remove, by its name"`
+	force
+	dryRun
+}
+
+type primaryUnregister struct{ unregister }
+
+func (primaryUnregister) Help() string {
+	return `Stops nothing: it only removes the record. Without --node-id it means the primary.
+
+Example, for a former primary that is gone for good:
+  repmgr -f /etc/repmgr.conf primary unregister --node-id=1`
+}
+
+type standbyUnregister struct{ unregister }
+
+func (standbyUnregister) Help() string {
+	return `Stops nothing: it only removes the record. Without --node-id it means this node.
+
+Example:
+  repmgr -f /etc/repmgr.conf standby unregister --node-id=3`
+}
+
+type standbyRegister struct {
+	force
+	dryRun
+	UpstreamNodeID int             `placeholder:"N" min:"1" help:"node that this standby streams from (default: looked up)"`
+	WaitStart      int             `placeholder:"SECONDS" min:"0" default:"30" help:"how long to wait for the local server (default: 30)"`
+	WaitSync       cli.OptionalInt `placeholder:"SECONDS" help:"wait until this standby has the record (default: for ever)"`
+	connection     `embed:"" group:"Connection options"`
+	superuser
+}
+
+func (standbyRegister) Help() string {
+	return `The connection options name the primary; they are needed only with -F while the
+local server is down.
+
+Example:
+  repmgr -f /etc/repmgr.conf standby register`
+}
+
+type standbyClone struct {
+	Source string `arg:"" optional:"" name:"host" help:"server to copy"`
+
+	force
+	dryRun
+	FastCheckpoint        bool   `short:"c" help:"begin with a fast checkpoint instead of waiting for one"`
+	Method                string `oneof:"basebackup,rsync,command" placeholder:"METHOD" help:"basebackup (default), rsync or command"`
+	UpstreamNodeID        int    `placeholder:"N" min:"1" help:"node to stream from (default: the primary)"`
+	UpstreamConninfo      string `placeholder:"CONNINFO" help:"server to stream from, where it is not registered"`
+	ReplicationUser       string `placeholder:"USERNAME" help:"role of replication connections"`
+	RecoveryMinApplyDelay string `placeholder:"TIME" help:"apply WAL so much later (such as 30min)"`
+	ReplicationConfOnly   bool   `aliases:"recovery-conf-only" help:"copy nothing, only write the replication settings"`
+	connection            `embed:"" group:"Connection options"`
+	copying               `embed:"" group:"Configuration options"`
+	superuser
+	WithoutBarman           bool `hidden:"" help:"copies never come from Barman"`
+	VerifyBackup            bool `hidden:"" noeffect:"verification is not available yet"`
+	NoUpstreamConnection    bool `hidden:"" noeffect:"there is no cloning from Barman, which it is for"`
+	CopyExternalConfigFiles bool `hidden:"" default:"false" noeffect:"files outside the data directory are not copied yet"`
+}
+
+// copying is where the manual lists them: under configuration.
+type copying struct {
+	DataDir    string `short:"D" aliases:"pgdata" placeholder:"DIR" help:"local directory where the files will be copied to (also\n--pgdata; data_directory of the configuration wins)"`
+	RemoteUser string `short:"R" placeholder:"USERNAME" help:"operating system user for rsync on the other machine"`
+}
+
+func (standbyClone) Help() string {
+	return `HOST is the server to copy; -h says the same. A second -p is the port of the new
+standby. Without -D and a configuration, the current directory becomes the data
+directory. Nothing is started.
+
+Example:
+  repmgr -D /var/lib/postgresql/data standby clone node1`
+}
+
+type standbyPromote struct {
+	force
+	dryRun
+	SiblingsFollow bool `help:"re-point the other standbys to this node"`
+}
+
+func (standbyPromote) Help() string {
+	return `Refuses while another primary can be reached.
+
+Example:
+  repmgr -f /etc/repmgr.conf standby promote`
+}
+
+type standbyFollow struct {
+	Target string `arg:"" optional:"" name:"host" help:"new primary"`
+
+	dryRun
+	UpstreamNodeID int             `placeholder:"N" min:"1" help:"node to follow (default: the primary)"`
+	Wait           cli.OptionalInt `short:"w" xor:"wait" placeholder:"SECONDS" help:"wait for a primary (default: primary_follow_timeout)"`
+	NoWait         bool            `short:"W" xor:"wait" help:"do not wait for a primary (default)"`
+	connection     `embed:"" group:"Connection options"`
+}
+
+func (standbyFollow) Help() string {
+	return `Without HOST and --upstream-node-id, the primary is looked up. The server is not
+restarted.
+
+Example:
+  repmgr -f /etc/repmgr.conf standby follow`
+}
+
+type clusterShow struct {
+	csv
+	Compact    bool `xor:"width" help:"narrower: no connection strings"`
+	Detail     bool `xor:"width" help:"wider: how each node answered"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterShow) Help() string {
+	return `Every node is asked at once. The exit code is 25 where something is wrong. With
+connection options it needs no configuration file.
+CSV: node_id, availability (0 yes, -1 no), recovery (0 primary, 1 standby, -1 unknown).
+
+Example:
+  repmgr -f /etc/repmgr.conf cluster show`
+}
+
+type clusterEvent struct {
+	csv
+	All        bool   `help:"all events"`
+	Limit      int    `placeholder:"N" min:"1" default:"20" help:"that many events (default: 20)"`
+	Event      string `placeholder:"NAME" help:"only events of that name, such as standby_promote"`
+	NodeID     int    `placeholder:"N" min:"1" help:"only events of that node, by its id"`
+	NodeName   string `placeholder:"NAME" help:"only events of that node, by its name"`
+	Compact    bool   `help:"narrower: no details"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterEvent) Help() string {
+	return `Example:
+  repmgr -f /etc/repmgr.conf cluster event --event=standby_promote --limit=5`
+}
+
+type clusterCleanup struct {
+	KeepHistory int `short:"k" placeholder:"DAYS" min:"0" help:"keep the last so many days (default: 0, keep nothing)"`
+	NodeID      int `placeholder:"N" min:"1" help:"only the history of that standby"`
+	dryRun
+}
+
+func (clusterCleanup) Help() string {
+	return `Example, for cron:
+  repmgr -f /etc/repmgr.conf cluster cleanup -k 7`
+}
+
+type nodeStatus struct {
+	csv
+	IsShutdownCleanly bool `hidden:""`
+}
+
+func (nodeStatus) Help() string {
+	return `The exit code is 25 where something is wrong.
+
+Example:
+  repmgr -f /etc/repmgr.conf node status`
+}
+
+// dumpConfig is what --dump-config without a command does.
+type dumpConfig struct{}
+
+type completionCmd struct {
+	Shell string `arg:"" oneof:"bash,zsh,fish" help:"shell"`
+}
+
+func (completionCmd) Help() string {
+	return `Example, for this session and for good:
+  source <(repmgr completion bash)
+  repmgr completion bash > /etc/bash_completion.d/repmgr`
+}

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/pgrepmgr/repmgr"
+)
+
+// nodeDoc is the JSON document of what changes a node's record.
+type nodeDoc struct {
+	Node   repmgr.Record `json:"node"`
+	DryRun bool          `json:"dry_run,omitempty"`
+}
+
+// recorded says what became of a node's record.
+func (a *app) recorded(rec repmgr.Record, dryRun bool, done, would string) error {
+	if dryRun {
+		a.log.Info(fmt.Sprintf("%s would be %s", rec, would))
+	} else {
+		a.notice(fmt.Sprintf("%s %s", rec, done))
+	}
+	return a.answer(nodeDoc{rec, dryRun}, nil)
+}
+
+func (cmd *primaryRegister) Run(ctx context.Context, a *app) error {
+	if cmd.ReplicationUser != "" {
+		a.cfg.ReplicationUser = cmd.ReplicationUser
+	}
+	c, err := a.cluster()
+	if err != nil {
+		return err
+	}
+	rec, err := c.RegisterPrimary(ctx, repmgr.RegisterOptions{Force: cmd.Force, DryRun: cmd.DryRun})
+	if err != nil {
+		return err
+	}
+	return a.recorded(rec, cmd.DryRun, "registered as primary", "registered as primary")
+}
+
+func (u unregister) options() repmgr.UnregisterOptions {
+	return repmgr.UnregisterOptions{NodeID: repmgr.NodeID(u.NodeID), Name: u.NodeName, Force: u.Force, DryRun: u.DryRun}
+}
+
+func (cmd *primaryUnregister) Run(ctx context.Context, a *app) error {
+	c, err := a.cluster()
+	if err != nil {
+		return err
+	}
+	rec, err := c.UnregisterPrimary(ctx, cmd.options())
+	if err != nil {
+		return err
+	}
+	return a.recorded(rec, cmd.DryRun, "unregistered", "unregistered")
+}

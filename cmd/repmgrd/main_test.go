@@ -1,0 +1,278 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/cli"
+)
+
+var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
+
+// asDaemon makes this test binary a repmgrd, started by one that goes to the background.
+const asDaemon = "REPMGRD_TEST_AS_DAEMON"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asDaemon) != "" {
+		ctx, stop := cli.SignalContext(context.Background())
+		d := &daemon{out: os.Stdout, err: os.Stderr, geteuid: ordinary}
+		code := d.perform(ctx, os.Args[1:])
+		stop()
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+func ordinary() int { return 101 }
+
+// output is a buffer that a test may read while a daemon writes.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+func try(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs output
+	d := &daemon{out: &out, err: &errs, geteuid: ordinary}
+	code = d.perform(t.Context(), args)
+	return out.String(), errs.String(), code
+}
+
+// config writes a configuration whose server does not run.
+func config(t *testing.T, more string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "repmgr.conf")
+	text := "node_id=1\nconninfo='host=/nonexistent port=1 dbname=repmgr user=repmgr'\n" + more
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	require.Eventually(t, done, 20*time.Second, 5*time.Millisecond, what)
+}
+
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	out, errs, code := try(t, "--help")
+	require.Equal(t, 0, code)
+	require.Empty(t, errs)
+	if *update {
+		require.NoError(t, os.MkdirAll("testdata", 0o755))
+		require.NoError(t, os.WriteFile("testdata/help.txt", []byte(out), 0o644))
+	}
+	want, err := os.ReadFile("testdata/help.txt")
+	require.NoError(t, err)
+	require.Equal(t, string(want), out)
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	out, _, code := try(t, "--version")
+	require.Equal(t, 0, code)
+	require.True(t, strings.HasPrefix(out, "repmgrd "), out)
+	for line, want := range map[string]string{
+		"--foo -Z":                         "ERROR: unknown option --foo\nERROR: unknown option -Z\nHINT: See: repmgrd --help\n",
+		"start":                            "too many arguments",
+		"-f /nowhere":                      "/nowhere",
+		"-L LOUD":                          "is no level",
+		"-p x --no-pid-file":               "exclude each other",
+		"--daemonize=perhaps --no-pid":     "perhaps",
+		"-f " + config(t, "priority=-1\n"): "priority",
+	} {
+		_, errs, code := try(t, strings.Fields(line)...)
+		require.Equal(t, 1, code, line)
+		require.Contains(t, errs, want, line)
+	}
+	conf := config(t, "repmgrd_pid_file='/run/x.pid'\n")
+	for line, want := range map[string]string{
+		"-s -f " + conf: "/run/x.pid",
+		"--show-pid-file --pid-file=/y -f " + conf:   "/y",
+		"-s --config_file " + config(t, ""):          filepath.Join(os.TempDir(), "repmgrd.pid"),
+		"-vs -d --no-pid-file -m -b /bin -f " + conf: "",
+	} {
+		out, _, code := try(t, strings.Fields(line)...)
+		require.Equal(t, 0, code)
+		require.Equal(t, want+"\n", out, line)
+	}
+}
+
+func TestRootIsRefused(t *testing.T) {
+	t.Parallel()
+	var out, errs output
+	d := &daemon{out: &out, err: &errs, geteuid: func() int { return 0 }}
+	require.Equal(t, 1, d.perform(t.Context(), []string{"-f", config(t, "")}))
+	require.Contains(t, errs.String(), "runuser -u postgres -- repmgrd")
+}
+
+func TestPidFile(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "repmgrd.pid")
+	first, err := takePidFile(path)
+	require.NoError(t, err)
+	_, err = takePidFile(path)
+	var coded *exitError
+	require.ErrorAs(t, err, &coded)
+	require.Equal(t, cli.ExitPidFile, coded.code)
+	require.ErrorContains(t, err, strconv.Itoa(os.Getpid()))
+	first.remove()
+	require.NoFileExists(t, path)
+
+	// The pid of a process that lives and is something else: a pid used again.
+	require.NoError(t, os.WriteFile(path, fmt.Appendln(nil, os.Getppid()), 0o644))
+	second, err := takePidFile(path)
+	require.NoError(t, err)
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, fmt.Sprintln(os.Getpid()), string(text))
+	second.remove()
+
+	link := filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(path, link))
+	_, err = takePidFile(link)
+	require.Error(t, err)
+	require.NoFileExists(t, path)
+}
+
+// The daemon starts before the server does, tells systemd what it does, takes a
+// new configuration over, keeps the old one where the new one is wrong, reopens
+// its log, and stops with code 0. Not parallel: SIGHUP goes to the whole process.
+func TestDaemon(t *testing.T) {
+	dir := t.TempDir()
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	require.NoError(t, err)
+	defer func() { _ = socket.Close() }()
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(dir, "notify"))
+	t.Setenv("WATCHDOG_USEC", "100000")
+	require.NoError(t, os.Unsetenv("WATCHDOG_PID"))
+	heard := func(want string) {
+		t.Helper()
+		require.NoError(t, socket.SetReadDeadline(time.Now().Add(20*time.Second)))
+		buf := make([]byte, 4096)
+		for {
+			n, err := socket.Read(buf)
+			require.NoError(t, err, "waiting for "+want)
+			if strings.HasPrefix(string(buf[:n]), want) {
+				return
+			}
+		}
+	}
+	pid := filepath.Join(dir, "repmgrd.pid")
+	logPath := filepath.Join(dir, "log")
+	conf := config(t, "log_format=json\nlog_file='"+logPath+"'\n")
+	logged := func(text string) func() bool {
+		return func() bool { b, _ := os.ReadFile(logPath); return strings.Contains(string(b), text) }
+	}
+
+	ctx, cancel := context.WithCancelCause(t.Context())
+	var errs output
+	ended := make(chan int, 1)
+	go func() {
+		d := &daemon{out: &errs, err: &errs, geteuid: ordinary}
+		ended <- d.perform(ctx, []string{"-f", conf, "--daemonize=false", "-p", pid})
+	}()
+	heard("READY=1")
+	text, err := os.ReadFile(pid)
+	require.NoError(t, err)
+	require.Equal(t, fmt.Sprintln(os.Getpid()), string(text))
+	heard("WATCHDOG=1")
+
+	hangUp := func() {
+		require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
+		heard("RELOADING=1\nMONOTONIC_USEC=")
+		heard("READY=1")
+	}
+	require.NoError(t, os.Rename(logPath, logPath+".1"))
+	hangUp()
+	eventually(t, "the log is a new file", logged("configuration reloaded"))
+	require.NoError(t, os.WriteFile(conf, []byte("node_id=-1\n"), 0o600))
+	hangUp()
+	eventually(t, "a wrong configuration is refused", logged("the old one stays"))
+
+	cancel(&cli.SignalError{Signal: syscall.SIGTERM})
+	heard("STOPPING=1")
+	require.Equal(t, 0, <-ended, errs.String())
+	require.NoFileExists(t, pid)
+	all, err := os.ReadFile(logPath + ".1")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(all)) {
+		var record map[string]any
+		require.NoError(t, json.Unmarshal([]byte(line), &record), line)
+		require.Contains(t, []any{"DEBUG", "INFO", "NOTICE", "WARNING", "ERROR"}, record["level"])
+	}
+}
+
+// In the background the daemon outlives its starter, which tells how the start went.
+func TestBackground(t *testing.T) {
+	t.Setenv(asDaemon, "1")
+	dir := t.TempDir()
+	pid := filepath.Join(dir, "repmgrd.pid")
+	conf := config(t, "log_file='"+filepath.Join(dir, "log")+"'\nrepmgrd_pid_file='"+pid+"'\n")
+	start := func() (string, int) {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-f", conf)
+		out, err := cmd.CombinedOutput()
+		var exit *exec.ExitError
+		if err != nil {
+			require.True(t, errors.As(err, &exit), "%v", err)
+			return string(out), exit.ExitCode()
+		}
+		return string(out), 0
+	}
+	out, code := start()
+	require.Equal(t, 0, code, out)
+	require.Empty(t, out)
+	text, err := os.ReadFile(pid)
+	require.NoError(t, err)
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	require.NoError(t, err)
+	stopped := false
+	defer func() {
+		if !stopped {
+			_ = syscall.Kill(n, syscall.SIGKILL)
+		}
+	}()
+	session, err := syscall.Getpgid(n)
+	require.NoError(t, err)
+	require.Equal(t, n, session, "it leads a session of its own")
+
+	out, code = start()
+	require.Equal(t, cli.ExitPidFile, code, out)
+	require.Contains(t, out, strconv.Itoa(n))
+
+	require.NoError(t, syscall.Kill(n, syscall.SIGTERM))
+	eventually(t, "it stops and removes its pid file", func() bool { _, err := os.Stat(pid); return os.IsNotExist(err) })
+	stopped = true
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	require.NoError(t, err)
+	require.Regexp(t, `\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] \[NOTICE\] repmgrd started `, string(log))
+	require.Contains(t, string(log), "repmgrd stopped")
+}

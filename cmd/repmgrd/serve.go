@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/pgrepmgr/repmgr"
+)
+
+// exitMonitoring is repmgr's code for monitoring given up after degraded_monitoring_timeout.
+const exitMonitoring = 9
+
+// serve is the daemon itself: it runs until ctx ends, and then ends in order.
+func (d *daemon) serve(ctx context.Context) error {
+	logs, err := openLog(d.cfg, d.err)
+	if err != nil {
+		return err
+	}
+	defer logs.close()
+	d.cfg.Logger = logs.logger
+	monitor, err := repmgr.NewMonitor(d.cfg)
+	if err != nil {
+		return err
+	}
+	if path := d.pidFile(); path != "" {
+		pid, err := takePidFile(path)
+		if err != nil {
+			return err
+		}
+		defer pid.remove()
+	}
+	for _, w := range d.cfg.Warnings {
+		logs.logger.Warn(w.String(), "hint", w.Remedy)
+	}
+	// From here on the log tells, and whoever started us is free to go.
+	hangups := make(chan os.Signal, 1) // 1: two requests to reload at once are one
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	started := time.Now()
+	ended := make(chan error, 1) // 1: Run's result waits for its reader
+	go func() { ended <- monitor.Run(ctx) }()
+	logs.logger.Log(ctx, repmgr.LevelNotice, "repmgrd started", "version", repmgr.Version, "pid", os.Getpid(), "config_file", d.cfg.File)
+	d.tellReady()
+	notify(systemd.SdNotifyReady)
+
+	var watchdog <-chan time.Time
+	interval, err := systemd.SdWatchdogEnabled(false)
+	if err == nil && interval > 0 {
+		tick := time.NewTicker(interval / 2)
+		defer tick.Stop()
+		watchdog = tick.C
+	}
+	for {
+		select {
+		case <-hangups:
+			notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
+			d.reload(monitor, logs)
+			notify(systemd.SdNotifyReady)
+		case <-watchdog:
+			if d.looksAlive(monitor.Status().LookedAt, started, interval) {
+				notify(systemd.SdNotifyWatchdog)
+			}
+		case <-ctx.Done():
+			notify(systemd.SdNotifyStopping)
+			return d.ended(ctx, <-ended, logs.logger)
+		case err := <-ended:
+			notify(systemd.SdNotifyStopping)
+			return d.ended(ctx, err, logs.logger)
+		}
+	}
+}
+
+// looksAlive tells whether the monitor has looked at its servers lately. All
+// that it does has a deadline; one that is silent for long hangs, and systemd
+// is to start it anew.
+func (d *daemon) looksAlive(lookedAt, started time.Time, interval time.Duration) bool {
+	if lookedAt.Before(started) {
+		lookedAt = started
+	}
+	return time.Since(lookedAt) < max(interval, 3*d.cfg.MonitorInterval+30*time.Second)
+}
+
+// ended turns the end of the monitor into that of the program: an end that was
+// asked for is a good one.
+func (d *daemon) ended(ctx context.Context, err error, log *slog.Logger) error {
+	if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
+		log.Log(context.Background(), repmgr.LevelNotice, "repmgrd stopped", "reason", context.Cause(ctx))
+		return nil
+	}
+	if err == nil {
+		err = errors.New("monitoring ended")
+	}
+	log.Error("repmgrd ends", "err", err)
+	if errors.Is(err, repmgr.ErrTimeout) {
+		return &exitError{code: exitMonitoring, err: err}
+	}
+	return err
+}
+
+// reload takes the configuration over that is in the file now. Where that is
+// wrong, everything stays as it is.
+func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) {
+	var restart []string
+	cfg, err := d.load()
+	if err == nil {
+		cfg.Logger = logs.logger
+		restart, err = monitor.Reload(cfg)
+	}
+	if err != nil {
+		logs.logger.Error("configuration not reloaded: the old one stays", "err", err)
+		cfg = d.cfg // the log file is reopened all the same, for logrotate
+	} else {
+		d.cfg = cfg
+		for _, w := range cfg.Warnings {
+			logs.logger.Warn(w.String(), "hint", w.Remedy)
+		}
+		if len(restart) > 0 {
+			logs.logger.Warn("some changed settings need a restart of repmgrd", "keys", strings.Join(restart, ","))
+		}
+	}
+	if err := logs.reopen(cfg); err != nil {
+		logs.logger.Error("log file not reopened", "err", err)
+	}
+	if err == nil {
+		logs.logger.Log(context.Background(), repmgr.LevelNotice, "configuration reloaded", "config_file", cfg.File)
+	}
+}
+
+// notify tells systemd, where it is systemd that runs us.
+func notify(state string) { _, _ = systemd.SdNotify(false, state) }

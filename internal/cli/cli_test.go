@@ -1,0 +1,122 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/stretchr/testify/require"
+)
+
+type grammar struct {
+	Verbose bool   `short:"v"`
+	Name    string `name:"pg_name" short:"n"`
+
+	Copy struct {
+		From  string `arg:"" optional:""`
+		Force bool   `short:"F"`
+		Wait  OptionalInt
+		Only  bool   `aliases:"solely"`
+		Count int    `min:"1" max:"9" short:"c"`
+		Kind  string `oneof:"a,b" xor:"x"`
+		Other bool   `xor:"x"`
+		Old   bool   `noeffect:"nobody needs it"`
+	} `cmd:"" aliases:"cp"`
+	Show struct {
+		Width int
+	} `cmd:""`
+}
+
+func arrange(t *testing.T, line string) Line {
+	t.Helper()
+	k, err := kong.New(&grammar{}, kong.NoDefaultHelp())
+	require.NoError(t, err)
+	return Arrange(k.Model, []Unbuilt{{"move up", "far? by="}}, strings.Fields(line))
+}
+
+func TestArrange(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, line, args string
+		faults, warnings string
+	}{
+		{name: "nothing", line: "", args: "--"},
+		{name: "options move behind the words", line: "-v -n x copy -F here", args: "copy --verbose --pg_name=x --force -- here"},
+		{name: "aliases and case", line: "CP --solely", args: "copy --only --"},
+		{name: "dashes and underscores are one", line: "copy --pg-name=x --pg_name=y", args: "copy --pg_name=x --pg_name=y --"},
+		{name: "a beginning is enough", line: "copy --fo --verb", args: "copy --force --verbose --"},
+		{name: "an optional value stands after =", line: "copy --wait 5 --wait=6", args: "copy --wait --wait=6 -- 5"},
+		{name: "bundles", line: "copy -vFc3", args: "copy --verbose --force --count=3 --"},
+		{name: "values may begin with a dash", line: "copy -n -x --pg_name=-y", args: "copy --pg_name=-x --pg_name=-y --"},
+		{name: "words behind --", line: "copy -- -F", args: "copy -- -F"},
+		{name: "options of others", line: "copy --width=3", args: "copy --", warnings: `option --width is not for "copy" and is ignored`},
+		{name: "options of commands to come", line: "copy --by 3 --far", args: "copy --", warnings: `option --by is not for "copy" and is ignored|option --far is not for "copy" and is ignored`},
+		{name: "options without effect", line: "copy --old", args: "copy --", warnings: "option --old has no effect: nobody needs it"},
+		{name: "all faults at once", line: "copy --nope -z --count=0 --count=x --kind=c --force=1 --pg_name", args: "copy --",
+			faults: "unknown option --nope|unknown option -z|option --force takes no value|option --pg_name needs a value|option --count: 0 is out of range, minimum is 1|option --count: \"x\" is not a whole number|option --kind: \"c\" is none of a, b"},
+		{name: "options that exclude each other", line: "copy --kind=a --other", args: "copy --kind=a --other --", faults: "options --kind and --other exclude each other"},
+		{name: "ambiguous", line: "copy --o", args: "copy --", faults: "option --o is ambiguous: --old, --only, --other"},
+		{name: "unknown word", line: "fly", args: "-- fly", faults: `unknown command "fly": copy, show`},
+		{name: "too many words", line: "copy a b", args: "copy -- a b", faults: `too many arguments, beginning with "b"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			got := arrange(t, c.line)
+			require.Equal(t, c.args, strings.Join(got.Args, " "))
+			require.Equal(t, c.faults, strings.Join(got.Faults, "|"))
+			require.Equal(t, c.warnings, strings.Join(got.Warnings, "|"))
+		})
+	}
+	require.Equal(t, "move up", arrange(t, "--far Move -v UP").Unbuilt)
+	require.Equal(t, "move", arrange(t, "move down").Unbuilt)
+}
+
+func TestLogHandler(t *testing.T) {
+	t.Parallel()
+	say := func(o LogOptions) string {
+		var b bytes.Buffer
+		log := slog.New(NewLogHandler(&b, o)).With("node", 2)
+		log.Debug("not shown")
+		log.Log(context.Background(), slog.LevelInfo+2, "cloned", "dir", "/a b", "detail", "all of it", "hint", "start it")
+		log.WithGroup("g").Error("gone", "err", errors.New("x"), "detail", "")
+		return b.String()
+	}
+	require.Equal(t, "NOTICE: cloned node=2 dir=\"/a b\"\nDETAIL: all of it\nHINT: start it\nERROR: gone node=2 g.err=x g.detail=\"\"\n", say(LogOptions{Level: slog.LevelInfo}))
+	require.Equal(t, "NOTICE: cloned node=2 dir=\"/a b\"\nERROR: gone node=2 g.err=x g.detail=\"\"\n", say(LogOptions{Level: slog.LevelInfo, Terse: true}))
+	require.Regexp(t, `^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] \[NOTICE\] cloned node=2 dir="/a b" detail="all of it" hint="start it"\n`, say(LogOptions{Level: slog.LevelInfo, Stamp: true}))
+	require.NotContains(t, say(LogOptions{Level: slog.LevelError}), "NOTICE")
+}
+
+func TestLevels(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "CRIT", "ALERT", "EMERG"} {
+		level, ok := ParseLevel(strings.ToLower(name))
+		require.True(t, ok)
+		require.Equal(t, name, LevelName(level))
+	}
+	_, ok := ParseLevel("loud")
+	require.False(t, ok)
+	require.Equal(t, "DEBUG", LevelName(slog.LevelDebug-4))
+}
+
+// Not parallel: the signal goes to the whole process.
+func TestSignalContext(t *testing.T) {
+	ctx, stop := SignalContext(t.Context())
+	defer stop()
+	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
+	select {
+	case <-ctx.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("SIGTERM did not end the context")
+	}
+	var signal *SignalError
+	require.ErrorAs(t, context.Cause(ctx), &signal)
+	require.Equal(t, 143, signal.ExitCode())
+}

@@ -1,0 +1,17 @@
+package cli
+
+// The exit codes of repmgr 5. Scripts know them by number.
+const (
+	ExitOK            = 0
+	ExitConfig        = 1 // configuration, command line, or a condition that is not met
+	ExitPidFile       = 3
+	ExitConnect       = 6
+	ExitQuery         = 7
+	ExitPromote       = 8
+	ExitSystem        = 13
+	ExitClone         = 14
+	ExitRegisterSync  = 20
+	ExitFollow        = 23
+	ExitIssues        = 25 // the answer is complete, and not all is well
+	ExitSignalledBase = 128
+)

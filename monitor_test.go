@@ -1,0 +1,181 @@
+package repmgr_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// monitor runs a Monitor for the node until the returned func is called, or the test ends.
+func (n *node) monitor(t *testing.T) (*repmgr.Monitor, func()) {
+	t.Helper()
+	m, err := repmgr.NewMonitor(n.cfg)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	stopped := false
+	stop := func() {
+		if !stopped {
+			stopped = true
+			cancel(errors.New("stopped by the test"))
+			require.NoError(t, <-done)
+		}
+	}
+	t.Cleanup(stop)
+	return m, stop
+}
+
+func waitPhase(t *testing.T, m *repmgr.Monitor, want election.Phase) {
+	t.Helper()
+	pgtest.WaitFor(t, "phase "+string(want), func(context.Context) error {
+		if s := m.Status(); s.Phase != want {
+			return fmt.Errorf("phase %q: %s (%s)", s.Phase, s.Reason, s.Error)
+		}
+		return nil
+	})
+}
+
+// repmgrd registers its node if it is not, as the manual says; it starts before
+// the servers do; and the manual's query shows the lag of every standby.
+func TestMonitor_RegistersAndRecordsLag(t *testing.T) {
+	t.Parallel()
+	node1 := newNode(t, 1, pgtest.Start(t, pgtest.Options{Name: "node1"}))
+	m1, _ := node1.monitor(t)
+	node1.events.wait(t, repmgr.EventPrimaryRegister)
+	node2 := prepareStandby(t, node1, 2, func(c *repmgr.Config) { c.MonitoringHistory = true })
+	m2, _ := node2.monitor(t)
+	waitPhase(t, m2, election.Waiting)
+	_, err := node2.Clone(t.Context(), repmgr.CloneOptions{Source: node1.Conninfo(), Dir: node2.Dir, FastCheckpoint: true})
+	require.NoError(t, err)
+	node2.Start(t)
+	waitPhase(t, m2, election.AsStandby)
+	waitPhase(t, m1, election.AsPrimary)
+	node1.events.wait(t, repmgr.EventChildConnect)
+
+	pgtest.WaitFor(t, "repl_status to say that the standby is in step", func(context.Context) error {
+		got := node1.QueryString(t, `SELECT primary_node || ' ' || standby_node || ' ' || replication_lag || ' ' || apply_lag || ' ' || time_lag FROM repl_status`)
+		if got != "1 2 0 0 0.0" {
+			return fmt.Errorf("repl_status is %q", got)
+		}
+		return nil
+	})
+	pgtest.WaitFor(t, "history on the standby", func(context.Context) error {
+		if pgtest.Query[int](t, node2.Server, `SELECT count(*) FROM repl_monitor WHERE standby_node = 2`) < 2 {
+			return errors.New("fewer than two rows")
+		}
+		return nil
+	})
+
+	node2.Exec(t, `SELECT pg_wal_replay_pause()`)
+	node1.Exec(t, `CREATE TABLE lag AS SELECT generate_series(1, 10000)`)
+	pgtest.WaitFor(t, "repl_status to say that the standby is behind", func(context.Context) error {
+		if !pgtest.Query[bool](t, node1.Server, `SELECT apply_lag > 100000 AND replication_lag < 100000 AND time_lag > 0 FROM repl_status`) {
+			return errors.New(node1.QueryString(t, `SELECT repl_status::text FROM repl_status`))
+		}
+		return nil
+	})
+}
+
+// A standby whose server is gone is marked, and comes back by itself.
+func TestMonitor_LivesThroughRestarts(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2 := addStandby(t, node1, 2)
+	m1, _ := node1.monitor(t)
+	m2, stop2 := node2.monitor(t)
+	waitPhase(t, m1, election.AsPrimary)
+	waitPhase(t, m2, election.AsStandby)
+
+	node2.Server.Stop("fast")
+	node2.events.wait(t, repmgr.EventStandbyFailure)
+	node1.events.wait(t, repmgr.EventChildDisconnect)
+	pgtest.WaitFor(t, "row to be inactive", func(context.Context) error {
+		if v := node1.view(t, 2); v.Status != "- failed" {
+			return errors.New(v.Status)
+		}
+		return nil
+	})
+	node2.Server.StartAgain()
+	node2.events.wait(t, repmgr.EventStandbyRecovery)
+	waitPhase(t, m2, election.AsStandby)
+	require.Equal(t, "  running", node1.view(t, 2).Status)
+
+	node1.Kill()
+	node2.events.wait(t, repmgr.EventUpstreamDisconnect)
+	waitPhase(t, m2, election.Orphaned)
+	node1.Server.StartAgain()
+	node2.events.wait(t, repmgr.EventUpstreamReconnect)
+	waitPhase(t, m2, election.AsStandby)
+	waitPhase(t, m1, election.AsPrimary)
+
+	stop2()
+	node2.events.wait(t, repmgr.EventDaemonShutdown)
+	events, err := node1.Events(t.Context(), repmgr.EventFilter{NodeID: 2, Limit: 1})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.EventDaemonShutdown, events[0].Type)
+	require.Contains(t, events[0].Details, "stopped by the test")
+}
+
+// A monitor goes on as what its server has become.
+func TestMonitor_FollowsAPromotion(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	m2, _ := node2.monitor(t)
+	m3, _ := node3.monitor(t)
+	waitPhase(t, m2, election.AsStandby)
+	waitPhase(t, m3, election.AsStandby)
+	node1.Kill()
+	res, err := node2.Promote(t.Context(), repmgr.PromoteOptions{SiblingsFollow: true})
+	require.NoError(t, err)
+	require.Len(t, res.Following, 1)
+	waitPhase(t, m2, election.AsPrimary)
+	waitPhase(t, m3, election.AsStandby)
+	pgtest.WaitFor(t, "the sample to name the new primary", func(context.Context) error {
+		if got := node2.QueryString(t, `SELECT string_agg(primary_node || '>' || standby_node, ' ') FROM repl_status WHERE standby_node = 3`); got != "2>3" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	require.True(t, strings.HasPrefix(m3.Status().Primary, `node "node2"`), m3.Status().Primary)
+}
+
+// Old history goes, by the daemon, in batches.
+func TestMonitor_PrunesHistory(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t, func(c *repmgr.Config) { c.MonitoringHistoryRetention = 24 * 3600 * 1000 * millisecond })
+	node1.Exec(t, `INSERT INTO repmgr.monitoring_history SELECT 1, 2, now() - make_interval(hours => n), now(), '0/1', '0/1', 0, 0 FROM generate_series(1, 20000) n`)
+	node1.monitor(t)
+	pgtest.WaitFor(t, "old rows to go", func(context.Context) error {
+		if n := pgtest.Query[int](t, node1.Server, `SELECT count(*) FROM repmgr.monitoring_history`); n > 24 {
+			return fmt.Errorf("%d rows", n)
+		}
+		return nil
+	})
+}
+
+// A reload takes over what may change, and keeps what was when the new file is wrong.
+func TestMonitor_Reload(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	m, _ := node1.monitor(t)
+	waitPhase(t, m, election.AsPrimary)
+	cfg := node1.cfg
+	cfg.NodeName, cfg.MonitoringHistory = "other", true
+	restart, err := m.Reload(cfg)
+	require.NoError(t, err)
+	require.Equal(t, []string{"node_name"}, restart)
+	node1.events.wait(t, repmgr.EventDaemonReload)
+	cfg.MonitorInterval = -1
+	_, err = m.Reload(cfg)
+	require.ErrorIs(t, err, repmgr.ErrConfig)
+}
