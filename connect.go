@@ -142,6 +142,8 @@ func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err e
 		return hint(ce, "Raise max_connections (or max_wal_senders for replication) there, or end idle sessions.")
 	case ReachRejected:
 		return hint(ce, "Check user %q and database %q at %s: password (passfile, PGPASSWORD) and pg_hba.conf.", cfg.User, cfg.Database, where)
+	case ReachBroken:
+		return hint(ce, "It closed the connection at once. Is %s a PostgreSQL server, and has it just crashed? See its log.", where)
 	case ReachNotPostgres:
 		return hint(ce, "What answers at %s is not a PostgreSQL server. Check host and port.", where)
 	default:
