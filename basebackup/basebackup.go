@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -272,24 +273,23 @@ func (b *backup) run(ctx context.Context, cfg *pgconn.Config) (_ Result, err err
 		conn: walConn, slot: slot, target: b.target, source: b.source,
 		timeline: b.res.Timeline, start: b.res.Start, timeout: b.o.WALTimeout, meter: &b.meter,
 	}
-	ended := make(chan error, 1) // one value, from the one WAL goroutine
-	go func() {
-		err := stream.run()
-		if err != nil {
-			b.cancel(err)
+	var wg sync.WaitGroup
+	var walErr error // written by the WAL goroutine, read after wg.Wait
+	wg.Go(func() {
+		if walErr = stream.run(); walErr != nil {
+			b.cancel(walErr) // ends the copy
 		}
-		ended <- err
-	}()
-	// The connection that is not the cause must not wait for the network.
+	})
 	if err := b.copy(main, spaces); err != nil {
-		b.cancel(err)
-		<-ended
+		b.cancel(err) // ends the stream
+		wg.Wait()
 		return Result{}, err
 	}
 	b.meter.setPhase(PhaseWAL)
 	stream.stopAt(b.res.Stop)
-	if err := <-ended; err != nil {
-		return Result{}, err
+	wg.Wait()
+	if walErr != nil {
+		return Result{}, walErr
 	}
 	b.meter.setPhase(PhaseSync)
 	if err := b.target.finish(ctx); err != nil {

@@ -196,6 +196,18 @@ func TestRun_TablespacesGoWhereTheMapSays(t *testing.T) {
 		require.ErrorIs(t, err, basebackup.ErrNotEmpty)
 		require.ErrorContains(t, err, old)
 	})
+	t.Run("two go to one place", func(t *testing.T) {
+		other := t.TempDir()
+		_, err := c.Exec(t.Context(), "CREATE TABLESPACE another LOCATION '"+other+"'")
+		require.NoError(t, err)
+		_, err = basebackup.Run(t.Context(), config(t, primary.Conninfo()), basebackup.Options{
+			Dir: filepath.Join(t.TempDir(), "copy"), FastCheckpoint: true,
+			TablespaceMap: func(uint32, string) string { return filepath.Join(other, "one") },
+		})
+		require.ErrorContains(t, err, "too")
+		_, err = c.Exec(t.Context(), "DROP TABLESPACE another")
+		require.NoError(t, err)
+	})
 	t.Run("the caller objects", func(t *testing.T) {
 		no := errors.New("no")
 		_, err := basebackup.Run(t.Context(), config(t, primary.Conninfo()), basebackup.Options{
@@ -226,6 +238,29 @@ func TestRun_TablespacesGoWhereTheMapSays(t *testing.T) {
 	link, err := os.Readlink(filepath.Join(dir, "pg_tblspc", oid))
 	require.NoError(t, err)
 	require.Equal(t, mapped, link)
+	standby := startStandby(t, primary, dir, "copy")
+	require.Equal(t, "1000", standby.QueryString(t, "SELECT count(*)::text FROM t"))
+}
+
+func TestRun_TablespacesInPlace(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, pgtest.Options{})
+	if primary.Major < 16 {
+		t.Skip("tablespaces in place came with 16")
+	}
+	c := primary.Conn(t)
+	for _, sql := range []string{
+		"SET allow_in_place_tablespaces = on", "CREATE TABLESPACE here LOCATION ''",
+		"CREATE TABLE t TABLESPACE here AS SELECT generate_series(1, 1000) AS id",
+	} {
+		_, err := c.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	dir := filepath.Join(t.TempDir(), "copy")
+	res := clone(t, primary, basebackup.Options{Dir: dir, OnTablespace: func(string) error {
+		return errors.New("nothing lies outside")
+	}})
+	require.Empty(t, res.Tablespaces)
 	standby := startStandby(t, primary, dir, "copy")
 	require.Equal(t, "1000", standby.QueryString(t, "SELECT count(*)::text FROM t"))
 }

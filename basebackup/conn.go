@@ -145,9 +145,6 @@ func (c *conn) refill() error {
 		c.filled = 0
 	}
 	n, err := c.net.Read(c.buf[c.filled:])
-	if n < 128<<10 && c.reuse != nil {
-		nap()
-	}
 	c.cur = c.buf[c.filled : c.filled+n]
 	c.filled += n
 	if n > 0 {

@@ -87,5 +87,3 @@ func (s *syncer) close() {
 		f.Close()
 	}
 }
-
-func nap() { t := unix.Timespec{Nsec: 100000}; unix.Nanosleep(&t, nil) }

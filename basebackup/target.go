@@ -128,6 +128,11 @@ func (t *target) addTablespace(s tablespace) error {
 		return fmt.Errorf("add tablespace %d: %w: directory %q is not absolute", s.oid, ErrUnsafePath, path)
 	}
 	path = filepath.Clean(path)
+	for oid, other := range t.outside {
+		if other == path {
+			return fmt.Errorf("add tablespace %d: tablespace %d goes to %s too", s.oid, oid, path)
+		}
+	}
 	if t.o.OnTablespace != nil {
 		if err := t.o.OnTablespace(path); err != nil {
 			return fmt.Errorf("add tablespace %d: %w", s.oid, err)

@@ -126,6 +126,9 @@ func (a *app) settle(cmd any) error {
 			faults = append(faults, fmt.Sprintf("%s has no CSV output", a.command))
 		}
 	}
+	if _, dumping := cmd.(*dumpConfig); a.DumpConfig && !dumping {
+		faults = append(faults, "option --dump-config stands without a command")
+	}
 	level, ok := cli.ParseLevel(a.LogLevel)
 	if a.LogLevel != "" && !ok {
 		faults = append(faults, fmt.Sprintf("option --log-level: %q is none of DEBUG, INFO, NOTICE, WARNING, ERROR, CRIT, ALERT, EMERG", a.LogLevel))
@@ -210,7 +213,8 @@ func (a *app) openLog(level slog.Level) error {
 // cluster opens the library on the configuration.
 func (a *app) cluster() (*repmgr.Cluster, error) { return repmgr.New(a.cfg) }
 
-// use takes the connection options over into the configuration.
+// use makes the server that the connection options name the one to ask. It need
+// not be the node of the configuration.
 func (a *app) use(c connection) error {
 	if !c.given() {
 		return nil
@@ -219,7 +223,7 @@ func (a *app) use(c connection) error {
 	if err != nil {
 		return &exitError{cli.ExitConfig, err}
 	}
-	a.cfg.Conninfo = conninfo
+	a.cfg.Conninfo, a.cfg.NodeID, a.cfg.NodeName = conninfo, 0, ""
 	return nil
 }
 

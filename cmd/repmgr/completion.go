@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"slices"
@@ -16,8 +17,10 @@ func (cmd *completionCmd) Run(a *app) error {
 	script := map[string]func(io.Writer, []completion, []string){
 		"bash": bashCompletion, "zsh": zshCompletion, "fish": fishCompletion,
 	}[cmd.Shell]
-	script(a.out, completions(a.model.Node, ""), valueOptions(a.model.Node))
-	return nil
+	var text bytes.Buffer
+	script(&text, completions(a.model.Node, ""), valueOptions(a.model.Node))
+	_, err := a.out.Write(text.Bytes())
+	return err
 }
 
 // completion is what may follow some command words.

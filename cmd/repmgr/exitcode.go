@@ -70,5 +70,8 @@ func blameSignal(ctx context.Context, err error) error {
 	if err == nil || !errors.As(context.Cause(ctx), &signal) {
 		return err
 	}
-	return &exitError{signal.ExitCode(), errors.Join(signal, err)}
+	if !errors.Is(err, signal) {
+		err = errors.Join(signal, err)
+	}
+	return &exitError{signal.ExitCode(), err}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -187,6 +189,18 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// What a signal ended has the shell's exit code, whatever the work made of it.
+func TestSignalIsTheOutcome(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	require.Equal(t, repmgr.ErrCopy, blameSignal(ctx, repmgr.ErrCopy))
+	signal := &cli.SignalError{Signal: syscall.SIGINT}
+	cancel(signal)
+	require.Equal(t, 130, exitCode("standby clone", blameSignal(ctx, repmgr.ErrCopy)))
+	require.EqualError(t, blameSignal(ctx, fmt.Errorf("stopped: %w", signal)), "stopped: interrupted (SIGINT)")
+	require.NoError(t, blameSignal(ctx, nil))
+}
+
 func node(id int, name string, role repmgr.Role, upstream, status string) repmgr.NodeView {
 	v := repmgr.NodeView{Record: repmgr.Record{
 		ID: repmgr.NodeID(id), Name: name, Role: role, Active: true, Location: "default", Priority: 100,
@@ -322,4 +336,11 @@ func TestCompletion(t *testing.T) {
 	require.Equal(t, "register unregister", complete("repmgr", "master", ""))
 	require.Equal(t, "--upstream-node-id= --upstream-conninfo=", complete("repmgr", "standby", "clone", "--upst"))
 	require.Equal(t, "bash zsh fish", complete("repmgr", "completion", ""))
+	if _, err := exec.LookPath("fish"); err == nil {
+		cmd := exec.CommandContext(t.Context(), "fish", "--no-config", "-c", "source "+scripts["fish"]+`; complete -C "repmgr standby cl"`)
+		cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, string(out))
+		require.Equal(t, "clone\tmake a new standby from a running server\n", string(out))
+	}
 }

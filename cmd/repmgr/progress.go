@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -31,7 +32,7 @@ func newProgress(a *app) *progress {
 	}
 	if f, ok := a.err.(*os.File); ok {
 		if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil {
-			p.width = max(40, int(size.Col))
+			p.width = cmp.Or(int(size.Col), 80) // a terminal may not know
 		}
 	}
 	return p

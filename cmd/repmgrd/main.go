@@ -123,8 +123,10 @@ func (d *daemon) execute(ctx context.Context, args []string) error {
 		return err
 	}
 	if d.geteuid() == 0 {
-		return &exitError{cli.ExitConfig, errors.New("repmgrd can not be run as root: the commands of the configuration would run as root"),
-			"Run it as the operating system user that runs PostgreSQL: runuser -u postgres -- repmgrd ..."}
+		return &exitError{
+			cli.ExitConfig, errors.New("repmgrd can not be run as root: the commands of the configuration would run as root"),
+			"Run it as the operating system user that runs PostgreSQL: runuser -u postgres -- repmgrd ...",
+		}
 	}
 	if d.cfg, err = d.load(); err != nil {
 		return err
@@ -147,6 +149,12 @@ func (d *daemon) load() (repmgr.Config, error) {
 	cfg, err := repmgr.LoadConfig(path)
 	if err != nil {
 		return cfg, err
+	}
+	// The daemon changes its directory: what is relative is relative to the file.
+	for _, path := range []*string{&cfg.LogFile, &cfg.RepmgrdPidFile} {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(filepath.Dir(cfg.File), *path)
+		}
 	}
 	if d.PgBindir != "" {
 		cfg.PgBindir = d.PgBindir

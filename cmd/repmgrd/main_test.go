@@ -163,6 +163,33 @@ func TestPidFile(t *testing.T) {
 	require.NoFileExists(t, path)
 }
 
+// A repmgrd that does not lock its pid file is respected while it lives: not
+// when it is dead and only its parent has not noticed.
+func TestPidFileOfAnotherProgram(t *testing.T) {
+	t.Parallel()
+	sleep, err := exec.LookPath("sleep")
+	require.NoError(t, err)
+	program, err := os.ReadFile(sleep)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "repmgrd"), program, 0o755))
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "repmgrd"), "60")
+	require.NoError(t, cmd.Start())
+	path := filepath.Join(dir, "pid")
+	require.NoError(t, os.WriteFile(path, fmt.Appendln(nil, cmd.Process.Pid), 0o644))
+	_, err = takePidFile(path)
+	require.ErrorContains(t, err, "runs already")
+	require.NoError(t, cmd.Process.Kill())
+	eventually(t, "a dead one does not count", func() bool {
+		p, err := takePidFile(path)
+		if err == nil {
+			p.remove()
+		}
+		return err == nil
+	})
+	_ = cmd.Wait()
+}
+
 // The daemon starts before the server does, tells systemd what it does, takes a
 // new configuration over, keeps the old one where the new one is wrong, reopens
 // its log, and stops with code 0. Not parallel: SIGHUP goes to the whole process.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/pgrepmgr/repmgr/internal/cli"
@@ -70,11 +69,12 @@ func sameFile(f *os.File, path string) bool {
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
-// isDaemon tells whether a process of that number lives and is a repmgrd.
+// isDaemon tells whether a process of that number lives and is a repmgrd. A
+// dead one that nobody has waited for yet does not live.
 func isDaemon(pid int) bool {
 	if pid <= 0 {
 		return false
 	}
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	return err == nil && strings.TrimSpace(string(comm)) == "repmgrd"
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && bytes.Contains(stat, []byte(" (repmgrd) ")) && !bytes.Contains(stat, []byte(") Z "))
 }

@@ -230,7 +230,7 @@ func (a *arranger) command() {
 	}
 	node := a.app.Node
 	for len(node.Children) > 0 && len(a.operands) > 0 {
-		if u := a.unbuiltCommand(node); u != "" {
+		if u := a.unbuiltCommand(); u != "" {
 			a.line.Unbuilt = u
 			break
 		}
@@ -268,8 +268,8 @@ func or(a, b string) string {
 	return b
 }
 
-// unbuiltCommand is the known but missing command that the operands name below node.
-func (a *arranger) unbuiltCommand(node *kong.Node) string {
+// unbuiltCommand is the known but missing command that the words and operands name.
+func (a *arranger) unbuiltCommand() string {
 	words := append(slices.Clone(a.words), a.operands[:min(len(a.operands), 2-len(a.words))]...)
 	typed := strings.ToLower(strings.Join(words, " "))
 	for _, u := range a.unbuilt {

@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,8 +62,10 @@ func TestArrange(t *testing.T) {
 		{name: "options of others", line: "copy --width=3", args: "copy --", warnings: `option --width is not for "copy" and is ignored`},
 		{name: "options of commands to come", line: "copy --by 3 --far", args: "copy --", warnings: `option --by is not for "copy" and is ignored|option --far is not for "copy" and is ignored`},
 		{name: "options without effect", line: "copy --old", args: "copy --", warnings: "option --old has no effect: nobody needs it"},
-		{name: "all faults at once", line: "copy --nope -z --count=0 --count=x --kind=c --force=1 --pg_name", args: "copy --",
-			faults: "unknown option --nope|unknown option -z|option --force takes no value|option --pg_name needs a value|option --count: 0 is out of range, minimum is 1|option --count: \"x\" is not a whole number|option --kind: \"c\" is none of a, b"},
+		{
+			name: "all faults at once", line: "copy --nope -z --count=0 --count=x --kind=c --force=1 --pg_name", args: "copy --",
+			faults: "unknown option --nope|unknown option -z|option --force takes no value|option --pg_name needs a value|option --count: 0 is out of range, minimum is 1|option --count: \"x\" is not a whole number|option --kind: \"c\" is none of a, b",
+		},
 		{name: "options that exclude each other", line: "copy --kind=a --other", args: "copy --kind=a --other --", faults: "options --kind and --other exclude each other"},
 		{name: "ambiguous", line: "copy --o", args: "copy --", faults: "option --o is ambiguous: --old, --only, --other"},
 		{name: "unknown word", line: "fly", args: "-- fly", faults: `unknown command "fly": copy, show`},
@@ -104,6 +109,36 @@ func TestLevels(t *testing.T) {
 	_, ok := ParseLevel("loud")
 	require.False(t, ok)
 	require.Equal(t, "DEBUG", LevelName(slog.LevelDebug-4))
+}
+
+// asStubborn makes this test binary a program that does not heed the first signal.
+const asStubborn = "CLI_TEST_AS_STUBBORN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asStubborn) != "" {
+		ctx, _ := SignalContext(context.Background())
+		fmt.Fprintln(os.Stdout, "running")
+		<-ctx.Done()
+		fmt.Fprintln(os.Stdout, "asked to stop")
+		<-time.After(time.Minute)
+	}
+	os.Exit(m.Run())
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), asStubborn+"=1")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	for _, want := range []string{"running", "asked to stop"} {
+		require.True(t, lines.Scan())
+		require.Equal(t, want, lines.Text())
+		require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
+	}
+	require.EqualError(t, cmd.Wait(), "signal: interrupt")
 }
 
 // Not parallel: the signal goes to the whole process.

@@ -55,8 +55,8 @@ type LogOptions struct {
 }
 
 // NewLogHandler writes each record to w in one Write, in repmgr's form. The
-// attributes detail and hint become lines of their own, each of their lines one, except with Stamp,
-// where a record is one line; the others follow the message as key=value.
+// attributes detail and hint become lines of their own below the message, except
+// with Stamp, where a record is one line; the others follow it as key=value.
 // It is safe for concurrent use.
 func NewLogHandler(w io.Writer, o LogOptions) slog.Handler {
 	return &logHandler{w: w, o: o, mu: new(sync.Mutex)}
