@@ -13,7 +13,7 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix check fmt clean
+.PHONY: help build demo test test-matrix bench check fmt clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -37,6 +37,14 @@ test-matrix: ## the tests on each of MAJORS (13 to 18), fetched once
 		bin=$$(scripts/postgres-major $$major) && $$bin/postgres -V && \
 		REPMGR_PG_BINDIR=$$bin $(GO) test -count=1 -timeout 10m ./... || failed="$$failed $$major"; \
 	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed"; exit 1; }
+
+bench: ## speed and size beside the peers, in 10 minutes; REPMGR_BENCH_LONG=1 for more
+	@scripts/deps bench
+	@set -e; dir=$$(mktemp -d -p "$${REPMGR_BENCH_DIR:-/var/tmp}" repmgr-bench-XXXX); trap 'rm -rf "$$dir"' EXIT; chmod 1777 "$$dir"; \
+	CGO_ENABLED=0 $(GO) build -trimpath -o "$$dir/bin/" ./cmd/...; $(GO) test -c -o "$$dir/bench.test" ./internal/bench; \
+	mkdir -m 1777 "$$dir/out"; mkdir -p bin; cd "$$dir"; \
+	TMPDIR="$$dir" REPMGR_BENCH=1 REPMGR_BENCH_BIN="$$dir/bin" REPMGR_BENCH_JSON="$$dir/out/bench.json" ./bench.test -test.timeout 40m $(BENCHFLAGS); \
+	cp "$$dir/out/bench.json" "$(CURDIR)/bin/bench.json"; echo "every sample: bin/bench.json"
 
 check: ## formatting, vet, linters, known vulnerabilities, the arrows between packages
 	@bad=$$($(GO) run $(GOFUMPT) -l .) && [ -z "$$bad" ] || { echo "not formatted (make fmt does it): $$bad"; exit 1; }

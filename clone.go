@@ -49,6 +49,8 @@ type CopyProgress struct {
 	Elapsed time.Duration `json:"elapsed_ns"`
 }
 
+const phaseCheckpoint = "waiting for checkpoint"
+
 // CloneOptions are the choices of [Cluster.Clone]. Only Source is required.
 type CloneOptions struct {
 	Source                string      // conninfo of the server to copy; what it leaves out comes from the configuration's conninfo
@@ -268,12 +270,17 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 	if err := target.begin(r.status.Settings.DataDirectoryMode); err != nil {
 		return err
 	}
-	began := time.Now()
+	began, told := time.Now(), false
 	job := CopyJob{
 		Source: r.o.Source, ReplicationUser: r.sourceReplicationUser(), Status: r.status, Dir: target.data, Label: "repmgr base backup",
 		FastCheckpoint: r.o.FastCheckpoint, RemoteUser: r.o.RemoteUser,
 		Tablespace: r.tablespaceTarget, Claim: target.claim,
 		Progress: func(p CopyProgress) {
+			if !told && p.Phase == phaseCheckpoint && !r.o.FastCheckpoint {
+				told = true
+				r.log.Log(ctx, LevelNotice, "waiting for a checkpoint of the source", "detail", "It spreads its checkpoints; this can take minutes.",
+					"hint", "With --fast-checkpoint (-c) the copy begins at once, at the price of a burst of writes there.")
+			}
 			r.res.Bytes = max(r.res.Bytes, p.Done)
 			p.Elapsed = time.Since(began)
 			r.o.Progress(p)

@@ -50,7 +50,7 @@ func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {
 	}
 	defer n.Close() // ends the backup, and a temporary slot with it
 	b := rsyncBackup{rsyncCloner: r, job: job, n: n, from: from}
-	job.Progress(CopyProgress{Phase: "waiting for checkpoint"})
+	job.Progress(CopyProgress{Phase: phaseCheckpoint})
 	if err := b.begin(ctx); err != nil {
 		return err
 	}

@@ -199,9 +199,10 @@ func recordByName(recs []Record, name string) (Record, bool) {
 
 // probe is one look at one registered node: its state, or why there is none.
 type probe struct {
-	record Record
-	status NodeStatus
-	err    error
+	record  Record
+	status  NodeStatus
+	records []Record // a primary's own copy of the rows: the one that counts
+	err     error
 }
 
 func (p probe) reach() Reach {
@@ -229,8 +230,11 @@ func (c *Cluster) look(ctx context.Context, r Record) probe {
 		return probe{record: r, err: err}
 	}
 	defer n.Close()
-	s, err := n.Status(ctx)
-	return probe{record: r, status: s, err: err}
+	p := probe{record: r}
+	if p.status, p.err = n.Status(ctx); p.err == nil && !p.status.InRecovery {
+		p.records, _ = n.records(ctx) // without them the caller's copy serves
+	}
+	return p
 }
 
 // survey looks at all nodes at once, so that ten silent ones cost no more than
@@ -357,6 +361,16 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	if err != nil {
 		return nil, local.queryError("read repmgr.events", err)
 	}
+	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that is gone may still have events
+		recs, err := local.records(ctx)
+		if err != nil {
+			return nil, err
+		}
+		_, byID := recordByID(recs, f.NodeID)
+		if _, byName := recordByName(recs, f.Node); !byID && !byName {
+			return nil, unknownNode(recs, f.NodeID, f.Node)
+		}
+	}
 	return events, nil
 }
 
@@ -399,19 +413,43 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 			}
 			return nil
 		}
-		tag, err := primary.conn.Exec(ctx, `DELETE FROM `+old, o.KeepDays, int32(o.NodeID))
-		if err != nil {
-			return primary.queryError("delete old monitoring history", err)
-		}
-		res.Deleted = tag.RowsAffected()
-		if _, err := primary.conn.Exec(ctx, `VACUUM repmgr.monitoring_history`); err != nil {
-			return primary.queryError("vacuum repmgr.monitoring_history", err)
+		if err := primary.deleteHistory(ctx, old, o, &res); err != nil {
+			return err
 		}
 		details := fmt.Sprintf("%d rows of monitoring history deleted; the last %d days kept", res.Deleted, o.KeepDays)
 		c.emit(ctx, primary, Event{NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventClusterCleanup, Success: true, Details: details})
 		return nil
 	})
 	return res, err
+}
+
+// deleteHistory deletes the chosen rows; all of them at once where none is kept.
+func (n *Node) deleteHistory(ctx context.Context, old string, o CleanupOptions, res *CleanupResult) error {
+	if o.KeepDays == 0 && o.NodeID == 0 {
+		err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.monitoring_history`); err != nil {
+				return err
+			}
+			if err := tx.QueryRow(ctx, `SELECT count(*) FROM repmgr.monitoring_history`).Scan(&res.Deleted); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `TRUNCATE repmgr.monitoring_history`)
+			return err
+		})
+		if err != nil {
+			return n.queryError("empty repmgr.monitoring_history", err)
+		}
+		return nil
+	}
+	tag, err := n.conn.Exec(ctx, `DELETE FROM `+old, o.KeepDays, int32(o.NodeID))
+	if err != nil {
+		return n.queryError("delete old monitoring history", err)
+	}
+	res.Deleted = tag.RowsAffected()
+	if _, err := n.conn.Exec(ctx, `VACUUM repmgr.monitoring_history`); err != nil {
+		return n.queryError("vacuum repmgr.monitoring_history", err)
+	}
+	return nil
 }
 
 // unknownNode says which nodes there are.

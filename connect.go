@@ -189,7 +189,10 @@ func connectCause(err error) string {
 		return pg.Message
 	}
 	var op *net.OpError
+	var dns *net.DNSError
 	switch {
+	case errors.As(err, &dns):
+		return fmt.Sprintf("host name %q: %s", dns.Name, dns.Err)
 	case errors.As(err, &op) && !op.Timeout() && op.Op == "dial":
 		return fmt.Sprintf("%s: %s", op.Addr, op.Err)
 	default:

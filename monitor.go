@@ -135,7 +135,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 
 	var wg sync.WaitGroup
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
-	wg.Go(func() { m.queue.run(queueCtx, m.log, cfg.EventNotificationTimeout) })
+	wg.Go(func() { m.queue.run(queueCtx, cfg.Logger, cfg.EventNotificationTimeout) })
 	defer func() {
 		m.shutdown(ctx)
 		stopQueue()

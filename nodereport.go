@@ -32,7 +32,8 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	if err != nil {
 		return NodeReport{}, err
 	}
-	rep := NodeReport{DataBytes: -1, ArchiveReady: -1, ReplicationLag: -1}
+	rep := NodeReport{DataBytes: -1, ArchiveReady: -1, ReplicationLag: -1,
+		MissingSlots: []string{}, InactiveSlots: []string{}, MissingChildren: []string{}, Issues: []string{}}
 	ok := false
 	if rep.Record, ok = recordByID(recs, c.cfg.NodeID); !ok {
 		return rep, unknownNode(recs, c.cfg.NodeID, "")

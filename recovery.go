@@ -51,7 +51,7 @@ type PromoteResult struct {
 // no election, and it can not stop a primary that nobody here can see.
 // An [ErrMetadata] means that the server is promoted and its row is not written.
 func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
-	res := PromoteResult{DryRun: o.DryRun}
+	res := PromoteResult{DryRun: o.DryRun, Siblings: []Record{}, Following: []Record{}}
 	start := time.Now()
 	local, err := c.connectLocal(ctx)
 	if err != nil {

@@ -3,6 +3,7 @@ package repmgr
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/pgrepmgr/repmgr/wal"
@@ -27,8 +28,9 @@ type NodeView struct {
 }
 
 // Status looks at all registered nodes at once and holds what it sees against
-// what is registered. It takes no longer than the slowest answer, and no longer
-// than one connect_timeout.
+// what is registered: on the primary where there is one, else in the local
+// node's copy. It takes no longer than the slowest answer, and no longer than one
+// connect_timeout.
 func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 	recs, err := c.Nodes(ctx)
 	if err != nil {
@@ -37,12 +39,36 @@ func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 	if len(recs) == 0 {
 		return ClusterStatus{}, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
 	}
-	return judge(c.survey(ctx, recs)), nil
+	probes := c.survey(ctx, recs)
+	if found := primaries(probes); len(found) == 1 && len(found[0].records) > 0 {
+		probes = c.newest(ctx, probes, found[0].records)
+	}
+	return judge(probes), nil
+}
+
+// newest puts the primary's rows in the place of a copy that may lag behind.
+// Only nodes that the copy had elsewhere, or not at all, are looked at now.
+func (c *Cluster) newest(ctx context.Context, probes []probe, recs []Record) []probe {
+	var missing []Record
+	fresh := make([]probe, len(recs))
+	for i, r := range recs {
+		at := slices.IndexFunc(probes, func(p probe) bool { return p.record.ID == r.ID && p.record.Conninfo == r.Conninfo })
+		if at < 0 {
+			missing = append(missing, r)
+			continue
+		}
+		fresh[i] = probes[at]
+		fresh[i].record = r
+	}
+	for _, p := range c.survey(ctx, missing) {
+		fresh[slices.IndexFunc(recs, func(r Record) bool { return r.ID == p.record.ID })] = p
+	}
+	return fresh
 }
 
 // judge holds what was seen against what is registered.
 func judge(probes []probe) ClusterStatus {
-	var st ClusterStatus
+	st := ClusterStatus{Nodes: []NodeView{}, Issues: []string{}}
 	for _, p := range probes {
 		v := NodeView{Record: p.record, Reach: p.reach()}
 		if p.err == nil {

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	readSize   = 512 << 10 // what is received before it is written; stays in the processor's cache
+	readSize   = 1 << 20   // what is received before it is written; stays in the processor's cache
+	readShort  = 256 << 10 // a read of less than this has caught up with the source
 	readFloor  = 32 << 10  // less free space than this in the buffer is not worth a read
 	maxMessage = 64 << 20  // longer control messages than this are nonsense
 
@@ -37,6 +38,7 @@ type conn struct {
 
 	buf     []byte
 	filled  int          // of buf, since it was last reused
+	hasty   bool         // the last read was a short one, of a plain TCP socket
 	reuse   func() error // nil, or called before buf is overwritten
 	cur     []byte       // received, not yet consumed; a part of buf
 	scratch []byte       // for messages that straddle two reads
@@ -144,7 +146,12 @@ func (c *conn) refill() error {
 		}
 		c.filled = 0
 	}
+	if c.hasty && c.reuse != nil {
+		nap()
+	}
 	n, err := c.net.Read(c.buf[c.filled:])
+	_, tcp := c.net.(*net.TCPConn) // TLS reads are always short, a Unix socket holds too little
+	c.hasty = tcp && n < readShort
 	c.cur = c.buf[c.filled : c.filled+n]
 	c.filled += n
 	if n > 0 {

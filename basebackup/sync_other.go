@@ -24,6 +24,8 @@ func writeAll(f *os.File, bufs [][]byte) (written int64, err error) {
 	return written, nil
 }
 
+func nap() {}
+
 // syncer syncs file by file.
 type syncer struct{}
 

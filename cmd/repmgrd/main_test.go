@@ -169,10 +169,8 @@ func TestPidFileOfAnotherProgram(t *testing.T) {
 	t.Parallel()
 	sleep, err := exec.LookPath("sleep")
 	require.NoError(t, err)
-	program, err := os.ReadFile(sleep)
-	require.NoError(t, err)
 	dir := t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "repmgrd"), program, 0o755))
+	require.NoError(t, os.Symlink(sleep, filepath.Join(dir, "repmgrd"))) // a process is named by what was started
 	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "repmgrd"), "60")
 	require.NoError(t, cmd.Start())
 	path := filepath.Join(dir, "pid")

@@ -1,0 +1,227 @@
+package repmgr_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"github.com/pgrepmgr/repmgr"
+)
+
+// Each of these stands for a program on node 2, where PostgreSQL's data
+// directory is /srv/pg.
+var (
+	ctx     = context.Background()
+	conf    = repmgr.Config{NodeID: 2, Conninfo: "host=node2 user=repmgr dbname=repmgr"}
+	here, _ = repmgr.New(conf)
+)
+
+// New checks everything and opens nothing; all faults come back at once.
+func ExampleNew() {
+	cluster, err := repmgr.New(repmgr.Config{NodeID: 2, Conninfo: "host=node2 user=repmgr dbname=repmgr"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(cluster.Config().NodeName)
+
+	_, err = repmgr.New(repmgr.Config{Priority: -3, Location: "here", MonitorInterval: -time.Second})
+	var wrong *repmgr.ConfigError
+	if errors.As(err, &wrong) {
+		for _, f := range wrong.Faults {
+			fmt.Println(f)
+		}
+	}
+	// Output:
+	// node2
+	// monitor_interval_secs = "-1": must be 1 ms or more
+	// priority = "-3": must be an integer of 0 or more
+}
+
+// On the primary, before any standby. It makes the metadata schema as well.
+func ExampleCluster_RegisterPrimary() {
+	cluster, err := repmgr.New(repmgr.Config{NodeID: 1, ClusterName: "test", Conninfo: "host=node1 user=repmgr dbname=repmgr"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	node, err := cluster.RegisterPrimary(ctx, repmgr.RegisterOptions{})
+	if errors.Is(err, repmgr.ErrRegistered) {
+		return // as it should be
+	}
+	if err != nil {
+		log.Fatal(err, " ", repmgr.Hint(err))
+	}
+	fmt.Println(node.Name, "is the", node.Role)
+}
+
+// A new standby: copy, start, register. Starting is the caller's part, because
+// only the caller knows by which service manager.
+func ExampleCluster_Clone() {
+	res, err := here.Clone(ctx, repmgr.CloneOptions{
+		Source: "host=node1 user=repmgr dbname=repmgr",
+		Dir:    "/srv/pg",
+		Progress: func(p repmgr.CopyProgress) {
+			log.Printf("%s: %d of %d bytes", p.Phase, p.Done, p.Total)
+		},
+	})
+	if err != nil {
+		log.Fatal(err) // and nothing was left behind
+	}
+	log.Printf("%d bytes in %s", res.Bytes, res.Elapsed)
+	if err := exec.Command("systemctl", "start", "postgresql").Run(); err != nil {
+		log.Fatal(err)
+	}
+	if _, err := here.RegisterStandby(ctx, repmgr.RegisterOptions{}); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// With DryRun everything is looked at, and nothing is changed.
+func ExampleCluster_Clone_dryRun() {
+	res, err := here.Clone(ctx, repmgr.CloneOptions{Source: "host=node1", Dir: "/srv/pg", DryRun: true})
+	for _, c := range res.Checks {
+		fmt.Println(c.Name, c.OK, c.Detail)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// The primary is lost: this standby takes over, and the others follow it.
+func ExampleCluster_Promote() {
+	res, err := here.Promote(ctx, repmgr.PromoteOptions{SiblingsFollow: true})
+	switch {
+	case errors.Is(err, repmgr.ErrPrimaryExists):
+		log.Fatal("not lost: ", err)
+	case errors.Is(err, repmgr.ErrMetadata):
+		log.Print("promoted, but its row was not written: ", err)
+	case err != nil:
+		log.Fatal(err)
+	}
+	fmt.Printf("primary on timeline %d after %s; %d of %d standbys follow\n",
+		res.Timeline, res.Elapsed, len(res.Following), len(res.Siblings))
+}
+
+// Another node has been promoted: this standby streams from that one now,
+// without a restart.
+func ExampleCluster_Follow() {
+	res, err := here.Follow(ctx, repmgr.FollowOptions{Wait: true})
+	switch {
+	case errors.Is(err, repmgr.ErrTimelineDiverged):
+		log.Fatal("this node has WAL that the new primary never had: clone it again. ", err)
+	case errors.Is(err, repmgr.ErrNotAttached):
+		log.Fatal("re-pointed, but not streaming yet: ", err)
+	case err != nil:
+		log.Fatal(err)
+	}
+	fmt.Println(res.Node.Name, "streams from", res.Upstream.Name)
+}
+
+// All nodes are asked at once: one that does not answer costs at most one
+// connect_timeout.
+func ExampleCluster_Status() {
+	st, err := here.Status(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, n := range st.Nodes {
+		if n.Reach != repmgr.ReachOK {
+			fmt.Println(n.Name, "is", n.Reach)
+			continue
+		}
+		fmt.Println(n.Name, n.Running, "upstream:", n.Upstream, n.Attached)
+	}
+	for _, issue := range st.Issues {
+		fmt.Println("issue:", issue)
+	}
+}
+
+// What the daemon repmgrd does, inside a program of one's own.
+func ExampleNewMonitor() {
+	cfg, err := repmgr.LoadConfig("/etc/repmgr.conf")
+	if err != nil {
+		log.Fatal(err)
+	}
+	m, err := repmgr.NewMonitor(cfg)
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
+	defer stop()
+	if err := m.Run(ctx); err != nil { // nil when ctx has ended
+		log.Fatal(err)
+	}
+}
+
+// A Monitor runs in a goroutine of its own; Status may be asked at any time.
+func ExampleMonitor_Run() {
+	m, err := repmgr.NewMonitor(conf)
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan error)
+	go func() { done <- m.Run(ctx) }()
+
+	st := m.Status()
+	fmt.Println(st.Phase, st.Reason)
+	if st.Lag != nil {
+		fmt.Println("behind by", st.Lag.ReceivedBytes+st.Lag.AppliedBytes, "bytes")
+	}
+
+	stop()
+	if err := <-done; err != nil { // all that it started has ended
+		log.Fatal(err)
+	}
+}
+
+// A Notifier is told of everything that happens, by type.
+func ExampleNotifier() {
+	cfg := conf
+	cfg.Notifiers = []repmgr.Notifier{
+		repmgr.NotifierFunc(func(_ context.Context, e repmgr.Event) error {
+			switch e.Type {
+			case repmgr.EventStandbyPromote:
+				log.Printf("writes go to %s now, not to %s", e.Node, e.Peer)
+			case repmgr.EventUpstreamDisconnect:
+				log.Printf("%s does not see its primary: %s", e.Node, e.Details)
+			}
+			return nil
+		}),
+		repmgr.WebhookNotifier{URL: "https://pager.example/hook", Types: []repmgr.EventType{repmgr.EventStandbyFailure}},
+	}
+	if _, err := repmgr.NewMonitor(cfg); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// snapshot is a Cloner that takes the files from a snapshot of the source's
+// file system, which is mounted on this machine.
+type snapshot struct{ mounted string }
+
+func (s snapshot) Copy(ctx context.Context, job repmgr.CopyJob) error {
+	job.Progress(repmgr.CopyProgress{Phase: "copying the snapshot"})
+	out, err := exec.CommandContext(ctx, "cp", "-a", s.mounted+"/.", job.Dir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("copy snapshot: %w: %s", err, out)
+	}
+	return errors.Join(os.Remove(filepath.Join(job.Dir, "postmaster.pid")), os.RemoveAll(filepath.Join(job.Dir, "pg_replslot")), os.Mkdir(filepath.Join(job.Dir, "pg_replslot"), 0o700))
+}
+
+// A Cloner of one's own does only the copying: the checks before it, the
+// standby's settings after it, and clearing up stay with Clone.
+func ExampleCloner() {
+	_, err := here.Clone(ctx, repmgr.CloneOptions{
+		Source: "host=node1 user=repmgr dbname=repmgr",
+		Dir:    "/srv/pg",
+		Cloner: snapshot{"/mnt/node1-snapshot"},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+}

@@ -1,0 +1,19 @@
+// Package bench holds the project to its promises of speed and size: start-up,
+// cluster show, the status views, an idle daemon, and a clone of 2 GB, each
+// measured beside its peer in the same run, with real servers and real
+// programs. It has only tests, and those are skipped unless "make bench" runs
+// them.
+//
+// The peers are the C repmgr 5 (Debian's postgresql-NN-repmgr), pg_basebackup,
+// cp and rsync. A peer that is not installed leaves its column empty.
+//
+// # Environment
+//
+//   - REPMGR_BENCH=1: measure. Otherwise every test is skipped.
+//   - REPMGR_BENCH_BIN: the directory of our repmgr and repmgrd.
+//   - REPMGR_BENCH_JSON: the file for the figures, with every sample. Defaults
+//     to none.
+//   - REPMGR_BENCH_LONG=1: the status views over 30 million rows, too.
+//   - TMPDIR: where servers and copies live. "make bench" sets it to a new
+//     directory in REPMGR_BENCH_DIR, by default /var/tmp: a real disk.
+package bench
