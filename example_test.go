@@ -8,18 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
-	"time"
 
 	"github.com/pgrepmgr/repmgr"
 )
 
-// Each of these stands for a program on node 2, where PostgreSQL's data
-// directory is /srv/pg.
+// What each example begins with, as a program on node 2.
 var (
-	ctx     = context.Background()
-	conf    = repmgr.Config{NodeID: 2, Conninfo: "host=node2 user=repmgr dbname=repmgr"}
-	here, _ = repmgr.New(conf)
+	ctx        = context.Background()
+	cfg        = repmgr.Config{NodeID: 2, Conninfo: "host=node2 user=repmgr dbname=repmgr"}
+	cluster, _ = repmgr.New(cfg)
 )
 
 // New checks everything and opens nothing; all faults come back at once.
@@ -30,17 +27,14 @@ func ExampleNew() {
 	}
 	fmt.Println(cluster.Config().NodeName)
 
-	_, err = repmgr.New(repmgr.Config{Priority: -3, Location: "here", MonitorInterval: -time.Second})
+	_, err = repmgr.New(repmgr.Config{NodeID: -1, EventWebhookURL: "pager"})
 	var wrong *repmgr.ConfigError
 	if errors.As(err, &wrong) {
-		for _, f := range wrong.Faults {
-			fmt.Println(f)
-		}
+		fmt.Println(len(wrong.Faults), "faults, of", wrong.Faults[0].Key, "and", wrong.Faults[1].Key)
 	}
 	// Output:
 	// node2
-	// monitor_interval_secs = "-1": must be 1 ms or more
-	// priority = "-3": must be an integer of 0 or more
+	// 2 faults, of node_id and event_webhook_url
 }
 
 // On the primary, before any standby. It makes the metadata schema as well.
@@ -62,7 +56,7 @@ func ExampleCluster_RegisterPrimary() {
 // A new standby: copy, start, register. Starting is the caller's part, because
 // only the caller knows by which service manager.
 func ExampleCluster_Clone() {
-	res, err := here.Clone(ctx, repmgr.CloneOptions{
+	res, err := cluster.Clone(ctx, repmgr.CloneOptions{
 		Source: "host=node1 user=repmgr dbname=repmgr",
 		Dir:    "/srv/pg",
 		Progress: func(p repmgr.CopyProgress) {
@@ -76,14 +70,14 @@ func ExampleCluster_Clone() {
 	if err := exec.Command("systemctl", "start", "postgresql").Run(); err != nil {
 		log.Fatal(err)
 	}
-	if _, err := here.RegisterStandby(ctx, repmgr.RegisterOptions{}); err != nil {
+	if _, err := cluster.RegisterStandby(ctx, repmgr.RegisterOptions{}); err != nil {
 		log.Fatal(err)
 	}
 }
 
 // With DryRun everything is looked at, and nothing is changed.
 func ExampleCluster_Clone_dryRun() {
-	res, err := here.Clone(ctx, repmgr.CloneOptions{Source: "host=node1", Dir: "/srv/pg", DryRun: true})
+	res, err := cluster.Clone(ctx, repmgr.CloneOptions{Source: "host=node1", Dir: "/srv/pg", DryRun: true})
 	for _, c := range res.Checks {
 		fmt.Println(c.Name, c.OK, c.Detail)
 	}
@@ -94,7 +88,7 @@ func ExampleCluster_Clone_dryRun() {
 
 // The primary is lost: this standby takes over, and the others follow it.
 func ExampleCluster_Promote() {
-	res, err := here.Promote(ctx, repmgr.PromoteOptions{SiblingsFollow: true})
+	res, err := cluster.Promote(ctx, repmgr.PromoteOptions{SiblingsFollow: true})
 	switch {
 	case errors.Is(err, repmgr.ErrPrimaryExists):
 		log.Fatal("not lost: ", err)
@@ -110,7 +104,7 @@ func ExampleCluster_Promote() {
 // Another node has been promoted: this standby streams from that one now,
 // without a restart.
 func ExampleCluster_Follow() {
-	res, err := here.Follow(ctx, repmgr.FollowOptions{Wait: true})
+	res, err := cluster.Follow(ctx, repmgr.FollowOptions{Wait: true})
 	switch {
 	case errors.Is(err, repmgr.ErrTimelineDiverged):
 		log.Fatal("this node has WAL that the new primary never had: clone it again. ", err)
@@ -125,7 +119,7 @@ func ExampleCluster_Follow() {
 // All nodes are asked at once: one that does not answer costs at most one
 // connect_timeout.
 func ExampleCluster_Status() {
-	st, err := here.Status(ctx)
+	st, err := cluster.Status(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -160,7 +154,7 @@ func ExampleNewMonitor() {
 
 // A Monitor runs in a goroutine of its own; Status may be asked at any time.
 func ExampleMonitor_Run() {
-	m, err := repmgr.NewMonitor(conf)
+	m, err := repmgr.NewMonitor(cfg)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -182,7 +176,7 @@ func ExampleMonitor_Run() {
 
 // A Notifier is told of everything that happens, by type.
 func ExampleNotifier() {
-	cfg := conf
+	cfg := cfg // a copy
 	cfg.Notifiers = []repmgr.Notifier{
 		repmgr.NotifierFunc(func(_ context.Context, e repmgr.Event) error {
 			switch e.Type {
@@ -200,26 +194,33 @@ func ExampleNotifier() {
 	}
 }
 
-// snapshot is a Cloner that takes the files from a snapshot of the source's
-// file system, which is mounted on this machine.
-type snapshot struct{ mounted string }
+// pgBasebackup is a Cloner that lets PostgreSQL's own program do the copying, of
+// a source without tablespaces.
+type pgBasebackup struct{}
 
-func (s snapshot) Copy(ctx context.Context, job repmgr.CopyJob) error {
-	job.Progress(repmgr.CopyProgress{Phase: "copying the snapshot"})
-	out, err := exec.CommandContext(ctx, "cp", "-a", s.mounted+"/.", job.Dir).CombinedOutput()
+func (pgBasebackup) Copy(ctx context.Context, job repmgr.CopyJob) error {
+	params, err := repmgr.ParseConninfo(job.Source)
 	if err != nil {
-		return fmt.Errorf("copy snapshot: %w: %s", err, out)
+		return err
 	}
-	return errors.Join(os.Remove(filepath.Join(job.Dir, "postmaster.pid")), os.RemoveAll(filepath.Join(job.Dir, "pg_replslot")), os.Mkdir(filepath.Join(job.Dir, "pg_replslot"), 0o700))
+	password := params["password"]
+	delete(params, "password") // the list of processes is for everybody to read
+	cmd := exec.CommandContext(ctx, "pg_basebackup", "-w", "-X", "stream", "-l", job.Label, "-D", job.Dir, "-d", repmgr.FormatConninfo(params))
+	cmd.Env = append(os.Environ(), "PGPASSWORD="+password)
+	job.Progress(repmgr.CopyProgress{Phase: "pg_basebackup"})
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("run pg_basebackup: %w: %s", err, out)
+	}
+	return nil
 }
 
 // A Cloner of one's own does only the copying: the checks before it, the
 // standby's settings after it, and clearing up stay with Clone.
 func ExampleCloner() {
-	_, err := here.Clone(ctx, repmgr.CloneOptions{
+	_, err := cluster.Clone(ctx, repmgr.CloneOptions{
 		Source: "host=node1 user=repmgr dbname=repmgr",
 		Dir:    "/srv/pg",
-		Cloner: snapshot{"/mnt/node1-snapshot"},
+		Cloner: pgBasebackup{},
 	})
 	if err != nil {
 		log.Fatal(err)

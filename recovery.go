@@ -298,15 +298,30 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 	if err != nil {
 		return res, err
 	}
-	self, ok := recordByID(recs, c.cfg.NodeID)
-	if !ok {
-		return res, hint(kind(ErrNotRegistered, "%s is not registered", c.self()), "Run repmgr standby register first.")
-	}
 	target, err := c.followTarget(ctx, recs, o)
 	if err != nil {
 		return res, err
 	}
+	if _, ok := recordByID(recs, c.cfg.NodeID); !ok {
+		// Its own row may be the last thing that a standby received, or just did not.
+		if recs, err = c.recordsOf(ctx, target); err != nil {
+			return res, err
+		}
+	}
+	self, ok := recordByID(recs, c.cfg.NodeID)
+	if !ok {
+		return res, hint(kind(ErrNotRegistered, "%s is not registered", c.self()), "Run repmgr standby register first.")
+	}
 	return c.follow(ctx, local, self, target, recs, o)
+}
+
+func (c *Cluster) recordsOf(ctx context.Context, r Record) ([]Record, error) {
+	n, err := c.connectTo(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	return n.records(ctx)
 }
 
 // followTarget finds the registered node to follow.

@@ -244,13 +244,13 @@ func TestRun_TablespacesGoWhereTheMapSays(t *testing.T) {
 
 func TestRun_TablespacesInPlace(t *testing.T) {
 	t.Parallel()
-	primary := pgtest.Start(t, pgtest.Options{})
+	primary := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"allow_in_place_tablespaces": "on"}}) // the copy's too
 	if primary.Major < 16 {
 		t.Skip("tablespaces in place came with 16")
 	}
 	c := primary.Conn(t)
 	for _, sql := range []string{
-		"SET allow_in_place_tablespaces = on", "CREATE TABLESPACE here LOCATION ''",
+		"CREATE TABLESPACE here LOCATION ''",
 		"CREATE TABLE t TABLESPACE here AS SELECT generate_series(1, 1000) AS id",
 	} {
 		_, err := c.Exec(t.Context(), sql)
