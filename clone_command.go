@@ -11,7 +11,8 @@ import (
 // restore from a backup tool. The command is a shell command; its placeholders
 // are %D the directory to fill, %h and %p the source's host and port, %U and %d
 // user and database, %s the replication slot, %% a percent sign. The same are
-// in its environment as REPMGR_DIR, REPMGR_HOST, ..., quoted by nobody.
+// in its environment as REPMGR_DIR, REPMGR_HOST, ..., quoted by nobody, and a
+// password or password file as PGPASSWORD and PGPASSFILE.
 type commandCloner struct{ command string }
 
 var _ Cloner = commandCloner{}
@@ -30,7 +31,13 @@ func (c commandCloner) Copy(ctx context.Context, job CopyJob) error {
 		'd': {"REPMGR_DBNAME", params["dbname"]},
 		's': {"REPMGR_SLOT", job.Slot},
 	}
-	out, err := runShell(ctx, c.command, values)
+	var env []string
+	for key, name := range map[string]string{"password": "PGPASSWORD", "passfile": "PGPASSFILE"} {
+		if params[key] != "" {
+			env = append(env, name+"="+params[key])
+		}
+	}
+	out, err := runShell(ctx, c.command, values, env...)
 	if err != nil {
 		return fmt.Errorf("clone_command: %w: %s", err, lastLines(out, 5))
 	}

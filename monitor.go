@@ -132,6 +132,10 @@ func (m *Monitor) Run(ctx context.Context) error {
 	cfg := m.cfg
 	m.mu.Unlock()
 	m.use(cfg)
+	if cfg.Failover == FailoverAutomatic {
+		m.log.Warn("failover=automatic: this version does not fail over by itself, it only monitors",
+			"hint", "When the primary is lost, run repmgr standby promote on the standby of your choice.")
+	}
 
 	var wg sync.WaitGroup
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))

@@ -16,10 +16,10 @@ type placeholder struct{ env, value string }
 // runShell runs a command of the configuration through /bin/sh. Values never
 // become part of the program text, so nothing in them can be executed: each
 // placeholder turns into an expansion of an environment variable, quoted as its
-// surroundings ask for. The command ends with ctx.
-func runShell(ctx context.Context, command string, values map[byte]placeholder) ([]byte, error) {
+// surroundings ask for. env is added to its environment. The command ends with ctx.
+func runShell(ctx context.Context, command string, values map[byte]placeholder, env ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", expand(command, values))
-	cmd.Env = os.Environ()
+	cmd.Env = append(os.Environ(), env...)
 	for _, p := range values {
 		cmd.Env = append(cmd.Env, p.env+"="+p.value)
 	}
@@ -32,9 +32,10 @@ func runShell(ctx context.Context, command string, values map[byte]placeholder) 
 	return out, err
 }
 
-// endWithGroup makes a command end together with all that it started.
+// endWithGroup makes a command end together with all that it started, and keeps
+// it from asking a person: without a terminal a prompt is an error, not a hang.
 func endWithGroup(cmd *exec.Cmd) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 }
 

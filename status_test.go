@@ -86,7 +86,9 @@ func TestJudge_UpstreamCell(t *testing.T) {
 
 func TestJudge_TwoPrimariesAreAnIssue(t *testing.T) {
 	t.Parallel()
-	p := func(id NodeID) probe { return probe{record: Record{ID: id, Name: id.String(), Role: RolePrimary, Active: true}} }
+	p := func(id NodeID) probe {
+		return probe{record: Record{ID: id, Name: id.String(), Role: RolePrimary, Active: true}}
+	}
 	require.Contains(t, judge([]probe{p(1), p(2)}).Issues, `2 nodes run as primary: node "1" (ID: 1), node "2" (ID: 2)`)
 	require.Empty(t, judge([]probe{p(1)}).Issues)
 }

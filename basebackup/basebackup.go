@@ -153,27 +153,27 @@ func (o Options) withDefaults() Options {
 func (o Options) validate() error {
 	var faults []error
 	if o.Dir == "" {
-		faults = append(faults, errors.New("Dir is empty"))
+		faults = append(faults, errors.New("option Dir is empty"))
 	}
 	if o.MaxRate != 0 && (o.MaxRate < minRate || o.MaxRate > maxRate) {
-		faults = append(faults, fmt.Errorf("MaxRate is %d, want 0 or %d to %d", o.MaxRate, minRate, maxRate))
+		faults = append(faults, fmt.Errorf("option MaxRate is %d, want 0 or %d to %d", o.MaxRate, minRate, maxRate))
 	}
 	if o.Slot != "" && o.NoSlot {
-		faults = append(faults, fmt.Errorf("Slot is %q and NoSlot is set", o.Slot))
+		faults = append(faults, fmt.Errorf("option Slot is %q and NoSlot is set", o.Slot))
 	}
 	switch o.Manifest {
 	case "", "NONE", "CRC32C", "SHA224", "SHA256", "SHA384", "SHA512":
 	default:
-		faults = append(faults, fmt.Errorf("Manifest is %q, want NONE, CRC32C, SHA224, SHA256, SHA384 or SHA512", o.Manifest))
+		faults = append(faults, fmt.Errorf("option Manifest is %q, want NONE, CRC32C, SHA224, SHA256, SHA384 or SHA512", o.Manifest))
 	}
 	if o.WALTimeout < 0 {
-		faults = append(faults, fmt.Errorf("WALTimeout is %v, want more than 0", o.WALTimeout))
+		faults = append(faults, fmt.Errorf("option WALTimeout is %v, want more than 0", o.WALTimeout))
 	}
 	if _, err := quoteLiteral(o.Label); err != nil {
-		faults = append(faults, fmt.Errorf("Label: %w", err))
+		faults = append(faults, fmt.Errorf("option Label: %w", err))
 	}
 	if err := checkSlotName(o.Slot); o.Slot != "" && err != nil {
-		faults = append(faults, fmt.Errorf("Slot: %w", err))
+		faults = append(faults, fmt.Errorf("option Slot: %w", err))
 	}
 	return errors.Join(faults...)
 }

@@ -301,8 +301,7 @@ func TestRun_FollowsASourceOntoANewTimeline(t *testing.T) {
 	caughtUp(t, a, source)
 	dir := filepath.Join(t.TempDir(), "copy")
 	var once sync.Once
-	var res basebackup.Result
-	res = clone(t, source, basebackup.Options{
+	res := clone(t, source, basebackup.Options{
 		Dir: dir, MaxRate: 8 << 10,
 		Progress: func(p basebackup.Progress) {
 			if p.Bytes == 0 {

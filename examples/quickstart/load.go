@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -88,9 +89,12 @@ func (w *writer) end() int64 {
 	return w.last
 }
 
-// pgbench runs the usual load for so many seconds.
-func (m *machine) pgbench(s *server, seconds int) (*task, error) {
-	return m.background("pgbench", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "postgres", "-n", "-c", "4", "-T", strconv.Itoa(seconds), "postgres")
+// pgbench runs its load for so many seconds: 400 transactions a second, which
+// leaves something of a small machine to the four servers.
+func (s *story) pgbench(n *node, seconds int) (*task, error) {
+	args := []string{"-h", "127.0.0.1", "-p", strconv.Itoa(n.port), "-U", "postgres", "-n", "-c", "4", "-R", "400", "-T", strconv.Itoa(seconds), "postgres"}
+	s.command("pgbench %s &", strings.Join(args, " "))
+	return s.background("pgbench", args...)
 }
 
 var (

@@ -241,8 +241,7 @@ func (s *story) load(ctx context.Context) (err error) {
 		}
 	}
 	s.say("Each node has a monitor, which measures its lag four times a second.")
-	s.command("pgbench -h 127.0.0.1 -p %d -U postgres -n -c 4 -T 600 postgres &", s.node1.port)
-	if s.bench, err = s.pgbench(s.node1.server, 600); err != nil {
+	if s.bench, err = s.pgbench(s.node1, 600); err != nil {
 		return err
 	}
 	if s.writer, err = startWriter(ctx, s.node1.server, 1); err != nil {
@@ -314,8 +313,7 @@ func (s *story) growth(ctx context.Context) (err error) {
 	if s.quick {
 		seconds = 2
 	}
-	s.command("pgbench -h 127.0.0.1 -p %d -U postgres -n -c 4 -T %d postgres &", s.heir.port, seconds)
-	if s.bench, err = s.pgbench(s.heir.server, seconds); err != nil {
+	if s.bench, err = s.pgbench(s.heir, seconds); err != nil {
 		return err
 	}
 	s.say("The load goes on, on %s now.", s.heir.name)

@@ -301,7 +301,11 @@ func (s *server) kill() (int, error) {
 	segment := s.sharedMemory()
 	killed := map[int]bool{}
 	err := until(context.Background(), stopLimit, s.name+" to be gone", func(ctx context.Context) error {
-		for _, pid := range s.processes() {
+		pids := s.processes()
+		if len(pids) > 0 { // the postmaster first, which would start others; then whoever came last
+			slices.Reverse(pids[1:])
+		}
+		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 			killed[pid] = true
 		}
@@ -322,7 +326,7 @@ func (s *server) gone(context.Context) error {
 }
 
 // processes are those whose working directory is the data directory: the
-// postmaster and all its children.
+// postmaster and all its children, in the order in which they were started.
 func (s *server) processes() (pids []int) {
 	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
 	for _, link := range links {
@@ -331,6 +335,7 @@ func (s *server) processes() (pids []int) {
 			pids = append(pids, pid)
 		}
 	}
+	slices.Sort(pids)
 	return pids
 }
 
