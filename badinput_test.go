@@ -243,9 +243,8 @@ func TestFollow_Refuses(t *testing.T) {
 	node4 := newNode(t, 4, pgtest.NewStandby(t, node3.Server, pgtest.Options{Name: "node4"}))
 	node3.Kill()
 	node2.Exec(t, `INSERT INTO repmgr.nodes VALUES (4, 2, true, 'node4', 'standby', 'default', 100, $1, 'postgres', NULL, '')`, node4.Conninfo())
-	node4.Exec(t, `SELECT pg_wal_replay_pause()`)
 	_, err = node4.Follow(ctx, repmgr.FollowOptions{Target: node2.Conninfo()})
-	require.Error(t, err)
+	requireError(t, err, repmgr.ErrTimelineDiverged, "node4", "node2", "promoted apart")
 }
 
 // An open stream from a primary that we can not reach is evidence that it lives.

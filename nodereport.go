@@ -38,6 +38,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	if rep.Record, ok = recordByID(recs, c.cfg.NodeID); !ok {
 		return rep, unknownNode(recs, c.cfg.NodeID, "")
 	}
+	rep.Record.Conninfo = Redact(rep.Record.Conninfo)
 	if rep.Status, err = local.Status(ctx); err != nil {
 		return rep, err
 	}
@@ -120,7 +121,7 @@ func (r NodeReport) Rows(verbose bool) []ReportRow {
 	} else {
 		add("Total data size", "(no privilege to read it)")
 	}
-	add("Conninfo", Redact(r.Record.Conninfo))
+	add("Conninfo", r.Record.Conninfo)
 	if verbose {
 		add("System identifier", s.SystemIdentifier)
 	}

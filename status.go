@@ -71,6 +71,7 @@ func judge(probes []probe) ClusterStatus {
 	st := ClusterStatus{Nodes: []NodeView{}, Issues: []string{}}
 	for _, p := range probes {
 		v := NodeView{Record: p.record, Reach: p.reach()}
+		v.Conninfo = Redact(v.Conninfo) // rows of a C repmgr may hold a password
 		if p.err == nil {
 			v.Running, v.Timeline = p.status.Role(), p.status.Timeline
 			if p.status.ReplayPaused {

@@ -18,7 +18,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,6 +39,9 @@ func main() {
 	context.AfterFunc(ctx, stop) // the second ctrl-C is the system's
 	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "\nquickstart:", err)
+		if ctx.Err() != nil {
+			os.Exit(130) // as a shell has it
+		}
 		os.Exit(1)
 	}
 }
@@ -87,7 +92,10 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	s.page.dir = m.dir
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case err != nil && ctx.Err() != nil: // whatever it was that could not go on
+			err = fmt.Errorf("%w: the servers are stopped, and the directory is removed", context.Cause(ctx))
+		case err != nil:
 			s.logs()
 			if hint := repmgr.Hint(err); hint != "" {
 				err = fmt.Errorf("%w\nHINT: %s", err, hint)
@@ -108,7 +116,11 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	s.space()
 	if *keep {
-		s.say("The cluster runs until ctrl-C. From another terminal: cd %s", m.dir)
+		s.say("The cluster runs until ctrl-C. To try these commands from another terminal:")
+		s.say("cd %s", m.dir)
+		if path, err := exec.LookPath("repmgr"); err == nil {
+			s.say("PATH=%s:%s:$PATH", filepath.Dir(path), m.bin)
+		}
 		<-ctx.Done()
 	}
 	return nil

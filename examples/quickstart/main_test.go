@@ -83,7 +83,7 @@ func TestQuickstart_Interrupted(t *testing.T) {
 			var out bytes.Buffer
 			err := run(ctx, []string{"-quick"}, cancelAt{&out, at, cancel})
 			t.Logf("\n%s\n%v", &out, err)
-			require.Error(t, err)
+			require.ErrorContains(t, err, "ctrl-C: the servers are stopped")
 			require.Contains(t, out.String(), at)
 			require.NotContains(t, out.String(), "The end of", "logs are for faults")
 			requireNothingLeft(t)

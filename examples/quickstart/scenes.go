@@ -36,7 +36,7 @@ func (s *story) await(ctx context.Context, typ repmgr.EventType, nodes ...*node)
 		case e := <-s.events:
 			if e.Type == typ && !told[e.Node] && slices.ContainsFunc(nodes, func(n *node) bool { return n.name == e.Node }) {
 				told[e.Node] = true
-				s.took(time.Since(s.killed), "Event %s of %s", e.Type, e.Node)
+				s.took(time.Since(s.killed), "%s's monitor tells: %s, after", e.Node, e.Type)
 			}
 		case <-ctx.Done():
 			return fmt.Errorf("wait for event %s: %w", typ, ctx.Err())
