@@ -1,0 +1,158 @@
+package repmgr_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// A standby that was re-pointed but does not stream is not called a success.
+func TestFollow_SaysWhenItDoesNotStream(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2 := addStandby(t, node1, 2)
+	node3 := addStandby(t, node1, 3, func(c *repmgr.Config) { c.StandbyFollowTimeout = time.Second })
+	hba := filepath.Join(node2.Dir, "pg_hba.conf")
+	text, err := os.ReadFile(hba)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(hba, append([]byte("host replication all all reject\n"), text...), 0o600))
+	node2.Exec(t, `SELECT pg_reload_conf()`)
+
+	res, err := node3.Follow(t.Context(), repmgr.FollowOptions{UpstreamID: 2})
+	requireError(t, err, repmgr.ErrNotAttached, "node3", "node2", "standby_follow_timeout (1s)")
+	require.Contains(t, repmgr.Hint(err), "pg_hba.conf")
+	require.False(t, res.Streaming)
+	e := node3.events.wait(t, repmgr.EventStandbyFollow)
+	require.False(t, e.Success)
+	require.Equal(t, "! node2", node1.view(t, 3).Upstream)
+
+	_, err = node3.Follow(t.Context(), repmgr.FollowOptions{})
+	require.NoError(t, err)
+	require.Equal(t, "node1", node1.view(t, 3).Upstream)
+}
+
+// A standby's slot goes with it, down a cascade and back.
+func TestFollow_TakesItsSlotAlong(t *testing.T) {
+	t.Parallel()
+	slots := func(c *repmgr.Config) { c.UseReplicationSlots = true }
+	node1 := startPrimary(t, slots)
+	node2, node3 := addStandby(t, node1, 2, slots), addStandby(t, node1, 3, slots)
+	const has = `SELECT coalesce(string_agg(slot_name || ':' || active, ' ' ORDER BY slot_name), '') FROM pg_replication_slots`
+	require.Equal(t, "repmgr_slot_2:true repmgr_slot_3:true", node1.QueryString(t, has))
+	up := node3.QueryString(t, `SELECT pg_postmaster_start_time()`)
+
+	res, err := node3.Follow(t.Context(), repmgr.FollowOptions{Target: node2.Conninfo()})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.NodeID(2), res.Upstream.ID)
+	require.Equal(t, "repmgr_slot_2:true", node1.QueryString(t, has))
+	require.Equal(t, "repmgr_slot_3:true", node2.QueryString(t, has))
+	_, err = node3.Follow(t.Context(), repmgr.FollowOptions{})
+	require.NoError(t, err)
+	require.Equal(t, "repmgr_slot_2:true repmgr_slot_3:true", node1.QueryString(t, has))
+	require.Empty(t, node2.QueryString(t, has))
+	require.Equal(t, up, node3.QueryString(t, `SELECT pg_postmaster_start_time()`), "no restart")
+}
+
+func TestDryRun_ChangesNothing(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	state := func() string {
+		text, err := os.ReadFile(filepath.Join(node3.Dir, "postgresql.auto.conf"))
+		require.NoError(t, err)
+		return string(text) + node1.QueryString(t, `SELECT string_agg(n::text, ' ') || (SELECT count(*) FROM repmgr.events) FROM repmgr.nodes n`)
+	}
+	before := state()
+	ctx := t.Context()
+	_, err := node3.Follow(ctx, repmgr.FollowOptions{UpstreamID: 2, DryRun: true})
+	require.NoError(t, err)
+	_, err = node1.RegisterPrimary(ctx, repmgr.RegisterOptions{Force: true, DryRun: true})
+	require.NoError(t, err)
+	_, err = node2.RegisterStandby(ctx, repmgr.RegisterOptions{Force: true, DryRun: true})
+	require.NoError(t, err)
+	_, err = node1.UnregisterStandby(ctx, repmgr.UnregisterOptions{NodeID: 3, DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, before, state())
+	waitSame(t, node1, node2)
+	node1.Kill()
+	res, err := node2.Promote(ctx, repmgr.PromoteOptions{DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.NodeID(1), res.FormerPrimary.ID)
+	require.True(t, pgtest.Query[bool](t, node2.Server, `SELECT pg_is_in_recovery()`))
+}
+
+// A promotion ends in time and with the slots and rows that it needs, also
+// while replay is paused.
+func TestPromote_WithSiblingsAndPausedReplay(t *testing.T) {
+	t.Parallel()
+	slots := func(c *repmgr.Config) { c.UseReplicationSlots = true }
+	node1 := startPrimary(t, slots)
+	node2, node3 := addStandby(t, node1, 2, slots), addStandby(t, node1, 3, slots)
+	waitSame(t, node1, node2)
+	waitSame(t, node1, node3)
+	node2.Exec(t, `SELECT pg_wal_replay_pause()`)
+	node1.Kill()
+	res, err := node2.Promote(t.Context(), repmgr.PromoteOptions{SiblingsFollow: true})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.NodeID(3), res.Following[0].ID)
+	require.Equal(t, "repmgr_slot_3:true", node2.QueryString(t, `SELECT slot_name || ':' || active FROM pg_replication_slots`))
+	require.Equal(t, "node2", node2.view(t, 3).Upstream)
+	e := node2.events.wait(t, repmgr.EventStandbyPromote)
+	require.True(t, e.Success)
+	require.Equal(t, repmgr.NodeID(1), e.PeerID)
+}
+
+// synchronous replication without a standby must not hold up our bookkeeping.
+func TestRegister_DoesNotWaitForSynchronousStandbys(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"synchronous_standby_names": "*"}})
+	n := newNode(t, 1, server)
+	ctx, cancel := context.WithTimeout(t.Context(), pgtest.Timeout(20*time.Second))
+	defer cancel()
+	_, err := n.RegisterPrimary(ctx, repmgr.RegisterOptions{})
+	require.NoError(t, err)
+	_, err = n.RegisterPrimary(ctx, repmgr.RegisterOptions{Force: true})
+	require.NoError(t, err)
+}
+
+func TestEventsAndCleanup(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	ctx := t.Context()
+	node1.Exec(t, `INSERT INTO repmgr.monitoring_history SELECT 1, 2 + n % 2, now() - make_interval(days => n), now(), '0/1', '0/1', 0, 0 FROM generate_series(1, 10) n`)
+	res, err := node1.Cleanup(ctx, repmgr.CleanupOptions{KeepDays: 5, DryRun: true})
+	require.NoError(t, err)
+	require.EqualValues(t, 6, res.Deleted)
+	_, err = node1.Cleanup(ctx, repmgr.CleanupOptions{KeepDays: 5, NodeID: 3})
+	requireError(t, err, repmgr.ErrNotRegistered, "3")
+	res, err = node1.Cleanup(ctx, repmgr.CleanupOptions{KeepDays: 5})
+	require.NoError(t, err)
+	require.EqualValues(t, 6, res.Deleted)
+	res, err = node1.Cleanup(ctx, repmgr.CleanupOptions{})
+	require.NoError(t, err)
+	require.EqualValues(t, 4, res.Deleted)
+	_, err = node1.Cleanup(ctx, repmgr.CleanupOptions{KeepDays: -1})
+	require.ErrorIs(t, err, repmgr.ErrConfig)
+
+	events, err := node1.Events(ctx, repmgr.EventFilter{})
+	require.NoError(t, err)
+	var types []string
+	for _, e := range events {
+		types = append(types, string(e.Type))
+	}
+	require.Equal(t, "cluster_cleanup cluster_cleanup primary_register cluster_created", strings.Join(types, " "))
+	events, err = node1.Events(ctx, repmgr.EventFilter{Node: "node1", Type: repmgr.EventClusterCleanup, Limit: 1})
+	require.NoError(t, err)
+	require.Len(t, events, 1)
+	require.Contains(t, events[0].Details, "4 rows")
+	_, err = node1.Events(ctx, repmgr.EventFilter{NodeID: 9})
+	requireError(t, err, repmgr.ErrNotRegistered, "9")
+}
