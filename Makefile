@@ -43,7 +43,7 @@ bench: ## speed and size beside the peers, in 10 minutes; REPMGR_BENCH_LONG=1 fo
 	@set -e; dir=$$(mktemp -d -p "$${REPMGR_BENCH_DIR:-/var/tmp}" repmgr-bench-XXXX); trap 'rm -rf "$$dir"' EXIT; chmod 1777 "$$dir"; \
 	CGO_ENABLED=0 $(GO) build -trimpath -o "$$dir/bin/" ./cmd/...; $(GO) test -c -o "$$dir/bench.test" ./internal/bench; \
 	mkdir -m 1777 "$$dir/out"; mkdir -p bin; cd "$$dir"; \
-	TMPDIR="$$dir" REPMGR_BENCH=1 REPMGR_BENCH_BIN="$$dir/bin" REPMGR_BENCH_JSON="$$dir/out/bench.json" ./bench.test -test.timeout 40m $(BENCHFLAGS); \
+	TMPDIR="$$dir" REPMGR_BENCH=1 REPMGR_BENCH_BIN="$$dir/bin" REPMGR_BENCH_JSON="$$dir/out/bench.json" ./bench.test -test.timeout 40m -test.parallel 8 $(BENCHFLAGS); \
 	cp "$$dir/out/bench.json" "$(CURDIR)/bin/bench.json"; echo "every sample: bin/bench.json"
 
 check: ## formatting, vet, linters, known vulnerabilities, the arrows between packages

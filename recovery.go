@@ -168,8 +168,10 @@ func (c *Cluster) promoteServer(ctx context.Context, n *Node) (NodeStatus, error
 	}
 	err := n.poll(ctx, func() (bool, error) {
 		var inRecovery bool
-		err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery)
-		return !inRecovery, err
+		if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
+			return false, n.queryError("watch the promotion", err)
+		}
+		return !inRecovery, nil
 	})
 	if err != nil {
 		return NodeStatus{}, err
@@ -186,7 +188,7 @@ func (n *Node) poll(ctx context.Context, done func() (bool, error)) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil:
-			return n.queryError("watch the server", err)
+			return err
 		case ok:
 			return nil
 		}
@@ -528,7 +530,7 @@ func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record)
 func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *FollowResult) error {
 	node, target := res.Node, res.Upstream
 	_, errRow := primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(target.ID))
-	err := c.waitAttached(ctx, n, up, node, target)
+	err := c.waitAttached(ctx, n, up, node, target, res.Timeline)
 	if err == nil {
 		res.Streaming = true
 	}
@@ -544,16 +546,28 @@ func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *F
 	return err
 }
 
-// waitAttached waits until the upstream says that the standby streams.
-func (c *Cluster) waitAttached(ctx context.Context, n, up *Node, node, target Record) error {
+// waitAttached waits until the upstream says that the standby streams, and the
+// standby that it does so on the upstream's timeline: on its way to a new one it
+// streams the rest of the old one first.
+func (c *Cluster) waitAttached(ctx context.Context, n, up *Node, node, target Record, timeline wal.Timeline) error {
 	limit := c.cfg.StandbyFollowTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrNotAttached, "%s was re-pointed to %s, but did not stream from it within standby_follow_timeout (%s)", node, target, limit),
 		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", target.Name))
 	defer cancel()
 	return n.poll(ctx, func() (bool, error) {
-		var streaming bool
-		err := up.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming')`, node.Name).Scan(&streaming)
-		return streaming, err
+		var arrived bool // a login that may not see the timeline trusts the upstream's word alone
+		if err := n.conn.QueryRow(ctx, `SELECT coalesce(bool_and(coalesce(received_tli, $1) = $1), false) FROM pg_stat_wal_receiver`, int32(timeline)).Scan(&arrived); err != nil {
+			return false, n.queryError("watch the WAL receiver", err)
+		}
+		if !arrived {
+			return false, nil
+		}
+		var state *string
+		err := up.conn.QueryRow(ctx, `SELECT min(state) FROM pg_stat_replication WHERE application_name = $1`, node.Name).Scan(&state)
+		if err != nil {
+			return false, up.queryError("watch the WAL sender", err)
+		}
+		return state != nil && *state == "streaming", nil
 	})
 }
 

@@ -156,8 +156,8 @@ func (s *story) primary(ctx context.Context) (err error) {
 	}
 	n := s.node1
 	begin := time.Now()
-	s.command("initdb -D %s -U postgres -A trust", n.server.dir)
-	s.command("pg_ctl -D %s start", n.server.dir)
+	s.command("initdb -D %s -U postgres -A trust", n.dir)
+	s.command("pg_ctl -D %s start", n.dir)
 	if err := errors.Join(n.initdb(ctx), n.start(ctx)); err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func (s *story) primary(ctx context.Context) (err error) {
 	}
 	begin = time.Now()
 	s.command("pgbench -h 127.0.0.1 -p %d -U postgres -i -s %d postgres", n.port, scale)
-	if _, err := s.run(ctx, "pgbench", "-h", "127.0.0.1", "-p", fmt.Sprint(n.port), "-U", "postgres", "-i", "-q", "-s", fmt.Sprint(scale), "postgres"); err != nil {
+	if err := s.run(ctx, "pgbench", "-h", "127.0.0.1", "-p", fmt.Sprint(n.port), "-U", "postgres", "-i", "-q", "-s", fmt.Sprint(scale), "postgres"); err != nil {
 		return err
 	}
 	s.took(time.Since(begin), "node1 has the data of pgbench: %s accounts", counted(int64(scale)*100_000))
@@ -207,9 +207,9 @@ func (s *story) addStandby(ctx context.Context, id int, from *node) (*node, erro
 	if err != nil {
 		return nil, err
 	}
-	s.command("repmgr -f %s -D %s -p %d -p %d -c standby clone 127.0.0.1", n.conf, n.server.dir, from.port, n.port)
+	s.command("repmgr -f %s -D %s -p %d -p %d -c standby clone 127.0.0.1", n.conf, n.dir, from.port, n.port)
 	res, err := n.Clone(ctx, repmgr.CloneOptions{
-		Source: from.conninfo(), Dir: n.server.dir, LocalPort: n.port, FastCheckpoint: true, Progress: s.progress,
+		Source: from.conninfo(), Dir: n.dir, LocalPort: n.port, FastCheckpoint: true, Progress: s.progress,
 	})
 	s.endProgress()
 	if err != nil {
@@ -217,7 +217,7 @@ func (s *story) addStandby(ctx context.Context, id int, from *node) (*node, erro
 	}
 	s.took(res.Elapsed, "%s is a copy of %s: %s, %s a second", n.name, from.name, bytesOf(res.Bytes), bytesOf(int64(float64(res.Bytes)/res.Elapsed.Seconds())))
 
-	s.command("pg_ctl -D %s start", n.server.dir)
+	s.command("pg_ctl -D %s start", n.dir)
 	begin := time.Now()
 	if err := n.start(ctx); err != nil {
 		return nil, err

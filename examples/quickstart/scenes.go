@@ -14,11 +14,23 @@ import (
 	"github.com/pgrepmgr/repmgr"
 )
 
-// show ends a chapter with the cluster as n sees it.
+// show ends a chapter with the cluster as n sees it, once all who have just
+// attached are in step.
 func (s *story) show(ctx context.Context, n *node) error {
 	s.space()
 	s.command("repmgr -f %s cluster show --compact", n.conf)
-	st, err := n.Status(ctx)
+	var st repmgr.ClusterStatus
+	err := until(ctx, startLimit, "standbys to be in step", func(ctx context.Context) (err error) {
+		if st, err = n.Status(ctx); err != nil {
+			return final{err}
+		}
+		for _, v := range st.Nodes {
+			if v.Attached == "catchup" {
+				return fmt.Errorf("%s is catching up", v.Name)
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
@@ -68,7 +80,7 @@ func (s *story) watchLag(ctx context.Context) error {
 		every = 200 * time.Millisecond
 	}
 	s.space()
-	s.say("%s", s.bold(fmt.Sprintf("%8s   %-31s   %-31s", "", "node2 is behind by", "node3 is behind by")))
+	s.say("%s", s.bold(fmt.Sprintf("%8s%33s%33s", "", "node2 is behind by", "node3 is behind by")))
 	s.say("%s", s.bold(fmt.Sprintf("%8s%s%s", "second", lagHeader, lagHeader)))
 	tick := time.NewTicker(every)
 	defer tick.Stop()

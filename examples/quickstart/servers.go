@@ -97,8 +97,8 @@ func (m *machine) close() error {
 // before we have heard of it ourselves.
 func (m *machine) program(name string, args ...string) *exec.Cmd {
 	path := filepath.Join(m.bin, name)
-	if _, err := os.Stat(path); err != nil {
-		path = name // not every installation keeps them together
+	if _, err := os.Stat(path); err != nil && name == "pgbench" {
+		path = name // not every installation keeps it with the server; that of another version does as well
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Dir = m.dir
@@ -122,26 +122,26 @@ func start(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
 	return done, <-started
 }
 
-// run runs a program to its end and returns what it printed.
-func (m *machine) run(ctx context.Context, name string, args ...string) (string, error) {
+// run runs a program to its end.
+func (m *machine) run(ctx context.Context, name string, args ...string) error {
 	var out bytes.Buffer
 	cmd := m.program(name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	ended, err := start(cmd)
 	if err != nil {
-		return "", fmt.Errorf("run %s: %w", name, err)
+		return fmt.Errorf("run %s: %w", name, err)
 	}
 	select {
 	case <-ended:
 	case <-ctx.Done():
 		_ = cmd.Process.Kill()
 		<-ended
-		return "", fmt.Errorf("run %s: %w", name, context.Cause(ctx))
+		return fmt.Errorf("run %s: %w", name, context.Cause(ctx))
 	}
 	if !cmd.ProcessState.Success() {
-		return "", fmt.Errorf("run %s: %s: %s", name, cmd.ProcessState, strings.TrimSpace(out.String()))
+		return fmt.Errorf("run %s: %s: %s", name, cmd.ProcessState, strings.TrimSpace(out.String()))
 	}
-	return out.String(), nil
+	return nil
 }
 
 // task is a program in the background. It is ended with the machine at the latest.
@@ -226,7 +226,7 @@ func (s *server) conninfo() string {
 
 // initdb makes the data directory of a new primary.
 func (s *server) initdb(ctx context.Context) error {
-	if _, err := s.m.run(ctx, "initdb", "-D", s.dir, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"); err != nil {
+	if err := s.m.run(ctx, "initdb", "-D", s.dir, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(filepath.Join(s.dir, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
