@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,9 +62,7 @@ func versionOf(program string) string {
 func start(t *testing.T, o pgtest.Options) *pgtest.Server {
 	t.Helper()
 	settings := map[string]string{"wal_log_hints": "off", "shared_buffers": "128MB", "synchronous_commit": "on"}
-	for k, v := range o.Settings {
-		settings[k] = v
-	}
+	maps.Copy(settings, o.Settings)
 	o.Settings = settings
 	s := pgtest.Start(t, o)
 	serverBin = s.BinDir
