@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -57,7 +58,7 @@ type CloneOptions struct {
 	Dir                   string      // the data directory to be. The configuration's data_directory wins; with neither, the current directory.
 	Method                CloneMethod // defaults to clone_method of the configuration
 	Cloner                Cloner      // instead of Method
-	UpstreamID            NodeID      // the registered node to follow. Defaults to the primary.
+	UpstreamID            NodeID      // the registered node to follow. Defaults to upstream_node_id, else to the primary.
 	UpstreamConninfo      string      // the server to follow, instead of UpstreamID
 	ReplicationUser       string      // defaults to replication_user of the configuration, else that of the upstream
 	RemoteUser            string      // OS user for rsync over ssh; empty: ssh's own default
@@ -176,6 +177,9 @@ func (r *cloning) completeOptions() error {
 		}
 	}
 	o.Source = FormatConninfo(params)
+	if o.UpstreamID == 0 && o.UpstreamConninfo == "" {
+		o.UpstreamID = r.cfg.UpstreamNodeID
+	}
 	if r.cfg.DataDirectory != "" {
 		o.Dir = r.cfg.DataDirectory
 	}
@@ -296,11 +300,28 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 		}
 		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s", orDefault(Hint(err), "Nothing was left behind. Mend the cause and run the same command again."))
 	}
+	if r.res.Bytes == 0 { // a Cloner need not count
+		r.res.Bytes = treeBytes(target.data)
+	}
 	if err := r.finish(ctx, target); err != nil {
 		return err
 	}
 	r.recordClone(ctx)
 	return nil
+}
+
+// treeBytes is the size of all files below dir.
+func treeBytes(dir string) (total int64) {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
+			total += info.Size()
+		}
+		return nil
+	})
+	return total
 }
 
 func orDefault(s, def string) string {
@@ -347,10 +368,25 @@ func (r *cloning) settings() (map[string]string, error) {
 	}
 	r.recoverySettings(set, r.o.RecoveryMinApplyDelay)
 	set["cluster_name"] = "" // of the source; it would become our application_name
-	if r.o.LocalPort != 0 {
-		set["port"] = strconv.Itoa(r.o.LocalPort)
+	if port := r.localPort(); port != 0 {
+		set["port"] = strconv.Itoa(port)
 	}
 	return set, nil
+}
+
+// localPort is the port that the new server must be given, where the copy would
+// otherwise listen on another one than its own conninfo says. 0: none.
+func (r *cloning) localPort() int {
+	if r.o.LocalPort != 0 {
+		return r.o.LocalPort
+	}
+	ours, err := ParseConninfo(r.cfg.Conninfo)
+	port, errPort := strconv.Atoi(ours["port"])
+	if r.cfg.NodeID == 0 || err != nil || errPort != nil || port == r.status.Settings.Port {
+		return 0
+	}
+	r.log.Log(context.Background(), LevelNotice, fmt.Sprintf("the new server will listen on port %d, as its conninfo says", port))
+	return port
 }
 
 // makeSlot creates the slot on the upstream, before any WAL is needed from it,
@@ -366,7 +402,7 @@ func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
 		return drop, err
 	}
 	defer up.Close()
-	created, err := up.CreateSlot(ctx, r.res.Slot)
+	created, err := up.CreateSlot(ctx, r.res.Slot, r.cfg.NodeName)
 	if err != nil || !created {
 		return drop, err
 	}

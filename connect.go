@@ -110,7 +110,7 @@ func dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout, fmt.Errorf("no answer within connect_timeout (%s)", cfg.ConnectTimeout))
+	ctx, cancel := connectLimit(ctx, cfg)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
@@ -119,14 +119,30 @@ func dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
+// connectLimit is connect_timeout for each host that conninfo lists.
+func connectLimit(ctx context.Context, cfg *pgx.ConnConfig) (context.Context, context.CancelFunc) {
+	hosts := map[string]bool{fmt.Sprint(cfg.Host, cfg.Port): true}
+	for _, f := range cfg.Fallbacks {
+		hosts[fmt.Sprint(f.Host, f.Port)] = true
+	}
+	return context.WithTimeoutCause(ctx, time.Duration(len(hosts))*cfg.ConnectTimeout, errNoAnswer(cfg))
+}
+
+func errNoAnswer(cfg *pgx.ConnConfig) error {
+	return fmt.Errorf("no answer within connect_timeout (%s)", cfg.ConnectTimeout)
+}
+
 func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err error) error {
 	ce := &ConnectError{Target: target, Reach: classify(err), Err: err}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		ce.Reach = ReachTimeout
 		ce.Err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		if errors.Is(context.Cause(ctx), context.Canceled) {
 			return ce
 		}
+	case ce.Reach == ReachTimeout: // the driver's own clock was quicker
+		ce.Err = fmt.Errorf("%w: %w", errNoAnswer(cfg), err)
 	}
 	where := fmt.Sprintf("%s port %d", cfg.Host, cfg.Port)
 	switch ce.Reach {
@@ -185,23 +201,22 @@ func classify(err error) Reach {
 // connectCause says why in the server's or the system's words, once, on one line.
 func connectCause(err error) string {
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return pg.Message
-	}
 	var op *net.OpError
 	var dns *net.DNSError
+	var ce *pgconn.ConnectError
+	text := err.Error()
 	switch {
+	case errors.As(err, &pg):
+		return pg.Message
 	case errors.As(err, &dns):
 		return fmt.Sprintf("host name %q: %s", dns.Name, dns.Err)
 	case errors.As(err, &op) && !op.Timeout() && op.Op == "dial":
 		return fmt.Sprintf("%s: %s", op.Addr, op.Err)
-	default:
-		var ce *pgconn.ConnectError
-		text := err.Error()
-		if errors.As(err, &ce) {
-			text = strings.TrimSpace(strings.Replace(text, ce.Error(), ce.Unwrap().Error(), 1))
-		}
-		first, _, _ := strings.Cut(text, "\n")
-		return first
+	case errors.As(err, &ce) && strings.HasSuffix(text, ce.Error()) && text != ce.Error():
+		text = strings.TrimSuffix(text, ": "+ce.Error()) // ours says it
+	case errors.As(err, &ce):
+		text = ce.Unwrap().Error()
 	}
+	first, _, _ := strings.Cut(text, "\n")
+	return first
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -135,6 +136,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 	if cfg.Failover == FailoverAutomatic {
 		m.log.Warn("failover=automatic: this version does not fail over by itself, it only monitors",
 			"hint", "When the primary is lost, run repmgr standby promote on the standby of your choice.")
+	}
+	if keys := cfg.Ineffective(); len(keys) > 0 {
+		m.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
 	}
 
 	var wg sync.WaitGroup
@@ -359,6 +363,9 @@ func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	rec, err := m.cluster.findPrimary(ctx, recs)
+	if err == nil && rec.ID == m.cluster.cfg.NodeID {
+		return false // it became the primary while we looked: the next look sees it as that
+	}
 	if err == nil {
 		m.primary, err = m.cluster.connectTo(ctx, rec)
 	}

@@ -118,6 +118,7 @@ type Slot struct {
 
 // Settings are the server settings that decide whether replication can work.
 type Settings struct {
+	Port               int    `json:"port"`
 	WALLevel           string `json:"wal_level"`
 	MaxWALSenders      int    `json:"max_wal_senders"`
 	MaxSlots           int    `json:"max_replication_slots"`
@@ -165,7 +166,7 @@ SELECT json_build_object(
   'slots', (SELECT coalesce(json_agg(json_build_object('slot_name', slot_name, 'physical', slot_type = 'physical', 'active', active,
         'temporary', temporary, 'wal_status', wal_status) ORDER BY slot_name), '[]') FROM pg_replication_slots),
   'settings', (SELECT json_object_agg(name, CASE WHEN vartype = 'integer' AND name <> 'data_directory_mode' THEN to_json(setting::bigint) ELSE to_json(setting) END)
-      FROM pg_settings WHERE name IN ('wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
+      FROM pg_settings WHERE name IN ('port', 'wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
         'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'data_directory', 'data_directory_mode', 'config_file',
         'hba_file', 'ident_file', 'primary_slot_name', 'synchronous_standby_names')),
   'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo')
@@ -212,26 +213,29 @@ func (n *Node) queryError(purpose string, err error) error {
 	}
 }
 
-// CreateSlot makes a physical replication slot that keeps WAL from now on. An
-// existing idle slot of that name is taken as it is; one in use is an error.
-func (n *Node) CreateSlot(ctx context.Context, name string) (created bool, err error) {
-	_, err = n.conn.Exec(ctx, `SELECT pg_create_physical_replication_slot($1, true)`, name)
+// CreateSlot makes a physical replication slot that keeps WAL from now on, for
+// the standby of that name. An existing slot is taken as it is, unless it is
+// logical or another standby streams through it.
+func (n *Node) CreateSlot(ctx context.Context, slot, standby string) (created bool, err error) {
+	_, err = n.conn.Exec(ctx, `SELECT pg_create_physical_replication_slot($1, true)`, slot)
 	switch {
 	case err == nil:
 		return true, nil
 	case sqlState(err) != codeDuplicateObject:
-		return false, n.queryError(fmt.Sprintf("create slot %q", name), err)
+		return false, n.queryError(fmt.Sprintf("create slot %q", slot), err)
 	}
-	var active, physical bool
-	err = n.conn.QueryRow(ctx, `SELECT active, slot_type = 'physical' FROM pg_replication_slots WHERE slot_name = $1`, name).Scan(&active, &physical)
+	var physical bool
+	var user *string
+	err = n.conn.QueryRow(ctx, `SELECT s.slot_type = 'physical', CASE WHEN s.active THEN coalesce(r.application_name, '?') END
+		FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = $1`, slot).Scan(&physical, &user)
 	switch {
 	case err != nil:
-		return false, n.queryError(fmt.Sprintf("look at slot %q", name), err)
+		return false, n.queryError(fmt.Sprintf("look at slot %q", slot), err)
 	case !physical:
-		return false, kind(ErrRefused, "slot %q on %s is a logical slot", name, n.name)
-	case active:
-		return false, hint(kind(ErrRefused, "slot %q on %s is in use", name, n.name),
-			"Another server streams through it. Is a second server running with the same node id?")
+		return false, kind(ErrRefused, "slot %q on %s is a logical slot", slot, n.name)
+	case user != nil && *user != standby:
+		return false, hint(kind(ErrRefused, "slot %q on %s is in use by %q", slot, n.name, *user),
+			"Is a second server running with the same node id?")
 	default:
 		return false, nil
 	}

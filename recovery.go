@@ -94,6 +94,9 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 		return nil, hint(kind(ErrNotRegistered, "%s is not registered", c.self()), "Run repmgr standby register first.")
 	}
 	res.Node = self
+	if err := local.mayPromote(ctx, c.cfg.ServicePromoteCommand); err != nil {
+		return nil, err
+	}
 	others := make([]Record, 0, len(recs))
 	for _, r := range recs {
 		if r.ID != self.ID {
@@ -121,6 +124,20 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 		}
 	}
 	return recs, nil
+}
+
+// mayPromote asks for the privilege before anything depends on it: on a standby
+// nobody can grant it any more.
+func (n *Node) mayPromote(ctx context.Context, command string) error {
+	may := command != ""
+	if err := n.conn.QueryRow(ctx, `SELECT $1 OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE')`, may).Scan(&may); err != nil {
+		return n.queryError("look at the privileges", err)
+	}
+	if !may {
+		return hint(kind(ErrPromotion, "promote %s: user %q may not", n.name, n.conn.Config().User),
+			"Connect as a superuser, or set service_promote_command. While there is a primary: GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO %s;", n.conn.Config().User)
+	}
+	return nil
 }
 
 // refuseLivingPrimary takes an open stream of WAL as evidence that a primary
@@ -160,10 +177,6 @@ func (c *Cluster) promoteServer(ctx context.Context, n *Node) (NodeStatus, error
 			return NodeStatus{}, kind(ErrPromotion, "service_promote_command on %s: %w: %s", n.name, err, lastLines(out, 5))
 		}
 	} else if _, err := n.conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
-		if sqlState(err) == codeInsufficientPrivilege {
-			return NodeStatus{}, hint(kind(ErrPromotion, "promote %s: the login may not", n.name),
-				"As a superuser: GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO %s;", n.conn.Config().User)
-		}
 		return NodeStatus{}, kind(ErrPromotion, "promote %s: %w", n.name, err)
 	}
 	err := n.poll(ctx, func() (bool, error) {
@@ -468,9 +481,11 @@ func (c *Cluster) timelineHistory(ctx context.Context, of Record, t wal.Timeline
 // ownHistory reads the history of a server's timeline from its own files. It is
 // not there on timeline 1, nor where the login may not read files.
 func (n *Node) ownHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
+	if t <= 1 {
+		return nil, false
+	}
 	var text []byte
-	err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1)`, wal.HistoryFileName(t)).Scan(&text)
-	if t <= 1 || err != nil {
+	if err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1)`, wal.HistoryFileName(t)).Scan(&text); err != nil {
 		return nil, false
 	}
 	h, err := wal.ParseHistory(text)
@@ -483,7 +498,7 @@ func (c *Cluster) dialReplication(ctx context.Context, r Record) (*pgconn.PgConn
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout, fmt.Errorf("no answer within connect_timeout (%s)", cfg.ConnectTimeout))
+	ctx, cancel := connectLimit(ctx, cfg)
 	defer cancel()
 	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
 	if err != nil {
@@ -515,7 +530,7 @@ func (c *Cluster) replicationConfig(conninfo, user string) (*pgx.ConnConfig, err
 // primary_conninfo.
 func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record) error {
 	if node.SlotName != "" {
-		if _, err := up.CreateSlot(ctx, node.SlotName); err != nil {
+		if _, err := up.CreateSlot(ctx, node.SlotName, node.Name); err != nil {
 			return err
 		}
 	}

@@ -20,7 +20,7 @@ type RegisterOptions struct {
 	DryRun bool // check everything, change nothing
 
 	// Only for a standby.
-	UpstreamID      NodeID        // whom it streams from. Defaults to finding who sends WAL to it.
+	UpstreamID      NodeID        // whom it streams from. Defaults to upstream_node_id, else to finding who sends WAL to it.
 	WaitStart       time.Duration // how long to wait for its server. Defaults to 30 s.
 	WaitSync        time.Duration // how long to wait until its own copy of the row is there. Defaults to 0, not at all; below 0 without end.
 	PrimaryConninfo string        // where the primary is, for registering a standby that is not running (needs Force)
@@ -184,6 +184,9 @@ func (c *Cluster) checkClusterName(ctx context.Context, tx pgx.Tx) error {
 // local server must be a running standby that streams from a registered node,
 // unless Force is set.
 func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Record, error) {
+	if o.UpstreamID == 0 {
+		o.UpstreamID = c.cfg.UpstreamNodeID
+	}
 	rec, err := c.record(RoleStandby, 0)
 	if err != nil {
 		return Record{}, err
@@ -222,6 +225,9 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 	}
 	if err := c.saveRecord(ctx, primary, rec, o.Force); err != nil {
 		return Record{}, err
+	}
+	if err := c.takeSlot(ctx, local, rec, status, upstream); err != nil {
+		return rec, err
 	}
 	of, _ := primaryRecord(recs)
 	c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: EventStandbyRegister, Success: true,
@@ -342,8 +348,12 @@ func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, sta
 	if o.Force && (o.UpstreamID != 0 || status.Receiver == nil) {
 		return chosen, nil
 	}
-	if err := c.takeName(ctx, rec, status); err != nil {
+	renamed, err := c.takeName(ctx, rec, status, o.DryRun)
+	if err != nil {
 		return Record{}, err
+	}
+	if renamed && o.DryRun {
+		return chosen, nil // nobody knows it by its name yet
 	}
 	upstream, err := c.waitUpstream(ctx, recs, rec, o)
 	switch {
@@ -401,23 +411,44 @@ func attachment(s NodeStatus, name string) string {
 
 // takeName gives a standby that was cloned without a configuration its node
 // name as application_name.
-func (c *Cluster) takeName(ctx context.Context, rec Record, s NodeStatus) error {
+func (c *Cluster) takeName(ctx context.Context, rec Record, s NodeStatus, dryRun bool) (renamed bool, err error) {
 	if s.Settings.PrimaryConninfo == "" {
-		return nil // not ours to read, or it streams from nowhere
+		return false, nil // not ours to read, or it streams from nowhere
 	}
 	params, err := ParseConninfo(s.Settings.PrimaryConninfo)
 	if err != nil || params["application_name"] == rec.Name {
-		return nil
+		return false, nil
 	}
 	c.log.Log(ctx, LevelNotice, "setting application_name in primary_conninfo", "node", rec.Name, "was", params["application_name"],
 		"detail", "The primary knows its standbys by this name.")
+	if dryRun {
+		return true, nil
+	}
 	params["application_name"] = rec.Name
 	local, err := c.connectLocal(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer local.Close()
-	return local.alterSystem(ctx, map[string]string{"primary_conninfo": FormatConninfo(params)})
+	return true, local.alterSystem(ctx, map[string]string{"primary_conninfo": FormatConninfo(params)})
+}
+
+// takeSlot gives a standby that was cloned without a configuration the slot that
+// its row names.
+func (c *Cluster) takeSlot(ctx context.Context, local *Node, rec Record, s NodeStatus, upstream Record) error {
+	if rec.SlotName == "" || local == nil || s.Settings.PrimarySlotName == rec.SlotName {
+		return nil
+	}
+	up, err := c.connectTo(ctx, upstream)
+	if err != nil {
+		return err
+	}
+	defer up.Close()
+	if _, err := up.CreateSlot(ctx, rec.SlotName, rec.Name); err != nil {
+		return err
+	}
+	c.log.Log(ctx, LevelNotice, "setting primary_slot_name", "node", rec.Name, "slot", rec.SlotName)
+	return local.alterSystem(ctx, map[string]string{"primary_slot_name": rec.SlotName})
 }
 
 // waitSync waits until the standby has received its own row.

@@ -93,7 +93,12 @@ type Record struct {
 }
 
 // String names the node as messages do.
-func (r Record) String() string { return fmt.Sprintf("node %q (ID: %d)", r.Name, r.ID) }
+func (r Record) String() string {
+	if r.ID == 0 {
+		return r.Name // not a registered node: the server that a clone is made from
+	}
+	return fmt.Sprintf("node %q (ID: %d)", r.Name, r.ID)
+}
 
 // EventType names what happened. The values are those of repmgr 5, byte for
 // byte, because scripts dispatch on them.

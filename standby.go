@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // primaryConninfo is how a standby of that name reaches its upstream: the
@@ -71,20 +73,43 @@ func (c *Cluster) recoverySettings(set map[string]string, minApplyDelay string) 
 // alterSystem changes settings of a running server, durably, and reloads them.
 // An empty value takes the setting back to that of postgresql.conf.
 func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
+	if err := n.mayAlterSystem(ctx, sortedKeys(set)); err != nil {
+		return err
+	}
 	for _, name := range sortedKeys(set) {
 		sql := fmt.Sprintf("ALTER SYSTEM SET %s = %s", name, quoteLiteral(set[name]))
 		if set[name] == "" {
 			sql = "ALTER SYSTEM RESET " + name
 		}
 		if _, err := n.conn.Exec(ctx, sql); err != nil {
-			if sqlState(err) == codeInsufficientPrivilege {
-				return hint(kind(ErrQuery, "set %s on %s: the login may not", name, n.name),
-					"As a superuser there (PostgreSQL 15 and later): GRANT ALTER SYSTEM ON PARAMETER %s TO %s;", name, n.conn.Config().User)
-			}
 			return n.queryError("set "+name, err)
 		}
 	}
 	return n.reload(ctx)
+}
+
+// mayAlterSystem asks for the privileges before the first setting is changed.
+func (n *Node) mayAlterSystem(ctx context.Context, names []string) error {
+	sql := `SELECT name FROM unnest($1::text[]) AS name WHERE NOT has_parameter_privilege(name, 'ALTER SYSTEM')`
+	if n.conn.PgConn().ParameterStatus("is_superuser") == "on" {
+		return nil
+	}
+	if version := n.conn.PgConn().ParameterStatus("server_version"); version < "15" {
+		sql = `SELECT name FROM unnest($1::text[]) AS name` // only superusers, before 15
+	}
+	rows, err := n.conn.Query(ctx, sql, names)
+	if err != nil {
+		return n.queryError("look at the privileges", err)
+	}
+	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	switch {
+	case err != nil:
+		return n.queryError("look at the privileges", err)
+	case len(missing) > 0:
+		return hint(kind(ErrQuery, "set %s on %s: user %q may not", strings.Join(missing, ", "), n.name, n.conn.Config().User),
+			"Connect as a superuser. Or, from PostgreSQL 15 on, once, on the primary: GRANT ALTER SYSTEM ON PARAMETER %s TO %s;", strings.Join(missing, ", "), n.conn.Config().User)
+	}
+	return nil
 }
 
 // reload makes the server read its settings again. It also wakes a startup

@@ -168,6 +168,9 @@ func (cmd *standbyPromote) Run(ctx context.Context, a *app) error {
 			former = fmt.Sprintf("; former primary %s is marked as failed", res.FormerPrimary)
 		}
 		a.notice(fmt.Sprintf("%s promoted to primary in %s, timeline %d%s", res.Node, res.Elapsed.Round(time.Millisecond), res.Timeline, former))
+		for _, n := range res.Following {
+			a.notice(fmt.Sprintf("%s follows it", n))
+		}
 	}
 	return a.answer(res, nil)
 }

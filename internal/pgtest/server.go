@@ -195,7 +195,7 @@ func (s *Server) TryStart() error {
 		return fmt.Errorf("start %s: %w", s.Name, err)
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(s.BinDir, "postgres"), "-D", s.Dir)
+	cmd := exec.Command(filepath.Join(s.BinDir, "postgres"), "-D", s.Dir, "-p", strconv.Itoa(s.Port)) // a clone may bring a port in its postgresql.auto.conf
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Dir, log, log
 	// SIGQUIT: a server whose test is dead stops at once and frees its memory.
 	if s.ended, err = startTied(cmd, syscall.SIGQUIT); err != nil {
