@@ -110,6 +110,11 @@ func TestRegister_RefusesWhatIsNotRight(t *testing.T) {
 	_, err = second.RegisterPrimary(ctx, repmgr.RegisterOptions{})
 	requireError(t, err, repmgr.ErrPrimaryExists, "node1")
 
+	// An old primary comes back, with an old copy of the rows: node1's standby was promoted.
+	other.Exec(t, `UPDATE repmgr.nodes SET type = 'standby'`)
+	_, err = second.RegisterPrimary(ctx, repmgr.RegisterOptions{Force: true})
+	requireError(t, err, repmgr.ErrPrimaryExists, "node1", "timeline 1")
+
 	// Another cluster's name.
 	foreign := newNode(t, 1, node1.Server, func(c *repmgr.Config) { c.ClusterName = "prod" })
 	_, err = foreign.RegisterPrimary(ctx, repmgr.RegisterOptions{Force: true})
@@ -123,6 +128,8 @@ func TestRegister_RefusesWhatIsNotRight(t *testing.T) {
 	sameID := newNode(t, 1, standby, func(c *repmgr.Config) { c.NodeName = "node2" })
 	_, err = sameID.RegisterStandby(ctx, repmgr.RegisterOptions{})
 	requireError(t, err, repmgr.ErrRegistered, "node ID 1")
+	_, err = sameID.RegisterStandby(ctx, repmgr.RegisterOptions{Force: true})
+	requireError(t, err, repmgr.ErrRegistered, "node ID 1", "another running server")
 	node2 := newNode(t, 2, standby)
 	_, err = node2.RegisterStandby(ctx, repmgr.RegisterOptions{UpstreamID: 7})
 	requireError(t, err, repmgr.ErrNotRegistered, "7")
@@ -228,7 +235,7 @@ func TestFollow_Refuses(t *testing.T) {
 	waitSame(t, node1, node3)
 	node1.Kill()
 	node2.Server.StartAgain()
-	_, err = node2.Promote(ctx, repmgr.PromoteOptions{})
+	_, err = node2.Promote(ctx, repmgr.PromoteOptions{Force: true})
 	require.NoError(t, err)
 	before := node3.QueryString(t, `SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'`)
 	_, err = node3.Follow(ctx, repmgr.FollowOptions{})

@@ -50,6 +50,10 @@ type CopyProgress struct {
 	Elapsed time.Duration `json:"elapsed_ns"`
 }
 
+// ownSettings may have been changed on the source for itself alone. Its
+// cluster_name would become our application_name.
+var ownSettings = []string{"cluster_name", "recovery_min_apply_delay"}
+
 const phaseCheckpoint = "waiting for checkpoint"
 
 // CloneOptions are the choices of [Cluster.Clone]. Only Source is required.
@@ -170,7 +174,11 @@ func (r *cloning) completeOptions() error {
 		return hint(kind(ErrConfig, "no server to clone from"), "Name it: repmgr standby clone HOST, or with -h HOST.")
 	}
 	if ours, err := ParseConninfo(r.cfg.Conninfo); err == nil {
-		for _, key := range []string{"user", "dbname", "password", "passfile", "sslmode", "sslrootcert", "connect_timeout"} {
+		keys := []string{"user", "dbname", "sslmode", "sslrootcert", "connect_timeout"}
+		if params["user"] == "" || params["user"] == loginUser(ours) {
+			keys = append(keys, "password", "passfile") // they are that user's
+		}
+		for _, key := range keys {
 			if params[key] == "" && ours[key] != "" {
 				params[key] = ours[key]
 			}
@@ -181,6 +189,9 @@ func (r *cloning) completeOptions() error {
 		o.UpstreamID = r.cfg.UpstreamNodeID
 	}
 	if r.cfg.DataDirectory != "" {
+		if o.Dir != "" && filepath.Clean(o.Dir) != filepath.Clean(r.cfg.DataDirectory) {
+			r.log.Warn(fmt.Sprintf("directory %s is ignored: data_directory is %s", o.Dir, r.cfg.DataDirectory))
+		}
 		o.Dir = r.cfg.DataDirectory
 	}
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
@@ -298,7 +309,11 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 		if ctx.Err() != nil {
 			return kind(ErrCopy, "clone into %s: stopped: %w", r.o.Dir, context.Cause(ctx))
 		}
-		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s", orDefault(Hint(err), "Nothing was left behind. Mend the cause and run the same command again."))
+		left := "Nothing was left behind."
+		if len(target.replace) > 0 {
+			left = "The former contents of " + r.o.Dir + " were deleted before the copy."
+		}
+		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s %s", left, orDefault(Hint(err), "Mend the cause and run the same command again."))
 	}
 	if r.res.Bytes == 0 { // a Cloner need not count
 		r.res.Bytes = treeBytes(target.data)
@@ -352,7 +367,7 @@ func (r *cloning) finish(ctx context.Context, target *cloneTarget) error {
 	if err != nil {
 		return err
 	}
-	if err := writeStandby(target.data, set); err != nil {
+	if err := writeStandby(target.data, set, ownSettings); err != nil {
 		return kind(ErrCopy, "write the standby settings: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -367,7 +382,6 @@ func (r *cloning) settings() (map[string]string, error) {
 		return nil, err
 	}
 	r.recoverySettings(set, r.o.RecoveryMinApplyDelay)
-	set["cluster_name"] = "" // of the source; it would become our application_name
 	if port := r.localPort(); port != 0 {
 		set["port"] = strconv.Itoa(port)
 	}
@@ -454,8 +468,7 @@ func (r *cloning) writeConf(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	delete(set, "cluster_name")
-	if err := writeStandby(r.o.Dir, set); err != nil {
+	if err := writeStandby(r.o.Dir, set, nil); err != nil {
 		return kind(ErrDirectory, "write the standby settings: %w", err)
 	}
 	return nil
@@ -506,7 +519,10 @@ func serverPID(dir string) int {
 	}
 	first, _, _ := strings.Cut(string(text), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(first))
-	if err != nil || pid <= 0 || !processAlive(pid) {
+	if pid < 0 {
+		pid = -pid // a single-user server writes it so
+	}
+	if err != nil || pid == 0 || !processAlive(pid) {
 		return 0
 	}
 	return pid

@@ -39,7 +39,7 @@ func (c commandCloner) Copy(ctx context.Context, job CopyJob) error {
 	}
 	out, err := runShell(ctx, c.command, values, env...)
 	if err != nil {
-		return fmt.Errorf("clone_command: %w: %s", err, lastLines(out, 5))
+		return fmt.Errorf("clone_command: %w%s", err, afterColon(lastLines(out, 5)))
 	}
 	if _, err := os.Stat(job.Dir + "/backup_label"); err != nil {
 		job.Log("clone_command left no backup_label: the copy is taken as that of a stopped server")
@@ -51,4 +51,12 @@ func (c commandCloner) Copy(ctx context.Context, job CopyJob) error {
 func lastLines(out []byte, n int) string {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+}
+
+// afterColon puts a program's words behind ours, where it had any.
+func afterColon(s string) string {
+	if s == "" {
+		return ""
+	}
+	return ": " + s
 }

@@ -18,6 +18,9 @@ const spaceMargin = 64 << 20
 
 // preflight makes every check before the first change, and names all that fail at once.
 func (r *cloning) preflight(ctx context.Context) error {
+	if d := r.o.RecoveryMinApplyDelay; d != "" && !timeValue.MatchString(d) {
+		return hint(kind(ErrConfig, "recovery_min_apply_delay %q: must be an integer with a unit (ms, s, min, h, d)", d), "Such as 30min.")
+	}
 	add := func(name string, ok bool, format string, args ...any) {
 		r.res.Checks = append(r.res.Checks, Check{Name: name, OK: ok, Detail: fmt.Sprintf(format, args...)})
 	}
@@ -41,6 +44,12 @@ func (r *cloning) preflight(ctx context.Context) error {
 	r.checkIdentity(add)
 	if !r.o.ReplicationConfOnly {
 		r.checkDirectories(add, warn)
+		if c, ok := r.o.Cloner.(interface {
+			check(ctx context.Context, source string, o CloneOptions) error
+		}); ok {
+			err := c.check(ctx, r.o.Source, r.o)
+			add("clone method", err == nil, "%s", orDefault(errText(err), "it can be used"))
+		}
 	}
 	if s.HotStandby == "off" {
 		warn("hot_standby", false, "hot_standby is off: a standby that takes no connections can not be monitored")
@@ -105,7 +114,13 @@ func (r *cloning) checkHint() string {
 		case "replication connection":
 			hints = append(hints, fmt.Sprintf("Allow it in the source's pg_hba.conf (database replication, user %q), and give the role REPLICATION.", r.sourceReplicationUser()))
 		case "directory":
+			if r.cfg.DataDirectory != "" {
+				hints = append(hints, "Change data_directory in "+r.cfg.File+"; or, to replace the data directory of a server that is stopped, use --force.")
+				continue
+			}
 			hints = append(hints, "Name another directory with -D; or, to replace the data directory of a server that is stopped, use --force.")
+		case "clone method":
+			hints = append(hints, "Without ssh and rsync, use --method=basebackup.")
 		case "space":
 			hints = append(hints, "Free some space, or clone into another file system.")
 		case "tablespace":
@@ -115,6 +130,13 @@ func (r *cloning) checkHint() string {
 		}
 	}
 	return strings.Join(hints, " ")
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 func hasSlot(slots []Slot, name string) bool {
@@ -143,6 +165,9 @@ func (r *cloning) checkIdentity(add func(string, bool, string, ...any)) {
 	if other, ok := recordByName(r.recs, r.cfg.NodeName); ok && other.ID != r.cfg.NodeID && other.Active {
 		add("identity", false, "the name %q is taken by node ID %d", r.cfg.NodeName, other.ID)
 	}
+	if r.upstream.ID == r.cfg.NodeID {
+		add("identity", false, "%s is the active primary: a node can not be its own standby", r.upstream)
+	}
 	if other, ok := recordByID(r.recs, r.cfg.NodeID); ok && other.Name != r.cfg.NodeName && other.Active {
 		add("identity", false, "node ID %d is registered as %q, not as %q", other.ID, other.Name, r.cfg.NodeName)
 	}
@@ -150,10 +175,13 @@ func (r *cloning) checkIdentity(add func(string, bool, string, ...any)) {
 
 // checkDirectories looks at where the data will go, and whether it will fit.
 func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any)) {
-	if _, err := openTarget(r.o.Dir, r.o.Force); err != nil {
+	ours := map[string]bool{} // what a killed clone has left, and will be cleared away
+	target, err := openTarget(r.o.Dir, r.o.Force)
+	if err != nil {
 		add("directory", false, "%s", err.Error())
 	} else {
 		add("directory", true, "%s can be used", r.o.Dir)
+		ours = target.claimed()
 	}
 	need := map[uint64]int64{}
 	where := map[uint64]string{}
@@ -162,6 +190,9 @@ func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any))
 		dir := r.o.Dir
 		if t.Location != "" {
 			dir = r.tablespaceTarget(t.Location)
+			if _, claimed := ours[dir]; claimed {
+				continue
+			}
 			if err := usableTablespace(dir); err != nil {
 				add("tablespace", false, "tablespace %s: %s", t.Location, err.Error())
 			}
@@ -179,8 +210,11 @@ func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any))
 	}
 	for fs, bytes := range need {
 		free, err := freeBytes(where[fs])
-		if err != nil || r.o.Force {
-			continue // what will be deleted counts as well
+		if err != nil {
+			continue
+		}
+		if own, err := fileSystem(r.o.Dir); err == nil && own == fs {
+			free += treeBytes(r.o.Dir) // it will be deleted, or there is nothing
 		}
 		add("space", free >= bytes+spaceMargin, "%s needed at %s, %s free", prettyBytes(bytes+spaceMargin), where[fs], prettyBytes(free))
 	}

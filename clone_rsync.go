@@ -37,7 +37,39 @@ var rsyncExclude = []string{
 const (
 	rsyncVanished = 24               // a file went while it was copied: the WAL makes up for it
 	stopTimeout   = 30 * time.Second // for ending a backup whose caller has given up
+
+	sshCheckTimeout = 20 * time.Second
 )
+
+// check tries the way before anything is deleted or changed.
+func (r rsyncCloner) check(ctx context.Context, source string, o CloneOptions) error {
+	if _, err := exec.LookPath("rsync"); err != nil {
+		return errors.New("rsync is not installed here (Debian: apt-get install rsync)")
+	}
+	from, err := rsyncHost(source, o.RemoteUser)
+	if err != nil || from == "" {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, sshCheckTimeout, fmt.Errorf("no answer within %s", sshCheckTimeout))
+	defer cancel()
+	host := strings.NewReplacer("[", "", "]", "").Replace(strings.TrimSuffix(from, ":"))
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+r.ssh()+` "$@"`, "ssh", "--", host, "rsync --version")
+	cmd.WaitDelay = time.Second
+	endWithGroup(cmd)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return fmt.Errorf("this must work without a password: %s %s rsync --version (%w: %s)", r.ssh(), host, err, lastLines(out, 2))
+	}
+	return nil
+}
+
+// ssh is the command line of ssh. Of an option that is given twice ssh takes
+// the first: the user's own come first. A silent peer ends it.
+func (r rsyncCloner) ssh() string {
+	return strings.Join(strings.Fields("ssh "+r.c.cfg.SSHOptions+" -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"), " ")
+}
 
 func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {
 	from, err := r.remote(job)
@@ -67,7 +99,11 @@ func (r rsyncCloner) remote(job CopyJob) (string, error) {
 	if job.Status.Settings.DataDirectory == "" {
 		return "", hint(errors.New("the source's data_directory is not ours to read"), "Connect as a superuser, or GRANT pg_read_all_settings to the login.")
 	}
-	params, err := ParseConninfo(job.Source)
+	return rsyncHost(job.Source, job.RemoteUser)
+}
+
+func rsyncHost(source, user string) (string, error) {
+	params, err := ParseConninfo(source)
 	if err != nil {
 		return "", err
 	}
@@ -87,8 +123,8 @@ func (r rsyncCloner) remote(job CopyJob) (string, error) {
 	if ip := net.ParseIP(host); ip != nil && ip.To4() == nil {
 		host = "[" + host + "]"
 	}
-	if job.RemoteUser != "" {
-		host = job.RemoteUser + "@" + host
+	if user != "" {
+		host = user + "@" + host
 	}
 	return host + ":", nil
 }
@@ -118,7 +154,7 @@ func (b *rsyncBackup) begin(ctx context.Context) error {
 	if b.old() {
 		sql = `SELECT pg_start_backup($1, $2, false)`
 	}
-	if err := b.n.conn.QueryRow(ctx, sql, b.job.Label, b.job.FastCheckpoint).Scan(&b.start); err != nil {
+	if err := b.n.conn.QueryRow(unlimited(ctx), sql, b.job.Label, b.job.FastCheckpoint).Scan(&b.start); err != nil {
 		return b.n.queryError("begin a backup", err)
 	}
 	return nil
@@ -181,7 +217,7 @@ func (b *rsyncBackup) end(ctx context.Context) error {
 	}
 	var stop wal.LSN
 	var label, spaceMap string
-	if err := b.n.conn.QueryRow(ctx, sql).Scan(&stop, &label, &spaceMap); err != nil {
+	if err := b.n.conn.QueryRow(unlimited(ctx), sql).Scan(&stop, &label, &spaceMap); err != nil {
 		return b.n.queryError("end the backup", err)
 	}
 	if err := b.fetchWAL(ctx, stop); err != nil {
@@ -219,14 +255,13 @@ func (b *rsyncBackup) fetchWAL(ctx context.Context, stop wal.LSN) error {
 // rsync copies with the configuration's options. The options are the user's own
 // words to a shell; paths are never part of them.
 func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string) error {
-	cfg := b.c.cfg
-	options := cfg.RsyncOptions
+	options := b.c.cfg.RsyncOptions
 	if options == "" {
 		options = "--archive --whole-file"
 	}
 	words := []string{"-c", `exec rsync ` + options + ` "$@"`, "rsync"}
 	if b.from != "" {
-		words = append(words, "--rsh=ssh -o BatchMode=yes "+cfg.SSHOptions)
+		words = append(words, "--timeout=60", "--rsh="+b.ssh())
 	}
 	words = append(words, args...)
 	words = append(words, "--protect-args", "--", b.from+from, to)
@@ -243,7 +278,7 @@ func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string
 		return nil
 	case errors.As(err, &exit) && (exit.ExitCode() == 255 || exit.ExitCode() == 12):
 		return hint(fmt.Errorf("rsync from %s: %s", orDefault(strings.TrimSuffix(b.from, ":"), "this machine"), lastLines(out, 3)),
-			"This must work without a password, as this OS user: ssh -o BatchMode=yes %s %s true", cfg.SSHOptions, strings.TrimSuffix(b.from, ":"))
+			"This must work without a password, as this OS user: %s %s true", b.ssh(), strings.TrimSuffix(b.from, ":"))
 	case errors.As(err, &exit) && exit.ExitCode() == 127:
 		return hint(errors.New("rsync is not installed here"), "Install it (Debian: apt-get install rsync), or clone with --method=basebackup.")
 	default:

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -20,7 +21,10 @@ const (
 	journalName = "journal" // in the staging directory: what of ours lies outside it
 )
 
-// Lines of the journal begin with one of these; a directory follows the first two.
+// Lines of the journal begin with one of these. The first two go on with the
+// directory's device and inode and its quoted name, so that only what was claimed
+// is ever removed: not another directory of that name, and nothing on account of
+// a line that was cut off.
 const (
 	journalMade   = "made"   // we made the directory
 	journalFilled = "filled" // it was there, and empty
@@ -32,7 +36,8 @@ type cloneTarget struct {
 	dir     string
 	staging string
 	data    string // what the Cloner fills
-	made    bool   // dir itself did not exist
+	force   bool
+	made    bool // dir itself did not exist
 	replace []string
 	moved   []string // what commit has put in its place
 	lock    *os.File // dir, locked: one clone at a time
@@ -41,7 +46,7 @@ type cloneTarget struct {
 // openTarget looks at the directory and changes nothing. The error says why it
 // can not be used.
 func openTarget(dir string, force bool) (*cloneTarget, error) {
-	t := &cloneTarget{dir: dir, staging: filepath.Join(dir, stagingName)}
+	t := &cloneTarget{dir: dir, staging: filepath.Join(dir, stagingName), force: force}
 	t.data = filepath.Join(t.staging, "data")
 	entries, err := os.ReadDir(dir)
 	switch {
@@ -137,11 +142,17 @@ func (t *cloneTarget) begin(mode string) error {
 	if err := os.Chmod(t.dir, perm); err != nil {
 		return kind(ErrDirectory, "set the directory's mode: %w", err)
 	}
+	now, err := openTarget(t.dir, t.force) // somebody may have been here since we looked
+	if err != nil {
+		return err
+	}
+	t.replace = now.replace
 	t.clear()
-	// pg_control goes first: data that is being deleted must not be startable.
+	// pg_control goes first, and PG_VERSION last, so that --force knows the rest again:: data that is being deleted must not be startable.
 	if len(t.replace) > 0 {
 		_ = os.Remove(filepath.Join(t.dir, "global", "pg_control"))
 	}
+	slices.SortStableFunc(t.replace, func(a, b string) int { return strings.Compare(versionLast(a), versionLast(b)) })
 	for _, name := range t.replace {
 		if err := os.RemoveAll(filepath.Join(t.dir, name)); err != nil {
 			return kind(ErrDirectory, "delete the old data: %w", err)
@@ -174,18 +185,25 @@ func (t *cloneTarget) interrupted() bool {
 	return strings.HasSuffix(string(journal), journalCommit+"\n") && errors.Is(err, fs.ErrNotExist)
 }
 
+func versionLast(name string) string {
+	if name == "PG_VERSION" {
+		return "1"
+	}
+	return "0"
+}
+
 // note adds a line to the journal, on disk.
 func (t *cloneTarget) note(line string) error {
 	f, err := os.OpenFile(filepath.Join(t.staging, journalName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(f, line)
-	return errors.Join(err, f.Sync(), f.Close())
+	_, err = f.WriteString(line + "\n")
+	return errors.Join(err, f.Sync(), f.Close(), syncDir(t.staging))
 }
 
-// claim agrees that a directory outside is filled, and remembers it first, on
-// disk: a clone that is killed must not leave it behind for ever.
+// claim agrees that a directory outside is filled, makes it where it is missing,
+// and remembers it, on disk: a clone that is killed must not leave it behind for ever.
 func (t *cloneTarget) claim(dir string) error {
 	if err := usableTablespace(dir); err != nil {
 		return err
@@ -193,8 +211,46 @@ func (t *cloneTarget) claim(dir string) error {
 	how := journalFilled
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		how = journalMade
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return kind(ErrDirectory, "make the directory: %w", err)
+		}
 	}
-	return t.note(how + " " + dir)
+	id, err := inode(dir)
+	if err != nil {
+		return kind(ErrDirectory, "look at the directory: %w", err)
+	}
+	return t.note(fmt.Sprintf("%s %s %q", how, id, dir))
+}
+
+// inode identifies a directory, whatever it is called.
+func inode(dir string) (string, error) {
+	var st syscall.Stat_t
+	if err := syscall.Lstat(dir, &st); err != nil {
+		return "", err
+	}
+	if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+		return "", fmt.Errorf("%s is not a directory", dir)
+	}
+	return fmt.Sprintf("%d:%d", st.Dev, st.Ino), nil
+}
+
+// claimed reads the journal: the directories outside that are still ours, and
+// whether we made them.
+func (t *cloneTarget) claimed() map[string]bool {
+	ours := map[string]bool{}
+	journal, _ := os.ReadFile(filepath.Join(t.staging, journalName))
+	for line := range strings.Lines(string(journal)) {
+		how, rest, _ := strings.Cut(line, " ")
+		id, quoted, _ := strings.Cut(rest, " ")
+		dir, err := strconv.Unquote(strings.TrimSuffix(quoted, "\n"))
+		if err != nil || !strings.HasSuffix(line, "\n") || !filepath.IsAbs(dir) || how != journalMade && how != journalFilled {
+			continue
+		}
+		if now, err := inode(dir); err == nil && now == id {
+			ours[dir] = how == journalMade
+		}
+	}
+	return ours
 }
 
 // commit moves the finished copy into its place.
@@ -214,6 +270,12 @@ func (t *cloneTarget) commit() error {
 			if err := syncDir(t.dir); err != nil {
 				return kind(ErrCopy, "sync %s: %w", t.dir, err)
 			}
+		}
+		if _, err := os.Lstat(filepath.Join(t.dir, e.Name())); err == nil {
+			if tolerated(t.dir, e) {
+				continue // the source has one, too; ours stays
+			}
+			return kind(ErrCopy, "move the copy into its place: %s has appeared in %s meanwhile", e.Name(), t.dir)
 		}
 		if err := os.Rename(filepath.Join(t.data, e.Name()), filepath.Join(t.dir, e.Name())); err != nil {
 			return kind(ErrCopy, "move the copy into its place: %w", err)
@@ -243,20 +305,15 @@ func (t *cloneTarget) abandon() {
 	}
 }
 
-// clear removes the staging directory, and what the journal in it names.
+// clear removes the staging directory, and what the journal in it claims.
 func (t *cloneTarget) clear() {
-	journal, _ := os.ReadFile(filepath.Join(t.staging, journalName))
-	for line := range strings.Lines(string(journal)) {
-		how, dir, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-		switch {
-		case !ok || !filepath.IsAbs(dir):
-		case how == journalMade:
-			_ = os.RemoveAll(dir)
-		case how == journalFilled:
-			entries, _ := os.ReadDir(dir)
-			for _, e := range entries {
-				_ = os.RemoveAll(filepath.Join(dir, e.Name()))
-			}
+	for dir, made := range t.claimed() {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			_ = os.RemoveAll(filepath.Join(dir, e.Name()))
+		}
+		if made {
+			_ = os.Remove(dir)
 		}
 	}
 	_ = os.RemoveAll(t.staging)

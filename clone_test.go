@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -157,7 +159,6 @@ func TestClone_LeavesNothingWhenItFails(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "outside")
 	o := repmgr.CloneOptions{Source: node1.Conninfo(), Dir: n.Dir, FastCheckpoint: true, Cloner: failing{func(job repmgr.CopyJob) error {
 		require.NoError(t, job.Claim(outside))
-		require.NoError(t, os.Mkdir(outside, 0o700))
 		require.NoError(t, os.WriteFile(filepath.Join(outside, "half"), nil, 0o600))
 		return errors.New("the tape broke")
 	}}}
@@ -185,20 +186,76 @@ func TestClone_LeavesNothingWhenItFails(t *testing.T) {
 	require.Empty(t, entries(t, n.Dir))
 }
 
+// killed is what a clone leaves that was killed in the middle: a staging
+// directory with a journal.
+func killed(t *testing.T, dir, journal string) {
+	t.Helper()
+	staging := filepath.Join(dir, ".repmgr-clone")
+	require.NoError(t, os.MkdirAll(filepath.Join(staging, "data", "base"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(staging, "journal"), []byte(journal), 0o600))
+}
+
+func claim(t *testing.T, dir string) string {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "PG_15"), 0o700))
+	var st syscall.Stat_t
+	require.NoError(t, syscall.Stat(dir, &st))
+	return fmt.Sprintf("made %d:%d %q\n", st.Dev, st.Ino, dir)
+}
+
 // A clone that was killed leaves what can not be started; the next one clears it away.
 func TestClone_ClearsAwayAKilledOne(t *testing.T) {
 	t.Parallel()
 	node1 := startPrimary(t)
-	n := prepareStandby(t, node1, 2)
-	outside := filepath.Join(t.TempDir(), "outside")
-	staging := filepath.Join(n.Dir, ".repmgr-clone")
-	require.NoError(t, os.MkdirAll(filepath.Join(staging, "data", "base"), 0o700))
-	require.NoError(t, os.MkdirAll(filepath.Join(outside, "PG_15"), 0o700))
-	require.NoError(t, os.WriteFile(filepath.Join(staging, "journal"), []byte("made "+outside+"\n"), 0o600))
+	space, outside := filepath.Join(t.TempDir(), "space"), filepath.Join(t.TempDir(), "outside")
+	require.NoError(t, os.Mkdir(space, 0o700))
+	node1.Exec(t, fmt.Sprintf(`CREATE TABLESPACE extra LOCATION '%s'`, space))
+	n := prepareStandby(t, node1, 2, func(c *repmgr.Config) { c.TablespaceMapping = map[string]string{space: outside} })
+	killed(t, n.Dir, claim(t, outside))
 	_, err := n.Clone(t.Context(), repmgr.CloneOptions{Source: node1.Conninfo(), Dir: n.Dir, FastCheckpoint: true})
 	require.NoError(t, err)
-	require.NoDirExists(t, outside)
+	require.Len(t, entries(t, outside), 1)
 	n.Start(t)
+}
+
+// The journal of a killed clone never takes away what is not that clone's.
+func TestClone_JournalIsNotBelievedBlindly(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	n := prepareStandby(t, node1, 2)
+	root := t.TempDir()
+	mine := filepath.Join(root, "mine")
+	line := claim(t, mine)
+	another := strings.Replace(line, ":", ":9", 1) // another directory took the name since
+	cut := strings.TrimSuffix(line, "\n")
+	short := fmt.Sprintf("made %s %q", strings.Fields(line)[1], root) // cut off, and no newline
+	for name, journal := range map[string]string{"another inode": another, "no newline": cut, "shorter": short, "old form": "made " + mine + "\n", "noise": "\n\x00made\n"} {
+		killed(t, n.Dir, journal)
+		_, err := n.Clone(t.Context(), repmgr.CloneOptions{Source: node1.Conninfo(), Dir: n.Dir, FastCheckpoint: true, Cloner: failing{func(repmgr.CopyJob) error { return errors.New("no") }}})
+		require.ErrorIs(t, err, repmgr.ErrCopy, name)
+		require.DirExists(t, filepath.Join(mine, "PG_15"), name)
+	}
+}
+
+// What appears in the directory while the copy runs is not overwritten.
+func TestClone_LeavesWhatAppearsMeanwhile(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	n := prepareStandby(t, node1, 2)
+	require.NoError(t, os.MkdirAll(n.Dir, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(n.Dir, "repmgr.conf"), []byte("mine"), 0o600))
+	_, err := n.Clone(t.Context(), repmgr.CloneOptions{Source: node1.Conninfo(), Dir: n.Dir, FastCheckpoint: true, Cloner: failing{func(job repmgr.CopyJob) error {
+		require.NoError(t, os.Remove(filepath.Join(job.Dir, "PG_VERSION")))
+		require.NoError(t, os.CopyFS(job.Dir, os.DirFS(node1.Dir)))
+		require.NoError(t, os.WriteFile(filepath.Join(job.Dir, "repmgr.conf"), []byte("theirs"), 0o600))
+		return os.WriteFile(filepath.Join(n.Dir, "PG_VERSION"), []byte("somebody's"), 0o600)
+	}}})
+	require.ErrorIs(t, err, repmgr.ErrCopy)
+	require.ErrorContains(t, err, "PG_VERSION has appeared")
+	require.Equal(t, []string{"PG_VERSION", "repmgr.conf"}, entries(t, n.Dir))
+	text, err := os.ReadFile(filepath.Join(n.Dir, "repmgr.conf"))
+	require.NoError(t, err)
+	require.Equal(t, "mine", string(text))
 }
 
 func TestClone_PreflightNamesEveryFault(t *testing.T) {
@@ -235,6 +292,13 @@ func TestClone_PreflightNamesEveryFault(t *testing.T) {
 	requireError(t, err, repmgr.ErrRefused, "identity", "node1")
 	_, err = newNode(t, 2, node1.Server).Clone(ctx, repmgr.CloneOptions{Source: node1.Conninfo(), Dir: dir, UpstreamID: 8})
 	requireError(t, err, repmgr.ErrNotRegistered, "8")
+	_, err = newNode(t, 1, node1.Server).Clone(ctx, repmgr.CloneOptions{Source: node1.Conninfo(), Dir: dir})
+	requireError(t, err, repmgr.ErrRefused, "identity", "its own standby")
+	_, err = newNode(t, 2, node1.Server).Clone(ctx, repmgr.CloneOptions{Source: node1.Conninfo(), Dir: dir, RecoveryMinApplyDelay: "soon"})
+	requireError(t, err, repmgr.ErrConfig, "recovery_min_apply_delay", "soon")
+	_, err = newNode(t, 2, node1.Server, func(c *repmgr.Config) { c.SSHOptions = "-p 1 -o ConnectTimeout=1" }).
+		Clone(ctx, repmgr.CloneOptions{Source: node1.Conninfo(), Dir: dir, Method: repmgr.CloneRsync})
+	requireError(t, err, repmgr.ErrRefused, "clone method", "without a password")
 	_, err = newNode(t, 2, node1.Server).Clone(ctx, repmgr.CloneOptions{Source: node1.Conninfo(), Dir: dir, Method: repmgr.CloneCommand})
 	requireError(t, err, repmgr.ErrConfig, "clone_command")
 	require.NoDirExists(t, dir)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os/user"
 	"strings"
 	"sync"
@@ -46,7 +47,7 @@ func (c *Cluster) self() string {
 // connectLocal opens a connection to the node of the configuration.
 func (c *Cluster) connectLocal(ctx context.Context) (*Node, error) {
 	if c.cfg.Conninfo == "" {
-		return nil, hint(kind(ErrConfig, "conninfo is not set"), "Set conninfo in repmgr.conf, name the file with -f, or give -h, -p, -U and -d.")
+		return nil, hint(kind(ErrConfig, "conninfo is not set in %s", orDefault(c.cfg.File, "the configuration")), "Set conninfo in repmgr.conf, name the file with -f, or give -h, -p, -U and -d.")
 	}
 	if c.cfg.NodeID == 0 {
 		return Connect(ctx, c.cfg.Conninfo)
@@ -93,8 +94,9 @@ func (c *Cluster) record(role Role, upstream NodeID) (Record, error) {
 	if err != nil {
 		return Record{}, kind(ErrConfig, "conninfo: %w", err)
 	}
-	if params["password"] != "" {
-		delete(params, "password")
+	secrets := len(params)
+	maps.DeleteFunc(params, func(key, _ string) bool { return connParams[key].secret })
+	if len(params) < secrets {
 		c.log.Log(context.Background(), LevelNotice, "the password in conninfo is not stored in repmgr.nodes",
 			"detail", "Other nodes use the password of their own conninfo, or a password file.")
 	}
@@ -158,11 +160,23 @@ func (n *Node) needSchema(ctx context.Context) error {
 	if n.schema {
 		return nil
 	}
-	err := n.conn.QueryRow(ctx, `SELECT to_regclass('repmgr.nodes') IS NOT NULL AND to_regclass('repmgr.standby_state') IS NOT NULL`).Scan(&n.schema)
+	var found bool
+	err := n.conn.QueryRow(ctx, `SELECT bool_and(to_regclass('repmgr.' || t) IS NOT NULL) FROM unnest(ARRAY['metadata', 'nodes', 'events', 'standby_state']) t`).Scan(&found)
 	if err != nil {
 		return n.queryError("look for the metadata", err)
 	}
-	if !n.schema {
+	version := 0
+	if found {
+		if err := n.conn.QueryRow(ctx, `SELECT coalesce(max(schema_version), 0) FROM repmgr.metadata`).Scan(&version); err != nil {
+			return n.queryError("read the version of the metadata", err)
+		}
+	}
+	n.schema = version == SchemaVersion
+	switch {
+	case version > SchemaVersion:
+		return hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.name, version, SchemaVersion),
+			"Use the repmgr that made it, or a newer one.")
+	case !n.schema:
 		return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.conn.Config().Database, n.name),
 			"Run repmgr primary register on the primary first, with a conninfo that names this database.")
 	}
@@ -425,6 +439,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 
 // deleteHistory deletes the chosen rows; all of them at once where none is kept.
 func (n *Node) deleteHistory(ctx context.Context, old string, o CleanupOptions, res *CleanupResult) error {
+	ctx = unlimited(ctx)
 	if o.KeepDays == 0 && o.NodeID == 0 {
 		err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.monitoring_history`); err != nil {
@@ -469,6 +484,7 @@ func unknownNode(recs []Record, id NodeID, name string) error {
 // any case. Neither can fail what the event is about.
 func (c *Cluster) emit(ctx context.Context, primary *Node, e Event) {
 	e.At = time.Now()
+	e.PeerConninfo = Redact(e.PeerConninfo)
 	ctx = context.WithoutCancel(ctx) // what has happened is told, even to somebody who is leaving
 	if primary != nil {
 		ctx, cancel := context.WithTimeoutCause(ctx, DefaultConnectTimeout, errors.New("writing an event took too long"))

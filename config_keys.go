@@ -228,7 +228,13 @@ func confName(at func(*Config) *string) confField {
 		if len(s) > maxNodeNameBytes {
 			return fmt.Sprintf("must be at most %d bytes long, and is %d", maxNodeNameBytes, len(s))
 		}
-		return noNUL(s)
+		if problem := noNUL(s); problem != "" {
+			return problem
+		}
+		if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+			return "must be of printable ASCII characters: PostgreSQL replaces all others in application_name"
+		}
+		return ""
 	})
 }
 

@@ -48,11 +48,22 @@ func (r Reach) Answers() bool {
 // ConnectError is a server that could not be reached. errors.Is finds it as [ErrConnect].
 type ConnectError struct {
 	Target string // which server, without secrets: node "node2" (ID: 2), or its address
+	Doing  string // what a connection was lost over, such as "read the status"; empty: connecting
 	Reach  Reach
 	Err    error
 }
 
-func (e *ConnectError) Error() string        { return "connect to " + e.Target + ": " + connectCause(e.Err) }
+func (e *ConnectError) Error() string {
+	switch {
+	case e.Doing == "":
+		return "connect to " + e.Target + ": " + connectCause(e.Err)
+	case e.Reach == ReachTimeout:
+		return fmt.Sprintf("%s of %s: no answer in time", e.Doing, e.Target)
+	default:
+		return fmt.Sprintf("%s of %s: connection lost: %s", e.Doing, e.Target, connectCause(e.Err))
+	}
+}
+
 func (e *ConnectError) Unwrap() error        { return e.Err }
 func (e *ConnectError) Is(target error) bool { return target == ErrConnect }
 
@@ -98,10 +109,57 @@ func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
 	if _, set := cfg.RuntimeParams["application_name"]; !set {
 		cfg.RuntimeParams["application_name"] = "repmgr"
 	}
+	cfg.Tracer = statementLimit{}
 	cfg.RuntimeParams["search_path"] = ""
 	cfg.RuntimeParams["synchronous_commit"] = "local"
 	cfg.RuntimeParams["lock_timeout"] = "10s"
 	return cfg, nil
+}
+
+// StatementTimeout bounds every statement on a server, so that one that stopped
+// answering in the middle holds nobody. Backups and deletions of history are exempt.
+const StatementTimeout = 15 * time.Second
+
+// statementLimit gives each statement its deadline. It hangs in the driver, so
+// that no call can forget it.
+type statementLimit struct{}
+
+type (
+	noLimitKey struct{}
+	cancelKey  struct{}
+)
+
+// unlimited is ctx for a statement that may take as long as it likes.
+func unlimited(ctx context.Context) context.Context {
+	return context.WithValue(ctx, noLimitKey{}, true)
+}
+
+func limitStatement(ctx context.Context) context.Context {
+	if ctx.Value(noLimitKey{}) != nil {
+		return ctx
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, StatementTimeout, fmt.Errorf("no answer within %s", StatementTimeout))
+	return context.WithValue(ctx, cancelKey{}, cancel)
+}
+
+func endStatement(ctx context.Context) {
+	if cancel, ok := ctx.Value(cancelKey{}).(context.CancelFunc); ok {
+		cancel()
+	}
+}
+
+func (statementLimit) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return limitStatement(ctx)
+}
+func (statementLimit) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	endStatement(ctx)
+}
+func (statementLimit) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	return limitStatement(ctx)
+}
+func (statementLimit) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (statementLimit) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchEndData) {
+	endStatement(ctx)
 }
 
 // dial connects within connect_timeout, whatever conninfo lists or the peer does.
@@ -148,7 +206,13 @@ func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err e
 	switch ce.Reach {
 	case ReachRefused:
 		return hint(ce, "Nothing listens at %s. Is PostgreSQL running there, and are host and port right?", where)
-	case ReachTimeout, ReachNoRoute:
+	case ReachTimeout:
+		var op *net.OpError
+		if !errors.As(err, &op) || op.Op != "dial" {
+			return hint(ce, "Something accepts connections at %s and then says nothing: a server that hangs, or not PostgreSQL. Look at its process and its log there.", where)
+		}
+		return hint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)
+	case ReachNoRoute:
 		return hint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)
 	case ReachNoHost:
 		return hint(ce, "Host name %q does not resolve here. Correct it, or add it to DNS or /etc/hosts.", cfg.Host)

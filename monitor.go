@@ -38,15 +38,17 @@ type Monitor struct {
 	queue *notifyQueue
 
 	// Below: owned by the goroutine of Run.
-	cluster *Cluster
-	log     *slog.Logger
-	state   election.State
-	local   *Node
-	primary *Node  // of a standby: the connection to its primary
-	primRec Record // and who that is
-	self    Record // the node's row; zero: none
-	sample  sample
-	lastErr map[string]string // what was logged last of each failing thing
+	cluster      *Cluster
+	log          *slog.Logger
+	state        election.State
+	local        *Node
+	primary      *Node  // of a standby: the connection to its primary
+	primRec      Record // and who that is
+	primTimeline wal.Timeline
+	recs         []Record // the rows, as last read
+	self         Record   // the node's row; zero: none
+	sample       sample
+	lastErr      map[string]string // what was logged last of each failing thing
 }
 
 // MonitorStatus is a snapshot of what a Monitor does and why.
@@ -222,7 +224,7 @@ func (m *Monitor) transition(d election.Decision) {
 	from := m.state
 	m.state = d.Next
 	if from.Phase != d.Next.Phase || from.Reason != d.Next.Reason {
-		m.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", string(from.Phase), "to", string(d.Next.Phase), "reason", string(d.Reason))
+		m.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", orDefault(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
 	}
 }
 
@@ -279,7 +281,11 @@ func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observati
 	case !status.InRecovery:
 		m.drop(&m.primary)
 		o.Upstream = election.View{}
-	case m.primary == nil && m.findPrimary(ctx, recs):
+	case m.primary != nil && status.Timeline > m.primTimeline:
+		m.drop(&m.primary) // we follow a newer one: that one was deposed
+		o.Upstream = election.View{}
+	}
+	if status.InRecovery && m.primary == nil && m.findPrimary(ctx, recs) {
 		o.Upstream = m.readPrimary(ctx)
 	}
 	if m.primary != nil { // its copy of the rows is the one that counts
@@ -289,6 +295,7 @@ func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observati
 	}
 	o.Local = election.View{Up: true, InRecovery: status.InRecovery, Position: status.Position()}
 	o.RowKnown = true
+	m.recs = recs
 	m.self, _ = recordByID(recs, m.cluster.cfg.NodeID)
 	if m.self.ID == 0 {
 		return o
@@ -349,8 +356,9 @@ func (m *Monitor) readPrimary(ctx context.Context) election.View {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	var inRecovery bool
-	err := m.primary.conn.QueryRow(ctx, `SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn() END`).
-		Scan(&inRecovery, &m.sample.primaryLSN)
+	err := m.primary.conn.QueryRow(ctx, `SELECT r, CASE WHEN NOT r THEN pg_current_wal_lsn() END,
+		CASE WHEN NOT r THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int ELSE 0 END FROM pg_is_in_recovery() r`).
+		Scan(&inRecovery, &m.sample.primaryLSN, &m.primTimeline)
 	if err != nil || inRecovery {
 		m.drop(&m.primary)
 		return election.View{}
@@ -362,7 +370,7 @@ func (m *Monitor) readPrimary(ctx context.Context) election.View {
 func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	rec, err := m.cluster.findPrimary(ctx, recs)
+	rec, err := m.choosePrimary(ctx, recs)
 	if err == nil && rec.ID == m.cluster.cfg.NodeID {
 		return false // it became the primary while we looked: the next look sees it as that
 	}
@@ -377,6 +385,20 @@ func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
 	}
 	m.primRec = rec
 	return true
+}
+
+// choosePrimary is the one primary; of several, the one that sends to us.
+func (m *Monitor) choosePrimary(ctx context.Context, recs []Record) (Record, error) {
+	rec, err := m.cluster.findPrimary(ctx, recs)
+	if !errors.Is(err, ErrRefused) {
+		return rec, err
+	}
+	for _, p := range primaries(m.cluster.survey(ctx, recs)) {
+		if attachment(p.status, m.cluster.cfg.NodeName) != "" && p.status.Timeline >= m.sample.local.Timeline {
+			return p.record, nil
+		}
+	}
+	return Record{}, err
 }
 
 // act does what was decided. A failure is reported, and decides nothing: the
@@ -516,10 +538,7 @@ func (m *Monitor) tellHappening(a election.Action) {
 	case election.StandbyReconnect:
 		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.primRec)
 	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
-		child := Record{ID: NodeID(a.Child)}
-		if recs, err := m.local.records(context.Background()); err == nil {
-			child, _ = recordByID(recs, child.ID)
-		}
+		child, _ := recordByID(m.recs, NodeID(a.Child))
 		e.Success = a.What != election.ChildDisconnect
 		e.PeerID, e.Peer = child.ID, child.Name
 		e.Details = map[election.Happening]string{

@@ -201,7 +201,8 @@ func (n *Node) queryError(purpose string, err error) error {
 		if reach == ReachNotPostgres {
 			reach = ReachBroken
 		}
-		return &ConnectError{Target: n.name, Reach: reach, Err: err}
+		return hint(&ConnectError{Target: n.name, Doing: purpose, Reach: reach, Err: err},
+			"The server was there and stopped answering. Look at its process, its log and its disk, and at the network.")
 	case codeInsufficientPrivilege:
 		return hint(kind(ErrQuery, "%s of %s: %w", purpose, n.name, err),
 			"Connect as a superuser, or grant what is missing: docs/compat.md lists the grants of an unprivileged repmgr user.")
@@ -224,10 +225,10 @@ func (n *Node) CreateSlot(ctx context.Context, slot, standby string) (created bo
 	case sqlState(err) != codeDuplicateObject:
 		return false, n.queryError(fmt.Sprintf("create slot %q", slot), err)
 	}
-	var physical bool
+	var physical, lost bool
 	var user *string
-	err = n.conn.QueryRow(ctx, `SELECT s.slot_type = 'physical', CASE WHEN s.active THEN coalesce(r.application_name, '?') END
-		FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = $1`, slot).Scan(&physical, &user)
+	err = n.conn.QueryRow(ctx, `SELECT s.slot_type = 'physical', CASE WHEN s.active THEN coalesce(r.application_name, '?') END, coalesce(s.wal_status = 'lost', false)
+		FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = $1`, slot).Scan(&physical, &user, &lost)
 	switch {
 	case err != nil:
 		return false, n.queryError(fmt.Sprintf("look at slot %q", slot), err)
@@ -236,6 +237,11 @@ func (n *Node) CreateSlot(ctx context.Context, slot, standby string) (created bo
 	case user != nil && *user != standby:
 		return false, hint(kind(ErrRefused, "slot %q on %s is in use by %q", slot, n.name, *user),
 			"Is a second server running with the same node id?")
+	case lost && user == nil: // its WAL is gone: it holds nothing, and lets nobody stream
+		if _, err := n.DropSlot(ctx, slot); err != nil {
+			return false, err
+		}
+		return n.CreateSlot(ctx, slot, standby)
 	default:
 		return false, nil
 	}

@@ -32,8 +32,10 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	if err != nil {
 		return NodeReport{}, err
 	}
-	rep := NodeReport{DataBytes: -1, ArchiveReady: -1, ReplicationLag: -1,
-		MissingSlots: []string{}, InactiveSlots: []string{}, MissingChildren: []string{}, Issues: []string{}}
+	rep := NodeReport{
+		DataBytes: -1, ArchiveReady: -1, ReplicationLag: -1,
+		MissingSlots: []string{}, InactiveSlots: []string{}, MissingChildren: []string{}, Issues: []string{},
+	}
 	ok := false
 	if rep.Record, ok = recordByID(recs, c.cfg.NodeID); !ok {
 		return rep, unknownNode(recs, c.cfg.NodeID, "")
@@ -105,7 +107,7 @@ func (r *NodeReport) judge(recs []Record) {
 	}
 }
 
-// ReportRow is one line of the node status.
+// ReportRow is one line of the node status. Where Text is empty, only CSV has it.
 type ReportRow struct{ Key, Text, CSV string }
 
 // Rows lists the report in repmgr's order and words. verbose adds the system identifier.
@@ -115,7 +117,8 @@ func (r NodeReport) Rows(verbose bool) []ReportRow {
 	add := func(key, text string, csv ...string) {
 		rows = append(rows, ReportRow{key, text, append(csv, text)[0]})
 	}
-	add("PostgreSQL version", s.Version)
+	version, _, _ := strings.Cut(s.Version, " ") // not what a packager added
+	add("PostgreSQL version", version)
 	if r.DataBytes >= 0 {
 		add("Total data size", prettyBytes(r.DataBytes))
 	} else {
@@ -127,10 +130,15 @@ func (r NodeReport) Rows(verbose bool) []ReportRow {
 	}
 	add("Role", string(s.Role()))
 	add("WAL archiving", archiving(s))
-	add("Archive command", orNone(s.Settings.ArchiveCommand))
-	if s.Settings.ArchiveMode != "off" && r.ArchiveReady >= 0 {
-		add("WALs pending archiving", fmt.Sprintf("%d pending files", r.ArchiveReady), fmt.Sprint(r.ArchiveReady))
+	command, pending, files := s.Settings.ArchiveCommand, "", max(0, r.ArchiveReady)
+	switch {
+	case s.Settings.ArchiveMode == "off":
+		command, files = "", 0
+	case r.ArchiveReady >= 0:
+		pending = fmt.Sprintf("%d pending files", files)
 	}
+	add("Archive command", orNone(command))
+	add("WALs pending archiving", pending, fmt.Sprint(files)) // in CSV always: scripts count lines
 	add("Replication connections", fmt.Sprintf("%d (of maximal %d)", len(s.Senders), s.Settings.MaxWALSenders))
 	add("Replication slots", r.slots())
 	if s.InRecovery {
@@ -147,9 +155,10 @@ func (r NodeReport) Rows(verbose bool) []ReportRow {
 		add("Last received LSN", s.ReceivedLSN.String())
 		add("Last replayed LSN", s.ReplayedLSN.String())
 	} else {
-		for _, key := range []string{"Upstream node", "Replication lag", "Last received LSN", "Last replayed LSN"} {
-			rows = append(rows, ReportRow{Key: key, CSV: orNone("")}) // text shows them for a standby only
-		}
+		add("Upstream node", "", orNone("")) // text shows it for a standby only
+		add("Replication lag", "n/a")
+		add("Last received LSN", "", orNone(""))
+		add("Last replayed LSN", "", orNone(""))
 	}
 	return rows
 }

@@ -52,7 +52,7 @@ func (n CommandNotifier) Notify(ctx context.Context, e Event) error {
 		'c': {"REPMGR_PEER_CONNINFO", Redact(e.PeerConninfo)},
 	})
 	if err != nil {
-		return fmt.Errorf("event_notification_command: %w: %s", err, lastLines(out, 3))
+		return fmt.Errorf("event_notification_command: %w%s", err, afterColon(lastLines(out, 3)))
 	}
 	return nil
 }

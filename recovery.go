@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -90,8 +91,14 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 		return nil, err
 	}
 	self, ok := recordByID(recs, c.cfg.NodeID)
-	if !ok {
-		return nil, hint(kind(ErrNotRegistered, "%s is not registered", c.self()), "Run repmgr standby register first.")
+	switch {
+	case !ok && !o.Force:
+		return nil, hint(kind(ErrNotRegistered, "%s is not registered", c.self()),
+			"Run repmgr standby register first. If its row is only not replayed yet, use --force.")
+	case !ok:
+		if self, err = c.record(RoleStandby, 0); err != nil {
+			return nil, err
+		}
 	}
 	res.Node = self
 	if err := local.mayPromote(ctx, c.cfg.ServicePromoteCommand); err != nil {
@@ -108,8 +115,10 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 		return nil, hint(kind(ErrPrimaryExists, "this replication cluster already has an active primary server: %s", p.record),
 			"To move the primary here, stop that server first, and make sure that it stays down.")
 	}
-	if err := refuseLivingPrimary(append(probes, probe{record: self, status: status}), o.Force); err != nil {
-		return nil, err
+	if !o.Force {
+		if err := errors.Join(refuseLivingPrimary(append(probes, probe{record: self, status: status})), refuseBehind(self, status, probes)); err != nil {
+			return nil, err
+		}
 	}
 	for _, p := range probes {
 		r := p.record
@@ -142,10 +151,10 @@ func (n *Node) mayPromote(ctx context.Context, command string) error {
 
 // refuseLivingPrimary takes an open stream of WAL as evidence that a primary
 // lives that we can not reach: then our link is broken, not the primary.
-func refuseLivingPrimary(probes []probe, force bool) error {
+func refuseLivingPrimary(probes []probe) error {
 	for _, p := range probes {
 		w := p.status.Receiver
-		if p.err != nil || w == nil || w.Status != "streaming" || force {
+		if p.err != nil || w == nil || w.Status != "streaming" {
 			continue
 		}
 		last := "never"
@@ -161,6 +170,21 @@ func refuseLivingPrimary(probes []probe, force bool) error {
 		if w != nil {
 			return hint(kind(ErrRefused, "%s still receives WAL from %s port %d (last message %s)", p.record, w.SenderHost, w.SenderPort, last),
 				"That primary is probably alive, and the network between it and here is not. If it is surely dead, use --force.")
+		}
+	}
+	return nil
+}
+
+// refuseBehind looks for a standby that has more: what it has beyond us would be lost.
+func refuseBehind(self Record, status NodeStatus, probes []probe) error {
+	for _, p := range probes {
+		theirs, ours := p.status.Position(), status.Position()
+		if p.err != nil || !p.status.InRecovery || p.status.SystemIdentifier != status.SystemIdentifier {
+			continue
+		}
+		if theirs.Timeline > ours.Timeline || theirs.Timeline == ours.Timeline && theirs.LSN > ours.LSN {
+			return hint(kind(ErrRefused, "%s has WAL up to %s, %s only up to %s (%d bytes less): promoting it would lose what the other one has",
+				p.record, theirs, self, ours, theirs.LSN.Bytes(ours.LSN)), "Promote %s. To promote this one all the same, use --force.", p.record)
 		}
 	}
 	return nil
@@ -415,6 +439,13 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 	if primary != up {
 		defer primary.Close()
 	}
+	now, err := primary.records(ctx)
+	if err != nil {
+		return res, err
+	}
+	if err := checkLoop(now, node.ID, target); err != nil {
+		return res, err
+	}
 	if o.DryRun {
 		c.log.Info("prerequisites met for following", "node", node.Name, "upstream", target.Name)
 		return res, nil
@@ -513,8 +544,9 @@ func (c *Cluster) replicationConfig(conninfo, user string) (*pgx.ConnConfig, err
 	if err != nil {
 		return nil, kind(ErrConfig, "conninfo: %w", err)
 	}
-	if user != "" {
+	if user != "" && user != loginUser(params) {
 		params["user"] = user
+		delete(params, "password") // it is another user's: a password file knows this one's
 	}
 	cfg, err := connectConfig(FormatConninfo(params))
 	if err != nil {
@@ -569,9 +601,11 @@ func (c *Cluster) waitAttached(ctx context.Context, n, up *Node, node, target Re
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrNotAttached, "%s was re-pointed to %s, but did not stream from it within standby_follow_timeout (%s)", node, target, limit),
 		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", target.Name))
 	defer cancel()
+	host, port := senderAddress(target.Conninfo)
 	return n.poll(ctx, func() (bool, error) {
-		var arrived bool // a login that may not see the timeline trusts the upstream's word alone
-		if err := n.conn.QueryRow(ctx, `SELECT coalesce(bool_and(coalesce(received_tli, $1) = $1), false) FROM pg_stat_wal_receiver`, int32(timeline)).Scan(&arrived); err != nil {
+		var arrived bool // a login that may not see these trusts the upstream's word alone
+		if err := n.conn.QueryRow(ctx, `SELECT coalesce(bool_and(coalesce(received_tli, $1) = $1 AND ($2 = '' OR coalesce(sender_host, $2) = $2) AND ($3 = 0 OR coalesce(sender_port, $3) = $3)), false)
+			FROM pg_stat_wal_receiver`, int32(timeline), host, int32(port)).Scan(&arrived); err != nil {
 			return false, n.queryError("watch the WAL receiver", err)
 		}
 		if !arrived {
@@ -584,6 +618,17 @@ func (c *Cluster) waitAttached(ctx context.Context, n, up *Node, node, target Re
 		}
 		return state != nil && *state == "streaming", nil
 	})
+}
+
+// senderAddress is how a WAL receiver will name the server of a conninfo. Empty
+// and 0 where that can not be told beforehand.
+func senderAddress(conninfo string) (host string, port int) {
+	params, err := ParseConninfo(conninfo)
+	if err != nil || strings.Contains(params["host"]+params["port"], ",") {
+		return "", 0
+	}
+	port, _ = strconv.Atoi(params["port"])
+	return orDefault(params["host"], params["hostaddr"]), port
 }
 
 // dropFormerSlot removes the standby's slot from the upstream that it left.

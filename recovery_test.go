@@ -1,10 +1,16 @@
 package repmgr_test
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,6 +65,94 @@ func TestFollow_TakesItsSlotAlong(t *testing.T) {
 	require.Equal(t, "repmgr_slot_2:true repmgr_slot_3:true", node1.QueryString(t, has))
 	require.Empty(t, node2.QueryString(t, has))
 	require.Equal(t, up, node3.QueryString(t, `SELECT pg_postmaster_start_time()`), "no restart")
+}
+
+// Two standbys that follow each other would both receive nothing.
+func TestFollow_RefusesACircle(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	_, err := node3.Follow(t.Context(), repmgr.FollowOptions{UpstreamID: 2})
+	require.NoError(t, err)
+	waitSame(t, node1, node2)
+	_, err = node2.Follow(t.Context(), repmgr.FollowOptions{UpstreamID: 3})
+	requireError(t, err, repmgr.ErrRefused, "circle", "node2")
+	_, err = node2.RegisterStandby(t.Context(), repmgr.RegisterOptions{Force: true, UpstreamID: 3})
+	requireError(t, err, repmgr.ErrRefused, "circle")
+	require.Equal(t, "node1", node1.view(t, 2).Upstream)
+}
+
+// A standby that has less than another one would take the difference with it.
+func TestPromote_RefusesWhatIsBehind(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	node2.Server.Stop("fast")
+	node1.Exec(t, `CREATE TABLE more AS SELECT generate_series(1, 1000)`)
+	waitSame(t, node1, node3)
+	node1.Kill()
+	node2.Server.StartAgain()
+	for _, dryRun := range []bool{true, false} {
+		_, err := node2.Promote(t.Context(), repmgr.PromoteOptions{DryRun: dryRun})
+		requireError(t, err, repmgr.ErrRefused, "node3", "node2", "bytes less")
+	}
+	_, err := node2.Promote(t.Context(), repmgr.PromoteOptions{DryRun: true, Force: true})
+	require.NoError(t, err)
+	_, err = node3.Promote(t.Context(), repmgr.PromoteOptions{})
+	require.NoError(t, err)
+}
+
+// A server that stops answering in the middle holds nobody.
+func TestStatement_HasADeadline(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	mute := newNode(t, 1, node1.Server, func(c *repmgr.Config) {
+		c.Conninfo = repmgr.FormatConninfo(map[string]string{"host": "127.0.0.1", "port": strconv.Itoa(muteAfterLogin(t, node1.Port)), "user": "postgres", "sslmode": "disable"})
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), pgtest.Timeout(2*time.Minute))
+	defer cancel()
+	_, err := mute.Nodes(ctx)
+	require.ErrorIs(t, err, repmgr.ErrConnect)
+	require.ErrorContains(t, err, `of node "node1" (ID: 1): no answer in time`)
+	require.NoError(t, ctx.Err())
+}
+
+// muteAfterLogin forwards to a server until it says that it is ready for the
+// first query, and swallows all that it says from then on.
+func muteAfterLogin(t *testing.T, to int) (port int) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", to))
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			t.Cleanup(func() { _ = client.Close(); _ = server.Close() })
+			wg.Go(func() { _, _ = io.Copy(server, client) })
+			wg.Go(func() {
+				buf := make([]byte, 64<<10)
+				for ready := false; ; {
+					n, err := server.Read(buf)
+					if err != nil {
+						return
+					}
+					if !ready {
+						_, _ = client.Write(buf[:n])
+					}
+					ready = ready || bytes.Contains(buf[:n], []byte("Z\x00\x00\x00\x05I"))
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 func TestDryRun_ChangesNothing(t *testing.T) {

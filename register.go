@@ -21,9 +21,20 @@ type RegisterOptions struct {
 
 	// Only for a standby.
 	UpstreamID      NodeID        // whom it streams from. Defaults to upstream_node_id, else to finding who sends WAL to it.
-	WaitStart       time.Duration // how long to wait for its server. Defaults to 30 s.
+	WaitStart       time.Duration // how long to wait for its server, and for it to stream. Defaults to 30 s; below 0 not at all.
 	WaitSync        time.Duration // how long to wait until its own copy of the row is there. Defaults to 0, not at all; below 0 without end.
 	PrimaryConninfo string        // where the primary is, for registering a standby that is not running (needs Force)
+}
+
+func (o RegisterOptions) wait() time.Duration {
+	switch {
+	case o.WaitStart < 0:
+		return 0
+	case o.WaitStart == 0:
+		return DefaultWaitStart
+	default:
+		return o.WaitStart
+	}
 }
 
 // RegisterPrimary makes the metadata schema where it is missing, and registers
@@ -50,6 +61,13 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 	if err := c.refuseSecondPrimary(ctx, local); err != nil {
 		return Record{}, err
 	}
+	recs, err := local.records(ctx)
+	if err != nil && !errors.Is(err, ErrNotRegistered) {
+		return Record{}, err
+	}
+	if err := errors.Join(checkTaken(recs, rec, o.Force), c.checkImpostor(ctx, recs, rec, status)); err != nil {
+		return Record{}, err
+	}
 	if o.DryRun {
 		c.log.Info("prerequisites met for registering the primary", "node", rec.Name)
 		return rec, nil
@@ -73,28 +91,22 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 // createSchema brings the metadata to this version; created says that there was none.
 // A second look is a single cheap query.
 func (n *Node) createSchema(ctx context.Context) (created bool, err error) {
-	version := 0
-	if n.needSchema(ctx) == nil {
-		err = n.conn.QueryRow(ctx, `SELECT schema_version FROM repmgr.metadata`).Scan(&version)
-		switch {
-		case err != nil && !errors.Is(err, pgx.ErrNoRows):
-			return false, n.queryError("read the version of the metadata", err)
-		case version == SchemaVersion:
-			return false, nil
-		case version > SchemaVersion:
-			return false, hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.name, version, SchemaVersion),
-				"Use the repmgr that made it, or a newer one.")
-		}
+	switch err := n.needSchema(ctx); {
+	case err == nil:
+		return false, nil
+	case !errors.Is(err, ErrNotRegistered):
+		return false, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, StatementTimeout, fmt.Errorf("no answer within %s", StatementTimeout))
+	defer cancel()
 	// One simple-protocol query is one transaction: all of it or nothing.
 	if _, err := n.conn.PgConn().Exec(ctx, Schema).ReadAll(); err != nil {
 		return false, n.queryError("create the repmgr schema", err)
 	}
-	n.schema = true
-	return version == 0, nil
+	return true, n.needSchema(ctx)
 }
 
-// refuseSecondPrimary asks the primaries that are registered whether they live.
+// refuseSecondPrimary asks all registered nodes whether one of them is a primary.
 func (c *Cluster) refuseSecondPrimary(ctx context.Context, local *Node) error {
 	recs, err := local.records(ctx)
 	if errors.Is(err, ErrNotRegistered) {
@@ -104,14 +116,14 @@ func (c *Cluster) refuseSecondPrimary(ctx context.Context, local *Node) error {
 		return err
 	}
 	var others []Record
-	for _, r := range recs {
-		if r.ID != c.cfg.NodeID && r.Role == RolePrimary && r.Active {
+	for _, r := range recs { // whatever they are registered as: our copy may be an old one
+		if r.ID != c.cfg.NodeID {
 			others = append(others, r)
 		}
 	}
 	for _, p := range primaries(c.survey(ctx, others)) {
-		return hint(kind(ErrPrimaryExists, "%s is registered and running as primary", p.record),
-			"A cluster has one primary. If this server is meant to be a standby, clone it from that one.")
+		return hint(kind(ErrPrimaryExists, "%s runs as primary, on timeline %d", p.record, p.status.Timeline),
+			"A cluster has one primary. If this server was the primary before that one was promoted, stop it now, and clone it anew as a standby: repmgr standby clone --force")
 	}
 	return nil
 }
@@ -133,12 +145,8 @@ func (c *Cluster) saveRecord(ctx context.Context, primary *Node, rec Record, for
 		if err != nil {
 			return err
 		}
-		if old, ok := recordByID(recs, rec.ID); ok && !force {
-			return hint(kind(ErrRegistered, "node ID %d is registered already, as %q (%s)", old.ID, old.Name, old.Role),
-				"To update its row, use --force. If that is another node, choose another node_id.")
-		}
-		if other, ok := recordByName(recs, rec.Name); ok && other.ID != rec.ID && other.Active {
-			return hint(kind(ErrRegistered, "the name %q is taken by node ID %d", rec.Name, other.ID), "Set another node_name in repmgr.conf.")
+		if err := checkTaken(recs, rec, force); err != nil {
+			return err
 		}
 		if rec.Role == RolePrimary {
 			if _, err := tx.Exec(ctx, `UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, int32(rec.ID)); err != nil {
@@ -151,6 +159,33 @@ func (c *Cluster) saveRecord(ctx context.Context, primary *Node, rec Record, for
 		return primary.queryError("write repmgr.nodes", err)
 	}
 	return err
+}
+
+// checkTaken keeps a node from taking the id or the name of another one.
+func checkTaken(recs []Record, rec Record, force bool) error {
+	if old, ok := recordByID(recs, rec.ID); ok && !force {
+		return hint(kind(ErrRegistered, "node ID %d is registered already, as %q (%s)", old.ID, old.Name, old.Role),
+			"To update its row, use --force. If that is another node, choose another node_id.")
+	}
+	if other, ok := recordByName(recs, rec.Name); ok && other.ID != rec.ID && other.Active {
+		return hint(kind(ErrRegistered, "the name %q is taken by node ID %d", rec.Name, other.ID), "Set another node_name in repmgr.conf.")
+	}
+	return nil
+}
+
+// checkImpostor keeps --force from taking the row of another server that runs.
+// self is the state of ours; without one there is nothing to compare.
+func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, self NodeStatus) error {
+	old, ok := recordByID(recs, rec.ID)
+	if !ok || self.VersionNum == 0 {
+		return nil
+	}
+	p := c.look(ctx, old)
+	if p.err != nil || p.status.StartedAt.Equal(self.StartedAt) && p.status.Settings.Port == self.Settings.Port {
+		return nil
+	}
+	return hint(kind(ErrRegistered, "node ID %d belongs to another running server: %q at %s", old.ID, old.Name, address(old.Conninfo)),
+		"Choose another node_id in %s.", orDefault(c.cfg.File, "the configuration"))
 }
 
 func upsertRecord(ctx context.Context, tx pgx.Tx, r Record) error {
@@ -214,6 +249,9 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 	if err != nil {
 		return Record{}, err
 	}
+	if err := errors.Join(checkTaken(recs, rec, o.Force), c.checkImpostor(ctx, recs, rec, status)); err != nil {
+		return Record{}, err
+	}
 	upstream, err := c.upstreamOf(ctx, recs, rec, status, o)
 	if err != nil {
 		return Record{}, err
@@ -240,14 +278,11 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 
 // waitLocal connects to the local server, and waits until it lets us.
 func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*Node, error) {
-	wait := o.WaitStart
-	switch {
-	case o.Force:
+	wait := o.wait()
+	if o.Force {
 		wait = 0
-	case wait == 0:
-		wait = DefaultWaitStart
 	}
-	deadline := time.Now().Add(wait)
+	deadline, told := time.Now().Add(wait), false
 	for {
 		local, err := c.connectLocal(ctx)
 		var ce *ConnectError
@@ -257,6 +292,10 @@ func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*Node, erro
 		switch ce.Reach {
 		case ReachRejected, ReachNoHost, ReachNotPostgres:
 			return nil, err // waiting mends none of these
+		}
+		if !told {
+			told = true
+			c.log.Info(fmt.Sprintf("waiting up to %s for the local server", wait), "detail", err.Error())
 		}
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
 			return nil, err
@@ -338,14 +377,17 @@ func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, sta
 		if chosen, ok = recordByID(recs, o.UpstreamID); !ok {
 			return Record{}, unknownNode(recs, o.UpstreamID, "")
 		}
-		if chosen.ID == rec.ID {
-			return Record{}, kind(ErrConfig, "upstream-node-id %d: a node can not be its own upstream", o.UpstreamID)
-		}
 		if !chosen.Active && !o.Force {
 			return Record{}, hint(kind(ErrRefused, "%s is registered as inactive", chosen), "Start it, or use --force.")
 		}
 	}
+	if err := checkLoop(recs, rec.ID, chosen); err != nil {
+		return Record{}, err
+	}
 	if o.Force && (o.UpstreamID != 0 || status.Receiver == nil) {
+		if status.Receiver == nil && status.VersionNum != 0 {
+			c.log.Warn(fmt.Sprintf("%s does not stream from %s, nor from anybody", rec, chosen), "hint", "Run on it: repmgr standby follow")
+		}
 		return chosen, nil
 	}
 	renamed, err := c.takeName(ctx, rec, status, o.DryRun)
@@ -369,14 +411,30 @@ func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, sta
 	}
 }
 
+// checkLoop follows the registered upstreams from a node's upstream to the top.
+// If they lead back to the node, nobody in that circle would ever receive anything.
+func checkLoop(recs []Record, node NodeID, upstream Record) error {
+	chain := upstream.Name
+	for steps, at := 0, upstream; steps <= len(recs); steps++ {
+		if at.ID == node {
+			return hint(kind(ErrRefused, "that would be a circle of upstreams: %s", chain),
+				"Follow the primary, or a standby that does not get its WAL from this node.")
+		}
+		next, ok := recordByID(recs, at.UpstreamID)
+		if !ok {
+			return nil
+		}
+		chain += ", which follows " + next.Name
+		at = next
+	}
+	return nil
+}
+
 // waitUpstream looks at the nodes until one of them streams to rec. A
 // replication connection that has just been made, or made anew, needs a moment.
 func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o RegisterOptions) (Record, error) {
-	wait := o.WaitStart
-	if wait == 0 {
-		wait = DefaultWaitStart
-	}
-	deadline := time.Now().Add(wait)
+	wait := o.wait()
+	deadline, told := time.Now().Add(wait), false
 	for {
 		for _, p := range c.survey(ctx, recs) {
 			if p.err == nil && attachment(p.status, rec.Name) != "" {
@@ -386,6 +444,10 @@ func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o
 		if time.Now().After(deadline) {
 			return Record{}, hint(kind(ErrNotAttached, "no registered node sends WAL to %s (application_name %q) after %s", rec, rec.Name, wait),
 				"See the standby's log for why it does not stream. To register it all the same, use --force.")
+		}
+		if !told {
+			told = true
+			c.log.Info(fmt.Sprintf("waiting up to %s for %s to stream", wait, rec))
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return Record{}, err
@@ -510,7 +572,7 @@ func (c *Cluster) unregister(ctx context.Context, o UnregisterOptions, role Role
 		if _, err := primary.conn.Exec(ctx, `DELETE FROM repmgr.nodes WHERE node_id = $1`, int32(rec.ID)); err != nil {
 			return primary.queryError("delete from repmgr.nodes", err)
 		}
-		c.dropIdleSlot(ctx, primary, rec)
+		c.dropSlots(ctx, primary, recs, rec)
 		c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: event, Success: true, Details: fmt.Sprintf("%s unregistered", rec)})
 		return nil
 	})
@@ -569,16 +631,42 @@ func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec
 	}
 }
 
-// dropIdleSlot removes the slot of a node that left: nobody would ever move it
-// on, and it would keep WAL until the disk is full.
-func (c *Cluster) dropIdleSlot(ctx context.Context, on *Node, rec Record) {
+// dropSlots removes the slot of a node that left, from the primary and from the
+// upstream that it had: nobody would ever move it on, and it would keep WAL until
+// the disk is full.
+func (c *Cluster) dropSlots(ctx context.Context, primary *Node, recs []Record, rec Record) {
 	if rec.SlotName == "" {
 		return
 	}
+	c.dropIdleSlot(ctx, primary, rec)
+	upstream, ok := recordByID(recs, rec.UpstreamID)
+	if !ok || upstream.Role == RolePrimary {
+		return
+	}
+	up, err := c.connectTo(ctx, upstream)
+	if err != nil {
+		c.log.Warn("replication slot not dropped: its server is not reachable", "slot", rec.SlotName, "on", upstream.Name, "err", err,
+			"hint", fmt.Sprintf("There: SELECT pg_drop_replication_slot('%s');", rec.SlotName))
+		return
+	}
+	defer up.Close()
+	c.dropIdleSlot(ctx, up, rec)
+}
+
+// dropIdleSlot removes a node's slot where nobody uses it, and says where it stays.
+func (c *Cluster) dropIdleSlot(ctx context.Context, on *Node, rec Record) {
 	dropped, err := on.DropSlot(ctx, rec.SlotName)
+	if err == nil && !dropped {
+		var stays bool
+		err = on.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, rec.SlotName).Scan(&stays)
+		if err == nil && stays {
+			err = errors.New("it is in use")
+		}
+	}
 	switch {
 	case err != nil:
-		c.log.Warn("replication slot not dropped", "slot", rec.SlotName, "err", err)
+		c.log.Warn("replication slot not dropped", "slot", rec.SlotName, "on", on.name, "err", err,
+			"hint", fmt.Sprintf("It keeps WAL. When nobody uses it any more: SELECT pg_drop_replication_slot('%s');", rec.SlotName))
 	case dropped:
 		c.log.Log(ctx, LevelNotice, "replication slot dropped", "slot", rec.SlotName, "on", on.name)
 	}

@@ -150,7 +150,10 @@ func TestStoryOfTheManual(t *testing.T) {
 	_, err := node2.Promote(t.Context(), repmgr.PromoteOptions{})
 	require.ErrorIs(t, err, repmgr.ErrPrimaryExists)
 
+	w.Stop()
+	w.Verify(t, node1.Conninfo())
 	waitSame(t, node1, node2)
+	waitSame(t, node1, node3)
 	node1.Kill()
 	promoted, err := node2.Promote(t.Context(), repmgr.PromoteOptions{})
 	require.NoError(t, err)
@@ -161,12 +164,18 @@ func TestStoryOfTheManual(t *testing.T) {
 	followed, err := node3.Follow(t.Context(), repmgr.FollowOptions{})
 	require.NoError(t, err)
 	require.True(t, followed.Streaming)
+	w.Verify(t, node2.Conninfo())
+	w = pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{node2.Conninfo()}, Table: "after"})
 	node4 := addStandby(t, node2, 4)
 	w.WaitForMore(t, 20)
 	w.Stop()
+	w.Verify(t, node2.Conninfo())
 	for _, n := range []*node{node3, node4} {
 		waitSame(t, node2, n)
-		require.Equal(t, node2.QueryString(t, `SELECT count(*) || ' ' || sum(id) FROM pgtest_writer`), n.QueryString(t, `SELECT count(*) || ' ' || sum(id) FROM pgtest_writer`))
+		for _, table := range []string{"pgtest_writer", "after"} {
+			sum := `SELECT count(*) || ' ' || sum(id) FROM ` + table
+			require.Equal(t, node2.QueryString(t, sum), n.QueryString(t, sum))
+		}
 		require.Equal(t, "node2", node2.view(t, n.cfg.NodeID).Upstream)
 	}
 	require.Equal(t, "- failed", node2.view(t, 1).Status)

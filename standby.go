@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,7 +45,7 @@ func (c *Cluster) primaryConninfo(upstream Record, name string) (string, error) 
 }
 
 // standbySettings are the server settings that make a data directory a standby
-// of upstream. A setting without a value is to be taken out.
+// of upstream. An empty value is meant: it stands against one in postgresql.conf.
 func (c *Cluster) standbySettings(upstream Record, name, slot string) (map[string]string, error) {
 	conninfo, err := c.primaryConninfo(upstream, name)
 	if err != nil {
@@ -59,28 +60,41 @@ func (c *Cluster) standbySettings(upstream Record, name, slot string) (map[strin
 
 // recoverySettings are the settings that only a new standby is given.
 func (c *Cluster) recoverySettings(set map[string]string, minApplyDelay string) {
-	set["restore_command"] = c.cfg.RestoreCommand
-	set["archive_cleanup_command"] = c.cfg.ArchiveCleanupCommand
 	if d := c.cfg.RecoveryMinApplyDelay; minApplyDelay == "" && d > 0 {
 		minApplyDelay = fmt.Sprintf("%dms", d.Milliseconds())
 	}
-	set["recovery_min_apply_delay"] = minApplyDelay
+	for key, value := range map[string]string{"restore_command": c.cfg.RestoreCommand, "archive_cleanup_command": c.cfg.ArchiveCleanupCommand, "recovery_min_apply_delay": minApplyDelay} {
+		if value != "" {
+			set[key] = value
+		}
+	}
 	for _, key := range []string{"recovery_target", "recovery_target_name", "recovery_target_time", "recovery_target_xid", "recovery_target_lsn"} {
 		set[key] = "" // a leftover of the source would stop recovery half-way
 	}
 }
 
 // alterSystem changes settings of a running server, durably, and reloads them.
-// An empty value takes the setting back to that of postgresql.conf.
+// Those that have the value already need no privilege.
 func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
+	set = maps.Clone(set)
+	rows, err := n.conn.Query(ctx, `SELECT name, setting FROM pg_settings WHERE name = ANY ($1) AND name <> 'primary_conninfo'`, sortedKeys(set))
+	if err != nil {
+		return n.queryError("read the settings", err)
+	}
+	var name, value string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
+		if set[name] == value {
+			delete(set, name)
+		}
+		return nil
+	}); err != nil {
+		return n.queryError("read the settings", err)
+	}
 	if err := n.mayAlterSystem(ctx, sortedKeys(set)); err != nil {
 		return err
 	}
 	for _, name := range sortedKeys(set) {
 		sql := fmt.Sprintf("ALTER SYSTEM SET %s = %s", name, quoteLiteral(set[name]))
-		if set[name] == "" {
-			sql = "ALTER SYSTEM RESET " + name
-		}
 		if _, err := n.conn.Exec(ctx, sql); err != nil {
 			return n.queryError("set "+name, err)
 		}
@@ -133,25 +147,26 @@ func sortedKeys[V any](m map[string]V) []string {
 }
 
 // writeStandby makes the data directory of a server that does not run a standby.
-func writeStandby(dir string, set map[string]string) error {
+func writeStandby(dir string, set map[string]string, unset []string) error {
 	auto := filepath.Join(dir, "postgresql.auto.conf")
 	old, err := os.ReadFile(auto)
 	if err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	if err := writeFile(auto, mergeAutoConf(old, set)); err != nil {
+	if err := writeFile(auto, mergeAutoConf(old, set, unset)); err != nil {
 		return err
 	}
 	return writeFile(filepath.Join(dir, "standby.signal"), nil)
 }
 
-// mergeAutoConf sets settings in the text of a postgresql.auto.conf and keeps
-// the others. One without a value is taken out.
-func mergeAutoConf(old []byte, set map[string]string) []byte {
+// mergeAutoConf sets settings in the text of a postgresql.auto.conf, takes those
+// of unset out, and keeps the others.
+func mergeAutoConf(old []byte, set map[string]string, unset []string) []byte {
 	var out bytes.Buffer
 	for line := range bytes.Lines(old) {
 		name, _, _ := strings.Cut(strings.TrimSpace(string(line)), "=")
-		if _, ours := set[strings.ToLower(strings.TrimSpace(name))]; !ours {
+		name = strings.ToLower(strings.TrimSpace(name))
+		if _, ours := set[name]; !ours && !slices.Contains(unset, name) {
 			out.Write(bytes.TrimRight(line, "\n"))
 			out.WriteByte('\n')
 		}
@@ -161,9 +176,7 @@ func mergeAutoConf(old []byte, set map[string]string) []byte {
 	}
 	escape := strings.NewReplacer(`\`, `\\`, `'`, `''`)
 	for _, name := range sortedKeys(set) {
-		if set[name] != "" {
-			fmt.Fprintf(&out, "%s = '%s'\n", name, escape.Replace(set[name]))
-		}
+		fmt.Fprintf(&out, "%s = '%s'\n", name, escape.Replace(set[name]))
 	}
 	return out.Bytes()
 }

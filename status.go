@@ -2,6 +2,7 @@ package repmgr
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,6 +34,9 @@ type NodeView struct {
 // connect_timeout.
 func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 	recs, err := c.Nodes(ctx)
+	if errors.Is(err, ErrConnect) {
+		return ClusterStatus{}, hint(err, "%s To ask another node: repmgr -h HOST cluster show", Hint(err))
+	}
 	if err != nil {
 		return ClusterStatus{}, err
 	}
@@ -88,6 +92,17 @@ func judge(probes []probe) ClusterStatus {
 			st.Issues = append(st.Issues, issue)
 		}
 		st.Nodes = append(st.Nodes, v)
+	}
+	recs := make([]Record, len(probes))
+	for i, p := range probes {
+		recs[i] = p.record
+	}
+	for _, r := range recs {
+		if up, ok := recordByID(recs, r.UpstreamID); ok {
+			if err := checkLoop(recs, r.ID, up); err != nil {
+				st.Issues = append(st.Issues, fmt.Sprintf("%s receives nothing: its upstreams are a circle", r))
+			}
+		}
 	}
 	if found := primaries(probes); len(found) > 1 {
 		var names []string
@@ -151,6 +166,8 @@ func upstreamCell(p probe, probes []probe) (cell, attached, issue string) {
 	switch {
 	case r.Role == RoleWitness:
 		return r.UpstreamName, "", ""
+	case p.err == nil && up.err != nil && p.status.InRecovery && p.status.Receiver == nil:
+		return "? " + r.UpstreamName, "", fmt.Sprintf("%s receives nothing: its upstream, %s, is not reachable", r, up.record)
 	case p.err != nil || up.record.ID == 0 || up.err != nil:
 		return "? " + r.UpstreamName, "", ""
 	case !p.status.InRecovery:

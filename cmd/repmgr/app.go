@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,13 +72,11 @@ func (a *app) execute(ctx context.Context, args []string) error {
 	case a.line.Unbuilt != "":
 		return &usageError{[]string{fmt.Sprintf("repmgr %s is not available yet", a.line.Unbuilt)}, "Available commands: repmgr --help"}
 	case a.line.Has("help"):
-		cli.WriteHelp(a.out, a.model, a.line.Node)
-		return nil
+		return a.write(func(w io.Writer) { cli.WriteHelp(w, a.model, a.line.Node) })
 	case a.line.Has("version"):
 		return a.answer(versionDoc(), func(w io.Writer) { fmt.Fprintln(w, "repmgr "+versionText()) })
 	case a.line.Has("version-number"):
-		_, err := fmt.Fprintln(a.out, versionNumber())
-		return err
+		return a.write(func(w io.Writer) { fmt.Fprintln(w, versionNumber()) })
 	case a.line.Node == a.model.Node && len(a.line.Faults) == 0 && a.line.Has("dump-config"):
 		a.line.Node = a.model.Children[len(a.model.Children)-1] // the grammar's default command
 	case a.line.Node == a.model.Node && len(a.line.Faults) == 0:
@@ -119,13 +118,7 @@ func (a *app) settle(cmd any) error {
 	if c, ok := cmd.(checker); ok {
 		faults = append(faults, c.check()...)
 	}
-	if a.Format == "csv" {
-		if c, ok := cmd.(interface{ setCSV() }); ok {
-			c.setCSV()
-		} else {
-			faults = append(faults, fmt.Sprintf("%s has no CSV output", a.command))
-		}
-	}
+	faults = append(faults, a.form(cmd)...)
 	if _, dumping := cmd.(*dumpConfig); a.DumpConfig && !dumping {
 		faults = append(faults, "option --dump-config stands without a command")
 	}
@@ -169,6 +162,24 @@ func (a *app) settle(cmd any) error {
 		if !a.Terse {
 			a.log.Warn(w)
 		}
+	}
+	return nil
+}
+
+// form settles the form of the output. To ask twice for the same one is fine.
+func (a *app) form(cmd any) []string {
+	c, ok := cmd.(interface{ asCSV() *bool })
+	switch csv := ok && *c.asCSV(); {
+	case csv && a.JSON:
+		return []string{"options --csv and --json exclude each other"}
+	case csv && a.Format != "" && a.Format != "csv":
+		return []string{"options --csv and --format=" + a.Format + " exclude each other"}
+	case a.JSON && a.Format != "" && a.Format != "json":
+		return []string{"options --json and --format=" + a.Format + " exclude each other"}
+	case a.Format == "csv" && !ok:
+		return []string{fmt.Sprintf("%s has no CSV output", a.command)}
+	case a.Format == "csv":
+		*c.asCSV() = true
 	}
 	return nil
 }
@@ -230,13 +241,28 @@ func (a *app) use(c connection) error {
 // answer prints doc as JSON, or what text prints.
 func (a *app) answer(doc any, text func(io.Writer)) error {
 	if a.json {
-		enc := json.NewEncoder(a.out)
+		var b bytes.Buffer
+		enc := json.NewEncoder(&b)
 		enc.SetIndent("", "  ")
 		enc.SetEscapeHTML(false)
-		return enc.Encode(doc)
+		if err := enc.Encode(doc); err != nil {
+			return fmt.Errorf("encode the answer: %w", err)
+		}
+		return a.write(func(w io.Writer) { _, _ = w.Write(b.Bytes()) })
 	}
-	if text != nil {
-		text(a.out)
+	if text == nil {
+		return nil
+	}
+	return a.write(text)
+}
+
+// write prints an answer in one piece: whoever reads it gets all of it, or
+// hears that it is not there.
+func (a *app) write(text func(io.Writer)) error {
+	var b bytes.Buffer
+	text(&b)
+	if _, err := a.out.Write(b.Bytes()); err != nil {
+		return fmt.Errorf("write the answer to standard output: %w", err)
 	}
 	return nil
 }
@@ -280,7 +306,9 @@ func (a *app) finish(err error) int {
 		}
 	}
 	if a.json {
-		_ = a.answer(failure{err.Error(), hint, code}, nil)
+		if e := a.answer(failure{err.Error(), hint, code}, nil); e != nil && e.Error() != err.Error() {
+			a.log.Error(e.Error())
+		}
 	}
 	return code
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/pgrepmgr/repmgr"
 )
 
-func (c *csv) setCSV() { c.CSV = true }
+func (c *csv) asCSV() *bool { return &c.CSV }
 
 func (cmd *clusterShow) needsConfig() bool { return !cmd.given() }
 
@@ -25,10 +25,16 @@ func (cmd *clusterShow) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	if err := a.answer(st, func(w io.Writer) { cmd.print(w, st) }); err != nil {
+	err = a.answer(st, func(w io.Writer) {
+		cmd.print(w, st)
+		if len(st.Issues) > 0 && !a.Terse && !cmd.CSV {
+			fmt.Fprintln(w)
+		}
+	})
+	if err != nil {
 		return err
 	}
-	return a.issues(st.Issues, cmd.CSV)
+	return a.issues("following issues were detected", st.Issues, cmd.CSV)
 }
 
 func (cmd *clusterShow) print(w io.Writer, st repmgr.ClusterStatus) {
@@ -81,13 +87,12 @@ func (cmd *clusterShow) print(w io.Writer, st repmgr.ClusterStatus) {
 
 // issues reports what is wrong below an answer: on standard error, so that the
 // answer stays as it is, and in the exit code.
-func (a *app) issues(issues []string, csv bool) error {
+func (a *app) issues(heading string, issues []string, csv bool) error {
 	if len(issues) == 0 {
 		return nil
 	}
 	if !a.Terse && !csv && !a.json {
-		fmt.Fprintln(a.out)
-		text := "following issues were detected"
+		text := heading
 		for _, issue := range issues {
 			text += "\n  - " + issue
 		}

@@ -4,6 +4,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
@@ -179,11 +180,13 @@ func TestKnownCommandLines(t *testing.T) {
 		}},
 		{"repmgr standby register --wait-sync", "standby register", func(t *testing.T, a *app) {
 			require.True(t, a.Standby.Register.WaitSync.Given)
-			require.Equal(t, 30, a.Standby.Register.WaitStart)
+			require.Equal(t, 30*time.Second, a.Standby.Register.options().WaitStart)
+			require.Negative(t, a.Standby.Register.options().WaitSync)
 		}},
 		{"repmgr standby register --wait-sync=60 --wait-start=0", "standby register", func(t *testing.T, a *app) {
 			require.Equal(t, 60, *a.Standby.Register.WaitSync.N)
-			require.Equal(t, 0, a.Standby.Register.WaitStart)
+			require.Negative(t, a.Standby.Register.options().WaitStart, "0 would be the library's default")
+			require.Equal(t, time.Minute, a.Standby.Register.options().WaitSync)
 		}},
 		{"repmgr standby clone -cFhnode1 -D/d --upstream_node=2", "standby clone", func(t *testing.T, a *app) {
 			c := a.Standby.Clone

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"slices"
@@ -14,13 +13,10 @@ func (completionCmd) needsConfig() bool { return false }
 
 // Run writes a completion script, made from the grammar.
 func (cmd *completionCmd) Run(a *app) error {
-	script := map[string]func(io.Writer, []completion, []string){
+	script := map[string]func(io.Writer, []completion, *kong.Node){
 		"bash": bashCompletion, "zsh": zshCompletion, "fish": fishCompletion,
 	}[cmd.Shell]
-	var text bytes.Buffer
-	script(&text, completions(a.model.Node, ""), valueOptions(a.model.Node))
-	_, err := a.out.Write(text.Bytes())
-	return err
+	return a.write(func(w io.Writer) { script(w, completions(a.model.Node, ""), a.model.Node) })
 }
 
 // completion is what may follow some command words.
@@ -75,6 +71,23 @@ func valueOptions(node *kong.Node) []string {
 	return slices.Compact(out)
 }
 
+// choices are the values of a flag that takes only some, "text csv json".
+func choices(f *kong.Flag) string { return strings.ReplaceAll(f.Tag.Get("oneof"), ",", " ") }
+
+// bashValues has a line of a case for each option that takes only some values.
+func bashValues(node *kong.Node) string {
+	var lines []string
+	for _, n := range append([]*kong.Node{node}, node.Leaves(true)...) {
+		for _, f := range n.Flags {
+			if choices(f) != "" {
+				lines = append(lines, fmt.Sprintf("        --%s) COMPREPLY=($(compgen -W %q -- \"$cur\")); return ;;\n", f.Name, choices(f)))
+			}
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(slices.Compact(lines), "")
+}
+
 func (c completion) names() string {
 	var out []string
 	for _, w := range c.next {
@@ -95,7 +108,7 @@ func (c completion) optionNames() string {
 	return strings.Join(out, " ")
 }
 
-func bashCompletion(w io.Writer, all []completion, valued []string) {
+func bashCompletion(w io.Writer, all []completion, node *kong.Node) {
 	fmt.Fprintf(w, `# bash completion for repmgr
 _repmgr() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev="" path="" words="" options="" i word
@@ -110,15 +123,21 @@ _repmgr() {
         esac
     done
     case $path in
-`, strings.Join(valued, "|"))
+`, strings.Join(valueOptions(node), "|"))
 	for _, c := range all {
 		fmt.Fprintf(w, "        %q) words=%q options=%q ;;\n", c.words, c.names(), c.optionNames())
 	}
-	fmt.Fprint(w, `    esac
+	fmt.Fprintf(w, `    esac
+    # bash takes --option=value apart at the "=".
+    if [[ $cur == "=" ]]; then
+        cur=""
+    elif [[ $prev == "=" ]] && ((COMP_CWORD > 1)); then
+        prev=${COMP_WORDS[COMP_CWORD-2]}
+    fi
     case $prev in
         -f|--config-file|--config_file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         -D|--data-dir|--pgdata|-b|--pg_bindir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
-    esac
+%s    esac
     if [[ $cur == -* ]]; then
         COMPREPLY=($(compgen -W "$options" -- "$cur"))
         [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2>/dev/null
@@ -127,7 +146,7 @@ _repmgr() {
     fi
 }
 complete -F _repmgr repmgr
-`)
+`, bashValues(node))
 }
 
 // described is a list for zsh's _describe: 'name:explanation'.
@@ -143,7 +162,7 @@ func oneLine(s string) string { return strings.ReplaceAll(s, "\n", " ") }
 
 func single(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-func zshCompletion(w io.Writer, all []completion, valued []string) {
+func zshCompletion(w io.Writer, all []completion, node *kong.Node) {
 	fmt.Fprintf(w, `#compdef repmgr
 # zsh completion for repmgr
 _repmgr() {
@@ -158,7 +177,7 @@ _repmgr() {
         esac
     done
     case $path_words in
-`, strings.Join(valued, "|"))
+`, strings.Join(valueOptions(node), "|"))
 	for _, c := range all {
 		var options []word
 		for _, f := range c.options {
@@ -184,7 +203,7 @@ fi
 `)
 }
 
-func fishCompletion(w io.Writer, all []completion, valued []string) {
+func fishCompletion(w io.Writer, all []completion, node *kong.Node) {
 	fmt.Fprintf(w, `# fish completion for repmgr
 function __repmgr_words
     set -l skip 0
@@ -205,7 +224,7 @@ function __repmgr_words
     test "$found" = "$argv[1]"
 end
 complete -c repmgr -f
-`, strings.Join(valued, " "))
+`, strings.Join(valueOptions(node), " "))
 	for _, c := range all {
 		when := single("__repmgr_words " + `"` + c.words + `"`)
 		for _, e := range c.next {
@@ -218,6 +237,9 @@ complete -c repmgr -f
 			}
 			if !f.IsBool() {
 				fmt.Fprint(w, " -r")
+			}
+			if values := choices(f); values != "" {
+				fmt.Fprintf(w, " -f -a %s", single(values))
 			}
 			if f.PlaceHolder == "PATH" || f.PlaceHolder == "DIR" {
 				fmt.Fprint(w, " -F")

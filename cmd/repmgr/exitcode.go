@@ -28,6 +28,7 @@ var commandCodes = map[string][]codeFor{
 		{repmgr.ErrNotStandby, cli.ExitPromote},
 		{repmgr.ErrPromotion, cli.ExitPromote},
 		{repmgr.ErrTimeout, cli.ExitPromote},
+		{repmgr.ErrRefused, cli.ExitPromote},
 	},
 	"standby follow": {
 		{repmgr.ErrNoPrimary, cli.ExitFollow},
@@ -35,6 +36,7 @@ var commandCodes = map[string][]codeFor{
 		{repmgr.ErrNotAttached, cli.ExitFollow},
 		{repmgr.ErrSystemIdentifier, cli.ExitFollow},
 		{repmgr.ErrTimeout, cli.ExitFollow},
+		{repmgr.ErrRefused, cli.ExitFollow},
 	},
 	"standby clone": {
 		{repmgr.ErrDirectory, cli.ExitClone},
@@ -45,14 +47,18 @@ var commandCodes = map[string][]codeFor{
 	},
 }
 
-// exitCode is the exit code for err as the outcome of a command.
+// exitCode is the exit code for err as the outcome of a command. Only our own
+// errors know theirs: that of a program which ran for us is not ours.
 func exitCode(command string, err error) int {
-	var coded interface{ ExitCode() int }
+	var coded *exitError
+	var signal *cli.SignalError
 	switch {
 	case err == nil:
 		return cli.ExitOK
 	case errors.As(err, &coded):
-		return coded.ExitCode()
+		return coded.code
+	case errors.As(err, &signal):
+		return signal.ExitCode()
 	}
 	for _, table := range [][]codeFor{commandCodes[command], commonCodes} {
 		for _, c := range table {

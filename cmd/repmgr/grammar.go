@@ -32,8 +32,8 @@ type general struct {
 	Terse         bool   `short:"t" help:"leave out details and hints"`
 	LogLevel      string `short:"L" placeholder:"LEVEL" help:"DEBUG, INFO, NOTICE, WARNING or ERROR (default: INFO)"`
 	LogToFile     bool   `help:"log to log_file of the configuration"`
-	JSON          bool   `name:"json" xor:"format" help:"output one JSON document, also for errors"`
-	Format        string `oneof:"text,csv,json" xor:"format" placeholder:"FORMAT" help:"text, csv or json"`
+	JSON          bool   `name:"json" help:"output one JSON document, also for errors"`
+	Format        string `oneof:"text,csv,json" placeholder:"FORMAT" help:"text, csv or json"`
 }
 
 type configuration struct {
@@ -113,7 +113,7 @@ type dryRun struct {
 }
 
 type csv struct {
-	CSV bool `name:"csv" xor:"format" help:"output comma-separated values, without a header"`
+	CSV bool `name:"csv" help:"output comma-separated values, without a header"`
 }
 
 type primaryGroup struct {

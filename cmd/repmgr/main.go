@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/pgrepmgr/repmgr/internal/cli"
 )
@@ -15,7 +16,7 @@ import (
 func main() { os.Exit(start()) }
 
 func start() int {
-	ctx, stop := cli.SignalContext(context.Background())
+	ctx, stop := cli.SignalContext(context.Background(), syscall.SIGHUP)
 	defer stop()
 	return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 }
@@ -42,9 +43,6 @@ func (e *exitError) Error() string {
 }
 
 func (e *exitError) Unwrap() error { return e.err }
-
-// ExitCode is the process's.
-func (e *exitError) ExitCode() int { return e.code }
 
 // errIssues ends a command that answered in full, and had trouble to report.
 var errIssues = &exitError{code: cli.ExitIssues}

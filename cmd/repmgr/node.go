@@ -26,7 +26,7 @@ func (cmd *nodeStatus) Run(ctx context.Context, a *app) error {
 	if err := a.answer(rep, func(w io.Writer) { cmd.print(w, rep, a.Verbose) }); err != nil {
 		return err
 	}
-	return a.issues(rep.Issues, cmd.CSV)
+	return a.issues("following issue(s) were detected:", rep.Issues, cmd.CSV)
 }
 
 func (cmd *nodeStatus) print(w io.Writer, rep repmgr.NodeReport, verbose bool) {
@@ -37,6 +37,7 @@ func (cmd *nodeStatus) print(w io.Writer, rep repmgr.NodeReport, verbose bool) {
 				fmt.Fprintf(w, "\t%s: %s\n", row.Key, row.Text)
 			}
 		}
+		fmt.Fprintln(w)
 		return
 	}
 	pair := func(key, value string) { fmt.Fprintf(w, "%s,%s\n", csvQuote(key), csvQuote(value)) }

@@ -81,7 +81,7 @@ func TestCommandLineErrors(t *testing.T) {
 	for _, line := range []string{
 		"", "frobnicate", "standby", "standby clne", "--limit=3", "standby promote now",
 		"--foo standby clone --bar node1 --method=zip --upstream-node-id=0",
-		"cluster event --limit=x --csv --json", "cluster event --format=csv --csv", "standby promote --format=csv",
+		"cluster event --limit=x --csv --json", "cluster event --format=json --csv", "cluster show --json --format=text", "standby promote --format=csv",
 		"standby clone", "standby clone node1 -h node2 --upstream-node-id=1 --upstream-conninfo=x", "standby clone node1 -p 1 -p 2 -p 3", "standby clone -h",
 		"standby follow -w -W", "standby follow --wait=soon", "standby follow --wa", "standby follow --force=1",
 		"-L LOUD cluster show", "cluster show --node", "cluster show", "-f /nowhere/repmgr.conf cluster show",
@@ -89,7 +89,7 @@ func TestCommandLineErrors(t *testing.T) {
 		"completion", "completion csh", "-q standby clone", "-t standby clone",
 	} {
 		out, errs, code := try(t, strings.Fields(line)...)
-		if !strings.Contains(line, "--json") {
+		if !strings.Contains(line, "json") {
 			require.Equal(t, "", out, line)
 		}
 		require.Equal(t, 1, code, line)
@@ -106,6 +106,29 @@ func TestErrorsAreOneJSONDocument(t *testing.T) {
 		require.NoError(t, json.Unmarshal([]byte(out), &doc), line)
 		require.Equal(t, code, doc.ExitCode, line)
 		require.NotEmpty(t, doc.Error, line)
+	}
+}
+
+// An answer that nobody gets is an error, and so the exit code says.
+func TestAnswerThatCanNotBeWritten(t *testing.T) {
+	t.Parallel()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	require.NoError(t, err)
+	defer func() { _ = full.Close() }()
+	for _, line := range []string{"--help", "standby clone --help", "--version", "--version --json", "--version-number", "completion fish", "--dump-config", "--dump-config --json"} {
+		var errs bytes.Buffer
+		a := newApp(strings.NewReader(""), full, &errs)
+		require.Equal(t, 1, a.finish(a.execute(t.Context(), strings.Fields(line))), line)
+		require.Equal(t, "ERROR: write the answer to standard output: write /dev/full: no space left on device\n", errs.String(), line)
+	}
+}
+
+func TestOutputFormAskedForTwice(t *testing.T) {
+	t.Parallel()
+	conf := config(t, "node_id=1\nconninfo='host=/nonexistent port=1'\n")
+	for _, forms := range []string{"--json --format=json", "--csv --format=csv", "--format=csv"} {
+		_, errs, code := try(t, append(strings.Fields(forms), "-f", conf, "cluster", "show")...)
+		require.Equal(t, cli.ExitConnect, code, errs)
 	}
 }
 
@@ -162,6 +185,14 @@ func TestCloneRefusesRoot(t *testing.T) {
 	require.Contains(t, errs.String(), "runuser -u postgres -- repmgr standby clone")
 }
 
+// shellExit is the error of a program that ended with code.
+func shellExit(t *testing.T, code int) error {
+	err := exec.CommandContext(t.Context(), "sh", "-c", fmt.Sprintf("exit %d", code)).Run()
+	var exit *exec.ExitError
+	require.ErrorAs(t, err, &exit)
+	return err
+}
+
 func TestExitCodes(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -181,6 +212,12 @@ func TestExitCodes(t *testing.T) {
 		{"primary register", repmgr.ErrPrimaryExists, 1},
 		{"standby follow", repmgr.ErrTimelineDiverged, 23},
 		{"standby follow", repmgr.ErrNotAttached, 23},
+		{"standby follow", fmt.Errorf("x: %w", repmgr.ErrRefused), 23},
+		{"standby promote", fmt.Errorf("x: %w", repmgr.ErrRefused), 8},
+		{"primary unregister", repmgr.ErrRefused, 1},
+		{"standby clone", fmt.Errorf("%w: %w", repmgr.ErrCopy, shellExit(t, 77)), 14},
+		{"standby follow", shellExit(t, 77), 1},
+		{"cluster show", fmt.Errorf("x: %w", &cli.SignalError{Signal: syscall.SIGHUP}), 129},
 		{"standby clone", repmgr.ErrDirectory, 14},
 		{"standby clone", repmgr.ErrCopy, 14},
 		{"standby register", repmgr.ErrTimeout, 20},
@@ -233,11 +270,11 @@ func TestIssuesGoToStandardErrorAndTheExitCode(t *testing.T) {
 	t.Parallel()
 	var out, errs bytes.Buffer
 	a := newApp(nil, &out, &errs)
-	require.Equal(t, errIssues, a.issues([]string{"node 2 is gone", "node 3 too"}, false))
-	require.Equal(t, "\n", out.String())
+	require.Equal(t, errIssues, a.issues("following issues were detected", []string{"node 2 is gone", "node 3 too"}, false))
+	require.Empty(t, out.String())
 	require.Equal(t, "WARNING: following issues were detected\n  - node 2 is gone\n  - node 3 too\n", errs.String())
 	require.Equal(t, cli.ExitIssues, a.finish(errIssues))
-	require.NoError(t, a.issues(nil, false))
+	require.NoError(t, a.issues("x", nil, false))
 }
 
 func TestClusterEvent(t *testing.T) {
@@ -265,11 +302,20 @@ func TestNodeStatus(t *testing.T) {
 		InactiveSlots: []string{"repmgr_slot_3"},
 	}
 	rep.Status.Version, rep.Status.InRecovery, rep.Status.SystemIdentifier = "15.20", true, "7"
+	rep.Status.Settings.ArchiveCommand = "(disabled)"
 	rep.Status.Settings.ArchiveMode, rep.Status.Settings.MaxWALSenders, rep.Status.Settings.MaxSlots = "off", 10, 10
+	primary := rep
+	primary.Record, primary.InactiveSlots, primary.ReplicationLag, primary.ArchiveReady = repmgr.Record{ID: 1, Name: "node1", Role: repmgr.RolePrimary}, nil, -1, 3
+	primary.Status.InRecovery, primary.Status.Version = false, "15.18 (Debian 15.18-1.pgdg120+1)"
+	primary.Status.Settings.ArchiveMode, primary.Status.Settings.ArchiveCommand = "on", "cp %p /archive/%f"
+	unknown := primary
+	unknown.ArchiveReady = -1
 	for name, cmd := range map[string]nodeStatus{"text": {}, "csv": {csv: csv{CSV: true}}} {
-		var out bytes.Buffer
-		cmd.print(&out, rep, true)
-		golden(t, "node-status-"+name, out.String())
+		for node, r := range map[string]repmgr.NodeReport{"": rep, "primary-": primary, "unknown-": unknown} {
+			var out bytes.Buffer
+			cmd.print(&out, r, true)
+			golden(t, "node-status-"+node+name, out.String())
+		}
 	}
 }
 
@@ -336,11 +382,22 @@ func TestCompletion(t *testing.T) {
 	require.Equal(t, "register unregister", complete("repmgr", "master", ""))
 	require.Equal(t, "--upstream-node-id= --upstream-conninfo=", complete("repmgr", "standby", "clone", "--upst"))
 	require.Equal(t, "bash zsh fish", complete("repmgr", "completion", ""))
+	require.Equal(t, "text csv json", complete("repmgr", "cluster", "show", "--format", ""))
+	require.Equal(t, "text csv json", complete("repmgr", "cluster", "show", "--format", "="))
+	require.Equal(t, "csv", complete("repmgr", "cluster", "show", "--format", "=", "c"))
+	require.Equal(t, "rsync", complete("repmgr", "standby", "clone", "--method", "=", "r"))
+	require.Equal(t, "clone", complete("repmgr", "--format", "=", "json", "standby", "cl"))
 	if _, err := exec.LookPath("fish"); err == nil {
-		cmd := exec.CommandContext(t.Context(), "fish", "--no-config", "-c", "source "+scripts["fish"]+`; complete -C "repmgr standby cl"`)
-		cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, string(out))
-		require.Equal(t, "clone\tmake a new standby from a running server\n", string(out))
+		for line, want := range map[string]string{
+			"repmgr standby cl":                "clone\tmake a new standby from a running server\n",
+			"repmgr cluster show --format ":    "csv\ttext, csv or json\njson\ttext, csv or json\ntext\ttext, csv or json\n",
+			"repmgr standby clone --method=rs": "--method=rsync\tbasebackup (default), rsync or command\n",
+		} {
+			cmd := exec.CommandContext(t.Context(), "fish", "--no-config", "-c", "source "+scripts["fish"]+`; complete -C "`+line+`"`)
+			cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+			out, err := cmd.CombinedOutput()
+			require.NoError(t, err, string(out))
+			require.Equal(t, want, string(out))
+		}
 	}
 }

@@ -13,12 +13,14 @@ type nodeDoc struct {
 	DryRun bool          `json:"dry_run,omitempty"`
 }
 
-// recorded says what became of a node's record.
+// recorded says what became of a node's record. Without would, the library has
+// told of a dry run.
 func (a *app) recorded(rec repmgr.Record, dryRun bool, done, would string) error {
-	if dryRun {
-		a.log.Info(fmt.Sprintf("%s would be %s", rec, would))
-	} else {
+	switch {
+	case !dryRun:
 		a.notice(fmt.Sprintf("%s %s", rec, done))
+	case would != "":
+		a.log.Info(fmt.Sprintf("%s would be %s", rec, would))
 	}
 	return a.answer(nodeDoc{rec, dryRun}, nil)
 }
@@ -35,7 +37,7 @@ func (cmd *primaryRegister) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	return a.recorded(rec, cmd.DryRun, "registered as primary", "registered as primary")
+	return a.recorded(rec, cmd.DryRun, "registered as primary", "")
 }
 
 func (u unregister) options() repmgr.UnregisterOptions {

@@ -9,10 +9,13 @@ import (
 	"github.com/pgrepmgr/repmgr"
 )
 
-func (cmd *standbyRegister) Run(ctx context.Context, a *app) error {
+func (cmd *standbyRegister) options() repmgr.RegisterOptions {
 	o := repmgr.RegisterOptions{
 		Force: cmd.Force, DryRun: cmd.DryRun, UpstreamID: repmgr.NodeID(cmd.UpstreamNodeID),
 		WaitStart: time.Duration(cmd.WaitStart) * time.Second,
+	}
+	if cmd.WaitStart == 0 {
+		o.WaitStart = -1 // to the library 0 is the default
 	}
 	switch {
 	case cmd.WaitSync.N != nil:
@@ -20,6 +23,11 @@ func (cmd *standbyRegister) Run(ctx context.Context, a *app) error {
 	case cmd.WaitSync.Given:
 		o.WaitSync = -1
 	}
+	return o
+}
+
+func (cmd *standbyRegister) Run(ctx context.Context, a *app) error {
+	o := cmd.options()
 	if cmd.given() {
 		var err error
 		if o.PrimaryConninfo, err = cmd.conninfo(a.cfg.Conninfo); err != nil {
@@ -38,7 +46,7 @@ func (cmd *standbyRegister) Run(ctx context.Context, a *app) error {
 	if rec.UpstreamID != 0 {
 		below = fmt.Sprintf("registered as standby of node %q (ID: %d)", rec.UpstreamName, rec.UpstreamID)
 	}
-	return a.recorded(rec, cmd.DryRun, below, below)
+	return a.recorded(rec, cmd.DryRun, below, "")
 }
 
 func (cmd *standbyUnregister) Run(ctx context.Context, a *app) error {
@@ -120,10 +128,10 @@ func (a *app) cloned(cmd *standbyClone, res repmgr.CloneResult) {
 		}
 		a.log.Info("all prerequisites for \"standby clone\" are met")
 	case cmd.ReplicationConfOnly:
-		a.notice("replication settings written", "data_directory", res.Dir,
+		a.notice("replication settings written into "+res.Dir,
 			"hint", fmt.Sprintf("If the server runs, let it read them: pg_ctl -D %s reload", res.Dir))
 	default:
-		a.notice(fmt.Sprintf("standby clone complete: %s in %s", size(res.Bytes), res.Elapsed.Round(10*time.Millisecond)), "data_directory", res.Dir)
+		a.notice(fmt.Sprintf("standby clone complete: %s in %s into %s", size(res.Bytes), res.Elapsed.Round(10*time.Millisecond), res.Dir))
 		start := fmt.Sprintf("pg_ctl -D %s start", res.Dir)
 		if a.cfg.ServiceStartCommand != "" {
 			start = a.cfg.ServiceStartCommand
@@ -208,9 +216,7 @@ func (cmd *standbyFollow) Run(ctx context.Context, a *app) error {
 	switch {
 	case err != nil:
 		return err
-	case res.DryRun:
-		a.log.Info(fmt.Sprintf("all prerequisites for %s to follow %s are met", res.Node, res.Upstream))
-	default:
+	case !res.DryRun: // of a dry run the library has told
 		a.notice(fmt.Sprintf("%s follows %s, timeline %d, after %s", res.Node, res.Upstream, res.Timeline, res.Elapsed.Round(time.Millisecond)))
 	}
 	return a.answer(res, nil)

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -98,8 +99,10 @@ func (d *daemon) execute(ctx context.Context, args []string) error {
 	line := cli.Arrange(parser.Model, nil, args)
 	switch {
 	case line.Has("help"):
-		cli.WriteHelp(d.out, parser.Model, parser.Model.Node)
-		return nil
+		var text bytes.Buffer
+		cli.WriteHelp(&text, parser.Model, parser.Model.Node)
+		_, err := d.out.Write(text.Bytes())
+		return err
 	case line.Has("version"):
 		_, err := fmt.Fprintf(d.out, "repmgrd %s (repmgr for Go, %s)\n", repmgr.Version, runtime.Version())
 		return err

@@ -20,7 +20,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/cli"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
 var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
@@ -36,7 +38,7 @@ func TestMain(m *testing.M) {
 		stop()
 		os.Exit(code)
 	}
-	os.Exit(m.Run())
+	pgtest.Main(m)
 }
 
 func ordinary() int { return 101 }
@@ -103,6 +105,7 @@ func TestCommandLine(t *testing.T) {
 	for line, want := range map[string]string{
 		"--foo -Z":                         "ERROR: unknown option --foo\nERROR: unknown option -Z\nHINT: See: repmgrd --help\n",
 		"start":                            "too many arguments",
+		"-dperhaps":                        "perhaps",
 		"-f /nowhere":                      "/nowhere",
 		"-L LOUD":                          "is no level",
 		"-p x --no-pid-file":               "exclude each other",
@@ -119,6 +122,7 @@ func TestCommandLine(t *testing.T) {
 		"--show-pid-file --pid-file=/y -f " + conf:   "/y",
 		"-s --config_file " + config(t, ""):          filepath.Join(os.TempDir(), "repmgrd.pid"),
 		"-vs -d --no-pid-file -m -b /bin -f " + conf: "",
+		"-s -dfalse --no-pid-file -f " + conf:        "",
 	} {
 		out, _, code := try(t, strings.Fields(line)...)
 		require.Equal(t, 0, code)
@@ -300,4 +304,40 @@ func TestBackground(t *testing.T) {
 	require.NoError(t, err)
 	require.Regexp(t, `\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] \[NOTICE\] repmgrd started `, string(log))
 	require.Contains(t, string(log), "repmgrd stopped")
+}
+
+// A notification command that hangs is not waited for when the daemon is told to stop.
+func TestStopsThoughAHookHangs(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Name: "node1"})
+	hook := filepath.Join(t.TempDir(), "hook")
+	conf := filepath.Join(t.TempDir(), "repmgr.conf")
+	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil,
+		"node_id=1\nnode_name=node1\nconninfo='%s'\nevent_notification_command='echo $$ > %s; exec sleep 60'\nevent_notifications='repmgrd_start'\nevent_notification_timeout=60\n",
+		server.Conninfo(), hook), 0o600))
+	cfg, err := repmgr.LoadConfig(conf)
+	require.NoError(t, err)
+	c, err := repmgr.New(cfg)
+	require.NoError(t, err)
+	_, err = c.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
+
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-f", conf, "-dfalse", "--no-pid-file")
+	cmd.Env = append(os.Environ(), asDaemon+"=1")
+	var errs output
+	cmd.Stdout, cmd.Stderr = &errs, &errs
+	cmd.WaitDelay = time.Second
+	require.NoError(t, cmd.Start())
+	var pid int
+	eventually(t, "the hook runs", func() bool {
+		text, _ := os.ReadFile(hook)
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+		return pid > 0
+	})
+	defer func() { _ = syscall.Kill(pid, syscall.SIGKILL) }()
+	told := time.Now()
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, cmd.Wait(), errs.String())
+	require.Less(t, time.Since(told), 8*time.Second)
+	require.Contains(t, errs.String(), "repmgrd stopped")
 }

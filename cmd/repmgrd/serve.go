@@ -15,6 +15,10 @@ import (
 	"github.com/pgrepmgr/repmgr"
 )
 
+// stopLimit is how long the end of the monitor may take: its last words to the
+// primary and to event_notification_command.
+const stopLimit = 5 * time.Second
+
 // exitMonitoring is repmgr's code for monitoring given up after degraded_monitoring_timeout.
 const exitMonitoring = 9
 
@@ -72,7 +76,13 @@ func (d *daemon) serve(ctx context.Context) error {
 			}
 		case <-ctx.Done():
 			notify(systemd.SdNotifyStopping)
-			return d.ended(ctx, <-ended, logs.logger)
+			select {
+			case err := <-ended:
+				return d.ended(ctx, err, logs.logger)
+			case <-time.After(stopLimit):
+				logs.logger.Warn("event_notification_command or a server does not answer: repmgrd stops without waiting for it")
+				return d.ended(ctx, nil, logs.logger)
+			}
 		case err := <-ended:
 			notify(systemd.SdNotifyStopping)
 			return d.ended(ctx, err, logs.logger)

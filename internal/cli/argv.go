@@ -68,6 +68,7 @@ const (
 type option struct {
 	name  string
 	arity arity
+	glued bool // its short form may have its value right behind it, as -dfalse
 }
 
 // given is an option as it stands on the command line.
@@ -101,6 +102,7 @@ func (a *arranger) learn(node *kong.Node) {
 				o.arity = needsValue
 			case f.Target.Kind() != reflect.Bool || f.HasDefault:
 				o.arity = optionalValue
+				o.glued = f.Target.Kind() == reflect.Bool
 			}
 		}
 		for _, name := range append([]string{f.Name}, f.Aliases...) {
@@ -198,7 +200,8 @@ func (a *arranger) lookup(name string) *option {
 	}
 }
 
-// short reads -x, -xVALUE, -x VALUE and bundles such as -cF.
+// short reads -x, -xVALUE, -x VALUE and bundles such as -cF. A value that may be
+// left out stands only right behind a switch, never behind a --wait[=N].
 func (a *arranger) short(arg string, rest []string) []string {
 	for letters := arg[1:]; letters != ""; {
 		r, size := utf8.DecodeRuneInString(letters)
@@ -208,7 +211,7 @@ func (a *arranger) short(arg string, rest []string) []string {
 		switch {
 		case o == nil:
 			a.fault("unknown option -%c", r)
-		case o.arity != needsValue:
+		case o.arity != needsValue && (tail == "" || !o.glued):
 			a.given = append(a.given, given{o, nil})
 		case tail != "":
 			a.given = append(a.given, given{o, &tail})

@@ -31,6 +31,7 @@ type grammar struct {
 		Kind  string `oneof:"a,b" xor:"x"`
 		Other bool   `xor:"x"`
 		Old   bool   `noeffect:"nobody needs it"`
+		Deep  bool   `default:"true" short:"d"`
 	} `cmd:"" aliases:"cp"`
 	Show struct {
 		Width int
@@ -57,6 +58,7 @@ func TestArrange(t *testing.T) {
 		{name: "a beginning is enough", line: "copy --fo --verb", args: "copy --force --verbose --"},
 		{name: "an optional value stands after =", line: "copy --wait 5 --wait=6", args: "copy --wait --wait=6 -- 5"},
 		{name: "bundles", line: "copy -vFc3", args: "copy --verbose --force --count=3 --"},
+		{name: "a switch with a default may have its value behind it", line: "copy -dfalse -vd --deep=no -d false", args: "copy --deep=false --verbose --deep --deep=no --deep -- false"},
 		{name: "values may begin with a dash", line: "copy -n -x --pg_name=-y", args: "copy --pg_name=-x --pg_name=-y --"},
 		{name: "words behind --", line: "copy -- -F", args: "copy -- -F"},
 		{name: "options of others", line: "copy --width=3", args: "copy --", warnings: `option --width is not for "copy" and is ignored`},
@@ -93,8 +95,8 @@ func TestLogHandler(t *testing.T) {
 		log.WithGroup("g").Error("gone", "err", errors.New("x"), "detail", "")
 		return b.String()
 	}
-	require.Equal(t, "NOTICE: cloned node=2 dir=\"/a b\"\nDETAIL: all of it\nHINT: start it\nERROR: gone node=2 g.err=x g.detail=\"\"\n", say(LogOptions{Level: slog.LevelInfo}))
-	require.Equal(t, "NOTICE: cloned node=2 dir=\"/a b\"\nERROR: gone node=2 g.err=x g.detail=\"\"\n", say(LogOptions{Level: slog.LevelInfo, Terse: true}))
+	require.Equal(t, "NOTICE: cloned\nDETAIL: node=2, dir=\"/a b\"\nDETAIL: all of it\nHINT: start it\nERROR: gone\nDETAIL: node=2, g.err=x, g.detail=\"\"\n", say(LogOptions{Level: slog.LevelInfo}))
+	require.Equal(t, "NOTICE: cloned\nERROR: gone\n", say(LogOptions{Level: slog.LevelInfo, Terse: true}))
 	require.Regexp(t, `^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] \[NOTICE\] cloned node=2 dir="/a b" detail="all of it" hint="start it"\n`, say(LogOptions{Level: slog.LevelInfo, Stamp: true}))
 	require.NotContains(t, say(LogOptions{Level: slog.LevelError}), "NOTICE")
 }
@@ -116,13 +118,30 @@ const asStubborn = "CLI_TEST_AS_STUBBORN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asStubborn) != "" {
-		ctx, _ := SignalContext(context.Background())
+		ctx, _ := SignalContext(context.Background(), syscall.SIGHUP)
 		fmt.Fprintln(os.Stdout, "running")
 		<-ctx.Done()
 		fmt.Fprintln(os.Stdout, "asked to stop")
 		<-time.After(time.Minute)
 	}
 	os.Exit(m.Run())
+}
+
+// Under nohup a program outlives its terminal; SIGTERM still ends it.
+func TestIgnoredHangUpStaysIgnored(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), "nohup", os.Args[0])
+	cmd.Env = append(os.Environ(), asStubborn+"=1")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	require.True(t, lines.Scan())
+	require.NoError(t, cmd.Process.Signal(syscall.SIGHUP))
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	require.True(t, lines.Scan(), "SIGTERM is the first signal that it hears")
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	require.EqualError(t, cmd.Wait(), "signal: terminated")
 }
 
 func TestSecondSignalEndsAtOnce(t *testing.T) {
@@ -143,15 +162,17 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 
 // Not parallel: the signal goes to the whole process.
 func TestSignalContext(t *testing.T) {
-	ctx, stop := SignalContext(t.Context())
-	defer stop()
-	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
-	select {
-	case <-ctx.Done():
-	case <-time.After(10 * time.Second):
-		t.Fatal("SIGTERM did not end the context")
+	for sent, code := range map[syscall.Signal]int{syscall.SIGTERM: 143, syscall.SIGHUP: 129} {
+		ctx, stop := SignalContext(t.Context(), syscall.SIGHUP)
+		require.NoError(t, syscall.Kill(os.Getpid(), sent))
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s did not end the context", sent)
+		}
+		var signal *SignalError
+		require.ErrorAs(t, context.Cause(ctx), &signal)
+		require.Equal(t, code, signal.ExitCode())
+		stop()
 	}
-	var signal *SignalError
-	require.ErrorAs(t, context.Cause(ctx), &signal)
-	require.Equal(t, 143, signal.ExitCode())
 }

@@ -55,8 +55,9 @@ type LogOptions struct {
 }
 
 // NewLogHandler writes each record to w in one Write, in repmgr's form. The
-// attributes detail and hint become lines of their own below the message, except
-// with Stamp, where a record is one line; the others follow it as key=value.
+// message is a sentence: the attributes stand below it, those named detail and
+// hint as lines of their own, the others together in a DETAIL line before them.
+// With Stamp a record is one line, and they follow it as key=value.
 // It is safe for concurrent use.
 func NewLogHandler(w io.Writer, o LogOptions) slog.Handler {
 	return &logHandler{w: w, o: o, mu: new(sync.Mutex)}
@@ -96,6 +97,7 @@ func prefixed(prefix string, attrs []slog.Attr) []slog.Attr {
 
 func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
 	var line, below bytes.Buffer
+	var others []string
 	if h.o.Stamp {
 		fmt.Fprintf(&line, "[%s] [%s] %s", r.Time.Format(time.DateTime), LevelName(r.Level), r.Message)
 	} else {
@@ -105,13 +107,13 @@ func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
 		v := a.Value.Resolve()
 		help := a.Key == "detail" || a.Key == "hint"
 		switch {
-		case a.Key == "" || help && (h.o.Terse || v.String() == ""):
+		case a.Key == "" || h.o.Terse && (help || !h.o.Stamp) || help && v.String() == "":
 		case help && !h.o.Stamp:
 			for text := range strings.Lines(v.String()) {
 				fmt.Fprintf(&below, "%s: %s\n", strings.ToUpper(a.Key), strings.TrimRight(text, "\n"))
 			}
 		default:
-			fmt.Fprintf(&line, " %s=%s", a.Key, quoted(v.String()))
+			others = append(others, a.Key+"="+quoted(v.String()))
 		}
 		return true
 	}
@@ -119,7 +121,14 @@ func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
 		add(a)
 	}
 	r.Attrs(func(a slog.Attr) bool { return add(slog.Attr{Key: h.prefix + a.Key, Value: a.Value}) })
-	line.WriteByte('\n')
+	switch {
+	case len(others) > 0 && h.o.Stamp:
+		line.WriteString(" " + strings.Join(others, " ") + "\n")
+	case len(others) > 0:
+		line.WriteString("\nDETAIL: " + strings.Join(others, ", ") + "\n")
+	default:
+		line.WriteByte('\n')
+	}
 	line.Write(below.Bytes())
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -129,7 +138,7 @@ func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
 
 // quoted puts a value in quotes where a reader could not tell its end.
 func quoted(s string) string {
-	if s == "" || strings.ContainsAny(s, " =\"\n\t") {
+	if s == "" || strings.ContainsAny(s, " ,=\"\n\t") {
 		return fmt.Sprintf("%q", s)
 	}
 	return s

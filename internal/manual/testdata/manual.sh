@@ -93,7 +93,7 @@ types node1 'psql -d postgres -c "SELECT * FROM repl_status"' 'time_lag'
 types node1 'psql -d postgres -c "SELECT * FROM repl_nodes"' 'node3'
 
 echo "== If we lose node1"
-on node1 'pg_ctl -D data -m immediate stop >/dev/null'
+on node1 'pg_ctl -D data -m fast stop >/dev/null' # sends all that it has: neither standby is ahead
 types node2 'repmgr -f /home/postgres/repmgr.conf standby promote' 'promoted to primary'
 types node3 'repmgr standby follow' 'follows node "node2"'
 types node4 'repmgr -D /var/lib/postgresql/9.0 standby clone node2' 'standby clone complete'
@@ -108,7 +108,7 @@ types node2 'repmgr cluster show || [ $? = 25 ]' '* running'
 types node2 'repmgr cluster event' 'standby_promote'
 
 echo "== the same, with PGDIR/bin in the path of one command"
-on node2 'pg_ctl -D /var/lib/postgresql/9.0 -m immediate stop >/dev/null'
+on node2 'pg_ctl -D /var/lib/postgresql/9.0 -m fast stop >/dev/null'
 types node3 'PATH=$PGDIR/bin:$PATH $BIN/repmgr standby promote' 'promoted to primary'
 
 for n in node2 node3; do on $n 'kill $(cat repmgrd.pid)'; done
