@@ -77,7 +77,7 @@ func (r *cloning) reportChecks() error {
 		case c.OK:
 			r.log.Debug("check passed", "check", c.Name, "detail", c.Detail)
 		case c.Warning:
-			r.log.Warn(c.Detail, "check", c.Name)
+			r.log.Warn(c.Name + ": " + c.Detail)
 		default:
 			failed = append(failed, c.Name+": "+c.Detail)
 		}

@@ -334,3 +334,26 @@ func TestClone_ReplicationConfOnly(t *testing.T) {
 	node3.Exec(t, `SELECT pg_reload_conf()`)
 	pgtest.WaitFor(t, "node3 to stream from node2", func(ctx context.Context) error { return node2.Server.StreamsTo(ctx, "node3") })
 }
+
+// A slot whose WAL is gone holds nothing and lets nobody stream: it is made anew.
+func TestClone_ReplacesALostSlot(t *testing.T) {
+	t.Parallel()
+	slots := func(c *repmgr.Config) { c.UseReplicationSlots = true }
+	server := pgtest.Start(t, pgtest.Options{Name: "node1", WALSegmentSizeMB: 1, Settings: map[string]string{"max_slot_wal_keep_size": "1MB", "wal_keep_size": "0", "max_wal_size": "2MB", "min_wal_size": "2MB"}})
+	node1 := newNode(t, 1, server, slots)
+	_, err := node1.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
+	node1.Exec(t, `SELECT pg_create_physical_replication_slot('repmgr_slot_2', true)`)
+	pgtest.WaitFor(t, "slot to be lost", func(context.Context) error {
+		node1.Exec(t, `CREATE TABLE x AS SELECT generate_series(1, 20000) a; DROP TABLE x; SELECT pg_switch_wal()`)
+		node1.Exec(t, `CHECKPOINT`)
+		if status := node1.QueryString(t, `SELECT wal_status FROM pg_replication_slots`); status != "lost" {
+			return errors.New(status)
+		}
+		return nil
+	})
+	node1.Exec(t, `ALTER SYSTEM SET max_slot_wal_keep_size = -1`)
+	node1.Exec(t, `SELECT pg_reload_conf()`)
+	node2 := addStandby(t, node1, 2, slots)
+	require.Equal(t, "node1", node2.view(t, 2).Upstream)
+}

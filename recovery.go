@@ -547,6 +547,9 @@ func (c *Cluster) replicationConfig(conninfo, user string) (*pgx.ConnConfig, err
 	if user != "" && user != loginUser(params) {
 		params["user"] = user
 		delete(params, "password") // it is another user's: a password file knows this one's
+		if params["passfile"] == "" && c.cfg.Passfile != "" {
+			params["passfile"] = c.cfg.Passfile
+		}
 	}
 	cfg, err := connectConfig(FormatConninfo(params))
 	if err != nil {
