@@ -88,7 +88,6 @@ func TestClone_EveryMethod(t *testing.T) {
 			require.Equal(t, "5000 5000", n.QueryString(t, `SELECT (SELECT count(*) FROM here) || ' ' || (SELECT count(*) FROM there)`))
 			require.Equal(t, moved, n.QueryString(t, `SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'extra'`))
 			require.Equal(t, "t", node1.QueryString(t, `SELECT active::text::bool FROM pg_replication_slots WHERE slot_name = '`+res.Slot+`'`))
-			require.Equal(t, "0", node1.QueryString(t, `SELECT count(*) FROM pg_replication_slots WHERE temporary`))
 			require.Equal(t, "streaming", node1.view(t, nodeID).Attached)
 		})
 	}

@@ -186,10 +186,25 @@ func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
 		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.name, err)
 	}
 	s.Settings.PrimaryConninfo = s.PrimaryConninfo
+	if s.InRecovery && (s.Receiver == nil || s.Receiver.Timeline == 0) {
+		s.Timeline = max(s.Timeline, n.walTimeline(ctx))
+	}
 	if s.VersionNum < MinServerVersion {
 		return s.NodeStatus, kind(ErrRefused, "%s runs PostgreSQL %s: version 13 or later is needed", n.name, s.Version)
 	}
 	return s.NodeStatus, nil
+}
+
+// walTimeline is the newest timeline of which a server has WAL. A standby that
+// receives nothing now does not say which one it is on: pg_control learns of a new
+// timeline only with the next restartpoint, and by then somebody may have taken
+// the standby for one that stayed behind. 0 where the login may not look (pg_monitor may).
+func (n *Node) walTimeline(ctx context.Context) (t wal.Timeline) {
+	err := n.conn.QueryRow(ctx, `SELECT coalesce(max(('x' || substr(name, 1, 8))::bit(32)::int), 0) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'`).Scan(&t)
+	if err != nil {
+		return 0
+	}
+	return t
 }
 
 // queryError names the statement's purpose and the node, and keeps a lost

@@ -102,6 +102,31 @@ func TestPromote_RefusesWhatIsBehind(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// A standby that receives nothing any more is on the timeline that it received
+// last, also when that is newer than its last restartpoint.
+func TestFollow_AfterTwoPromotions(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2, node3, node4 := addStandby(t, node1, 2), addStandby(t, node1, 3), addStandby(t, node1, 4)
+	for _, n := range []*node{node2, node3, node4} {
+		waitSame(t, node1, n)
+	}
+	node1.Server.Stop("fast")
+	res, err := node2.Promote(t.Context(), repmgr.PromoteOptions{SiblingsFollow: true})
+	require.NoError(t, err)
+	require.Len(t, res.Following, 2)
+	node2.Exec(t, `CREATE TABLE second AS SELECT 2`)
+	waitSame(t, node2, node3)
+	waitSame(t, node2, node4)
+	node2.Server.Stop("fast")
+	promoted, err := node3.Promote(t.Context(), repmgr.PromoteOptions{})
+	require.NoError(t, err)
+	require.EqualValues(t, 3, promoted.Timeline)
+	_, err = node4.Follow(t.Context(), repmgr.FollowOptions{})
+	require.NoError(t, err)
+	require.EqualValues(t, 3, node3.view(t, 4).Timeline)
+}
+
 // A server that stops answering in the middle holds nobody.
 func TestStatement_HasADeadline(t *testing.T) {
 	t.Parallel()

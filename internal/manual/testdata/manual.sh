@@ -111,6 +111,8 @@ echo "== the same, with PGDIR/bin in the path of one command"
 on node2 'pg_ctl -D /var/lib/postgresql/9.0 -m fast stop >/dev/null'
 types node3 'PATH=$PGDIR/bin:$PATH $BIN/repmgr standby promote' 'promoted to primary'
 
+types node4 'repmgr standby follow' 'follows node "node3"'
+
 for n in node2 node3; do on $n 'kill $(cat repmgrd.pid)'; done
 for n in node2 node3; do until_true $n '! test -e repmgrd.pid'; done
 echo "== all of it was typed"
