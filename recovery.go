@@ -130,6 +130,10 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 			}
 		} else if r.Role == RoleStandby && r.Active && r.UpstreamID == self.UpstreamID {
 			res.Siblings = append(res.Siblings, r)
+			if p.err != nil {
+				c.log.Warn("could not ask a sibling node how much it has", "node", r.Name, "reach", p.reach(),
+					"detail", "If it has more than this node, what it has beyond will be lost.")
+			}
 		}
 	}
 	return recs, nil

@@ -87,6 +87,7 @@ func TestPromote_RefusesWhatIsBehind(t *testing.T) {
 	t.Parallel()
 	node1 := startPrimary(t)
 	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	waitSame(t, node1, node2) // it knows of node3
 	node2.Server.Stop("fast")
 	node1.Exec(t, `CREATE TABLE more AS SELECT generate_series(1, 1000)`)
 	waitSame(t, node1, node3)

@@ -208,7 +208,7 @@ func (m *machine) place(id int) (*server, string, error) {
 func (m *machine) freePort() (int, error) {
 	var err error
 	for range 1000 {
-		port := 10_000 + rand.IntN(20_000)
+		port := 10_000 + rand.IntN(10_000)
 		if slices.ContainsFunc(m.servers, func(s *server) bool { return s.port == port }) {
 			continue
 		}
