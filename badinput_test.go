@@ -164,7 +164,7 @@ func TestUnregister(t *testing.T) {
 	_, err = node2.UnregisterStandby(ctx, repmgr.UnregisterOptions{DryRun: true})
 	require.NoError(t, err)
 	require.Equal(t, "repmgr_slot_2", node1.QueryString(t, `SELECT slot_name FROM pg_replication_slots WHERE active`))
-	node2.Server.Stop("fast")
+	node2.Stop("fast")
 	_, err = node1.UnregisterStandby(ctx, repmgr.UnregisterOptions{NodeID: 2})
 	require.NoError(t, err)
 	require.Equal(t, "0", node1.QueryString(t, `SELECT count(*) FROM pg_replication_slots`), "an idle slot would keep WAL for ever")
@@ -230,11 +230,11 @@ func TestFollow_Refuses(t *testing.T) {
 	requireError(t, err, repmgr.ErrNotStandby, "node1")
 
 	// node2 is promoted; node3 stays behind, with rows that node2 never had.
-	node2.Server.Stop("fast")
+	node2.Stop("fast")
 	node1.Exec(t, `CREATE TABLE only_here AS SELECT generate_series(1, 1000)`)
 	waitSame(t, node1, node3)
 	node1.Kill()
-	node2.Server.StartAgain()
+	node2.StartAgain()
 	_, err = node2.Promote(ctx, repmgr.PromoteOptions{Force: true})
 	require.NoError(t, err)
 	before := node3.QueryString(t, `SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'`)

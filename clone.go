@@ -437,8 +437,10 @@ func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
 
 // recordClone writes the event, where there is metadata and a primary to write it.
 func (r *cloning) recordClone(ctx context.Context) {
-	e := Event{NodeID: r.cfg.NodeID, Node: r.cfg.NodeName, Type: EventStandbyClone, Success: true,
-		Details: fmt.Sprintf("cloned from %s into %s", r.source.name, r.o.Dir)}
+	e := Event{
+		NodeID: r.cfg.NodeID, Node: r.cfg.NodeName, Type: EventStandbyClone, Success: true,
+		Details: fmt.Sprintf("cloned from %s into %s", r.source.name, r.o.Dir),
+	}
 	if r.cfg.NodeID == 0 || r.recs == nil {
 		return
 	}

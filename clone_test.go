@@ -331,7 +331,7 @@ func TestClone_ReplicationConfOnly(t *testing.T) {
 	_, err = node3.Clone(t.Context(), o)
 	require.NoError(t, err)
 	node3.Exec(t, `SELECT pg_reload_conf()`)
-	pgtest.WaitFor(t, "node3 to stream from node2", func(ctx context.Context) error { return node2.Server.StreamsTo(ctx, "node3") })
+	pgtest.WaitFor(t, "node3 to stream from node2", func(ctx context.Context) error { return node2.StreamsTo(ctx, "node3") })
 }
 
 // A slot whose WAL is gone holds nothing and lets nobody stream: it is made anew.

@@ -151,9 +151,11 @@ func endStatement(ctx context.Context) {
 func (statementLimit) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
 	return limitStatement(ctx)
 }
+
 func (statementLimit) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
 	endStatement(ctx)
 }
+
 func (statementLimit) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
 	return limitStatement(ctx)
 }

@@ -95,7 +95,7 @@ func TestMonitor_LivesThroughRestarts(t *testing.T) {
 	waitPhase(t, m1, election.AsPrimary)
 	waitPhase(t, m2, election.AsStandby)
 
-	node2.Server.Stop("fast")
+	node2.Stop("fast")
 	node2.events.wait(t, repmgr.EventStandbyFailure)
 	node1.events.wait(t, repmgr.EventChildDisconnect)
 	pgtest.WaitFor(t, "row to be inactive", func(context.Context) error {
@@ -104,7 +104,7 @@ func TestMonitor_LivesThroughRestarts(t *testing.T) {
 		}
 		return nil
 	})
-	node2.Server.StartAgain()
+	node2.StartAgain()
 	node2.events.wait(t, repmgr.EventStandbyRecovery)
 	waitPhase(t, m2, election.AsStandby)
 	require.Equal(t, "  running", node1.view(t, 2).Status)
@@ -112,7 +112,7 @@ func TestMonitor_LivesThroughRestarts(t *testing.T) {
 	node1.Kill()
 	node2.events.wait(t, repmgr.EventUpstreamDisconnect)
 	waitPhase(t, m2, election.Orphaned)
-	node1.Server.StartAgain()
+	node1.StartAgain()
 	node2.events.wait(t, repmgr.EventUpstreamReconnect)
 	waitPhase(t, m2, election.AsStandby)
 	waitPhase(t, m1, election.AsPrimary)
@@ -134,7 +134,7 @@ func TestMonitor_FollowsAPromotion(t *testing.T) {
 	m3, _ := node3.monitor(t)
 	waitPhase(t, m2, election.AsStandby)
 	waitPhase(t, m3, election.AsStandby)
-	node1.Server.Stop("fast") // sends all it has: neither of the two is ahead
+	node1.Stop("fast") // sends all it has: neither of the two is ahead
 	res, err := node2.Promote(t.Context(), repmgr.PromoteOptions{SiblingsFollow: true})
 	require.NoError(t, err)
 	require.Len(t, res.Following, 1)

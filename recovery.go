@@ -261,8 +261,10 @@ func (c *Cluster) recordPromotion(ctx context.Context, primary *Node, res *Promo
 		return hint(kind(ErrMetadata, "%s is promoted, but repmgr.nodes is not updated: %w", self, err),
 			"Run on it: repmgr primary register --force")
 	}
-	e := Event{NodeID: self.ID, Node: self.Name, Type: EventStandbyPromote, Success: true,
-		Details: fmt.Sprintf("%s was successfully promoted to primary", self)}
+	e := Event{
+		NodeID: self.ID, Node: self.Name, Type: EventStandbyPromote, Success: true,
+		Details: fmt.Sprintf("%s was successfully promoted to primary", self),
+	}
 	if old := res.FormerPrimary; old != nil {
 		e.PeerID, e.Peer = old.ID, old.Name
 	}
@@ -588,8 +590,10 @@ func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *F
 	if err == nil {
 		res.Streaming = true
 	}
-	e := Event{NodeID: node.ID, Node: node.Name, Type: EventStandbyFollow, Success: err == nil,
-		Details: fmt.Sprintf("%s attached to upstream %s", node, target), PeerID: target.ID, Peer: target.Name, PeerConninfo: target.Conninfo}
+	e := Event{
+		NodeID: node.ID, Node: node.Name, Type: EventStandbyFollow, Success: err == nil,
+		Details: fmt.Sprintf("%s attached to upstream %s", node, target), PeerID: target.ID, Peer: target.Name, PeerConninfo: target.Conninfo,
+	}
 	if err != nil {
 		e.Details = err.Error()
 	}

@@ -88,11 +88,11 @@ func TestPromote_RefusesWhatIsBehind(t *testing.T) {
 	node1 := startPrimary(t)
 	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
 	waitSame(t, node1, node2) // it knows of node3
-	node2.Server.Stop("fast")
+	node2.Stop("fast")
 	node1.Exec(t, `CREATE TABLE more AS SELECT generate_series(1, 1000)`)
 	waitSame(t, node1, node3)
 	node1.Kill()
-	node2.Server.StartAgain()
+	node2.StartAgain()
 	for _, dryRun := range []bool{true, false} {
 		_, err := node2.Promote(t.Context(), repmgr.PromoteOptions{DryRun: dryRun})
 		requireError(t, err, repmgr.ErrRefused, "node3", "node2", "bytes less")
@@ -112,14 +112,14 @@ func TestFollow_AfterTwoPromotions(t *testing.T) {
 	for _, n := range []*node{node2, node3, node4} {
 		waitSame(t, node1, n)
 	}
-	node1.Server.Stop("fast")
+	node1.Stop("fast")
 	res, err := node2.Promote(t.Context(), repmgr.PromoteOptions{SiblingsFollow: true})
 	require.NoError(t, err)
 	require.Len(t, res.Following, 2)
 	node2.Exec(t, `CREATE TABLE second AS SELECT 2`)
 	waitSame(t, node2, node3)
 	waitSame(t, node2, node4)
-	node2.Server.Stop("fast")
+	node2.Stop("fast")
 	promoted, err := node3.Promote(t.Context(), repmgr.PromoteOptions{})
 	require.NoError(t, err)
 	require.EqualValues(t, 3, promoted.Timeline)

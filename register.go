@@ -83,8 +83,10 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 	if err := c.saveRecord(ctx, local, rec, o.Force); err != nil {
 		return Record{}, err
 	}
-	c.emit(ctx, local, Event{NodeID: rec.ID, Node: rec.Name, Type: EventPrimaryRegister, Success: true,
-		Details: fmt.Sprintf("%s registered as primary", rec)})
+	c.emit(ctx, local, Event{
+		NodeID: rec.ID, Node: rec.Name, Type: EventPrimaryRegister, Success: true,
+		Details: fmt.Sprintf("%s registered as primary", rec),
+	})
 	return rec, nil
 }
 
@@ -268,8 +270,10 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 		return rec, err
 	}
 	of, _ := primaryRecord(recs)
-	c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: EventStandbyRegister, Success: true,
-		Details: fmt.Sprintf("%s registered as standby of %s", rec, upstream), PeerID: of.ID, Peer: of.Name, PeerConninfo: of.Conninfo})
+	c.emit(ctx, primary, Event{
+		NodeID: rec.ID, Node: rec.Name, Type: EventStandbyRegister, Success: true,
+		Details: fmt.Sprintf("%s registered as standby of %s", rec, upstream), PeerID: of.ID, Peer: of.Name, PeerConninfo: of.Conninfo,
+	})
 	if o.WaitSync != 0 && local != nil {
 		return rec, c.waitSync(ctx, local, primary, rec, o.WaitSync)
 	}

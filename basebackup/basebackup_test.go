@@ -48,15 +48,15 @@ func clone(t *testing.T, from *pgtest.Server, o basebackup.Options) basebackup.R
 }
 
 // startStandby starts a copy as a standby of from, and waits until it streams.
-func startStandby(t *testing.T, from *pgtest.Server, dir, name string) *pgtest.Server {
+func startStandby(t *testing.T, from *pgtest.Server, dir string) *pgtest.Server {
 	t.Helper()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "standby.signal"), nil, 0o600))
 	auto, err := os.OpenFile(filepath.Join(dir, "postgresql.auto.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	require.NoError(t, err)
-	_, err = fmt.Fprintf(auto, "primary_conninfo = '%s'\nprimary_slot_name = ''\n", from.Conninfo("application_name="+name))
+	_, err = fmt.Fprintf(auto, "primary_conninfo = '%s'\nprimary_slot_"copy" = ''\n", from.Conninfo("application_name=copy"))
 	require.NoError(t, errors.Join(err, auto.Close()))
-	s := pgtest.StartDir(t, dir, pgtest.Options{Name: name, BinDir: from.BinDir})
-	pgtest.WaitFor(t, name+" to stream", func(ctx context.Context) error { return from.StreamsTo(ctx, name) })
+	s := pgtest.StartDir(t, dir, pgtest.Options{Name: "copy", BinDir: from.BinDir})
+	pgtest.WaitFor(t, "copy to stream", func(ctx context.Context) error { return from.StreamsTo(ctx, "copy") })
 	return s
 }
 
@@ -156,7 +156,7 @@ func TestRun_CopyUnderLoadStartsAsStandbyWithEveryRow(t *testing.T) {
 		require.Equal(t, int64(1<<20), info.Size(), "size of WAL segment %s", s)
 	}
 
-	standby := startStandby(t, primary, dir, "copy")
+	standby := startStandby(t, primary, dir)
 	caughtUp(t, primary, standby)
 	writer.Verify(t, standby.Conninfo())
 	sum := "SELECT count(*) || ' ' || sum(g) FROM filler"
@@ -177,7 +177,7 @@ func TestRun_CopyIsOnDiskAndStreamsThroughAGivenSlot(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, before, at.String())
 	require.LessOrEqual(t, at, res.Stop|(16<<20-1)+1, "what the slot no longer holds must be in the copy")
-	startStandby(t, primary, dir, "copy")
+	startStandby(t, primary, dir)
 }
 
 func TestRun_TablespacesGoWhereTheMapSays(t *testing.T) {
@@ -238,7 +238,7 @@ func TestRun_TablespacesGoWhereTheMapSays(t *testing.T) {
 	link, err := os.Readlink(filepath.Join(dir, "pg_tblspc", oid))
 	require.NoError(t, err)
 	require.Equal(t, mapped, link)
-	standby := startStandby(t, primary, dir, "copy")
+	standby := startStandby(t, primary, dir)
 	require.Equal(t, "1000", standby.QueryString(t, "SELECT count(*)::text FROM t"))
 }
 
@@ -261,7 +261,7 @@ func TestRun_TablespacesInPlace(t *testing.T) {
 		return errors.New("nothing lies outside")
 	}})
 	require.Empty(t, res.Tablespaces)
-	standby := startStandby(t, primary, dir, "copy")
+	standby := startStandby(t, primary, dir)
 	require.Equal(t, "1000", standby.QueryString(t, "SELECT count(*)::text FROM t"))
 }
 
@@ -274,7 +274,7 @@ func TestRun_FromAStandby(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "copy")
 	clone(t, source, basebackup.Options{Dir: dir})
 	idle(t, source)
-	standby := startStandby(t, source, dir, "copy")
+	standby := startStandby(t, source, dir)
 	require.Equal(t, "200000", standby.QueryString(t, "SELECT count(*)::text FROM filler"))
 }
 
@@ -289,7 +289,7 @@ func TestRun_AfterAPromotionTheHistoryComesAlong(t *testing.T) {
 	require.Equal(t, wal.Timeline(2), res.Timeline)
 	require.True(t, exists(t, dir, "pg_wal/00000002.history"))
 	require.True(t, exists(t, dir, "pg_wal/archive_status/00000002.history.done"))
-	startStandby(t, source, dir, "copy")
+	startStandby(t, source, dir)
 }
 
 func TestRun_FollowsASourceOntoANewTimeline(t *testing.T) {
@@ -320,7 +320,7 @@ func TestRun_FollowsASourceOntoANewTimeline(t *testing.T) {
 	})
 	require.Equal(t, wal.Timeline(2), res.Timeline)
 	require.True(t, exists(t, dir, "pg_wal/00000002.history"))
-	startStandby(t, b, dir, "copy")
+	startStandby(t, b, dir)
 }
 
 // interrupt runs a slow copy and calls act once in its middle.

@@ -37,7 +37,7 @@ func checkSlotName(s string) error {
 		return fmt.Errorf("%q has %d characters, want 1 to 63", s, len(s))
 	}
 	for _, r := range s {
-		if !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '_') {
+		if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789_", r) {
 			return fmt.Errorf("%q has %q, want lower case letters, digits and underscores", s, r)
 		}
 	}
