@@ -53,7 +53,7 @@ func startStandby(t *testing.T, from *pgtest.Server, dir string) *pgtest.Server 
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "standby.signal"), nil, 0o600))
 	auto, err := os.OpenFile(filepath.Join(dir, "postgresql.auto.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	require.NoError(t, err)
-	_, err = fmt.Fprintf(auto, "primary_conninfo = '%s'\nprimary_slot_"copy" = ''\n", from.Conninfo("application_name=copy"))
+	_, err = fmt.Fprintf(auto, "primary_conninfo = '%s'\nprimary_slot_name = ''\n", from.Conninfo("application_name=copy"))
 	require.NoError(t, errors.Join(err, auto.Close()))
 	s := pgtest.StartDir(t, dir, pgtest.Options{Name: "copy", BinDir: from.BinDir})
 	pgtest.WaitFor(t, "copy to stream", func(ctx context.Context) error { return from.StreamsTo(ctx, "copy") })
