@@ -45,6 +45,7 @@ settings() { # the manual's "Primary server configuration", in today's words
 		archive_mode = on
 		archive_command = 'cd .'
 		max_wal_senders = 10
+		wal_keep_size = '1GB'
 		hot_standby = on
 		checkpoint_completion_target = 0
 		fsync = off
