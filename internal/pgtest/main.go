@@ -79,7 +79,12 @@ func supervise() (code int, err error) {
 	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0); errno != 0 {
 		return 0, fmt.Errorf("become subreaper: %w", errno)
 	}
+	dir, err := workingDir(base, owner)
+	if err != nil {
+		return 0, err
+	}
 	child, err := os.StartProcess(exe, append([]string{exe}, args...), &os.ProcAttr{
+		Dir:   dir,
 		Env:   childEnv(base, name),
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{Credential: owner, Pdeathsig: syscall.SIGKILL},
@@ -99,6 +104,34 @@ func supervise() (code int, err error) {
 		return 0, fmt.Errorf("the tests passed but left running: %s", strings.Join(left, "; "))
 	}
 	return status.ExitStatus(), nil
+}
+
+// workingDir is where the tests run: here, where they can read it. In a checkout
+// that only root may enter they get a copy of testdata elsewhere.
+func workingDir(base string, owner *syscall.Credential) (string, error) {
+	here, err := os.Getwd()
+	if err != nil || owner == nil {
+		return here, err
+	}
+	closed := false
+	for dir := here; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		closed = closed || err != nil || info.Mode()&0o005 != 0o005
+	}
+	if !closed {
+		return here, nil
+	}
+	dir := filepath.Join(base, "src")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make working directory: %w", err)
+	}
+	if _, err := os.Stat("testdata"); err != nil {
+		return dir, nil
+	}
+	if err := os.CopyFS(filepath.Join(dir, "testdata"), os.DirFS("testdata")); err != nil {
+		return "", fmt.Errorf("copy testdata: %w", err)
+	}
+	return dir, nil
 }
 
 // unprivileged returns the credentials of the OS user name with all its groups.
