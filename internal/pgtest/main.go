@@ -107,7 +107,7 @@ func supervise() (code int, err error) {
 }
 
 // workingDir is where the tests run: here, where they can read it. In a checkout
-// that only root may enter they get a copy of testdata elsewhere.
+// that only root may enter they get a copy of the package's directory elsewhere.
 func workingDir(base string, owner *syscall.Credential) (string, error) {
 	here, err := os.Getwd()
 	if err != nil || owner == nil {
@@ -125,11 +125,19 @@ func workingDir(base string, owner *syscall.Credential) (string, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", fmt.Errorf("make working directory: %w", err)
 	}
-	if _, err := os.Stat("testdata"); err != nil {
-		return dir, nil
+	entries, err := os.ReadDir(here)
+	for _, e := range entries {
+		switch to := filepath.Join(dir, e.Name()); {
+		case e.Name() == ".git" || e.Name() == "bin":
+		case e.IsDir():
+			err = errors.Join(err, os.CopyFS(to, os.DirFS(e.Name())))
+		default:
+			text, errFile := os.ReadFile(e.Name())
+			err = errors.Join(err, errFile, os.WriteFile(to, text, 0o644))
+		}
 	}
-	if err := os.CopyFS(filepath.Join(dir, "testdata"), os.DirFS("testdata")); err != nil {
-		return "", fmt.Errorf("copy testdata: %w", err)
+	if err != nil {
+		return "", fmt.Errorf("copy the package's directory: %w", err)
 	}
 	return dir, nil
 }
