@@ -1,0 +1,365 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// FollowOptions are the choices of [Cluster.Follow].
+type FollowOptions struct {
+	UpstreamID NodeID // the registered node to stream from. Defaults to the primary.
+	Target     string // conninfo of the server to stream from, instead of UpstreamID
+	Wait       bool   // when there is no primary yet, look for one for primary_follow_timeout
+	DryRun     bool
+}
+
+// FollowResult is what following did.
+type FollowResult struct {
+	Node      Record        `json:"node"`
+	Upstream  Record        `json:"upstream"`
+	Streaming bool          `json:"streaming"`
+	Timeline  wal.Timeline  `json:"timeline"` // of the upstream
+	Elapsed   time.Duration `json:"elapsed_ns"`
+	DryRun    bool          `json:"dry_run,omitempty"`
+}
+
+// Follow re-points the local standby to another upstream, by SQL and without a
+// restart, and waits until it streams from it. It refuses with
+// [ErrTimelineDiverged] where the standby has WAL that the upstream never had,
+// judged through every timeline that the upstream went through. An
+// [ErrNotAttached] means that it was re-pointed but did not stream in time.
+func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, error) {
+	res := FollowResult{DryRun: o.DryRun}
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return res, err
+	}
+	defer local.Close()
+	recs, err := local.records(ctx)
+	if err != nil {
+		return res, err
+	}
+	target, err := c.followTarget(ctx, recs, o)
+	if err != nil {
+		return res, err
+	}
+	if _, ok := recordByID(recs, c.cfg.NodeID); !ok {
+		// Its own row may be the last thing that a standby received, or just did not.
+		if recs, err = c.recordsOf(ctx, target); err != nil {
+			return res, err
+		}
+	}
+	self, ok := recordByID(recs, c.cfg.NodeID)
+	if !ok {
+		return res, hint(kind(ErrNotRegistered, "%s is not registered", c.self()), "Run repmgr standby register first.")
+	}
+	return c.follow(ctx, local, self, target, recs, o)
+}
+
+func (c *Cluster) recordsOf(ctx context.Context, r Record) ([]Record, error) {
+	n, err := c.connectTo(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	return n.records(ctx)
+}
+
+// followTarget finds the registered node to follow.
+func (c *Cluster) followTarget(ctx context.Context, recs []Record, o FollowOptions) (Record, error) {
+	switch {
+	case o.Target != "":
+		return c.recordOfServer(ctx, o.Target)
+	case o.UpstreamID != 0:
+		if r, ok := recordByID(recs, o.UpstreamID); ok {
+			return r, nil
+		}
+		return Record{}, unknownNode(recs, o.UpstreamID, "")
+	}
+	limit := c.cfg.PrimaryFollowTimeout
+	deadline := time.Now().Add(limit)
+	for {
+		primary, err := c.findPrimary(ctx, recs)
+		if err == nil || !o.Wait || !errors.Is(err, ErrNoPrimary) || time.Now().After(deadline) {
+			return primary, err
+		}
+		if err := pause(ctx, nudgeInterval); err != nil {
+			return Record{}, err
+		}
+	}
+}
+
+// recordOfServer asks a server which registered node it is: the one that
+// listens at the same address in its own copy of the metadata.
+func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, error) {
+	n, err := Connect(ctx, conninfo)
+	if err != nil {
+		return Record{}, err
+	}
+	defer n.Close()
+	want, err := n.Status(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	recs, err := n.records(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	for _, p := range c.survey(ctx, recs) {
+		if p.err == nil && p.status.StartedAt.Equal(want.StartedAt) && p.status.Settings.DataDirectory == want.Settings.DataDirectory {
+			return p.record, nil
+		}
+	}
+	return Record{}, hint(kind(ErrNotRegistered, "%s is not a registered node", n.name), "See repmgr cluster show, and use --upstream-node-id.")
+}
+
+// follow re-points the standby node, whose connection is n, to target.
+func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs []Record, o FollowOptions) (FollowResult, error) {
+	start := time.Now()
+	res := FollowResult{Node: node, Upstream: target, DryRun: o.DryRun}
+	status, err := n.Status(ctx)
+	switch {
+	case err != nil:
+		return res, err
+	case !status.InRecovery:
+		return res, hint(kind(ErrNotStandby, "%s runs as a primary", node), "Only a standby can follow. Clone it anew to make it one.")
+	case target.ID == node.ID:
+		return res, kind(ErrConfig, "%s can not follow itself", node)
+	}
+	up, err := c.connectTo(ctx, target)
+	if err != nil {
+		return res, err
+	}
+	defer up.Close()
+	if res.Timeline, err = c.checkAncestry(ctx, n, node, status, target, up); err != nil {
+		return res, err
+	}
+	primary, err := c.connectPrimary(ctx, up)
+	if err != nil {
+		return res, err
+	}
+	if primary != up {
+		defer primary.Close()
+	}
+	now, err := primary.records(ctx)
+	if err != nil {
+		return res, err
+	}
+	if err := checkLoop(now, node.ID, target); err != nil {
+		return res, err
+	}
+	if o.DryRun {
+		c.log.Info("prerequisites met for following", "node", node.Name, "upstream", target.Name)
+		return res, nil
+	}
+	if err := c.repoint(ctx, n, up, node, target); err != nil {
+		return res, err
+	}
+	res.Node.Role, res.Node.UpstreamID, res.Node.UpstreamName, res.Node.Active = RoleStandby, target.ID, target.Name, true
+	err = c.finishFollow(ctx, n, up, primary, &res)
+	res.Elapsed = time.Since(start)
+	if err == nil && node.UpstreamID != target.ID {
+		c.dropFormerSlot(ctx, recs, node)
+	}
+	return res, err
+}
+
+// checkAncestry proves that all WAL of the standby is WAL of the target, too.
+// It returns the timeline of the target.
+func (c *Cluster) checkAncestry(ctx context.Context, n *Node, node Record, status NodeStatus, target Record, up *Node) (wal.Timeline, error) {
+	theirs, err := up.Status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if theirs.SystemIdentifier != status.SystemIdentifier {
+		return 0, hint(kind(ErrSystemIdentifier, "%s has system identifier %s, %s has %s", node, status.SystemIdentifier, target, theirs.SystemIdentifier),
+			"They are different clusters, and one can not follow the other.")
+	}
+	local, upstream := status.Position(), theirs.Position()
+	var history wal.History
+	if upstream.Timeline >= local.Timeline && upstream.Timeline > 1 {
+		if history, err = c.timelineHistory(ctx, target, upstream.Timeline); err != nil {
+			return 0, err
+		}
+	}
+	if ours, ok := n.ownHistory(ctx, local.Timeline); ok && upstream.Timeline >= local.Timeline && !history.Extends(ours) {
+		return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: timeline %d of the one is not timeline %d of the other: they were promoted apart", node, target, local.Timeline, upstream.Timeline),
+			"Decide which of the two branches holds the data that counts, and clone the other one anew: repmgr standby clone --force")
+	}
+	if local.Timeline == upstream.Timeline && theirs.InRecovery {
+		return upstream.Timeline, nil // both read one stream: whoever is behind catches up
+	}
+	verdict := wal.CanFollow(local, upstream, history)
+	if verdict.OK() {
+		return upstream.Timeline, nil
+	}
+	return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: %s", node, target, verdict.Explain(local, upstream, history)),
+		"What it has beyond that point is on no other node. Save it if it matters, then clone the standby anew: repmgr standby clone --force")
+}
+
+// timelineHistory reads the history of a timeline over a replication connection.
+func (c *Cluster) timelineHistory(ctx context.Context, of Record, t wal.Timeline) (wal.History, error) {
+	conn, err := c.dialReplication(ctx, of)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	results, err := conn.Exec(ctx, fmt.Sprintf("TIMELINE_HISTORY %d", t)).ReadAll()
+	if err != nil || len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 2 {
+		return nil, kind(ErrQuery, "read the history of timeline %d of %s: %w", t, of, errors.Join(err, errors.New("no history came")))
+	}
+	return wal.ParseHistory(results[0].Rows[0][1])
+}
+
+// ownHistory reads the history of a server's timeline from its own files. It is
+// not there on timeline 1, nor where the login may not read files.
+func (n *Node) ownHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
+	if t <= 1 {
+		return nil, false
+	}
+	var text []byte
+	if err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1)`, wal.HistoryFileName(t)).Scan(&text); err != nil {
+		return nil, false
+	}
+	h, err := wal.ParseHistory(text)
+	return h, err == nil
+}
+
+// dialReplication opens a physical replication connection to a registered node.
+func (c *Cluster) dialReplication(ctx context.Context, r Record) (*pgconn.PgConn, error) {
+	cfg, err := c.replicationConfig(c.dialInfo(r), r.ReplicationUser)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := connectLimit(ctx, cfg)
+	defer cancel()
+	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
+	if err != nil {
+		return nil, connectError(ctx, r.String()+" for replication", cfg, err)
+	}
+	return conn, nil
+}
+
+// replicationConfig is conninfo as a walsender wants it.
+func (c *Cluster) replicationConfig(conninfo, user string) (*pgx.ConnConfig, error) {
+	params, err := ParseConninfo(conninfo)
+	if err != nil {
+		return nil, kind(ErrConfig, "conninfo: %w", err)
+	}
+	if user != "" && user != loginUser(params) {
+		params["user"] = user
+		delete(params, "password") // it is another user's: a password file knows this one's
+		if params["passfile"] == "" && c.cfg.Passfile != "" {
+			params["passfile"] = c.cfg.Passfile
+		}
+	}
+	cfg, err := connectConfig(FormatConninfo(params))
+	if err != nil {
+		return nil, err
+	}
+	cfg.RuntimeParams["replication"] = "true"
+	delete(cfg.RuntimeParams, "synchronous_commit")
+	delete(cfg.RuntimeParams, "lock_timeout")
+	return cfg, nil
+}
+
+// repoint makes the slot on the new upstream and gives the standby its new
+// primary_conninfo.
+func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record) error {
+	if node.SlotName != "" {
+		if _, err := up.CreateSlot(ctx, node.SlotName, node.Name); err != nil {
+			return err
+		}
+	}
+	set, err := c.standbySettings(target, node.Name, node.SlotName)
+	if err != nil {
+		return err
+	}
+	return n.alterSystem(ctx, set)
+}
+
+// finishFollow records the new upstream and waits until it sends.
+func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *FollowResult) error {
+	node, target := res.Node, res.Upstream
+	_, errRow := primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(target.ID))
+	err := c.waitAttached(ctx, n, up, node, target, res.Timeline)
+	if err == nil {
+		res.Streaming = true
+	}
+	e := Event{
+		NodeID: node.ID, Node: node.Name, Type: EventStandbyFollow, Success: err == nil,
+		Details: fmt.Sprintf("%s attached to upstream %s", node, target), PeerID: target.ID, Peer: target.Name, PeerConninfo: target.Conninfo,
+	}
+	if err != nil {
+		e.Details = err.Error()
+	}
+	c.emit(ctx, primary, e)
+	if err == nil && errRow != nil {
+		return hint(kind(ErrMetadata, "%s follows %s, but repmgr.nodes is not updated: %w", node, target, errRow), "Run on it: repmgr standby register --force")
+	}
+	return err
+}
+
+// waitAttached waits until the upstream says that the standby streams, and the
+// standby that it does so on the upstream's timeline: on its way to a new one it
+// streams the rest of the old one first.
+func (c *Cluster) waitAttached(ctx context.Context, n, up *Node, node, target Record, timeline wal.Timeline) error {
+	limit := c.cfg.StandbyFollowTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrNotAttached, "%s was re-pointed to %s, but did not stream from it within standby_follow_timeout (%s)", node, target, limit),
+		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", target.Name))
+	defer cancel()
+	host, port := senderAddress(target.Conninfo)
+	return n.poll(ctx, func() (bool, error) {
+		var arrived bool // a login that may not see these trusts the upstream's word alone
+		if err := n.conn.QueryRow(ctx, `SELECT coalesce(bool_and(coalesce(received_tli, $1) = $1 AND ($2 = '' OR coalesce(sender_host, $2) = $2) AND ($3 = 0 OR coalesce(sender_port, $3) = $3)), false)
+			FROM pg_stat_wal_receiver`, int32(timeline), host, int32(port)).Scan(&arrived); err != nil {
+			return false, n.queryError("watch the WAL receiver", err)
+		}
+		if !arrived {
+			return false, nil
+		}
+		var state *string
+		err := up.conn.QueryRow(ctx, `SELECT min(state) FROM pg_stat_replication WHERE application_name = $1`, node.Name).Scan(&state)
+		if err != nil {
+			return false, up.queryError("watch the WAL sender", err)
+		}
+		return state != nil && *state == "streaming", nil
+	})
+}
+
+// senderAddress is how a WAL receiver will name the server of a conninfo. Empty
+// and 0 where that can not be told beforehand.
+func senderAddress(conninfo string) (host string, port int) {
+	params, err := ParseConninfo(conninfo)
+	if err != nil || strings.Contains(params["host"]+params["port"], ",") {
+		return "", 0
+	}
+	port, _ = strconv.Atoi(params["port"])
+	return orDefault(params["host"], params["hostaddr"]), port
+}
+
+// dropFormerSlot removes the standby's slot from the upstream that it left.
+func (c *Cluster) dropFormerSlot(ctx context.Context, recs []Record, node Record) {
+	former, ok := recordByID(recs, node.UpstreamID)
+	if !ok || node.SlotName == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, DefaultConnectTimeout)
+	defer cancel()
+	old, err := c.connectTo(ctx, former)
+	if err != nil {
+		c.log.Info("the former upstream is not reachable: its slot stays", "node", former.Name, "slot", node.SlotName)
+		return
+	}
+	defer old.Close()
+	c.dropIdleSlot(ctx, old, node)
+}
