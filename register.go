@@ -76,7 +76,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		return Record{}, err
 	}
 	if created {
-		c.log.Log(ctx, LevelNotice, "repmgr metadata schema created", "database", local.conn.Config().Database)
+		c.log.Log(ctx, LevelNotice, fmt.Sprintf("repmgr metadata schema created in database %q", local.conn.Config().Database))
 		c.emit(ctx, local, Event{NodeID: rec.ID, Node: rec.Name, Type: EventClusterCreated, Success: true})
 	}
 	if err := c.saveRecord(ctx, local, rec, o.Force); err != nil {

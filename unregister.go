@@ -140,9 +140,9 @@ func (c *Cluster) dropIdleSlot(ctx context.Context, on *Node, rec Record) {
 	}
 	switch {
 	case err != nil:
-		c.log.Warn("replication slot not dropped", "slot", rec.SlotName, "on", on.name, "err", err,
+		c.log.Warn(fmt.Sprintf("replication slot %s not dropped on %s: %v", rec.SlotName, on.name, err),
 			"hint", fmt.Sprintf("It keeps WAL. When nobody uses it any more: SELECT pg_drop_replication_slot('%s');", rec.SlotName))
 	case dropped:
-		c.log.Log(ctx, LevelNotice, "replication slot dropped", "slot", rec.SlotName, "on", on.name)
+		c.log.Log(ctx, LevelNotice, fmt.Sprintf("replication slot %s dropped on %s", rec.SlotName, on.name))
 	}
 }
