@@ -39,6 +39,7 @@ max_wal_size = 256MB
 wal_keep_size = 256MB
 wal_log_hints = on
 dynamic_shared_memory_type = mmap
+dynamic_shared_memory_type = mmap
 log_min_messages = warning
 `
 

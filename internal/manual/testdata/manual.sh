@@ -49,6 +49,7 @@ settings() { # the manual's "Primary server configuration", in today's words
 		hot_standby = on
 		checkpoint_completion_target = 0
 		fsync = off
+		dynamic_shared_memory_type = mmap
 	END
 }
 start() { on "$1" "pg_ctl -D $2 -l log -w -o \"-c listen_addresses=$1\" start >/dev/null"; }
