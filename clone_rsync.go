@@ -68,7 +68,7 @@ func (r rsyncCloner) check(ctx context.Context, source string, o CloneOptions) e
 // ssh is the command line of ssh. Of an option that is given twice ssh takes
 // the first: the user's own come first. A silent peer ends it.
 func (r rsyncCloner) ssh() string {
-	return strings.Join(strings.Fields("ssh "+r.c.cfg.SSHOptions+" -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"), " ")
+	return "ssh " + r.c.cfg.SSHOptions + " -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 }
 
 func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {

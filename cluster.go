@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"os/user"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -86,7 +87,7 @@ func (c *Cluster) dialInfo(r Record) string {
 }
 
 // record makes the row that the configuration asks for.
-func (c *Cluster) record(role Role, upstream NodeID) (Record, error) {
+func (c *Cluster) record(role Role) (Record, error) {
 	if err := c.cfg.RequireNode(); err != nil {
 		return Record{}, err
 	}
@@ -101,7 +102,7 @@ func (c *Cluster) record(role Role, upstream NodeID) (Record, error) {
 			"detail", "Other nodes use the password of their own conninfo, or a password file.")
 	}
 	r := Record{
-		ID: c.cfg.NodeID, Name: c.cfg.NodeName, Role: role, UpstreamID: upstream, Active: true,
+		ID: c.cfg.NodeID, Name: c.cfg.NodeName, Role: role, Active: true,
 		Location: c.cfg.Location, Priority: c.cfg.Priority, Conninfo: FormatConninfo(params),
 		ReplicationUser: c.replicationUser(params), ConfigFile: c.cfg.File,
 	}
@@ -209,6 +210,10 @@ func recordByName(recs []Record, name string) (Record, bool) {
 		}
 	}
 	return Record{}, false
+}
+
+func othersThan(recs []Record, id NodeID) []Record {
+	return slices.DeleteFunc(slices.Clone(recs), func(r Record) bool { return r.ID == id })
 }
 
 // probe is one look at one registered node: its state, or why there is none.

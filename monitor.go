@@ -236,8 +236,8 @@ func (m *Monitor) publish(now time.Time) {
 		lag := m.sample.lag()
 		s.Lag, s.Primary = &lag, m.primRec.String()
 	}
-	for _, err := range m.lastErr {
-		s.Error = err
+	for _, what := range sortedKeys(m.lastErr) { // the same one each time
+		s.Error = m.lastErr[what]
 	}
 	m.status = s
 }

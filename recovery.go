@@ -94,7 +94,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 		return nil, hint(kind(ErrNotRegistered, "%s is not registered", c.self()),
 			"Run repmgr standby register first. If its row is only not replayed yet, use --force.")
 	case !ok:
-		if self, err = c.record(RoleStandby, 0); err != nil {
+		if self, err = c.record(RoleStandby); err != nil {
 			return nil, err
 		}
 	}
@@ -102,13 +102,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 	if err := local.mayPromote(ctx, c.cfg.ServicePromoteCommand); err != nil {
 		return nil, err
 	}
-	others := make([]Record, 0, len(recs))
-	for _, r := range recs {
-		if r.ID != self.ID {
-			others = append(others, r)
-		}
-	}
-	probes := c.survey(ctx, others)
+	probes := c.survey(ctx, othersThan(recs, self.ID))
 	for _, p := range primaries(probes) {
 		return nil, hint(kind(ErrPrimaryExists, "this replication cluster already has an active primary server: %s", p.record),
 			"To move the primary here, stop that server first, and make sure that it stays down.")

@@ -40,7 +40,7 @@ func (o RegisterOptions) wait() time.Duration {
 // the local node as the primary. It refuses where another registered primary
 // lives, and, without Force, where the node is registered already.
 func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Record, error) {
-	rec, err := c.record(RolePrimary, 0)
+	rec, err := c.record(RolePrimary)
 	if err != nil {
 		return Record{}, err
 	}
@@ -57,14 +57,14 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		return Record{}, hint(kind(ErrNotPrimary, "%s is a standby: only a primary can be registered as one", local.name),
 			"Register it with: repmgr standby register")
 	}
-	if err := c.refuseSecondPrimary(ctx, local); err != nil {
-		return Record{}, err
-	}
 	recs, err := local.records(ctx)
-	if err != nil && !errors.Is(err, ErrNotRegistered) {
+	if err != nil && !errors.Is(err, ErrNotRegistered) { // no metadata yet: no rows
 		return Record{}, err
 	}
-	if err := errors.Join(checkTaken(recs, rec, o.Force), c.checkImpostor(ctx, recs, rec, status)); err != nil {
+	if err := c.refuseSecondPrimary(ctx, recs); err != nil {
+		return Record{}, err
+	}
+	if err := c.checkRow(ctx, recs, rec, status, o.Force); err != nil {
 		return Record{}, err
 	}
 	if o.DryRun {
@@ -98,8 +98,8 @@ func (n *Node) createSchema(ctx context.Context) (created bool, err error) {
 	case !errors.Is(err, ErrNotRegistered):
 		return false, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, StatementTimeout, fmt.Errorf("no answer within %s", StatementTimeout))
-	defer cancel()
+	ctx = limitStatement(ctx) // below the driver's tracer
+	defer endStatement(ctx)
 	// One simple-protocol query is one transaction: all of it or nothing.
 	if _, err := n.conn.PgConn().Exec(ctx, Schema).ReadAll(); err != nil {
 		return false, n.queryError("create the repmgr schema", err)
@@ -108,21 +108,9 @@ func (n *Node) createSchema(ctx context.Context) (created bool, err error) {
 }
 
 // refuseSecondPrimary asks all registered nodes whether one of them is a primary.
-func (c *Cluster) refuseSecondPrimary(ctx context.Context, local *Node) error {
-	recs, err := local.records(ctx)
-	if errors.Is(err, ErrNotRegistered) {
-		return nil // no metadata yet
-	}
-	if err != nil {
-		return err
-	}
-	var others []Record
-	for _, r := range recs { // whatever they are registered as: our copy may be an old one
-		if r.ID != c.cfg.NodeID {
-			others = append(others, r)
-		}
-	}
-	for _, p := range primaries(c.survey(ctx, others)) {
+// Whatever they are registered as: our copy of the rows may be an old one.
+func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error {
+	for _, p := range primaries(c.survey(ctx, othersThan(recs, c.cfg.NodeID))) {
 		return hint(kind(ErrPrimaryExists, "%s runs as primary, on timeline %d", p.record, p.status.Timeline),
 			"A cluster has one primary. If this server was the primary before that one was promoted, stop it now, and clone it anew as a standby: repmgr standby clone --force")
 	}
@@ -160,6 +148,15 @@ func (c *Cluster) saveRecord(ctx context.Context, primary *Node, rec Record, for
 		return primary.queryError("write repmgr.nodes", err)
 	}
 	return err
+}
+
+// checkRow asks whether the row is ours to write, first of what is registered,
+// then of the server that the row leads to. self is the state of ours.
+func (c *Cluster) checkRow(ctx context.Context, recs []Record, rec Record, self NodeStatus, force bool) error {
+	if err := checkTaken(recs, rec, force); err != nil {
+		return err
+	}
+	return c.checkImpostor(ctx, recs, rec, self)
 }
 
 // checkTaken keeps a node from taking the id or the name of another one.
@@ -223,7 +220,7 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 	if o.UpstreamID == 0 {
 		o.UpstreamID = c.cfg.UpstreamNodeID
 	}
-	rec, err := c.record(RoleStandby, 0)
+	rec, err := c.record(RoleStandby)
 	if err != nil {
 		return Record{}, err
 	}
@@ -255,7 +252,7 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 	if err != nil {
 		return Record{}, err
 	}
-	if err := errors.Join(checkTaken(recs, rec, o.Force), c.checkImpostor(ctx, recs, rec, status)); err != nil {
+	if err := c.checkRow(ctx, recs, rec, status, o.Force); err != nil {
 		return Record{}, err
 	}
 	upstream, err := c.upstreamOf(ctx, recs, rec, status, o)
