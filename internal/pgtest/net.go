@@ -23,12 +23,16 @@ func Port(t testing.TB) int {
 		if err != nil {
 			continue
 		}
-		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
+		// Asked by dialling, not by listening: a child that is being forked in this
+		// moment would hold the listener, and with it the port, until it executes.
+		conn, err := net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
 			lock.Close()
 			continue
 		}
-		l.Close()
 		t.Cleanup(func() { lock.Close() })
 		return port
 	}
