@@ -177,6 +177,9 @@ func (n *Node) needSchema(ctx context.Context) error {
 	case version > SchemaVersion:
 		return hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.name, version, SchemaVersion),
 			"Use the repmgr that made it, or a newer one.")
+	case version > 0 && version < SchemaVersion:
+		return hint(kind(ErrNotRegistered, "the metadata of %s has version %d, this program needs %d", n.name, version, SchemaVersion),
+			"Bring it up to date, on the primary: repmgr primary register --force")
 	case !n.schema:
 		return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.conn.Config().Database, n.name),
 			"Run repmgr primary register on the primary first, with a conninfo that names this database.")

@@ -32,7 +32,14 @@ const (
 	DefaultWitnessSyncInterval           = 15 * time.Second
 	DefaultFailover                      = FailoverManual
 	DefaultMonitorInterval               = 2 * time.Second
-	DefaultReconnectAttempts             = 6
+	DefaultSilenceTimeout                = 2 * time.Second
+	DefaultFenceTimeout                  = 2500 * time.Millisecond
+	DefaultHangTimeout                   = 10 * time.Second
+	DefaultFailoversPerHour              = 10
+	DefaultSynchronousMode               = SynchronousOff
+	DefaultRejoin                        = RejoinRewind
+	DefaultEtcdPrefix                    = "/repmgr/"
+	DefaultReconnectAttempts             = 0
 	DefaultReconnectInterval             = 10 * time.Second
 	DefaultDegradedMonitoringTimeout     = -1 * time.Second
 	DefaultAsyncQueryTimeout             = 60 * time.Second
@@ -63,6 +70,24 @@ type FailoverMode string
 const (
 	FailoverManual    FailoverMode = "manual"
 	FailoverAutomatic FailoverMode = "automatic"
+)
+
+// SynchronousMode says what a commit waits for before it is acknowledged.
+type SynchronousMode string
+
+const (
+	SynchronousOff    SynchronousMode = "off"    // nothing: a failover can lose the last acknowledged commits
+	SynchronousQuorum SynchronousMode = "quorum" // enough standbys that no failover loses an acknowledged commit
+)
+
+// RejoinPolicy says how far the daemon goes to bring a former primary back as a standby.
+type RejoinPolicy string
+
+const (
+	RejoinNever   RejoinPolicy = "never"    // it stays down
+	RejoinIfClean RejoinPolicy = "if-clean" // only if it has nothing that the new primary lacks
+	RejoinRewind  RejoinPolicy = "rewind"   // what it has too much is saved, then taken back by pg_rewind
+	RejoinReclone RejoinPolicy = "reclone"  // as rewind; where that fails, it is cloned anew
 )
 
 // ConnectionCheckType is how a server is asked whether it is there.
@@ -291,6 +316,50 @@ type Config struct {
 
 	// Failover says who decides on a failover. Key failover, manual or automatic. Defaults to manual.
 	Failover FailoverMode
+	// SilenceTimeout is how long a primary must be silent, to this node and to
+	// every standby, before it is taken for lost. One that refuses connections is
+	// not waited for. Key silence_timeout, in seconds. Defaults to 2.
+	SilenceTimeout time.Duration
+	// FenceTimeout is how long a primary goes on without contact to a majority,
+	// with SynchronousMode off, before its Monitor stops it. A candidate that can
+	// not know it dead waits as long, and a little more. It must be the same on
+	// all nodes. Key fence_timeout, in seconds. Defaults to 2500ms.
+	FenceTimeout time.Duration
+	// HangTimeout is how long a local primary may leave new connections without
+	// an answer before its Monitor kills it, so that another one can take over.
+	// Key hang_timeout, in seconds. Defaults to 10.
+	HangTimeout time.Duration
+	// FailoverOnShutdown fails over also when the primary was shut down in order.
+	// Key failover_on_shutdown. Defaults to false.
+	FailoverOnShutdown bool
+	// FailoversPerHour is how many failovers may happen in an hour before the
+	// next one needs an operator; -1 is any. Key failovers_per_hour, -1 or more. Defaults to 10.
+	FailoversPerHour int
+	// SynchronousMode says what a commit waits for. It must be the same on all
+	// nodes. Key synchronous_mode, off or quorum. Defaults to off.
+	SynchronousMode SynchronousMode
+	// SynchronousNodeCount is how many standbys must have a commit, with
+	// SynchronousMode quorum, as long as so many are healthy; 0 is half of the
+	// voters that hold data, so that any majority can fail over. Key
+	// synchronous_node_count, 0 or more. Defaults to 0.
+	SynchronousNodeCount int
+	// Rejoin says how a former primary comes back. Key rejoin, one of never,
+	// if-clean, rewind, reclone. Defaults to rewind.
+	Rejoin RejoinPolicy
+	// SalvageDirectory is where WAL is saved that a rejoin would lose. Key
+	// salvage_directory. Defaults to the data directory's name with ".salvage" behind it.
+	SalvageDirectory string
+	// EtcdEndpoints are the addresses of an etcd that votes with the nodes, joined
+	// by commas. It must be the same on all nodes. Key etcd_endpoints.
+	EtcdEndpoints string
+	// EtcdPrefix is where its keys begin; the cluster's name follows. Key etcd_prefix. Defaults to /repmgr/.
+	EtcdPrefix string
+	// EtcdCACert is the file of the certificate authority of etcd. Key etcd_cacert.
+	EtcdCACert string
+	// EtcdCert is the file of the certificate that etcd knows us by. Key etcd_cert.
+	EtcdCert string
+	// EtcdKey is the file of its key. Key etcd_key.
+	EtcdKey string
 	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself. Key promote_command.
 	PromoteCommand string
 	// FollowCommand makes this node follow a new primary, %n. Empty: the daemon does it itself. Key follow_command.
@@ -298,7 +367,8 @@ type Config struct {
 	// MonitorInterval is how often the servers are looked at. Key
 	// monitor_interval_secs, in seconds, 1 or more. Defaults to 2.
 	MonitorInterval time.Duration
-	// ReconnectAttempts is how often a lost server is tried again. Key reconnect_attempts, 0 or more. Defaults to 6.
+	// ReconnectAttempts is how often a lost primary is tried again before a
+	// failover, beyond what the evidence needs. Key reconnect_attempts, 0 or more. Defaults to 0.
 	ReconnectAttempts int
 	// ReconnectInterval lies between two such attempts. Key reconnect_interval,
 	// in seconds, 0 or more. Defaults to 10.

@@ -22,7 +22,8 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// repmgr5Keys are the keys of repmgr 5.5: key, default, minimum where there is
+// repmgr5Keys are the keys of repmgr 5.5, with one default that is not its own:
+// reconnect_attempts, because evidence comes before timers. Key, default, minimum where there is
 // one, and R where a running daemon takes it over.
 const repmgr5Keys = `
 node_id|0|1|
@@ -70,7 +71,7 @@ priority|100|0|
 promote_command|||R
 follow_command|||R
 monitor_interval_secs|2|1|R
-reconnect_attempts|6|0|R
+reconnect_attempts|0|0|R
 reconnect_interval|10|0|R
 monitoring_history|false||R
 degraded_monitoring_timeout|-1|-1|R
@@ -118,6 +119,8 @@ func TestConfig_KeysDefaultsAndLimitsAreThoseOfRepmgr5(t *testing.T) {
 	ours := []string{
 		"cluster", "upstream_node_id", "log_format", "clone_method", "clone_command",
 		"monitoring_history_retention", "events_retention", "event_notification_timeout", "event_webhook_url",
+		"silence_timeout", "fence_timeout", "hang_timeout", "failover_on_shutdown", "failovers_per_hour", "synchronous_mode", "synchronous_node_count",
+		"rejoin", "salvage_directory", "etcd_endpoints", "etcd_prefix", "etcd_cacert", "etcd_cert", "etcd_key",
 	}
 	def := DefaultConfig()
 	seen := map[string]bool{}

@@ -58,7 +58,7 @@ const Version = "0.1.0"
 var Schema string
 
 // SchemaVersion is the version of the metadata that this library writes.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 // NodeID identifies a node for as long as the cluster lives. Valid ids are 1
 // and more; the zero value means unknown, or none.
@@ -128,6 +128,19 @@ const (
 	EventChildDisconnect    EventType = "child_node_disconnect"
 	EventChildReconnect     EventType = "child_node_reconnect"
 	EventChildConnect       EventType = "child_node_new_connect"
+	EventChildCommand       EventType = "child_nodes_disconnect_command"
+	EventWitnessRegister    EventType = "witness_register"
+	EventWitnessUnregister  EventType = "witness_unregister"
+	EventNodeRejoin         EventType = "node_rejoin"
+	EventFailoverPromote    EventType = "repmgrd_failover_promote"
+	EventFailoverFollow     EventType = "repmgrd_failover_follow"
+	EventFailoverAbort      EventType = "repmgrd_failover_abort"
+	EventPromoteError       EventType = "repmgrd_promote_error"
+
+	// These repmgr 5 does not have.
+	EventFailoverRefused EventType = "repmgrd_failover_refused" // the primary is lost, and failover would be unsafe or is unwanted
+	EventFence           EventType = "repmgrd_fence"            // this node's server was stopped, because another one may be the primary
+	EventTermReaffirmed  EventType = "repmgrd_term_reaffirmed"  // an election came to nothing; the primary goes on in a higher term
 )
 
 // Event is something that happened to a node. It is written to repmgr.events
@@ -196,6 +209,12 @@ var (
 	ErrDirectory = errors.New("target directory is not usable")
 	// ErrCopy: copying the data failed. What had been copied was removed.
 	ErrCopy = errors.New("copy failed")
+	// ErrNoQuorum: not enough voters answer, or pledge themselves, for a failover.
+	ErrNoQuorum = errors.New("no quorum")
+	// ErrPaused: failover is paused on a node.
+	ErrPaused = errors.New("failover is paused")
+	// ErrRejoin: the node could not be brought back as a standby.
+	ErrRejoin = errors.New("rejoin did not complete")
 	// ErrTimeout: a condition did not come true in the time that the configuration allows.
 	ErrTimeout = errors.New("timed out")
 )

@@ -71,6 +71,49 @@ CREATE TABLE IF NOT EXISTS repmgr.standby_state (
     apply_lag                 bigint NOT NULL
 ) WITH (fillfactor = 50);
 
+-- The newest row, by (term, seq), says who the primary is, whose votes count and
+-- which standbys hold what is acknowledged. Written by the primary's monitor.
+CREATE TABLE IF NOT EXISTS repmgr.rules (
+    term            bigint NOT NULL CHECK (term > 0),
+    seq             integer NOT NULL,
+    primary_node_id integer NOT NULL,
+    voters          integer[] NOT NULL,
+    quorum          boolean NOT NULL,
+    sync_standbys   integer[] NOT NULL,
+    acks            integer NOT NULL,
+    coordinator     text NOT NULL DEFAULT '',
+    opened_at       timestamp with time zone NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    PRIMARY KEY (term, seq)
+);
+
+-- A sign of life, so that a standby's silence means something.
+CREATE TABLE IF NOT EXISTS repmgr.heartbeat (
+    one_row boolean PRIMARY KEY DEFAULT true CHECK (one_row),
+    at      timestamp with time zone NOT NULL
+) WITH (fillfactor = 10);
+
+-- What happened in each failover: a row for each term that an election opened.
+CREATE TABLE IF NOT EXISTS repmgr.failovers (
+    term              bigint PRIMARY KEY,
+    former_primary_id integer NULL,
+    primary_id        integer NOT NULL,
+    coordinator       text NOT NULL,
+    reason            text NOT NULL,
+    started_at        timestamp with time zone NOT NULL,
+    outage            interval NULL, -- from the last sign of life of the former primary until commits were possible
+    lost_bytes        bigint NULL,   -- WAL that the former primary is known to have had beyond the new one; NULL: not known
+    steps             jsonb NOT NULL
+);
+
+-- Where repmgr 5 counts its elections. The table of its extension stays as it is.
+DO $$
+BEGIN
+    IF pg_catalog.to_regclass('repmgr.voting_term') IS NULL THEN
+        CREATE VIEW repmgr.voting_term AS SELECT coalesce(max(term), 1)::integer AS term FROM repmgr.rules;
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE VIEW repmgr.show_nodes AS
     SELECT n.node_id, n.node_name, n.active, n.upstream_node_id,
            u.node_name AS upstream_node_name, n.type, n.priority, n.conninfo
@@ -132,6 +175,6 @@ EXCEPTION WHEN insufficient_privilege OR invalid_schema_name THEN
 END
 $$;
 
-INSERT INTO repmgr.metadata (schema_version) VALUES (1)
+INSERT INTO repmgr.metadata (schema_version) VALUES (2)
     ON CONFLICT (one_row) DO UPDATE SET schema_version = EXCLUDED.schema_version
     WHERE repmgr.metadata.schema_version < EXCLUDED.schema_version;

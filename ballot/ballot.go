@@ -1,0 +1,167 @@
+// Package ballot keeps a node's durable vote in its own PostgreSQL.
+//
+// The vote is a setting of the server, repmgr.ballot, written by ALTER SYSTEM:
+// that works on a hot standby, is on disk before it returns and survives a
+// restart. It is read from pg_file_settings, which does not lag behind the file
+// as current_setting does. A session advisory lock makes read, compare and
+// write one step; it ends with its session, whatever becomes of that.
+//
+// A pledge of a standby is more than a note: its WAL receiver stops for good,
+// so that the standby can never again acknowledge a commit of the old primary.
+package ballot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Setting is the name of the server setting that holds the vote.
+const Setting = "repmgr.ballot"
+
+// lockKey is the advisory lock around a ballot.
+const lockKey = 0x7265706d62616c6c // "repmball"
+
+var (
+	// ErrTerm: the node has pledged itself in this term or a higher one.
+	ErrTerm = errors.New("pledged in this term or a higher one")
+	// ErrRole: the node does not run as what was expected; a living primary pledges to nobody but itself.
+	ErrRole = errors.New("runs in another role")
+)
+
+// Ballot is a vote: this node's promise to one candidate in one term. The zero
+// value means that it never voted.
+type Ballot struct {
+	Node      int32  `json:"node_id"` // whose it is: a clone brings its source's
+	Term      int64  `json:"term"`
+	Candidate string `json:"candidate"` // the election that it was given to
+}
+
+// String is the value of the setting, "2/17/node2.4711".
+func (b Ballot) String() string {
+	if b.Term == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d/%d/%s", b.Node, b.Term, b.Candidate)
+}
+
+// Parse reads a setting. The empty string is the zero Ballot.
+func Parse(s string) (Ballot, error) {
+	if s == "" {
+		return Ballot{}, nil
+	}
+	parts := strings.SplitN(s, "/", 3)
+	if len(parts) != 3 {
+		return Ballot{}, fmt.Errorf("parse ballot %q: want node/term/candidate", s)
+	}
+	node, err := strconv.ParseInt(parts[0], 10, 32)
+	if err != nil {
+		return Ballot{}, fmt.Errorf("parse ballot %q: node: %w", s, err)
+	}
+	term, err := strconv.ParseInt(parts[1], 10, 64)
+	if err != nil || term < 1 {
+		return Ballot{}, fmt.Errorf("parse ballot %q: the term must be a number of 1 or more", s)
+	}
+	return Ballot{int32(node), term, parts[2]}, nil
+}
+
+// ReadSQL is a scalar subquery for the value of the setting, ” where there is none.
+const ReadSQL = `coalesce((SELECT setting FROM pg_catalog.pg_file_settings WHERE name = '` + Setting + `' ORDER BY seqno DESC LIMIT 1), '')`
+
+// Read returns the ballot of a server.
+func Read(ctx context.Context, conn *pgx.Conn) (Ballot, error) {
+	var text string
+	if err := conn.QueryRow(ctx, `SELECT `+ReadSQL).Scan(&text); err != nil {
+		return Ballot{}, fmt.Errorf("read ballot: %w", err)
+	}
+	return Parse(text)
+}
+
+// Locked runs f while nobody else can change or act upon the server's ballot,
+// and gives it the ballot. The wait for the lock ends with ctx.
+func Locked(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) (err error) {
+	var text string
+	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock($1)`, int64(lockKey)); err != nil {
+		return fmt.Errorf("lock ballot: %w", err)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if _, unlockErr := conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_unlock($1)`, int64(lockKey)); err == nil && unlockErr != nil {
+			err = fmt.Errorf("unlock ballot: %w", unlockErr)
+		}
+	}()
+	if err := conn.QueryRow(ctx, `SELECT `+ReadSQL).Scan(&text); err != nil {
+		return fmt.Errorf("read ballot: %w", err)
+	}
+	b, err := Parse(text)
+	if err != nil {
+		return err
+	}
+	return f(b)
+}
+
+// Role is as what the server must run to give its pledge.
+type Role string
+
+const (
+	Standby Role = "standby" // its WAL receiver is stopped for good
+	Primary Role = "primary" // only to itself
+	Witness Role = "witness"
+)
+
+// Pledge stores b on its server and, on a standby, ends the stream of the old
+// primary. It refuses with [ErrTerm] a term that is not higher than the stored
+// one, whoever's that is, and with [ErrRole] a server in another role. When it
+// returns nil the vote is on disk.
+func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
+	return Locked(ctx, conn, func(old Ballot) error {
+		if b.Term <= old.Term {
+			return fmt.Errorf("term %d: %w: it holds %q", b.Term, ErrTerm, old)
+		}
+		var inRecovery bool
+		if err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
+			return fmt.Errorf("read role: %w", err)
+		}
+		if inRecovery != (as == Standby) {
+			return fmt.Errorf("pledge as %s: %w", as, ErrRole)
+		}
+		if err := Write(ctx, conn, b); err != nil {
+			return err
+		}
+		if as == Standby {
+			if _, err := conn.Exec(ctx, `ALTER SYSTEM SET primary_conninfo = ''`); err != nil {
+				return fmt.Errorf("detach: %w", err)
+			}
+		}
+		if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_reload_conf()`); err != nil {
+			return fmt.Errorf("reload: %w", err)
+		}
+		return nil
+	})
+}
+
+// Write stores b without looking at what is there. Only for the holder of the lock.
+func Write(ctx context.Context, conn *pgx.Conn, b Ballot) error {
+	// A setting that no module has defined needs a placeholder in the session.
+	if _, err := conn.Exec(ctx, `SET `+Setting+` = ''`); err != nil {
+		return fmt.Errorf("store ballot: %w", err)
+	}
+	if _, err := conn.Exec(ctx, `ALTER SYSTEM SET `+Setting+` = '`+strings.ReplaceAll(b.String(), "'", "''")+`'`); err != nil {
+		return fmt.Errorf("store ballot: %w", err)
+	}
+	return nil
+}
+
+// Frozen is where a pledged standby stands for good.
+type Frozen struct {
+	Position wal.Position
+	Drained  bool // all of it is replayed, so what the server says of its tables is the newest it has
+}
