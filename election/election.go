@@ -11,8 +11,11 @@
 //	wait(d.Again)
 //
 // Step is a function of its arguments, so the same one answers why, why not and
-// what if. It watches and keeps the books; the rules of failover are to be
-// added to the same switch, above those that it has now.
+// what if. An election is an action that takes longer; what it decides on its
+// way is here as well: [Policy.Diagnose] whether the primary is lost,
+// [Policy.Survey] whether an election may begin, [Policy.Count] who wins,
+// [Policy.Tend] what the primary changes in its rule, [LeaseStart] how long it
+// may go on by itself.
 package election
 
 import (
@@ -54,6 +57,25 @@ type Observation struct {
 	RowKnown bool           // whether any copy of the row could be looked for
 	Upstream View           // of a standby: its primary, over this node's own connection
 	Children map[int32]bool // of a primary: registered standbys below it, and whether they are attached
+
+	// For failover=automatic.
+	Self       int32  // the node of this monitor
+	Observer   bool   // it has none
+	Candidate  string // what its pledges are made out to
+	Rule       Rule   // the newest that is known
+	Peers      []Peer // all its voters, this node among them
+	WasPrimary bool   // of a server that is down: its data directory is that of a primary
+	Busy       bool   // a long action is under way
+	Diverged   bool   // following failed: the node has WAL that the primary never had
+	Last       Outcome
+}
+
+// Outcome is what came of the last long action.
+type Outcome struct {
+	Verb   Verb
+	At     time.Time // when it ended; zero: none was tried
+	OK     bool
+	Reason Reason // why not
 }
 
 // Phase is what the node is doing, in one word. The zero value means that
@@ -66,7 +88,10 @@ const (
 	AsPrimary    Phase = "primary"
 	AsStandby    Phase = "standby"
 	AsWitness    Phase = "witness"
-	Orphaned     Phase = "orphaned" // a standby whose primary is not reachable
+	Orphaned     Phase = "orphaned"  // a standby whose primary is not reachable
+	Observing    Phase = "observing" // without a node of its own
+	Failover     Phase = "failover"  // the primary is lost
+	Fenced       Phase = "fenced"    // stopped from being a primary
 )
 
 // Reason names why a decision was made. It is shown to people, and stable.
@@ -82,6 +107,17 @@ const (
 	WatchingStandby     Reason = "standby is monitored"
 	WatchingPrimary     Reason = "primary is monitored"
 	WatchingWitness     Reason = "witness is monitored"
+	WatchingCluster     Reason = "cluster is monitored"
+
+	Deposed         Reason = "another node was elected"
+	MetHigherTerm   Reason = "an election without an outcome: standing for a higher term"
+	BeingPatient    Reason = "primary is lost: waiting as reconnect_attempts asks for"
+	NotMyTurn       Reason = "primary is lost: another monitor goes first"
+	OthersElect     Reason = "primary is lost: another election is going on"
+	WaitingToRetry  Reason = "primary is lost: the next election comes soon"
+	Electing        Reason = "primary is lost: electing"
+	FollowingWinner Reason = "following the primary that the rule names"
+	Rejoining       Reason = "bringing the former primary back as a standby"
 )
 
 // Verb is what an action does.
@@ -95,6 +131,12 @@ const (
 	MarkActive   Verb = "mark active"   // in the node's row
 	MarkInactive Verb = "mark inactive" // in the node's row
 	Tell         Verb = "tell"          // record and notify an event
+	Tend         Verb = "tend"          // to the rule and synchronous_standby_names
+	Fence        Verb = "fence"         // stop the local server at once, and start it as a standby of nobody
+	Elect        Verb = "elect"         // a new primary
+	Reaffirm     Verb = "reaffirm"      // the local primary, in a higher term
+	Follow       Verb = "follow"        // the node of the action
+	Rejoin       Verb = "rejoin"        // the local server, as a standby of the node of the action
 )
 
 // Happening names an event. The values are those of repmgr.
@@ -117,7 +159,7 @@ const (
 type Action struct {
 	Verb  Verb
 	What  Happening // of Tell
-	Child int32     // of Tell: the child node, where it is about one
+	Child int32     // of Tell: the child node, where it is about one; of Follow and Rejoin: whom
 }
 
 // State is what one step leaves for the next. Its zero value is the beginning.
@@ -129,6 +171,12 @@ type State struct {
 	Children map[int32]bool
 	Tried    time.Time // when registering was last asked for
 	Pruned   time.Time
+
+	Health    Health    // the verdict on the primary
+	LostAt    time.Time // since when it is lost; zero: it is not
+	AloneAt   time.Time // since when the local standby receives from nobody
+	BallotAt  time.Time // since when a pledge of BallotFor is known
+	BallotFor int64     // the highest term of any ballot
 }
 
 // Decision is what to do now.
@@ -144,18 +192,41 @@ type Policy struct {
 	Interval      time.Duration // between two looks
 	RegisterEvery time.Duration // between two attempts to register
 	PruneEvery    time.Duration
+
+	Automatic  bool
+	Silence    time.Duration // silence_timeout
+	Fence      time.Duration // fence_timeout
+	Patience   time.Duration // beyond what the evidence needs: reconnect_attempts times reconnect_interval
+	OnShutdown bool          // failover_on_shutdown
+	Quorum     bool          // synchronous_mode=quorum
+	Acks       int           // synchronous_node_count
+	TooMany    bool          // failovers_per_hour is reached
+	Forced     bool          // an operator asks: pause, manual daemons and failovers_per_hour do not count
 }
 
 // Step is the whole policy: the first case that applies decides, the most
 // dangerous first.
 func (p Policy) Step(s State, o Observation) Decision {
+	s = p.remember(s, o)
 	switch {
-	case !o.Local.Up:
+	case p.deposed(o):
+		return p.enter(s, o, Fenced, Deposed, Action{Verb: Fence})
+	case !o.Local.Up && p.mayRejoin(o):
+		return p.enter(s, o, Waiting, Rejoining, Action{Verb: Rejoin, Child: o.Rule.Primary})
+	case !o.Local.Up && !o.Observer:
 		return p.localLost(s, o)
-	case !o.RowKnown:
+	case !o.Observer && !o.RowKnown:
 		return p.enter(s, o, Waiting, RowNotReadable)
-	case !o.Node.Registered:
+	case !o.Observer && !o.Node.Registered:
 		return p.register(s, o)
+	case p.challenged(o):
+		return p.enter(s, o, AsPrimary, MetHigherTerm, Action{Verb: Reaffirm})
+	case p.strays(s, o):
+		return p.follow(s, o)
+	case p.mayElect(s, o):
+		return p.elect(s, o)
+	case o.Observer:
+		return p.enter(s, o, Observing, WatchingCluster)
 	case o.Node.Role == Witness:
 		return p.enter(s, o, AsWitness, WatchingWitness, p.returned(s, o)...)
 	case o.Local.InRecovery && o.Node.Role == Primary && o.Upstream.Up:
@@ -273,6 +344,9 @@ func (p Policy) primary(s State, o Observation) Decision {
 	prune := p.PruneEvery > 0 && o.Now.Sub(s.Pruned) >= p.PruneEvery
 	if prune {
 		actions = append(actions, Action{Verb: Prune})
+	}
+	if p.Automatic && !o.Busy {
+		actions = append(actions, Action{Verb: Tend})
 	}
 	d := p.enter(s, o, AsPrimary, WatchingPrimary, actions...)
 	d.Next.Children = children

@@ -1,0 +1,163 @@
+package election
+
+import (
+	"slices"
+	"time"
+)
+
+// SyncSetting is a synchronous_standby_names of the form ANY Acks (Standbys). Acks 0 is none.
+type SyncSetting struct {
+	Acks     int
+	Standbys []int32
+}
+
+// SyncSetting is the setting that a rule asks for.
+func (r Rule) SyncSetting() SyncSetting {
+	if !r.Quorum || r.Acks == 0 {
+		return SyncSetting{}
+	}
+	return SyncSetting{r.Acks, r.Sync}
+}
+
+// Equal reports whether two settings are the same.
+func (s SyncSetting) Equal(o SyncSetting) bool {
+	return s.Acks == o.Acks && (s.Acks == 0 || slices.Equal(s.Standbys, o.Standbys))
+}
+
+// Cohort is what a primary's monitor knows when it looks after the rule.
+type Cohort struct {
+	Rule       Rule        // the newest
+	Held       bool        // so many voters have it that no election can miss it
+	Set        SyncSetting // in force on the server
+	Registered []int32     // all nodes, and the arbiter where there is one
+	Healthy    []int32     // standbys that stream and may be promoted
+}
+
+// Change is one step towards what should be. At most one of the two is asked
+// for; the zero value means that all is as it should be, or must wait.
+type Change struct {
+	Set  *SyncSetting // put in force
+	Rule *Rule        // commit
+}
+
+// Tend moves the rule and synchronous_standby_names towards the registered nodes
+// and the healthy standbys, one elementary step at a time, in an order in which
+// every acknowledged commit is covered by each rule that an election may find:
+// what asks for more is put in force before its rule is written, what asks for
+// less after its rule is held.
+func (p Policy) Tend(c Cohort) Change {
+	want, narrows := p.next(c)
+	switch {
+	case !c.Held:
+		return Change{} // two rules may be found: what is in force serves both
+	case want == nil && !c.Set.Equal(c.Rule.SyncSetting()):
+		set := c.Rule.SyncSetting()
+		return Change{Set: &set}
+	case want == nil:
+		return Change{}
+	case narrows && !c.Set.Equal(want.SyncSetting()):
+		set := want.SyncSetting()
+		return Change{Set: &set}
+	case !narrows && !c.Set.Equal(c.Rule.SyncSetting()):
+		set := c.Rule.SyncSetting()
+		return Change{Set: &set}
+	default:
+		return Change{Rule: want}
+	}
+}
+
+// next is the rule after this one, and whether its commits need more than those
+// of this one: a member fewer to choose from, or an ack more.
+func (p Policy) next(c Cohort) (next *Rule, narrows bool) {
+	r := c.Rule
+	r.Seq++
+	if !p.Quorum {
+		if c.Rule.Quorum { // it was on: it asks for less from now on
+			r.Quorum, r.Sync, r.Acks = false, nil, 0
+			return &r, false
+		}
+		return p.voters(c, r)
+	}
+	if !c.Rule.Quorum {
+		r.Quorum, r.Sync, r.Acks = true, nil, 0
+		return &r, false
+	}
+	healthy := slices.DeleteFunc(slices.Clone(c.Healthy), func(id int32) bool { return !slices.Contains(c.Rule.Voters, id) || id == c.Rule.Primary })
+	slices.Sort(healthy)
+	acks := p.acks(len(healthy))
+	for _, id := range healthy {
+		if !slices.Contains(r.Sync, id) {
+			r.Sync = append(slices.Clone(r.Sync), id)
+			slices.Sort(r.Sync)
+			return &r, false // one more to choose from
+		}
+	}
+	gone := without(c.Rule.Sync, healthy)
+	switch {
+	case acks < r.Acks:
+		r.Acks--
+		return &r, false
+	case len(gone) > 0 && len(r.Sync)-1 >= r.Acks:
+		r.Sync = without(r.Sync, gone[:1])
+		return &r, r.Acks > 0
+	case acks > r.Acks:
+		r.Acks++
+		return &r, true
+	}
+	return p.voters(c, r)
+}
+
+// voters brings one registered node in, or takes one out that is not registered any more.
+func (p Policy) voters(c Cohort, r Rule) (*Rule, bool) {
+	for _, id := range c.Registered {
+		if !slices.Contains(r.Voters, id) {
+			r.Voters = append(slices.Clone(r.Voters), id)
+			slices.Sort(r.Voters)
+			return &r, false
+		}
+	}
+	for _, id := range r.Voters {
+		if !slices.Contains(c.Registered, id) && id != r.Primary && !slices.Contains(r.Sync, id) {
+			r.Voters = without(r.Voters, []int32{id})
+			return &r, false
+		}
+	}
+	return nil, false
+}
+
+// acks is how many standbys a commit should wait for, of so many that are
+// healthy: as many as the operator wants, or half of them, so that the loss of
+// the primary and of a minority leaves one that has the commit.
+func (p Policy) acks(healthy int) int {
+	want := p.Acks
+	if want == 0 {
+		want = (healthy + 1) / 2
+	}
+	return min(want, healthy)
+}
+
+// LeaseStart is the moment until which the primary is sure that nobody else was
+// elected: the voters that it has not reached since, with a ballot that is not of
+// a higher term, could elect nobody without it. self is the primary; zero time:
+// it was never sure. Where they can elect nobody at all, it is now.
+func LeaseStart(now time.Time, r Rule, self int32, peers []Peer) time.Time {
+	times := []time.Time{now}
+	for _, o := range peers {
+		if o.ID != self && o.Term <= r.Term && !o.SeenAt.IsZero() {
+			times = append(times, o.SeenAt)
+		}
+	}
+	slices.SortFunc(times, func(a, b time.Time) int { return b.Compare(a) })
+	for _, t := range times {
+		var reached []int32
+		for _, o := range peers {
+			if o.ID != self && o.Term <= r.Term && !o.SeenAt.IsZero() && !o.SeenAt.Before(t) {
+				reached = append(reached, o.ID)
+			}
+		}
+		if !r.Majority(without(r.Voters, append(reached, self))) {
+			return t
+		}
+	}
+	return time.Time{}
+}

@@ -1,0 +1,171 @@
+package election
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+const (
+	stagger     = 300 * time.Millisecond // between the turns of two monitors
+	retryAfter  = 250 * time.Millisecond // an election that found no grounds, or not enough pledges
+	refuseAfter = time.Second            // one that something stands against
+	followAfter = 3 * time.Second        // a follow or a rejoin that did not work
+	Margin      = 750 * time.Millisecond // beyond fence_timeout: for clocks and for the fence itself
+)
+
+// remember keeps since when things are as they are.
+func (p Policy) remember(s State, o Observation) State {
+	if !p.Automatic {
+		return s
+	}
+	if s.Health = p.Diagnose(o.Now, o.Rule, o.Peers); !s.Health.Lost() {
+		s.LostAt = time.Time{}
+	} else if s.LostAt.IsZero() {
+		s.LostAt = o.Now
+	}
+	if me := find(o.Peers, o.Self); !o.Local.Up || !o.Local.InRecovery || me.Streams {
+		s.AloneAt = time.Time{}
+	} else if s.AloneAt.IsZero() {
+		s.AloneAt = o.Now
+	}
+	if b := highestBallot(o.Peers); b > s.BallotFor {
+		s.BallotFor, s.BallotAt = b, o.Now
+	}
+	return s
+}
+
+func highestBallot(peers []Peer) (term int64) {
+	for _, p := range peers {
+		term = max(term, p.Term)
+	}
+	return term
+}
+
+// runsPrimary reports whether the local server is one of the cluster's, and accepts writes.
+func (o Observation) runsPrimary() bool {
+	return !o.Observer && o.Local.Up && !o.Local.InRecovery && o.Node.Registered && o.Node.Role != Witness
+}
+
+// deposed: a data node has the rule of a later term, so another node was promoted.
+func (p Policy) deposed(o Observation) bool {
+	if !p.Automatic || !o.runsPrimary() || o.Busy {
+		return false
+	}
+	ours := find(o.Peers, o.Self).Rule
+	for _, peer := range o.Peers {
+		if peer.ID != o.Self && peer.data() && peer.Rule.Term > ours.Term && peer.Rule.Primary != o.Self {
+			return true
+		}
+	}
+	return false
+}
+
+// challenged: the primary of the newest rule meets ballots of a higher term. An
+// election was begun and has no outcome; what it detached must be won back.
+func (p Policy) challenged(o Observation) bool {
+	if !p.Automatic || !o.runsPrimary() || o.Rule.Primary != o.Self || o.Busy || p.waits(o, Reaffirm, retryAfter) {
+		return false
+	}
+	return slices.ContainsFunc(o.Peers, func(peer Peer) bool { return peer.Answer == Answers && peer.Term > o.Rule.Term })
+}
+
+// mayRejoin: the local server is down, was a primary, and another one is it now.
+func (p Policy) mayRejoin(o Observation) bool {
+	return p.Automatic && o.WasPrimary && o.winnerRuns() && !find(o.Peers, o.Self).Paused && !o.Busy && !p.waits(o, Rejoin, followAfter)
+}
+
+// winnerRuns: the node that the newest rule names is another one, and was just seen as a primary.
+func (o Observation) winnerRuns() bool {
+	w := find(o.Peers, o.Rule.Primary)
+	return o.Rule.Known() && o.Rule.Primary != o.Self && w.Answer == Answers && w.Running == Primary
+}
+
+// strays: the local standby receives from nobody while the primary is there. A
+// standby that has pledged itself trusts only a rule of that term or a later one.
+func (p Policy) strays(s State, o Observation) bool {
+	me := find(o.Peers, o.Self)
+	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && !me.Paused && !me.Streams &&
+		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.AloneAt) >= p.Silence) &&
+		!o.Busy && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter)
+}
+
+func (p Policy) follow(s State, o Observation) Decision {
+	if o.Diverged {
+		return p.enter(s, o, Orphaned, Rejoining, Action{Verb: Rejoin, Child: o.Rule.Primary})
+	}
+	return p.enter(s, o, Orphaned, FollowingWinner, Action{Verb: Follow, Child: o.Rule.Primary})
+}
+
+// waits reports whether such an action failed so lately that it is too early for another.
+func (p Policy) waits(o Observation, v Verb, after time.Duration) bool {
+	return o.Last.Verb == v && !o.Last.OK && o.Now.Sub(o.Last.At) < after
+}
+
+// mayElect: the primary is lost, and this monitor does not run on one.
+func (p Policy) mayElect(s State, o Observation) bool {
+	return p.Automatic && !s.LostAt.IsZero() && !o.runsPrimary()
+}
+
+// elect begins an election when it is this monitor's turn. The monitors that
+// could all do it go one after another, so that they do not split the pledges.
+func (p Policy) elect(s State, o Observation) Decision {
+	after := refuseAfter
+	if o.Last.Reason == Reason(RefusedHealth) || o.Last.Reason == Reason(RefusedPledges) {
+		after = retryAfter
+	}
+	since := o.Now.Sub(s.LostAt)
+	d := func(why Reason, again time.Duration, actions ...Action) Decision {
+		if s.Phase == AsStandby {
+			actions = append(actions, Action{Verb: Tell, What: UpstreamDisconnect})
+		}
+		next := p.enter(s, o, Failover, why, actions...)
+		next.Again = min(p.Interval, max(again, 10*time.Millisecond))
+		return next
+	}
+	switch {
+	case o.Busy:
+		return d(s.Reason, p.Interval)
+	case since < p.Patience:
+		return d(BeingPatient, p.Patience-since)
+	case s.BallotFor > o.Rule.Term && o.Now.Sub(s.BallotAt) < p.grace(o.Rule) && !p.ownBallot(o):
+		return d(OthersElect, retryAfter)
+	case since < p.Patience+p.turn(o):
+		return d(NotMyTurn, p.Patience+p.turn(o)-since)
+	case p.waits(o, Elect, after):
+		return d(WaitingToRetry, after)
+	default:
+		return d(Electing, p.Interval, Action{Verb: Elect})
+	}
+}
+
+// grace is how long a begun election is left alone.
+func (p Policy) grace(r Rule) time.Duration {
+	if r.Quorum {
+		return 2 * time.Second
+	}
+	return 2*time.Second + p.Fence + Margin
+}
+
+// ownBallot: the highest ballots are of our own last election, which is over.
+func (p Policy) ownBallot(o Observation) bool {
+	term := highestBallot(o.Peers)
+	return !slices.ContainsFunc(o.Peers, func(peer Peer) bool { return peer.Term == term && peer.Candidate != o.Candidate })
+}
+
+// turn is when this monitor may begin, after those of likelier winners.
+func (p Policy) turn(o Observation) time.Duration {
+	var order []Peer
+	for _, peer := range o.Peers {
+		if peer.ID == o.Self || peer.Answer == Answers && peer.Monitored && peer.Automatic {
+			order = append(order, peer)
+		}
+	}
+	slices.SortFunc(order, func(a, b Peer) int {
+		return cmp.Or(compareTrue(p.Fit(o.Rule, a) == "", p.Fit(o.Rule, b) == ""), cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.ID, b.ID))
+	})
+	if i := slices.IndexFunc(order, func(peer Peer) bool { return peer.ID == o.Self }); i >= 0 {
+		return time.Duration(i) * stagger
+	}
+	return time.Duration(len(order)) * stagger // an observer comes last
+}

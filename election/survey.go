@@ -1,0 +1,393 @@
+package election
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Answer is what came of the last attempt to reach a server. The zero value
+// means that none was made yet.
+type Answer string
+
+const (
+	Answers      Answer = "answers"
+	NotAccepting Answer = "not accepting connections" // starting up, shutting down or recovering: it lives
+	NoSlots      Answer = "out of connections"        // it lives
+	Rejects      Answer = "rejects this login"        // it lives
+	Refused      Answer = "refuses connections"       // the host answers, or a firewall in its name
+	Silent       Answer = "is silent"
+	Hangs        Answer = "accepts connections and says nothing"
+)
+
+// lives reports whether a running server stands behind the answer.
+func (a Answer) lives() bool {
+	return a == Answers || a == NotAccepting || a == NoSlots || a == Rejects
+}
+
+// Peer is a voter as it was seen last. The zero value was never seen.
+type Peer struct {
+	ID       int32
+	Role     Role // as what it is registered
+	Priority int
+	Location string
+
+	Tried   time.Time // when the last attempt to reach it began
+	Answer  Answer    // and what came of it
+	SeenAt  time.Time // when the look began that gave what follows; zero: never
+	Ended   bool      // its server has ended our connection since it was seen: a word that only its own kernel can send
+	Running Role      // Primary or Standby
+
+	Position  wal.Position
+	Drained   bool          // all WAL that it has is replayed
+	Receives  int32         // node that it streams from; 0: nobody, or unknown
+	Streams   bool          // a WAL receiver runs
+	Heard     time.Duration // how long ago the receiver heard from its sender, at SeenAt
+	Detached  bool          // it has no primary_conninfo: pledged, or fenced
+	Delayed   bool          // it applies WAL with a delay
+	ShutDown  bool          // the last WAL record that it has is of a shutdown in order
+	Term      int64         // of its ballot
+	Candidate string        // of its ballot
+	Rule      Rule          // the newest that it holds
+	Paused    bool
+	Monitored bool // a monitor of its own runs
+	Automatic bool // and fails over by itself
+}
+
+// fresh reports whether the peer answered a look that began at or after t.
+func (p Peer) fresh(t time.Time) bool {
+	return p.Answer == Answers && !p.SeenAt.IsZero() && !p.SeenAt.Before(t)
+}
+
+// data reports whether the peer can hold the cluster's data.
+func (p Peer) data() bool { return p.Role != Witness && p.ID != Arbiter }
+
+// Health is a verdict on the primary, in words for people.
+type Health string
+
+const (
+	HealthUnknown      Health = "there is no rule that names a primary"
+	HealthAlive        Health = "primary answers"
+	HealthNotAccepting Health = "primary is starting up, shutting down or recovering"
+	HealthNoSlots      Health = "primary is out of connections"
+	HealthRejects      Health = "primary rejects this login"
+	HealthMoved        Health = "another node runs as primary"
+	HealthReceived     Health = "primary is not reachable from here, but others receive from it"
+	HealthDoubtful     Health = "primary is silent, but not yet for silence_timeout"
+	HealthShutDown     Health = "primary was shut down in order"
+	HealthDemoted      Health = "the former primary runs as a standby"
+	HealthDead         Health = "primary is dead: its server ended our connection and refuses new ones, and nobody receives from it"
+	HealthRefused      Health = "primary refuses connections, and nobody receives from it"
+	HealthSilent       Health = "primary is silent, and nobody receives from it"
+	HealthHangs        Health = "primary hangs, and nobody receives from it"
+)
+
+// Lost reports whether the verdict is grounds for a failover.
+func (h Health) Lost() bool {
+	switch h {
+	case HealthDemoted, HealthDead, HealthRefused, HealthSilent, HealthHangs:
+		return true
+	}
+	return false
+}
+
+// Proven reports whether the primary is known to accept no writes any more. One
+// that refuses connections may be behind a firewall that refuses in its name.
+func (h Health) Proven() bool { return h == HealthDead || h == HealthDemoted }
+
+// Diagnose judges the primary of the rule from what is known of all voters.
+// Two signals are needed for a loss: the own look, and the WAL receivers'.
+func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
+	primary := find(peers, r.Primary)
+	for _, o := range peers {
+		if o.ID != r.Primary && o.data() && o.Answer == Answers && o.Running == Primary && now.Sub(o.SeenAt) < p.Silence {
+			return HealthMoved
+		}
+	}
+	switch {
+	case !r.Known():
+		return HealthUnknown
+	case primary.Answer == Answers && primary.Running == Standby:
+		return HealthDemoted
+	case primary.Answer == Answers:
+		return HealthAlive
+	case primary.Answer == NotAccepting:
+		return HealthNotAccepting
+	case primary.Answer == NoSlots:
+		return HealthNoSlots
+	case primary.Answer == Rejects:
+		return HealthRejects
+	case p.received(now, r, peers):
+		return HealthReceived
+	case primary.Answer == Refused && shutDown(peers) && !p.OnShutdown:
+		return HealthShutDown
+	case primary.Answer == Refused && primary.Ended:
+		return HealthDead
+	case primary.Answer == Refused:
+		return HealthRefused
+	case now.Sub(primary.SeenAt) < p.Silence:
+		return HealthDoubtful
+	case primary.Answer == Hangs:
+		return HealthHangs
+	default:
+		return HealthSilent
+	}
+}
+
+// received reports whether any standby has heard from the primary lately. A
+// receiver that only runs says nothing of a sender that is silent, unless the
+// sender refuses us: then a stream that is still open means that it lives.
+func (p Policy) received(now time.Time, r Rule, peers []Peer) bool {
+	refused := find(peers, r.Primary).Answer == Refused
+	for _, o := range peers {
+		if o.Answer == Answers && o.Streams && o.Running == Standby && (o.Receives == r.Primary || o.Receives == 0) &&
+			(refused || now.Sub(o.SeenAt)+o.Heard < p.Silence) {
+			return true
+		}
+	}
+	return false
+}
+
+// shutDown reports whether the most advanced standby ends with the record that
+// a server writes when it is shut down in order: nothing was committed after it.
+func shutDown(peers []Peer) bool {
+	var best Peer
+	for _, o := range peers {
+		if o.Answer == Answers && o.Running == Standby && o.data() && (best.ID == 0 || comparePosition(o.Position, best.Position) > 0) {
+			best = o
+		}
+	}
+	return best.ShutDown
+}
+
+// Refusal names why there is no failover although the primary is lost. Empty: nothing stands against it.
+type Refusal string
+
+const (
+	RefusedHealth     Refusal = "the primary is not lost"
+	RefusedPaused     Refusal = "failover is paused"
+	RefusedNoMajority Refusal = "no majority of the voters answers"
+	RefusedSync       Refusal = "the nodes that answer may lack acknowledged commits"
+	RefusedNoneFit    Refusal = "no node that answers may be promoted"
+	RefusedLocation   Refusal = "no node of the primary's location answers"
+	RefusedTooMany    Refusal = "too many failovers in the last hour"
+	RefusedVisible    Refusal = "a node still sees the primary" // primary_visibility_consensus
+	RefusedValidation Refusal = "failover_validation_command said no"
+	RefusedElection   Refusal = "another election is going on"
+	RefusedPledges    Refusal = "not enough voters pledged themselves"
+	RefusedBehind     Refusal = "no node that may be promoted has all acknowledged commits"
+)
+
+// Survey says whether an election may begin, before anybody is asked for a
+// pledge: elections that come to nothing detach standbys in vain.
+func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
+	var up []int32
+	fit, here, paused := false, false, false
+	primary := find(peers, r.Primary)
+	for _, o := range peers {
+		if o.Answer != Answers {
+			continue
+		}
+		up = append(up, o.ID)
+		fit = fit || p.Fit(r, o) == ""
+		here = here || o.Location == primary.Location || o.ID == Arbiter
+		paused = paused || o.Paused
+	}
+	switch {
+	case !p.Diagnose(now, r, peers).Lost():
+		return RefusedHealth
+	case paused && !p.Forced:
+		return RefusedPaused
+	case !r.Majority(up):
+		return RefusedNoMajority
+	case !r.Covers(up):
+		return RefusedSync
+	case !here:
+		return RefusedLocation
+	case !fit:
+		return RefusedNoneFit
+	case p.TooMany && !p.Forced:
+		return RefusedTooMany
+	}
+	return ""
+}
+
+// Unfit names why a node may not be promoted. Empty: it may.
+type Unfit string
+
+const (
+	UnfitWitness     Unfit = "it holds no data"
+	UnfitPriority    Unfit = "its priority is 0"
+	UnfitDelayed     Unfit = "it applies WAL with a delay"
+	UnfitManual      Unfit = "its daemon runs with failover=manual"
+	UnfitUnmonitored Unfit = "no daemon runs on it, which could fence it"
+)
+
+// Fit says whether a node may be promoted under the rule. Without quorum only
+// the daemon of a primary can end its writes, so it must have one.
+func (p Policy) Fit(r Rule, o Peer) Unfit {
+	switch {
+	case !o.data():
+		return UnfitWitness
+	case o.Priority <= 0:
+		return UnfitPriority
+	case o.Delayed:
+		return UnfitDelayed
+	case o.Monitored && !o.Automatic && !p.Forced:
+		return UnfitManual
+	case !o.Monitored && !r.Quorum && !p.Forced:
+		return UnfitUnmonitored
+	}
+	return ""
+}
+
+// Tally is the outcome of the recruiting.
+type Tally struct {
+	Refusal Refusal // why there is no winner
+	Winner  int32
+	Wait    bool // the former primary may still accept writes: wait until it has fenced itself
+	Rule    Rule // of the new term
+}
+
+// Count chooses the winner among the pledged voters, whose positions are frozen,
+// and makes the rule of the new term. peers are the pledged ones, as they are
+// since their pledges; h is the verdict on the former primary.
+func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
+	var sync []int32
+	var fit []Peer
+	pledged := ids(peers)
+	rules := standing(r, peers)
+	newest := rules[0]
+	for _, o := range peers {
+		if p.Fit(newest, o) == "" {
+			fit = append(fit, o)
+		}
+	}
+	location := find(peers, r.Primary).Location
+	slices.SortFunc(fit, func(a, b Peer) int { return p.rank(location, a, b) })
+	for _, rule := range rules {
+		switch {
+		case !rule.Majority(pledged):
+			return Tally{Refusal: RefusedPledges}
+		case !rule.Covers(pledged):
+			return Tally{Refusal: RefusedSync}
+		case len(fit) == 0:
+			return Tally{Refusal: RefusedNoneFit}
+		case rule.Quorum && !holdsAll(rule, fit[0], peers):
+			return Tally{Refusal: RefusedBehind}
+		}
+	}
+	winner := fit[0]
+	for _, o := range peers {
+		if o.ID != winner.ID && o.data() && electable(o) {
+			sync = append(sync, o.ID)
+		}
+	}
+	slices.Sort(sync)
+	next := Rule{Term: term, Seq: 1, Primary: winner.ID, Voters: newest.Voters, Quorum: newest.Quorum}
+	if next.Quorum {
+		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
+	}
+	return Tally{Winner: winner.ID, Rule: next, Wait: !newest.Quorum && !h.Proven() && winner.ID != newest.Primary}
+}
+
+// standing are the rules that may hold what was acknowledged: the newest, and
+// the newest that a data node has, which is another one where a witness was told
+// of a term or a change that no standby has seen.
+func standing(r Rule, peers []Peer) []Rule {
+	newest, onData := r, Rule{}
+	for _, o := range peers {
+		if o.Rule.Compare(newest) > 0 {
+			newest = o.Rule
+		}
+		if o.data() && o.Rule.Compare(onData) > 0 {
+			onData = o.Rule
+		}
+	}
+	if !onData.Known() || onData.Compare(newest) == 0 {
+		return []Rule{newest}
+	}
+	return []Rule{newest, onData}
+}
+
+// electable reports whether a standby may count among those that hold what is
+// acknowledged: only one that could be promoted with it.
+func electable(o Peer) bool { return o.data() && o.Priority > 0 && !o.Delayed }
+
+// holdsAll reports whether nobody pledged, who may count, has more than best. The
+// former primary may have more: what is beyond was never acknowledged, unless
+// commits waited for nobody.
+func holdsAll(r Rule, best Peer, peers []Peer) bool {
+	for _, o := range peers {
+		must := slices.Contains(r.Sync, o.ID) || o.ID == r.Primary && count(r.Sync, ids(peers)) < len(r.Sync)-r.Acks+1 || o.ID == r.Primary && r.Acks == 0
+		if must && compareProgress(o, best) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// firstAcks is how many acks the first commits of a term need: so many that a
+// commit's holders can not be outvoted by voters who know nothing of the term.
+func (p Policy) firstAcks(r Rule, sync []int32, peers []Peer) int {
+	held := []int32{}
+	for _, o := range peers {
+		if !o.data() {
+			held = append(held, o.ID) // witnesses are told before the promotion
+		}
+	}
+	have, all := r.Votes(held)
+	need := all/2 + 1 - have - 1 // the winner itself
+	return min(len(sync), max(need, min(p.acks(len(sync)), len(sync))))
+}
+
+// rank orders the candidates: the first one wins. What a node has comes before
+// what an operator prefers.
+func (p Policy) rank(location string, a, b Peer) int {
+	return cmp.Or(
+		compareProgress(b, a),
+		cmp.Compare(b.Priority, a.Priority),
+		compareTrue(a.Location == location, b.Location == location),
+		cmp.Compare(a.ID, b.ID),
+	)
+}
+
+// compareProgress is positive if a has more than b: of a newer rule's line, of a
+// later timeline, or more WAL.
+func compareProgress(a, b Peer) int {
+	return cmp.Or(cmp.Compare(a.Rule.Term, b.Rule.Term), comparePosition(a.Position, b.Position))
+}
+
+func comparePosition(a, b wal.Position) int {
+	return cmp.Or(cmp.Compare(a.Timeline, b.Timeline), cmp.Compare(a.LSN, b.LSN))
+}
+
+// compareTrue puts true first.
+func compareTrue(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	default:
+		return 1
+	}
+}
+
+func find(peers []Peer, id int32) Peer {
+	for _, p := range peers {
+		if p.ID == id {
+			return p
+		}
+	}
+	return Peer{}
+}
+
+func ids(peers []Peer) (all []int32) {
+	for _, p := range peers {
+		all = append(all, p.ID)
+	}
+	return all
+}
