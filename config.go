@@ -491,6 +491,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Notifiers are told of each event, beside those of the keys.
 	Notifiers []Notifier
+	// Arbiter votes with the nodes. The programs make it of the keys etcd_*. Defaults to none.
+	Arbiter Arbiter
 
 	// What LoadConfig found out.
 
@@ -597,6 +599,14 @@ func (c Config) RequireNode() error {
 		faults = append(faults, Fault{File: c.File, Key: "conninfo", Problem: "must be set", Remedy: "say how other nodes reach this one, such as 'host=node1 user=repmgr dbname=repmgr'"})
 	}
 	return configError(faults)
+}
+
+// requireMonitor is RequireNode for a Monitor: one that only holds elections has no node.
+func (c Config) requireMonitor() error {
+	if c.NodeID == 0 && c.Failover == FailoverAutomatic && c.Conninfo != "" {
+		return nil
+	}
+	return c.RequireNode()
 }
 
 // fault describes a problem with a key, where the file sets it: a value that the

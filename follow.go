@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -284,7 +285,21 @@ func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record)
 	if err != nil {
 		return err
 	}
-	return n.alterSystem(ctx, set)
+	var term int64
+	if rules, err := up.rules(ctx); err == nil && len(rules) > 0 {
+		term = rules[0].Term
+	}
+	err = ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+		if b.Term > term && term > 0 {
+			return hint(kind(ErrRefused, "%s has pledged itself to term %d, and %s is of term %d: it may have been deposed", node, b.Term, target, term),
+				"An election is going on, or came to nothing. See repmgr service status; the daemons sort it out.")
+		}
+		return n.alterSystem(ctx, set)
+	})
+	if sqlState(err) == codeInsufficientPrivilege { // a login that may not read ballots has none
+		return n.alterSystem(ctx, set)
+	}
+	return err
 }
 
 // finishFollow records the new upstream and waits until it sends.

@@ -36,9 +36,20 @@ type Monitor struct {
 
 	wake  chan struct{} // capacity 1: a token that says "look again now"
 	queue *notifyQueue
+	watch *watch // of all voters; made by Run
+
+	shared shared // between Run and the goroutines beside it
 
 	// Below: owned by the goroutine of Run.
 	cluster      *Cluster
+	presence     presence
+	tender       tender
+	action       *action // the long action under way; nil: none
+	last         election.Outcome
+	diverged     bool // following failed: the node has WAL that the primary never had
+	kept         []Record
+	refused      string // what was last told of a failover that did not happen
+	hooked       int64  // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
 	local        *Node
@@ -62,6 +73,11 @@ type MonitorStatus struct {
 	Primary  string         `json:"primary,omitempty"`    // as a standby's monitor knows it
 	Lag      *Lag           `json:"lag,omitempty"`        // of a standby: the newest sample
 	Error    string         `json:"last_error,omitempty"` // why the last look or act was not complete
+
+	Health election.Health `json:"primary_health,omitempty"` // the verdict on the primary, with failover=automatic
+	Rule   election.Rule   `json:"rule"`                     // the newest that is known
+	Lease  *time.Duration  `json:"lease_left_ns"`            // until this primary would fence itself; nil: it needs no lease
+	Doing  string          `json:"doing,omitempty"`          // the long action under way
 }
 
 // Lag is how far a standby is behind its primary.
@@ -87,12 +103,17 @@ func (s sample) lag() Lag {
 func (s sample) inStep() bool { return s.local.ReplayedLSN >= s.primaryLSN }
 
 // NewMonitor checks the configuration. It connects to nothing; [Monitor.Run] does.
+//
+// Without a NodeID, and with Failover automatic, the Monitor has no node of its
+// own: it watches the cluster that Conninfo leads to and holds elections when it
+// is the last one left to do so. It may run on any machine that reaches the nodes.
 func NewMonitor(cfg Config) (*Monitor, error) {
 	cfg = cfg.withDefaults()
-	if err := errors.Join(cfg.Validate(), cfg.RequireNode()); err != nil {
+	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
 	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), queue: newNotifyQueue(), lastErr: map[string]string{}}
+	m.presence.node = cfg.NodeID
 	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
 	return m, nil
 }
@@ -109,7 +130,7 @@ func (m *Monitor) Status() MonitorStatus {
 // Where cfg is not valid, the error says why and the old settings stay.
 func (m *Monitor) Reload(cfg Config) (needRestart []string, err error) {
 	cfg = cfg.withDefaults()
-	if err := errors.Join(cfg.Validate(), cfg.RequireNode()); err != nil {
+	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
 	m.mu.Lock()
@@ -135,19 +156,24 @@ func (m *Monitor) Run(ctx context.Context) error {
 	cfg := m.cfg
 	m.mu.Unlock()
 	m.use(cfg)
-	if cfg.Failover == FailoverAutomatic {
-		m.log.Warn("failover=automatic: this version does not fail over by itself, it only monitors",
-			"hint", "When the primary is lost, run repmgr standby promote on the standby of your choice.")
-	}
 	if keys := cfg.Ineffective(); len(keys) > 0 {
 		m.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
 	}
 
-	var wg sync.WaitGroup
+	var wg, beside sync.WaitGroup
+	ctx, stopAll := context.WithCancel(ctx)
+	m.watch = newWatch(context.WithoutCancel(ctx), m.cluster, m.lookNow)
+	for _, f := range []func(context.Context){m.heart, m.guard, m.guardHang} {
+		beside.Go(func() { f(ctx) })
+	}
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
 	wg.Go(func() { m.queue.run(queueCtx, cfg.Logger, cfg.EventNotificationTimeout) })
 	defer func() {
+		stopAll()
+		beside.Wait()
+		m.endAction()
 		m.shutdown(ctx)
+		m.watch.close()
 		stopQueue()
 		wg.Wait()
 	}()
@@ -155,6 +181,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	started := false
 	for {
 		m.takeReload()
+		m.takeOutcome()
 		now := time.Now()
 		o := m.observe(ctx, now)
 		if ctx.Err() != nil {
@@ -163,11 +190,13 @@ func (m *Monitor) Run(ctx context.Context) error {
 		d := m.policy().Step(m.state, o)
 		m.transition(d)
 		m.act(ctx, d.Actions)
+		m.tellShared()
 		if !started && m.self.ID != 0 {
 			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.state.Role)})
 			started = true
 		}
 		m.publish(now)
+		m.announce(ctx)
 		if err := m.wait(ctx, d.Again); err != nil {
 			return nil
 		}
@@ -192,6 +221,7 @@ func (m *Monitor) use(cfg Config) {
 	targets := append([]Notifier{LogNotifier{cfg.Logger}}, cfg.allNotifiers()...)
 	queued := NotifierFunc(func(_ context.Context, e Event) error { m.queue.add(e, targets); return nil })
 	m.cluster = &Cluster{cfg: cfg, log: cfg.Logger, notifiers: []Notifier{queued}}
+	m.shared.setCluster(m.cluster)
 }
 
 func (m *Monitor) takeReload() {
@@ -212,7 +242,7 @@ func (m *Monitor) takeReload() {
 }
 
 func (m *Monitor) policy() election.Policy {
-	p := election.Policy{Interval: m.cluster.cfg.MonitorInterval, RegisterEvery: registerEvery}
+	p := m.cluster.policy()
 	if m.cluster.cfg.MonitoringHistoryRetention > 0 || m.cluster.cfg.EventsRetention > 0 {
 		p.PruneEvery = pruneEvery
 	}
@@ -235,6 +265,10 @@ func (m *Monitor) publish(now time.Time) {
 	if m.state.Phase == election.AsStandby {
 		lag := m.sample.lag()
 		s.Lag, s.Primary = &lag, m.primRec.String()
+	}
+	s.Health, s.Rule, s.Lease = m.state.Health, newest(m.watch.peers()), m.shared.leaseLeft()
+	if m.action != nil {
+		s.Doing = string(m.action.verb)
 	}
 	for _, what := range sortedKeys(m.lastErr) { // the same one each time
 		s.Error = m.lastErr[what]
@@ -268,13 +302,32 @@ func (m *Monitor) drop(n **Node) {
 // position is the younger one. What does not answer in time is not there.
 func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observation {
 	o := election.Observation{Now: now}
+	if m.cluster.cfg.NodeID == 0 {
+		m.observeFrom(ctx)
+	} else {
+		m.observeNode(ctx, &o)
+	}
+	m.observeVoters(&o)
+	return o
+}
+
+func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
+	if m.primary != nil && m.silent(m.primRec.ID) {
+		m.drop(&m.primary)
+	}
 	if m.primary != nil {
 		o.Upstream = m.readPrimary(ctx)
 	}
 	status, recs, err := m.observeLocal(ctx)
+	if ctx.Err() != nil {
+		return
+	}
 	m.report("the local server", err)
 	if err != nil {
-		return o
+		if len(m.recs) == 0 {
+			m.recs = m.cluster.keptRecords()
+		}
+		return
 	}
 	m.sample.local = status
 	switch {
@@ -285,7 +338,7 @@ func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observati
 		m.drop(&m.primary) // we follow a newer one: that one was deposed
 		o.Upstream = election.View{}
 	}
-	if status.InRecovery && m.primary == nil && m.findPrimary(ctx, recs) {
+	if status.InRecovery && m.primary == nil && !m.silent(m.ruler()) && m.findPrimary(ctx, recs) {
 		o.Upstream = m.readPrimary(ctx)
 	}
 	if m.primary != nil { // its copy of the rows is the one that counts
@@ -298,7 +351,7 @@ func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observati
 	m.recs = recs
 	m.self, _ = recordByID(recs, m.cluster.cfg.NodeID)
 	if m.self.ID == 0 {
-		return o
+		return
 	}
 	o.Node = election.Node{Registered: true, Role: election.Role(m.self.Role), Active: m.self.Active}
 	o.Children = map[int32]bool{}
@@ -307,7 +360,6 @@ func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observati
 			o.Children[int32(r.ID)] = attachment(status, r.Name) != ""
 		}
 	}
-	return o
 }
 
 func (m *Monitor) readRecords(ctx context.Context, n *Node) ([]Record, error) {
@@ -421,6 +473,11 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 			err = m.markActive(ctx, false)
 		case election.Tell:
 			m.tellHappening(a)
+		case election.Tend:
+			err = m.tend(ctx)
+		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
+			m.begin(ctx, a)
+			continue
 		}
 		if a.Verb != election.Tell {
 			m.report(string(a.Verb), err)
@@ -566,6 +623,7 @@ func (m *Monitor) shutdown(ctx context.Context) {
 	if m.self.ID != 0 {
 		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
 	}
+	m.presence.close()
 	m.drop(&m.local)
 	m.drop(&m.primary)
 }

@@ -1,12 +1,29 @@
 package repmgr
 
-import "time"
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+	"unicode/utf16"
+)
+
+const (
+	presenceLock    = 1919250541 // "repm": the class of the advisory lock that a Monitor holds; its object is the node's id
+	presenceName    = "repmgrd"  // application_name of its session
+	presenceMark    = "SELECT 1 -- repmgrd "
+	presenceBytes   = 900             // of the statement: pg_stat_activity shows track_activity_query_size, 1024 by default
+	presenceRefresh = 2 * time.Second // between two announcements of the same
+	presenceSilent  = 30 * time.Second
+)
 
 // Presence is what a Monitor says of itself to everybody who can read its
 // server: in the text of the last statement of a session that holds an advisory
 // lock. It needs no table, so it works on a standby, and ends with the Monitor.
 type Presence struct {
-	PID       int          `json:"pid"`
+	PID       int          `json:"pid"` // 0: this login may not read it (pg_monitor may), or the server shows no statements
 	Mode      FailoverMode `json:"mode"`
 	Phase     string       `json:"phase"`
 	Reason    string       `json:"reason"`
@@ -14,4 +31,174 @@ type Presence struct {
 	SeenAt    time.Time    `json:"upstream_seen_at"` // when the primary was last seen, of a standby or witness; zero: never
 	LeaseLeft *float64     `json:"lease_left"`       // of a primary with synchronous_mode=off: seconds until it would fence itself; nil: it needs no lease
 	Error     string       `json:"last_error,omitempty"`
+
+	At  time.Time `json:"at"`            // when it said so, by its clock
+	Age float64   `json:"age,omitempty"` // seconds since then, by the server's clock
+}
+
+// SeenAgo is how long ago the primary was last seen. The clocks of the machines need not agree.
+func (p Presence) SeenAgo() (time.Duration, bool) {
+	if p.SeenAt.IsZero() {
+		return 0, false
+	}
+	return max(0, p.At.Sub(p.SeenAt)) + time.Duration(p.Age*float64(time.Second)), true
+}
+
+// same reports whether it says nothing new. What merely counts on is not news.
+func (p Presence) same(q Presence) bool {
+	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
+		p.Error == q.Error && p.SeenAt.IsZero() == q.SeenAt.IsZero() && (p.LeaseLeft == nil) == (q.LeaseLeft == nil)
+}
+
+// secrets are passwords in what others wrote, such as the output of a command of the user's.
+var secrets = regexp.MustCompile(`(?i)((?:password|passwd)\s*[=:]\s*)(?:'[^']*'|"[^"]*"|[^\s&]+)|(://[^\s:/@]*:)[^\s@]+(@)`)
+
+// statement is the SQL that carries p: one line, ASCII, short enough to be shown whole.
+func (p Presence) statement() string {
+	reason, problem := secrets.ReplaceAllString(p.Reason, "$1$2***$3"), secrets.ReplaceAllString(p.Error, "$1$2***$3")
+	for limit := presenceBytes; ; limit /= 2 {
+		p.Reason, p.Error = cut(reason, limit), cut(problem, limit)
+		text, _ := json.Marshal(p) // strings, numbers and times only
+		sql := presenceMark + ascii(string(text))
+		if len(sql) <= presenceBytes || limit == 0 {
+			return sql
+		}
+	}
+}
+
+// cut shortens a text to so many bytes.
+func cut(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:max(0, limit-3)], "") + "..."
+}
+
+// ascii writes a JSON document in letters that every server encoding has.
+func ascii(doc string) string {
+	var b strings.Builder
+	for _, r := range doc {
+		switch {
+		case r < 0x80:
+			b.WriteRune(r)
+		case r < 0x10000:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			high, low := utf16.EncodeRune(r)
+			fmt.Fprintf(&b, `\u%04x\u%04x`, high, low)
+		}
+	}
+	return b.String()
+}
+
+// presence announces a Monitor on its own server. It is not safe for concurrent
+// use; whoever announced calls close.
+type presence struct {
+	node NodeID
+	conn *Node
+	held bool // the lock is ours
+	last Presence
+	at   time.Time
+}
+
+// announce says s, over a session that dial opens when there is none that works.
+// It does nothing where s has no news and was said a moment ago. It waits as long
+// as dial and the server do: ctx has the limit. An [ErrRefused] names another
+// Monitor that watches the same node.
+func (p *presence) announce(ctx context.Context, dial func(context.Context) (*Node, error), s Presence) error {
+	if p.conn != nil && p.conn.conn.IsClosed() {
+		p.close()
+	}
+	if p.conn != nil && p.held && s.same(p.last) && time.Since(p.at) < presenceRefresh {
+		return nil
+	}
+	if p.conn == nil {
+		conn, err := dial(ctx)
+		if err != nil {
+			return fmt.Errorf("announce the monitor: %w", err)
+		}
+		p.conn = conn
+	}
+	if !p.held {
+		if err := p.lock(ctx); err != nil {
+			return err
+		}
+	}
+	s.At, s.Age = time.Now(), 0
+	if _, err := p.conn.conn.Exec(ctx, s.statement()); err != nil {
+		err = p.conn.queryError("announce the monitor", err)
+		p.close()
+		return err
+	}
+	p.last, p.at = s, s.At
+	return nil
+}
+
+func (p *presence) lock(ctx context.Context) error {
+	err := p.conn.conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1::int, $2::int) FROM pg_catalog.set_config('application_name', $3, false)`,
+		presenceLock, int32(p.node), presenceName).Scan(&p.held)
+	if err != nil {
+		err = p.conn.queryError("announce the monitor", err)
+		p.close()
+		return err
+	}
+	if p.held {
+		return nil
+	}
+	who := "another repmgrd"
+	if all, err := p.conn.presences(ctx); err == nil && all[p.node].PID > 0 {
+		who = fmt.Sprintf("another repmgrd, with PID %d,", all[p.node].PID)
+	}
+	return hint(kind(ErrRefused, "%s watches %s already", who, p.conn.name), "Stop one of them: a node has one repmgrd.")
+}
+
+// close ends the announcement. It may be called at any time.
+func (p *presence) close() {
+	p.conn.Close()
+	*p = presence{node: p.node}
+}
+
+// presencesSQL is a scalar subquery for what the Monitors of a server say, as
+// JSON text for [parsePresences].
+const presencesSQL = `coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_build_object('node_id', l.objid::bigint, 'says', a.query,
+		'age', greatest(0, extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start))))::text
+	FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+	WHERE l.locktype = 'advisory' AND l.classid = 1919250541 AND l.objsubid = 2 AND l.granted), '[]')`
+
+// parsePresences reads what presencesSQL returned.
+func parsePresences(text string) (map[NodeID]Presence, error) {
+	var rows []struct {
+		Node NodeID   `json:"node_id"`
+		Says string   `json:"says"`
+		Age  *float64 `json:"age"`
+	}
+	if err := json.Unmarshal([]byte(text), &rows); err != nil {
+		return nil, fmt.Errorf("read the monitors: %w", err)
+	}
+	all := map[NodeID]Presence{}
+	for _, r := range rows {
+		var p Presence
+		doc, ok := strings.CutPrefix(r.Says, presenceMark)
+		if !ok || json.Unmarshal([]byte(doc), &p) != nil {
+			p = Presence{Reason: "it runs, and what it says can not be read here"}
+		}
+		if r.Age != nil {
+			p.Age = *r.Age
+		}
+		if p.LeaseLeft != nil {
+			left := *p.LeaseLeft - p.Age
+			p.LeaseLeft = &left
+		}
+		all[r.Node] = p
+	}
+	return all, nil
+}
+
+// presences reads what the Monitors of this server say.
+func (n *Node) presences(ctx context.Context) (map[NodeID]Presence, error) {
+	var text string
+	if err := n.conn.QueryRow(ctx, `SELECT `+presencesSQL).Scan(&text); err != nil {
+		return nil, n.queryError("read the monitors", err)
+	}
+	return parsePresences(text)
 }

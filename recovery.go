@@ -188,28 +188,31 @@ func refuseBehind(self Record, status NodeStatus, probes []probe) error {
 
 // promoteServer promotes and waits until the server is out of recovery.
 func (c *Cluster) promoteServer(ctx context.Context, n *Node) (NodeStatus, error) {
+	if err := c.promoteOnly(ctx, n); err != nil {
+		return NodeStatus{}, err
+	}
+	return n.Status(ctx)
+}
+
+func (c *Cluster) promoteOnly(ctx context.Context, n *Node) error {
 	limit := c.cfg.PromoteCheckTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrPromotion, "%s is still in recovery after promote_check_timeout (%s)", n.name, limit),
 		"The server's log says what it waits for. It may still become the primary: look again with repmgr cluster show."))
 	defer cancel()
 	if c.cfg.ServicePromoteCommand != "" {
 		if out, err := runShell(ctx, c.cfg.ServicePromoteCommand, nil); err != nil {
-			return NodeStatus{}, kind(ErrPromotion, "service_promote_command on %s: %w: %s", n.name, err, lastLines(out, 5))
+			return kind(ErrPromotion, "service_promote_command on %s: %w: %s", n.name, err, lastLines(out, 5))
 		}
 	} else if _, err := n.conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
-		return NodeStatus{}, kind(ErrPromotion, "promote %s: %w", n.name, err)
+		return kind(ErrPromotion, "promote %s: %w", n.name, err)
 	}
-	err := n.poll(ctx, func() (bool, error) {
+	return n.poll(ctx, func() (bool, error) {
 		var inRecovery bool
 		if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
 			return false, n.queryError("watch the promotion", err)
 		}
 		return !inRecovery, nil
 	})
-	if err != nil {
-		return NodeStatus{}, err
-	}
-	return n.Status(ctx)
 }
 
 // poll asks until done, and nudges the server while it is not.

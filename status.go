@@ -33,21 +33,30 @@ type NodeView struct {
 // node's copy. It takes no longer than the slowest answer, and no longer than one
 // connect_timeout.
 func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
-	recs, err := c.Nodes(ctx)
-	if errors.Is(err, ErrConnect) {
-		return ClusterStatus{}, hint(err, "%s To ask another node: repmgr -h HOST cluster show", Hint(err))
-	}
+	probes, err := c.probeNodes(ctx)
 	if err != nil {
 		return ClusterStatus{}, err
 	}
+	return judge(probes), nil
+}
+
+// probeNodes looks at all nodes that the primary, or else the local node, has registered.
+func (c *Cluster) probeNodes(ctx context.Context) ([]probe, error) {
+	recs, err := c.Nodes(ctx)
+	if errors.Is(err, ErrConnect) {
+		return nil, hint(err, "%s To ask another node: repmgr -h HOST cluster show", Hint(err))
+	}
+	if err != nil {
+		return nil, err
+	}
 	if len(recs) == 0 {
-		return ClusterStatus{}, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
+		return nil, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
 	}
 	probes := c.survey(ctx, recs)
 	if found := primaries(probes); len(found) == 1 && len(found[0].records) > 0 {
 		probes = c.newest(ctx, probes, found[0].records)
 	}
-	return judge(probes), nil
+	return probes, nil
 }
 
 // newest puts the primary's rows in the place of a copy that may lag behind.
@@ -78,6 +87,12 @@ func judge(probes []probe) ClusterStatus {
 		v.Conninfo = Redact(v.Conninfo) // rows of a C repmgr may hold a password
 		if p.err == nil {
 			v.Running, v.Timeline = p.status.Role(), p.status.Timeline
+			if p.record.Role == RoleWitness && !p.status.InRecovery {
+				v.Running = RoleWitness
+			}
+			if p.record.Role == RoleWitness && p.status.InRecovery {
+				st.Issues = append(st.Issues, fmt.Sprintf("%s is registered as witness but running as standby: it can keep no vote", p.record))
+			}
 			if p.status.ReplayPaused {
 				st.Issues = append(st.Issues, fmt.Sprintf("WAL replay is paused on %s", p.record))
 			}
@@ -164,8 +179,10 @@ func upstreamCell(p probe, probes []probe) (cell, attached, issue string) {
 		}
 	}
 	switch {
-	case r.Role == RoleWitness:
+	case r.Role == RoleWitness && p.err == nil:
 		return r.UpstreamName, "", ""
+	case r.Role == RoleWitness:
+		return "? " + r.UpstreamName, "", ""
 	case p.err == nil && up.err != nil && p.status.InRecovery && p.status.Receiver == nil:
 		return "? " + r.UpstreamName, "", fmt.Sprintf("%s receives nothing: its upstream, %s, is not reachable", r, up.record)
 	case p.err != nil || up.record.ID == 0 || up.err != nil:

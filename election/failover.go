@@ -52,9 +52,12 @@ func (p Policy) deposed(o Observation) bool {
 	if !p.Automatic || !o.runsPrimary() || o.Busy {
 		return false
 	}
-	ours := find(o.Peers, o.Self).Rule
+	me := find(o.Peers, o.Self)
+	if me.Answer != Answers {
+		return false // what it holds itself is not known yet
+	}
 	for _, peer := range o.Peers {
-		if peer.ID != o.Self && peer.data() && peer.Rule.Term > ours.Term && peer.Rule.Primary != o.Self {
+		if peer.ID != o.Self && peer.data() && peer.Rule.Term > me.Rule.Term && peer.Rule.Primary != o.Self {
 			return true
 		}
 	}

@@ -35,6 +35,8 @@ type app struct {
 	log     *slog.Logger
 	logFile *os.File
 	cfg     repmgr.Config
+
+	shutArbiter func() // nil: none was opened
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
@@ -44,6 +46,9 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 }
 
 func (a *app) close() {
+	if a.shutArbiter != nil {
+		a.shutArbiter()
+	}
 	if a.logFile != nil {
 		_ = a.logFile.Close()
 	}
@@ -190,7 +195,9 @@ func (a *app) loadConfig(optional bool) error {
 	case err != nil:
 		return err
 	case found:
-		a.cfg, err = repmgr.LoadConfig(path)
+		if a.cfg, err = repmgr.LoadConfig(path); err == nil {
+			a.shutArbiter, err = cli.OpenArbiter(&a.cfg)
+		}
 		return err
 	case optional:
 		a.cfg = repmgr.DefaultConfig()

@@ -9,6 +9,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/cli"
 )
 
@@ -94,13 +95,17 @@ func TestKnownCommandLines(t *testing.T) {
 			require.Equal(t, "C", a.ConfigFile)
 		}},
 		{"repmgr standby register -f C -F", "standby register", nil},
-		{"repmgr witness register -f C -h primary -F", "!witness register", nil},
+		{"repmgr witness register -f C -h primary -F", "witness register", nil},
 		{"repmgr primary unregister -f C --node-id=7", "primary unregister", func(t *testing.T, a *app) {
 			require.Equal(t, 7, a.Primary.Unregister.NodeID)
 		}},
 		{"repmgr standby unregister -f C --node-id=7", "standby unregister", nil},
-		{"repmgr witness unregister -f C --node-id=7", "!witness unregister", nil},
-		{"repmgr -f C node rejoin -h H -p 5433 -U repmgr -d repmgr --force-rewind --no-wait", "!node rejoin", nil},
+		{"repmgr witness unregister -f C --node-id=7", "witness unregister", nil},
+		{"repmgr -f C node rejoin -h H -p 5433 -U repmgr -d repmgr --force-rewind --no-wait", "node rejoin", func(t *testing.T, a *app) {
+			require.Equal(t, optionalPath{Given: true}, a.Node.Rejoin.ForceRewind)
+			require.Equal(t, repmgr.RejoinRewind, a.Node.Rejoin.policy())
+			require.True(t, a.Node.Rejoin.NoWait)
+		}},
 		{"repmgr -h H -p 5433 -d repmgr -U repmgr -f C standby clone -c -F", "standby clone", func(t *testing.T, a *app) {
 			c := a.Standby.Clone
 			require.True(t, c.FastCheckpoint && c.Force)
@@ -117,7 +122,7 @@ func TestKnownCommandLines(t *testing.T) {
 			require.Equal(t, 3, a.Standby.Follow.UpstreamNodeID)
 		}},
 		{"repmgr node check", "!node check", nil},
-		{"repmgr daemon status", "!daemon status", nil},
+		{"repmgr daemon status", "daemon status", nil},
 		{"repmgr standby promote --siblings-follow", "standby promote", func(t *testing.T, a *app) {
 			require.True(t, a.Standby.Promote.SiblingsFollow)
 		}},
@@ -134,8 +139,8 @@ func TestKnownCommandLines(t *testing.T) {
 		{"repmgr -f C master register --force", "primary register", nil},
 		{"repmgr standby unregister -f C --node-id=1001", "standby unregister", nil},
 		{"repmgr standby register -f C --force --verbose", "standby register", nil},
-		{"repmgr -f C witness register -h H --force --verbose", "!witness register", nil},
-		{"repmgr -f C witness unregister -h H --verbose", "!witness unregister", nil},
+		{"repmgr -f C witness register -h H --force --verbose", "witness register", nil},
+		{"repmgr -f C witness unregister -h H --verbose", "witness unregister", nil},
 		{"repmgr standby follow -f C -W", "standby follow", func(t *testing.T, a *app) {
 			require.True(t, a.Standby.Follow.NoWait)
 		}},
@@ -154,10 +159,26 @@ func TestKnownCommandLines(t *testing.T) {
 			require.Equal(t, 7, a.Cluster.Cleanup.KeepHistory)
 		}},
 		{"repmgr node check --nagios --replication-lag", "!node check", nil},
-		{"repmgr service status --csv", "!service status", nil},
-		{"repmgr service pause", "!service pause", nil},
-		{"repmgr service unpause", "!service unpause", nil},
-		{"repmgr --no-wait -d 'host=new user=repmgr' --force-rewind=/usr/bin/pg_rewind --config-files=a,b node rejoin", "!node rejoin", nil},
+		{"repmgr service status --csv", "service status", nil},
+		{"repmgr service pause", "service pause", nil},
+		{"repmgr daemon start -w", "daemon start", nil},
+		{"repmgr daemon stop --wait=5", "daemon stop", func(t *testing.T, a *app) {
+			require.Equal(t, 5*time.Second, a.Daemon.Stop.options().Wait)
+		}},
+		{"repmgr daemon start -W", "daemon start", func(t *testing.T, a *app) {
+			require.Negative(t, a.Daemon.Start.options().Wait)
+		}},
+		{"repmgr service unpause", "service unpause", nil},
+		{"repmgr --no-wait -d 'host=new user=repmgr' --force-rewind=/usr/bin/pg_rewind --config-files=a,b node rejoin", "node rejoin", func(t *testing.T, a *app) {
+			require.Equal(t, "/usr/bin/pg_rewind", a.Node.Rejoin.ForceRewind.Path)
+			require.Equal(t, []string{"a", "b"}, a.Node.Rejoin.ConfigFiles)
+		}},
+		{"repmgr node rejoin -h H --reclone --config-archive-dir=/tmp", "node rejoin", func(t *testing.T, a *app) {
+			require.Equal(t, repmgr.RejoinReclone, a.Node.Rejoin.policy())
+		}},
+		{"repmgr node rejoin -h H", "node rejoin", func(t *testing.T, a *app) {
+			require.Equal(t, repmgr.RejoinIfClean, a.Node.Rejoin.policy())
+		}},
 		{"repmgr standby clone -d 'host=node1 user=repmgr dbname=repmgr'", "standby clone", nil},
 		{"repmgr standby clone -d postgresql://repmgr@node1/repmgr", "standby clone", nil},
 		{"repmgr standby clone node1 --copy-external-config-files", "standby clone", nil},

@@ -38,12 +38,28 @@ var commandCodes = map[string][]codeFor{
 		{repmgr.ErrTimeout, cli.ExitFollow},
 		{repmgr.ErrRefused, cli.ExitFollow},
 	},
+	"node rejoin": {
+		{repmgr.ErrServerControl, cli.ExitNoRestart},
+		{repmgr.ErrRejoin, cli.ExitRejoin},
+		{repmgr.ErrTimelineDiverged, cli.ExitRejoin},
+		{repmgr.ErrRefused, cli.ExitRejoin},
+		{repmgr.ErrSystemIdentifier, cli.ExitRejoin},
+		{repmgr.ErrNoPrimary, cli.ExitRejoin},
+		{repmgr.ErrDirectory, cli.ExitRejoin},
+		{repmgr.ErrCopy, cli.ExitRejoin},
+		{repmgr.ErrTimeout, cli.ExitRejoin},
+		{repmgr.ErrMetadata, cli.ExitRejoin},
+	},
 	"standby clone": {
 		{repmgr.ErrDirectory, cli.ExitClone},
 		{repmgr.ErrCopy, cli.ExitClone},
 	},
 	"standby register": {
 		{repmgr.ErrTimeout, cli.ExitRegisterSync},
+	},
+	"witness register": {
+		{repmgr.ErrConnect, cli.ExitConfig},
+		{repmgr.ErrQuery, cli.ExitConfig},
 	},
 }
 

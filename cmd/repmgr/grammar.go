@@ -16,8 +16,11 @@ type grammar struct {
 
 	Primary    primaryGroup  `cmd:"" aliases:"master" help:"Primary server (\"master\" is the same word)"`
 	Standby    standbyGroup  `cmd:"" help:"Standby server"`
+	Witness    witnessGroup  `cmd:"" help:"Witness server"`
 	Cluster    clusterGroup  `cmd:"" help:"Cluster"`
 	Node       nodeGroup     `cmd:"" help:"This node"`
+	Service    serviceGroup  `cmd:"" help:"The daemons of all nodes"`
+	Daemon     daemonGroup   `cmd:"" help:"The daemon of this node"`
 	Completion completionCmd `cmd:"" help:"print a completion script for a shell"`
 	Dump       dumpConfig    `cmd:"" name:"dump-config" default:"1" hidden:""`
 }
@@ -131,6 +134,25 @@ type standbyGroup struct {
 	Status     nodeStatus        `cmd:"" hidden:"" help:"show the state of this node"`
 }
 
+type witnessGroup struct {
+	Register   witnessRegister   `cmd:"" help:"register this node as a witness"`
+	Unregister witnessUnregister `cmd:"" help:"remove the record of a witness"`
+}
+
+type serviceGroup struct {
+	Status  serviceStatus  `cmd:"" help:"show what the daemon of every node does, and why"`
+	Pause   servicePause   `cmd:"" help:"keep all daemons from acting by themselves"`
+	Unpause serviceUnpause `cmd:"" help:"let them act again"`
+}
+
+type daemonGroup struct {
+	Start   daemonStart    `cmd:"" help:"start the daemon of this node"`
+	Stop    daemonStop     `cmd:"" help:"stop the daemon of this node"`
+	Status  serviceStatus  `cmd:"" hidden:"" help:"show what the daemon of every node does, and why"`
+	Pause   servicePause   `cmd:"" hidden:"" help:"keep all daemons from acting by themselves"`
+	Unpause serviceUnpause `cmd:"" hidden:"" help:"let them act again"`
+}
+
 type clusterGroup struct {
 	Show    clusterShow    `cmd:"" help:"show every node and whether all is well"`
 	Event   clusterEvent   `cmd:"" aliases:"events" help:"show what happened, newest first"`
@@ -139,6 +161,7 @@ type clusterGroup struct {
 
 type nodeGroup struct {
 	Status nodeStatus `cmd:"" help:"show the state of this node"`
+	Rejoin nodeRejoin `cmd:"" help:"bring a former primary back as a standby"`
 }
 
 type primaryRegister struct {
@@ -266,6 +289,104 @@ Example:
   repmgr -f /etc/repmgr.conf standby follow`
 }
 
+type witnessRegister struct {
+	force
+	dryRun
+	connection `embed:"" group:"Connection options"`
+	superuser
+}
+
+func (witnessRegister) Help() string {
+	return `A witness is a PostgreSQL server of its own, made by initdb, that replicates nothing.
+The connection options name the primary, or any other node that is registered.
+
+Example:
+  repmgr -f /etc/repmgr.conf witness register -h node1`
+}
+
+type witnessUnregister struct {
+	unregister
+	connection `embed:"" group:"Connection options"`
+}
+
+func (witnessUnregister) Help() string {
+	return `Stops nothing: it removes the record, and the copy of the metadata in the witness.
+Without --node-id it means this node. The connection options name another node;
+they are needed only while the local server is down.
+
+Example:
+  repmgr -f /etc/repmgr.conf witness unregister --node-id=9`
+}
+
+type serviceStatus struct {
+	csv
+	Compact    bool `xor:"width" help:"narrower: shorter headings"`
+	Detail     bool `xor:"width" help:"wider: location, priority, and why each daemon does what it does"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (serviceStatus) Help() string {
+	return `Every node is asked at once. What is wrong is told below the table; the exit code
+stays 0.
+CSV: node_id, name, role, PostgreSQL runs (1, 0), repmgrd runs (1, 0, -1 unknown), pid
+(-1 unknown), paused (1, 0, -1 unknown), priority, upstream last seen (seconds ago, -1
+unknown), location; with --detail also mode, phase, reason, lease (seconds), term.
+
+Example:
+  repmgr -f /etc/repmgr.conf service status --detail`
+}
+
+type pauseService struct {
+	dryRun
+	connection `embed:"" group:"Connection options"`
+}
+
+type servicePause struct{ pauseService }
+
+func (servicePause) Help() string {
+	return `For maintenance: no failover and no following until it is ended, also over restarts. The
+daemons go on watching. The exit code is 26 where it failed on a node; the others stay
+paused.
+
+Example:
+  repmgr -f /etc/repmgr.conf service pause`
+}
+
+type serviceUnpause struct{ pauseService }
+
+func (serviceUnpause) Help() string {
+	return `The exit code is 26 where it failed on a node; the others are unpaused.
+
+Example:
+  repmgr -f /etc/repmgr.conf service unpause`
+}
+
+type daemonControl struct {
+	dryRun
+	Wait   cli.OptionalInt `short:"w" xor:"wait" placeholder:"SECONDS" help:"wait for it (default: 15)"`
+	NoWait bool            `short:"W" xor:"wait" help:"do not wait for it"`
+}
+
+type daemonStart struct{ daemonControl }
+
+func (daemonStart) Help() string {
+	return `Runs repmgrd_service_start_command, and waits until the daemon has announced itself in
+the local server. The exit code is 27 where it does not, or where it ran already.
+
+Example:
+  repmgr -f /etc/repmgr.conf daemon start`
+}
+
+type daemonStop struct{ daemonControl }
+
+func (daemonStop) Help() string {
+	return `Runs repmgrd_service_stop_command, and waits until the daemon is gone. The exit code is
+27 where it is not, or where none ran.
+
+Example:
+  repmgr -f /etc/repmgr.conf daemon stop`
+}
+
 type clusterShow struct {
 	csv
 	Compact    bool `xor:"width" help:"narrower: no connection strings"`
@@ -319,6 +440,26 @@ func (nodeStatus) Help() string {
 
 Example:
   repmgr -f /etc/repmgr.conf node status`
+}
+
+type nodeRejoin struct {
+	force
+	dryRun
+	ForceRewind      optionalPath `placeholder:"PATH" help:"take back what only this node has, after saving it (PATH of\npg_rewind, where it is not found)"`
+	Reclone          bool         `help:"as --force-rewind; where that does not help, copy it all anew"`
+	NoWait           bool         `short:"W" help:"do not wait until the node streams"`
+	ConfigFiles      []string     `placeholder:"FILES" help:"files of the data directory to keep, beside *.conf and others at\nits top"`
+	ConfigArchiveDir string       `hidden:"" noeffect:"the files are kept with the saved WAL (salvage_directory) meanwhile"`
+	connection       `embed:"" group:"Connection options"`
+}
+
+func (nodeRejoin) Help() string {
+	return `The connection options name any node that can be reached. The local server must be
+down, or be a standby; data_directory must be set. Without --force-rewind only a node
+that has nothing of its own is taken.
+
+Example:
+  repmgr -f /etc/repmgr.conf node rejoin -h node2 --force-rewind --dry-run`
 }
 
 // dumpConfig is what --dump-config without a command does.

@@ -59,6 +59,11 @@ func TestHelp(t *testing.T) {
 		"cluster-show":     "cluster show --help",
 		"cluster-event":    "cluster event --help",
 		"node-status":      "node status --help",
+		"node-rejoin":      "node rejoin --help",
+		"witness-register": "witness register --help",
+		"service-status":   "daemon status --help",
+		"service-pause":    "service pause -?",
+		"daemon-start":     "daemon start -?",
 		"completion":       "completion --help",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -85,7 +90,7 @@ func TestCommandLineErrors(t *testing.T) {
 		"standby clone", "standby clone node1 -h node2 --upstream-node-id=1 --upstream-conninfo=x", "standby clone node1 -p 1 -p 2 -p 3", "standby clone -h",
 		"standby follow -w -W", "standby follow --wait=soon", "standby follow --wa", "standby follow --force=1",
 		"-L LOUD cluster show", "cluster show --node", "cluster show", "-f /nowhere/repmgr.conf cluster show",
-		"standby switchover --siblings-follow", "witness", "service pause --dry-run", "node rejoin -d x --force-rewind",
+		"standby switchover --siblings-follow", "witness", "witness register", "service pause --dry-run", "daemon start -w -W", "node check -d x --role",
 		"completion", "completion csh", "-q standby clone", "-t standby clone",
 	} {
 		out, errs, code := try(t, strings.Fields(line)...)
@@ -221,6 +226,8 @@ func TestExitCodes(t *testing.T) {
 		{"standby clone", repmgr.ErrDirectory, 14},
 		{"standby clone", repmgr.ErrCopy, 14},
 		{"standby register", repmgr.ErrTimeout, 20},
+		{"witness register", repmgr.ErrConnect, 1},
+		{"witness unregister", repmgr.ErrConnect, 6},
 	} {
 		require.Equal(t, c.want, exitCode(c.command, c.err), "%s: %v", c.command, c.err)
 	}

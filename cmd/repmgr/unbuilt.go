@@ -10,24 +10,13 @@ import (
 // each with the options that are only its own.
 var unbuilt = []cli.Unbuilt{
 	{Command: "standby switchover", Options: "always-promote siblings-follow repmgrd-no-pause repmgrd-force-unpause force-rewind?"},
-	{Command: "witness register"},
-	{Command: "witness unregister"},
 	{Command: "node check", Options: nodeCheckOptions},
 	{Command: "primary check", Options: nodeCheckOptions},
 	{Command: "standby check", Options: nodeCheckOptions},
-	{Command: "node rejoin", Options: "force-rewind? config-files= config-archive-dir="},
 	{Command: "node service", Options: "action= list-actions checkpoint"},
 	{Command: "node control", Options: "disable-wal-receiver enable-wal-receiver"},
 	{Command: "cluster crosscheck"},
 	{Command: "cluster matrix"},
-	{Command: "service status"},
-	{Command: "service pause"},
-	{Command: "service unpause"},
-	{Command: "daemon status"},
-	{Command: "daemon pause"},
-	{Command: "daemon unpause"},
-	{Command: "daemon start"},
-	{Command: "daemon stop"},
 }
 
 const nodeCheckOptions = "archive-ready downstream upstream replication-lag role slots missing-slots repmgrd has-passfile replication-connection " +

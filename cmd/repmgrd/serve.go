@@ -13,6 +13,7 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/cli"
 )
 
 // stopLimit is how long the end of the monitor may take: its last words to the
@@ -30,6 +31,11 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	defer logs.close()
 	d.cfg.Logger = logs.logger
+	shutArbiter, err := cli.OpenArbiter(&d.cfg)
+	if err != nil {
+		return err
+	}
+	defer shutArbiter()
 	monitor, err := repmgr.NewMonitor(d.cfg)
 	if err != nil {
 		return err
@@ -123,7 +129,7 @@ func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) {
 	var restart []string
 	cfg, err := d.load()
 	if err == nil {
-		cfg.Logger = logs.logger
+		cfg.Logger, cfg.Arbiter = logs.logger, d.cfg.Arbiter
 		restart, err = monitor.Reload(cfg)
 	}
 	if err != nil {

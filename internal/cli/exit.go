@@ -5,6 +5,7 @@ const (
 	ExitOK            = 0
 	ExitConfig        = 1 // configuration, command line, or a condition that is not met
 	ExitPidFile       = 3
+	ExitNoRestart     = 4 // PostgreSQL could not be stopped or started
 	ExitConnect       = 6
 	ExitQuery         = 7
 	ExitPromote       = 8
@@ -12,6 +13,9 @@ const (
 	ExitClone         = 14
 	ExitRegisterSync  = 20
 	ExitFollow        = 23
+	ExitRejoin        = 24
 	ExitIssues        = 25 // the answer is complete, and not all is well
+	ExitPause         = 26 // pausing failed on a node; the others stay changed
+	ExitDaemon        = 27 // the daemon did not start, or stop
 	ExitSignalledBase = 128
 )

@@ -1,0 +1,355 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+)
+
+// shared is what the goroutine of Run and those beside it tell each other.
+type shared struct {
+	mu      sync.Mutex
+	cluster *Cluster
+	dir     string    // data directory, as the server last said
+	office  time.Time // since when the local server is seen as the primary; zero: it is none
+	lease   *time.Duration
+	events  []Event // of the guard, to be told by Run
+	trouble string  // what keeps the heartbeat from being written
+}
+
+func (s *shared) setCluster(c *Cluster) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cluster = c
+}
+
+func (s *shared) leaseLeft() *time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lease
+}
+
+func (m *Monitor) settings() *Cluster {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.cluster
+}
+
+func (m *Monitor) setLease(left *time.Duration) {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	m.shared.lease = left
+}
+
+func (m *Monitor) dataDirectory() string {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.dir
+}
+
+func (m *Monitor) inOfficeSince() time.Time {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.office
+}
+
+func (m *Monitor) inOffice() bool { return !m.inOfficeSince().IsZero() }
+
+func (m *Monitor) noteHeart(err error) {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	m.shared.trouble = heartTrouble(err)
+}
+
+// noteFence leaves an event for Run to tell.
+func (m *Monitor) noteFence(e Event) {
+	m.shared.mu.Lock()
+	m.shared.events = append(m.shared.events, e)
+	m.shared.mu.Unlock()
+	m.lookNow()
+}
+
+// tellShared tells what the goroutines beside Run have to say.
+func (m *Monitor) tellShared() {
+	m.shared.mu.Lock()
+	events, trouble := m.shared.events, m.shared.trouble
+	m.shared.events = nil
+	m.shared.mu.Unlock()
+	for _, e := range events {
+		m.tell(e)
+	}
+	var err error
+	if trouble != "" {
+		err = errors.New(trouble)
+	}
+	m.report("the heartbeat", err)
+}
+
+// ruler is the node that the newest rule names.
+func (m *Monitor) ruler() NodeID { return NodeID(newest(m.watch.peers()).Primary) }
+
+// silent reports whether a node is known not to answer, so that nobody waits for it.
+func (m *Monitor) silent(id NodeID) bool {
+	p := peerOf(m.watch.peers(), int32(id))
+	return m.cluster.cfg.Failover == FailoverAutomatic && p.Answer != "" && p.Answer != election.Answers
+}
+
+// observeFrom reads the rows of the cluster, for a Monitor that has no node.
+func (m *Monitor) observeFrom(ctx context.Context) {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	recs, err := m.cluster.Nodes(ctx)
+	if err != nil && len(m.recs) > 0 { // the host that conninfo names is gone; the others know the rows as well
+		for _, p := range answering(m.watch.peers()) {
+			if recs, err = m.cluster.recordsOf(ctx, m.watch.record(p.ID)); err == nil {
+				break
+			}
+		}
+	}
+	m.report("reading the nodes", err)
+	if err == nil {
+		m.recs = recs
+	}
+}
+
+// observeVoters adds what the election wants to know.
+func (m *Monitor) observeVoters(o *election.Observation) {
+	m.watch.follow(m.recs)
+	self := int32(m.cluster.cfg.NodeID)
+	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
+	o.Peers = m.watch.peers()
+	o.Rule = newest(o.Peers)
+	o.Busy, o.Last, o.Diverged = m.action != nil, m.last, m.diverged
+	me := peerOf(o.Peers, self)
+	m.shared.mu.Lock()
+	switch {
+	case me.Role == election.Witness || me.Running != election.Primary:
+		m.shared.office = time.Time{}
+	case m.shared.office.IsZero():
+		m.shared.office = time.Now()
+	}
+	if o.Local.Up {
+		m.shared.dir = m.sample.local.Settings.DataDirectory
+	}
+	m.shared.mu.Unlock()
+	if !o.Local.Up && self != 0 {
+		o.WasPrimary = m.wasPrimary()
+	}
+	if len(m.recs) > 0 && o.Local.Up && !slices.Equal(m.recs, m.kept) {
+		m.kept = m.recs
+		m.report("keeping the nodes' addresses", m.cluster.keepRecords(m.recs))
+	}
+}
+
+// wasPrimary reports whether the data directory of the dead local server is that of a primary.
+func (m *Monitor) wasPrimary() bool {
+	srv, err := m.cluster.localServer(m.dataDirectory())
+	if err != nil || srv.runs() {
+		return false
+	}
+	if _, err := os.Stat(srv.dir + "/standby.signal"); err == nil {
+		return false
+	}
+	_, err = pgcontrol.Read(srv.dir)
+	return err == nil
+}
+
+// action is a long action under way.
+type action struct {
+	verb   election.Verb
+	cancel context.CancelFunc
+	done   chan error // capacity 1: its end waits for Run
+}
+
+// begin starts a long action. There is at most one, and Run waits for its end.
+func (m *Monitor) begin(ctx context.Context, a election.Action) {
+	if m.action != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	act := &action{a.Verb, cancel, make(chan error, 1)}
+	m.action = act
+	c := m.cluster
+	target := m.watch.record(a.Child)
+	policy := m.policy()
+	policy.TooMany = a.Verb == election.Elect && m.tooMany(ctx)
+	go func() {
+		act.done <- m.long(ctx, c, a.Verb, target, policy)
+		m.lookNow()
+	}()
+}
+
+func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target Record, policy election.Policy) error {
+	switch v {
+	case election.Elect, election.Reaffirm:
+		a := c.campaign(m.watch, policy)
+		a.reaffirm = v == election.Reaffirm
+		res, err := a.run(ctx, false)
+		m.tellElection(a, res, err)
+		return err
+	case election.Follow:
+		return c.followWinner(ctx, target)
+	case election.Rejoin:
+		_, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target)})
+		return err
+	case election.Fence:
+		m.fence(ctx, c, "another node was elected")
+	}
+	return nil
+}
+
+// takeOutcome notes the end of a long action.
+func (m *Monitor) takeOutcome() {
+	if m.action == nil {
+		return
+	}
+	select {
+	case err := <-m.action.done:
+		m.finish(err)
+	default:
+	}
+}
+
+func (m *Monitor) finish(err error) {
+	m.action.cancel()
+	v := m.action.verb
+	m.action = nil
+	m.last = election.Outcome{Verb: v, At: time.Now(), OK: err == nil}
+	var refusal *RefusalError
+	switch {
+	case errors.As(err, &refusal):
+		m.last.Reason = election.Reason(refusal.Refusal)
+	case err != nil:
+		m.last.Reason = election.Reason(err.Error())
+	}
+	m.diverged = v == election.Follow && errors.Is(err, ErrTimelineDiverged) || v == election.Rejoin && err != nil
+	if v != election.Elect || refusal == nil || refusal.Refusal != election.RefusedHealth {
+		m.report(string(v), err)
+	}
+	m.tellRefusal(v, err)
+}
+
+// endAction ends the long action of a Monitor that was told to stop.
+func (m *Monitor) endAction() {
+	if m.action != nil {
+		m.action.cancel()
+		m.finish(<-m.action.done)
+	}
+}
+
+// tellRefusal tells once why there is no failover.
+func (m *Monitor) tellRefusal(v election.Verb, err error) {
+	var refusal *RefusalError
+	switch {
+	case v != election.Elect:
+	case err == nil:
+		m.refused = ""
+	case errors.As(err, &refusal) && (refusal.Refusal == election.RefusedHealth || string(refusal.Refusal) == m.refused):
+	case errors.As(err, &refusal):
+		m.refused = string(refusal.Refusal)
+		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
+	}
+}
+
+// tellElection records an election on its winner, and tells of it.
+func (m *Monitor) tellElection(a *campaign, res FailoverResult, err error) {
+	switch {
+	case err != nil && res.Winner != nil && len(res.Steps) >= 3 && !a.reaffirm:
+		m.noteFence(Event{Type: EventFailoverAbort, Details: err.Error()})
+	case err != nil:
+	case a.reaffirm:
+		m.noteFence(Event{Type: EventTermReaffirmed, Success: true, Details: fmt.Sprintf("%s goes on as primary in term %d", res.Winner, res.Term)})
+	default:
+		ctx, cancel := context.WithTimeout(context.Background(), DefaultConnectTimeout)
+		defer cancel()
+		former := *res.Former
+		e := Event{
+			NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: former.ID, Peer: former.Name,
+			Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, former),
+		}
+		recordErr := a.w.node(int32(res.Winner.ID)).do(ctx, func(n *Node) error {
+			a.c.emit(ctx, n, e)
+			return n.recordFailover(ctx, a.c.candidate(), res)
+		})
+		if recordErr != nil {
+			a.c.log.Warn("the failover is not in repmgr.failovers", "err", recordErr)
+		}
+	}
+}
+
+// recordFailover writes the history row of a failover, on the new primary.
+func (n *Node) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
+	steps, err := json.Marshal(res.Steps)
+	if err != nil {
+		return err
+	}
+	_, err = n.conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps)
+		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8) ON CONFLICT (term) DO NOTHING`,
+		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps)
+	if err != nil {
+		return n.queryError("record the failover", err)
+	}
+	return nil
+}
+
+// tooMany reports whether failovers_per_hour is reached, as the local copy knows it.
+func (m *Monitor) tooMany(ctx context.Context) bool {
+	limit := m.cluster.cfg.FailoversPerHour
+	if limit < 0 || m.local == nil {
+		return false
+	}
+	var n int
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	err := m.local.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&n)
+	return err == nil && n >= limit
+}
+
+// followWinner points the local standby to the primary that the newest rule
+// names, with the operator's follow_command where there is one.
+func (c *Cluster) followWinner(ctx context.Context, target Record) error {
+	limit := c.cfg.StandbyFollowTimeout + c.cfg.PrimaryFollowTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("follow %s: not done within %s", target, limit))
+	defer cancel()
+	if c.cfg.FollowCommand != "" {
+		out, err := runShell(ctx, c.cfg.FollowCommand, map[byte]placeholder{'n': {"REPMGR_UPSTREAM_NODE_ID", target.ID.String()}})
+		if err != nil {
+			return fmt.Errorf("follow_command: %w: %s", err, lastLines(out, 5))
+		}
+		return nil
+	}
+	_, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID})
+	if err == nil {
+		c.emit(ctx, nil, Event{NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventFailoverFollow, Success: true, PeerID: target.ID, Peer: target.Name,
+			Details: fmt.Sprintf("%s follows new primary %s", c.self(), target)})
+	}
+	return err
+}
+
+// announce says what this Monitor does to everybody who looks at its server.
+func (m *Monitor) announce(ctx context.Context) {
+	if m.cluster.cfg.NodeID == 0 || m.local == nil {
+		m.presence.close()
+		return
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	s := m.Status()
+	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
+	if s.Lease != nil {
+		left := s.Lease.Seconds()
+		p.LeaseLeft = &left
+	}
+	if ruler := peerOf(m.watch.peers(), int32(m.ruler())); int32(m.cluster.cfg.NodeID) != ruler.ID {
+		p.SeenAt = ruler.SeenAt
+	}
+	m.report("the announcement", m.presence.announce(ctx, m.cluster.connectLocal, p))
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/cli"
+)
+
+// serviceNodes are a primary, a paused standby, one without a daemon, and one that is gone.
+func serviceNodes() repmgr.ServiceStatus {
+	yes, no, lease := true, false, 1.94
+	at := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+	rule := &election.Rule{Term: 3, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3, 4}, Quorum: true, Sync: []int32{2, 3}, Acks: 1}
+	gone := node(4, "node4", repmgr.RoleStandby, "? node1", "? unreachable")
+	gone.Reach, gone.Running = repmgr.ReachTimeout, ""
+	return repmgr.ServiceStatus{Rule: rule, Nodes: []repmgr.ServiceNode{
+		{NodeView: node(1, "node1", repmgr.RolePrimary, "", "* running"), Monitored: &yes, Paused: &no, Rule: rule, Monitor: &repmgr.Presence{
+			PID: 101, Mode: repmgr.FailoverAutomatic, Phase: "in office", Reason: "a majority answers, the lease holds", LeaseLeft: &lease, At: at,
+		}},
+		{NodeView: node(2, "node2", repmgr.RoleStandby, "node1", "  running"), Monitored: &yes, Paused: &yes, Rule: rule, Monitor: &repmgr.Presence{
+			PID: 102, Mode: repmgr.FailoverAutomatic, Phase: "watching", Reason: "paused", SeenAt: at.Add(-1500 * time.Millisecond), At: at, Age: 0.7,
+		}},
+		{NodeView: node(3, "node3", repmgr.RoleStandby, "node1", "  running"), Monitored: &no, Paused: &no},
+		{NodeView: gone},
+	}}
+}
+
+func TestServiceStatus(t *testing.T) {
+	t.Parallel()
+	for name, cmd := range map[string]serviceStatus{
+		"text": {}, "compact": {Compact: true}, "detail": {Detail: true}, "csv": {csv: csv{CSV: true}}, "csv-detail": {csv: csv{CSV: true}, Detail: true},
+	} {
+		var out bytes.Buffer
+		cmd.print(&out, serviceNodes())
+		golden(t, "service-status-"+name, out.String())
+	}
+}
+
+// A node that could not be paused makes exit code 26; what was done is told all the same.
+func TestPauseTellsOfEachNode(t *testing.T) {
+	t.Parallel()
+	conf := config(t, "node_id=1\nconninfo='host=/nonexistent port=1'\n")
+	_, _, code := try(t, "-f", conf, "service", "pause")
+	require.Equal(t, cli.ExitConnect, code, "it did not begin")
+
+	res := repmgr.PauseResult{Paused: true, Nodes: []repmgr.PausedNode{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2", Error: "no answer"}}}
+	run := func(json bool, err error) (stdout, stderr string, code int) {
+		var out, errs bytes.Buffer
+		a := newApp(nil, &out, &errs)
+		a.json, a.cfg = json, repmgr.DefaultConfig()
+		err = a.pause(pauseService{}, "paused", func(*repmgr.Cluster, repmgr.PauseOptions) (repmgr.PauseResult, error) { return res, err })
+		code = a.finish(err)
+		return out.String(), errs.String(), code
+	}
+	out, errs, code := run(false, errors.New("no answer"))
+	require.Equal(t, cli.ExitPause, code)
+	require.Empty(t, out)
+	require.Equal(t, "NOTICE: node 1 (node1) paused\nNOTICE: node 2 (node2) not paused\nERROR: no answer\n", errs)
+	out, _, code = run(true, errors.New("no answer"))
+	require.Equal(t, cli.ExitPause, code)
+	require.JSONEq(t, `{"paused": true, "nodes": [{"node_id": 1, "node_name": "node1"}, {"node_id": 2, "node_name": "node2", "error": "no answer"}]}`, out)
+	res.Nodes[1].Error = ""
+	_, _, code = run(false, nil)
+	require.Equal(t, cli.ExitOK, code)
+}
+
+func TestDaemonExitCodes(t *testing.T) {
+	t.Parallel()
+	a := newApp(nil, &bytes.Buffer{}, &bytes.Buffer{})
+	for want, err := range map[int]error{
+		cli.ExitOK: nil, cli.ExitConfig: repmgr.ErrConfig, cli.ExitConnect: repmgr.ErrConnect,
+		cli.ExitDaemon: fmt.Errorf("x: %w", repmgr.ErrRefused),
+	} {
+		require.Equal(t, want, exitCode("daemon start", a.controlled(repmgr.DaemonResult{}, err, "started")))
+	}
+	require.Equal(t, cli.ExitDaemon, exitCode("daemon stop", a.controlled(repmgr.DaemonResult{}, repmgr.ErrTimeout, "stopped")))
+}

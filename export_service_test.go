@@ -1,0 +1,39 @@
+package repmgr
+
+import "context"
+
+// What only a Monitor does, for tests that see the package from outside.
+
+// Announcer announces as a Monitor does.
+type Announcer struct{ p presence }
+
+func NewAnnouncer(id NodeID) *Announcer { return &Announcer{presence{node: id}} }
+
+func (a *Announcer) Announce(ctx context.Context, conninfo string, s Presence) error {
+	return a.p.announce(ctx, func(ctx context.Context) (*Node, error) { return Connect(ctx, conninfo) }, s)
+}
+
+func (a *Announcer) Close() { a.p.close() }
+
+func Presences(ctx context.Context, conninfo string) (all map[NodeID]Presence, err error) {
+	return all, withNode(ctx, conninfo, func(n *Node) error { all, err = n.presences(ctx); return err })
+}
+
+func FailoverPrivileges(ctx context.Context, conninfo string) error {
+	return withNode(ctx, conninfo, func(n *Node) error { return n.failoverPrivileges(ctx) })
+}
+
+func CopyMetadata(ctx context.Context, c *Cluster, primary, witness string) error {
+	return withNode(ctx, primary, func(p *Node) error {
+		return withNode(ctx, witness, func(w *Node) error { return c.copyMetadata(ctx, p, w) })
+	})
+}
+
+func withNode(ctx context.Context, conninfo string, f func(*Node) error) error {
+	n, err := Connect(ctx, conninfo)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	return f(n)
+}

@@ -1,0 +1,131 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// guard keeps the local server from being a second primary, whatever else the
+// Monitor is busy with:
+//
+//   - with synchronous_mode=off, a primary that has had no contact to a majority
+//     for fence_timeout is stopped: others may have been elected;
+//   - a primary that hangs is killed after hang_timeout, so that it can not wake
+//     up as one later;
+//   - what a dead postmaster has left behind is killed: it can still commit.
+//
+// A stopped primary is started again as a standby of nobody.
+func (m *Monitor) guard(ctx context.Context) {
+	for {
+		c := m.settings()
+		if pause(ctx, c.pulse()/2) != nil {
+			return
+		}
+		if c.cfg.Failover != FailoverAutomatic {
+			continue
+		}
+		me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
+		if me.Role == election.Witness || me.Role == "" {
+			continue
+		}
+		if me.Answer == election.Refused {
+			m.killLeftovers(ctx, c)
+			continue
+		}
+		left, needed := m.lease(time.Now(), c, me)
+		if !needed || me.Running != election.Primary {
+			m.setLease(nil)
+			continue
+		}
+		m.setLease(&left)
+		if left <= 0 {
+			m.fence(ctx, c, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", c.cfg.FenceTimeout))
+		}
+	}
+}
+
+// guardHang kills a local primary that leaves new connections without an answer
+// for hang_timeout: sessions that are open may still work, but nobody else gets in.
+func (m *Monitor) guardHang(ctx context.Context) {
+	var since time.Time
+	for {
+		c := m.settings()
+		if pause(ctx, c.cfg.HangTimeout/10) != nil {
+			return
+		}
+		me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
+		switch now := time.Now(); {
+		case c.cfg.Failover != FailoverAutomatic || me.Running != election.Primary || me.Role == election.Witness || !c.hangs(ctx):
+			since = time.Time{}
+		case since.IsZero():
+			since = now
+		case now.Sub(since) > c.cfg.HangTimeout:
+			m.fence(ctx, c, fmt.Sprintf("new connections got no answer for hang_timeout (%s)", c.cfg.HangTimeout))
+			since = time.Time{}
+		}
+	}
+}
+
+// lease is how long the local primary may go on without further contact.
+func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.Duration, needed bool) {
+	r := me.Rule
+	if r.Quorum || !r.Known() {
+		return 0, false
+	}
+	if r.Primary != me.ID { // promoted, and the row that says so is not written yet
+		r.Primary, r.Term = me.ID, max(r.Term, me.Term)
+	}
+	start := election.LeaseStart(now, r, me.ID, m.watch.peers())
+	if since := m.inOfficeSince(); start.Before(since) {
+		start = since // the election that promoted it was the contact
+	}
+	return c.cfg.FenceTimeout - now.Sub(start), true
+}
+
+// hangs reports whether a new connection to the local server gets no answer.
+func (c *Cluster) hangs(ctx context.Context) bool {
+	n, err := c.connectLocal(ctx)
+	if err != nil {
+		var ce *ConnectError
+		return ctx.Err() == nil && errors.As(err, &ce) && ce.Reach == ReachTimeout
+	}
+	n.Close()
+	return false
+}
+
+// fence stops the local server at once, and starts it as a standby of nobody.
+func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
+	start := time.Now()
+	srv, err := c.localServer(m.dataDirectory())
+	if err == nil {
+		err = srv.fence(ctx)
+	}
+	if err != nil {
+		m.log.Error("this node could not be fenced: it may accept writes while another node is the primary", "reason", why, "err", err, "hint", Hint(err))
+		m.noteFence(Event{Type: EventFence, Details: fmt.Sprintf("not fenced (%s): %v", why, err)})
+		return
+	}
+	m.log.Warn("this node was fenced", "reason", why, "elapsed", time.Since(start))
+	m.noteFence(Event{Type: EventFence, Success: true, Details: why})
+	if err := srv.startAsStandby(ctx, map[string]string{"primary_conninfo": "", "primary_slot_name": "", "recovery_target_timeline": "latest"}); err != nil {
+		m.log.Warn("the fenced server does not start as a standby yet", "err", err, "hint", Hint(err))
+	}
+}
+
+// killLeftovers ends the processes that a dead postmaster has left behind.
+func (m *Monitor) killLeftovers(ctx context.Context, c *Cluster) {
+	srv, err := c.localServer(m.dataDirectory())
+	if err != nil || srv.runs() {
+		return
+	}
+	left := srv.leftovers()
+	if len(left) == 0 {
+		return
+	}
+	err = srv.killLeftovers(ctx)
+	m.log.Warn("the postmaster is dead: the processes that it left behind were killed", "processes", len(left), "err", err)
+}

@@ -1,0 +1,111 @@
+package chaos
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// What is judged here is judged from outside: by what clients were told and by
+// what servers say of themselves, never by what the daemons think.
+
+// promotion is the begin of a server's right to acknowledge.
+type promotion struct {
+	At       time.Time
+	Node     int
+	Timeline int
+}
+
+// promotions of a log, the oldest first. start is who had the right before.
+func promotions(start promotion, events []logEvent) []promotion {
+	ps := []promotion{start}
+	for _, e := range events {
+		if e.What == promoted {
+			ps = append(ps, promotion{e.At, e.Node, e.Timeline})
+		}
+	}
+	slices.SortStableFunc(ps, func(a, b promotion) int { return a.At.Compare(b.At) })
+	return ps
+}
+
+// outage is the longest time without an acknowledged commit between from and to.
+func outage(acks []Ack, from, to time.Time) time.Duration {
+	longest, last := time.Duration(0), from
+	for _, a := range acks {
+		if a.At.Before(from) {
+			last = a.At
+			continue
+		}
+		if a.At.After(to) {
+			break
+		}
+		longest, last = max(longest, a.At.Sub(last)), a.At
+	}
+	return max(longest, to.Sub(last))
+}
+
+// loss is what became of acknowledged rows.
+type loss struct {
+	Lost   int       // acknowledged, and not on the final primary
+	Fenced int       // acknowledged by a server after another one had been promoted in its place
+	Last   time.Time // of the fenced ones
+}
+
+// losses judges the acknowledgements of one client. A row that was acknowledged
+// by the former primary, was on its way when the new one was promoted, and is
+// there afterwards, is no fault: its commit came first.
+func losses(acks []Ack, there map[int64]bool, ps []promotion) (l loss) {
+	for _, a := range acks {
+		wrong := supersededAt(ps, a.Node, a.Sent)
+		if !there[a.ID] {
+			l.Lost++
+			wrong = wrong || supersededAt(ps, a.Node, a.At)
+		}
+		if wrong {
+			l.Fenced++
+			l.Last = a.At
+		}
+	}
+	return l
+}
+
+// supersededAt tells whether at t a server of a higher timeline than the node's
+// newest had been promoted.
+func supersededAt(ps []promotion, node int, t time.Time) bool {
+	own, highest := 0, 0
+	for i, p := range ps {
+		if i > 0 && p.At.After(t) {
+			continue
+		}
+		highest = max(highest, p.Timeline)
+		if p.Node == node {
+			own = max(own, p.Timeline)
+		}
+	}
+	return highest > own
+}
+
+// followed is when the last of the standbys streamed the timeline, after its
+// promotion; false when one did not.
+func followed(p promotion, events []logEvent, standbys []int) (time.Duration, bool) {
+	last := time.Duration(0)
+	for _, id := range standbys {
+		i := slices.IndexFunc(events, func(e logEvent) bool {
+			return e.Node == id && e.What == streaming && e.Timeline >= p.Timeline && !e.At.Before(p.At)
+		})
+		if i < 0 {
+			return 0, false
+		}
+		last = max(last, events[i].At.Sub(p.At))
+	}
+	return last, true
+}
+
+// quantile of values, by the nearest rank; 0 without any.
+func quantile[T cmp.Ordered](values []T, q float64) (v T) {
+	if len(values) == 0 {
+		return v
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}

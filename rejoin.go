@@ -1,0 +1,570 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// RejoinOptions are the choices of [Cluster.Rejoin].
+type RejoinOptions struct {
+	Target        string       // conninfo of any node that can be reached. Empty: the local server is asked, which must run then.
+	Policy        RejoinPolicy // how far it may go. Defaults to rejoin of the configuration.
+	DataDirectory string       // of the local server, where the configuration does not name it
+	PgRewind      string       // path of pg_rewind. Defaults to the one of the server's version.
+	ConfigFiles   []string     // of the data directory, to be kept beside those that always are
+	Force         bool         // stop a local server that runs as a primary; go on although nothing could be saved
+	NoWait        bool         // do not wait until it streams
+	DryRun        bool         // look and decide, change nothing
+
+	Progress func(CopyProgress) // of a new clone
+}
+
+// RejoinMethod is how a node came back.
+type RejoinMethod string
+
+const (
+	RejoinByFollow RejoinMethod = "follow"  // it had nothing that the primary lacks
+	RejoinByRewind RejoinMethod = "rewind"  // what it had too much was taken back
+	RejoinByClone  RejoinMethod = "reclone" // all of it was copied anew
+)
+
+// RejoinStep is one thing that a rejoin did.
+type RejoinStep struct {
+	Name    string        `json:"name"`
+	Detail  string        `json:"detail,omitempty"`
+	Elapsed time.Duration `json:"elapsed_ns"`
+}
+
+// RejoinResult is what a rejoin did, also when it failed.
+type RejoinResult struct {
+	Node      Record        `json:"node"`
+	Primary   Record        `json:"primary"`
+	Method    RejoinMethod  `json:"method"`
+	Reason    string        `json:"reason"`             // why that method
+	Salvage   *Salvage      `json:"salvage"`            // nil: nothing was lost
+	Fork      *wal.Position `json:"fork"`               // where the node's line leaves that of the primary; nil: it does not
+	Timeline  wal.Timeline  `json:"timeline,omitempty"` // of the primary
+	Streaming bool          `json:"streaming"`
+	Steps     []RejoinStep  `json:"steps"`
+	Elapsed   time.Duration `json:"elapsed_ns"`
+	DryRun    bool          `json:"dry_run,omitempty"`
+}
+
+// rejoining is one run of Rejoin.
+type rejoining struct {
+	*Cluster
+	o       RejoinOptions
+	server  *localServer
+	local   *Node // the local server, when it runs in recovery
+	primary *Node
+	status  NodeStatus // of primary
+	recs    []Record
+	lock    *os.File // the data directory, locked
+
+	control     pgcontrol.ControlFile
+	timeline    wal.Timeline // of the local server
+	ours        wal.History
+	diverged    bool
+	impossible  string // why pg_rewind could not help
+	interrupted bool   // an earlier rejoin ended in the middle of its work on the data
+	res         RejoinResult
+}
+
+// Rejoin brings the local server back as a standby of the primary, whatever it
+// was before: a primary that crashed while another one took over, one that was
+// shut down in order, or a standby.
+//
+// Where it has no WAL that the primary lacks it simply follows. Otherwise the
+// policy decides: that WAL is saved (see [Salvage]) and taken back by pg_rewind,
+// or the server is cloned anew. The node keeps its own configuration files and
+// settings. Every step can be repeated, so after an error or a crash Rejoin is
+// called again; data that an interrupted pg_rewind left behind is not started
+// any more, and only a new clone helps.
+//
+// It refuses with [ErrRefused] by policy and while the local server runs as a
+// primary, with [ErrTimelineDiverged] where the policy is RejoinIfClean and the
+// node has diverged, and with [ErrRejoin] where a step failed.
+func (c *Cluster) Rejoin(ctx context.Context, o RejoinOptions) (RejoinResult, error) {
+	start := time.Now()
+	if o.Policy == "" {
+		o.Policy = c.cfg.Rejoin
+	}
+	r := &rejoining{Cluster: c, o: o, res: RejoinResult{DryRun: o.DryRun, Steps: []RejoinStep{}}}
+	defer r.close()
+	err := r.run(ctx)
+	r.res.Elapsed = time.Since(start)
+	return r.res, err
+}
+
+func (r *rejoining) close() {
+	r.local.Close()
+	r.primary.Close()
+	r.unlock()
+}
+
+func (r *rejoining) run(ctx context.Context) error {
+	if r.o.Policy == RejoinNever {
+		return hint(kind(ErrRefused, "%s stays down: rejoin is set to %q", r.self(), r.o.Policy), "%s", r.again("--force-rewind"))
+	}
+	if err := r.inspect(ctx); err != nil {
+		return err
+	}
+	if err := r.step(ctx, "compare", r.compare); err != nil {
+		return err
+	}
+	if err := r.decide(); err != nil || r.o.DryRun {
+		return err
+	}
+	err := r.perform(ctx)
+	e := Event{
+		NodeID: r.res.Node.ID, Node: r.res.Node.Name, Type: EventNodeRejoin, Success: err == nil,
+		Details: r.res.String(), PeerID: r.res.Primary.ID, Peer: r.res.Primary.Name, PeerConninfo: r.res.Primary.Conninfo,
+	}
+	if err != nil {
+		e.Details = err.Error()
+	}
+	r.emit(ctx, r.primary, e)
+	return err
+}
+
+// String tells the outcome in a sentence.
+func (res RejoinResult) String() string {
+	text := fmt.Sprintf("%s rejoined %s by %s, timeline %d", res.Node, res.Primary, res.Method, res.Timeline)
+	if res.Salvage != nil {
+		text += fmt.Sprintf("; %d transactions (%d bytes of WAL) are no longer in the database and saved in %s", len(res.Salvage.Commits), res.Salvage.Bytes, res.Salvage.Dir)
+	}
+	return text
+}
+
+// step runs one named step, notes it and says so.
+func (r *rejoining) step(ctx context.Context, name string, f func(context.Context) (detail string, err error)) error {
+	start := time.Now()
+	detail, err := f(ctx)
+	s := RejoinStep{name, detail, time.Since(start)}
+	if err != nil {
+		s.Detail = err.Error()
+	}
+	r.res.Steps = append(r.res.Steps, s)
+	r.log.Info("rejoin: "+name, "detail", s.Detail, "elapsed", s.Elapsed)
+	return err
+}
+
+// again is the command line that tries it another time.
+func (r *rejoining) again(options string) string {
+	conf := ""
+	if r.cfg.File != "" {
+		conf = " -f " + r.cfg.File
+	}
+	target := Redact(r.o.Target)
+	if r.primary != nil {
+		target = Redact(r.res.Primary.Conninfo)
+	}
+	return fmt.Sprintf("Run: repmgr%s node rejoin -d '%s' %s", conf, strings.ReplaceAll(target, "'", `'\''`), options)
+}
+
+// inspect finds the primary and the state of the local server.
+func (r *rejoining) inspect(ctx context.Context) (err error) {
+	if err := r.cfg.RequireNode(); err != nil {
+		return err
+	}
+	if r.server, err = r.localServer(r.o.DataDirectory); err != nil {
+		return err
+	}
+	if err := r.server.mayControl(); err != nil {
+		return err
+	}
+	if !r.o.DryRun {
+		if err := r.acquire(); err != nil {
+			return err
+		}
+	}
+	if err := r.step(ctx, "local server", r.findLocal); err != nil {
+		return err
+	}
+	return r.step(ctx, "primary", r.findUpstream)
+}
+
+// acquire keeps a second rejoin, and a clone, out of the data directory.
+func (r *rejoining) acquire() error {
+	f, err := os.Open(r.server.dir)
+	if err != nil {
+		return kind(ErrDirectory, "open the data directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		return hint(kind(ErrRefused, "another rejoin or clone is under way in %s", r.server.dir), "Wait for it to end: repmgrd rejoins by itself with failover=automatic.")
+	}
+	r.lock = f
+	return nil
+}
+
+func (r *rejoining) unlock() {
+	if r.lock != nil {
+		_ = r.lock.Close()
+		r.lock = nil
+	}
+}
+
+// findLocal connects to the local server where it runs. One that runs as a
+// primary is never touched without Force.
+func (r *rejoining) findLocal(ctx context.Context) (string, error) {
+	if !r.server.runs() {
+		return "down", nil
+	}
+	stop := func(why string) (string, error) {
+		switch {
+		case !r.o.Force:
+			return "", hint(kind(ErrRefused, "the server in %s %s", r.server.dir, why),
+				"Make sure that it is not the one in use (repmgr cluster show), then stop it, or let this command do that: --force")
+		case r.o.DryRun:
+			return why + "; it would be stopped", nil
+		}
+		return why + "; stopped", r.server.stop(ctx)
+	}
+	n, err := r.connectLocal(ctx)
+	if err != nil {
+		return stop(fmt.Sprintf("runs and can not be asked (%v)", err))
+	}
+	var backend int
+	var inRecovery bool
+	if err := n.conn.QueryRow(ctx, `SELECT pg_backend_pid(), pg_is_in_recovery()`).Scan(&backend, &inRecovery); err != nil {
+		n.Close()
+		return "", n.queryError("read the recovery state", err)
+	}
+	switch {
+	case !r.server.serves(backend):
+		n.Close()
+		return "", hint(kind(ErrRefused, "the server that conninfo names is not the one that runs in %s", r.server.dir), "Correct conninfo or data_directory in repmgr.conf.")
+	case !inRecovery:
+		n.Close()
+		return stop("runs as a primary")
+	}
+	r.local = n
+	return "in recovery", nil
+}
+
+// findUpstream finds the one primary through the target.
+func (r *rejoining) findUpstream(ctx context.Context) (_ string, err error) {
+	if r.o.Target == "" && r.local == nil {
+		return "", hint(kind(ErrConfig, "no node was named to ask who the primary is"), "Name any node that can be reached, with -h HOST or -d CONNINFO.")
+	}
+	target := r.local
+	if r.o.Target != "" {
+		if target, err = Connect(ctx, r.o.Target); err != nil {
+			return "", err
+		}
+		defer target.Close()
+	}
+	if r.recs, err = target.records(ctx); err != nil {
+		return "", err
+	}
+	if r.res.Primary, err = r.findPrimary(ctx, othersThan(r.recs, r.cfg.NodeID)); err != nil {
+		return "", err
+	}
+	if r.primary, err = r.connectTo(ctx, r.res.Primary); err != nil {
+		return "", err
+	}
+	if r.recs, err = r.primary.records(ctx); err != nil {
+		return "", err
+	}
+	self, ok := recordByID(r.recs, r.cfg.NodeID)
+	switch {
+	case !ok:
+		return "", hint(kind(ErrNotRegistered, "%s is not registered", r.self()), "Clone it anew and register it: repmgr standby clone, repmgr standby register.")
+	case self.Role == RoleWitness:
+		return "", hint(kind(ErrRefused, "%s is a witness", self), "A witness has its own data: just start it.")
+	}
+	r.res.Node = self
+	if r.status, err = r.primary.Status(ctx); err != nil {
+		return "", err
+	}
+	r.res.Timeline = r.status.Timeline
+	if s := r.status.Settings; self.SlotName != "" && s.MaxSlots <= len(r.status.Slots) && !hasSlot(r.status.Slots, self.SlotName) {
+		return "", hint(kind(ErrRefused, "no replication slot is free on %s: max_replication_slots is %d", r.res.Primary, s.MaxSlots), "Drop slots that nobody uses there, or raise max_replication_slots.")
+	}
+	return fmt.Sprintf("%s at %s", r.res.Primary, r.status.Position()), nil
+}
+
+// compare finds out whether the node has WAL that the primary lacks.
+func (r *rejoining) compare(ctx context.Context) (string, error) {
+	if r.interrupted = r.isGuarded(); r.interrupted {
+		return "an earlier rejoin was interrupted", nil
+	}
+	var err error
+	if r.control, err = r.server.control(ctx); err != nil {
+		if r.o.Policy == RejoinReclone && r.local == nil {
+			r.diverged, r.impossible = true, err.Error()
+			return r.impossible, nil
+		}
+		return "", hint(kind(ErrRejoin, "look at the data in %s: %w", r.server.dir, err), "%s", r.again("--reclone"))
+	}
+	if id := strconv.FormatUint(r.control.SystemIdentifier, 10); id != r.status.SystemIdentifier {
+		return "", hint(kind(ErrSystemIdentifier, "the data in %s has system identifier %s, %s has %s", r.server.dir, id, r.res.Primary, r.status.SystemIdentifier),
+			"They are different clusters. Is data_directory right? A node of this one is made with: repmgr standby clone")
+	}
+	if r.timeline, r.ours, err = r.server.line(r.control); err != nil {
+		return "", kind(ErrRejoin, "look at the timelines in %s: %w", r.server.dir, err)
+	}
+	var theirs wal.History
+	if r.status.Timeline > 1 {
+		if theirs, err = r.timelineHistory(ctx, r.res.Primary, r.status.Timeline); err != nil {
+			return "", err
+		}
+	}
+	return r.measure(ctx, theirs)
+}
+
+// measure compares the two lines, and the WAL behind the point where they part.
+func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, error) {
+	var received wal.LSN // a server that receives has no other end than this one
+	if r.local != nil {
+		status, err := r.local.Status(ctx)
+		if err != nil {
+			return "", err
+		}
+		if received = status.ReceivedLSN; status.Receiver == nil {
+			received = 0
+		}
+		if now, err := r.primary.Status(ctx); err == nil { // later than our own
+			r.status = now
+		}
+	}
+	common, fork, ok := lastCommon(r.timeline, r.ours, r.status.Position(), theirs)
+	if !ok {
+		r.diverged, r.impossible = true, fmt.Sprintf("timeline %d of the node and timeline %d of the primary have no common past", r.timeline, r.status.Timeline)
+		return r.impossible, nil
+	}
+	damaged := !r.server.hasSegment(r.control.Redo, r.control.WALSegmentSize)
+	switch {
+	case common != r.timeline, damaged:
+		r.diverged = true
+	case received != 0:
+		r.diverged = received > fork
+	case r.control.State == pgcontrol.ShutDown: // the end is known to the byte
+		r.diverged = r.control.Position().LSN > fork
+	default:
+		beyond, err := r.server.walBeyond(ctx, branch{common, fork}, r.control.WALSegmentSize)
+		if err != nil {
+			return "", hint(kind(ErrRejoin, "%w", err), "%s", orDefault(Hint(err), r.again("--reclone")))
+		}
+		r.diverged = beyond || r.control.Position().LSN > fork
+	}
+	if !r.diverged {
+		return fmt.Sprintf("nothing beyond what %s has (%s)", r.res.Primary, r.control.State), nil
+	}
+	r.res.Fork = &wal.Position{Timeline: common, LSN: fork}
+	detail := fmt.Sprintf("%s has WAL of its own behind %s", r.res.Node, r.res.Fork)
+	switch s := r.status.Settings; {
+	case damaged:
+		r.impossible = "the WAL of its last checkpoint is gone"
+		return detail + ", and " + r.impossible, nil
+	case common == r.status.Timeline && common == r.timeline:
+		r.impossible = fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", common)
+	case r.control.DataChecksums == 0 && !r.control.WALLogHints:
+		r.impossible = fmt.Sprintf("neither data checksums nor wal_log_hints were on in %s", r.res.Node)
+	case s.FullPageWrites == "off":
+		r.impossible = fmt.Sprintf("full_page_writes is off on %s", r.res.Primary)
+	}
+	return detail, nil
+}
+
+// decide settles the method, or why there is none.
+func (r *rejoining) decide() error {
+	reclone := r.o.Policy == RejoinReclone
+	switch {
+	case r.interrupted && reclone:
+		r.res.Method, r.res.Reason = RejoinByClone, "an earlier rejoin was interrupted"
+	case r.interrupted:
+		return hint(kind(ErrRejoin, "an earlier rejoin of %s was interrupted while it changed the data in %s: it can not be used any more", r.res.Node, r.server.dir), "%s", r.again("--reclone"))
+	case !r.diverged:
+		r.res.Method, r.res.Reason = RejoinByFollow, "it has nothing that the primary lacks"
+	case r.o.Policy == RejoinIfClean:
+		return hint(kind(ErrTimelineDiverged, "%s has WAL of its own behind %s, where the line of %s begins", r.res.Node, r.fork(), r.res.Primary),
+			"It can be saved and taken back. %s", r.again("--force-rewind"))
+	case r.impossible == "":
+		r.res.Method, r.res.Reason = RejoinByRewind, fmt.Sprintf("it has WAL of its own behind %s", r.fork())
+	case reclone:
+		r.res.Method, r.res.Reason = RejoinByClone, "pg_rewind can not help: "+r.impossible
+	default:
+		return hint(kind(ErrRejoin, "%s has diverged from %s, and pg_rewind can not help: %s", r.res.Node, r.res.Primary, r.impossible), "%s", r.again("--reclone"))
+	}
+	return nil
+}
+
+func (r *rejoining) fork() string {
+	if r.res.Fork == nil {
+		return "a point that is not known"
+	}
+	return r.res.Fork.String()
+}
+
+// perform does what was decided.
+func (r *rejoining) perform(ctx context.Context) (err error) {
+	node := r.res.Node
+	if node.SlotName != "" {
+		created, err := r.primary.CreateSlot(ctx, node.SlotName, node.Name)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if created && !r.res.Streaming && !r.o.NoWait {
+				r.dropIdleSlot(context.WithoutCancel(ctx), r.primary, node)
+			}
+		}()
+	}
+	if r.res.Method == RejoinByFollow && r.local != nil {
+		if err := r.step(ctx, "re-point", func(ctx context.Context) (string, error) {
+			return "without a restart", r.repoint(ctx, r.local, r.primary, node, r.res.Primary)
+		}); err != nil {
+			return err
+		}
+		return r.finish(ctx)
+	}
+	if err := r.step(ctx, "stop", r.stopLocal); err != nil {
+		return err
+	}
+	if r.res.Method == RejoinByRewind {
+		if err := r.takeBack(ctx); err != nil {
+			if r.o.Policy != RejoinReclone || ctx.Err() != nil {
+				return err
+			}
+			r.log.Warn("rejoin by pg_rewind did not work: cloning anew", "err", err)
+			r.res.Method, r.res.Reason = RejoinByClone, err.Error()
+		}
+	}
+	if r.res.Method == RejoinByClone {
+		if err := r.reclone(ctx); err != nil {
+			return err
+		}
+	}
+	if err := r.step(ctx, "start", r.startStandby); err != nil {
+		return err
+	}
+	return r.finish(ctx)
+}
+
+// stopLocal leaves no process of the server.
+func (r *rejoining) stopLocal(ctx context.Context) (string, error) {
+	left := r.server.leftovers()
+	r.local.Close()
+	r.local = nil
+	if err := r.server.stop(ctx); err != nil {
+		return "", err
+	}
+	r.server.forgetDead()
+	if len(left) > 0 {
+		return fmt.Sprintf("%d processes of a dead postmaster killed", len(left)), nil
+	}
+	return "", nil
+}
+
+// startStandby writes the standby settings and starts the server.
+func (r *rejoining) startStandby(ctx context.Context) (string, error) {
+	set, err := r.standbySettings(r.res.Primary, r.res.Node.Name, r.res.Node.SlotName)
+	if err != nil {
+		return "", err
+	}
+	r.recoverySettings(set, "")
+	if err := os.Remove(filepath.Join(r.server.dir, "recovery.signal")); err != nil && !os.IsNotExist(err) {
+		return "", kind(ErrDirectory, "remove recovery.signal: %w", err)
+	}
+	if err := writeStandby(r.server.dir, set, nil); err != nil {
+		return "", kind(ErrDirectory, "write the standby settings: %w", err)
+	}
+	if err := r.release(); err != nil {
+		return "", err
+	}
+	return "", r.server.start(ctx)
+}
+
+// finish waits until the node streams and records it.
+func (r *rejoining) finish(ctx context.Context) error {
+	attach := r.attach
+	if r.o.NoWait {
+		attach = func(context.Context) (string, error) { return "not waited for", nil }
+	}
+	if err := r.step(ctx, "attach", attach); err != nil {
+		return err
+	}
+	node, former := &r.res.Node, r.res.Node
+	node.Role, node.UpstreamID, node.UpstreamName, node.Active = RoleStandby, r.res.Primary.ID, r.res.Primary.Name, true
+	if _, err := r.primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(r.res.Primary.ID)); err != nil {
+		return hint(kind(ErrMetadata, "%s rejoined, but repmgr.nodes is not updated: %w", node, err), "Run on it: repmgr standby register --force")
+	}
+	if former.UpstreamID != 0 && former.UpstreamID != r.res.Primary.ID {
+		r.dropFormerSlot(ctx, r.recs, former)
+	}
+	r.dropStaleSlots(ctx)
+	return nil
+}
+
+// attach waits until the primary sends to the node, on its own timeline.
+func (r *rejoining) attach(ctx context.Context) (string, error) {
+	limit := r.cfg.NodeRejoinTimeout
+	late := hint(kind(ErrRejoin, "%s was started as a standby of %s, but did not stream from it within node_rejoin_timeout (%s)", r.res.Node, r.res.Primary, limit),
+		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", r.res.Primary.Name)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
+	defer cancel()
+	patient := *r.Cluster // our own deadline is the one that counts
+	patient.cfg.StandbyFollowTimeout = 2 * limit
+	for {
+		local, err := r.connectLocal(ctx)
+		if err == nil {
+			err = patient.waitAttached(ctx, local, r.primary, r.res.Node, r.res.Primary, r.status.Timeline)
+			local.Close()
+		}
+		switch {
+		case err == nil:
+			r.res.Streaming = true
+			return fmt.Sprintf("streaming on timeline %d", r.status.Timeline), nil
+		case ctx.Err() != nil:
+			return "", context.Cause(ctx)
+		case !r.server.runs():
+			return "", r.server.startError(0, errors.New("it ended while it began to follow"))
+		}
+		if err := pause(ctx, pollInterval); err != nil {
+			return "", err
+		}
+	}
+}
+
+// dropStaleSlots drops the slots that the node kept for its standbys as a
+// primary: they would hold its WAL for ever.
+func (r *rejoining) dropStaleSlots(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*DefaultConnectTimeout)
+	defer cancel()
+	local, err := r.connectLocal(ctx)
+	if err != nil {
+		return // NoWait; the next rejoin or follow looks again
+	}
+	defer local.Close()
+	status, err := local.Status(ctx)
+	if err != nil {
+		return
+	}
+	for _, s := range status.Slots {
+		owner := Record{}
+		for _, rec := range r.recs {
+			if rec.SlotName == s.Name {
+				owner = rec
+			}
+		}
+		switch {
+		case s.Active || s.Temporary || !s.Physical:
+		case owner.ID != 0 && owner.UpstreamID != r.res.Node.ID:
+			r.dropIdleSlot(ctx, local, owner)
+		case owner.ID == 0:
+			r.log.Warn("an inactive replication slot keeps WAL on this standby", "slot", s.Name, "hint", fmt.Sprintf("If nobody needs it: SELECT pg_drop_replication_slot('%s');", s.Name))
+		}
+	}
+}

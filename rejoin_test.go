@@ -1,0 +1,352 @@
+package repmgr_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// afterFailover is node2 promoted, node3 behind it, and node1, the former
+// primary, down: killed, with rows that no other node has, or shut down in order.
+type afterFailover struct{ node1, node2, node3 *node }
+
+func withSlots(c *repmgr.Config) { c.UseReplicationSlots = true }
+
+// failOver makes it. end is how node1 goes; change comes before its standbys are made.
+func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c afterFailover), change ...func(*pgtest.Server)) afterFailover {
+	t.Helper()
+	o.Name = "node1"
+	server := pgtest.Start(t, o)
+	for _, f := range change {
+		f(server)
+	}
+	node1 := newNode(t, 1, server, withSlots, func(c *repmgr.Config) { c.DataDirectory = server.Dir })
+	_, err := node1.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
+	node1.Exec(t, `CREATE TABLE t AS SELECT generate_series(1, 1000) AS id`)
+	c := afterFailover{node1, addStandby(t, node1, 2, withSlots), addStandby(t, node1, 3, withSlots)}
+	waitSame(t, node1, c.node2)
+	waitSame(t, node1, c.node3)
+	end(t, c)
+	_, err = c.node2.Promote(t.Context(), repmgr.PromoteOptions{SiblingsFollow: true})
+	require.NoError(t, err)
+	c.node2.Exec(t, `INSERT INTO t SELECT generate_series(3001, 3100)`)
+	return c
+}
+
+func shutDown(t *testing.T, c afterFailover) { c.node1.Stop("fast") }
+func crash(t *testing.T, c afterFailover)    { c.node1.Kill() }
+
+// crashWithRows lets node1 commit what nobody else gets, and then crash.
+func crashWithRows(t *testing.T, c afterFailover) {
+	leaveAlone(t, c)
+	c.node1.Exec(t, `INSERT INTO t SELECT generate_series(2001, 2100)`)
+	c.node1.Exec(t, `DELETE FROM t WHERE id = 2001`)
+	c.node1.Kill()
+}
+
+// leaveAlone ends the streams of both standbys while node1 goes on.
+func leaveAlone(t *testing.T, c afterFailover) {
+	t.Helper()
+	for _, n := range []*node{c.node2, c.node3} {
+		n.Exec(t, `ALTER SYSTEM SET primary_conninfo = ''`)
+		n.Exec(t, `SELECT pg_reload_conf()`)
+	}
+	pgtest.WaitFor(t, "the standbys to leave", func(context.Context) error {
+		if n := c.node1.QueryString(t, `SELECT count(*) FROM pg_stat_replication`); n != "0" {
+			return fmt.Errorf("%s are there", n)
+		}
+		return nil
+	})
+}
+
+// rejoin runs it on node1, and shows how long it took.
+func (c afterFailover) rejoin(t *testing.T, o repmgr.RejoinOptions) (repmgr.RejoinResult, error) {
+	t.Helper()
+	if o.Target == "" {
+		o.Target = c.node3.Conninfo() // any node that can be reached
+	}
+	res, err := c.node1.Rejoin(t.Context(), o)
+	for _, s := range res.Steps {
+		t.Logf("%-12s %8.1f ms  %s", s.Name, float64(s.Elapsed.Microseconds())/1000, s.Detail)
+	}
+	t.Logf("rejoin by %q: %d ms", res.Method, res.Elapsed.Milliseconds())
+	return res, err
+}
+
+// requireEqualEverywhere wants node1 to stream from node2 and all to hold the same.
+func (c afterFailover) requireEqualEverywhere(t *testing.T) {
+	t.Helper()
+	c.node2.Exec(t, `INSERT INTO t VALUES (9999)`)
+	const sum = `SELECT count(*) || ' ' || sum(id) || ' ' || md5(string_agg(id::text, ',' ORDER BY id)) FROM t`
+	want := c.node2.QueryString(t, sum)
+	for _, n := range []*node{c.node1, c.node3} {
+		waitSame(t, c.node2, n)
+		require.Equal(t, want, n.QueryString(t, sum), n.cfg.NodeName)
+		require.Equal(t, "node2", c.node2.view(t, n.cfg.NodeID).Upstream)
+	}
+	require.Equal(t, "standby true", c.node2.QueryString(t, `SELECT type || ' ' || active FROM repmgr.nodes WHERE node_id = 1`))
+	require.NoDirExists(t, c.node1.Dir+".salvage/incomplete-node1")
+}
+
+// What was shut down in order has nothing of its own: it just follows.
+func TestRejoin_CleanShutdownFollows(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, shutDown)
+	res, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean, DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByFollow, res.Method)
+	require.False(t, c.node1.Started())
+
+	res, err = c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByFollow, res.Method)
+	require.True(t, res.Streaming)
+	require.Nil(t, res.Salvage)
+	require.NoDirExists(t, c.node1.Dir+".salvage")
+	c.requireEqualEverywhere(t)
+	require.Equal(t, "0", c.node1.QueryString(t, `SELECT count(*) FROM pg_replication_slots`), "a standby keeps no WAL for others")
+	require.Equal(t, "repmgr_slot_1:true repmgr_slot_3:true", c.node2.QueryString(t, `SELECT string_agg(slot_name || ':' || active, ' ' ORDER BY slot_name) FROM pg_replication_slots`))
+	require.True(t, c.node1.events.wait(t, repmgr.EventNodeRejoin).Success)
+
+	up := c.node1.QueryString(t, `SELECT pg_postmaster_start_time()`)
+	res, err = c.rejoin(t, repmgr.RejoinOptions{})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByFollow, res.Method)
+	require.Equal(t, up, c.node1.QueryString(t, `SELECT pg_postmaster_start_time()`), "twice is harmless")
+	c.requireEqualEverywhere(t)
+}
+
+// A crash alone is no divergence: without WAL of its own a node needs no pg_rewind.
+func TestRejoin_CrashedButNotDivergedFollows(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crash)
+	res, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByFollow, res.Method)
+	c.requireEqualEverywhere(t)
+}
+
+// Rows that only the crashed primary had are saved, named, and taken back. The
+// node keeps its ballot, its pause and its own settings.
+func TestRejoin_DivergedRewinds(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crashWithRows)
+	auto := filepath.Join(c.node1.Dir, "postgresql.auto.conf")
+	own, err := os.ReadFile(auto)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(auto, append(own, "repmgr.ballot = '1/7/node2.1'\nrepmgr.paused = '1/on'\nwork_mem = '5MB'\n"...), 0o600))
+	conn := c.node2.Conn(t)
+	for _, sql := range []string{`SET repmgr.ballot = ''`, `ALTER SYSTEM SET repmgr.ballot = '2/8/node2.2'`} {
+		_, err := conn.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(c.node1.Dir, "mine.conf"), []byte("# mine\n"), 0o600))
+	hba, err := os.ReadFile(filepath.Join(c.node1.Dir, "pg_hba.conf"))
+	require.NoError(t, err)
+	hba = append(hba, "# node1's own\n"...)
+	require.NoError(t, os.WriteFile(filepath.Join(c.node1.Dir, "pg_hba.conf"), hba, 0o600))
+
+	_, err = c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinNever})
+	requireError(t, err, repmgr.ErrRefused, "never")
+	_, err = c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean})
+	requireError(t, err, repmgr.ErrTimelineDiverged, "node1", "timeline 1")
+	require.Contains(t, repmgr.Hint(err), "--force-rewind")
+	require.NoFileExists(t, filepath.Join(c.node1.Dir, "standby.signal"), "a refusal changes nothing")
+
+	res, err := c.rejoin(t, repmgr.RejoinOptions{})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method)
+	c.requireEqualEverywhere(t)
+	for name, want := range map[string]string{"repmgr.ballot": "1/7/node2.1", "repmgr.paused": "1/on", "work_mem": "5MB"} {
+		require.Equal(t, want, c.node1.QueryString(t, `SELECT setting FROM pg_file_settings WHERE name = $1 ORDER BY seqno DESC LIMIT 1`, name))
+	}
+	now, err := os.ReadFile(filepath.Join(c.node1.Dir, "pg_hba.conf"))
+	require.NoError(t, err)
+	require.Equal(t, string(hba), string(now))
+	require.FileExists(t, filepath.Join(c.node1.Dir, "mine.conf"))
+	info, err := os.Stat(c.node1.Dir)
+	require.NoError(t, err)
+	require.EqualValues(t, 0o700, info.Mode().Perm())
+
+	require.NotNil(t, res.Salvage)
+	require.Len(t, res.Salvage.Commits, 2, "an INSERT and a DELETE")
+	require.Positive(t, res.Salvage.Bytes)
+	require.NotEmpty(t, res.Salvage.Segments)
+	for _, name := range res.Salvage.Segments {
+		require.FileExists(t, filepath.Join(res.Salvage.Dir, "pg_wal", name))
+	}
+	summary, err := os.ReadFile(filepath.Join(res.Salvage.Dir, "summary.txt"))
+	require.NoError(t, err)
+	require.Contains(t, string(summary), res.Salvage.Commits[0])
+	dump, err := os.ReadFile(filepath.Join(res.Salvage.Dir, "waldump.txt"))
+	require.NoError(t, err)
+	require.Equal(t, 2, strings.Count(string(dump), "desc: COMMIT"))
+	require.Contains(t, c.node1.events.wait(t, repmgr.EventNodeRejoin).Details, "2 transactions")
+}
+
+// The node's own crash recovery must not recycle what pg_rewind needs.
+func TestRejoin_WithoutWALKeepSize(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{Settings: map[string]string{"wal_keep_size": "0", "min_wal_size": "32MB", "max_wal_size": "48MB"}, WALSegmentSizeMB: 1}, crashWithRows)
+	c.node2.Exec(t, `INSERT INTO t SELECT generate_series(10001, 20000)`)
+	res, err := c.rejoin(t, repmgr.RejoinOptions{})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method)
+	c.requireEqualEverywhere(t)
+}
+
+// Where pg_rewind can not help, the error says so and changes nothing, and the
+// policy reclone copies anew, with the node's own ballot kept.
+func TestRejoin_RewindImpossible(t *testing.T) {
+	t.Parallel()
+	noChecksums := func(s *pgtest.Server) {
+		s.Stop("fast")
+		out, err := exec.Command(filepath.Join(s.BinDir, "pg_checksums"), "--disable", "-D", s.Dir).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		s.StartAgain()
+	}
+	recycled := func(t *testing.T, c afterFailover) {
+		leaveAlone(t, c)
+		c.node1.Exec(t, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
+		for range 10 {
+			c.node1.Exec(t, `INSERT INTO t VALUES (2001); SELECT pg_switch_wal()`)
+		}
+		for range 2 {
+			c.node1.Exec(t, `CHECKPOINT`)
+		}
+		c.node1.Kill()
+	}
+	noWAL := func(t *testing.T, c afterFailover) {
+		crashWithRows(t, c)
+		segments, err := filepath.Glob(filepath.Join(c.node1.Dir, "pg_wal", "0000000100000000*"))
+		require.NoError(t, err)
+		for _, f := range segments {
+			require.NoError(t, os.Remove(f))
+		}
+	}
+	for name, tc := range map[string]struct {
+		o      pgtest.Options
+		end    func(*testing.T, afterFailover)
+		change func(*pgtest.Server)
+		want   string
+	}{
+		"no hints and no checksums":  {pgtest.Options{Settings: map[string]string{"wal_log_hints": "off"}}, crashWithRows, noChecksums, "wal_log_hints"},
+		"the fork is recycled":       {pgtest.Options{Settings: map[string]string{"max_wal_size": "2MB", "min_wal_size": "2MB"}, WALSegmentSizeMB: 1}, recycled, func(*pgtest.Server) {}, "pg_rewind"},
+		"not even a checkpoint left": {pgtest.Options{}, noWAL, func(*pgtest.Server) {}, "checkpoint"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := failOver(t, tc.o, tc.end, tc.change)
+			_, err := c.rejoin(t, repmgr.RejoinOptions{})
+			requireError(t, err, repmgr.ErrRejoin, tc.want, "node1")
+			require.Contains(t, repmgr.Hint(err), "--reclone")
+			require.False(t, c.node1.Started())
+
+			auto := filepath.Join(c.node1.Dir, "postgresql.auto.conf")
+			own, err := os.ReadFile(auto)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(auto, append(own, "repmgr.ballot = '1/7/node2.1'\n"...), 0o600))
+			res, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinReclone})
+			require.NoError(t, err)
+			require.Equal(t, repmgr.RejoinByClone, res.Method)
+			c.requireEqualEverywhere(t)
+			require.Equal(t, "1/7/node2.1", c.node1.QueryString(t, `SELECT setting FROM pg_file_settings WHERE name = 'repmgr.ballot'`))
+		})
+	}
+}
+
+// pg_rewind that is killed in the middle leaves data that nobody can start: not
+// we, not pg_ctl. A new clone helps.
+func TestRejoin_InterruptedRewindIsNotStarted(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crashWithRows)
+	fake := filepath.Join(t.TempDir(), "pg_rewind")
+	script := fmt.Sprintf("#!/bin/sh\nrm -f %s/standby.signal\nkill -9 $$\n", c.node1.Dir) // as pg_rewind does it
+	require.NoError(t, os.WriteFile(fake, []byte(script), 0o700))
+	_, err := c.rejoin(t, repmgr.RejoinOptions{PgRewind: fake})
+	requireError(t, err, repmgr.ErrRejoin, "interrupted", "node1")
+
+	err = c.node1.TryStart()
+	require.ErrorContains(t, err, "permissions", "PostgreSQL itself refuses the data")
+	_, err = c.rejoin(t, repmgr.RejoinOptions{})
+	requireError(t, err, repmgr.ErrRejoin, "interrupted", "can not be used")
+	require.Contains(t, repmgr.Hint(err), "--reclone")
+	require.False(t, c.node1.Started())
+
+	res, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinReclone})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByClone, res.Method)
+	c.requireEqualEverywhere(t)
+	saved, err := filepath.Glob(c.node1.Dir + ".salvage/*/summary.txt")
+	require.NoError(t, err)
+	require.Len(t, saved, 1)
+}
+
+// A running primary is nobody's former primary, until an operator says so.
+func TestRejoin_RunningPrimaryIsNotTouched(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, shutDown)
+	c.node1.StartAgain()
+	for _, dryRun := range []bool{true, false} {
+		_, err := c.rejoin(t, repmgr.RejoinOptions{DryRun: dryRun})
+		requireError(t, err, repmgr.ErrRefused, "runs as a primary", c.node1.Dir)
+	}
+	require.False(t, pgtest.Query[bool](t, c.node1.Server, `SELECT pg_is_in_recovery()`))
+	res, err := c.rejoin(t, repmgr.RejoinOptions{Force: true})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method)
+	c.requireEqualEverywhere(t)
+}
+
+// What the lease fences, a standby of nobody that has its own rows, comes back too.
+func TestRejoin_DetachedStandbyRewinds(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crashWithRows)
+	require.NoError(t, os.WriteFile(filepath.Join(c.node1.Dir, "standby.signal"), nil, 0o600))
+	c.node1.StartAgain()
+	res, err := c.rejoin(t, repmgr.RejoinOptions{})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method)
+	require.GreaterOrEqual(t, len(res.Salvage.Commits), 2)
+	c.requireEqualEverywhere(t)
+}
+
+// Nothing is taken back that could not be saved, unless an operator insists.
+func TestRejoin_WhatCanNotBeSavedIsNotLost(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crashWithRows)
+	require.NoError(t, os.WriteFile(c.node1.Dir+".salvage", nil, 0o600)) // a file where the directory shall be
+	_, err := c.rejoin(t, repmgr.RejoinOptions{})
+	requireError(t, err, repmgr.ErrRejoin, "save the WAL")
+	require.Contains(t, repmgr.Hint(err), "salvage_directory")
+	require.NoFileExists(t, filepath.Join(c.node1.Dir, "standby.signal"))
+}
+
+// Without its address nobody knows the primary, and a foreign cluster is no target.
+func TestRejoin_BadInput(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, shutDown)
+	_, err := c.node1.Rejoin(t.Context(), repmgr.RejoinOptions{})
+	requireError(t, err, repmgr.ErrConfig, "no node was named")
+	nowhere := newNode(t, 1, c.node1.Server)
+	_, err = nowhere.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node2.Conninfo()})
+	requireError(t, err, repmgr.ErrConfig, "data directory")
+	other := newNode(t, 7, c.node1.Server, func(cfg *repmgr.Config) { cfg.DataDirectory = c.node1.Dir })
+	_, err = other.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node2.Conninfo()})
+	requireError(t, err, repmgr.ErrNotRegistered, "node7")
+	foreign := pgtest.Start(t, pgtest.Options{Fresh: true})
+	far := newNode(t, 1, foreign, func(cfg *repmgr.Config) { cfg.DataDirectory = foreign.Dir })
+	foreign.Stop("fast")
+	_, err = far.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node2.Conninfo()})
+	requireError(t, err, repmgr.ErrSystemIdentifier, foreign.Dir)
+}

@@ -1,0 +1,377 @@
+package repmgr
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// The work on data that has to be taken back: save, recover, rewind, clone.
+//
+//	salvage     copy the WAL that is about to be lost
+//	detach      make it a standby of nobody: from here on it can not come up as a primary
+//	recover     crash recovery, so that the data is consistent
+//	checkpoint  the primary's own files tell its new timeline
+//	guard       a note beside the data, and a mode with which PostgreSQL does not start
+//	rewind      pg_rewind, and a look at what it did
+//	configure   the node's own files back, and the guard off
+
+// guardMode is a permission on the data directory with which PostgreSQL refuses
+// to start: search for others, who still see nothing of what is in it. It outlives
+// pg_rewind, which removes every file that the primary does not have.
+const guardMode = 0o001
+
+// stateDir exists while the data is neither the old one nor the new one. It
+// holds the node's own files.
+func (r *rejoining) stateDir() string {
+	return filepath.Join(r.server.salvageRoot(), fmt.Sprintf("incomplete-node%d", r.cfg.NodeID))
+}
+
+// guard makes the data unusable for anybody but us until release.
+func (r *rejoining) guard(ctx context.Context) error {
+	dir := r.stateDir()
+	tmp := dir + ".tmp"
+	err := errors.Join(os.RemoveAll(tmp), os.RemoveAll(dir), os.MkdirAll(filepath.Join(tmp, "config"), 0o700))
+	if err == nil {
+		err = r.server.saveConfig(ctx, filepath.Join(tmp, "config"), r.o.ConfigFiles)
+	}
+	if err == nil {
+		err = writeFile(filepath.Join(tmp, "README"), fmt.Appendf(nil, "The data in %s is being replaced since %s. If this directory is still here when nothing works on it,\nthe data can not be used: clone it anew.\n",
+			r.server.dir, time.Now().UTC().Format(time.RFC3339)))
+	}
+	if err == nil {
+		err = errors.Join(os.Rename(tmp, dir), syncDir(filepath.Dir(dir)), r.mode(guardMode))
+	}
+	if err != nil {
+		return hint(kind(ErrRejoin, "prepare the work on %s: %w", r.server.dir, err), "Set salvage_directory in repmgr.conf to a directory that this user can write.")
+	}
+	return nil
+}
+
+// isGuarded says whether an earlier rejoin ended under guard. A clone that
+// somebody made since has lifted it.
+func (r *rejoining) isGuarded() bool {
+	if _, err := os.Stat(r.stateDir()); err != nil {
+		return false
+	}
+	info, err := os.Stat(r.server.dir)
+	_, noData := os.Stat(filepath.Join(r.server.dir, "global", "pg_control"))
+	return err != nil || noData != nil || info.Mode()&guardMode != 0
+}
+
+// release lets PostgreSQL start on the data again.
+func (r *rejoining) release() error {
+	if err := errors.Join(r.mode(0), syncDir(r.server.dir), os.RemoveAll(r.stateDir())); err != nil {
+		return kind(ErrRejoin, "finish the work on %s: %w", r.server.dir, err)
+	}
+	return nil
+}
+
+func (r *rejoining) mode(guard os.FileMode) error {
+	info, err := os.Stat(r.server.dir)
+	if err != nil {
+		return err
+	}
+	return os.Chmod(r.server.dir, info.Mode().Perm()&^guardMode|guard)
+}
+
+// takeBack saves what the node has too much and rewinds it.
+func (r *rejoining) takeBack(ctx context.Context) error {
+	for _, s := range []struct {
+		name string
+		do   func(context.Context) (string, error)
+	}{{"salvage", r.save}, {"detach", r.detach}, {"recover", r.recover}, {"checkpoint", r.checkpoint}, {"rewind", r.rewind}, {"configure", r.configure}} {
+		if err := r.step(ctx, s.name, s.do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// save salvages. Without Force nothing is taken back that could not be saved.
+func (r *rejoining) save(ctx context.Context) (string, error) {
+	if _, err := os.Stat(filepath.Join(r.server.dir, "pg_wal")); os.IsNotExist(err) {
+		return "there is no WAL", nil
+	}
+	if r.res.Fork == nil {
+		return "where the lines part is not known: nothing can be singled out", r.saveFailed(errors.New("the fork is not known"))
+	}
+	list := branches(r.timeline, r.ours, r.res.Fork.Timeline, r.res.Fork.LSN)
+	sv, err := r.server.salvage(ctx, r.res.Node, list, r.control.WALSegmentSize)
+	if err != nil {
+		return "", r.saveFailed(err)
+	}
+	r.res.Salvage = &sv
+	return fmt.Sprintf("%d transactions, %d bytes of WAL, in %s", len(sv.Commits), sv.Bytes, sv.Dir), nil
+}
+
+func (r *rejoining) saveFailed(err error) error {
+	err = hint(kind(ErrRejoin, "save the WAL that %s has beyond %s: %w", r.res.Node, r.res.Primary, err),
+		"Set salvage_directory in repmgr.conf to a directory with room that this user can write. To lose that WAL: %s", r.again("--force-rewind --force"))
+	if !r.o.Force {
+		return err
+	}
+	r.log.Warn("the WAL is lost, as --force asks for", "err", err)
+	return nil
+}
+
+// detach makes the data that of a standby without upstream: if we die here and
+// somebody starts it, it accepts no write.
+func (r *rejoining) detach(context.Context) (string, error) {
+	if err := writeStandby(r.server.dir, map[string]string{"primary_conninfo": ""}, nil); err != nil {
+		return "", kind(ErrDirectory, "make %s a standby: %w", r.server.dir, err)
+	}
+	return "", nil
+}
+
+// recover brings a crashed server's data into order, as pg_rewind needs it. The
+// server's own recovery would recycle the WAL from the fork on.
+func (r *rejoining) recover(ctx context.Context) (string, error) {
+	if r.control.State.Clean() {
+		return "not needed: " + string(r.control.State), nil
+	}
+	postgres, err := r.server.program("postgres")
+	if err != nil {
+		return "", err
+	}
+	// A single-user server does not start with the signal files in its way.
+	for _, name := range []string{"standby.signal", "recovery.signal"} {
+		path := filepath.Join(r.server.dir, name)
+		if err := os.Rename(path, path+".repmgr"); err == nil {
+			defer func() { _ = os.Rename(path+".repmgr", path) }()
+		}
+	}
+	args := append([]string{"--single", "-F", "-c", "wal_keep_size=100GB", "-c", "archive_mode=off"}, r.server.args()...)
+	if out, err := r.tool(ctx, postgres, nil, append(args, "template1")...); err != nil {
+		return "", hint(kind(ErrRejoin, "crash recovery of %s: %w%s", r.res.Node, err, afterColon(lastLines(out, 5))), "%s", r.again("--reclone"))
+	}
+	control, err := pgcontrol.Read(r.server.dir)
+	switch {
+	case err != nil:
+		return "", kind(ErrRejoin, "look at the recovered data: %w", err)
+	case !control.State.Clean():
+		return "", hint(kind(ErrRejoin, "crash recovery of %s left it %q", r.res.Node, control.State), "%s", r.again("--reclone"))
+	}
+	return string(r.control.State) + " before", nil
+}
+
+// checkpoint makes the primary's control file name its timeline. Before that,
+// pg_rewind of 15 and older finds nothing to do.
+func (r *rejoining) checkpoint(ctx context.Context) (string, error) {
+	var known bool
+	if err := r.primary.conn.QueryRow(ctx, `SELECT timeline_id = $1 FROM pg_control_checkpoint()`, int32(r.status.Timeline)).Scan(&known); err != nil {
+		return "", r.primary.queryError("look at the checkpoint", err)
+	}
+	if known {
+		return "not needed", nil
+	}
+	if _, err := r.primary.conn.Exec(unlimited(ctx), `CHECKPOINT`); err != nil {
+		return "", hint(r.primary.queryError("checkpoint", err), "From PostgreSQL 15 on, once, on the primary: GRANT pg_checkpoint TO %s;", r.primary.conn.Config().User)
+	}
+	return "", nil
+}
+
+// rewind runs pg_rewind under guard, and looks whether it did its work.
+func (r *rejoining) rewind(ctx context.Context) (string, error) {
+	program := r.o.PgRewind
+	if program == "" {
+		var err error
+		if program, err = r.server.program("pg_rewind"); err != nil {
+			return "", err
+		}
+	}
+	source, env, err := r.source()
+	if err != nil {
+		return "", err
+	}
+	args := []string{"--target-pgdata=" + r.server.dir, "--source-server=" + source, "--no-ensure-shutdown"}
+	if restore, err := r.restoreArgs(ctx); err == nil {
+		args = append(args, restore...)
+	}
+	if err := r.guard(ctx); err != nil {
+		return "", err
+	}
+	before, err := r.server.lastChange()
+	if err != nil {
+		return "", kind(ErrRejoin, "look at the data in %s: %w", r.server.dir, err)
+	}
+	out, err := r.tool(ctx, program, env, args...)
+	if err != nil {
+		if after, errLook := r.server.lastChange(); errLook == nil && after.Equal(before) {
+			return "", errors.Join(r.rewindError(ctx, "is not possible", out, err), r.release()) // it looked and left
+		}
+		return "", r.rewindError(ctx, "was interrupted, and the data can not be used any more", out, err)
+	}
+	control, err := pgcontrol.Read(r.server.dir)
+	switch {
+	case err != nil:
+		return "", kind(ErrRejoin, "look at the rewound data: %w", err)
+	case max(control.Timeline, control.MinRecoveryTimeline) != r.status.Timeline:
+		return "", hint(kind(ErrRejoin, "pg_rewind left %s on timeline %d, and %s is on %d: %s", r.res.Node, max(control.Timeline, control.MinRecoveryTimeline), r.res.Primary, r.status.Timeline, lastLines(out, 2)),
+			"%s", r.again("--reclone"))
+	}
+	return lastLines(out, 1), nil
+}
+
+func (r *rejoining) rewindError(ctx context.Context, what string, out []byte, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	help := r.again("--reclone")
+	if bytes.Contains(out, []byte("permission denied")) {
+		help = fmt.Sprintf("pg_rewind logs in to %s as %q, who must be a superuser or have EXECUTE on pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text) and pg_read_binary_file(text, bigint, bigint, boolean).",
+			r.res.Primary.Name, r.primary.conn.Config().User)
+	}
+	return hint(kind(ErrRejoin, "pg_rewind of %s %s: %w%s", r.res.Node, what, err, afterColon(lastLines(out, 5))), "%s", help)
+}
+
+// source is how pg_rewind reaches the primary. A password goes by the
+// environment: everybody can read the arguments of a process.
+func (r *rejoining) source() (conninfo string, env []string, err error) {
+	params, err := ParseConninfo(r.dialInfo(r.res.Primary))
+	if err != nil {
+		return "", nil, kind(ErrConfig, "conninfo of %s: %w", r.res.Primary, err)
+	}
+	for key, name := range map[string]string{"password": "PGPASSWORD", "passfile": "PGPASSFILE", "sslpassword": "PGSSLPASSWORD"} {
+		if params[key] != "" {
+			env = append(env, name+"="+params[key])
+			delete(params, key)
+		}
+	}
+	params["application_name"] = "repmgr_rewind"
+	return FormatConninfo(params), env, nil
+}
+
+// restoreArgs let pg_rewind fetch WAL from the archive, where this server's own
+// settings know how.
+func (r *rejoining) restoreArgs(ctx context.Context) ([]string, error) {
+	if r.cfg.RestoreCommand == "" {
+		return nil, nil
+	}
+	postgres, err := r.server.program("postgres")
+	if err != nil {
+		return nil, err
+	}
+	out, err := r.tool(ctx, postgres, nil, append(r.server.args(), "-C", "restore_command")...)
+	if err != nil || strings.TrimSpace(string(out)) == "" {
+		return nil, err
+	}
+	return []string{"--restore-target-wal"}, nil
+}
+
+// tool runs one of PostgreSQL's programs on the data directory.
+func (r *rejoining) tool(ctx context.Context, program string, env []string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir, cmd.WaitDelay = r.server.dir, 2*time.Second
+	cmd.Env = append(append(os.Environ(), "LC_ALL=C"), env...)
+	endWithGroup(cmd)
+	return cmd.CombinedOutput()
+}
+
+// reclone copies the primary into the data directory, after saving what is lost by that.
+func (r *rejoining) reclone(ctx context.Context) error {
+	if r.res.Salvage == nil && !r.interrupted {
+		if err := r.step(ctx, "salvage", r.save); err != nil {
+			return err
+		}
+	}
+	if !r.isGuarded() {
+		if err := r.guard(ctx); err != nil {
+			return err
+		}
+	}
+	if err := r.step(ctx, "clone", r.clone); err != nil {
+		return err
+	}
+	return r.step(ctx, "configure", r.configure)
+}
+
+func (r *rejoining) clone(ctx context.Context) (string, error) {
+	r.unlock() // Clone locks the directory itself
+	res, err := r.Clone(ctx, CloneOptions{
+		Source: r.dialInfo(r.res.Primary), Dir: r.server.dir, UpstreamID: r.res.Primary.ID,
+		FastCheckpoint: true, Force: true, Progress: r.o.Progress,
+	})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d bytes", res.Bytes), r.acquire()
+}
+
+// configure puts the node's own files back: with its settings, its ballot and its pause.
+func (r *rejoining) configure(ctx context.Context) (string, error) {
+	err := r.server.restoreConfig(ctx, filepath.Join(r.stateDir(), "config"))
+	if err != nil {
+		return "", hint(kind(ErrRejoin, "put the configuration of %s back: %w", r.res.Node, err), "They are in %s.", r.stateDir())
+	}
+	_, err = r.detach(ctx)
+	return "", err
+}
+
+// lastChange is when anything in the data directory was last changed.
+func (s *localServer) lastChange() (last time.Time, err error) {
+	err = filepath.WalkDir(s.dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			if at := time.Unix(st.Ctim.Sec, st.Ctim.Nsec); at.After(last) {
+				last = at
+			}
+		}
+		return nil
+	})
+	return last, err
+}
+
+// control reads pg_control; that of a running server may be in the middle of a write.
+func (s *localServer) control(ctx context.Context) (pgcontrol.ControlFile, error) {
+	for try := 0; ; try++ {
+		c, err := pgcontrol.Read(s.dir)
+		if !errors.Is(err, pgcontrol.ErrChecksum) || try == 5 {
+			return c, err
+		}
+		if err := pause(ctx, pollInterval); err != nil {
+			return c, err
+		}
+	}
+}
+
+// line is the newest timeline that the server has WAL of, and its history.
+// pg_control alone may not know yet of a promotion right before a crash.
+func (s *localServer) line(c pgcontrol.ControlFile) (wal.Timeline, wal.History, error) {
+	newest := max(c.Timeline, c.MinRecoveryTimeline)
+	entries, err := os.ReadDir(filepath.Join(s.dir, "pg_wal"))
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, e := range entries {
+		if t, _, err := wal.ParseSegmentName(e.Name(), c.WALSegmentSize); err == nil {
+			newest = max(newest, t)
+		}
+	}
+	if newest <= 1 {
+		return newest, nil, nil
+	}
+	text, err := os.ReadFile(filepath.Join(s.dir, "pg_wal", wal.HistoryFileName(newest)))
+	if err != nil {
+		return 0, nil, err
+	}
+	h, err := wal.ParseHistory(text)
+	return newest, h, err
+}

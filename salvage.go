@@ -1,0 +1,398 @@
+package repmgr
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Salvage is what was saved of a server before a rejoin took it back. Its
+// directory holds summary.txt, waldump.txt (what pg_waldump says of the range)
+// and pg_wal/, the segments themselves with the history of their timelines.
+type Salvage struct {
+	Dir        string       `json:"directory"`
+	Timeline   wal.Timeline `json:"timeline"`
+	Fork       wal.LSN      `json:"fork_lsn"` // where the two lines part
+	End        wal.LSN      `json:"end_lsn"`  // behind the last whole record, but for alignment
+	Bytes      int64        `json:"bytes"`    // of WAL from Fork to End
+	Recycled   bool         `json:"recycled"` // the beginning was gone already: only the rest could be saved
+	Commits    []string     `json:"commits"`  // "transaction 733 at 2026-01-02 03:04:05.6 UTC", oldest first
+	Relations  []string     `json:"relations"`
+	Segments   []string     `json:"segments"`
+	Unarchived []string     `json:"unarchived"` // segments that were still to be archived
+}
+
+// branch is a timeline of a server, from where it stands alone with it.
+type branch struct {
+	timeline wal.Timeline
+	from     wal.LSN
+}
+
+// lastCommon finds where two servers part: the last timeline that both went
+// through, and the end of what they share of it. target counts up to its LSN,
+// local without end. Without a common timeline it is false.
+func lastCommon(local wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) (t wal.Timeline, fork wal.LSN, ok bool) {
+	a := append(slices.Clone(ours), wal.HistoryEntry{Timeline: local, SwitchLSN: math.MaxUint64})
+	b := append(slices.Clone(theirs), wal.HistoryEntry{Timeline: target.Timeline, SwitchLSN: target.LSN})
+	for i := 0; i < len(a) && i < len(b) && a[i].Timeline == b[i].Timeline; i++ {
+		t, fork, ok = a[i].Timeline, min(a[i].SwitchLSN, b[i].SwitchLSN), true
+		if a[i].SwitchLSN != b[i].SwitchLSN {
+			break
+		}
+	}
+	return t, fork, ok
+}
+
+// branches are the timelines of a server that lie beyond a fork on timeline t.
+func branches(local wal.Timeline, ours wal.History, t wal.Timeline, fork wal.LSN) []branch {
+	list := []branch{{t, fork}}
+	for i, e := range ours {
+		if e.Timeline >= t {
+			next := local
+			if i+1 < len(ours) {
+				next = ours[i+1].Timeline
+			}
+			list = append(list, branch{next, e.SwitchLSN})
+		}
+	}
+	return list
+}
+
+// salvageRoot is where what is saved of this server goes.
+func (s *localServer) salvageRoot() string {
+	return orDefault(s.cfg.SalvageDirectory, s.dir+".salvage")
+}
+
+// walDump runs pg_waldump over a timeline of the stopped server from an LSN to
+// the end of what is there. Its complaint about that end is no error.
+func (s *localServer) walDump(ctx context.Context, b branch, out io.Writer, args ...string) error {
+	program, err := s.program("pg_waldump")
+	if err != nil {
+		return err
+	}
+	args = append([]string{"-p", filepath.Join(s.dir, "pg_wal"), "-t", strconv.Itoa(int(b.timeline)), "-s", b.from.String()}, args...)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Stdout, cmd.WaitDelay = out, time.Second
+	endWithGroup(cmd)
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.As(err, &exit) && exit.ExitCode() == 1:
+		return nil // it came to the end, or found nothing
+	case err != nil:
+		return fmt.Errorf("run %s: %w", program, err)
+	}
+	return nil
+}
+
+// walBeyond says whether the server has a whole record of WAL at or behind b.
+func (s *localServer) walBeyond(ctx context.Context, b branch, segmentSize uint32) (bool, error) {
+	have, moved := s.present([]branch{b}, segmentSize)
+	if moved {
+		return len(have) > 0, nil // a gap: what lay behind b is recycled already
+	}
+	var out bytes.Buffer
+	if err := s.walDump(ctx, b, &out, "-n", "1"); err != nil {
+		return false, fmt.Errorf("look for WAL behind %s on timeline %d: %w", b.from, b.timeline, err)
+	}
+	return out.Len() > 0, nil
+}
+
+// hasSegment says whether the WAL at an LSN is there, on whatever timeline: a
+// promotion moves the segment that it happens in to the new one.
+func (s *localServer) hasSegment(at wal.LSN, segmentSize uint32) bool {
+	found, _ := filepath.Glob(filepath.Join(s.dir, "pg_wal", "????????"+wal.SegmentName(0, at, segmentSize)[8:]))
+	return len(found) > 0
+}
+
+// present moves the beginning of each branch to where the server still has its
+// WAL, leaves out those without any, and says whether it had to. pg_waldump
+// waits five seconds for a segment that is not there.
+func (s *localServer) present(list []branch, segmentSize uint32) (have []branch, moved bool) {
+	entries, _ := os.ReadDir(filepath.Join(s.dir, "pg_wal"))
+	for _, b := range list {
+		i := slices.IndexFunc(entries, func(e os.DirEntry) bool { // they come by name, so by LSN within a timeline
+			t, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
+			return err == nil && t == b.timeline && start+wal.LSN(segmentSize) > b.from
+		})
+		if i < 0 {
+			moved = true
+			continue
+		}
+		_, start, _ := wal.ParseSegmentName(entries[i].Name(), segmentSize)
+		moved = moved || start > b.from
+		have = append(have, branch{b.timeline, max(b.from, start)})
+	}
+	return have, moved
+}
+
+// salvage saves all of the server's WAL from the fork on, and what still had to
+// be archived. The directory appears under its name when it is whole; one that
+// holds the very same is taken as it is.
+func (s *localServer) salvage(ctx context.Context, node Record, list []branch, segmentSize uint32) (sv Salvage, err error) {
+	fork := list[0]
+	list, recycled := s.present(list, segmentSize)
+	sv = Salvage{Timeline: fork.timeline, Fork: fork.from, End: fork.from, Commits: []string{}, Relations: []string{}, Segments: []string{}, Unarchived: []string{}, Recycled: recycled}
+	root := s.salvageRoot()
+	name := fmt.Sprintf("-tl%d-%s", fork.timeline, strings.Replace(fork.from.String(), "/", "_", 1))
+	tmp := filepath.Join(root, fmt.Sprintf("unfinished-node%d%s", node.ID, name))
+	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(filepath.Join(tmp, "pg_wal"), 0o700)); err != nil {
+		return sv, err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(tmp)
+		}
+	}()
+	if err := s.describe(ctx, list, filepath.Join(tmp, "waldump.txt"), &sv); err != nil {
+		return sv, err
+	}
+	if err := s.copyWAL(ctx, list, segmentSize, filepath.Join(tmp, "pg_wal"), &sv); err != nil {
+		return sv, err
+	}
+	summary := sv.summary(node)
+	if sv.Dir = sameSalvage(root, name, summary); sv.Dir != "" {
+		return sv, os.RemoveAll(tmp)
+	}
+	head := fmt.Sprintf("saved: %s\n", time.Now().UTC().Format(time.RFC3339))
+	if err := writeFile(filepath.Join(tmp, "summary.txt"), []byte(head+summary)); err != nil {
+		return sv, err
+	}
+	sv.Dir = filepath.Join(root, time.Now().UTC().Format("20060102T150405.000Z")+name)
+	return sv, errors.Join(os.Rename(tmp, sv.Dir), syncDir(root))
+}
+
+// sameSalvage finds what an earlier try has saved, by its summary but for the time.
+func sameSalvage(root, name, summary string) string {
+	dirs, _ := filepath.Glob(filepath.Join(root, "*Z"+name))
+	for _, dir := range dirs {
+		text, _ := os.ReadFile(filepath.Join(dir, "summary.txt"))
+		if _, rest, _ := strings.Cut(string(text), "\n"); rest == summary {
+			return dir
+		}
+	}
+	return ""
+}
+
+func (sv Salvage) summary(node Record) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "node: %s\ntimeline: %d\nfork: %s\nend: %s\nbytes: %d\ncommits: %d\n", node, sv.Timeline, sv.Fork, sv.End, sv.Bytes, len(sv.Commits))
+	if sv.Recycled {
+		b.WriteString("recycled: the WAL next to the fork was gone already, and what it held is not counted\n")
+	}
+	for _, part := range []struct {
+		head  string
+		lines []string
+	}{{"lost transactions", sv.Commits}, {"relations touched (tablespace/database/file)", sv.Relations}, {"segments", sv.Segments}, {"not archived yet", sv.Unarchived}} {
+		fmt.Fprintf(&b, "\n%s:\n", part.head)
+		for _, line := range part.lines {
+			fmt.Fprintf(&b, "  %s\n", line)
+		}
+	}
+	return b.String()
+}
+
+// What pg_waldump prints, 13 to 18.
+var (
+	dumpRecord   = regexp.MustCompile(`len \(rec/tot\): +\d+/ *(\d+), tx: +(\d+), lsn: ([0-9A-F]+/[0-9A-F]+)`)
+	dumpCommit   = regexp.MustCompile(`desc: COMMIT(?:_PREPARED)? (?:gid .*?: )?(\d{4}-[^;]*)`)
+	dumpRelation = regexp.MustCompile(`rel (\d+/\d+/\d+)`)
+)
+
+// describe writes what pg_waldump says of the branches, and counts in it.
+func (s *localServer) describe(ctx context.Context, list []branch, path string, sv *Salvage) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	lines := &lineWriter{to: bufio.NewWriter(f), line: func(line string) {
+		m := dumpRecord.FindStringSubmatch(line)
+		if m == nil {
+			return
+		}
+		if at, err := wal.ParseLSN(m[3]); err == nil {
+			length, _ := strconv.ParseUint(m[1], 10, 32)
+			sv.End = (at + wal.LSN(length) + 7) &^ 7
+		}
+		if c := dumpCommit.FindStringSubmatch(line); c != nil {
+			sv.Commits = append(sv.Commits, fmt.Sprintf("transaction %s at %s", m[2], strings.TrimSpace(c[1])))
+		}
+		for _, rel := range dumpRelation.FindAllStringSubmatch(line, -1) {
+			if !slices.Contains(sv.Relations, rel[1]) {
+				sv.Relations = append(sv.Relations, rel[1])
+			}
+		}
+	}}
+	for _, b := range list {
+		if err := s.walDump(ctx, b, lines); err != nil {
+			return err
+		}
+	}
+	sv.Bytes = sv.End.Bytes(sv.Fork)
+	return errors.Join(lines.to.Flush(), f.Sync())
+}
+
+// lineWriter hands on what is written to it, and shows each line.
+type lineWriter struct {
+	to   *bufio.Writer
+	line func(string)
+	rest []byte
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.rest = append(w.rest, p...)
+	for {
+		i := bytes.IndexByte(w.rest, '\n')
+		if i < 0 {
+			return w.to.Write(p)
+		}
+		w.line(string(w.rest[:i]))
+		w.rest = w.rest[i+1:]
+	}
+}
+
+// copyWAL copies the segments of the branches, their histories, and what is
+// marked as not archived yet.
+func (s *localServer) copyWAL(ctx context.Context, list []branch, segmentSize uint32, to string, sv *Salvage) error {
+	from := filepath.Join(s.dir, "pg_wal")
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	ready, _ := filepath.Glob(filepath.Join(from, "archive_status", "*.ready"))
+	for _, e := range entries {
+		t, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
+		lost := slices.ContainsFunc(list, func(b branch) bool {
+			if b.timeline > 1 && e.Name() == wal.HistoryFileName(b.timeline) {
+				return true
+			}
+			return err == nil && t == b.timeline && start+wal.LSN(segmentSize) > b.from && start < max(sv.End, b.from+1)
+		})
+		unarchived := slices.Contains(ready, filepath.Join(from, "archive_status", e.Name()+".ready"))
+		if !lost && !unarchived {
+			continue
+		}
+		if err := copyFile(ctx, filepath.Join(from, e.Name()), filepath.Join(to, e.Name())); err != nil {
+			return err
+		}
+		if lost {
+			sv.Segments = append(sv.Segments, e.Name())
+		}
+		if unarchived {
+			sv.Unarchived = append(sv.Unarchived, e.Name())
+		}
+	}
+	return syncDir(to)
+}
+
+// copyFile copies a file, durably.
+func copyFile(ctx context.Context, from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, info.Mode().Perm())
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, readerFunc(func(p []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return in.Read(p)
+	}))
+	return errors.Join(err, out.Sync(), out.Close())
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// What lies at the top of a data directory and is the server's, not the
+// operator's: its data and its state.
+var serverFiles = []string{
+	"PG_VERSION", "postmaster.pid", "backup_label", "backup_label.old", "backup_manifest", "tablespace_map", "tablespace_map.old",
+	"standby.signal", "recovery.signal", "recovery.done", "current_logfiles",
+}
+
+// ownFileLimit is how large a file may be that is kept as configuration, in bytes.
+const ownFileLimit = 1 << 20
+
+// saveConfig copies this node's own files: its configuration, certificates and
+// what else an operator put at the top of the data directory, all of conf.d, and
+// those of extra, named relative to the data directory. The data of another
+// server must not bring that one's along.
+func (s *localServer) saveConfig(ctx context.Context, to string, extra []string) error {
+	names := slices.Clone(extra)
+	for _, dir := range []string{".", "conf.d"} {
+		entries, err := os.ReadDir(filepath.Join(s.dir, dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			info, err := e.Info()
+			if err == nil && info.Mode().IsRegular() && info.Size() <= ownFileLimit && !slices.Contains(serverFiles, e.Name()) && !strings.HasSuffix(e.Name(), ".tmp") {
+				names = append(names, filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	for _, name := range names {
+		if filepath.IsAbs(name) {
+			rel, err := filepath.Rel(s.dir, name)
+			if err != nil || strings.HasPrefix(rel, "..") {
+				continue // outside: nobody touches it
+			}
+			name = rel
+		}
+		path := filepath.Join(to, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+		if err := copyFile(ctx, filepath.Join(s.dir, name), path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restoreConfig puts back what saveConfig saved.
+func (s *localServer) restoreConfig(ctx context.Context, from string) error {
+	return filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(s.dir, rel)
+		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+			return err
+		}
+		return copyFile(ctx, path, to)
+	})
+}

@@ -1,0 +1,189 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// serverOf is the local server of a test's PostgreSQL.
+func serverOf(t *testing.T, s *pgtest.Server, change ...func(*Config)) *localServer {
+	t.Helper()
+	cfg := Config{NodeID: 1, Conninfo: s.Conninfo(), DataDirectory: s.Dir, PgBindir: s.BinDir}
+	for _, f := range change {
+		f(&cfg)
+	}
+	c, err := New(cfg)
+	require.NoError(t, err)
+	server, err := c.localServer("")
+	require.NoError(t, err)
+	require.NoError(t, server.mayControl())
+	return server
+}
+
+// keepCommitting leaves a backend behind that commits a row each millisecond or
+// two, for ten seconds.
+func keepCommitting(t *testing.T, s *pgtest.Server) {
+	t.Helper()
+	s.Exec(t, `CREATE TABLE busy (at timestamptz)`)
+	conn := s.Conn(t)
+	ctx, cancel := context.WithTimeout(context.Background(), pgtest.Timeout(waitBusy))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = conn.Exec(ctx, `DO $$ BEGIN FOR i IN 1..5000 LOOP INSERT INTO busy VALUES (clock_timestamp()); COMMIT; PERFORM pg_sleep(0.002); END LOOP; END $$`)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	pgtest.WaitFor(t, "the backend to commit", func(context.Context) error {
+		if pgtest.Query[int](t, s, `SELECT count(*) FROM busy`) < 5 {
+			return errors.New("no rows yet")
+		}
+		return nil
+	})
+}
+
+const waitBusy = 30 * time.Second
+
+func postmasterPID(t *testing.T, s *pgtest.Server) int {
+	t.Helper()
+	pid := serverPID(s.Dir)
+	require.NotZero(t, pid)
+	return pid
+}
+
+// A busy backend goes on committing when its postmaster is dead. Afterwards
+// nothing of the server lives, and it can be started.
+func TestLocalServer_EndsWhatADeadPostmasterLeaves(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*localServer, context.Context) error{
+		"killLeftovers": (*localServer).killLeftovers,
+		"fence":         (*localServer).fence,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pg := pgtest.Start(t, pgtest.Options{})
+			server := serverOf(t, pg)
+			keepCommitting(t, pg)
+			require.Empty(t, server.leftovers(), "the postmaster lives")
+			require.NoError(t, syscall.Kill(postmasterPID(t, pg), syscall.SIGKILL))
+			pgtest.WaitFor(t, "the postmaster to die", func(context.Context) error {
+				if server.runs() {
+					return errors.New("it runs")
+				}
+				return nil
+			})
+			left := server.leftovers()
+			require.NotEmpty(t, left, "a busy backend survives its postmaster")
+			start := time.Now()
+			require.NoError(t, end(server, t.Context()))
+			t.Logf("%d leftovers gone after %s", len(left), time.Since(start))
+			require.Empty(t, server.processes())
+
+			start = time.Now()
+			require.NoError(t, server.start(t.Context()))
+			t.Logf("started after %s", time.Since(start))
+			require.True(t, server.runs())
+			require.NoError(t, server.start(t.Context()), "twice is harmless")
+			require.GreaterOrEqual(t, pgtest.Query[int](t, pg, `SELECT count(*) FROM busy`), 5)
+		})
+	}
+}
+
+// The fence holds also where the postmaster can not do anything any more.
+func TestLocalServer_FencesAStoppedPostmaster(t *testing.T) {
+	t.Parallel()
+	pg := pgtest.Start(t, pgtest.Options{})
+	server := serverOf(t, pg)
+	keepCommitting(t, pg)
+	pg.Signal(syscall.SIGSTOP)
+	pgtest.WaitFor(t, "the postmaster to stop", func(context.Context) error {
+		if state := processState(postmasterPID(t, pg)); state != 'T' {
+			return fmt.Errorf("state %c", state)
+		}
+		return nil
+	})
+	start := time.Now()
+	require.NoError(t, server.fence(t.Context()))
+	t.Logf("fenced after %s", time.Since(start))
+	require.Empty(t, server.processes())
+}
+
+// An ordinary server is fenced in well under the grace that its postmaster gets,
+// and comes back as a standby of nobody.
+func TestLocalServer_FencesAndStartsDetached(t *testing.T) {
+	t.Parallel()
+	pg := pgtest.Start(t, pgtest.Options{})
+	server := serverOf(t, pg)
+	keepCommitting(t, pg)
+	start := time.Now()
+	require.NoError(t, server.fence(t.Context()))
+	t.Logf("fenced after %s", time.Since(start))
+	require.Empty(t, server.processes())
+	require.NoError(t, server.fence(t.Context()), "twice is harmless")
+	start = time.Now()
+	require.NoError(t, server.startAsStandby(t.Context(), map[string]string{"primary_conninfo": ""}))
+	t.Logf("started detached after %s", time.Since(start))
+	pgtest.WaitFor(t, "the standby to answer", func(ctx context.Context) error {
+		n, err := Connect(ctx, pg.Conninfo())
+		if err == nil {
+			n.Close()
+		}
+		return err
+	})
+	require.True(t, pgtest.Query[bool](t, pg, `SELECT pg_is_in_recovery()`))
+	require.Equal(t, "0", pg.QueryString(t, `SELECT count(*) FROM pg_stat_wal_receiver`))
+	require.True(t, server.serves(pgtest.Query[int](t, pg, `SELECT pg_backend_pid()`)))
+	require.False(t, server.serves(os.Getpid()))
+	require.NoError(t, server.stop(t.Context()))
+	require.Empty(t, server.processes())
+}
+
+// A server that does not start says why, at once.
+func TestLocalServer_SaysWhyItDoesNotStart(t *testing.T) {
+	t.Parallel()
+	pg := pgtest.Start(t, pgtest.Options{})
+	pg.Stop("fast")
+	broken := serverOf(t, pg, func(c *Config) { c.ServiceStartCommand = "echo not today; exit 3" })
+	err := broken.start(t.Context())
+	require.ErrorIs(t, err, ErrServerControl)
+	require.ErrorContains(t, err, "not today")
+
+	ctl := serverOf(t, pg, func(c *Config) { c.PgCtlOptions = fmt.Sprintf("-o '-p %d'", pg.Port) })
+	require.NoError(t, ctl.start(t.Context()))
+	require.Equal(t, "1", pg.QueryString(t, `SELECT 1`))
+	require.NoError(t, ctl.stop(t.Context()))
+
+	conf := filepath.Join(pg.Dir, "postgresql.auto.conf")
+	require.NoError(t, os.WriteFile(conf, []byte("no_such_setting = 1\n"), 0o600))
+	start := time.Now()
+	err = serverOf(t, pg).start(t.Context())
+	require.ErrorIs(t, err, ErrServerControl)
+	require.ErrorContains(t, err, "no_such_setting")
+	require.NotEmpty(t, Hint(err))
+	t.Logf("told after %s", time.Since(start))
+}
+
+// A shell in the data directory, and a server of another directory, are not ours.
+func TestLocalServer_TouchesOnlyItsOwn(t *testing.T) {
+	t.Parallel()
+	one, two := pgtest.Start(t, pgtest.Options{}), pgtest.Start(t, pgtest.Options{})
+	require.NoError(t, serverOf(t, one).fence(t.Context()))
+	require.Equal(t, "1", two.QueryString(t, `SELECT 1`))
+
+	c, err := New(Config{NodeID: 1})
+	require.NoError(t, err)
+	_, err = c.localServer("")
+	require.ErrorIs(t, err, ErrConfig)
+	_, err = c.localServer("/nowhere/at/all")
+	require.ErrorIs(t, err, ErrDirectory)
+	require.Error(t, (&localServer{dir: "/proc/1"}).mayControl(), "it is another user's")
+}

@@ -1,0 +1,398 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// pausedSetting is the server setting that keeps Monitors from acting by
+// themselves: 'node id/on'. It is in the file of ALTER SYSTEM, so it works on a
+// standby and survives restarts; a clone brings that of its source, which does
+// not count.
+const pausedSetting = "repmgr.paused"
+
+// pausedSQL is a scalar subquery for the value of the setting, empty where there is none.
+const pausedSQL = `coalesce((SELECT setting FROM pg_catalog.pg_file_settings WHERE name = '` + pausedSetting + `' ORDER BY seqno DESC LIMIT 1), '')`
+
+// pausedFor reports whether the value of the setting pauses that node.
+func pausedFor(raw string, id NodeID) bool { return raw == fmt.Sprintf("%d/on", id) }
+
+// PauseOptions are the choices of [Cluster.Pause] and [Cluster.Unpause].
+type PauseOptions struct {
+	DryRun bool // only ask every node whether it could be done
+}
+
+// PauseResult says what became of each registered node, in the order of their ids.
+type PauseResult struct {
+	Nodes  []PausedNode `json:"nodes"`
+	Paused bool         `json:"paused"` // what was asked for
+	DryRun bool         `json:"dry_run,omitempty"`
+}
+
+// PausedNode is a node, and why it could not be paused or unpaused.
+type PausedNode struct {
+	ID    NodeID `json:"node_id"`
+	Name  string `json:"node_name"`
+	Error string `json:"error,omitempty"` // empty: done
+}
+
+// Pause keeps all Monitors from acting by themselves, until [Cluster.Unpause]:
+// no failover, no following. They go on watching. It sets a flag on every
+// registered node at once, which survives restarts and needs no running Monitor.
+// Where nodes fail the others stay changed: the error joins what went wrong, and
+// the result has all of it.
+func (c *Cluster) Pause(ctx context.Context, o PauseOptions) (PauseResult, error) {
+	return c.setPaused(ctx, true, o)
+}
+
+// Unpause ends what [Cluster.Pause] began, in the same way.
+func (c *Cluster) Unpause(ctx context.Context, o PauseOptions) (PauseResult, error) {
+	return c.setPaused(ctx, false, o)
+}
+
+func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (PauseResult, error) {
+	res := PauseResult{Paused: paused, DryRun: o.DryRun}
+	probes, err := c.probeNodes(ctx)
+	if err != nil {
+		return res, err
+	}
+	errs := make([]error, len(probes))
+	var wg sync.WaitGroup
+	for i, p := range probes {
+		wg.Go(func() { errs[i] = c.pauseNode(ctx, p, paused, o.DryRun) })
+	}
+	wg.Wait()
+	for i, p := range probes {
+		n := PausedNode{ID: p.record.ID, Name: p.record.Name}
+		if errs[i] != nil {
+			n.Error = errs[i].Error()
+		}
+		res.Nodes = append(res.Nodes, n)
+	}
+	return res, errors.Join(errs...)
+}
+
+func (c *Cluster) pauseNode(ctx context.Context, p probe, paused, dryRun bool) error {
+	if p.err != nil {
+		return p.err
+	}
+	n, err := c.connectTo(ctx, p.record)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if dryRun {
+		return n.mayAlterSystem(ctx, []string{pausedSetting})
+	}
+	return n.setPaused(ctx, p.record.ID, paused)
+}
+
+// setPaused sets or removes the flag of node id on its server. Repeating it is harmless.
+func (n *Node) setPaused(ctx context.Context, id NodeID, paused bool) error {
+	if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
+		return err
+	}
+	change := `ALTER SYSTEM RESET ` + pausedSetting
+	if paused {
+		change = fmt.Sprintf(`ALTER SYSTEM SET %s = '%d/on'`, pausedSetting, id)
+	}
+	// A setting that no module has defined needs a placeholder in the session.
+	for _, sql := range []string{`SET ` + pausedSetting + ` = ''`, change} {
+		if _, err := n.conn.Exec(ctx, sql); err != nil {
+			return n.queryError("set "+pausedSetting, err)
+		}
+	}
+	return nil
+}
+
+// ServiceStatus is every registered node with what its Monitor says, and the
+// rule that is in force.
+type ServiceStatus struct {
+	Nodes  []ServiceNode  `json:"nodes"`
+	Rule   *election.Rule `json:"rule"`   // the newest that any node has; nil: none was ever written
+	Issues []string       `json:"issues"` // empty: all is well
+}
+
+// ServiceNode is a registered node with what was seen of its Monitor.
+type ServiceNode struct {
+	NodeView
+	Monitored *bool          `json:"monitored"` // whether a Monitor runs there; nil: not known
+	Monitor   *Presence      `json:"monitor"`   // what it says; nil: none runs, or not known
+	Paused    *bool          `json:"paused"`    // nil: not known
+	Ballot    *ballot.Ballot `json:"ballot"`    // the vote in its server, which may be another node's that a clone brought; nil: none, or not known
+	Rule      *election.Rule `json:"rule"`      // the newest that it has; nil: none, or not known
+
+	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
+}
+
+// ServiceStatus asks all registered nodes at once for what runs there. It takes
+// no longer than two answers of the slowest.
+func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
+	probes, err := c.probeNodes(ctx)
+	if err != nil {
+		return ServiceStatus{}, err
+	}
+	seen := judge(probes)
+	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues}
+	var wg sync.WaitGroup
+	for i, p := range probes {
+		st.Nodes[i].NodeView = seen.Nodes[i]
+		if p.err != nil {
+			continue
+		}
+		wg.Go(func() {
+			if err := c.askService(ctx, p.record, &st.Nodes[i]); err != nil {
+				st.Nodes[i].ServiceError = err.Error()
+			}
+		})
+	}
+	wg.Wait()
+	for _, n := range st.Nodes {
+		if n.Rule != nil && (st.Rule == nil || n.Rule.Compare(*st.Rule) > 0) {
+			st.Rule = n.Rule
+		}
+	}
+	st.Issues = append(st.Issues, st.serviceIssues(c.cfg.Failover == FailoverAutomatic)...)
+	return st, nil
+}
+
+const serviceSQL = `SELECT ` + presencesSQL + `,
+	(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)::text`
+
+// askService fills in what one server knows of its Monitor. What can be read is
+// filled in also where the rest can not.
+func (c *Cluster) askService(ctx context.Context, r Record, s *ServiceNode) error {
+	n, err := c.connectTo(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if err := n.needSchema(ctx); err != nil {
+		return err
+	}
+	var says string
+	var rule *string
+	if err := n.conn.QueryRow(ctx, serviceSQL).Scan(&says, &rule); err != nil {
+		return n.queryError("read the monitor", err)
+	}
+	all, err := parsePresences(says)
+	if err != nil {
+		return err
+	}
+	p, runs := all[r.ID]
+	if s.Monitored = &runs; runs {
+		s.Monitor = &p
+	}
+	if rule != nil {
+		s.Rule = new(election.Rule)
+		if err := json.Unmarshal([]byte(*rule), s.Rule); err != nil {
+			return fmt.Errorf("read the rule of %s: %w", n.name, err)
+		}
+	}
+	var raw, vote string
+	err = n.conn.QueryRow(ctx, `SELECT `+pausedSQL+`, `+ballot.ReadSQL).Scan(&raw, &vote)
+	if sqlState(err) == codeInsufficientPrivilege {
+		if lacks := n.failoverPrivileges(ctx); lacks != nil {
+			return lacks
+		}
+	}
+	if err != nil {
+		return n.queryError("read "+pausedSetting, err)
+	}
+	paused := pausedFor(raw, r.ID)
+	s.Paused = &paused
+	b, err := ballot.Parse(vote)
+	if err == nil && b.Term > 0 {
+		s.Ballot = &b
+	}
+	return err
+}
+
+// serviceIssues says what keeps the cluster from failing over by itself.
+// automatic says that our own configuration asks for it.
+func (s ServiceStatus) serviceIssues(automatic bool) (issues []string) {
+	add := func(format string, args ...any) { issues = append(issues, fmt.Sprintf(format, args...)) }
+	names := map[FailoverMode][]string{}
+	var paused []string
+	for _, n := range s.Nodes {
+		if n.Paused != nil && *n.Paused {
+			paused = append(paused, n.Name)
+		}
+		m := n.Monitor
+		switch {
+		case n.ServiceError != "":
+			add("what runs on %s is not all known: %s", n.Record, n.ServiceError)
+		case n.Monitored != nil && m == nil:
+			add("repmgrd is not running on %s", n.Record)
+		}
+		if m == nil {
+			continue
+		}
+		names[m.Mode] = append(names[m.Mode], n.Name)
+		if m.Error != "" {
+			add("repmgrd on %s: %s", n.Record, m.Error)
+		}
+		if m.Age > presenceSilent.Seconds() {
+			add("repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)
+		}
+	}
+	if len(paused) > 0 {
+		add("failover is paused on %s; to end that: repmgr service unpause", strings.Join(paused, ", "))
+	}
+	manual, auto := names[FailoverManual], names[FailoverAutomatic]
+	if len(manual) > 0 && len(auto) > 0 {
+		add("failover is automatic on %s, manual on %s", strings.Join(auto, ", "), strings.Join(manual, ", "))
+	}
+	if issue := s.voteIssue(); issue != "" && (automatic || len(auto) > 0) {
+		add("%s", issue)
+	}
+	return issues
+}
+
+// voteIssue says why the loss of the primary could not be answered by a failover.
+func (s ServiceStatus) voteIssue() string {
+	var rule election.Rule
+	if s.Rule != nil {
+		rule = *s.Rule
+	}
+	var others, answering []int32
+	candidates := 0
+	if slices.Contains(rule.Voters, election.Arbiter) {
+		others, answering = append(others, election.Arbiter), append(answering, election.Arbiter)
+	}
+	for _, n := range s.Nodes {
+		id := int32(n.ID)
+		if s.Rule == nil {
+			rule.Voters = append(rule.Voters, id)
+		}
+		if s.Rule == nil && n.Role == RolePrimary && n.Active {
+			rule.Primary = id
+		}
+	}
+	for _, n := range s.Nodes {
+		if int32(n.ID) == rule.Primary {
+			continue
+		}
+		others = append(others, int32(n.ID))
+		if n.Reach == ReachOK {
+			answering = append(answering, int32(n.ID))
+		}
+		if n.Role != RoleWitness {
+			candidates++
+		}
+	}
+	have, all := rule.Votes(answering)
+	switch {
+	case candidates == 0:
+		return "can not fail over: there is no standby"
+	case !rule.Majority(others):
+		return fmt.Sprintf("can not fail over by itself: %d votes, a majority is %d; add a witness (repmgr witness register) or etcd", all, all/2+1)
+	case !rule.Majority(answering):
+		return fmt.Sprintf("can not fail over now: without the primary %d of %d votes answer, a majority is %d", have, all, all/2+1)
+	default:
+		return ""
+	}
+}
+
+// RuleText is the rule in one line, such as "term 3: primary node2; votes 3;
+// commits wait for 1 of node1, node3". Empty: there is no rule.
+func (s ServiceStatus) RuleText() string {
+	if s.Rule == nil {
+		return ""
+	}
+	name := func(id int32) string {
+		for _, n := range s.Nodes {
+			if int32(n.ID) == id {
+				return n.Name
+			}
+		}
+		return fmt.Sprintf("node %d, which is not registered", id)
+	}
+	_, all := s.Rule.Votes(nil)
+	text := fmt.Sprintf("term %d: primary %s; votes %d", s.Rule.Term, name(s.Rule.Primary), all)
+	if have, _ := s.Rule.Votes([]int32{election.Arbiter}); have > 0 {
+		text += fmt.Sprintf(", %d of them etcd's", have)
+	}
+	if !s.Rule.Quorum || s.Rule.Acks == 0 {
+		return text + "; commits wait for nobody"
+	}
+	var sync []string
+	for _, id := range s.Rule.Sync {
+		sync = append(sync, name(id))
+	}
+	return text + fmt.Sprintf("; commits wait for %d of %s", s.Rule.Acks, strings.Join(sync, ", "))
+}
+
+// What a login that is no superuser needs for a failover. The parameters are
+// those that a Monitor sets by ALTER SYSTEM.
+var (
+	failoverParameters = []string{ballot.Setting, pausedSetting, "primary_conninfo", "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names"}
+	failoverFunctions  = []string{"pg_show_all_file_settings()", "pg_reload_conf()", "pg_promote(boolean, integer)", "pg_read_binary_file(text)"}
+	failoverRoles      = []string{"pg_monitor", "pg_checkpoint"}
+)
+
+// failoverPrivileges says what this login lacks for a failover. The hint has the
+// statements that grant it: on a standby nobody can, once the primary is lost.
+func (n *Node) failoverPrivileges(ctx context.Context) error {
+	if n.conn.PgConn().ParameterStatus("is_superuser") == "on" {
+		return nil
+	}
+	login := n.conn.Config().User
+	var version int
+	if err := n.conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return n.queryError("look at the privileges", err)
+	}
+	if version < 150000 {
+		return hint(kind(ErrQuery, "failover on %s: user %q is no superuser, and before PostgreSQL 15 nobody else may ALTER SYSTEM", n.name, login),
+			"Make it a superuser: ALTER ROLE %s SUPERUSER;", pgx.Identifier{login}.Sanitize())
+	}
+	var parameters, functions, roles []string
+	var files, tables bool
+	err := n.conn.QueryRow(ctx, `SELECT
+		ARRAY(SELECT name FROM unnest($1::text[]) WITH ORDINALITY u (name, i) WHERE NOT has_parameter_privilege(name, 'ALTER SYSTEM') ORDER BY i),
+		ARRAY(SELECT name FROM unnest($2::text[]) WITH ORDINALITY u (name, i) WHERE NOT has_function_privilege(name, 'EXECUTE') ORDER BY i),
+		ARRAY(SELECT name FROM unnest($3::text[]) WITH ORDINALITY u (name, i) WHERE NOT pg_has_role(name, 'USAGE') ORDER BY i),
+		has_table_privilege('pg_file_settings', 'SELECT'),
+		(SELECT coalesce(bool_and(has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+				AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')), true)
+			FROM pg_class WHERE relkind = 'r' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'repmgr'))`,
+		failoverParameters, failoverFunctions, failoverRoles).Scan(&parameters, &functions, &roles, &files, &tables)
+	if err != nil {
+		return n.queryError("look at the privileges", err)
+	}
+	var lacks, grants []string
+	lack := func(what, grant string) {
+		lacks = append(lacks, what)
+		grants = append(grants, fmt.Sprintf("%s TO %s;", grant, pgx.Identifier{login}.Sanitize()))
+	}
+	if list := strings.Join(roles, ", "); list != "" {
+		lack("be "+list, "GRANT "+list)
+	}
+	if list := strings.Join(parameters, ", "); list != "" {
+		lack("ALTER SYSTEM SET "+list, "GRANT ALTER SYSTEM ON PARAMETER "+list)
+	}
+	if !files {
+		lack("read pg_file_settings", "GRANT SELECT ON pg_file_settings")
+	}
+	if list := strings.Join(functions, ", "); list != "" {
+		lack("call "+list, "GRANT EXECUTE ON FUNCTION "+list)
+	}
+	if !tables {
+		lack("write the tables of repmgr", "GRANT USAGE ON SCHEMA repmgr TO "+pgx.Identifier{login}.Sanitize()+"; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA repmgr")
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	return hint(kind(ErrQuery, "failover on %s: user %q may not %s", n.name, login, strings.Join(lacks, "; may not ")),
+		"Connect as a superuser. Or run once, as one, in database %q of the primary, and of each witness:\n%s", n.conn.Config().Database, strings.Join(grants, "\n"))
+}

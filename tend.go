@@ -1,0 +1,311 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// tender looks after the rule of the local primary: whose votes count, and which
+// standbys a commit waits for. It is owned by the goroutine of Run.
+type tender struct {
+	rule  election.Rule // whose row ended at lsn
+	lsn   wal.LSN
+	mark  wal.LSN             // where the primary wrote at the last look
+	sound map[int32]time.Time // when a standby was last seen to have what was written by then
+}
+
+// tend does one step of what [election.Policy.Tend] asks for.
+func (m *Monitor) tend(ctx context.Context) error {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	rules, err := m.local.rules(ctx)
+	if err != nil {
+		return err
+	}
+	self := int32(m.cluster.cfg.NodeID)
+	registered := m.registered()
+	if len(rules) == 0 || rules[0].Primary != self {
+		if len(rules) > 0 {
+			return nil // promoted, and not in office yet: see the election
+		}
+		first := election.Rule{Term: 1 + highestTerm(m.watch.peers()), Seq: 1, Primary: self, Voters: registered}
+		return m.commitRule(ctx, first)
+	}
+	set := election.SyncSetting{}
+	if m.cluster.cfg.SynchronousMode == SynchronousQuorum || rules[0].Quorum || len(rules) > 1 && rules[1].Quorum {
+		if set, err = m.syncInForce(ctx); err != nil {
+			return err
+		}
+	}
+	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy()}
+	holders := m.holders(rules[0])
+	cohort.Held = rules[0].HeldBy(holders) && (len(rules) < 2 || rules[1].HeldBy(holders))
+	m.pushRule(ctx, rules[0])
+	switch change := m.policy().Tend(cohort); {
+	case change.Set != nil:
+		if err := m.cluster.setSync(ctx, m.local, m.watch, *change.Set); err != nil {
+			return err
+		}
+		m.log.Info("synchronous_standby_names changed", "acks", change.Set.Acks, "standbys", change.Set.Standbys)
+		m.lookNow()
+	case change.Rule != nil:
+		return m.commitRule(ctx, *change.Rule)
+	case !cohort.Held:
+		m.log.Debug("the rule is not held yet", "rule", rules[0], "holders", holders)
+	}
+	return nil
+}
+
+func highestTerm(peers []election.Peer) (term int64) {
+	for _, p := range peers {
+		term = max(term, p.Term, p.Rule.Term)
+	}
+	return term
+}
+
+// registered are the voters that should be.
+func (m *Monitor) registered() (ids []int32) {
+	if m.cluster.cfg.Arbiter != nil {
+		ids = append(ids, election.Arbiter)
+	}
+	for _, r := range m.recs {
+		ids = append(ids, int32(r.ID))
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// rules are the newest two rules of a server, the newest first.
+func (n *Node) rules(ctx context.Context) ([]election.Rule, error) {
+	rows, err := n.conn.Query(ctx, `SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
+		'sync_standbys', sync_standbys, 'acks', acks) FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 2`)
+	if err != nil {
+		return nil, n.queryError("read the rules", err)
+	}
+	rules, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r election.Rule, err error) {
+		var text []byte
+		if err := row.Scan(&text); err != nil {
+			return r, err
+		}
+		return r, json.Unmarshal(text, &r)
+	})
+	if err != nil {
+		return nil, n.queryError("read the rules", err)
+	}
+	return rules, nil
+}
+
+// commitRule writes a rule on the local primary, and remembers where it ends in
+// the WAL: who has that has the rule.
+func (m *Monitor) commitRule(ctx context.Context, r election.Rule) error {
+	if err := m.local.writeRule(ctx, r, m.cluster.candidate()); err != nil {
+		return err
+	}
+	m.log.Info("rule changed", "term", r.Term, "seq", r.Seq, "voters", r.Voters, "sync_standbys", r.Sync, "acks", r.Acks)
+	m.lookNow()
+	return m.noteRule(ctx, r)
+}
+
+func (m *Monitor) noteRule(ctx context.Context, r election.Rule) error {
+	m.tender.rule = r
+	if err := m.local.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()`).Scan(&m.tender.lsn); err != nil {
+		return m.local.queryError("find the end of the rule", err)
+	}
+	return nil
+}
+
+// holders are the voters that are known to have the rule.
+func (m *Monitor) holders(r election.Rule) []int32 {
+	ids := []int32{int32(m.cluster.cfg.NodeID)}
+	if m.tender.rule.Compare(r) != 0 {
+		m.tender.rule, m.tender.lsn = r, m.sample.local.CurrentLSN // after a start: surely not before its end
+	}
+	for _, s := range m.sample.local.Senders {
+		if rec, ok := recordByName(m.recs, s.ApplicationName); ok && s.FlushedLSN >= m.tender.lsn && m.tender.lsn > 0 {
+			ids = append(ids, int32(rec.ID))
+		}
+	}
+	for _, p := range m.watch.peers() {
+		if (p.ID == election.Arbiter || p.Role == election.Witness) && p.Rule.Compare(r) >= 0 {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}
+
+// healthy are the standbys that stream, keep up and may be promoted. One that
+// fell silent a moment ago still is: short outages do not change the rule.
+func (m *Monitor) healthy() (ids []int32) {
+	now := time.Now()
+	t := &m.tender
+	if t.sound == nil {
+		t.sound = map[int32]time.Time{}
+	}
+	for _, s := range m.sample.local.Senders {
+		if rec, ok := recordByName(m.recs, s.ApplicationName); ok && s.State == "streaming" && s.FlushedLSN >= t.mark {
+			t.sound[int32(rec.ID)] = now
+		}
+	}
+	t.mark = m.sample.local.CurrentLSN
+	for _, r := range m.recs {
+		p := peerOf(m.watch.peers(), int32(r.ID))
+		at, ok := t.sound[int32(r.ID)]
+		if ok && r.Role == RoleStandby && r.Priority > 0 && !p.Delayed && now.Sub(at) < 2*m.cluster.cfg.SilenceTimeout {
+			ids = append(ids, int32(r.ID))
+		}
+	}
+	return ids
+}
+
+// pushRule gives the rule to the voters that do not stream: witnesses and the arbiter.
+func (m *Monitor) pushRule(ctx context.Context, r election.Rule) {
+	for _, p := range m.watch.peers() {
+		if p.Answer != election.Answers || p.Rule.Compare(r) >= 0 {
+			continue
+		}
+		var err error
+		switch {
+		case p.ID == election.Arbiter:
+			err = m.cluster.cfg.Arbiter.Record(ctx, r, m.recs)
+		case p.Role == election.Witness:
+			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { return m.cluster.copyMetadata(ctx, m.local, n) })
+		default:
+			continue
+		}
+		m.report(fmt.Sprintf("telling node %d the rule", p.ID), err)
+	}
+}
+
+var anySetting = regexp.MustCompile(`^ANY (\d+) \((.*)\)$`)
+
+// syncInForce reads synchronous_standby_names. One that is not ours is no rule's.
+func (m *Monitor) syncInForce(ctx context.Context) (s election.SyncSetting, err error) {
+	var text string
+	if err := m.local.conn.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names')`).Scan(&text); err != nil {
+		return s, m.local.queryError("read synchronous_standby_names", err)
+	}
+	if text == "" {
+		return s, nil
+	}
+	match := anySetting.FindStringSubmatch(text)
+	if match == nil {
+		return election.SyncSetting{Acks: -1}, nil
+	}
+	s.Acks, _ = strconv.Atoi(match[1])
+	for name := range strings.SplitSeq(match[2], ", ") {
+		r, _ := recordByName(m.recs, strings.ReplaceAll(strings.Trim(name, `"`), `""`, `"`))
+		s.Standbys = append(s.Standbys, int32(r.ID))
+	}
+	slices.Sort(s.Standbys)
+	return s, nil
+}
+
+// setSync puts synchronous_standby_names in force on a server, and waits until
+// a session of it sees that.
+func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.SyncSetting) error {
+	value := ""
+	if s.Acks > 0 {
+		var names []string
+		for _, id := range s.Standbys {
+			names = append(names, pgx.Identifier{w.record(id).Name}.Sanitize())
+		}
+		value = fmt.Sprintf("ANY %d (%s)", s.Acks, strings.Join(names, ", "))
+	}
+	if err := n.alterSystem(ctx, map[string]string{"synchronous_standby_names": value}); err != nil {
+		return err
+	}
+	return n.poll(ctx, func() (bool, error) {
+		var now string
+		err := n.conn.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names')`).Scan(&now)
+		return now == value, err
+	})
+}
+
+// heart writes the sign of life of the local primary, so that the silence of a
+// standby's WAL receiver means something.
+func (m *Monitor) heart(ctx context.Context) {
+	var n *Node
+	defer func() { n.Close() }()
+	for pause(ctx, m.settings().pulse()) == nil {
+		c := m.settings()
+		if c.cfg.Failover != FailoverAutomatic || !m.inOffice() {
+			continue
+		}
+		limit, cancel := context.WithTimeout(ctx, c.cfg.SilenceTimeout)
+		err := func() (err error) {
+			if n == nil || n.conn.IsClosed() {
+				if n, err = c.connectLocal(limit); err != nil {
+					return err
+				}
+				if _, err = n.conn.Exec(limit, `SET synchronous_commit = off`); err != nil {
+					return err
+				}
+			}
+			_, err = n.conn.Exec(limit, `INSERT INTO repmgr.heartbeat AS h (at) VALUES (clock_timestamp()) ON CONFLICT (one_row) DO UPDATE SET at = EXCLUDED.at`)
+			return err
+		}()
+		cancel()
+		m.noteHeart(err)
+	}
+}
+
+// heartTrouble names what keeps a server that answers from writing.
+func heartTrouble(err error) string {
+	switch {
+	case err == nil:
+		return ""
+	case sqlState(err) == codeDiskFull:
+		return "disk full"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "input/output stalled"
+	}
+	var ce *ConnectError
+	if errors.As(err, &ce) {
+		return string(ce.Reach)
+	}
+	return "heartbeat refused: " + err.Error()
+}
+
+const codeDiskFull = "53100"
+
+// keptName is the file, in the data directory, with the nodes as the Monitor
+// last knew them: who is there must be known while the own server is down.
+const keptName = "repmgr_nodes.json"
+
+func (c *Cluster) keptRecords() (recs []Record) {
+	srv, err := c.localServer("")
+	if err != nil {
+		return nil
+	}
+	text, err := os.ReadFile(filepath.Join(srv.dir, keptName))
+	if err != nil || json.Unmarshal(text, &recs) != nil {
+		return nil
+	}
+	return recs
+}
+
+func (c *Cluster) keepRecords(recs []Record) error {
+	srv, err := c.localServer("")
+	if err != nil {
+		return nil //nolint:nilerr // a machine without the data directory keeps nothing
+	}
+	text, err := json.Marshal(recs)
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(srv.dir, keptName), text)
+}

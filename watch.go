@@ -1,0 +1,527 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// watch looks at all voters without end, each over a connection of its own that
+// stays open. A server's death is noticed when its kernel closes that
+// connection, and an election finds the connections open. It is safe for
+// concurrent use.
+type watch struct {
+	c    *Cluster
+	wake func() // called when a voter's answer or what it says of the election has changed
+	ctx  context.Context
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+
+	mu    sync.Mutex
+	nodes map[NodeID]*watcher
+	recs  []Record
+	arb   election.Peer
+}
+
+func newWatch(ctx context.Context, c *Cluster, wake func()) *watch {
+	w := &watch{c: c, wake: wake, nodes: map[NodeID]*watcher{}}
+	w.ctx, w.stop = context.WithCancel(ctx)
+	if c.cfg.Arbiter != nil {
+		w.arb = election.Peer{ID: election.Arbiter}
+		w.wg.Go(func() { w.watchArbiter(w.ctx) })
+	}
+	return w
+}
+
+// close ends all looking and waits for it.
+func (w *watch) close() {
+	w.stop()
+	w.wg.Wait()
+}
+
+// follow takes over the registered nodes: it begins with those that are new and
+// leaves those that are gone, or that moved.
+func (w *watch) follow(recs []Record) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.recs = recs
+	for id, n := range w.nodes {
+		if r, ok := recordByID(recs, id); !ok || r.Conninfo != n.rec.Conninfo {
+			n.cancel()
+			delete(w.nodes, id)
+		}
+	}
+	for _, r := range recs {
+		if n := w.nodes[r.ID]; n != nil {
+			n.setRecord(r)
+			continue
+		}
+		n := &watcher{w: w, rec: r, jobs: make(chan job)}
+		n.view = election.Peer{ID: int32(r.ID)}
+		n.setRecord(r)
+		n.ctx, n.cancel = context.WithCancel(w.ctx)
+		w.nodes[r.ID] = n
+		w.wg.Go(n.run)
+	}
+}
+
+// peers are the newest views, in the order of the ids.
+func (w *watch) peers() []election.Peer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []election.Peer
+	if w.arb.ID != 0 {
+		all = append(all, w.arb)
+	}
+	for _, n := range w.nodes {
+		all = append(all, n.snapshot())
+	}
+	slices.SortFunc(all, func(a, b election.Peer) int { return int(a.ID) - int(b.ID) })
+	return all
+}
+
+func (w *watch) node(id int32) *watcher {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.nodes[NodeID(id)]
+}
+
+func (w *watch) record(id int32) Record {
+	if n := w.node(id); n != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.rec
+	}
+	return Record{ID: NodeID(id), Name: fmt.Sprint(id)}
+}
+
+// refresh looks at every voter now, and waits for the answers, or for limit.
+func (w *watch) refresh(ctx context.Context, limit time.Duration) []election.Peer {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	w.mu.Lock()
+	nodes := make([]*watcher, 0, len(w.nodes))
+	for _, n := range w.nodes {
+		nodes = append(nodes, n)
+	}
+	w.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, n := range nodes {
+		wg.Go(func() { _ = n.do(ctx, nil) })
+	}
+	if w.c.cfg.Arbiter != nil {
+		wg.Go(func() { w.lookArbiter(ctx) })
+	}
+	wg.Wait()
+	return w.peers()
+}
+
+// newest is the newest rule that any voter holds.
+func newest(peers []election.Peer) (r election.Rule) {
+	for _, p := range peers {
+		if p.Rule.Compare(r) > 0 {
+			r = p.Rule
+		}
+	}
+	return r
+}
+
+func peerOf(peers []election.Peer, id int32) election.Peer {
+	for _, p := range peers {
+		if p.ID == id {
+			return p
+		}
+	}
+	return election.Peer{ID: id}
+}
+
+func (w *watch) watchArbiter(ctx context.Context) {
+	for ctx.Err() == nil {
+		w.lookArbiter(ctx)
+		_ = pause(ctx, w.c.pulse())
+	}
+}
+
+func (w *watch) lookArbiter(ctx context.Context) {
+	at := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, w.c.cfg.SilenceTimeout)
+	defer cancel()
+	st, err := w.c.cfg.Arbiter.Look(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.arb.Tried = at
+	if err != nil {
+		w.arb.Answer = election.Silent
+		return
+	}
+	w.arb.Answer, w.arb.SeenAt = election.Answers, at
+	w.arb.Term, w.arb.Candidate, w.arb.Rule = st.Ballot.Term, st.Ballot.Candidate, st.Rule
+}
+
+// pulse is the time between two looks at a voter, and between two heartbeats.
+func (c *Cluster) pulse() time.Duration { return c.cfg.SilenceTimeout / 4 }
+
+// watcher looks at one node. Its goroutine owns the connection; others give it jobs.
+type watcher struct {
+	w      *watch
+	ctx    context.Context
+	cancel context.CancelFunc
+	jobs   chan job // unbuffered: handed over when the connection is free
+	node   *Node    // of the goroutine
+
+	mu   sync.Mutex
+	rec  Record
+	view election.Peer
+	last Presence
+}
+
+// job is work on the watcher's connection. Without f it is a look.
+type job struct {
+	ctx  context.Context
+	f    func(*Node) error
+	done chan error // capacity 1: nobody waits for a reader
+}
+
+func (n *watcher) setRecord(r Record) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rec = r
+	n.view.Role, n.view.Priority, n.view.Location = election.Role(r.Role), r.Priority, r.Location
+}
+
+func (n *watcher) snapshot() election.Peer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.view
+}
+
+// do runs f on the open connection as soon as it is free, and makes one where
+// there is none.
+func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
+	j := job{ctx, f, make(chan error, 1)}
+	select {
+	case n.jobs <- j:
+	case <-n.ctx.Done():
+		return context.Cause(n.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return <-j.done // it ends with ctx
+}
+
+func (n *watcher) run() {
+	defer func() { n.node.Close() }()
+	n.look(n.ctx)
+	for n.ctx.Err() == nil {
+		n.wait()
+	}
+}
+
+// wait lets the connection rest for a pulse, and notices its end at once.
+func (n *watcher) wait() {
+	ctx, cancel := context.WithTimeout(n.ctx, n.w.c.pulse())
+	defer cancel()
+	ended := make(chan error, 1)
+	var wg sync.WaitGroup
+	if n.node != nil {
+		wg.Go(func() {
+			_, err := n.node.conn.WaitForNotification(ctx)
+			ended <- err
+		})
+	}
+	var j job
+	select {
+	case j = <-n.jobs:
+	case err := <-ended:
+		if ctx.Err() == nil && n.node.conn.IsClosed() {
+			n.ended(n.node, err)
+			n.node = nil
+		}
+	case <-ctx.Done():
+	}
+	cancel()
+	wg.Wait()
+	switch {
+	case j.done != nil:
+		n.work(j)
+	case n.ctx.Err() == nil:
+		n.look(n.ctx)
+	}
+}
+
+// work does a job. Its connection may have died with a server that is back already.
+func (n *watcher) work(j job) {
+	if j.f == nil {
+		n.look(j.ctx)
+		j.done <- nil
+		return
+	}
+	err := n.connect(j.ctx)
+	if err == nil {
+		err = j.f(n.node)
+		if n.node.conn.IsClosed() {
+			n.node = nil
+		}
+	}
+	j.done <- err
+	if n.ctx.Err() == nil {
+		n.look(n.ctx)
+	}
+}
+
+func (n *watcher) connect(ctx context.Context) (err error) {
+	if n.node == nil || n.node.conn.IsClosed() {
+		n.node, err = n.w.c.connectTo(ctx, n.record())
+	}
+	return err
+}
+
+func (n *watcher) record() Record {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.rec
+}
+
+// ended notes that the server closed our connection: only its own kernel sends
+// that, or the server itself in its last message. A reset can come from elsewhere.
+func (n *watcher) ended(node *Node, err error) {
+	node.Close()
+	state := sqlState(err)
+	n.mu.Lock()
+	n.view.Ended = errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || strings.HasPrefix(state, "57P")
+	n.mu.Unlock()
+}
+
+// look asks the node for its view. An answer that is late is still waited for,
+// while a second connection is tried beside: under loss of packets either of
+// them may be the one that gets through, and a hung postmaster answers old ones only.
+func (n *watcher) look(ctx context.Context) {
+	limit := n.w.c.cfg.SilenceTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within silence_timeout (%s)", limit))
+	defer cancel()
+	type result struct {
+		node *Node
+		view election.Peer
+		pres Presence
+		err  error
+		at   time.Time
+	}
+	results := make(chan result, 2)
+	var wg sync.WaitGroup
+	try := func(node *Node) {
+		r := result{node: node, at: time.Now()}
+		if r.node == nil {
+			r.node, r.err = n.w.c.connectTo(ctx, n.record())
+		}
+		if r.err == nil {
+			r.view, r.pres, r.err = r.node.peerView(ctx, n.w, n.record())
+		}
+		results <- r
+	}
+	started, old := time.Now(), n.node
+	n.node = nil
+	wg.Go(func() { try(old) })
+	pending := 1
+	hedge := time.NewTimer(limit / 2)
+	defer hedge.Stop()
+	var last error
+	for pending > 0 {
+		select {
+		case <-hedge.C:
+			n.answer(election.Silent, started)
+			pending++
+			wg.Go(func() { try(nil) })
+		case r := <-results:
+			pending--
+			switch {
+			case r.err == nil && n.node == nil:
+				n.node = r.node
+				n.publish(r.view, r.pres, r.at)
+				cancel()
+			case r.err != nil && old != nil && r.node == old && ctx.Err() == nil && n.node == nil:
+				n.ended(old, r.err)
+				old = nil
+				pending++ // it may be back already
+				wg.Go(func() { try(nil) })
+			default:
+				r.node.Close()
+				last = r.err
+			}
+		}
+	}
+	wg.Wait()
+	if n.node == nil {
+		n.answer(answerOf(last), started)
+	}
+}
+
+// answerOf is what a failed attempt says of the server.
+func answerOf(err error) election.Answer {
+	var ce *ConnectError
+	if !errors.As(err, &ce) {
+		return election.Answers // it answered, if not with its state
+	}
+	switch ce.Reach {
+	case ReachRefused:
+		return election.Refused
+	case ReachStarting:
+		return election.NotAccepting
+	case ReachFull:
+		return election.NoSlots
+	case ReachRejected:
+		return election.Rejects
+	case ReachTimeout:
+		if strings.Contains(Hint(err), "says nothing") {
+			return election.Hangs
+		}
+		return election.Silent
+	case ReachOK, ReachNoRoute, ReachNoHost, ReachNotPostgres, ReachBroken:
+		return election.Silent
+	}
+	return election.Silent
+}
+
+// answer notes an attempt that brought no view.
+func (n *watcher) answer(a election.Answer, at time.Time) {
+	n.mu.Lock()
+	changed := n.view.Answer != a
+	n.view.Answer, n.view.Tried = a, at
+	n.mu.Unlock()
+	if changed {
+		n.w.wake()
+	}
+}
+
+func (n *watcher) publish(v election.Peer, p Presence, at time.Time) {
+	n.mu.Lock()
+	old := n.view
+	v.ID, v.Role, v.Priority, v.Location = old.ID, old.Role, old.Priority, old.Location
+	v.Answer, v.Tried, v.SeenAt = election.Answers, at, at
+	n.view, n.last = v, p
+	n.mu.Unlock()
+	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Paused != v.Paused {
+		n.w.wake()
+	}
+}
+
+// peerSQL is all that an election wants to know of a server, in one round trip.
+// The first %s is the rule, where there are such tables.
+const peerSQL = `
+SELECT json_build_object(
+  'in_recovery', r.rec,
+  'timeline', CASE WHEN r.rec
+      THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()),
+                    CASE WHEN w.status IS NULL THEN (SELECT max(('x' || substr(name, 1, 8))::bit(32)::int) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$') END)
+      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+  'lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_flush_lsn() END,
+  'drained', NOT r.rec OR (coalesce(pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn(), true)
+      AND EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream'))),
+  'replay', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
+  'streams', w.status IS NOT NULL, 'sender_host', w.sender_host, 'sender_port', w.sender_port,
+  'heard', extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time),
+  'detached', r.rec AND current_setting('primary_conninfo') = '',
+  'delayed', current_setting('recovery_min_apply_delay') <> '0',
+  'ballot', ` + ballot.ReadSQL + `,
+  'paused', ` + pausedSQL + `,
+  'presence', (SELECT min(a.query) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+      WHERE l.locktype = 'advisory' AND l.granted AND l.classid = %[2]d AND l.objid = $1::int),
+  'rule', %[1]s)
+FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true`
+
+const ruleSQL = `(SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
+      'sync_standbys', sync_standbys, 'acks', acks) FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1)`
+
+// peerView reads the view of a node from its server.
+func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
+	rule := ruleSQL
+	if err := n.needSchema(ctx); errors.Is(err, ErrNotRegistered) {
+		rule = "NULL"
+	} else if err != nil {
+		return election.Peer{}, Presence{}, err
+	}
+	var text []byte
+	if err := n.conn.QueryRow(ctx, fmt.Sprintf(peerSQL, rule, presenceLock), int32(rec.ID)).Scan(&text); err != nil {
+		return election.Peer{}, Presence{}, n.queryError("look at the node", err)
+	}
+	var s struct {
+		InRecovery bool          `json:"in_recovery"`
+		Timeline   wal.Timeline  `json:"timeline"`
+		LSN        wal.LSN       `json:"lsn"`
+		Replay     wal.LSN       `json:"replay"`
+		Drained    bool          `json:"drained"`
+		Streams    bool          `json:"streams"`
+		Host       string        `json:"sender_host"`
+		Port       int           `json:"sender_port"`
+		Heard      float64       `json:"heard"`
+		Detached   bool          `json:"detached"`
+		Delayed    bool          `json:"delayed"`
+		Ballot     string        `json:"ballot"`
+		Paused     string        `json:"paused"`
+		Presence   string        `json:"presence"`
+		Rule       election.Rule `json:"rule"`
+	}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return election.Peer{}, Presence{}, fmt.Errorf("look at %s: %w", rec, err)
+	}
+	b, err := ballot.Parse(s.Ballot)
+	if err != nil {
+		return election.Peer{}, Presence{}, err
+	}
+	v := election.Peer{
+		Running: election.Primary, Position: wal.Position{Timeline: s.Timeline, LSN: s.LSN}, Drained: s.Drained,
+		Streams: s.Streams, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed,
+		Term: b.Term, Candidate: b.Candidate, Rule: s.Rule, Paused: pausedFor(s.Paused, rec.ID),
+	}
+	if s.InRecovery {
+		v.Running = election.Standby
+		v.Receives = int32(w.sender(s.Host, s.Port))
+		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, s.Replay)
+	}
+	var p Presence
+	if doc, ok := strings.CutPrefix(s.Presence, presenceMark); ok && json.Unmarshal([]byte(doc), &p) == nil {
+		v.Monitored, v.Automatic = true, p.Mode == FailoverAutomatic
+	}
+	return v, p, nil
+}
+
+// sender is the registered node at that address. 0 where it can not be told.
+func (w *watch) sender(host string, port int) NodeID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.recs {
+		if h, p := senderAddress(r.Conninfo); h == host && (p == port || p == 0 && port == 5432) {
+			return r.ID
+		}
+	}
+	return 0
+}
+
+// endsWithShutdown reports whether the last record that a standby has replayed
+// is the checkpoint of a shutdown in order. false where it can not be told.
+func (n *Node) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN) bool {
+	const most = 160 // bytes that such a record may take, with a page header inside
+	if end < most {
+		return false
+	}
+	var segment uint32
+	var tail []byte
+	if err := n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&segment); err != nil {
+		return false
+	}
+	at := int64(end) % int64(segment)
+	if at < most {
+		return false
+	}
+	err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, end, segment), at-most, int64(most)).Scan(&tail)
+	return err == nil && wal.EndsWithShutdown(tail, end, segment)
+}
