@@ -93,6 +93,29 @@ func (m *Monitor) tellShared() {
 	m.report("the heartbeat", err)
 }
 
+// checkAutomatic says at the start what will keep failover from working, and
+// what to do about it.
+func (m *Monitor) checkAutomatic(ctx context.Context) {
+	c := m.cluster
+	if c.cfg.Failover != FailoverAutomatic || m.local == nil {
+		return
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	if err := m.local.failoverPrivileges(ctx); err != nil {
+		m.log.Error("failover=automatic can not work: privileges are missing", "err", err, "hint", Hint(err))
+	}
+	if srv, err := c.localServer(m.dataDirectory()); err != nil {
+		m.log.Warn("this daemon can not fence or rejoin its node", "err", err, "hint", Hint(err))
+	} else if err := srv.mayControl(); err != nil {
+		m.log.Warn("this daemon can not fence or rejoin its node", "err", err, "hint", Hint(err))
+	}
+	if len(m.registered()) == 2 {
+		m.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
+			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
+	}
+}
+
 // ruler is the node that the newest rule names.
 func (m *Monitor) ruler() NodeID { return NodeID(newest(m.watch.peers()).Primary) }
 

@@ -45,6 +45,9 @@ type ArbiterState struct {
 	Ballot ballot.Ballot
 	Rule   election.Rule
 	Nodes  []Record // registered when the rule was stored
+	// Primary is who is announced now; the zero Record means nobody. Whoever is
+	// has reached the arbiter within the time to live of its announcement.
+	Primary Record
 }
 
 // WithHint attaches to err what its reader could do about it. The message stays

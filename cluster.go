@@ -322,10 +322,10 @@ func (c *Cluster) connectPrimary(ctx context.Context, local *Node) (*Node, error
 	if err := local.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
 		return nil, local.queryError("read the recovery state", err)
 	}
-	if !inRecovery {
-		return local, nil
-	}
 	recs, err := local.records(ctx)
+	if self, ok := recordByID(recs, c.cfg.NodeID); !inRecovery && (!ok || self.Role != RoleWitness) {
+		return local, nil // a witness is no primary: its rows are a copy
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -96,6 +96,10 @@ func refuse(r election.Refusal, h election.Health, detail string) error {
 	return hint(&RefusalError{r, h, detail}, "%s", refusalHints[r])
 }
 
+// chosenMark at the end of a ballot's candidate says that the ballot's node won
+// that election: should its coordinator die, it takes office by itself.
+const chosenMark = "!"
+
 // errSuperseded: another election has begun since this one.
 var errSuperseded = errors.New("another election has begun since")
 
@@ -464,9 +468,15 @@ func (a *campaign) promote(ctx context.Context) error {
 				if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.SyncSetting()); err != nil {
 					return err
 				}
+			} else if err := n.clearSync(ctx); err != nil {
+				return err
 			}
 			if a.reaffirm {
 				return nil
+			}
+			b.Candidate += chosenMark
+			if err := ballot.Write(ctx, n.conn, b); err != nil {
+				return err
 			}
 			for _, p := range a.pledged {
 				if r := a.w.record(p.ID); p.ID != int32(winner.ID) && r.SlotName != "" && r.Role == RoleStandby {

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -34,6 +36,7 @@ func (m *Monitor) guard(ctx context.Context) {
 		}
 		if me.Answer == election.Refused {
 			m.killLeftovers(ctx, c)
+			m.startFenced(ctx, c)
 			continue
 		}
 		left, needed := m.lease(time.Now(), c, me)
@@ -73,7 +76,7 @@ func (m *Monitor) guardHang(ctx context.Context) {
 // lease is how long the local primary may go on without further contact.
 func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.Duration, needed bool) {
 	r := me.Rule
-	if r.Quorum || !r.Known() {
+	if r.Quorum || !r.Known() || me.Paused { // who is paused elects nobody
 		return 0, false
 	}
 	if r.Primary != me.ID { // promoted, and the row that says so is not written yet
@@ -97,12 +100,25 @@ func (c *Cluster) hangs(ctx context.Context) bool {
 	return false
 }
 
+// fencedName is the file, in the data directory, that says that the Monitor
+// stopped this server and has to start it again, as a standby of nobody. It is
+// written first, so that a Monitor that dies in between goes on with it.
+const fencedName = "repmgr_fenced"
+
+var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": "", "recovery_target_timeline": "latest"}
+
 // fence stops the local server at once, and starts it as a standby of nobody.
 func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
 	start := time.Now()
 	srv, err := c.localServer(m.dataDirectory())
 	if err == nil {
-		err = srv.fence(ctx)
+		err = writeStandby(srv.dir, detached, nil)
+	}
+	if err == nil {
+		err = writeFile(filepath.Join(srv.dir, fencedName), []byte(why+"\n"))
+	}
+	if srv != nil { // whatever else fails: this is the fence
+		err = errors.Join(srv.fence(ctx), err)
 	}
 	if err != nil {
 		m.log.Error("this node could not be fenced: it may accept writes while another node is the primary", "reason", why, "err", err, "hint", Hint(err))
@@ -111,9 +127,25 @@ func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
 	}
 	m.log.Warn("this node was fenced", "reason", why, "elapsed", time.Since(start))
 	m.noteFence(Event{Type: EventFence, Success: true, Details: why})
-	if err := srv.startAsStandby(ctx, map[string]string{"primary_conninfo": "", "primary_slot_name": "", "recovery_target_timeline": "latest"}); err != nil {
-		m.log.Warn("the fenced server does not start as a standby yet", "err", err, "hint", Hint(err))
+	m.startFenced(ctx, c)
+}
+
+// startFenced starts a server that was fenced and does not run.
+func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
+	srv, err := c.localServer(m.dataDirectory())
+	if err != nil || srv.runs() {
+		return
 	}
+	mark := filepath.Join(srv.dir, fencedName)
+	if _, err := os.Stat(mark); err != nil {
+		return
+	}
+	if err := srv.startAsStandby(ctx, detached); err != nil {
+		m.log.Warn("the fenced server does not start as a standby yet", "err", err, "hint", Hint(err))
+		_ = pause(ctx, c.cfg.SilenceTimeout)
+		return
+	}
+	_ = os.Remove(mark)
 }
 
 // killLeftovers ends the processes that a dead postmaster has left behind.

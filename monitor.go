@@ -192,6 +192,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.act(ctx, d.Actions)
 		m.tellShared()
 		if !started && m.self.ID != 0 {
+			m.checkAutomatic(ctx)
 			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.state.Role)})
 			started = true
 		}
@@ -475,6 +476,8 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 			m.tellHappening(a)
 		case election.Tend:
 			err = m.tend(ctx)
+		case election.TendStandby:
+			err = m.tendStandby(ctx)
 		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
 			m.begin(ctx, a)
 			continue

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -61,6 +62,10 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 	if err != nil || o.DryRun {
 		return res, err
 	}
+	rule, err := c.ruleOfPromotion(ctx, local, recs)
+	if err != nil {
+		return res, err
+	}
 	status, err := c.promoteServer(ctx, local)
 	if err != nil {
 		c.emit(ctx, nil, Event{NodeID: res.Node.ID, Node: res.Node.Name, Type: EventStandbyPromote, Details: err.Error()})
@@ -71,8 +76,31 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 	if err := c.recordPromotion(ctx, local, &res); err != nil {
 		return res, err
 	}
+	if rule.Known() {
+		if err := local.writeRule(ctx, rule, "operator"); err != nil {
+			return res, err
+		}
+	}
 	c.siblings(ctx, recs, o, &res)
 	return res, nil
+}
+
+// ruleOfPromotion is the rule that makes an operator's choice the cluster's: with
+// a term above all that can be seen, so that a former primary that returns gives
+// way. Until its standbys are back no commit of it counts as safe with another
+// node. There is none where no daemon has ever written one.
+func (c *Cluster) ruleOfPromotion(ctx context.Context, local *Node, recs []Record) (election.Rule, error) {
+	rules, err := local.rules(ctx)
+	if err != nil || len(rules) == 0 {
+		return election.Rule{}, err
+	}
+	w := newWatch(ctx, c, func() {})
+	defer w.close()
+	w.follow(recs)
+	w.settle(ctx)
+	r := rules[0]
+	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, highestTerm(w.peers())), 1, int32(c.cfg.NodeID), nil, 0
+	return r, local.clearSync(ctx)
 }
 
 // checkPromote asks everybody before anything changes.

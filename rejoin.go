@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -289,11 +290,57 @@ func (r *rejoining) findUpstream(ctx context.Context) (_ string, err error) {
 		return "", err
 	}
 	r.res.Timeline = r.status.Timeline
+	if err := r.checkPledge(ctx); err != nil {
+		return "", err
+	}
 	if s := r.status.Settings; self.SlotName != "" && s.MaxSlots <= len(r.status.Slots) && !hasSlot(r.status.Slots, self.SlotName) {
 		return "", hint(kind(ErrRefused, "no replication slot is free on %s: max_replication_slots is %d", r.res.Primary, s.MaxSlots), "Drop slots that nobody uses there, or raise max_replication_slots.")
 	}
 	return fmt.Sprintf("%s at %s", r.res.Primary, r.status.Position()), nil
 }
+
+// checkPledge keeps a node that has pledged itself in an election from going back
+// to a primary of an earlier term: it would acknowledge commits that the winner
+// of that election does not know.
+func (r *rejoining) checkPledge(ctx context.Context) error {
+	if r.local != nil {
+		return nil // repoint asks the server itself
+	}
+	vote, err := r.ownBallot()
+	if err != nil || vote.Term == 0 {
+		return err
+	}
+	rules, err := r.primary.rules(ctx)
+	if err != nil || len(rules) == 0 || rules[0].Term >= vote.Term {
+		return err
+	}
+	return hint(kind(ErrRefused, "%s has pledged itself to term %d, and %s is of term %d: it may have been deposed", r.res.Node, vote.Term, r.res.Primary, rules[0].Term),
+		"An election is going on, or came to nothing. See repmgr service status; the daemons sort it out.")
+}
+
+// ownBallot reads the vote from the settings of the server that is down; while
+// its data is being replaced, from the copy of them.
+func (r *rejoining) ownBallot() (ballot.Ballot, error) {
+	text, err := os.ReadFile(filepath.Join(r.stateDir(), "config", autoConf))
+	if err != nil {
+		if text, err = os.ReadFile(filepath.Join(r.server.dir, autoConf)); err != nil {
+			return ballot.Ballot{}, nil //nolint:nilerr // data without settings holds no vote
+		}
+	}
+	value := ""
+	for line := range strings.Lines(string(text)) {
+		if name, v, ok := strings.Cut(line, "="); ok && strings.TrimSpace(name) == ballot.Setting {
+			value = strings.Trim(strings.TrimSpace(v), "'")
+		}
+	}
+	vote, err := ballot.Parse(value)
+	if err != nil {
+		return vote, kind(ErrRejoin, "read the vote of %s: %w", r.res.Node, err)
+	}
+	return vote, nil
+}
+
+const autoConf = "postgresql.auto.conf"
 
 // compare finds out whether the node has WAL that the primary lacks.
 func (r *rejoining) compare(ctx context.Context) (string, error) {
@@ -353,7 +400,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	case r.control.State == pgcontrol.ShutDown: // the end is known to the byte
 		r.diverged = r.control.Position().LSN > fork
 	default:
-		beyond, err := r.server.walBeyond(ctx, branch{common, fork}, r.control.WALSegmentSize)
+		beyond, err := r.server.walBeyond(ctx, branch{timeline: common, from: fork}, r.control.WALSegmentSize)
 		if err != nil {
 			return "", hint(kind(ErrRejoin, "%w", err), "%s", orDefault(Hint(err), r.again("--reclone")))
 		}
@@ -470,6 +517,9 @@ func (r *rejoining) stopLocal(ctx context.Context) (string, error) {
 
 // startStandby writes the standby settings and starts the server.
 func (r *rejoining) startStandby(ctx context.Context) (string, error) {
+	if err := r.checkPledge(ctx); err != nil { // it may have voted until it was stopped
+		return "", err
+	}
 	set, err := r.standbySettings(r.res.Primary, r.res.Node.Name, r.res.Node.SlotName)
 	if err != nil {
 		return "", err

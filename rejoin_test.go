@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,9 +20,12 @@ import (
 // primary, down: killed, with rows that no other node has, or shut down in order.
 type afterFailover struct{ node1, node2, node3 *node }
 
-func withSlots(c *repmgr.Config) { c.UseReplicationSlots = true }
+const agentPassword = "s3cret word"
 
-// failOver makes it. end is how node1 goes; change comes before its standbys are made.
+func withSlots(c *repmgr.Config) { c.UseReplicationSlots, c.UsePrimaryConninfoPassword = true, true }
+
+// failOver makes it. end is how node1 goes; change comes before its standbys are
+// made. With lines for pg_hba.conf, repmgr logs in as agent.
 func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c afterFailover), change ...func(*pgtest.Server)) afterFailover {
 	t.Helper()
 	o.Name = "node1"
@@ -29,11 +33,16 @@ func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c afterFail
 	for _, f := range change {
 		f(server)
 	}
-	node1 := newNode(t, 1, server, withSlots, func(c *repmgr.Config) { c.DataDirectory = server.Dir })
+	login := func(c *repmgr.Config) {
+		if len(o.HBA) > 0 {
+			c.Conninfo += " user=agent password='" + agentPassword + "'"
+		}
+	}
+	node1 := newNode(t, 1, server, withSlots, login, func(c *repmgr.Config) { c.DataDirectory = server.Dir })
 	_, err := node1.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
 	require.NoError(t, err)
 	node1.Exec(t, `CREATE TABLE t AS SELECT generate_series(1, 1000) AS id`)
-	c := afterFailover{node1, addStandby(t, node1, 2, withSlots), addStandby(t, node1, 3, withSlots)}
+	c := afterFailover{node1, addStandby(t, node1, 2, withSlots, login), addStandby(t, node1, 3, withSlots, login)}
 	waitSame(t, node1, c.node2)
 	waitSame(t, node1, c.node3)
 	end(t, c)
@@ -51,6 +60,7 @@ func crashWithRows(t *testing.T, c afterFailover) {
 	leaveAlone(t, c)
 	c.node1.Exec(t, `INSERT INTO t SELECT generate_series(2001, 2100)`)
 	c.node1.Exec(t, `DELETE FROM t WHERE id = 2001`)
+	c.node1.Exec(t, `SELECT pg_switch_wal()`)
 	c.node1.Kill()
 }
 
@@ -140,7 +150,7 @@ func TestRejoin_CrashedButNotDivergedFollows(t *testing.T) {
 // node keeps its ballot, its pause and its own settings.
 func TestRejoin_DivergedRewinds(t *testing.T) {
 	t.Parallel()
-	c := failOver(t, pgtest.Options{}, crashWithRows)
+	c := failOver(t, pgtest.Options{Settings: map[string]string{"archive_mode": "on", "archive_command": "false"}}, crashWithRows)
 	auto := filepath.Join(c.node1.Dir, "postgresql.auto.conf")
 	own, err := os.ReadFile(auto)
 	require.NoError(t, err)
@@ -182,7 +192,8 @@ func TestRejoin_DivergedRewinds(t *testing.T) {
 	require.Len(t, res.Salvage.Commits, 2, "an INSERT and a DELETE")
 	require.Positive(t, res.Salvage.Bytes)
 	require.NotEmpty(t, res.Salvage.Segments)
-	for _, name := range res.Salvage.Segments {
+	require.NotEmpty(t, res.Salvage.Unarchived, "its archive_command never worked")
+	for _, name := range slices.Concat(res.Salvage.Segments, res.Salvage.Unarchived) {
 		require.FileExists(t, filepath.Join(res.Salvage.Dir, "pg_wal", name))
 	}
 	summary, err := os.ReadFile(filepath.Join(res.Salvage.Dir, "summary.txt"))
@@ -330,6 +341,45 @@ func TestRejoin_WhatCanNotBeSavedIsNotLost(t *testing.T) {
 	requireError(t, err, repmgr.ErrRejoin, "save the WAL")
 	require.Contains(t, repmgr.Hint(err), "salvage_directory")
 	require.NoFileExists(t, filepath.Join(c.node1.Dir, "standby.signal"))
+}
+
+// A password reaches pg_rewind, and nobody who lists processes.
+func TestRejoin_ShowsNoPassword(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{HBA: []string{"host all agent all scram-sha-256", "host replication agent all scram-sha-256"}}, crashWithRows, func(s *pgtest.Server) {
+		s.Exec(t, `CREATE ROLE agent SUPERUSER LOGIN PASSWORD '`+agentPassword+`'`)
+	})
+	dir := t.TempDir()
+	wrapper := filepath.Join(dir, "pg_rewind")
+	script := fmt.Sprintf("#!/bin/sh\necho \"$@\" > %s/args\nexec %s/pg_rewind \"$@\"\n", dir, c.node1.BinDir)
+	require.NoError(t, os.WriteFile(wrapper, []byte(script), 0o700))
+	res, err := c.rejoin(t, repmgr.RejoinOptions{PgRewind: wrapper, Target: c.node2.cfg.Conninfo})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method)
+	args, err := os.ReadFile(filepath.Join(dir, "args"))
+	require.NoError(t, err)
+	require.Contains(t, string(args), "--source-server")
+	require.NotContains(t, string(args), "s3cret")
+	require.NotContains(t, fmt.Sprintf("%+v", res), "s3cret")
+	c.requireEqualEverywhere(t)
+}
+
+// A node that has voted in an election does not go back to a primary of an
+// earlier term, also when it was down meanwhile.
+func TestRejoin_KeepsItsPledge(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, shutDown)
+	c.node2.Exec(t, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (7, 1, 2, '{1,2,3}', false, '{}', 0)`)
+	auto := filepath.Join(c.node1.Dir, "postgresql.auto.conf")
+	own, err := os.ReadFile(auto)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(auto, append(own, "repmgr.ballot = '1/8/node3.1'\n"...), 0o600))
+	_, err = c.rejoin(t, repmgr.RejoinOptions{Target: c.node2.Conninfo()})
+	requireError(t, err, repmgr.ErrRefused, "pledged itself to term 8", "term 7")
+	c.node2.Exec(t, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (8, 1, 2, '{1,2,3}', false, '{}', 0)`)
+	_, err = c.rejoin(t, repmgr.RejoinOptions{Target: c.node2.Conninfo()})
+	require.NoError(t, err)
+	c.requireEqualEverywhere(t)
 }
 
 // Without its address nobody knows the primary, and a foreign cluster is no target.

@@ -41,6 +41,7 @@ type Salvage struct {
 type branch struct {
 	timeline wal.Timeline
 	from     wal.LSN
+	to       wal.LSN // where the segments that are there end; 0: not looked for yet
 }
 
 // lastCommon finds where two servers part: the last timeline that both went
@@ -60,14 +61,14 @@ func lastCommon(local wal.Timeline, ours wal.History, target wal.Position, their
 
 // branches are the timelines of a server that lie beyond a fork on timeline t.
 func branches(local wal.Timeline, ours wal.History, t wal.Timeline, fork wal.LSN) []branch {
-	list := []branch{{t, fork}}
+	list := []branch{{timeline: t, from: fork}}
 	for i, e := range ours {
 		if e.Timeline >= t {
 			next := local
 			if i+1 < len(ours) {
 				next = ours[i+1].Timeline
 			}
-			list = append(list, branch{next, e.SwitchLSN})
+			list = append(list, branch{timeline: next, from: e.SwitchLSN})
 		}
 	}
 	return list
@@ -78,14 +79,14 @@ func (s *localServer) salvageRoot() string {
 	return orDefault(s.cfg.SalvageDirectory, s.dir+".salvage")
 }
 
-// walDump runs pg_waldump over a timeline of the stopped server from an LSN to
-// the end of what is there. Its complaint about that end is no error.
+// walDump runs pg_waldump over a branch of the stopped server, as present found
+// it, to the end of what is there. Its complaint about that end is no error.
 func (s *localServer) walDump(ctx context.Context, b branch, out io.Writer, args ...string) error {
 	program, err := s.program("pg_waldump")
 	if err != nil {
 		return err
 	}
-	args = append([]string{"-p", filepath.Join(s.dir, "pg_wal"), "-t", strconv.Itoa(int(b.timeline)), "-s", b.from.String()}, args...)
+	args = append([]string{"-p", filepath.Join(s.dir, "pg_wal"), "-t", strconv.Itoa(int(b.timeline)), "-s", b.from.String(), "-e", b.to.String()}, args...)
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdout, cmd.WaitDelay = out, time.Second
@@ -110,7 +111,7 @@ func (s *localServer) walBeyond(ctx context.Context, b branch, segmentSize uint3
 		return len(have) > 0, nil // a gap: what lay behind b is recycled already
 	}
 	var out bytes.Buffer
-	if err := s.walDump(ctx, b, &out, "-n", "1"); err != nil {
+	if err := s.walDump(ctx, have[0], &out, "-n", "1"); err != nil {
 		return false, fmt.Errorf("look for WAL behind %s on timeline %d: %w", b.from, b.timeline, err)
 	}
 	return out.Len() > 0, nil
@@ -123,23 +124,30 @@ func (s *localServer) hasSegment(at wal.LSN, segmentSize uint32) bool {
 	return len(found) > 0
 }
 
-// present moves the beginning of each branch to where the server still has its
-// WAL, leaves out those without any, and says whether it had to. pg_waldump
-// waits five seconds for a segment that is not there.
+// present finds the segments that the server still has of each branch: the
+// first ones may be gone, and then it says so; a branch without any is left out.
+// pg_waldump would wait five seconds for a segment that is not there.
 func (s *localServer) present(list []branch, segmentSize uint32) (have []branch, moved bool) {
 	entries, _ := os.ReadDir(filepath.Join(s.dir, "pg_wal"))
 	for _, b := range list {
-		i := slices.IndexFunc(entries, func(e os.DirEntry) bool { // they come by name, so by LSN within a timeline
+		b.to = 0
+		for _, e := range entries { // they come by name, so by LSN within a timeline
 			t, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
-			return err == nil && t == b.timeline && start+wal.LSN(segmentSize) > b.from
-		})
-		if i < 0 {
+			end := start + wal.LSN(segmentSize)
+			switch {
+			case err != nil || t != b.timeline || end <= b.from:
+			case b.to == 0:
+				moved = moved || start > b.from
+				b.from, b.to = max(b.from, start), end
+			case start == b.to:
+				b.to = end
+			}
+		}
+		if b.to == 0 {
 			moved = true
 			continue
 		}
-		_, start, _ := wal.ParseSegmentName(entries[i].Name(), segmentSize)
-		moved = moved || start > b.from
-		have = append(have, branch{b.timeline, max(b.from, start)})
+		have = append(have, b)
 	}
 	return have, moved
 }

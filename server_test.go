@@ -30,8 +30,8 @@ func serverOf(t *testing.T, s *pgtest.Server, change ...func(*Config)) *localSer
 	return server
 }
 
-// keepCommitting leaves a backend behind that commits a row each millisecond or
-// two, for ten seconds.
+// keepCommitting leaves a backend behind that commits row after row, and never
+// sleeps: only then does it not notice the death of its postmaster.
 func keepCommitting(t *testing.T, s *pgtest.Server) {
 	t.Helper()
 	s.Exec(t, `CREATE TABLE busy (at timestamptz)`)
@@ -40,7 +40,7 @@ func keepCommitting(t *testing.T, s *pgtest.Server) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, _ = conn.Exec(ctx, `DO $$ BEGIN FOR i IN 1..5000 LOOP INSERT INTO busy VALUES (clock_timestamp()); COMMIT; PERFORM pg_sleep(0.002); END LOOP; END $$`)
+		_, _ = conn.Exec(ctx, `DO $$ BEGIN FOR i IN 1..1000000 LOOP INSERT INTO busy VALUES (clock_timestamp()); COMMIT; END LOOP; END $$`)
 	}()
 	t.Cleanup(func() { cancel(); <-done })
 	pgtest.WaitFor(t, "the backend to commit", func(context.Context) error {

@@ -235,6 +235,39 @@ func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.Syn
 	})
 }
 
+// anySync stands on a standby of a quorum, so that from the first moment after a
+// promotion no commit is acknowledged by the new primary alone.
+const anySync = "ANY 1 (*)"
+
+// clearSync takes away a synchronous_standby_names that is ours, and no other.
+func (n *Node) clearSync(ctx context.Context) error {
+	var now string
+	if err := n.conn.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names')`).Scan(&now); err != nil {
+		return n.queryError("read synchronous_standby_names", err)
+	}
+	if now != anySync && !ourSync.MatchString(now) {
+		return nil
+	}
+	return n.alterSystem(ctx, map[string]string{"synchronous_standby_names": ""})
+}
+
+// ourSync is what setSync writes: every name in quotes.
+var ourSync = regexp.MustCompile(`^ANY \d+ \("[^ ]*"(, "[^ ]*")*\)$`)
+
+// tendStandby keeps a standby ready for its promotion.
+func (m *Monitor) tendStandby(ctx context.Context) error {
+	now := m.sample.local.Settings.SynchronousStandby
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	switch quorum := newest(m.watch.peers()).Quorum; {
+	case quorum && now == "":
+		return m.local.alterSystem(ctx, map[string]string{"synchronous_standby_names": anySync})
+	case !quorum && now == anySync:
+		return m.local.clearSync(ctx)
+	}
+	return nil
+}
+
 // heart writes the sign of life of the local primary, so that the silence of a
 // standby's WAL receiver means something.
 func (m *Monitor) heart(ctx context.Context) {

@@ -409,13 +409,13 @@ func (n *watcher) publish(v election.Peer, p Presence, at time.Time) {
 	v.Answer, v.Tried, v.SeenAt = election.Answers, at, at
 	n.view, n.last = v, p
 	n.mu.Unlock()
-	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Paused != v.Paused {
+	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused {
 		n.w.wake()
 	}
 }
 
 // peerSQL is all that an election wants to know of a server, in one round trip.
-// The first %s is the rule, where there are such tables.
+// %s is the rule, where there are such tables.
 const peerSQL = `
 SELECT json_build_object(
   'in_recovery', r.rec,
@@ -433,9 +433,8 @@ SELECT json_build_object(
   'delayed', current_setting('recovery_min_apply_delay') <> '0',
   'ballot', ` + ballot.ReadSQL + `,
   'paused', ` + pausedSQL + `,
-  'presence', (SELECT min(a.query) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-      WHERE l.locktype = 'advisory' AND l.granted AND l.classid = %[2]d AND l.objid = $1::int),
-  'rule', %[1]s)
+  'presences', ` + presencesSQL + `,
+  'rule', %s)
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true`
 
 const ruleSQL = `(SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
@@ -450,7 +449,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		return election.Peer{}, Presence{}, err
 	}
 	var text []byte
-	if err := n.conn.QueryRow(ctx, fmt.Sprintf(peerSQL, rule, presenceLock), int32(rec.ID)).Scan(&text); err != nil {
+	if err := n.conn.QueryRow(ctx, fmt.Sprintf(peerSQL, rule)).Scan(&text); err != nil {
 		return election.Peer{}, Presence{}, n.queryError("look at the node", err)
 	}
 	var s struct {
@@ -467,7 +466,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Delayed    bool          `json:"delayed"`
 		Ballot     string        `json:"ballot"`
 		Paused     string        `json:"paused"`
-		Presence   string        `json:"presence"`
+		Presences  string        `json:"presences"`
 		Rule       election.Rule `json:"rule"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
@@ -480,17 +479,19 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{Timeline: s.Timeline, LSN: s.LSN}, Drained: s.Drained,
 		Streams: s.Streams, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed,
-		Term: b.Term, Candidate: b.Candidate, Rule: s.Rule, Paused: pausedFor(s.Paused, rec.ID),
+		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule, Paused: pausedFor(s.Paused, rec.ID),
 	}
 	if s.InRecovery {
 		v.Running = election.Standby
 		v.Receives = int32(w.sender(s.Host, s.Port))
 		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, s.Replay)
 	}
-	var p Presence
-	if doc, ok := strings.CutPrefix(s.Presence, presenceMark); ok && json.Unmarshal([]byte(doc), &p) == nil {
-		v.Monitored, v.Automatic = true, p.Mode == FailoverAutomatic
+	all, err := parsePresences(s.Presences)
+	if err != nil {
+		return v, Presence{}, err
 	}
+	p, ok := all[rec.ID] // one whose words can not be read here is taken for automatic
+	v.Monitored, v.Automatic = ok, ok && p.Mode != FailoverManual
 	return v, p, nil
 }
 

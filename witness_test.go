@@ -172,3 +172,18 @@ func TestWitness_CopyOfTheMetadata(t *testing.T) {
 	require.Equal(t, before, written())
 	require.Contains(t, rulesOf(t, w), "5.1:2")
 }
+
+// What is run on a witness is done on the primary: its own rows are a copy.
+func TestWitness_IsNoPrimary(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	w := startWitness(t, 9)
+	_, err := w.RegisterWitness(t.Context(), repmgr.WitnessOptions{PrimaryConninfo: node1.Conninfo()})
+	require.NoError(t, err)
+	node1.Exec(t, `INSERT INTO repmgr.nodes SELECT 7, 1, false, 'node7', 'standby', 'x', 1, 'host=/nonexistent', 'u', NULL, ''`)
+	_, err = w.UnregisterStandby(t.Context(), repmgr.UnregisterOptions{NodeID: 7})
+	require.NoError(t, err)
+	require.Equal(t, "1:primary:0:true 9:witness:1:true", nodesOf(t, node1))
+	_, err = newNode(t, 9, w.Server).RegisterPrimary(t.Context(), repmgr.RegisterOptions{Force: true})
+	require.ErrorIs(t, err, repmgr.ErrPrimaryExists)
+}

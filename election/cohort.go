@@ -161,3 +161,17 @@ func LeaseStart(now time.Time, r Rule, self int32, peers []Peer) time.Time {
 	}
 	return time.Time{}
 }
+
+// unpledged is when the voter was last known to be pledged to nobody in a later
+// term. One whose server has ended gives no pledge until it is back: to stop the
+// standbys is no reason to stop the primary.
+func (p Peer) unpledged(r Rule) time.Time {
+	switch {
+	case p.Term > r.Term || p.SeenAt.IsZero():
+		return time.Time{}
+	case p.Answer == Refused && p.Ended:
+		return p.Tried
+	default:
+		return p.SeenAt
+	}
+}

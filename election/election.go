@@ -132,6 +132,7 @@ const (
 	MarkInactive Verb = "mark inactive" // in the node's row
 	Tell         Verb = "tell"          // record and notify an event
 	Tend         Verb = "tend"          // to the rule and synchronous_standby_names
+	TendStandby  Verb = "prepare"       // the local standby for its promotion
 	Fence        Verb = "fence"         // stop the local server at once, and start it as a standby of nobody
 	Elect        Verb = "elect"         // a new primary
 	Reaffirm     Verb = "reaffirm"      // the local primary, in a higher term
@@ -219,7 +220,7 @@ func (p Policy) Step(s State, o Observation) Decision {
 		return p.enter(s, o, Waiting, RowNotReadable)
 	case !o.Observer && !o.Node.Registered:
 		return p.register(s, o)
-	case p.challenged(o):
+	case p.challenged(s, o):
 		return p.enter(s, o, AsPrimary, MetHigherTerm, Action{Verb: Reaffirm})
 	case p.strays(s, o):
 		return p.follow(s, o)
@@ -315,6 +316,9 @@ func (p Policy) standby(s State, o Observation) Decision {
 	actions := p.returned(s, o)
 	if s.Phase == Orphaned {
 		actions = append(actions, Action{Verb: Tell, What: UpstreamReconnect})
+	}
+	if p.Automatic {
+		actions = append(actions, Action{Verb: TendStandby})
 	}
 	return p.enter(s, o, AsStandby, WatchingStandby, append(actions, Action{Verb: Sample})...)
 }

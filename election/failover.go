@@ -7,11 +7,12 @@ import (
 )
 
 const (
-	stagger     = 300 * time.Millisecond // between the turns of two monitors
-	retryAfter  = 250 * time.Millisecond // an election that found no grounds, or not enough pledges
-	refuseAfter = time.Second            // one that something stands against
-	followAfter = 3 * time.Second        // a follow or a rejoin that did not work
-	Margin      = 750 * time.Millisecond // beyond fence_timeout: for clocks and for the fence itself
+	stagger      = 300 * time.Millisecond // between the turns of two monitors
+	retryAfter   = 250 * time.Millisecond // an election that found no grounds, or not enough pledges
+	refuseAfter  = time.Second            // one that something stands against
+	followAfter  = 3 * time.Second        // a follow or a rejoin that did not work
+	inauguration = 2 * time.Second        // from the pledges of an election to the rule of its winner
+	Margin       = 750 * time.Millisecond // beyond fence_timeout: for clocks and for the fence itself
 )
 
 // remember keeps since when things are as they are.
@@ -64,13 +65,30 @@ func (p Policy) deposed(o Observation) bool {
 	return false
 }
 
-// challenged: the primary of the newest rule meets ballots of a higher term. An
-// election was begun and has no outcome; what it detached must be won back.
-func (p Policy) challenged(o Observation) bool {
-	if !p.Automatic || !o.runsPrimary() || o.Rule.Primary != o.Self || o.Busy || p.waits(o, Reaffirm, retryAfter) {
+// challenged: the local primary meets ballots, or a witness's rule, of a later
+// term than its own rule. An election was begun and has no outcome; what it
+// detached must be won back. One that was promoted and has no rule of its own
+// gives its election time to finish. One that another primary was elected
+// against leaves it to that.
+func (p Policy) challenged(s State, o Observation) bool {
+	if !p.Automatic || !o.runsPrimary() || o.Busy || p.waits(o, Reaffirm, retryAfter) {
 		return false
 	}
-	return slices.ContainsFunc(o.Peers, func(peer Peer) bool { return peer.Answer == Answers && peer.Term > o.Rule.Term })
+	me := find(o.Peers, o.Self)
+	if me.Rule.Primary != o.Self && o.Now.Sub(s.BallotAt) < inauguration {
+		return false
+	}
+	later := false
+	for _, peer := range o.Peers {
+		if peer.Answer != Answers {
+			continue
+		}
+		if peer.ID != o.Self && peer.data() && peer.Running == Primary && peer.Term > me.Term {
+			return false
+		}
+		later = later || max(peer.Term, peer.Rule.Term) > me.Rule.Term
+	}
+	return later
 }
 
 // mayRejoin: the local server is down, was a primary, and another one is it now.
@@ -88,7 +106,7 @@ func (o Observation) winnerRuns() bool {
 // standby that has pledged itself trusts only a rule of that term or a later one.
 func (p Policy) strays(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
-	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && !me.Paused && !me.Streams &&
+	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !me.Paused && !me.Streams &&
 		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.AloneAt) >= p.Silence) &&
 		!o.Busy && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter)
 }

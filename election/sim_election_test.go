@@ -49,8 +49,7 @@ func (c *election1) end(why string) {
 	}
 	c.over = true
 	if c.token != 0 {
-		s, token := c.w.host(c.tally.Winner).s, c.token
-		c.w.rpc(&c.m.proc, c.m.h, s, patient, func(ret func()) { s.unlock(token); ret() }, func(election.Answer) {})
+		c.m.hangUp(c.w.host(c.tally.Winner).s, c.token)
 	}
 	verb := election.Elect
 	if c.reaffirm {
@@ -278,6 +277,9 @@ func (c *election1) promote() {
 		s.lock(&m.proc, func(token int64) {
 			ok = s.ballot == c.mine || w.bug == "ballot not checked"
 			c.token = token
+			if c.over {
+				c.m.hangUp(s, token)
+			}
 			ret()
 		})
 	}, func(ans election.Answer) {

@@ -282,8 +282,7 @@ func (w *world) operate(f fault, h *host, undo func(time.Duration, func())) {
 			}
 		}
 	case "sync on":
-		w.quorum = false // what was acknowledged before is not covered
-		w.policy.Quorum = true
+		w.policy.Quorum = true // what was acknowledged before is not covered: to the judge it stays off
 		for _, o := range w.hosts {
 			o.m.p.Quorum = true
 		}

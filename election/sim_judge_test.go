@@ -88,7 +88,7 @@ func (j *judge) returned(*server) { j.excuse(0) }
 func (j *judge) excuse(d time.Duration) { j.excused = max(j.excused, j.w.now+d) }
 
 func (j *judge) acked(standby, primary *server) {
-	if standby.bound > primary.reign {
+	if standby.bound > max(primary.reign, primary.ballot.term) { // a primary pledges itself to nobody but itself
 		j.break_("node %d, pledged in term %d, acknowledged to node %d of term %d", standby.h.id, standby.bound, primary.h.id, primary.reign)
 	}
 }

@@ -56,12 +56,17 @@ func (m *monitor) crash() {
 		if h.s.holder != &m.proc {
 			continue
 		}
-		token, d := h.s.locked, 5*time.Millisecond
-		if !w.open(m.h, h) {
-			d = 3 * time.Second
-		}
-		w.after(&h.s.proc, d, func() { h.s.unlock(token) })
+		m.hangUp(h.s, h.s.locked)
 	}
+}
+
+// hangUp ends a session, and with it its lock, as soon as the server notices.
+func (m *monitor) hangUp(s *server, token int64) {
+	d := 5 * time.Millisecond
+	if !m.w.open(m.h, s.h) {
+		d = 3 * time.Second // keepalives
+	}
+	m.w.after(&s.proc, d, func() { s.unlock(token) })
 }
 
 func (m *monitor) now() time.Time { return m.w.clock(m.h) }

@@ -465,7 +465,7 @@ func (s *server) watchReceiver() {
 		up := s.w.host(s.upstream)
 		if s.up && s.conn != 0 && s.until <= s.w.now {
 			alive := up != nil && up.s.up && !up.s.recovery && up.s.until <= s.w.now && up.s.senders[s.h.id] != nil && up.s.senders[s.h.id].conn == s.conn
-			if alive && s.w.open(up.h, s.h) && s.w.open(s.h, up.h) {
+			if alive && s.w.open(up, s.h) && s.w.open(s.h, up) {
 				up.s.pump(s.h.id)
 			} else if s.w.now-s.heard > s.w.policy.Silence-500*time.Millisecond {
 				s.detach()

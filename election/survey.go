@@ -50,6 +50,7 @@ type Peer struct {
 	ShutDown  bool          // the last WAL record that it has is of a shutdown in order
 	Term      int64         // of its ballot
 	Candidate string        // of its ballot
+	Chosen    bool          // its ballot says that it won that election
 	Rule      Rule          // the newest that it holds
 	Paused    bool
 	Monitored bool // a monitor of its own runs

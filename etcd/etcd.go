@@ -9,8 +9,10 @@
 // a pledged standby acknowledges no commit of the old primary any more. etcd
 // holds one vote of the same kind: a ballot that only ever rises to a higher
 // term, and a copy of the newest rule it was told. Both change by transactions
-// that compare what was read. So losing etcd, or all that it held, stops no
-// running primary and makes no second one: it is one voter that is away.
+// that compare what was read. So losing etcd stops no running primary and makes
+// no second one: it is one voter that is away. An etcd that comes back without
+// what it held, or with an old copy of it, is a voter that has forgotten its
+// promise: as with any voter, that is safe only while all nodes see each other.
 //
 // The arbiter has one vote less than there are registered nodes (its weight in
 // [election.Rule]):

@@ -38,7 +38,7 @@ type member struct {
 	conn    *grpc.ClientConn
 	kv      etcdserverpb.KVClient
 	lease   etcdserverpb.LeaseClient
-	refused atomic.Bool // by the host, when we last dialled
+	dialled atomic.Value // the repmgr.Reach of when we last did
 }
 
 // newMember connects to nothing yet. Without security there is no TLS.
@@ -71,7 +71,7 @@ func newMember(address string, security *tls.Config) (*member, error) {
 func (m *member) dial(ctx context.Context, address string) (net.Conn, error) {
 	d := net.Dialer{Timeout: Timeout}
 	conn, err := d.DialContext(ctx, "tcp", address)
-	m.refused.Store(errors.Is(err, syscall.ECONNREFUSED))
+	m.dialled.Store(reach(err))
 	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Err != nil {
 		err = op.Err
 	}
@@ -79,6 +79,24 @@ func (m *member) dial(ctx context.Context, address string) (net.Conn, error) {
 		err = call.Err
 	}
 	return conn, err
+}
+
+// reach says how a host answered.
+func reach(err error) repmgr.Reach {
+	var timed net.Error
+	switch {
+	case err == nil:
+		return repmgr.ReachOK
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return repmgr.ReachRefused
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return repmgr.ReachNoRoute
+	case errors.As(err, new(*net.DNSError)):
+		return repmgr.ReachNoHost
+	case errors.As(err, &timed) && timed.Timeout():
+		return repmgr.ReachTimeout
+	}
+	return repmgr.ReachBroken
 }
 
 // transaction asks a member that knows of a leader: one without says so.
@@ -109,7 +127,7 @@ func (m *member) read(ctx context.Context, keys [3]string) (h holding, err error
 			}
 		}
 	}
-	h.Rule, h.Nodes = rule.Rule, rule.Nodes
+	h.Rule, h.Nodes, h.Primary = rule.Rule, rule.Nodes, h.announced.Record
 	return h, nil
 }
 
@@ -239,6 +257,19 @@ func (e *answerError) away() bool {
 	return false
 }
 
+// reach is how the member answered: one that could be dialled and is away after
+// all has hung, or its connection is lost.
+func (e *answerError) reach() repmgr.Reach {
+	dialled, _ := e.m.dialled.Load().(repmgr.Reach)
+	switch {
+	case e.code() == codes.DeadlineExceeded:
+		return repmgr.ReachTimeout
+	case dialled == "" || dialled == repmgr.ReachOK:
+		return repmgr.ReachBroken
+	}
+	return dialled
+}
+
 // answerErrors are those of all members that were asked.
 type answerErrors []*answerError
 
@@ -261,21 +292,12 @@ func explain(ctx context.Context, doing string, err error) error {
 	case errors.Is(ctx.Err(), context.Canceled): // not etcd's fault
 		return fmt.Errorf("%s in etcd: %w", doing, context.Cause(ctx))
 	}
-	reach, refused := repmgr.ReachBroken, 0
 	for _, f := range faults {
-		switch {
-		case !f.away():
+		if !f.away() {
 			return repmgr.WithHint(fmt.Errorf("%s in etcd: %w", doing, f),
 				"etcd answers, and refuses. Where it asks for users, the common name of etcd_cert must be one that may read and write the keys below etcd_prefix.")
-		case f.code() == codes.DeadlineExceeded:
-			reach = repmgr.ReachTimeout
-		case f.m.refused.Load():
-			refused++
 		}
 	}
-	if refused == len(faults) {
-		reach = repmgr.ReachRefused
-	}
-	return repmgr.WithHint(fmt.Errorf("%s: %w", doing, &repmgr.ConnectError{Target: "etcd", Reach: reach, Err: faults}),
+	return repmgr.WithHint(fmt.Errorf("%s: %w", doing, &repmgr.ConnectError{Target: "etcd", Reach: faults[0].reach(), Err: faults}),
 		"Does etcd run at etcd_endpoints, and do more than half of its members? Does it want TLS, or a certificate (etcd_cacert, etcd_cert, etcd_key)? While it is away the primary goes on as long as it sees all nodes; a failover has to wait.")
 }

@@ -226,6 +226,12 @@ func TestExitCodes(t *testing.T) {
 		{"standby clone", repmgr.ErrDirectory, 14},
 		{"standby clone", repmgr.ErrCopy, 14},
 		{"standby register", repmgr.ErrTimeout, 20},
+		{"node rejoin", repmgr.ErrServerControl, 4},
+		{"node rejoin", repmgr.ErrConnect, 6},
+		{"node rejoin", repmgr.ErrTimelineDiverged, 24},
+		{"node rejoin", repmgr.ErrRejoin, 24},
+		{"node rejoin", repmgr.ErrRefused, 24},
+		{"node rejoin", repmgr.ErrNotRegistered, 1},
 		{"witness register", repmgr.ErrConnect, 1},
 		{"witness unregister", repmgr.ErrConnect, 6},
 	} {

@@ -239,6 +239,17 @@ func (c *cluster) join(ctx context.Context, n *node) error {
 	if err := n.startServer(ctx); err != nil {
 		return err
 	}
+	if c.o.Suite.Peer { // it refuses a standby that is still catching up
+		err := waitFor(ctx, 20*time.Second, n.name()+" to stream", func(ctx context.Context) error {
+			if v := n.view(ctx); !v.Streams {
+				return errors.Join(errors.New("it does not"), v.Err)
+			}
+			return sleep(ctx, moment)
+		})
+		if err != nil {
+			return err
+		}
+	}
 	return n.repmgr(ctx, "standby", "register")
 }
 

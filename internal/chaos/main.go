@@ -31,6 +31,7 @@ type Settings struct {
 	PeerRuns        int
 	Soak            time.Duration
 	Plain, Verbose  bool
+	Keep            bool
 	Suite           string // inside: ours, peer or tuned
 	Sides           bool   // inside
 	Alone           bool   // inside
@@ -55,6 +56,7 @@ func parse(args []string, stderr io.Writer) (s Settings, err error) {
 	f.IntVar(&s.PeerRuns, "peer-runs", 3, "of an -outage: how often each fault meets the peer")
 	f.DurationVar(&s.Soak, "soak", 0, "instead of faults: so long 200 ms of jitter, 20 % loss and a starved processor, and no failover")
 	f.BoolVar(&s.Plain, "plain", false, "no namespaces: faults of processes only")
+	f.BoolVar(&s.Keep, "keep", false, "keep the logs of runs that passed, too")
 	f.BoolVar(&s.Verbose, "v", false, "say what happens")
 	f.StringVar(&s.Suite, "suite", "ours", "ours, peer (repmgr 5) or tuned (repmgr 5, as quick as it gets)")
 	f.BoolVar(&s.Sides, "sides", true, "a client on every data node's machine, too")
@@ -161,12 +163,16 @@ func inside(ctx context.Context, s Settings, stdout io.Writer) (problems int, er
 		if len(res.Problems) > 0 {
 			problems++
 		}
-		log("%3d %-40s %-16s outage %6.0f ms, lost %d, fenced %d, healed %d ms: %s", res.N, res.Nemesis, res.Target, res.OutageMS, res.Lost, res.Fenced, res.HealedMS, strings.Join(append([]string{}, res.Verdict()), "; "))
+		log("%3d %-40s %-16s outage %6.0f ms, promoted %6.0f ms, followers %5.0f ms, lost %d, fenced %d, healed %d ms: %s", res.N, res.Nemesis, res.Target, res.OutageMS, res.PromotedMS, res.FollowMS, res.Lost, res.Fenced, res.HealedMS, strings.Join(append([]string{}, res.Verdict()), "; "))
 	}
 	if s.Soak > 0 {
 		return problems, r.soak(ctx, s.Soak)
 	}
-	return problems, r.run(ctx)
+	err = r.run(ctx)
+	if s.Keep {
+		r.keep(fmt.Sprintf("%d-end", s.Seed))
+	}
+	return problems, err
 }
 
 // suite of the run, with our programs where the servers' user can read them.
@@ -265,7 +271,7 @@ func (s Settings) runs(ctx context.Context, began time.Time, stdout, stderr io.W
 func (s Settings) isolate(ctx context.Context, stdout, stderr io.Writer, seed uint64, extra ...string) error {
 	args := []string{
 		"chaos", "-bin", absolute(s.Bin), "-pg-bindir", s.PgBin, "-out", absolute(s.Out), "-seed", fmt.Sprint(seed), "-per-run", fmt.Sprint(s.PerRun),
-		"-topology", s.Topology, "-mode", s.Mode, "-only", s.Only, "-pairs", fmt.Sprint(s.Pairs), fmt.Sprintf("-v=%v", s.Verbose), fmt.Sprintf("-sides=%v", s.Sides), "-suite", s.Suite,
+		"-topology", s.Topology, "-mode", s.Mode, "-only", s.Only, "-pairs", fmt.Sprint(s.Pairs), fmt.Sprintf("-v=%v", s.Verbose), fmt.Sprintf("-keep=%v", s.Keep), fmt.Sprintf("-sides=%v", s.Sides), "-suite", s.Suite,
 	}
 	code, err := Isolate(ctx, append(args, extra...), stdout, stderr)
 	if err == nil && code > 1 {

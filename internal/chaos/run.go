@@ -30,6 +30,7 @@ type Result struct {
 
 	HeldMS        int64   `json:"held_ms"`       // how long the fault stayed
 	OutageMS      float64 `json:"outage_ms"`     // longest time without an acknowledged commit, of the main client
+	PromotedMS    float64 `json:"promoted_ms"`   // from the fault until the first promotion; -1: none
 	FollowMS      float64 `json:"follow_ms"`     // from the last promotion until every standby that was not hit streamed from it; -1: no promotion, or one did not
 	HealedMS      int64   `json:"healed_ms"`     // from the end of the fault until all was well again
 	Acked         int     `json:"acked"`         // rows that were acknowledged, of all clients
@@ -182,7 +183,7 @@ func (r *runner) faultOf(ctx context.Context, f Fault, list ...Nemesis) (Result,
 	s := &scene{c: r.c, before: before, rng: rand.New(rand.NewPCG(f.Seed, 2))}
 	res := Result{
 		Suite: r.c.o.Suite.Name, Seed: r.plan.Seed, N: f.N, At: time.Now(), Topology: string(r.c.o.Topology), Mode: r.plan.Mode,
-		Nemesis: names(list), Alone: r.alone, TermBefore: before.Term, FollowMS: -1,
+		Nemesis: names(list), Alone: r.alone, TermBefore: before.Term, FollowMS: -1, PromotedMS: -1,
 	}
 	var o observation
 	for _, w := range r.writers {
@@ -349,6 +350,7 @@ func (r *runner) judge(ctx context.Context, s *scene, o *observation, res *Resul
 	res.Promotions = len(ps) - 1
 	res.FalseFailover = res.Expect == None && res.Promotions > 0
 	if res.Promotions > 0 {
+		res.PromotedMS = float64(ps[1].At.Sub(o.began).Microseconds()) / 1000
 		last := ps[len(ps)-1]
 		if d, ok := followed(last, o.events, r.notHit(s, last.Node)); ok {
 			res.FollowMS = float64(d.Microseconds()) / 1000
@@ -390,6 +392,9 @@ func (r *runner) notHit(s *scene, primary int) (ids []int) {
 // rows looks for every acknowledged row on the primary, and compares the standbys with it.
 func (r *runner) rows(ctx context.Context, ps []promotion, o *observation, res *Result) error {
 	s, err := r.c.healthy(ctx)
+	if r.c.o.Suite.Peer { // whose former primary may still be one
+		s.Primary = r.c.nodes[ps[len(ps)-1].Node-1]
+	}
 	if s.Primary == nil {
 		return err
 	}

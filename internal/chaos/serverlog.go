@@ -29,7 +29,7 @@ const (
 	streaming what = "streaming started" // by a standby
 )
 
-var logLine = regexp.MustCompile(`^(\d+)\.(\d{3}) \[\d+\] LOG:  (selected new timeline ID: (\d+)|archive recovery complete|started streaming WAL from primary at \S+ on timeline (\d+))`)
+var logLine = regexp.MustCompile(`^(\d+)\.(\d{3}) \[\d+\] LOG:  (selected new timeline ID: (\d+)|archive recovery complete|(?:started streaming WAL from primary|restarted WAL streaming) at \S+ on timeline (\d+))`)
 
 // readLog returns what a log says from an offset on, and where it ended.
 func (n *node) readLog(from int64) (events []logEvent, end int64) {
