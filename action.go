@@ -204,19 +204,23 @@ func (m *Monitor) begin(ctx context.Context, a election.Action) {
 	target := m.watch.record(a.Child)
 	policy := m.policy()
 	policy.TooMany = a.Verb == election.Elect && m.tooMany(ctx)
+	known := m.state.BallotFor
 	go func() {
-		act.done <- m.long(ctx, c, a.Verb, target, policy)
+		act.done <- m.long(ctx, c, a.Verb, target, policy, known)
 		m.lookNow()
 	}()
 }
 
-func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target Record, policy election.Policy) error {
+func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target Record, policy election.Policy, known int64) error {
 	switch v {
 	case election.Elect, election.Reaffirm:
 		a := c.campaign(m.watch, policy)
-		a.reaffirm = v == election.Reaffirm
+		a.reaffirm, a.known = v == election.Reaffirm, known
 		res, err := a.run(ctx, false)
 		m.tellElection(a, res, err)
+		if err == nil {
+			m.watch.refresh(ctx, c.pulse()) // the next decision is to know of it
+		}
 		return err
 	case election.Follow:
 		return c.followWinner(ctx, target)
@@ -297,6 +301,9 @@ func (m *Monitor) tellElection(a *campaign, res FailoverResult, err error) {
 		e := Event{
 			NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: former.ID, Peer: former.Name,
 			Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, former),
+		}
+		if former.ID == res.Winner.ID {
+			e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
 		}
 		recordErr := a.w.node(int32(res.Winner.ID)).do(ctx, func(n *Node) error {
 			a.c.emit(ctx, n, e)

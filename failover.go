@@ -121,6 +121,7 @@ func (c *Cluster) Failover(ctx context.Context, o FailoverOptions) (FailoverResu
 	policy := c.policy()
 	policy.Forced, policy.OnShutdown = o.Force, true
 	a := c.campaign(w, policy)
+	a.known = highestTerm(w.peers())
 	return a.run(ctx, o.DryRun)
 }
 
@@ -170,7 +171,8 @@ type campaign struct {
 	c        *Cluster
 	w        *watch
 	policy   election.Policy
-	reaffirm bool // the local node is the living primary, and the only one that may win
+	known    int64 // the highest term of a ballot when it was decided to begin
+	reaffirm bool  // the local node is the living primary, and the only one that may win
 
 	res     FailoverResult
 	start   time.Time
@@ -234,6 +236,9 @@ func (a *campaign) survey(ctx context.Context) error {
 		if r := a.policy.Survey(now, a.rule, peers); r != "" {
 			return refuse(r, a.res.Health, describe(peers))
 		}
+		if t := highestTerm(peers); t > max(a.known, a.rule.Term) {
+			return refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
+		}
 		a.at("surveyed", "%s; %s", a.res.Health, describe(peers))
 		best := a.policy.Count(a.rule, 0, a.res.Health, answering(peers))
 		if r := a.w.record(best.Winner); best.Winner != 0 {
@@ -290,21 +295,18 @@ func (a *campaign) recruit(ctx context.Context) error {
 		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term)
 	}
 	a.res.Term++
-	if a.c.cfg.Arbiter != nil && peerOf(peers, election.Arbiter).Answer == election.Answers {
-		if err := a.pledgeArbiter(ctx); err != nil {
-			return err
-		}
-	}
 	asked := answering(peers)
 	got := make([]election.Peer, len(asked))
 	errs := make([]error, len(asked))
 	var wg sync.WaitGroup
 	for i, p := range asked {
-		if p.ID == election.Arbiter {
-			got[i] = a.pledgedArbiter(p)
-			continue
-		}
-		wg.Go(func() { got[i], errs[i] = a.pledge(ctx, p) })
+		wg.Go(func() {
+			if p.ID == election.Arbiter {
+				got[i], errs[i] = a.pledgeArbiter(ctx, p)
+			} else {
+				got[i], errs[i] = a.pledge(ctx, p)
+			}
+		})
 	}
 	wg.Wait()
 	a.last = time.Now()
@@ -323,17 +325,10 @@ func (a *campaign) recruit(ctx context.Context) error {
 	return nil
 }
 
-func (a *campaign) pledgeArbiter(ctx context.Context) error {
-	_, err := a.c.cfg.Arbiter.Pledge(ctx, ballot.Ballot{Node: election.Arbiter, Term: a.res.Term, Candidate: a.c.candidate()})
-	if errors.Is(err, ballot.ErrTerm) {
-		return refuse(election.RefusedElection, a.res.Health, err.Error())
-	}
-	return err
-}
-
-func (a *campaign) pledgedArbiter(p election.Peer) election.Peer {
-	p.Term, p.Candidate, p.Drained = a.res.Term, a.c.candidate(), true
-	return p
+func (a *campaign) pledgeArbiter(ctx context.Context, p election.Peer) (election.Peer, error) {
+	st, err := a.c.cfg.Arbiter.Pledge(ctx, ballot.Ballot{Node: election.Arbiter, Term: a.res.Term, Candidate: a.c.candidate()})
+	p.Term, p.Candidate, p.Rule, p.Drained = st.Ballot.Term, st.Ballot.Candidate, st.Rule, true
+	return p, err
 }
 
 // pledge takes one voter's promise, and waits until it stands still.
@@ -523,39 +518,48 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *Node, winner Record) err
 
 // open points the others to the winner and commits the rule, which opens the
 // term: with synchronous_mode=quorum that commit waits for them like any other.
+// It does not wait for ever: a winner without its rule stands for the next term.
 func (a *campaign) open(ctx context.Context) error {
+	limit := inaugurationLimit * a.c.cfg.SilenceTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not acknowledged within %s", limit))
+	defer cancel()
+	followers := make([]error, len(a.pledged))
 	var wg sync.WaitGroup
-	var mu sync.Mutex
-	for _, p := range a.pledged {
+	for i, p := range a.pledged {
 		if p.ID == a.tally.Winner || p.Role == election.Witness || p.ID == election.Arbiter {
+			followers[i] = errNoStandby
 			continue
 		}
 		wg.Go(func() {
-			if err := a.repoint(ctx, a.w.record(p.ID)); err != nil {
-				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", err, "hint", "Its own repmgrd tries it again.")
-				return
+			if followers[i] = a.repoint(ctx, a.w.record(p.ID)); followers[i] != nil {
+				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
-			mu.Lock()
-			a.res.Following = append(a.res.Following, a.w.record(p.ID))
-			mu.Unlock()
+			if errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum {
+				cancel()
+			}
 		})
 	}
-	defer wg.Wait()
-	if !a.tally.Rule.Quorum {
-		wg.Wait()
-	}
-	a.at("repointed", "%d standbys", len(a.pledged)-1)
-	seen := peerOf(a.w.peers(), a.rule.Primary).SeenAt
-	err := a.w.node(a.tally.Winner).do(ctx, func(n *Node) error { return a.commit(ctx, n, seen) })
+	a.at("repointed", "%d standbys are told", len(a.pledged)-1)
+	err := a.commit(ctx)
+	wg.Wait()
 	if err != nil {
 		return hint(kind(ErrMetadata, "%s is promoted, but its first commit was not acknowledged: %w", a.res.Winner, err),
 			"Its own repmgrd goes on with it. See repmgr service status.")
 	}
+	for i, p := range a.pledged {
+		if followers[i] == nil {
+			a.res.Following = append(a.res.Following, a.w.record(p.ID))
+		}
+	}
 	a.res.Rule = a.tally.Rule
-	wg.Wait()
 	a.at("ruled", "term %d is open; %d standbys follow", a.res.Term, len(a.res.Following))
 	return nil
 }
+
+// inaugurationLimit is how many silence_timeouts the first commit of a term may take.
+const inaugurationLimit = 3
+
+var errNoStandby = errors.New("no standby")
 
 // repoint lets a pledged standby stream from the winner, or from the standby
 // that it streamed from before, and waits until it does, for as long as is usual.
@@ -589,14 +593,20 @@ func (a *campaign) repoint(ctx context.Context, r Record) error {
 	})
 }
 
-// commit is the first transaction of the term.
-func (a *campaign) commit(ctx context.Context, n *Node, seen time.Time) error {
+// commit is the first transaction of the term, over a connection of its own: it
+// may have to wait.
+func (a *campaign) commit(ctx context.Context) error {
 	wait := "local"
 	if a.tally.Rule.Quorum && a.tally.Rule.Acks > 0 {
 		wait = "on"
 	}
+	n, err := a.c.connectTo(ctx, *a.res.Winner)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
 	winner, rule := int32(a.res.Winner.ID), a.tally.Rule
-	err := pgx.BeginFunc(unlimited(ctx), n.conn, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(unlimited(ctx), n.conn, func(tx pgx.Tx) error {
 		var b pgx.Batch
 		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, wait)
 		b.Queue(ruleInsertSQL, ruleArgs(rule, a.c.candidate())...)
@@ -608,10 +618,7 @@ func (a *campaign) commit(ctx context.Context, n *Node, seen time.Time) error {
 	if err != nil {
 		return n.queryError("open the term", err)
 	}
-	if a.reaffirm {
-		return nil
-	}
-	if !seen.IsZero() {
+	if seen := peerOf(a.w.peers(), a.rule.Primary).SeenAt; !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
 		a.res.Outage = time.Since(seen)
 	}
 	return nil

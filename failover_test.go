@@ -8,7 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -16,6 +19,7 @@ import (
 func automatic(mode repmgr.SynchronousMode) func(*repmgr.Config) {
 	return func(c *repmgr.Config) {
 		c.Failover, c.SynchronousMode = repmgr.FailoverAutomatic, mode
+		c.HangTimeout = 2 * time.Second
 	}
 }
 
@@ -59,6 +63,9 @@ func waitPrimary(t *testing.T, nodes ...*node) *node {
 	var found *node
 	pgtest.WaitFor(t, "a new primary in office", func(context.Context) error {
 		for _, n := range nodes {
+			if !n.Started() {
+				continue
+			}
 			if n.QueryString(t, `SELECT NOT pg_is_in_recovery() AND EXISTS (SELECT FROM repmgr.rules WHERE term > 1)`) == "t" {
 				found = n
 				return nil
@@ -88,4 +95,169 @@ func TestFailover_DeadPostmaster(t *testing.T) {
 			}
 		})
 	}
+}
+
+// waitHealth waits until a Monitor has come to that verdict on the primary.
+func waitHealth(t *testing.T, m *repmgr.Monitor, want election.Health) {
+	t.Helper()
+	pgtest.WaitFor(t, "the verdict "+string(want), func(context.Context) error {
+		if s := m.Status(); s.Health != want {
+			return fmt.Errorf("%q: %s (%s)", s.Health, s.Reason, s.Error)
+		}
+		return nil
+	})
+}
+
+// An operator's shutdown of the primary is no failure. With Force it is taken over all the same.
+func TestFailover_NotAfterAShutdownInOrder(t *testing.T) {
+	t.Parallel()
+	nodes, monitors := startCluster(t, 3, repmgr.SynchronousOff)
+	nodes[0].Stop("fast")
+	waitHealth(t, monitors[1], election.HealthShutDown)
+	waitHealth(t, monitors[2], election.HealthShutDown)
+	require.Equal(t, "t", nodes[1].QueryString(t, `SELECT pg_is_in_recovery()`))
+	nodes[0].StartAgain()
+	waitHealth(t, monitors[1], election.HealthAlive)
+
+	_, err := nodes[1].Failover(t.Context(), repmgr.FailoverOptions{})
+	var refusal *repmgr.RefusalError
+	require.ErrorAs(t, err, &refusal)
+	require.Equal(t, election.HealthAlive, refusal.Health)
+	nodes[0].Stop("fast")
+	res, err := nodes[2].Failover(t.Context(), repmgr.FailoverOptions{})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.NodeID(2), res.Winner.ID)
+	require.Len(t, res.Following, 1)
+}
+
+// Two nodes are no majority of each other.
+func TestFailover_TwoNodesNever(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 2, repmgr.SynchronousOff)
+	nodes[0].Kill()
+	e := nodes[1].events.wait(t, repmgr.EventFailoverRefused)
+	require.Contains(t, e.Details, string(election.RefusedNoMajority))
+	require.Equal(t, "t", nodes[1].QueryString(t, `SELECT pg_is_in_recovery()`))
+	_, err := nodes[1].Failover(t.Context(), repmgr.FailoverOptions{Force: true})
+	require.ErrorIs(t, err, repmgr.ErrNoQuorum)
+	require.NotEmpty(t, repmgr.Hint(err))
+}
+
+// With a witness they are, and the old primary comes back as a standby by itself.
+func TestFailover_WitnessAndRejoin(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 2, repmgr.SynchronousQuorum)
+	w := startWitness(t, 9, automatic(repmgr.SynchronousQuorum))
+	_, err := w.RegisterWitness(t.Context(), repmgr.WitnessOptions{PrimaryConninfo: nodes[0].Conninfo()})
+	require.NoError(t, err)
+	w.monitor(t)
+	pgtest.WaitFor(t, "the witness to be a voter and to know it", func(context.Context) error {
+		if got := w.QueryString(t, `SELECT coalesce((SELECT voters::text FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1), 'none')`); got != "{1,2,9}" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	writer := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{nodes[0].Conninfo(), nodes[1].Conninfo()}})
+	writer.WaitForMore(t, 20)
+	nodes[0].Kill()
+	winner := waitPrimary(t, nodes[1])
+	writer.WaitForMore(t, 20)
+	nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+	pgtest.WaitFor(t, "the old primary to be a standby that commits wait for", func(context.Context) error {
+		if got := winner.QueryString(t, `SELECT current_setting('synchronous_standby_names')`); got != `ANY 1 ("node1")` {
+			return errors.New(got)
+		}
+		return nil
+	})
+	writer.WaitForMore(t, 20)
+	writer.Stop()
+	writer.Verify(t, winner.Conninfo())
+	waitSame(t, winner, nodes[0])
+	writer.Verify(t, nodes[0].Conninfo())
+}
+
+// Pause means no automatic action; unpause, and it comes.
+func TestFailover_Paused(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	_, err := nodes[0].Pause(t.Context(), repmgr.PauseOptions{})
+	require.NoError(t, err)
+	nodes[0].Kill()
+	e := nodes[1].events.wait(t, repmgr.EventFailoverRefused)
+	require.Contains(t, e.Details, string(election.RefusedPaused))
+	_, err = nodes[1].Failover(t.Context(), repmgr.FailoverOptions{})
+	require.ErrorIs(t, err, repmgr.ErrPaused)
+	_, err = nodes[1].Unpause(t.Context(), repmgr.PauseOptions{})
+	require.Error(t, err) // node1 is down
+	waitPrimary(t, nodes[1:]...)
+}
+
+// The operator's command has the last word.
+func TestFailover_ValidationCommand(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	_, err := nodes[0].Pause(t.Context(), repmgr.PauseOptions{}) // the Monitors leave it to us
+	require.NoError(t, err)
+	nodes[0].Kill()
+	cfg := nodes[1].cfg
+	cfg.FailoverValidationCommand = `test "%n %a %v %u %t" = "2 node2 3 2 4"`
+	c, err := repmgr.New(cfg)
+	require.NoError(t, err)
+	_, err = c.Failover(t.Context(), repmgr.FailoverOptions{Force: true})
+	require.ErrorContains(t, err, string(election.RefusedValidation))
+	cfg.FailoverValidationCommand = `test "%n %a %v %u %t" = "2 node2 2 1 3"`
+	c, err = repmgr.New(cfg)
+	require.NoError(t, err)
+	res, err := c.Failover(t.Context(), repmgr.FailoverOptions{Force: true, DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.NodeID(2), res.Winner.ID)
+	require.Equal(t, "t", nodes[1].QueryString(t, `SELECT pg_is_in_recovery()`))
+	_, err = c.Failover(t.Context(), repmgr.FailoverOptions{Force: true})
+	require.NoError(t, err)
+}
+
+// A postmaster that hangs still serves who is in, and its standbys: nobody is
+// elected until its own Monitor has killed it.
+func TestFailover_HungPostmaster(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	nodes[0].Signal(syscall.SIGSTOP)
+	e := nodes[0].events.wait(t, repmgr.EventFence)
+	require.Contains(t, e.Details, "hang_timeout")
+	waitPrimary(t, nodes...)
+}
+
+// A former primary that somebody starts again gives way, with what it has of its own saved.
+func TestFailover_OldPrimaryReturns(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	nodes[0].Kill()
+	winner := waitPrimary(t, nodes[1:]...)
+	nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+	waitSame(t, winner, nodes[0])
+	winner.Exec(t, `CREATE TABLE after_the_failover (i int)`)
+	waitSame(t, winner, nodes[0])
+	require.Equal(t, "  running", winner.view(t, 1).Status)
+}
+
+// A Monitor on a machine without a node holds the election when the nodes' own are gone.
+func TestFailover_Observer(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t, automatic(repmgr.SynchronousQuorum))
+	node1.cfg.DataDirectory = node1.Dir
+	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	_, stop := node1.monitor(t)
+	waitReady(t, node1, 3, repmgr.SynchronousQuorum)
+	cfg := repmgr.Config{Conninfo: node2.Conninfo(), Failover: repmgr.FailoverAutomatic, SynchronousMode: repmgr.SynchronousQuorum, Logger: testLogger(t)}
+	observer, err := repmgr.NewMonitor(cfg)
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { done <- observer.Run(ctx) }()
+	waitPhase(t, observer, election.Observing)
+	stop()
+	node1.Kill()
+	waitPrimary(t, node2, node3)
+	cancel()
+	require.NoError(t, <-done)
 }

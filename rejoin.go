@@ -406,6 +406,14 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		}
 		r.diverged = beyond || r.control.Position().LSN > fork
 	}
+	needed := fork
+	if r.control.State == pgcontrol.ShutDown && r.timeline == common {
+		needed = min(fork, r.control.Position().LSN)
+	}
+	gone := r.walGone(ctx, needed)
+	if !r.diverged && gone != "" && received == 0 {
+		r.diverged, r.impossible = true, gone
+	}
 	if !r.diverged {
 		return fmt.Sprintf("nothing beyond what %s has (%s)", r.res.Primary, r.control.State), nil
 	}
@@ -415,6 +423,10 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
 		return detail + ", and " + r.impossible, nil
+	case r.impossible != "":
+		return r.impossible, nil
+	case gone != "":
+		r.impossible = gone
 	case common == r.status.Timeline && common == r.timeline:
 		r.impossible = fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", common)
 	case r.control.DataChecksums == 0 && !r.control.WALLogHints:
@@ -423,6 +435,20 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		r.impossible = fmt.Sprintf("full_page_writes is off on %s", r.res.Primary)
 	}
 	return detail, nil
+}
+
+// walGone says that the primary does not have the WAL any more that the node
+// will ask for. It is not asked where an archive may have it.
+func (r *rejoining) walGone(ctx context.Context, lsn wal.LSN) string {
+	if r.cfg.RestoreCommand != "" || lsn >= r.status.CurrentLSN {
+		return ""
+	}
+	var have bool
+	err := r.primary.conn.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_ls_waldir() WHERE length(name) = 24 AND substr(name, 9) = $1`, wal.SegmentName(0, lsn, r.control.WALSegmentSize)[8:]).Scan(&have)
+	if err != nil || have { // a login that may not look finds out later
+		return ""
+	}
+	return fmt.Sprintf("%s does not have the WAL from %s on any more", r.res.Primary, lsn)
 }
 
 // decide settles the method, or why there is none.

@@ -346,8 +346,8 @@ func TestRejoin_WhatCanNotBeSavedIsNotLost(t *testing.T) {
 // A password reaches pg_rewind, and nobody who lists processes.
 func TestRejoin_ShowsNoPassword(t *testing.T) {
 	t.Parallel()
-	c := failOver(t, pgtest.Options{HBA: []string{"host all agent all scram-sha-256", "host replication agent all scram-sha-256"}}, crashWithRows, func(s *pgtest.Server) {
-		s.Exec(t, `CREATE ROLE agent SUPERUSER LOGIN PASSWORD '`+agentPassword+`'`)
+	c := failOver(t, pgtest.Options{HBA: []string{"host all agent all scram-sha-256"}}, crashWithRows, func(s *pgtest.Server) {
+		s.Exec(t, `SET password_encryption = 'scram-sha-256'; CREATE ROLE agent SUPERUSER LOGIN PASSWORD '`+agentPassword+`'`)
 	})
 	dir := t.TempDir()
 	wrapper := filepath.Join(dir, "pg_rewind")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -45,6 +46,9 @@ func (r *rejoining) guard(ctx context.Context) error {
 	err := errors.Join(os.RemoveAll(tmp), os.RemoveAll(dir), os.MkdirAll(filepath.Join(tmp, "config"), 0o700))
 	if err == nil {
 		err = r.server.saveConfig(ctx, filepath.Join(tmp, "config"), r.o.ConfigFiles)
+	}
+	if err == nil && r.res.Fork != nil {
+		err = r.server.keepWAL(ctx, filepath.Join(tmp, "pg_wal"), r.res.Fork.LSN, r.control.WALSegmentSize)
 	}
 	if err == nil {
 		err = writeFile(filepath.Join(tmp, "README"), fmt.Appendf(nil, "The data in %s is being replaced since %s. If this directory is still here when nothing works on it,\nthe data can not be used: clone it anew.\n",
@@ -221,7 +225,71 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 		return "", hint(kind(ErrRejoin, "pg_rewind left %s on timeline %d, and %s is on %d: %s", r.res.Node, max(control.Timeline, control.MinRecoveryTimeline), r.res.Primary, r.status.Timeline, lastLines(out, 2)),
 			"%s", r.again("--reclone"))
 	}
+	if err := r.server.returnWAL(ctx, filepath.Join(r.stateDir(), "pg_wal"), r.control.WALSegmentSize); err != nil {
+		return "", hint(kind(ErrRejoin, "put the WAL back that the rewound data needs: %w", err), "%s", r.again("--reclone"))
+	}
 	return lastLines(out, 1), nil
+}
+
+// keepWAL keeps the server's segments up to the fork: recovery of the rewound
+// data begins before it, and older releases of pg_rewind delete what the primary
+// does not have any more.
+func (s *localServer) keepWAL(ctx context.Context, to string, fork wal.LSN, segmentSize uint32) error {
+	entries, err := os.ReadDir(filepath.Join(s.dir, "pg_wal"))
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		_, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
+		if err != nil || start > fork {
+			continue
+		}
+		from := filepath.Join(s.dir, "pg_wal", e.Name())
+		if err := os.Link(from, filepath.Join(to, e.Name())); err == nil {
+			continue // pg_rewind removes the other name, or writes the primary's own segment into it
+		}
+		if err := copyFile(ctx, from, filepath.Join(to, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startOfRecovery is what pg_rewind writes of it into backup_label.
+var startOfRecovery = regexp.MustCompile(`(?m)^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) `)
+
+// returnWAL puts back the kept segments that recovery begins with, where they are gone.
+func (s *localServer) returnWAL(ctx context.Context, from string, segmentSize uint32) error {
+	label, err := os.ReadFile(filepath.Join(s.dir, "backup_label"))
+	if err != nil {
+		return err
+	}
+	m := startOfRecovery.FindSubmatch(label)
+	if m == nil {
+		return errors.New("backup_label does not say where recovery begins")
+	}
+	begin, err := wal.ParseLSN(string(m[1]))
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		_, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
+		to := filepath.Join(s.dir, "pg_wal", e.Name())
+		if _, there := os.Stat(to); err != nil || there == nil || start+wal.LSN(segmentSize) <= begin {
+			continue
+		}
+		if err := copyFile(ctx, filepath.Join(from, e.Name()), to); err != nil {
+			return err
+		}
+	}
+	return syncDir(filepath.Join(s.dir, "pg_wal"))
 }
 
 func (r *rejoining) rewindError(ctx context.Context, what string, out []byte, err error) error {

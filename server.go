@@ -296,9 +296,6 @@ func (s *localServer) awaitStarted(ctx context.Context, launched int, logged int
 			return s.startError(logged, errors.New("it ended at once"))
 		}
 		if err := pause(ctx, processPoll); err != nil {
-			if kind := new(kindError); errors.As(err, &kind) {
-				return err
-			}
 			return s.startError(logged, err)
 		}
 	}

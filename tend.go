@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -55,6 +56,9 @@ func (m *Monitor) tend(ctx context.Context) error {
 	holders := m.holders(rules[0])
 	cohort.Held = rules[0].HeldBy(holders) && (len(rules) < 2 || rules[1].HeldBy(holders))
 	m.pushRule(ctx, rules[0])
+	if c := m.cluster; c.cfg.Arbiter != nil {
+		m.report("announcing the primary to "+c.cfg.Arbiter.Name(), c.cfg.Arbiter.Announce(ctx, rules[0], m.self, 3*c.cfg.MonitorInterval+c.cfg.SilenceTimeout))
+	}
 	switch change := m.policy().Tend(cohort); {
 	case change.Set != nil:
 		if err := m.cluster.setSync(ctx, m.local, m.watch, *change.Set); err != nil {
@@ -180,7 +184,9 @@ func (m *Monitor) pushRule(ctx context.Context, r election.Rule) {
 		var err error
 		switch {
 		case p.ID == election.Arbiter:
-			err = m.cluster.cfg.Arbiter.Record(ctx, r, m.recs)
+			if err = m.cluster.cfg.Arbiter.Record(ctx, r, m.recs); errors.Is(err, ballot.ErrTerm) {
+				err = nil // an election goes on: the ballots tell
+			}
 		case p.Role == election.Witness:
 			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { return m.cluster.copyMetadata(ctx, m.local, n) })
 		default:

@@ -24,6 +24,31 @@ func (s SyncSetting) Equal(o SyncSetting) bool {
 	return s.Acks == o.Acks && (s.Acks == 0 || slices.Equal(s.Standbys, o.Standbys))
 }
 
+// closed is the setting under which no commit is acknowledged: there is no node 0.
+var closed = SyncSetting{1, []int32{0}}
+
+// Opening is the setting that must be in force before a promotion or a
+// reaffirmation, and stay until the rule's row is [Held]. A commit that was
+// acknowledged sooner could be outvoted by those who know nothing of the term:
+// it may come before the row, which is what makes its branch the later one.
+// Without quorum commits wait for nobody, and nothing is closed.
+func (r Rule) Opening() SyncSetting {
+	if !r.Quorum {
+		return SyncSetting{}
+	}
+	return closed
+}
+
+// Held reports whether no election can miss the newest rule, where it or the one
+// before it may be the newest that is found. The row that opens a term must reach
+// a majority: what else may be found is not known.
+func Held(newest, before Rule, holders []int32) bool {
+	if newest.Quorum && newest.Seq == 1 && !newest.Majority(holders) {
+		return false
+	}
+	return newest.HeldBy(holders) && (!before.Known() || before.HeldBy(holders))
+}
+
 // Cohort is what a primary's monitor knows when it looks after the rule.
 type Cohort struct {
 	Rule       Rule        // the newest

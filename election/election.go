@@ -175,6 +175,7 @@ type State struct {
 
 	Health    Health    // the verdict on the primary
 	LostAt    time.Time // since when it is lost; zero: it is not
+	TurnsAt   time.Time // since when it is lost in this way
 	AloneAt   time.Time // since when the local standby receives from nobody
 	BallotAt  time.Time // since when a pledge of BallotFor is known
 	BallotFor int64     // the highest term of any ballot

@@ -20,10 +20,13 @@ func (p Policy) remember(s State, o Observation) State {
 	if !p.Automatic {
 		return s
 	}
+	was := s.Health
 	if s.Health = p.Diagnose(o.Now, o.Rule, o.Peers); !s.Health.Lost() {
-		s.LostAt = time.Time{}
+		s.LostAt, s.TurnsAt = time.Time{}, time.Time{}
 	} else if s.LostAt.IsZero() {
-		s.LostAt = o.Now
+		s.LostAt, s.TurnsAt = o.Now, o.Now
+	} else if s.Health != was {
+		s.TurnsAt = o.Now // what lets one begin lets all: they take turns anew
 	}
 	if me := find(o.Peers, o.Self); !o.Local.Up || !o.Local.InRecovery || me.Streams {
 		s.AloneAt = time.Time{}
@@ -75,7 +78,11 @@ func (p Policy) challenged(s State, o Observation) bool {
 		return false
 	}
 	me := find(o.Peers, o.Self)
-	if me.Rule.Primary != o.Self && o.Now.Sub(s.BallotAt) < inauguration {
+	ours := me.Rule
+	if o.Rule.Primary == o.Self {
+		ours = o.Rule // a standby may have shown it first
+	}
+	if ours.Primary != o.Self && o.Now.Sub(s.BallotAt) < inauguration {
 		return false
 	}
 	later := false
@@ -86,7 +93,7 @@ func (p Policy) challenged(s State, o Observation) bool {
 		if peer.ID != o.Self && peer.data() && peer.Running == Primary && peer.Term > me.Term {
 			return false
 		}
-		later = later || max(peer.Term, peer.Rule.Term) > me.Rule.Term
+		later = later || peer.Term > ours.Term || peer.Rule.Term > ours.Term && peer.Rule.Primary != o.Self
 	}
 	return later
 }
@@ -151,8 +158,8 @@ func (p Policy) elect(s State, o Observation) Decision {
 		return d(BeingPatient, p.Patience-since)
 	case s.BallotFor > o.Rule.Term && o.Now.Sub(s.BallotAt) < p.grace(o.Rule) && !p.ownBallot(o):
 		return d(OthersElect, retryAfter)
-	case since < p.Patience+p.turn(o):
-		return d(NotMyTurn, p.Patience+p.turn(o)-since)
+	case o.Now.Sub(s.TurnsAt) < p.turn(o):
+		return d(NotMyTurn, p.turn(o)-o.Now.Sub(s.TurnsAt))
 	case p.waits(o, Elect, after):
 		return d(WaitingToRetry, after)
 	default:

@@ -92,6 +92,10 @@ func (c *election1) survey(began time.Time) {
 		}
 		c.term = max(c.term, v.Term, v.Rule.Term)
 	}
+	if c.term > max(m.st.BallotFor, c.rule.Term) && !c.reaffirm {
+		c.end(string(election.RefusedElection)) // begun since this one was decided on
+		return
+	}
 	c.term++
 	c.mine = ballotOf{c.term, m.candidate()}
 	c.health = m.p.Diagnose(m.now(), c.rule, views)
@@ -207,7 +211,7 @@ func (c *election1) verify() {
 	each(c.who(), func(id int32, done func()) {
 		s, ok := w.host(id).s, false
 		w.rpc(&m.proc, m.h, s, patient, func(ret func()) {
-			ok = s.ballot == c.mine
+			ok = s.ballot == c.mine && !w.paused
 			ret()
 		}, func(ans election.Answer) {
 			if ok && ans == election.Answers {
@@ -293,12 +297,16 @@ func (c *election1) promote() {
 
 // prepare puts synchronous_standby_names in force, and then ends recovery.
 func (c *election1) prepare() {
-	set := c.tally.Rule.SyncSetting()
+	set := c.tally.Rule.Opening()
+	if c.w.bug == "open at once" || c.w.bug == "set after promote" {
+		set = c.tally.Rule.SyncSetting()
+	}
 	settle := func(then func()) {
 		c.locked(func(s *server, ret func()) { s.set(set, ret) }, func() { c.at("set", then) })
 	}
 	open := func(then func()) {
 		if c.reaffirm {
+			c.w.host(c.tally.Winner).s.chosen = c.term
 			c.w.judge.reaffirmed(c.w.host(c.tally.Winner).s, c.term)
 			then()
 			return
@@ -328,10 +336,52 @@ func (c *election1) write() {
 	}, func() {
 		c.at("written", func() {
 			if w.bug == "witness told late" {
-				c.tellAll(func() { c.end("") })
+				c.tellAll(func() { c.open(0) })
 				return
 			}
-			c.end("")
+			c.open(0)
 		})
+	})
+}
+
+// open lets the primary's commits be acknowledged, when the rule is held.
+func (c *election1) open(tries int) {
+	held, rule, set := false, c.tally.Rule, c.tally.Rule.SyncSetting()
+	if c.rule.Quorum != rule.Quorum || !rule.Quorum {
+		c.end("")
+		return
+	}
+	c.locked(func(s *server, ret func()) {
+		newest, before := standing(s)
+		if newest.Compare(rule) > 0 {
+			held = true // the winner's monitor goes on
+			ret()
+			return
+		}
+		holders := []int32{s.h.id}
+		for _, p := range c.pledged {
+			if !c.w.host(p.ID).s.data() {
+				holders = append(holders, p.ID)
+			}
+		}
+		for _, id := range s.standbys() {
+			if s.senders[id].flush >= s.rules[len(s.rules)-1].lsn {
+				holders = append(holders, id)
+			}
+		}
+		if held = election.Held(newest, before, holders); held && newest.Compare(rule) == 0 {
+			s.set(set, ret)
+			return
+		}
+		ret()
+	}, func() {
+		switch {
+		case held:
+			c.at("opened", func() { c.end("") })
+		case tries > 20:
+			c.end("the rule is not held")
+		default:
+			c.w.sleep(c.m.h, &c.m.proc, 10*time.Millisecond, func() { c.open(tries + 1) })
+		}
 	})
 }

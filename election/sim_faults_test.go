@@ -30,7 +30,7 @@ var (
 	nodeFaults = []string{"crash", "crash", "host crash", "monitor crash", "hang", "monitor hang", "host hang", "isolate", "isolate", "one way in", "one way out",
 		"cut", "one way", "flap", "slow link", "slow disk", "lazy", "reclone"}
 	operators = []string{"pause", "unregister", "stop", "sync on", "register"}
-	steps     = []string{"surveyed", "recruited", "counted", "verified", "told", "locked", "set", "promoted", "written"}
+	steps     = []string{"surveyed", "recruited", "counted", "verified", "told", "locked", "set", "promoted", "promoted", "written", "written", "opened"}
 	stepFault = []string{"crash", "crash", "host crash", "monitor crash", "monitor crash", "monitor hang", "host hang", "isolate", "one way out"}
 )
 

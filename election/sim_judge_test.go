@@ -69,7 +69,7 @@ func (j *judge) promoted(s *server, term int64) {
 			j.break_("node %d was promoted alone", s.h.id)
 		}
 	}
-	if j.w.paused {
+	if j.w.paused && j.w.name == "paused" {
 		j.break_("node %d was promoted while failover is paused", s.h.id)
 	}
 }
@@ -107,7 +107,12 @@ func (j *judge) acknowledged(s *server, id int64) {
 		lsn--
 	}
 	a := ack{id, s.h.id, lsn, j.w.now, s.writing}
-	if j.w.quorum && j.top.lsn > 0 && (len(s.wal) < j.top.lsn || s.wal[j.top.lsn-1].id != j.top.id) {
+	switch other := j.w.host(j.top.srv); {
+	case !j.w.quorum || j.top.lsn == 0:
+	case len(s.wal) >= j.top.lsn && s.wal[j.top.lsn-1].id == j.top.id:
+	case len(other.s.wal) >= lsn && other.s.wal[lsn-1].id == id: // late, but the other one has it
+		return
+	default:
 		j.break_("node %d acknowledges at %d without %d, acknowledged by node %d %v ago at %d", s.h.id, lsn, j.top.id, j.top.srv, j.w.now-j.top.at, j.top.lsn)
 	}
 	if lsn > j.top.lsn || j.top.srv != s.h.id {

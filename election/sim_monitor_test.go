@@ -264,6 +264,9 @@ func (m *monitor) guard() {
 		m.self = m.now()
 	}
 	newest, before := standing(s)
+	if s.chosen == s.ballot.term { // it won that election, whether or not its rule is written yet
+		newest.Term = max(newest.Term, s.chosen)
+	}
 	var views []election.Peer
 	for _, h := range m.w.hosts {
 		views = append(views, *m.view[h.id])
@@ -278,7 +281,7 @@ func (m *monitor) guard() {
 	if newest.Quorum && (held || before.Quorum) {
 		return // nobody else can have an acknowledged commit
 	}
-	if lease.Before(m.self) {
+	if lease.IsZero() {
 		lease = m.self
 	}
 	if m.now().Sub(lease) > m.p.Fence {
@@ -289,8 +292,7 @@ func (m *monitor) guard() {
 
 // held: no election can miss the newest rule.
 func (m *monitor) held(newest, before election.Rule) bool {
-	holders := m.holders(newest)
-	return newest.HeldBy(holders) && (!before.Known() || before.HeldBy(holders))
+	return election.Held(newest, before, m.holders(newest))
 }
 
 func (m *monitor) holders(r election.Rule) []int32 {

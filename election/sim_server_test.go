@@ -52,6 +52,7 @@ type server struct {
 	conninfo int32
 	ssn      election.SyncSetting
 	ballot   ballotOf
+	chosen   int64 // the term that it won: a mark on the ballot
 
 	proc
 	w        *world
@@ -380,7 +381,7 @@ func (s *server) promote(term int64, ret func()) {
 			return
 		}
 		s.detach()
-		s.conninfo, s.recovery = 0, false
+		s.conninfo, s.recovery, s.chosen = 0, false, term
 		s.tl++
 		s.w.seq++
 		s.append(rec{id: -int64(s.w.seq)})

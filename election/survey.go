@@ -95,8 +95,9 @@ func (h Health) Lost() bool {
 }
 
 // Proven reports whether the primary is known to accept no writes any more. One
-// that refuses connections may be behind a firewall that refuses in its name.
-func (h Health) Proven() bool { return h == HealthDead || h == HealthDemoted }
+// that refuses connections may be behind a firewall that refuses in its name. One
+// that runs as a standby may be about to be promoted, until it has pledged itself.
+func (h Health) Proven() bool { return h == HealthDead }
 
 // Diagnose judges the primary of the rule from what is known of all voters.
 // Two signals are needed for a loss: the own look, and the WAL receivers'.
@@ -291,7 +292,15 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	if next.Quorum {
 		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
 	}
-	return Tally{Winner: winner.ID, Rule: next, Wait: !newest.Quorum && !h.Proven() && winner.ID != newest.Primary}
+	gone := slices.Contains(pledged, newest.Primary) || h.Proven() && r.Primary == newest.Primary
+	return Tally{Winner: winner.ID, Rule: next, Wait: !newest.Quorum && (!gone || mayBeBetween(newest, term, pledged))}
+}
+
+// mayBeBetween reports whether a primary may run that the newest rule knows
+// nothing of: somebody pledged themselves since, and one of those that are not
+// pledged now may have won.
+func mayBeBetween(newest Rule, term int64, pledged []int32) bool {
+	return term > newest.Term+1 && len(without(newest.Voters, append([]int32{Arbiter}, pledged...))) > 0
 }
 
 // standing are the rules that may hold what was acknowledged: the newest, and

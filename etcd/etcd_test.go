@@ -313,7 +313,7 @@ func TestArbiter_SaysThatEtcdIsAway(t *testing.T) {
 		pgtest.WaitFor(t, "etcd to be away for long", func(ctx context.Context) error {
 			_, err := a.Look(ctx)
 			require.ErrorIs(t, err, repmgr.ErrConnect)
-			if d := time.Since(down); d < 7*time.Second {
+			if d := time.Since(down); d < 4*time.Second {
 				return fmt.Errorf("only %s", d)
 			}
 			return nil

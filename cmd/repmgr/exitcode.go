@@ -14,6 +14,11 @@ type codeFor struct {
 	code int
 }
 
+// exitFailover is a failover that was refused, or that came to nothing: repmgr 5
+// has the number and never uses it. A winner that was not promoted has
+// [cli.ExitPromote], as in standby promote.
+const exitFailover = 11
+
 // commonCodes hold for every command, after its own.
 var commonCodes = []codeFor{
 	{repmgr.ErrConnect, cli.ExitConnect},
@@ -29,6 +34,12 @@ var commandCodes = map[string][]codeFor{
 		{repmgr.ErrPromotion, cli.ExitPromote},
 		{repmgr.ErrTimeout, cli.ExitPromote},
 		{repmgr.ErrRefused, cli.ExitPromote},
+	},
+	"cluster failover": {
+		{repmgr.ErrRefused, exitFailover},
+		{repmgr.ErrMetadata, cli.ExitQuery},
+		{repmgr.ErrPromotion, cli.ExitPromote},
+		{repmgr.ErrTimeout, exitFailover},
 	},
 	"standby follow": {
 		{repmgr.ErrNoPrimary, cli.ExitFollow},

@@ -157,6 +157,12 @@ type clusterGroup struct {
 	Show    clusterShow    `cmd:"" help:"show every node and whether all is well"`
 	Event   clusterEvent   `cmd:"" aliases:"events" help:"show what happened, newest first"`
 	Cleanup clusterCleanup `cmd:"" help:"delete old monitoring history"`
+
+	Explain   clusterExplain   `cmd:"" help:"say what would happen if a node died now"`
+	Why       clusterWhy       `cmd:"" help:"say what was decided last, and what each daemon does now"`
+	WhyNot    clusterWhyNot    `cmd:"" help:"say why a node is not the primary, and would not be the next"`
+	Failovers clusterFailovers `cmd:"" help:"show the failovers that took place, newest first"`
+	Failover  clusterFailover  `cmd:"" help:"elect a new primary now, because the old one is lost"`
 }
 
 type nodeGroup struct {
@@ -428,6 +434,73 @@ type clusterCleanup struct {
 func (clusterCleanup) Help() string {
 	return `Example, for cron:
   repmgr -f /etc/repmgr.conf cluster cleanup -k 7`
+}
+
+type clusterExplain struct {
+	NodeID     int `placeholder:"N" min:"1" help:"node that dies in the question, by its id (default: the\nprimary)"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterExplain) Help() string {
+	return `Asks every node once, and changes nothing. It says who would win and why, what would be
+lost, how long it would take, what stands in the way and what to do about that. The exit
+code is 25 where something stands in the way.
+
+Example:
+  repmgr -f /etc/repmgr.conf cluster explain`
+}
+
+type clusterWhy struct {
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterWhy) Help() string {
+	return `The last decision is the newest failover, with its steps, or what was refused, given up
+or fenced since.
+
+Example:
+  repmgr -f /etc/repmgr.conf cluster why`
+}
+
+type clusterWhyNot struct {
+	NodeID     int `placeholder:"N" min:"1" help:"node that is not the primary, by its id"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterWhyNot) Help() string {
+	return `Example:
+  repmgr -f /etc/repmgr.conf cluster why-not --node-id=3`
+}
+
+type clusterFailovers struct {
+	csv
+	Limit      int   `placeholder:"N" min:"1" default:"20" help:"that many failovers (default: 20)"`
+	Term       int64 `placeholder:"N" min:"1" help:"only the failover of that term, with its steps"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterFailovers) Help() string {
+	return `With -v each failover comes with its steps: when, and what was known then.
+CSV: term, when, from, to, coordinator, reason, outage (seconds, empty unknown).
+
+Example:
+  repmgr -f /etc/repmgr.conf cluster failovers --term=4`
+}
+
+type clusterFailover struct {
+	force
+	dryRun
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterFailover) Help() string {
+	return `Does by hand what the daemons do with failover=automatic, on any machine that reaches the
+nodes. It refuses, with exit code 11, while the primary lives, without a majority, and
+where acknowledged commits could be missing. -F overrides what an operator has set: a
+pause, failover=manual, failovers_per_hour. Exit code 8: the winner was not promoted.
+
+Example:
+  repmgr -f /etc/repmgr.conf cluster failover --dry-run`
 }
 
 type nodeStatus struct {

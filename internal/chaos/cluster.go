@@ -95,7 +95,7 @@ func newCluster(o options) (c *cluster, err error) {
 			return nil, err
 		}
 		if o.Plain {
-			n.port = plainPort + id
+			n.port = plainPort + 10*(os.Getpid()%100) + id
 		}
 		c.nodes = append(c.nodes, n)
 	}

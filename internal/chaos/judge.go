@@ -47,19 +47,20 @@ func outage(acks []Ack, from, to time.Time) time.Duration {
 // loss is what became of acknowledged rows.
 type loss struct {
 	Lost   int       // acknowledged, and not on the final primary
-	Fenced int       // acknowledged by a server after another one had been promoted in its place
-	Last   time.Time // of the fenced ones
+	Fenced int       // acknowledged by the wrong side
+	Last   time.Time // of those
 }
 
-// losses judges the acknowledgements of one client. A row that was acknowledged
-// by the former primary, was on its way when the new one was promoted, and is
-// there afterwards, is no fault: its commit came first.
-func losses(acks []Ack, there map[int64]bool, ps []promotion) (l loss) {
+// losses judges the acknowledgements of one client. The wrong side is a server
+// that had been superseded when the row was sent to it, or one that acknowledged
+// after the fault had begun and whose row did not last. What was acknowledged
+// before the fault and is lost was only not replicated.
+func losses(acks []Ack, there map[int64]bool, ps []promotion, began time.Time) (l loss) {
 	for _, a := range acks {
 		wrong := supersededAt(ps, a.Node, a.Sent)
 		if !there[a.ID] {
 			l.Lost++
-			wrong = wrong || supersededAt(ps, a.Node, a.At)
+			wrong = wrong || a.At.After(began)
 		}
 		if wrong {
 			l.Fenced++

@@ -31,7 +31,7 @@ type Settings struct {
 	PeerRuns        int
 	Soak            time.Duration
 	Plain, Verbose  bool
-	Keep            bool
+	Keep, Each      bool
 	Suite           string // inside: ours, peer or tuned
 	Sides           bool   // inside
 	Alone           bool   // inside
@@ -42,15 +42,16 @@ func parse(args []string, stderr io.Writer) (s Settings, err error) {
 	f.SetOutput(stderr)
 	f.StringVar(&s.Bin, "bin", "bin", "`directory` of the repmgr and repmgrd under test")
 	f.StringVar(&s.PgBin, "pg-bindir", "", "`directory` of PostgreSQL's programs (default REPMGR_PG_BINDIR, or the newest in /usr/lib/postgresql)")
-	f.StringVar(&s.Out, "out", "bin/chaos", "`directory` for the report")
+	f.StringVar(&s.Out, "out", "", "`directory` for the report (default bin/chaos, with outage or soak below it)")
 	f.Uint64Var(&s.Seed, "seed", 1, "of the first run; the others follow")
 	f.IntVar(&s.Faults, "faults", 1000, "how many faults in all")
 	f.IntVar(&s.PerRun, "per-run", 25, "how many faults one cluster meets: a seed is replayed with the same number")
-	f.IntVar(&s.Jobs, "jobs", 2, "how many clusters side by side")
+	f.IntVar(&s.Jobs, "jobs", 3, "how many clusters side by side")
 	f.DurationVar(&s.Budget, "budget", 0, "begin no new run after this time; 0: no limit")
 	f.StringVar(&s.Topology, "topology", "3,3,3,3+witness,3+witness,5,2+witness", "list that a seed chooses from")
 	f.StringVar(&s.Mode, "mode", "quorum,off", "list of synchronous modes that a seed chooses from")
-	f.StringVar(&s.Only, "only", "", "names of nemeses, joined by semicolons (default: all)")
+	f.StringVar(&s.Only, "only", "", "nemeses, names or beginnings of names, joined by semicolons (default: all)")
+	f.BoolVar(&s.Each, "each", false, "one run with every nemesis once")
 	f.IntVar(&s.Pairs, "pairs", 25, "how many of a hundred faults are two at once")
 	f.IntVar(&s.Outage, "outage", 0, "measure outages instead: so many times, beside repmgr 5")
 	f.IntVar(&s.PeerRuns, "peer-runs", 3, "of an -outage: how often each fault meets the peer")
@@ -66,6 +67,18 @@ func parse(args []string, stderr io.Writer) (s Settings, err error) {
 	}
 	if f.NArg() > 0 {
 		return s, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	if s.Each {
+		s.Faults, s.PerRun, s.Jobs = 1, 1, 1
+	}
+	if s.Out == "" {
+		s.Out = "bin/chaos"
+		if s.Outage > 0 {
+			s.Out += "/outage"
+		}
+		if s.Soak > 0 {
+			s.Out += "/soak"
+		}
 	}
 	if s.PgBin == "" {
 		s.PgBin = pgBin()
@@ -113,7 +126,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 
 // inside is one run: its results go to out, a JSON object a line.
 func inside(ctx context.Context, s Settings, stdout io.Writer) (problems int, err error) {
-	o := PlanOptions{Seed: s.Seed, Count: s.PerRun, Topology: s.Topology, Mode: s.Mode, PairsPct: s.Pairs, Plain: s.Plain, Peer: s.Suite != "ours"}
+	o := PlanOptions{Seed: s.Seed, Count: s.PerRun, Topology: s.Topology, Mode: s.Mode, PairsPct: s.Pairs, Each: s.Each, Plain: s.Plain, Peer: s.Suite != "ours"}
 	if s.Only != "" {
 		o.Only = strings.Split(s.Only, ";")
 	}
@@ -271,7 +284,7 @@ func (s Settings) runs(ctx context.Context, began time.Time, stdout, stderr io.W
 func (s Settings) isolate(ctx context.Context, stdout, stderr io.Writer, seed uint64, extra ...string) error {
 	args := []string{
 		"chaos", "-bin", absolute(s.Bin), "-pg-bindir", s.PgBin, "-out", absolute(s.Out), "-seed", fmt.Sprint(seed), "-per-run", fmt.Sprint(s.PerRun),
-		"-topology", s.Topology, "-mode", s.Mode, "-only", s.Only, "-pairs", fmt.Sprint(s.Pairs), fmt.Sprintf("-v=%v", s.Verbose), fmt.Sprintf("-keep=%v", s.Keep), fmt.Sprintf("-sides=%v", s.Sides), "-suite", s.Suite,
+		"-topology", s.Topology, "-mode", s.Mode, "-only", s.Only, "-pairs", fmt.Sprint(s.Pairs), fmt.Sprintf("-v=%v", s.Verbose), fmt.Sprintf("-keep=%v", s.Keep), fmt.Sprintf("-each=%v", s.Each), fmt.Sprintf("-sides=%v", s.Sides), "-suite", s.Suite,
 	}
 	code, err := Isolate(ctx, append(args, extra...), stdout, stderr)
 	if err == nil && code > 1 {

@@ -22,8 +22,9 @@ type PlanOptions struct {
 	Count    int
 	Topology string
 	Mode     string   // off or quorum
-	Only     []string // names of nemeses; empty: all
+	Only     []string // nemeses: names, or beginnings of names; empty: all
 	PairsPct int      // how many of a hundred faults are two at once
+	Each     bool     // every nemesis once and in turn: Count and PairsPct do not matter
 	Plain    bool
 	Peer     bool
 }
@@ -53,7 +54,7 @@ func NewPlan(o PlanOptions) (Plan, error) {
 	}
 	var all, pairs []Nemesis
 	for _, n := range Nemeses() {
-		if len(o.Only) > 0 && !slices.Contains(o.Only, n.Name) || !n.Needs.met(Topology(o.Topology), o.Plain, o.Peer) {
+		if !o.wants(n.Name) || !n.Needs.met(Topology(o.Topology), o.Plain, o.Peer) {
 			continue
 		}
 		all = append(all, n)
@@ -65,6 +66,12 @@ func NewPlan(o PlanOptions) (Plan, error) {
 		return Plan{}, fmt.Errorf("no nemesis of %q fits topology %s", o.Only, o.Topology)
 	}
 	p := Plan{PlanOptions: o}
+	if o.Each {
+		for i, n := range all {
+			p.Faults = append(p.Faults, Fault{N: i + 1, Nemeses: []string{n.Name}, Seed: rng.Uint64(), Settle: moment})
+		}
+		return p, nil
+	}
 	for i := range o.Count {
 		f := Fault{N: i + 1, Seed: rng.Uint64(), Settle: time.Duration(200+rng.IntN(800)) * time.Millisecond}
 		two := rng.IntN(100) < o.PairsPct && len(pairs) > 1
@@ -77,6 +84,10 @@ func NewPlan(o PlanOptions) (Plan, error) {
 		p.Faults = append(p.Faults, f)
 	}
 	return p, nil
+}
+
+func (o PlanOptions) wants(name string) bool {
+	return len(o.Only) == 0 || slices.ContainsFunc(o.Only, func(s string) bool { return strings.HasPrefix(name, s) })
 }
 
 func draw(rng *rand.Rand, from []Nemesis) string {

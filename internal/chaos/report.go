@@ -61,7 +61,7 @@ func (r Report) markdown() string {
 	p("# Fault injection\n\n%s, %s, %d faults in %s, %d rows acknowledged, %d faults fell short, %d clusters had to be made anew.\n\n",
 		r.Version, r.Began.UTC().Format("2006-01-02"), len(r.Results), r.Took.Round(time.Second), acked, fell, rebuilt)
 	p("Outage: the longest time without an acknowledged commit, of a client that commits every 5 ms and reaches the winner. Lost: acknowledged rows missing afterwards. ")
-	p("Wrong side: rows that a server acknowledged after another one had been promoted in its place, in brackets how long after the fault the last of them came. ")
+	p("Wrong side: of those, and of rows sent to a server after another one had been promoted in its place, what was acknowledged after the fault had begun; in brackets how long after it the last of them came. ")
 	p("False: a failover where none was due. Followers: from the promotion until all standbys that were not hit streamed. Times in ms, p50/p99/max; in italics where several clusters shared the machine.\n\n")
 	p("| repmgr | fault | mode | n | failovers | outage | lost | wrong side | false | followers | healed | fell short |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, s := range summarise(r.Results) {

@@ -60,6 +60,7 @@ const (
 	peerLimit     = 120 * time.Second
 	failoverLimit = 20 * time.Second // until a failover that is due
 	helpAfter     = 10 * time.Second // until an operator starts a server that nobody starts
+	fenceMS       = 3000             // how long the wrong side may acknowledge with synchronous_mode=off: fence_timeout, and half a second
 	mainEvery     = 5 * time.Millisecond
 	sideEvery     = 25 * time.Millisecond
 )
@@ -373,7 +374,8 @@ func (r *runner) judge(ctx context.Context, s *scene, o *observation, res *Resul
 	quorum := res.Mode == "quorum"
 	problem(quorum && res.Lost > 0, "%d acknowledged rows lost", res.Lost)
 	problem(res.Expect == None && res.Lost > 0 && !quorum, "%d acknowledged rows lost without a failover", res.Lost)
-	problem(quorum && res.Fenced > 0, "%d rows acknowledged by a superseded server", res.Fenced)
+	problem(quorum && res.Fenced > 0, "%d rows acknowledged by the wrong side", res.Fenced)
+	problem(!quorum && !r.c.o.Suite.Peer && res.FencedForMS > fenceMS, "the wrong side acknowledged for %d ms", res.FencedForMS)
 	problem(res.FalseFailover, "false failover")
 	problem(res.Expect == Failover && res.Promotions == 0, "no failover")
 	problem(res.Helped, "a server did not come back by itself")
@@ -412,7 +414,7 @@ func (r *runner) rows(ctx context.Context, ps []promotion, o *observation, res *
 		if err != nil {
 			return err
 		}
-		l := losses(acks, there, ps)
+		l := losses(acks, there, ps, o.began)
 		res.Acked += len(acks)
 		res.Lost += l.Lost
 		res.Fenced += l.Fenced

@@ -42,8 +42,12 @@ type writer struct {
 	last error
 }
 
-// tryLimit is how long a client waits for an answer when the network is well.
-const tryLimit = 500 * time.Millisecond
+// How long a client waits for an answer when the network is well, and for each
+// server of its DSN to let it in.
+const (
+	tryLimit     = 500 * time.Millisecond
+	connectLimit = 300 * time.Millisecond
+)
 
 // startWriter lets a client write from machine m to the nodes.
 func (c *cluster) startWriter(id int, m *machine, nodes []*node, every time.Duration) (*writer, error) {
@@ -52,7 +56,6 @@ func (c *cluster) startWriter(id int, m *machine, nodes []*node, every time.Dura
 		return nil, err
 	}
 	cfg.DialFunc = m.dial
-	cfg.ConnectTimeout = tryLimit
 	w := &writer{id: id, name: m.name, every: every, cfg: cfg, nodeOf: map[string]int{}, next: 1, log: c.o.Log}
 	for _, n := range nodes {
 		w.nodeOf[net.JoinHostPort(n.m.ip, strconv.Itoa(n.port))] = n.id
@@ -109,7 +112,7 @@ func (w *writer) try(ctx context.Context, conn *pgconn.PgConn) (*pgconn.PgConn, 
 	patience := time.Duration(w.patience.Load())
 	if conn == nil {
 		cfg := w.cfg.Copy()
-		cfg.ConnectTimeout = patience // for each host
+		cfg.ConnectTimeout = max(connectLimit, patience-tryLimit) // for each host
 		ctx, cancel := context.WithTimeout(ctx, time.Duration(1+len(w.nodeOf))*patience)
 		defer cancel()
 		var err error

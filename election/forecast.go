@@ -1,0 +1,188 @@
+package election
+
+import (
+	"slices"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Forecast is what an election would decide if a node died at this instant. Of a
+// node that is not the primary it says what remains: the decision is then the
+// one after the primary's death on top of it.
+type Forecast struct {
+	Lost       int32       `json:"lost_node_id"`
+	Health     Health      `json:"health"`                   // the verdict on the primary then
+	Refusal    Refusal     `json:"refusal,omitempty"`        // why there would be no winner; empty: there would be one
+	Winner     int32       `json:"winner_node_id,omitempty"` // 0: nobody
+	Wait       bool        `json:"waits_for_fence"`          // although the death is seen
+	Rule       Rule        `json:"rule"`                     // of the new term; unknown where nobody wins
+	Candidates []Candidate `json:"candidates"`               // in the order of their rank, those that may not be promoted last
+	Commits    Commits     `json:"commits,omitempty"`        // while the primary lives on; empty: it is the one that is lost
+}
+
+// Candidate is a data node that would answer.
+type Candidate struct {
+	ID         int32        `json:"node_id"`
+	Position   wal.Position `json:"position"`
+	BehindLost int64        `json:"bytes_behind_primary"` // of the WAL that the primary was seen to have; -1: not known
+	BehindBest int64        `json:"bytes_behind_best"`    // of the candidate that has most; -1: on another timeline
+	Unfit      Unfit        `json:"unfit,omitempty"`      // why it may not be promoted; empty: it may
+	Key        Key          `json:"decided_by,omitempty"` // what put it behind the one before it; empty: it is the first, or unfit
+}
+
+// Key names what decides between two candidates.
+type Key string
+
+const (
+	KeyRule     Key = "rule term"
+	KeyTimeline Key = "timeline"
+	KeyLSN      Key = "LSN"
+	KeyPriority Key = "priority"
+	KeyLocation Key = "location"
+	KeyID       Key = "id"
+)
+
+// Commits is what becomes of them once a standby or a witness is gone.
+type Commits string
+
+const (
+	CommitsGoOn  Commits = "commits go on"
+	CommitsPause Commits = "commits wait until the primary's daemon has lowered the number of acknowledgements"
+	CommitsWait  Commits = "commits wait until another standby is back"
+)
+
+// Forecast answers what if the node lost died now: its server's kernel ends all
+// connections and refuses new ones. A primary that is lost already is taken as it
+// is. The positions are those of the last look; a real election counts those that
+// the pledges freeze.
+func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Forecast {
+	f := Forecast{Lost: lost, Candidates: []Candidate{}}
+	after := peers
+	if lost != r.Primary {
+		after = lose(r, after, lost)
+		f.Commits = p.commits(r, after)
+	}
+	if !p.Diagnose(now, r, peers).Lost() {
+		after = lose(r, after, r.Primary)
+	}
+	pledged := slices.DeleteFunc(slices.Clone(after), func(o Peer) bool { return o.Answer != Answers })
+	f.Health = p.Diagnose(now, r, after)
+	f.Candidates = p.candidates(r, find(peers, r.Primary), pledged)
+	if f.Refusal = p.Survey(now, r, after); f.Refusal != "" {
+		return f
+	}
+	term := r.Term
+	for _, o := range after {
+		term = max(term, o.Term, o.Rule.Term)
+	}
+	t := p.Count(r, term+1, f.Health, pledged)
+	f.Refusal, f.Winner, f.Wait, f.Rule = t.Refusal, t.Winner, t.Wait, t.Rule
+	return f
+}
+
+// lose is what the voters look like once one of them is dead.
+func lose(r Rule, peers []Peer, lost int32) []Peer {
+	after := slices.Clone(peers)
+	for i, o := range after {
+		switch {
+		case o.ID == lost && o.Answer != Refused:
+			after[i].Answer, after[i].Ended = Refused, true
+		case o.Receives == lost, o.Receives == 0 && lost == r.Primary:
+			after[i].Streams, after[i].Receives = false, 0
+		}
+	}
+	return after
+}
+
+// candidates puts those that answer in the order of the count.
+func (p Policy) candidates(r Rule, primary Peer, pledged []Peer) []Candidate {
+	all := slices.DeleteFunc(slices.Clone(pledged), func(o Peer) bool { return !o.data() })
+	location := find(pledged, r.Primary).Location
+	newest := standing(r, pledged)[0]
+	fit := func(o Peer) bool { return p.Fit(newest, o) == "" }
+	slices.SortFunc(all, func(a, b Peer) int {
+		if c := compareTrue(fit(a), fit(b)); c != 0 {
+			return c
+		}
+		return p.rank(location, a, b)
+	})
+	var best Peer
+	for _, o := range all {
+		if best.ID == 0 || compareProgress(o, best) > 0 {
+			best = o
+		}
+	}
+	list := []Candidate{}
+	for i, o := range all {
+		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), Unfit: p.Fit(newest, o)}
+		if i > 0 && c.Unfit == "" {
+			c.Key = p.decider(location, all[i-1], o)
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+// behind is how many bytes of WAL a node lacks. -1: it can not be told.
+func behind(o, ahead Peer) int64 {
+	if ahead.Position.LSN == 0 || o.Position.Timeline != ahead.Position.Timeline {
+		return -1
+	}
+	return max(0, ahead.Position.LSN.Bytes(o.Position.LSN))
+}
+
+// single are the nodes as rank sees them through one key alone, in the order in
+// which rank asks. A test holds that against rank itself.
+var single = []struct {
+	key  Key
+	only func(Peer) Peer
+}{
+	{KeyRule, func(o Peer) Peer { return Peer{Rule: Rule{Term: o.Rule.Term}} }},
+	{KeyTimeline, func(o Peer) Peer { return Peer{Position: wal.Position{Timeline: o.Position.Timeline}} }},
+	{KeyLSN, func(o Peer) Peer { return Peer{Position: wal.Position{LSN: o.Position.LSN}} }},
+	{KeyPriority, func(o Peer) Peer { return Peer{Priority: o.Priority} }},
+	{KeyLocation, func(o Peer) Peer { return Peer{Location: o.Location} }},
+	{KeyID, func(o Peer) Peer { return Peer{ID: o.ID} }},
+}
+
+// decider is the key that puts two candidates in their order.
+func (p Policy) decider(location string, a, b Peer) Key {
+	for _, s := range single {
+		if p.rank(location, s.only(a), s.only(b)) != 0 {
+			return s.key
+		}
+	}
+	return ""
+}
+
+// commits follows what the primary would do to its rule when a standby is gone.
+func (p Policy) commits(r Rule, peers []Peer) Commits {
+	var up, live []int32
+	for _, o := range peers {
+		if o.Answer == Answers {
+			up = append(up, o.ID)
+		}
+		if o.Answer == Answers && o.Streams && o.ID != r.Primary && electable(o) {
+			live = append(live, o.ID)
+		}
+	}
+	set := r.SyncSetting()
+	if count(set.Standbys, live) >= set.Acks {
+		return CommitsGoOn
+	}
+	p.Quorum = r.Quorum
+	for range 4 * (len(r.Voters) + 1) { // more steps than there can be
+		c := p.Tend(Cohort{Rule: r, Held: r.HeldBy(up), Set: set, Registered: r.Voters, Healthy: live})
+		switch {
+		case c.Set != nil:
+			set = *c.Set
+		case c.Rule != nil:
+			r = *c.Rule
+		}
+	}
+	if count(set.Standbys, live) >= set.Acks {
+		return CommitsPause
+	}
+	return CommitsWait
+}

@@ -1,0 +1,323 @@
+package repmgr
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// ExplainOptions are the choices of [Cluster.Explain].
+type ExplainOptions struct {
+	Lost NodeID // the node that dies in the question. Defaults to the primary.
+}
+
+// Explanation is what would happen if a node died now, and why.
+type Explanation struct {
+	At       time.Time         `json:"at"`
+	Lost     Record            `json:"lost"`
+	Health   election.Health   `json:"health"` // the verdict on the primary, as it is
+	Rule     election.Rule     `json:"rule"`   // in force; term 0: none was ever written
+	Voters   []Voter           `json:"voters"`
+	Votes    Votes             `json:"votes"`
+	Forecast election.Forecast `json:"forecast"`
+	Loss     ExpectedLoss      `json:"expected_loss"`
+	Outages  []ExpectedOutage  `json:"expected_outages"` // empty: there is no failover
+	Blocked  []Blocker         `json:"blocked_by"`       // empty: nothing
+}
+
+// Votes are counted as the rule weighs them: an etcd may have several.
+type Votes struct {
+	All      int `json:"all"`
+	Answer   int `json:"answer"`
+	Without  int `json:"answer_without_lost"`
+	Majority int `json:"majority"`
+}
+
+// Voter is a node, or the etcd, and how it answers.
+type Voter struct {
+	ID        NodeID          `json:"node_id"` // -1: the etcd
+	Name      string          `json:"node_name"`
+	Role      Role            `json:"type,omitempty"`
+	Votes     int             `json:"votes"` // 0: the rule does not name it
+	Answer    election.Answer `json:"answer"`
+	Running   election.Role   `json:"running,omitempty"`
+	Monitored bool            `json:"monitored"` // a Monitor runs there
+	Automatic bool            `json:"automatic"` // and fails over by itself
+	Paused    bool            `json:"paused"`
+}
+
+// ExpectedLoss is the acknowledged work that would be gone.
+type ExpectedLoss struct {
+	Bytes int64  `json:"bytes"` // of WAL, at most, if the server dies; -1: not known
+	Why   string `json:"why"`
+}
+
+// ExpectedOutage is the time without a primary, as the sum of its parts.
+type ExpectedOutage struct {
+	Case  string        `json:"case"`
+	Total time.Duration `json:"total_ns"`
+	Parts []OutagePart  `json:"parts"`
+}
+
+// OutagePart is one of them, and where the number comes from.
+type OutagePart struct {
+	Part string        `json:"part"`
+	Time time.Duration `json:"time_ns"`
+	From string        `json:"from"` // a setting, "typical", or the term in which it was measured
+}
+
+// Blocker is something that keeps the cluster from failing over by itself.
+type Blocker struct {
+	Reason string `json:"reason"`
+	Remedy string `json:"remedy"`
+}
+
+// Explain looks once at all voters and says what would happen if a node died
+// now: the same functions that decide an election give the answer. It changes
+// nothing. It takes about as long as the slowest voter, and no longer than
+// silence_timeout and a second. Settings such as failovers_per_hour are those of
+// the configuration of c.
+func (c *Cluster) Explain(ctx context.Context, o ExplainOptions) (Explanation, error) {
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return Explanation{}, err
+	}
+	w := newWatch(ctx, c, func() {})
+	defer w.close()
+	w.follow(recs)
+	w.settle(ctx)
+	peers := w.refresh(ctx, c.cfg.SilenceTimeout/4) // again, so that the positions are of one moment
+	if err := ctx.Err(); err != nil {
+		return Explanation{}, context.Cause(ctx)
+	}
+	past, _ := c.failovers(ctx, recs, 0) // without them the typical times serve
+	return c.explain(time.Now(), recs, peers, past, o)
+}
+
+// explain is Explain, once everybody was asked.
+func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, past []FailoverRecord, o ExplainOptions) (Explanation, error) {
+	rule := newest(peers)
+	policy := c.policy()
+	policy.TooMany = c.tooManyOf(past, now)
+	e := Explanation{At: now, Rule: rule, Health: policy.Diagnose(now, rule, peers), Outages: []ExpectedOutage{}, Blocked: []Blocker{}}
+	if o.Lost == 0 {
+		o.Lost = NodeID(rule.Primary)
+		for _, r := range recs {
+			if o.Lost == 0 && r.Role == RolePrimary && r.Active {
+				o.Lost = r.ID
+			}
+		}
+	}
+	var ok bool
+	if e.Lost, ok = recordByID(recs, o.Lost); !ok {
+		return Explanation{}, unknownNode(recs, o.Lost, "")
+	}
+	e.Forecast = policy.Forecast(now, rule, peers, int32(o.Lost))
+	e.Voters = voters(recs, rule, peers)
+	var up, left []int32
+	for _, v := range e.Voters {
+		if v.Answer == election.Answers {
+			up = append(up, int32(v.ID))
+		}
+		if v.Answer == election.Answers && v.ID != o.Lost {
+			left = append(left, int32(v.ID))
+		}
+	}
+	e.Votes.Answer, e.Votes.All = rule.Votes(up)
+	e.Votes.Without, _ = rule.Votes(left)
+	e.Votes.Majority = e.Votes.All/2 + 1
+	e.Blocked = append(e.Blocked, e.blockers()...)
+	e.Loss = e.loss(c.cfg.FenceTimeout)
+	if e.Forecast.Winner != 0 {
+		e.Outages = e.outages(policy, past)
+	}
+	return e, nil
+}
+
+func (c *Cluster) tooManyOf(past []FailoverRecord, now time.Time) bool {
+	recent := slices.DeleteFunc(slices.Clone(past), func(f FailoverRecord) bool { return now.Sub(f.StartedAt) > time.Hour })
+	return c.cfg.FailoversPerHour >= 0 && len(recent) >= c.cfg.FailoversPerHour
+}
+
+func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
+	all := []Voter{}
+	add := func(id int32, name string, role Role) {
+		p := peerOf(peers, id)
+		weight, _ := rule.Votes([]int32{id})
+		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, Paused: p.Paused}
+		if v.Answer == "" {
+			v.Answer = election.Silent
+		}
+		all = append(all, v)
+	}
+	for _, r := range recs {
+		add(int32(r.ID), r.Name, r.Role)
+	}
+	if peerOf(peers, election.Arbiter).Answer != "" || slices.Contains(rule.Voters, election.Arbiter) {
+		add(election.Arbiter, "etcd", "")
+	}
+	return all
+}
+
+// name is the node's, for a sentence.
+func (e Explanation) name(id int32) string {
+	for _, v := range e.Voters {
+		if v.ID == NodeID(id) {
+			return v.Name
+		}
+	}
+	return fmt.Sprintf("node %d", id)
+}
+
+func (e Explanation) names(ids []int32) string {
+	var all []string
+	for _, id := range ids {
+		all = append(all, e.name(id))
+	}
+	return strings.Join(all, ", ")
+}
+
+// ofPrimary reports whether the question is about the primary.
+func (e Explanation) ofPrimary() bool { return int32(e.Lost.ID) == e.Rule.Primary || !e.Rule.Known() }
+
+// gone are the nodes that are dead in the answer.
+func (e Explanation) gone(v Voter) bool { return v.ID == e.Lost.ID || int32(v.ID) == e.Rule.Primary }
+
+// healthHints say what to do where the primary's state alone stands against a failover.
+var healthHints = map[election.Health]string{
+	election.HealthUnknown:  "Start repmgrd with failover=automatic on the primary: it writes the first rule.",
+	election.HealthShutDown: "Start the primary. Or elect another one: repmgr cluster failover (it takes a shutdown for a loss). failover_on_shutdown=on would do so by itself.",
+	election.HealthMoved:    "Look at repmgr cluster show: the node that the rule names and another one can not both be the primary.",
+}
+
+// blockers are all that stands in the way of a failover, the kernel's word first.
+func (e Explanation) blockers() (all []Blocker) {
+	if r := e.Forecast.Refusal; r != "" {
+		b := Blocker{Reason: string(r), Remedy: refusalHints[r]}
+		switch r {
+		case election.RefusedHealth:
+			b.Reason = string(e.Forecast.Health)
+			if h := healthHints[e.Forecast.Health]; h != "" {
+				b.Remedy = h
+			}
+		case election.RefusedNoMajority, election.RefusedPledges:
+			b.Reason = fmt.Sprintf("%s: %d of %d votes would be left, a majority is %d", r, e.left(), e.Votes.All, e.Votes.Majority)
+		case election.RefusedSync:
+			b.Reason += ": " + e.needed()
+		case election.RefusedNoneFit:
+			b.Reason += e.unfit()
+		default:
+		}
+		all = append(all, b)
+	}
+	if e.Rule.Known() && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
+		all = append(all, Blocker{
+			"no node that would be left has a repmgrd with failover=automatic: nobody would begin",
+			"Set failover=automatic and start repmgrd on every node. By hand, once the primary is dead: repmgr cluster failover",
+		})
+	}
+	return all
+}
+
+// left are the votes once everybody is dead who is in the answer.
+func (e Explanation) left() int {
+	var ids []int32
+	for _, v := range e.Voters {
+		if v.Answer == election.Answers && !e.gone(v) {
+			ids = append(ids, int32(v.ID))
+		}
+	}
+	n, _ := e.Rule.Votes(ids)
+	return n
+}
+
+// needed says how many standbys must pledge themselves, and why.
+func (e Explanation) needed() string {
+	r := e.Rule
+	if r.Acks == 0 {
+		return "commits wait for no standby at present, so only the primary is sure to have them"
+	}
+	return fmt.Sprintf("a commit is acknowledged once %d of %s have it, so that %d of them must take part", r.Acks, e.names(r.Sync), len(r.Sync)-r.Acks+1)
+}
+
+func (e Explanation) unfit() string {
+	var all []string
+	for _, c := range e.Forecast.Candidates {
+		all = append(all, fmt.Sprintf("%s: %s", e.name(c.ID), c.Unfit))
+	}
+	if len(all) == 0 {
+		return ": no other data node answers"
+	}
+	return " (" + strings.Join(all, "; ") + ")"
+}
+
+// loss is what the winner would not have.
+func (e Explanation) loss(fence time.Duration) ExpectedLoss {
+	f := e.Forecast
+	switch {
+	case f.Winner == 0:
+		return ExpectedLoss{-1, "nobody would be promoted: what the primary has stays there"}
+	case e.Rule.Quorum:
+		return ExpectedLoss{0, fmt.Sprintf("%s. Only a session that turned synchronous_commit off, or to local, can lose its own commits", e.needed())}
+	}
+	l := ExpectedLoss{Bytes: f.Candidates[0].BehindLost}
+	winner, primary := e.name(f.Winner), e.name(e.Rule.Primary)
+	switch l.Bytes {
+	case -1:
+		l.Why = fmt.Sprintf("how much more WAL %s has than %s is not known: it can not be asked", primary, winner)
+	case 0:
+		l.Why = fmt.Sprintf("%s had all WAL of %s at this look. Under load it is what was acknowledged in the moment before, and had not arrived yet", winner, primary)
+	default:
+		l.Why = fmt.Sprintf("with synchronous_mode=off a commit is acknowledged before a standby has it, and %s had not received so much at this look", winner)
+	}
+	fenced := fmt.Sprintf("also all that it acknowledges in the last %s (fence_timeout) before it stops itself", fence)
+	if !slices.ContainsFunc(e.Voters, func(v Voter) bool { return int32(v.ID) == e.Rule.Primary && v.Automatic }) {
+		fenced = "also all that it acknowledges until somebody stops it: it has no repmgrd with failover=automatic that would"
+	}
+	l.Why += fmt.Sprintf(". If %s is not dead but cut off, %s. With synchronous_mode=quorum both would be nothing", primary, fenced)
+	return l
+}
+
+// What the parts of a failover that no setting names take on small idle servers.
+const (
+	typicalNotice  = 10 * time.Millisecond
+	typicalPledges = 40 * time.Millisecond
+	typicalPromote = 60 * time.Millisecond
+)
+
+// outages are those of a server that dies, which its machine says at once, and
+// of a machine that falls silent, which takes waiting.
+func (e Explanation) outages(p election.Policy, past []FailoverRecord) []ExpectedOutage {
+	pledges, promote := OutagePart{"pledges", typicalPledges, "typical"}, OutagePart{"promotion", typicalPromote, "typical"}
+	if len(past) > 0 {
+		from := fmt.Sprintf("measured in term %d", past[0].Term)
+		surveyed, recruited := past[0].after("surveyed"), past[0].after("recruited")
+		waited, ruled := max(past[0].after("chosen"), past[0].after("waited")), past[0].after("ruled")
+		if surveyed > 0 && recruited > surveyed && ruled > waited && waited > 0 {
+			pledges.Time, pledges.From = recruited-surveyed, from
+			promote.Time, promote.From = ruled-waited, from
+		}
+	}
+	patience := OutagePart{"patience", p.Patience, "reconnect_attempts * reconnect_interval"}
+	fence := OutagePart{"waiting until the old primary has stopped itself", p.Fence + election.Margin, fmt.Sprintf("fence_timeout + %s", election.Margin)}
+	dies := ExpectedOutage{Case: "its server dies", Parts: []OutagePart{{"noticing", typicalNotice, "typical"}, patience, pledges, {}, promote}}
+	silent := ExpectedOutage{Case: "its machine or its network is gone", Parts: []OutagePart{{"noticing", p.Silence, "silence_timeout"}, patience, pledges, {}, promote}}
+	if e.Forecast.Wait {
+		dies.Parts[3] = fence
+	}
+	if !e.Rule.Quorum {
+		silent.Parts[3] = fence
+	}
+	all := []ExpectedOutage{dies, silent}
+	for i, o := range all {
+		all[i].Parts = slices.DeleteFunc(o.Parts, func(p OutagePart) bool { return p.Time == 0 })
+		for _, p := range all[i].Parts {
+			all[i].Total += p.Time
+		}
+	}
+	return all
+}

@@ -1,0 +1,180 @@
+package repmgr
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// String is the explanation in plain sentences, several lines of them.
+func (e Explanation) String() string {
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	say("%s", e.present())
+	for _, v := range e.Voters {
+		if v.Answer != election.Answers {
+			say("  %s does not count: it %s.", v.Name, verbOf(v.Answer))
+		}
+	}
+	say("")
+	if e.ofPrimary() {
+		say("If %s died now, %s", e.Lost.Name, e.outcome())
+	} else {
+		say("If %s died now, %s would go on as primary, and %s.", e.Lost.Name, e.name(e.Rule.Primary), e.Forecast.Commits)
+		say("If %s died too after that, %s", e.name(e.Rule.Primary), e.outcome())
+	}
+	for i, c := range e.Forecast.Candidates {
+		place := fmt.Sprintf("%d.", i+1)
+		if c.Unfit != "" {
+			place = "- "
+		}
+		say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.place(i))
+	}
+	say("")
+	say("Expected loss: %s", e.lossText())
+	for i, o := range e.Outages {
+		say("%-16s %s if %s: %s", map[bool]string{true: "Expected outage:"}[i == 0], roundTime(o.Total), o.Case, partsText(o.Parts))
+	}
+	if len(e.Blocked) == 0 {
+		say("Blocked by: nothing")
+		return b.String()
+	}
+	for _, blocker := range e.Blocked {
+		say("Blocked by: %s", blocker.Reason)
+		say("  To do: %s", blocker.Remedy)
+	}
+	return b.String()
+}
+
+// present is the cluster as it is.
+func (e Explanation) present() string {
+	if !e.Rule.Known() {
+		return fmt.Sprintf("%s is registered as the %s. There is no rule yet: nobody has said whose votes count.", e.Lost.Name, e.Lost.Role)
+	}
+	answer := fmt.Sprintf("%d answer", e.Votes.Answer)
+	if e.Votes.Answer == 1 {
+		answer = "1 answers"
+	}
+	return fmt.Sprintf("%s is the primary of term %d (%s). %s, %s; a majority is %d.",
+		e.name(e.Rule.Primary), e.Rule.Term, e.Health, counted(e.Votes.All, "vote"), answer, e.Votes.Majority)
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// verbOf makes a verb of an answer.
+func verbOf(a election.Answer) string {
+	switch a {
+	case election.NotAccepting, election.NoSlots:
+		return "is " + string(a)
+	default:
+		return string(a)
+	}
+}
+
+// outcome ends the sentence that begins with the death of the primary.
+func (e Explanation) outcome() string {
+	f := e.Forecast
+	if f.Refusal != "" {
+		return "nobody would take its place: " + e.Blocked[0].Reason + "."
+	}
+	text := fmt.Sprintf("%s would win: %s.", e.name(f.Winner), e.merit())
+	if len(e.Blocked) > 0 {
+		text = fmt.Sprintf("nothing would happen by itself. In an election %s would win: %s.", e.name(f.Winner), e.merit())
+	}
+	return text
+}
+
+// merit says what puts the winner before the second.
+func (e Explanation) merit() string {
+	list := e.Forecast.Candidates
+	if len(list) < 2 || list[1].Key == "" {
+		return "it is the only one that may be promoted"
+	}
+	second := e.name(list[1].ID)
+	switch list[1].Key {
+	case election.KeyRule:
+		return "it has the newest rule, which " + second + " does not know"
+	case election.KeyTimeline:
+		return "it is on the newest timeline, " + second + " is not"
+	case election.KeyLSN:
+		return "it has most"
+	case election.KeyPriority:
+		return fmt.Sprintf("it has as much as %s, and the higher priority", second)
+	case election.KeyLocation:
+		return fmt.Sprintf("it has as much as %s, and is at the location of the primary", second)
+	default:
+		return fmt.Sprintf("it has as much as %s, the same priority, and the lower id", second)
+	}
+}
+
+// place says why a candidate stands where it does.
+func (e Explanation) place(i int) string {
+	c := e.Forecast.Candidates[i]
+	switch {
+	case c.Unfit != "":
+		return "may not be promoted: " + string(c.Unfit)
+	case c.Key == "":
+		return "first"
+	}
+	before := e.name(e.Forecast.Candidates[i-1].ID)
+	switch c.Key {
+	case election.KeyRule:
+		return "does not know the rule that " + before + " has"
+	case election.KeyTimeline:
+		return "is on an older timeline than " + before
+	case election.KeyLSN:
+		if c.BehindBest > 0 {
+			return fmt.Sprintf("has %s less than the best", prettyBytes(c.BehindBest))
+		}
+		return "has less than " + before
+	case election.KeyPriority:
+		return "has as much as " + before + ", with a lower priority"
+	case election.KeyLocation:
+		return "has as much as " + before + ", but not at the location of the primary"
+	default:
+		return "has as much as " + before + ", the same priority, and a higher id"
+	}
+}
+
+func (e Explanation) lossText() string {
+	switch {
+	case e.Loss.Bytes < 0:
+		return "not known: " + e.Loss.Why + "."
+	case e.Loss.Bytes == 0 && e.Rule.Quorum:
+		return "none: " + e.Loss.Why + "."
+	case e.Loss.Bytes == 0:
+		return "none at this look: " + e.Loss.Why + "."
+	default:
+		return fmt.Sprintf("up to %s of WAL: %s.", prettyBytes(e.Loss.Bytes), e.Loss.Why)
+	}
+}
+
+// partsText is the formula, such as "noticing 10ms (typical) + promotion 60ms (measured in term 2)".
+func partsText(parts []OutagePart) string {
+	var all []string
+	for _, p := range parts {
+		all = append(all, fmt.Sprintf("%s %s (%s)", p.Part, roundTime(p.Time), p.From))
+	}
+	return strings.Join(all, " + ")
+}
+
+// roundTime keeps what a person reads.
+func roundTime(d time.Duration) time.Duration {
+	switch {
+	case d >= 10*time.Second:
+		return d.Round(100 * time.Millisecond)
+	case d >= time.Second:
+		return d.Round(10 * time.Millisecond)
+	case d >= time.Millisecond:
+		return d.Round(time.Millisecond)
+	default:
+		return d.Round(time.Microsecond)
+	}
+}

@@ -1,0 +1,385 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// FailoverRecord is a failover that took place, as repmgr.failovers keeps it.
+type FailoverRecord struct {
+	Term        int64           `json:"term" db:"term"`
+	FormerID    NodeID          `json:"former_primary_id,omitempty" db:"former_id"` // 0: there was none
+	Former      string          `json:"former_primary,omitempty" db:"former"`       // empty: the node is not registered any more
+	PrimaryID   NodeID          `json:"primary_id" db:"primary_id"`
+	Primary     string          `json:"primary,omitempty" db:"primary_name"`
+	Coordinator string          `json:"coordinator" db:"coordinator"` // whose election it was: node name and PID
+	Reason      election.Health `json:"reason" db:"reason"`           // the verdict on the former primary
+	StartedAt   time.Time       `json:"started_at" db:"started_at"`
+	Outage      time.Duration   `json:"outage_ns,omitempty" db:"outage"`     // from the last sign of life of the former primary until the new one's first commit; 0: not known
+	LostBytes   *int64          `json:"lost_bytes,omitempty" db:"lost_bytes"` // WAL that the former primary had beyond the new one; nil: not known
+	Steps       []FailoverStep  `json:"steps" db:"steps"`
+}
+
+// after is when a step was done, since the start. 0: it was not.
+func (f FailoverRecord) after(step string) (d time.Duration) {
+	for _, s := range f.Steps {
+		if s.Step == step {
+			d = s.After
+		}
+	}
+	return d
+}
+
+func (f FailoverRecord) end() time.Time {
+	if len(f.Steps) == 0 {
+		return f.StartedAt
+	}
+	return f.StartedAt.Add(f.Steps[len(f.Steps)-1].After)
+}
+
+// Line says what happened, in one sentence.
+func (f FailoverRecord) Line() string {
+	text := fmt.Sprintf("Term %d, %s: %s took over from %s, because the %s.", f.Term, f.StartedAt.Local().Format(time.DateTime),
+		nodeName(f.PrimaryID, f.Primary), nodeName(f.FormerID, f.Former), f.Reason)
+	if f.Outage > 0 {
+		text += fmt.Sprintf(" There was no primary for %s.", roundTime(f.Outage))
+	}
+	return text + fmt.Sprintf(" The election was held by %s.", f.Coordinator)
+}
+
+func nodeName(id NodeID, name string) string {
+	switch {
+	case id == 0:
+		return "nobody"
+	case name == "":
+		return fmt.Sprintf("node %d, which is not registered any more", id)
+	}
+	return name
+}
+
+// Failovers are the failovers that took place, the newest first, at most limit
+// of them. limit 0: all. Every node that answers is asked, and the one that
+// knows most has the word.
+func (c *Cluster) Failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
+	if limit < 0 {
+		return nil, kind(ErrConfig, "limit %d: must be 0 or more", limit)
+	}
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.failovers(ctx, recs, limit)
+}
+
+func (c *Cluster) failovers(ctx context.Context, recs []Record, limit int) ([]FailoverRecord, error) {
+	best := []FailoverRecord{}
+	var errs []error
+	for _, r := range askAll(ctx, c, recs, func(ctx context.Context, n *Node) ([]FailoverRecord, error) { return n.failovers(ctx, limit) }) {
+		switch {
+		case r.err != nil:
+			errs = append(errs, r.err)
+		case len(r.said) > 0 && (len(best) == 0 || r.said[0].Term > best[0].Term || r.said[0].Term == best[0].Term && len(r.said) > len(best)):
+			best = r.said
+		}
+	}
+	if len(errs) == len(recs) {
+		return nil, errors.Join(errs...)
+	}
+	return best, nil
+}
+
+// reply is what one node said.
+type reply[T any] struct {
+	record Record
+	said   T
+	err    error
+}
+
+// askAll asks all nodes at once, each within the time of two connects. The
+// replies are in the order of recs.
+func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(context.Context, *Node) (T, error)) []reply[T] {
+	limit := 2 * DefaultConnectTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	replies := make([]reply[T], len(recs))
+	var wg sync.WaitGroup
+	for i, r := range recs {
+		replies[i].record = r
+		wg.Go(func() {
+			n, err := c.connectTo(ctx, r)
+			if err == nil {
+				defer n.Close()
+				if err = n.needSchema(ctx); err == nil {
+					replies[i].said, err = ask(ctx, n)
+				}
+			}
+			replies[i].err = err
+		})
+	}
+	wg.Wait()
+	return replies
+}
+
+const failoversSQL = `
+SELECT f.term, coalesce(f.former_primary_id, 0) AS former_id, coalesce(o.node_name, '') AS former, f.primary_id, coalesce(w.node_name, '') AS primary_name,
+       f.coordinator, f.reason, f.started_at, coalesce((extract(epoch FROM f.outage) * 1e9)::bigint, 0) AS outage, f.lost_bytes, f.steps
+  FROM repmgr.failovers f LEFT JOIN repmgr.nodes o ON o.node_id = f.former_primary_id LEFT JOIN repmgr.nodes w ON w.node_id = f.primary_id
+ ORDER BY f.term DESC LIMIT nullif($1::int, 0)`
+
+func (n *Node) failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
+	rows, err := n.conn.Query(ctx, failoversSQL, limit)
+	if err != nil {
+		return nil, n.queryError("read repmgr.failovers", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByName[FailoverRecord])
+	if err != nil {
+		return nil, n.queryError("read repmgr.failovers", err)
+	}
+	return all, nil
+}
+
+// Reasoning is the last decision, and what every Monitor says now.
+type Reasoning struct {
+	At       time.Time       `json:"at"`
+	Rule     election.Rule   `json:"rule"`     // the newest; term 0: none was ever written
+	Failover *FailoverRecord `json:"failover"` // the newest; nil: there never was one
+	Event    *Event          `json:"event"`    // a refusal, an abort or a fence since then; nil: none is recorded
+	Monitors []MonitorWord   `json:"monitors"`
+}
+
+// MonitorWord is what the Monitor of a node says of itself.
+type MonitorWord struct {
+	ID      NodeID    `json:"node_id"`
+	Name    string    `json:"node_name"`
+	Monitor *Presence `json:"monitor"`         // nil: none runs, or not known
+	Error   string    `json:"error,omitempty"` // why it is not known
+}
+
+// Why tells of the last decision: the newest failover, or the refusal, the abort
+// or the fence that came after it, and what each Monitor does now. A refusal is
+// in the table of events only where there was a primary to write it; the Monitor
+// that refuses says so itself all the while.
+func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return Reasoning{}, err
+	}
+	r := Reasoning{At: time.Now(), Monitors: []MonitorWord{}}
+	var errs []error
+	for _, reply := range askAll(ctx, c, recs, func(ctx context.Context, n *Node) (account, error) { return n.account(ctx) }) {
+		word := MonitorWord{ID: reply.record.ID, Name: reply.record.Name}
+		if reply.err != nil {
+			word.Error = reply.err.Error()
+			errs = append(errs, reply.err)
+		} else {
+			word.Monitor = reply.said.monitor(reply.record.ID)
+			r.take(reply.said)
+		}
+		r.Monitors = append(r.Monitors, word)
+	}
+	if len(errs) == len(recs) {
+		return Reasoning{}, errors.Join(errs...)
+	}
+	if r.Event != nil && r.Failover != nil && !r.Event.At.After(r.Failover.end()) {
+		r.Event = nil
+	}
+	return r, nil
+}
+
+// account is what one node knows.
+type account struct {
+	rules     []election.Rule
+	failovers []FailoverRecord
+	events    []Event
+	monitors  map[NodeID]Presence
+}
+
+func (a account) monitor(id NodeID) *Presence {
+	if p, ok := a.monitors[id]; ok {
+		return &p
+	}
+	return nil
+}
+
+const decisionsSQL = `
+SELECT e.node_id, coalesce(n.node_name, '') AS node_name, e.event, e.successful, e.event_timestamp, coalesce(e.details, '') AS details
+  FROM repmgr.events e LEFT JOIN repmgr.nodes n USING (node_id)
+ WHERE e.event = ANY ($1) ORDER BY e.event_timestamp DESC LIMIT 1`
+
+func (n *Node) account(ctx context.Context) (a account, err error) {
+	if a.rules, err = n.rules(ctx); err != nil {
+		return a, err
+	}
+	if a.failovers, err = n.failovers(ctx, 1); err != nil {
+		return a, err
+	}
+	rows, err := n.conn.Query(ctx, decisionsSQL, []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence)})
+	if err == nil {
+		a.events, err = pgx.CollectRows(rows, pgx.RowToStructByName[Event])
+	}
+	if err != nil {
+		return a, n.queryError("read repmgr.events", err)
+	}
+	a.monitors, err = n.presences(ctx)
+	return a, err
+}
+
+// take keeps what is newer than what others have said.
+func (r *Reasoning) take(a account) {
+	if len(a.rules) > 0 && a.rules[0].Compare(r.Rule) > 0 {
+		r.Rule = a.rules[0]
+	}
+	if len(a.failovers) > 0 && (r.Failover == nil || a.failovers[0].Term > r.Failover.Term) {
+		r.Failover = &a.failovers[0]
+	}
+	if len(a.events) > 0 && (r.Event == nil || a.events[0].At.After(r.Event.At)) {
+		r.Event = &a.events[0]
+	}
+}
+
+// String tells it in plain sentences, several lines of them.
+func (r Reasoning) String() string {
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	if e := r.Event; e != nil {
+		say("%s, %s on %s: %s", e.At.Local().Format(time.DateTime), decisionText(*e), nodeName(e.NodeID, e.Node), e.Details)
+		if r.Failover != nil {
+			say("Before that:")
+		}
+	}
+	switch {
+	case r.Failover != nil:
+		b.WriteString(r.Failover.String())
+	case r.Event == nil:
+		say("There has been no failover, and none was refused.")
+	}
+	say("")
+	say("What each repmgrd says now:")
+	for _, m := range r.Monitors {
+		say("  %s: %s", m.Name, m.text(r.At))
+	}
+	return b.String()
+}
+
+func decisionText(e Event) string {
+	switch {
+	case e.Type == EventFailoverRefused:
+		return "failover was refused"
+	case e.Type == EventFailoverAbort:
+		return "an election was given up"
+	case e.Success:
+		return "the server was stopped, so that there is no second primary,"
+	default:
+		return "the server should have been stopped, and was not,"
+	}
+}
+
+// String is the failover with its steps, and what was known in each.
+func (f FailoverRecord) String() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, f.Line())
+	if f.LostBytes != nil {
+		fmt.Fprintf(&b, "  The former primary had %s of WAL that the new one never got.\n", prettyBytes(*f.LostBytes))
+	}
+	for _, s := range f.Steps {
+		fmt.Fprintf(&b, "  %8s  %-10s %s\n", roundTime(s.After), s.Step, s.Evidence)
+	}
+	return b.String()
+}
+
+func (m MonitorWord) text(now time.Time) string {
+	switch {
+	case m.Error != "":
+		return "not known: " + m.Error
+	case m.Monitor == nil:
+		return "no repmgrd runs there"
+	}
+	p := m.Monitor
+	text := fmt.Sprintf("%s: %s", orDefault(p.Phase, "it runs"), p.Reason)
+	if !p.Since.IsZero() {
+		text += fmt.Sprintf(" (for %s)", roundTime(max(0, now.Sub(p.Since))))
+	}
+	if p.Mode == FailoverManual {
+		text += "; failover=manual"
+	}
+	if p.Error != "" {
+		text += "; trouble: " + p.Error
+	}
+	return text
+}
+
+// WhyNotAnswer says why a node is not the primary, or would not become it.
+type WhyNotAnswer struct {
+	Node      Record   `json:"node"`
+	IsPrimary bool     `json:"is_primary"`
+	WouldWin  bool     `json:"would_win"` // an election, if the primary died now
+	Reasons   []string `json:"reasons"`   // sentences, the weightiest first; never empty
+
+	Explanation Explanation `json:"explanation"`
+}
+
+// WhyNot says why a node is not the primary now, and would not be the next one.
+// It takes as long as [Cluster.Explain].
+func (c *Cluster) WhyNot(ctx context.Context, id NodeID) (WhyNotAnswer, error) {
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return WhyNotAnswer{}, err
+	}
+	node, ok := recordByID(recs, id)
+	if !ok {
+		return WhyNotAnswer{}, unknownNode(recs, id, "")
+	}
+	e, err := c.Explain(ctx, ExplainOptions{})
+	if err != nil {
+		return WhyNotAnswer{}, err
+	}
+	past, _ := c.failovers(ctx, recs, 1) // without it there is less to tell
+	return e.whyNot(node, past), nil
+}
+
+func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
+	id, f := int32(node.ID), e.Forecast
+	a := WhyNotAnswer{Node: node, IsPrimary: e.Rule.Known() && id == e.Rule.Primary, WouldWin: f.Winner == id, Reasons: []string{}, Explanation: e}
+	say := func(format string, args ...any) { a.Reasons = append(a.Reasons, fmt.Sprintf(format, args...)) }
+	if a.IsPrimary {
+		say("%s is the primary of term %d (%s).", node.Name, e.Rule.Term, e.Health)
+		return a
+	}
+	if e.Rule.Known() {
+		say("%s is the primary of term %d (%s).", e.name(e.Rule.Primary), e.Rule.Term, e.Health)
+	}
+	voter := slices.IndexFunc(e.Voters, func(v Voter) bool { return v.ID == node.ID })
+	place := slices.IndexFunc(f.Candidates, func(c election.Candidate) bool { return c.ID == id })
+	switch {
+	case voter >= 0 && e.Voters[voter].Answer != election.Answers:
+		say("%s does not count: it %s.", node.Name, verbOf(e.Voters[voter].Answer))
+	case node.Role == RoleWitness:
+		say("%s is a witness: %s.", node.Name, election.UnfitWitness)
+	case place >= 0 && f.Candidates[place].Unfit != "":
+		say("%s may not be promoted: %s.", node.Name, f.Candidates[place].Unfit)
+	case place > 0:
+		say("%s would go before it: %s %s.", e.name(f.Candidates[place-1].ID), node.Name, e.place(place))
+	}
+	for _, b := range e.Blocked {
+		say("No failover would happen by itself: %s. %s", b.Reason, b.Remedy)
+	}
+	switch {
+	case a.WouldWin && len(e.Blocked) == 0:
+		say("If %s died now, %s would win: %s.", e.name(e.Rule.Primary), node.Name, e.merit())
+	case f.Winner != 0:
+		say("In an election now, %s would win: %s.", e.name(f.Winner), e.merit())
+	}
+	if len(past) > 0 && past[0].FormerID == node.ID {
+		say("It was the primary before. %s", past[0].Line())
+	}
+	return a
+}
