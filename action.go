@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -23,6 +24,7 @@ type shared struct {
 	lease   *time.Duration
 	events  []Event // of the guard, to be told by Run
 	trouble string  // what keeps the heartbeat from being written
+	rejoins bool    // a rejoin is under way: it starts and stops the server
 }
 
 func (s *shared) setCluster(c *Cluster) {
@@ -59,6 +61,18 @@ func (m *Monitor) inOfficeSince() time.Time {
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
 	return m.shared.office
+}
+
+func (m *Monitor) setRejoining(yes bool) {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	m.shared.rejoins = yes
+}
+
+func (m *Monitor) isRejoining() bool {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.rejoins
 }
 
 func (m *Monitor) inOffice() bool { return !m.inOfficeSince().IsZero() }
@@ -178,7 +192,7 @@ func (m *Monitor) wasPrimary() bool {
 	if err != nil || srv.runs() {
 		return false
 	}
-	if _, err := os.Stat(srv.dir + "/standby.signal"); err == nil {
+	if _, err := os.Stat(filepath.Join(srv.dir, "standby.signal")); err == nil {
 		return false
 	}
 	_, err = pgcontrol.Read(srv.dir)
@@ -225,7 +239,12 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target 
 	case election.Follow:
 		return c.followWinner(ctx, target)
 	case election.Rejoin:
+		m.setRejoining(true)
+		defer m.setRejoining(false)
 		_, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target)})
+		if srv, errDir := c.localServer(m.dataDirectory()); err == nil && errDir == nil {
+			_ = os.Remove(filepath.Join(srv.dir, fencedName))
+		}
 		return err
 	case election.Fence:
 		m.fence(ctx, c, "another node was elected")

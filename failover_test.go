@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
@@ -58,21 +59,33 @@ func waitReady(t *testing.T, primary *node, nodes int, mode repmgr.SynchronousMo
 	})
 }
 
+// waitPrimary waits until one of the nodes runs as primary of a later term.
 func waitPrimary(t *testing.T, nodes ...*node) *node {
 	t.Helper()
 	var found *node
-	pgtest.WaitFor(t, "a new primary in office", func(context.Context) error {
+	pgtest.WaitFor(t, "a new primary in office", func(ctx context.Context) error {
+		err := errors.New("none")
 		for _, n := range nodes {
-			if !n.Started() {
+			conn, errConn := pgx.Connect(ctx, n.Conninfo())
+			if errConn != nil {
 				continue
 			}
-			if n.QueryString(t, `SELECT NOT pg_is_in_recovery() AND EXISTS (SELECT FROM repmgr.rules WHERE term > 1)`) == "t" {
+			var yes bool
+			errQuery := conn.QueryRow(ctx, `SELECT NOT pg_is_in_recovery() AND EXISTS (SELECT FROM repmgr.rules WHERE term > 1)`).Scan(&yes)
+			_ = conn.Close(ctx)
+			if yes {
 				found = n
 				return nil
 			}
+			if errQuery != nil {
+				err = errQuery
+			}
 		}
-		return errors.New("none")
+		return err
 	})
+	if found == nil {
+		require.FailNow(t, "no primary")
+	}
 	return found
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -137,7 +139,7 @@ func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 		return
 	}
 	mark := filepath.Join(srv.dir, fencedName)
-	if _, err := os.Stat(mark); err != nil {
+	if _, err := os.Stat(mark); err != nil || m.isRejoining() {
 		return
 	}
 	if err := srv.startAsStandby(ctx, detached); err != nil {
@@ -148,16 +150,34 @@ func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 	_ = os.Remove(mark)
 }
 
-// killLeftovers ends the processes that a dead postmaster has left behind.
+// killLeftovers ends the processes that a dead postmaster has left behind: they
+// can still commit. A server that is just being started is none of them.
 func (m *Monitor) killLeftovers(ctx context.Context, c *Cluster) {
 	srv, err := c.localServer(m.dataDirectory())
 	if err != nil || srv.runs() {
 		return
 	}
-	left := srv.leftovers()
-	if len(left) == 0 {
+	killed := srv.killChildren()
+	if len(killed) == 0 {
 		return
 	}
-	err = srv.killLeftovers(ctx)
-	m.log.Warn("the postmaster is dead: the processes that it left behind were killed", "processes", len(left), "err", err)
+	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	for _, pid := range killed {
+		for processAlive(pid) && pause(ctx, processPoll) == nil {
+		}
+	}
+	m.log.Warn("the postmaster is dead: the processes that it left behind were killed", "processes", len(killed), "err", context.Cause(ctx))
+}
+
+// killChildren kills the server's processes that are no postmaster: a postmaster
+// goes by its command line, what it starts calls itself "postgres: ".
+func (s *localServer) killChildren() (killed []int) {
+	for _, pid := range s.processes() {
+		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && strings.HasPrefix(string(title), "postgres: ") && !s.runs() && syscall.Kill(pid, syscall.SIGKILL) == nil {
+			killed = append(killed, pid)
+		}
+	}
+	return killed
 }

@@ -76,7 +76,7 @@ type rejoining struct {
 	timeline    wal.Timeline // of the local server
 	ours        wal.History
 	diverged    bool
-	impossible  string // why pg_rewind could not help
+	impossible  string // why neither following nor pg_rewind can help
 	interrupted bool   // an earlier rejoin ended in the middle of its work on the data
 	res         RejoinResult
 }
@@ -412,7 +412,8 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	}
 	gone := r.walGone(ctx, needed)
 	if !r.diverged && gone != "" && received == 0 {
-		r.diverged, r.impossible = true, gone
+		r.impossible = gone
+		return gone, nil
 	}
 	if !r.diverged {
 		return fmt.Sprintf("nothing beyond what %s has (%s)", r.res.Primary, r.control.State), nil
@@ -423,8 +424,6 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
 		return detail + ", and " + r.impossible, nil
-	case r.impossible != "":
-		return r.impossible, nil
 	case gone != "":
 		r.impossible = gone
 	case common == r.status.Timeline && common == r.timeline:
@@ -459,15 +458,17 @@ func (r *rejoining) decide() error {
 		r.res.Method, r.res.Reason = RejoinByClone, "an earlier rejoin was interrupted"
 	case r.interrupted:
 		return hint(kind(ErrRejoin, "an earlier rejoin of %s was interrupted while it changed the data in %s: it can not be used any more", r.res.Node, r.server.dir), "%s", r.again("--reclone"))
-	case !r.diverged:
+	case !r.diverged && r.impossible == "":
 		r.res.Method, r.res.Reason = RejoinByFollow, "it has nothing that the primary lacks"
-	case r.o.Policy == RejoinIfClean:
+	case r.diverged && r.o.Policy == RejoinIfClean:
 		return hint(kind(ErrTimelineDiverged, "%s has WAL of its own behind %s, where the line of %s begins", r.res.Node, r.fork(), r.res.Primary),
 			"It can be saved and taken back. %s", r.again("--force-rewind"))
 	case r.impossible == "":
 		r.res.Method, r.res.Reason = RejoinByRewind, fmt.Sprintf("it has WAL of its own behind %s", r.fork())
 	case reclone:
-		r.res.Method, r.res.Reason = RejoinByClone, "pg_rewind can not help: "+r.impossible
+		r.res.Method, r.res.Reason = RejoinByClone, r.impossible
+	case !r.diverged:
+		return hint(kind(ErrRejoin, "%s can not follow %s: %s", r.res.Node, r.res.Primary, r.impossible), "%s", r.again("--reclone"))
 	default:
 		return hint(kind(ErrRejoin, "%s has diverged from %s, and pg_rewind can not help: %s", r.res.Node, r.res.Primary, r.impossible), "%s", r.again("--reclone"))
 	}

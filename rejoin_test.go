@@ -16,9 +16,9 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
-// afterFailover is node2 promoted, node3 behind it, and node1, the former
+// formerPrimary is node2 promoted, node3 behind it, and node1, the former
 // primary, down: killed, with rows that no other node has, or shut down in order.
-type afterFailover struct{ node1, node2, node3 *node }
+type formerPrimary struct{ node1, node2, node3 *node }
 
 const agentPassword = "s3cret word"
 
@@ -26,7 +26,7 @@ func withSlots(c *repmgr.Config) { c.UseReplicationSlots, c.UsePrimaryConninfoPa
 
 // failOver makes it. end is how node1 goes; change comes before its standbys are
 // made. With lines for pg_hba.conf, repmgr logs in as agent.
-func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c afterFailover), change ...func(*pgtest.Server)) afterFailover {
+func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c formerPrimary), change ...func(*pgtest.Server)) formerPrimary {
 	t.Helper()
 	o.Name = "node1"
 	server := pgtest.Start(t, o)
@@ -42,7 +42,7 @@ func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c afterFail
 	_, err := node1.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
 	require.NoError(t, err)
 	node1.Exec(t, `CREATE TABLE t AS SELECT generate_series(1, 1000) AS id`)
-	c := afterFailover{node1, addStandby(t, node1, 2, withSlots, login), addStandby(t, node1, 3, withSlots, login)}
+	c := formerPrimary{node1, addStandby(t, node1, 2, withSlots, login), addStandby(t, node1, 3, withSlots, login)}
 	waitSame(t, node1, c.node2)
 	waitSame(t, node1, c.node3)
 	end(t, c)
@@ -52,11 +52,11 @@ func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c afterFail
 	return c
 }
 
-func shutDown(t *testing.T, c afterFailover) { c.node1.Stop("fast") }
-func crash(t *testing.T, c afterFailover)    { c.node1.Kill() }
+func shutDown(t *testing.T, c formerPrimary) { c.node1.Stop("fast") }
+func crash(t *testing.T, c formerPrimary)    { c.node1.Kill() }
 
 // crashWithRows lets node1 commit what nobody else gets, and then crash.
-func crashWithRows(t *testing.T, c afterFailover) {
+func crashWithRows(t *testing.T, c formerPrimary) {
 	leaveAlone(t, c)
 	c.node1.Exec(t, `INSERT INTO t SELECT generate_series(2001, 2100)`)
 	c.node1.Exec(t, `DELETE FROM t WHERE id = 2001`)
@@ -65,7 +65,7 @@ func crashWithRows(t *testing.T, c afterFailover) {
 }
 
 // leaveAlone ends the streams of both standbys while node1 goes on.
-func leaveAlone(t *testing.T, c afterFailover) {
+func leaveAlone(t *testing.T, c formerPrimary) {
 	t.Helper()
 	for _, n := range []*node{c.node2, c.node3} {
 		n.Exec(t, `ALTER SYSTEM SET primary_conninfo = ''`)
@@ -80,7 +80,7 @@ func leaveAlone(t *testing.T, c afterFailover) {
 }
 
 // rejoin runs it on node1, and shows how long it took.
-func (c afterFailover) rejoin(t *testing.T, o repmgr.RejoinOptions) (repmgr.RejoinResult, error) {
+func (c formerPrimary) rejoin(t *testing.T, o repmgr.RejoinOptions) (repmgr.RejoinResult, error) {
 	t.Helper()
 	if o.Target == "" {
 		o.Target = c.node3.Conninfo() // any node that can be reached
@@ -94,7 +94,7 @@ func (c afterFailover) rejoin(t *testing.T, o repmgr.RejoinOptions) (repmgr.Rejo
 }
 
 // requireEqualEverywhere wants node1 to stream from node2 and all to hold the same.
-func (c afterFailover) requireEqualEverywhere(t *testing.T) {
+func (c formerPrimary) requireEqualEverywhere(t *testing.T) {
 	t.Helper()
 	c.node2.Exec(t, `INSERT INTO t VALUES (9999)`)
 	const sum = `SELECT count(*) || ' ' || sum(id) || ' ' || md5(string_agg(id::text, ',' ORDER BY id)) FROM t`
@@ -226,7 +226,7 @@ func TestRejoin_RewindImpossible(t *testing.T) {
 		require.NoError(t, err, "%s", out)
 		s.StartAgain()
 	}
-	recycled := func(t *testing.T, c afterFailover) {
+	recycled := func(t *testing.T, c formerPrimary) {
 		leaveAlone(t, c)
 		c.node1.Exec(t, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
 		for range 10 {
@@ -237,7 +237,7 @@ func TestRejoin_RewindImpossible(t *testing.T) {
 		}
 		c.node1.Kill()
 	}
-	noWAL := func(t *testing.T, c afterFailover) {
+	noWAL := func(t *testing.T, c formerPrimary) {
 		crashWithRows(t, c)
 		segments, err := filepath.Glob(filepath.Join(c.node1.Dir, "pg_wal", "0000000100000000*"))
 		require.NoError(t, err)
@@ -247,7 +247,7 @@ func TestRejoin_RewindImpossible(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		o      pgtest.Options
-		end    func(*testing.T, afterFailover)
+		end    func(*testing.T, formerPrimary)
 		change func(*pgtest.Server)
 		want   string
 	}{
@@ -274,6 +274,31 @@ func TestRejoin_RewindImpossible(t *testing.T) {
 			require.Equal(t, "1/7/node2.1", c.node1.QueryString(t, `SELECT setting FROM pg_file_settings WHERE name = 'repmgr.ballot'`))
 		})
 	}
+}
+
+// A primary that has recycled what the node would ask for is noticed beforehand.
+func TestRejoin_PrimaryHasRecycledTheWAL(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{Settings: map[string]string{"max_wal_size": "2MB", "min_wal_size": "2MB"}, WALSegmentSizeMB: 1}, shutDown)
+	for range 10 {
+		c.node2.Exec(t, `INSERT INTO t VALUES (4001); SELECT pg_switch_wal()`)
+	}
+	waitSame(t, c.node2, c.node3)
+	pgtest.WaitFor(t, "the WAL to be recycled", func(context.Context) error {
+		c.node2.Exec(t, `CHECKPOINT`)
+		if n := c.node2.QueryString(t, `SELECT count(*) FROM pg_ls_waldir() WHERE name LIKE '00000002%' AND name <= (SELECT '00000002' || substr(pg_walfile_name('0/D00000'), 9))`); n != "0" {
+			return fmt.Errorf("%s segments are there", n)
+		}
+		return nil
+	})
+	_, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean})
+	requireError(t, err, repmgr.ErrRejoin, "node2", "does not have the WAL")
+	require.Contains(t, repmgr.Hint(err), "--reclone")
+	res, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinReclone})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByClone, res.Method)
+	require.Nil(t, res.Salvage)
+	c.requireEqualEverywhere(t)
 }
 
 // pg_rewind that is killed in the middle leaves data that nobody can start: not

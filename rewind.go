@@ -47,7 +47,7 @@ func (r *rejoining) guard(ctx context.Context) error {
 	if err == nil {
 		err = r.server.saveConfig(ctx, filepath.Join(tmp, "config"), r.o.ConfigFiles)
 	}
-	if err == nil && r.res.Fork != nil {
+	if err == nil && r.res.Method == RejoinByRewind {
 		err = r.server.keepWAL(ctx, filepath.Join(tmp, "pg_wal"), r.res.Fork.LSN, r.control.WALSegmentSize)
 	}
 	if err == nil {
@@ -107,6 +107,9 @@ func (r *rejoining) takeBack(ctx context.Context) error {
 func (r *rejoining) save(ctx context.Context) (string, error) {
 	if _, err := os.Stat(filepath.Join(r.server.dir, "pg_wal")); os.IsNotExist(err) {
 		return "there is no WAL", nil
+	}
+	if !r.diverged {
+		return "it has nothing of its own", nil
 	}
 	if r.res.Fork == nil {
 		return "where the lines part is not known: nothing can be singled out", r.saveFailed(errors.New("the fork is not known"))

@@ -24,7 +24,7 @@ type FailoverRecord struct {
 	Coordinator string          `json:"coordinator" db:"coordinator"` // whose election it was: node name and PID
 	Reason      election.Health `json:"reason" db:"reason"`           // the verdict on the former primary
 	StartedAt   time.Time       `json:"started_at" db:"started_at"`
-	Outage      time.Duration   `json:"outage_ns,omitempty" db:"outage"`     // from the last sign of life of the former primary until the new one's first commit; 0: not known
+	Outage      time.Duration   `json:"outage_ns,omitempty" db:"outage"`      // from the last sign of life of the former primary until the new one's first commit; 0: not known
 	LostBytes   *int64          `json:"lost_bytes,omitempty" db:"lost_bytes"` // WAL that the former primary had beyond the new one; nil: not known
 	Steps       []FailoverStep  `json:"steps" db:"steps"`
 }

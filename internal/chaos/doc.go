@@ -1,4 +1,61 @@
 // Package chaos breaks real clusters and looks whether what was promised holds.
-// It is black box: it drives the programs repmgr and repmgrd, PostgreSQL and
-// etcd, and judges by what clients were told and what servers log.
+// It is black box: it drives the programs repmgr and repmgrd with their
+// configuration files, real PostgreSQL and real etcd, and judges from outside:
+// by what clients were told, by which rows are there afterwards, and by what the
+// servers log of their promotions. It imports nothing of this module, and nothing
+// imports it.
+//
+//	make chaos                                   1,000 faults, about an hour
+//	make chaos CHAOSFLAGS="-faults 20 -v"        some
+//	make chaos CHAOSFLAGS="-outage 100"          outages, beside repmgr 5, alone on the machine
+//	make soak                                    an hour of bad weather: no failover may happen
+//	go test ./internal/chaos                     a short form, where root and namespaces are to be had
+//
+// The report is written to bin/chaos: report.md, report.json with every fault,
+// outages.svg, and findings with the logs of every fault that fell short. The exit
+// code is 1 where the product fell short, 2 where the harness itself had trouble.
+//
+// # A run
+//
+// A run is a seed: topology, synchronous_mode, and the sequence of faults with
+// their targets and times follow from it (and from -per-run, -topology, -mode,
+// -only and -pairs: the lists that it chooses from). One cluster is set up with
+// the command line as a DBA would, then meets its faults one after the other.
+// Before each, all is well: one primary, every other node streams, metadata and
+// newest rule agree, rows are acknowledged. After each, that must be so again
+// within 30 seconds; a cluster that does not heal is counted and made anew.
+//
+//	bin/chaos.test chaos -seed 17 -faults 25 -jobs 1 -v -keep     replays run 17
+//	bin/chaos.test chaos -only "cut primary off" -topology 5 -mode off -faults 1 -per-run 1 -v
+//	bin/chaos.test chaos -each -topology 3+witness -v             every nemesis once
+//	bin/chaos.test chaos -help
+//
+// The order of events inside servers does not follow from a seed: a replay meets
+// the same faults at the same moments, not always the same race.
+//
+// # Clients
+//
+// The main client commits a row every 5 ms through a DSN of all data nodes with
+// target_session_attrs=read-write, and retries at once. On every data node's
+// machine another one does so every 25 ms: so there is a client on each side of
+// every cut. Every acknowledged row is looked for afterwards. A commit that ended
+// in an error may or may not be there: it counts for nothing.
+//
+// # Where it runs
+//
+// Each node has a network namespace of its own, with a cable to a bridge that is
+// in the run's namespace; the run has its own PID, mount, IPC and network
+// namespace. When it ends, by SIGKILL even, the kernel ends all of it: nothing has
+// to be cleaned up, nothing is left in the host's namespaces. Data directories
+// are on a tmpfs: an fsync costs nothing there. Packets are dropped with
+// iptables, where they arrive; they are delayed and lost by a program that the
+// kernel queues them to (see [Weather]), because not every kernel has netem.
+//
+// With -plain, and without root, all nodes are processes of this machine: then
+// there are the faults of processes only, and whatever kills the harness itself
+// leaves servers behind.
+//
+// Settings are the shipped defaults with failover=automatic, and
+// failovers_per_hour=-1, because a run has more failovers in an hour than any
+// cluster should.
 package chaos

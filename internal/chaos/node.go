@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -181,6 +182,17 @@ func (n *node) processes() []int {
 		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
 		return err == nil && ns == inode
 	})
+}
+
+// idle tells whether there is no server, and nobody at work to bring one back.
+func (n *node) idle() bool {
+	n.mu.Lock()
+	daemon := 0
+	if n.daemon != nil {
+		daemon = n.daemon.cmd.Process.Pid
+	}
+	n.mu.Unlock()
+	return !slices.ContainsFunc(n.processes(), func(pid int) bool { return pid != daemon })
 }
 
 // startDaemon starts repmgrd, and starts it again whenever it ends, until stopDaemon.

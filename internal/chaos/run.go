@@ -59,7 +59,7 @@ const (
 	healLimit     = 30 * time.Second // until all is well after a fault
 	peerLimit     = 120 * time.Second
 	failoverLimit = 20 * time.Second // until a failover that is due
-	helpAfter     = 10 * time.Second // until an operator starts a server that nobody starts
+	helpAfter     = 15 * time.Second // until an operator starts a server that nobody starts
 	fenceMS       = 3000             // how long the wrong side may acknowledge with synchronous_mode=off: fence_timeout, and half a second
 	mainEvery     = 5 * time.Millisecond
 	sideEvery     = 25 * time.Millisecond
@@ -327,7 +327,7 @@ func (r *runner) heal(ctx context.Context, limit time.Duration, s *scene, res *R
 			return err
 		}
 		for _, n := range r.c.nodes {
-			if n.postmaster() == 0 && len(n.serverProcesses()) == 0 && !helped[n] {
+			if n.idle() && !helped[n] {
 				helped[n], res.Helped = true, true
 				err = errors.Join(err, n.launchServer(ctx))
 			}
