@@ -13,7 +13,7 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix bench check fmt clean
+.PHONY: help build demo test test-matrix bench chaos soak check fmt clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -45,6 +45,15 @@ bench: ## speed and size beside the peers, in 10 minutes; REPMGR_BENCH_LONG=1 fo
 	mkdir -m 1777 "$$dir/out"; mkdir -p bin; cd "$$dir"; \
 	TMPDIR="$$dir" REPMGR_BENCH=1 REPMGR_BENCH_BIN="$$dir/bin" REPMGR_BENCH_JSON="$$dir/out/bench.json" ./bench.test -test.timeout 40m -test.parallel 8 $(BENCHFLAGS); \
 	cp "$$dir/out/bench.json" "$(CURDIR)/bin/bench.json"; echo "every sample: bin/bench.json"
+
+chaos: ## break real clusters 1,000 times, in about an hour, as root; CHAOSFLAGS="-faults 20 -v", internal/chaos/doc.go
+	@scripts/deps chaos
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) test -c -o bin/chaos.test ./internal/chaos
+	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo bin/chaos.test chaos $(CHAOSFLAGS)
+
+soak: ## an hour of loss, jitter and a starved processor: no failover may happen
+	@$(MAKE) --no-print-directory chaos CHAOSFLAGS="-soak 1h -topology 3 -mode quorum $(CHAOSFLAGS)"
 
 check: ## formatting, vet, linters, known vulnerabilities, the arrows between packages
 	@bad=$$($(GO) run $(GOFUMPT) -l .) && [ -z "$$bad" ] || { echo "not formatted (make fmt does it): $$bad"; exit 1; }

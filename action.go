@@ -75,6 +75,18 @@ func (m *Monitor) isRejoining() bool {
 	return m.shared.rejoins
 }
 
+// noteOffice keeps since when the local server is seen as the primary.
+func (m *Monitor) noteOffice(me election.Peer) {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	switch {
+	case me.Role == election.Witness || me.Running != election.Primary:
+		m.shared.office = time.Time{}
+	case m.shared.office.IsZero():
+		m.shared.office = time.Now()
+	}
+}
+
 func (m *Monitor) inOffice() bool { return !m.inOfficeSince().IsZero() }
 
 func (m *Monitor) noteHeart(err error) {
@@ -166,13 +178,8 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Rule = newest(o.Peers)
 	o.Busy, o.Last, o.Diverged = m.action != nil, m.last, m.diverged
 	me := peerOf(o.Peers, self)
+	m.noteOffice(me)
 	m.shared.mu.Lock()
-	switch {
-	case me.Role == election.Witness || me.Running != election.Primary:
-		m.shared.office = time.Time{}
-	case m.shared.office.IsZero():
-		m.shared.office = time.Now()
-	}
 	if o.Local.Up {
 		m.shared.dir = m.sample.local.Settings.DataDirectory
 	}

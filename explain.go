@@ -217,7 +217,7 @@ func (e Explanation) blockers() (all []Blocker) {
 	if e.Rule.Known() && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
 		all = append(all, Blocker{
 			"no node that would be left has a repmgrd with failover=automatic: nobody would begin",
-			"Set failover=automatic and start repmgrd on every node. By hand, once the primary is dead: repmgr cluster failover",
+			"Set failover=automatic and start repmgrd on every node. By hand, once the primary is dead: repmgr cluster failover --force",
 		})
 	}
 	return all
@@ -241,7 +241,7 @@ func (e Explanation) needed() string {
 	if r.Acks == 0 {
 		return "commits wait for no standby at present, so only the primary is sure to have them"
 	}
-	return fmt.Sprintf("a commit is acknowledged once %d of %s have it, so that %d of them must take part", r.Acks, e.names(r.Sync), len(r.Sync)-r.Acks+1)
+	return fmt.Sprintf("a commit is acknowledged when %d of %s can not lose it any more, and an election needs %d of them", r.Acks, e.names(r.Sync), len(r.Sync)-r.Acks+1)
 }
 
 func (e Explanation) unfit() string {
@@ -260,14 +260,14 @@ func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 	f := e.Forecast
 	switch {
 	case f.Winner == 0:
-		return ExpectedLoss{-1, "nobody would be promoted: what the primary has stays there"}
+		return ExpectedLoss{-1, "nobody would be promoted, so that what the primary has stays there"}
 	case e.Rule.Quorum:
-		return ExpectedLoss{0, fmt.Sprintf("%s. Only a session that turned synchronous_commit off, or to local, can lose its own commits", e.needed())}
+		return ExpectedLoss{0, fmt.Sprintf("%s, so that one that has it always takes part. Only a session that turned synchronous_commit off, or to local, can lose its own commits", e.needed())}
 	}
 	l := ExpectedLoss{Bytes: f.Candidates[0].BehindLost}
 	winner, primary := e.name(f.Winner), e.name(e.Rule.Primary)
 	switch l.Bytes {
-	case -1:
+	case -1: // it does not answer
 		l.Why = fmt.Sprintf("how much more WAL %s has than %s is not known: it can not be asked", primary, winner)
 	case 0:
 		l.Why = fmt.Sprintf("%s had all WAL of %s at this look. Under load it is what was acknowledged in the moment before, and had not arrived yet", winner, primary)
@@ -290,7 +290,8 @@ const (
 )
 
 // outages are those of a server that dies, which its machine says at once, and
-// of a machine that falls silent, which takes waiting.
+// of a machine that falls silent, which takes waiting. What is lost already needs
+// no noticing.
 func (e Explanation) outages(p election.Policy, past []FailoverRecord) []ExpectedOutage {
 	pledges, promote := OutagePart{"pledges", typicalPledges, "typical"}, OutagePart{"promotion", typicalPromote, "typical"}
 	if len(past) > 0 {
@@ -302,10 +303,11 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 			promote.Time, promote.From = ruled-waited, from
 		}
 	}
+	primary := e.name(e.Rule.Primary)
 	patience := OutagePart{"patience", p.Patience, "reconnect_attempts * reconnect_interval"}
 	fence := OutagePart{"waiting until the old primary has stopped itself", p.Fence + election.Margin, fmt.Sprintf("fence_timeout + %s", election.Margin)}
-	dies := ExpectedOutage{Case: "its server dies", Parts: []OutagePart{{"noticing", typicalNotice, "typical"}, patience, pledges, {}, promote}}
-	silent := ExpectedOutage{Case: "its machine or its network is gone", Parts: []OutagePart{{"noticing", p.Silence, "silence_timeout"}, patience, pledges, {}, promote}}
+	dies := ExpectedOutage{Case: "the server of " + primary + " died", Parts: []OutagePart{{"noticing", typicalNotice, "typical"}, patience, pledges, {}, promote}}
+	silent := ExpectedOutage{Case: "the machine or the network of " + primary + " were gone", Parts: []OutagePart{{"noticing", p.Silence, "silence_timeout"}, patience, pledges, {}, promote}}
 	if e.Forecast.Wait {
 		dies.Parts[3] = fence
 	}
@@ -313,6 +315,10 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 		silent.Parts[3] = fence
 	}
 	all := []ExpectedOutage{dies, silent}
+	if e.Health.Lost() {
+		dies.Case, dies.Parts = "an election began now", dies.Parts[2:]
+		all = []ExpectedOutage{dies}
+	}
 	for i, o := range all {
 		all[i].Parts = slices.DeleteFunc(o.Parts, func(p OutagePart) bool { return p.Time == 0 })
 		for _, p := range all[i].Parts {

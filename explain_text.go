@@ -19,9 +19,14 @@ func (e Explanation) String() string {
 		}
 	}
 	say("")
-	if e.ofPrimary() {
+	switch {
+	case e.ofPrimary() && e.Health.Lost():
+		say("%s is lost. In an election now, %s", e.Lost.Name, e.outcome())
+	case e.ofPrimary():
 		say("If %s died now, %s", e.Lost.Name, e.outcome())
-	} else {
+	case e.Health.Lost():
+		say("%s is lost already. If %s died as well, %s", e.name(e.Rule.Primary), e.Lost.Name, e.outcome())
+	default:
 		say("If %s died now, %s would go on as primary, and %s.", e.Lost.Name, e.name(e.Rule.Primary), e.Forecast.Commits)
 		say("If %s died too after that, %s", e.name(e.Rule.Primary), e.outcome())
 	}
@@ -86,7 +91,7 @@ func (e Explanation) outcome() string {
 	}
 	text := fmt.Sprintf("%s would win: %s.", e.name(f.Winner), e.merit())
 	if len(e.Blocked) > 0 {
-		text = fmt.Sprintf("nothing would happen by itself. In an election %s would win: %s.", e.name(f.Winner), e.merit())
+		text = fmt.Sprintf("nobody would begin by itself. In an election by hand, %s would win: %s.", e.name(f.Winner), e.merit())
 	}
 	return text
 }
@@ -120,8 +125,12 @@ func (e Explanation) place(i int) string {
 	switch {
 	case c.Unfit != "":
 		return "may not be promoted: " + string(c.Unfit)
+	case c.Key == "" && c.BehindLost == 0:
+		return "has all that " + e.name(e.Rule.Primary) + " had"
+	case c.Key == "" && c.BehindLost > 0:
+		return fmt.Sprintf("has most: %s less than %s", prettyBytes(c.BehindLost), e.name(e.Rule.Primary))
 	case c.Key == "":
-		return "first"
+		return "has most"
 	}
 	before := e.name(e.Forecast.Candidates[i-1].ID)
 	switch c.Key {
@@ -145,6 +154,8 @@ func (e Explanation) place(i int) string {
 
 func (e Explanation) lossText() string {
 	switch {
+	case e.Forecast.Winner == 0:
+		return e.Loss.Why + "."
 	case e.Loss.Bytes < 0:
 		return "not known: " + e.Loss.Why + "."
 	case e.Loss.Bytes == 0 && e.Rule.Quorum:

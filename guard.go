@@ -41,6 +41,7 @@ func (m *Monitor) guard(ctx context.Context) {
 			m.startFenced(ctx, c)
 			continue
 		}
+		m.noteOffice(me)
 		left, needed := m.lease(time.Now(), c, me)
 		if !needed || me.Running != election.Primary {
 			m.setLease(nil)

@@ -151,12 +151,12 @@ func (res RejoinResult) String() string {
 func (r *rejoining) step(ctx context.Context, name string, f func(context.Context) (detail string, err error)) error {
 	start := time.Now()
 	detail, err := f(ctx)
-	s := RejoinStep{name, detail, time.Since(start)}
 	if err != nil {
-		s.Detail = err.Error()
+		detail = err.Error()
+	} else {
+		r.log.Info("rejoin: "+name, "detail", detail)
 	}
-	r.res.Steps = append(r.res.Steps, s)
-	r.log.Info("rejoin: "+name, "detail", s.Detail, "elapsed", s.Elapsed)
+	r.res.Steps = append(r.res.Steps, RejoinStep{name, detail, time.Since(start)})
 	return err
 }
 

@@ -286,7 +286,7 @@ func TestRejoin_PrimaryHasRecycledTheWAL(t *testing.T) {
 	waitSame(t, c.node2, c.node3)
 	pgtest.WaitFor(t, "the WAL to be recycled", func(context.Context) error {
 		c.node2.Exec(t, `CHECKPOINT`)
-		if n := c.node2.QueryString(t, `SELECT count(*) FROM pg_ls_waldir() WHERE name LIKE '00000002%' AND name <= (SELECT '00000002' || substr(pg_walfile_name('0/D00000'), 9))`); n != "0" {
+		if n := c.node2.QueryString(t, `SELECT count(*) FROM pg_ls_waldir() WHERE length(name) = 24 AND name <= (SELECT '00000002' || substr(pg_walfile_name('0/D00000'), 9))`); n != "0" {
 			return fmt.Errorf("%s segments are there", n)
 		}
 		return nil

@@ -354,7 +354,13 @@ func (s *localServer) args() []string {
 	if err != nil || !ok {
 		return []string{"-D", s.dir}
 	}
-	return strings.Split(strings.TrimSuffix(quoted, `"`), `" "`)
+	args := strings.Split(strings.TrimSuffix(quoted, `"`), `" "`)
+	for i := range args {
+		if i > 0 && args[i-1] == "-D" && !filepath.IsAbs(args[i]) {
+			args[i] = s.dir // it was relative to where somebody stood
+		}
+	}
+	return args
 }
 
 // program finds one of PostgreSQL's programs of the version of the data

@@ -49,7 +49,7 @@ func (f FailoverRecord) end() time.Time {
 // Line says what happened, in one sentence.
 func (f FailoverRecord) Line() string {
 	text := fmt.Sprintf("Term %d, %s: %s took over from %s, because the %s.", f.Term, f.StartedAt.Local().Format(time.DateTime),
-		nodeName(f.PrimaryID, f.Primary), nodeName(f.FormerID, f.Former), f.Reason)
+		nodeName(f.PrimaryID, f.Primary), nodeName(f.FormerID, f.Former), strings.TrimPrefix(string(f.Reason), "the "))
 	if f.Outage > 0 {
 		text += fmt.Sprintf(" There was no primary for %s.", roundTime(f.Outage))
 	}
@@ -373,7 +373,7 @@ func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
 		say("No failover would happen by itself: %s. %s", b.Reason, b.Remedy)
 	}
 	switch {
-	case a.WouldWin && len(e.Blocked) == 0:
+	case a.WouldWin && len(e.Blocked) == 0 && !e.Health.Lost():
 		say("If %s died now, %s would win: %s.", e.name(e.Rule.Primary), node.Name, e.merit())
 	case f.Winner != 0:
 		say("In an election now, %s would win: %s.", e.name(f.Winner), e.merit())

@@ -79,8 +79,10 @@ func (p Policy) challenged(s State, o Observation) bool {
 	}
 	me := find(o.Peers, o.Self)
 	ours := me.Rule
-	if o.Rule.Primary == o.Self {
-		ours = o.Rule // a standby may have shown it first
+	for _, peer := range o.Peers { // a standby may have shown it first; a witness is told before there is a row
+		if peer.data() && peer.Rule.Primary == o.Self && peer.Rule.Compare(ours) > 0 {
+			ours = peer.Rule
+		}
 	}
 	if ours.Primary != o.Self && o.Now.Sub(s.BallotAt) < inauguration {
 		return false

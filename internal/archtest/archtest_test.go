@@ -33,7 +33,7 @@ var floors = [][]string{
 }
 
 // onlyForTests may be imported by _test.go files alone.
-var onlyForTests = []string{"internal/pgtest", "internal/archtest"}
+var onlyForTests = []string{"internal/pgtest", "internal/archtest", "internal/chaos"}
 
 // leaves import the standard library and wal, nothing else. The pure ones have
 // no clock and do no I/O besides: time may only be arithmetic. pgcontrol reads

@@ -49,7 +49,7 @@ func TestShort(t *testing.T) {
 	if err := chaos.CanIsolate(); err != nil {
 		t.Skip(err)
 	}
-	run(t, "-each", "-topology", "3", "-mode", "quorum", "-only", "kill server;cut primary off;power off primary;stop server under;clean shutdown of primary")
+	run(t, "-each", "-topology", "3", "-mode", "quorum", "-only", "kill server;cut primary off;stop server under 1 s;clean shutdown of primary")
 }
 
 // Without namespaces there are the faults of processes.
@@ -63,7 +63,7 @@ func TestPlain(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("the go tool is not in PATH")
 	}
-	run(t, "-plain", "-each", "-topology", "3", "-mode", "quorum", "-only", "kill server;stop server under;clean shutdown of primary")
+	run(t, "-plain", "-each", "-topology", "3", "-mode", "quorum", "-only", "kill server;stop server under 1 s;clean shutdown of primary")
 }
 
 func run(t *testing.T, args ...string) {

@@ -50,7 +50,7 @@ func parse(args []string, stderr io.Writer) (s Settings, err error) {
 	f.DurationVar(&s.Budget, "budget", 0, "begin no new run after this time; 0: no limit")
 	f.StringVar(&s.Topology, "topology", "3,3,3,3+witness,3+witness,5,2+witness", "list that a seed chooses from")
 	f.StringVar(&s.Mode, "mode", "quorum,off", "list of synchronous modes that a seed chooses from")
-	f.StringVar(&s.Only, "only", "", "nemeses, names or beginnings of names, joined by semicolons (default: all)")
+	f.StringVar(&s.Only, "only", "", "nemeses, names or beginnings of names and *, joined by semicolons (default: all)")
 	f.BoolVar(&s.Each, "each", false, "one run with every nemesis once")
 	f.IntVar(&s.Pairs, "pairs", 25, "how many of a hundred faults are two at once")
 	f.IntVar(&s.Outage, "outage", 0, "measure outages instead: so many times, beside repmgr 5")
@@ -112,7 +112,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	var problems int
-	if Stage() == "inside" || s.Plain {
+	if Stage() == "inside" {
 		problems, err = inside(ctx, s, stdout)
 	} else {
 		problems, err = outside(ctx, s, stdout, stderr)
@@ -215,7 +215,7 @@ func (s Settings) suite(dir string) (Suite, error) {
 
 // outside starts the runs, so many side by side, and reports.
 func outside(ctx context.Context, s Settings, stdout, stderr io.Writer) (problems int, err error) {
-	if err := CanIsolate(); err != nil {
+	if err := CanIsolate(); err != nil && !s.Plain {
 		return 0, fmt.Errorf("network namespaces can not be had (try -plain): %w", err)
 	}
 	if err := os.MkdirAll(s.Out, 0o755); err != nil {
@@ -227,6 +227,8 @@ func outside(ctx context.Context, s Settings, stdout, stderr io.Writer) (problem
 	_ = os.RemoveAll(filepath.Join(s.Out, "findings"))
 	began := time.Now()
 	switch {
+	case s.Plain:
+		_, err = inside(ctx, s, stdout)
 	case s.Outage > 0:
 		err = s.outages(ctx, stdout, stderr)
 	case s.Soak > 0:

@@ -215,12 +215,13 @@ func (n *node) launchDaemon() error {
 	defer log.Close()
 	cmd := n.command(context.Background(), n.c.o.Suite.Repmgrd, "-f", n.confFile(), "--daemonize=false", "--no-pid-file")
 	cmd.Env = append(cmd.Env, n.env...)
+	toDie := len(n.env) > 0 // its end is wanted
 	n.env = nil
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.m.start(cmd, n.c.user); err != nil {
 		return fmt.Errorf("start repmgrd of %s: %w", n.name(), err)
 	}
-	d := &daemon{cmd: cmd, ended: make(chan struct{})}
+	d := &daemon{cmd: cmd, ours: toDie, ended: make(chan struct{})}
 	n.daemon = d
 	n.c.wg.Go(func() { n.watch(d) })
 	return nil
@@ -229,9 +230,9 @@ func (n *node) launchDaemon() error {
 // watch waits for the end of a daemon and is its supervisor.
 func (n *node) watch(d *daemon) {
 	err := d.cmd.Wait()
-	close(d.ended)
 	n.mu.Lock()
 	n.daemon = nil
+	close(d.ended)
 	if !d.ours && n.keep {
 		n.deaths = append(n.deaths, fmt.Sprintf("repmgrd of %s ended by itself: %v", n.name(), err))
 	}
@@ -287,15 +288,7 @@ func (n *node) mayDie(ctx context.Context, step string) error {
 	n.mu.Lock()
 	n.env = []string{"REPMGR_TEST_DIE_AT=" + step}
 	n.mu.Unlock()
-	if err := n.startDaemon(); err != nil {
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.daemon != nil {
-		n.daemon.ours = true // its end is wanted
-	}
-	return nil
+	return n.startDaemon()
 }
 
 // power cuts it: everything on the machine dies at once and stays down.

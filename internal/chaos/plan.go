@@ -22,7 +22,7 @@ type PlanOptions struct {
 	Count    int
 	Topology string
 	Mode     string   // off or quorum
-	Only     []string // nemeses: names, or beginnings of names; empty: all
+	Only     []string // nemeses: names, or beginnings of names and *; empty: all
 	PairsPct int      // how many of a hundred faults are two at once
 	Each     bool     // every nemesis once and in turn: Count and PairsPct do not matter
 	Plain    bool
@@ -87,7 +87,10 @@ func NewPlan(o PlanOptions) (Plan, error) {
 }
 
 func (o PlanOptions) wants(name string) bool {
-	return len(o.Only) == 0 || slices.ContainsFunc(o.Only, func(s string) bool { return strings.HasPrefix(name, s) })
+	return len(o.Only) == 0 || slices.ContainsFunc(o.Only, func(s string) bool {
+		start, open := strings.CutSuffix(s, "*")
+		return name == s || open && strings.HasPrefix(name, start)
+	})
 }
 
 func draw(rng *rand.Rand, from []Nemesis) string {

@@ -1,0 +1,149 @@
+package repmgr
+
+import (
+	"flag"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+var updateExplain = flag.Bool("update-explain", false, "write testdata/explain.txt instead of comparing with it")
+
+// What a tired person reads at night, for the cases that matter.
+func TestExplanation_String(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+	type world struct {
+		recs  []Record
+		peers []election.Peer
+	}
+	make5 := func(mode SynchronousMode, change func(w *world)) world {
+		rule := election.Rule{Term: 3, Seq: 4, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}}
+		if mode == SynchronousQuorum {
+			rule.Quorum, rule.Sync, rule.Acks = true, []int32{2, 3, 4}, 2
+		}
+		var w world
+		for id := int32(1); id <= 5; id++ {
+			role, name := RoleStandby, "node"+NodeID(id).String()
+			p := election.Peer{
+				ID: id, Priority: 100, Location: "default", Tried: now, Answer: election.Answers, SeenAt: now, Running: election.Standby, Receives: 1, Streams: true,
+				Position: wal.Position{Timeline: 2, LSN: 0x5034A70}, Term: 3, Rule: rule, Monitored: true, Automatic: true,
+			}
+			switch id {
+			case 1:
+				role, p.Running, p.Streams, p.Receives = RolePrimary, election.Primary, false, 0
+			case 5:
+				role, name, p.Running, p.Streams, p.Receives = RoleWitness, "witness", election.Primary, false, 0
+			}
+			p.Role = election.Role(role)
+			w.recs = append(w.recs, Record{ID: NodeID(id), Name: name, Role: role, Active: true})
+			w.peers = append(w.peers, p)
+		}
+		change(&w)
+		return w
+	}
+	lost := func(w *world) { // the machine of the primary is gone
+		w.peers[0].Answer, w.peers[0].SeenAt, w.peers[0].Position = election.Silent, time.Time{}, wal.Position{}
+		for i := range w.peers {
+			w.peers[i].Streams = false
+		}
+	}
+	past := []FailoverRecord{{Term: 3, StartedAt: now.Add(-2 * time.Hour), Steps: []FailoverStep{
+		{"surveyed", 2 * time.Millisecond, ""}, {"recruited", 25 * time.Millisecond, ""}, {"chosen", 25 * time.Millisecond, ""}, {"promoted", 60 * time.Millisecond, ""}, {"ruled", 87 * time.Millisecond, ""},
+	}}}
+	var all string
+	for _, test := range []struct {
+		name   string
+		mode   SynchronousMode
+		lost   NodeID
+		past   []FailoverRecord
+		change func(w *world)
+	}{
+		{"all is well, quorum", SynchronousQuorum, 0, past, func(*world) {}},
+		{"all is well, off; one is behind, one may not be promoted", SynchronousOff, 0, nil, func(w *world) {
+			w.peers[0].Position.LSN += 4096
+			w.peers[1].Position.LSN -= 100 << 10
+			w.peers[3].Priority = 0
+		}},
+		{"a standby dies", SynchronousQuorum, 3, nil, func(*world) {}},
+		{"nobody but the primary and a standby", SynchronousQuorum, 0, nil, func(w *world) {
+			w.peers[2].Answer, w.peers[3].Answer, w.peers[4].Answer = election.Silent, election.Refused, election.NotAccepting
+		}},
+		{"paused", SynchronousOff, 0, nil, func(w *world) { w.peers[4].Paused = true }},
+		{"daemons with failover=manual", SynchronousOff, 0, nil, func(w *world) {
+			for i := range w.peers {
+				w.peers[i].Automatic = false
+			}
+		}},
+		{"the machine of the primary is gone", SynchronousOff, 0, nil, lost},
+		{"a standby dies after the primary", SynchronousOff, 2, nil, lost},
+		{"no daemon runs, quorum", SynchronousQuorum, 0, nil, func(w *world) {
+			for i := range w.peers {
+				w.peers[i].Monitored, w.peers[i].Automatic = false, false
+			}
+		}},
+		{"nobody may be promoted", SynchronousQuorum, 0, nil, func(w *world) {
+			for i := range w.peers {
+				w.peers[i].Priority = 0
+			}
+		}},
+		{"too many failovers", SynchronousQuorum, 0, func() (many []FailoverRecord) {
+			for range DefaultFailoversPerHour {
+				many = append(many, FailoverRecord{Term: 3, StartedAt: now.Add(-time.Minute)})
+			}
+			return many
+		}(), func(*world) {}},
+	} {
+		cfg := DefaultConfig()
+		cfg.NodeID, cfg.Conninfo = 2, "host=node2"
+		c, err := New(cfg)
+		require.NoError(t, err)
+		w := make5(test.mode, test.change)
+		e, err := c.explain(now, w.recs, w.peers, test.past, ExplainOptions{Lost: test.lost})
+		require.NoError(t, err)
+		all += "# " + test.name + "\n" + e.String() + "\n"
+	}
+	const file = "testdata/explain.txt"
+	if *updateExplain {
+		require.NoError(t, os.WriteFile(file, []byte(all), 0o644))
+	}
+	want, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, string(want), all)
+}
+
+// Each answer of why not begins with what is weightiest.
+func TestExplanation_WhyNot(t *testing.T) {
+	t.Parallel()
+	rec := func(id NodeID, role Role) Record { return Record{ID: id, Name: "node" + id.String(), Role: role} }
+	e := Explanation{
+		Health: election.HealthAlive, Rule: election.Rule{Term: 3, Primary: 1},
+		Voters: []Voter{{ID: 1, Name: "node1", Answer: election.Answers}, {ID: 2, Name: "node2", Answer: election.Answers}, {ID: 3, Name: "node3", Answer: election.Answers}, {ID: 4, Name: "node4", Answer: election.Hangs}, {ID: 5, Name: "node5", Answer: election.Answers}, {ID: 6, Name: "node6", Answer: election.Answers}},
+		Forecast: election.Forecast{Winner: 2, Candidates: []election.Candidate{
+			{ID: 2}, {ID: 3, Key: election.KeyPriority}, {ID: 5, Unfit: election.UnfitDelayed},
+		}},
+	}
+	const lives = "node1 is the primary of term 3 (primary answers)."
+	const wins = "In an election now, node2 would win: it has as much as node3, and the higher priority."
+	for _, test := range []struct {
+		node Record
+		want []string
+	}{
+		{rec(1, RolePrimary), []string{lives}},
+		{rec(2, RoleStandby), []string{lives, "If node1 died now, node2 would win: it has as much as node3, and the higher priority."}},
+		{rec(3, RoleStandby), []string{lives, "node2 would go before it: node3 has as much as node2, with a lower priority.", wins}},
+		{rec(4, RoleStandby), []string{lives, "node4 does not count: it accepts connections and says nothing.", wins}},
+		{rec(5, RoleStandby), []string{lives, "node5 may not be promoted: it applies WAL with a delay.", wins}},
+		{rec(6, RoleWitness), []string{lives, "node6 is a witness: it holds no data.", wins}},
+	} {
+		got := e.whyNot(test.node, nil)
+		require.Equal(t, test.want, got.Reasons)
+		require.Equal(t, test.node.ID == 1, got.IsPrimary)
+		require.Equal(t, test.node.ID == 2, got.WouldWin)
+	}
+}
