@@ -17,14 +17,15 @@ import (
 
 // shared is what the goroutine of Run and those beside it tell each other.
 type shared struct {
-	mu      sync.Mutex
-	cluster *Cluster
-	dir     string    // data directory, as the server last said
-	office  time.Time // since when the local server is seen as the primary; zero: it is none
-	lease   *time.Duration
-	events  []Event // of the guard, to be told by Run
-	trouble string  // what keeps the heartbeat from being written
-	rejoins bool    // a rejoin is under way: it starts and stops the server
+	mu        sync.Mutex
+	cluster   *Cluster
+	dir       string    // data directory, as the server last said
+	office    time.Time // since when the local server is seen as the primary; zero: it is none
+	lease     *time.Duration
+	events    []Event // of the guard, to be told by Run
+	trouble   string  // what keeps the heartbeat from being written
+	elsewhere bool    // the local server runs on another machine: it is not ours to stop
+	rejoins   bool    // a rejoin is under way: it starts and stops the server
 }
 
 func (s *shared) setCluster(c *Cluster) {
@@ -133,13 +134,31 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	}
 	if srv, err := c.localServer(m.dataDirectory()); err != nil {
 		m.log.Warn("this daemon can not fence or rejoin its node", "err", err, "hint", Hint(err))
-	} else if err := srv.mayControl(); err != nil {
+	} else if err := errors.Join(srv.mayControl(), m.servesHere(ctx, srv)); err != nil {
 		m.log.Warn("this daemon can not fence or rejoin its node", "err", err, "hint", Hint(err))
 	}
 	if len(m.registered()) == 2 {
 		m.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
 			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
 	}
+}
+
+// servesHere asks whether the server that answers is the one of the data directory
+// on this machine: a daemon elsewhere, with the same path, must not stop its own.
+func (m *Monitor) servesHere(ctx context.Context, srv *localServer) error {
+	var pid int
+	if err := m.local.conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		return m.local.queryError("ask for the process", err)
+	}
+	here := srv.serves(pid)
+	m.shared.mu.Lock()
+	m.shared.elsewhere = !here
+	m.shared.mu.Unlock()
+	if !here {
+		return hint(kind(ErrRefused, "the server that conninfo leads to does not run in %s on this machine", srv.dir),
+			"Run repmgrd on the machine of its server, as the operating system user that runs it, and set data_directory to the server's own.")
+	}
+	return nil
 }
 
 // ruler is the node that the newest rule names.
@@ -193,13 +212,20 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	}
 }
 
-// wasPrimary reports whether the data directory of the dead local server is that of a primary.
+// rejoinName is the file, in the data directory, that says that a rejoin was begun
+// and has not succeeded.
+const rejoinName = "repmgr_rejoining"
+
+// wasPrimary reports whether the data directory of the dead local server is that
+// of a primary, or of one that was not brought back yet.
 func (m *Monitor) wasPrimary() bool {
 	srv, err := m.cluster.localServer(m.dataDirectory())
 	if err != nil || srv.runs() {
 		return false
 	}
-	if _, err := os.Stat(filepath.Join(srv.dir, "standby.signal")); err == nil {
+	_, errSignal := os.Stat(filepath.Join(srv.dir, "standby.signal"))
+	_, errMark := os.Stat(filepath.Join(srv.dir, rejoinName))
+	if errSignal == nil && errMark != nil && !m.owes {
 		return false
 	}
 	_, err = pgcontrol.Read(srv.dir)
@@ -246,15 +272,31 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target 
 	case election.Follow:
 		return c.followWinner(ctx, target)
 	case election.Rejoin:
-		m.setRejoining(true)
-		defer m.setRejoining(false)
-		_, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target)})
-		if srv, errDir := c.localServer(m.dataDirectory()); err == nil && errDir == nil {
-			_ = os.Remove(filepath.Join(srv.dir, fencedName))
-		}
-		return err
+		return m.rejoin(ctx, c, target)
 	case election.Fence:
 		m.fence(ctx, c, "another node was elected")
+	}
+	return nil
+}
+
+// rejoin brings the local server back, and leaves a mark as long as it has not.
+func (m *Monitor) rejoin(ctx context.Context, c *Cluster, target Record) error {
+	m.setRejoining(true)
+	defer m.setRejoining(false)
+	srv, err := c.localServer(m.dataDirectory())
+	if err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
+		return fmt.Errorf("mark the rejoin: %w", err)
+	}
+	if _, err = c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir}); err != nil {
+		return err
+	}
+	for _, name := range []string{rejoinName, fencedName} {
+		if err := os.Remove(filepath.Join(srv.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("unmark the rejoin: %w", err)
+		}
 	}
 	return nil
 }
@@ -283,6 +325,7 @@ func (m *Monitor) finish(err error) {
 	case err != nil:
 		m.last.Reason = election.Reason(err.Error())
 	}
+	m.owes = v == election.Rejoin && err != nil && !errors.Is(err, ErrRefused) || m.owes && v != election.Rejoin
 	m.diverged = v == election.Follow && errors.Is(err, ErrTimelineDiverged) || v == election.Rejoin && err != nil
 	if v != election.Elect || refusal == nil || refusal.Refusal != election.RefusedHealth {
 		m.report(string(v), err)
@@ -367,6 +410,40 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	defer cancel()
 	err := m.local.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&n)
 	return err == nil && n >= limit
+}
+
+// hookFollow runs follow_command once for each term whose primary the node was
+// pointed to by somebody else.
+func (m *Monitor) hookFollow(ctx context.Context) {
+	r := newest(m.watch.peers())
+	switch {
+	case m.hooked == 0 || m.cluster.cfg.FollowCommand == "":
+		m.hooked = r.Term
+	case r.Term > m.hooked && m.action == nil:
+		m.hooked = r.Term
+		m.begin(ctx, election.Action{Verb: election.Follow, Child: r.Primary})
+	}
+}
+
+// syncWitness copies the metadata to the local witness every witness_sync_interval.
+func (m *Monitor) syncWitness(ctx context.Context) error {
+	now := time.Now()
+	if now.Sub(m.synced) < m.cluster.cfg.WitnessSyncInterval {
+		return nil
+	}
+	m.synced = now
+	primary, ok := recordByID(m.recs, m.ruler())
+	if !ok {
+		return nil
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	n, err := m.cluster.connectTo(ctx, primary)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	return m.cluster.copyMetadata(ctx, n, m.local)
 }
 
 // followWinner points the local standby to the primary that the newest rule

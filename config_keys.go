@@ -540,14 +540,13 @@ func (c Config) GoString() string { return c.String() }
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // ineffective are keys of repmgr 5 that are read and checked, so that its files
-// load, and do nothing in this version. failover has a warning of its own.
+// load, and do nothing in this version.
 var ineffective = []string{
-	"promote_command", "follow_command", "failover_validation_command", "reconnect_attempts", "reconnect_interval",
-	"primary_notification_timeout", "election_rerun_interval", "primary_visibility_consensus", "always_promote",
-	"standby_disconnect_on_failover", "sibling_nodes_disconnect_timeout", "witness_sync_interval",
+	"primary_notification_timeout", "election_rerun_interval", "always_promote",
+	"standby_disconnect_on_failover", "sibling_nodes_disconnect_timeout",
 	"child_nodes_disconnect_command", "child_nodes_check_interval", "connection_check_type", "connection_check_query", "async_query_timeout",
 	"degraded_monitoring_timeout", "repmgrd_exit_on_inactive_node", "log_status_interval", "promote_check_interval", "standby_follow_restart",
-	"pg_basebackup_options", "barman_host", "pg_backupapi_host", "config_directory",
+	"pg_basebackup_options", "barman_host", "pg_backupapi_host",
 }
 
 // Ineffective returns the keys that are set to other than their defaults and

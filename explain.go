@@ -182,7 +182,7 @@ func (e Explanation) names(ids []int32) string {
 }
 
 // ofPrimary reports whether the question is about the primary.
-func (e Explanation) ofPrimary() bool { return int32(e.Lost.ID) == e.Rule.Primary || !e.Rule.Known() }
+func (e Explanation) ofPrimary() bool { return int32(e.Lost.ID) == e.Rule.Primary }
 
 // gone are the nodes that are dead in the answer.
 func (e Explanation) gone(v Voter) bool { return v.ID == e.Lost.ID || int32(v.ID) == e.Rule.Primary }
@@ -200,8 +200,12 @@ func (e Explanation) blockers() (all []Blocker) {
 		b := Blocker{Reason: string(r), Remedy: refusalHints[r]}
 		switch r {
 		case election.RefusedHealth:
-			b.Reason = string(e.Forecast.Health)
-			if h := healthHints[e.Forecast.Health]; h != "" {
+			health := e.Forecast.Health
+			if !e.Rule.Known() {
+				health = election.HealthUnknown
+			}
+			b.Reason = string(health)
+			if h := healthHints[health]; h != "" {
 				b.Remedy = h
 			}
 		case election.RefusedNoMajority, election.RefusedPledges:
@@ -210,17 +214,29 @@ func (e Explanation) blockers() (all []Blocker) {
 			b.Reason += ": " + e.needed()
 		case election.RefusedNoneFit:
 			b.Reason += e.unfit()
+			if e.lacksDaemons() {
+				b.Remedy = daemonRemedy
+			}
 		default:
 		}
 		all = append(all, b)
 	}
-	if e.Rule.Known() && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
+	if e.Rule.Known() && !e.lacksDaemons() && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
 		all = append(all, Blocker{
 			"no node that would be left has a repmgrd with failover=automatic: nobody would begin",
-			"Set failover=automatic and start repmgrd on every node. By hand, once the primary is dead: repmgr cluster failover --force",
+			daemonRemedy,
 		})
 	}
 	return all
+}
+
+const daemonRemedy = "Set failover=automatic and start repmgrd on every node. By hand, once the primary is dead: repmgr cluster failover --force"
+
+// lacksDaemons reports whether nobody may be promoted, and a daemon would change that.
+func (e Explanation) lacksDaemons() bool {
+	return e.Forecast.Refusal == election.RefusedNoneFit && slices.ContainsFunc(e.Forecast.Candidates, func(c election.Candidate) bool {
+		return c.Unfit == election.UnfitManual || c.Unfit == election.UnfitUnmonitored
+	})
 }
 
 // left are the votes once everybody is dead who is in the answer.

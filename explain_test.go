@@ -37,7 +37,7 @@ func TestExplain_ForetellsTheFailover(t *testing.T) {
 	require.Empty(t, none)
 	why, err := nodes[1].Why(t.Context())
 	require.NoError(t, err)
-	require.Contains(t, why.String(), "There has been no failover, and none was refused.\n")
+	require.Contains(t, why.String(), "The cluster is in term 1. No failover is recorded, and no refusal.\n")
 
 	before := explained(t, nodes[2], repmgr.ExplainOptions{}, func(e repmgr.Explanation) bool { return len(e.Blocked) == 0 && e.Forecast.Winner == 2 })
 	t.Logf("before:\n%s", before)
@@ -121,7 +121,7 @@ func TestExplain_NamesWhatIsMissing(t *testing.T) {
 	require.False(t, e.Rule.Known())
 	require.Equal(t, repmgr.NodeID(1), e.Lost.ID)
 	require.Equal(t, []repmgr.Blocker{{Reason: string(election.HealthUnknown), Remedy: "Start repmgrd with failover=automatic on the primary: it writes the first rule."}}, e.Blocked)
-	require.Contains(t, e.String(), "If node1 died now, nobody would take its place: there is no rule that names a primary.\n")
+	require.Contains(t, e.String(), "Whichever node died now, no other would take its place: there is no rule that names a primary.\n")
 
 	automatic(repmgr.SynchronousOff)(&node1.cfg)
 	node1.cfg.DataDirectory = node1.Dir

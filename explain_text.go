@@ -19,7 +19,11 @@ func (e Explanation) String() string {
 		}
 	}
 	say("")
+	list := e.Forecast.Candidates
 	switch {
+	case !e.Rule.Known():
+		say("Whichever node died now, no other would take its place: %s.", e.Blocked[0].Reason)
+		list = nil
 	case e.ofPrimary() && e.Health.Lost():
 		say("%s is lost. In an election now, %s", e.Lost.Name, e.outcome())
 	case e.ofPrimary():
@@ -30,7 +34,7 @@ func (e Explanation) String() string {
 		say("If %s died now, %s would go on as primary, and %s.", e.Lost.Name, e.name(e.Rule.Primary), e.Forecast.Commits)
 		say("If %s died too after that, %s", e.name(e.Rule.Primary), e.outcome())
 	}
-	for i, c := range e.Forecast.Candidates {
+	for i, c := range list {
 		place := fmt.Sprintf("%d.", i+1)
 		if c.Unfit != "" {
 			place = "- "
@@ -56,7 +60,7 @@ func (e Explanation) String() string {
 // present is the cluster as it is.
 func (e Explanation) present() string {
 	if !e.Rule.Known() {
-		return fmt.Sprintf("%s is registered as the %s. There is no rule yet: nobody has said whose votes count.", e.Lost.Name, e.Lost.Role)
+		return "There is no rule yet: nobody has said who the primary is, and whose votes count."
 	}
 	answer := fmt.Sprintf("%d answer", e.Votes.Answer)
 	if e.Votes.Answer == 1 {

@@ -239,6 +239,9 @@ func (a *campaign) survey(ctx context.Context) error {
 		if r := a.policy.Survey(now, a.rule, peers); r != "" {
 			return refuse(r, a.res.Health, describe(peers))
 		}
+		if who := a.w.stillSees(a.rule.Primary); who != "" && a.c.cfg.PrimaryVisibilityConsensus {
+			return refuse(election.RefusedVisible, a.res.Health, who)
+		}
 		if t := highestTerm(peers); t > max(a.known, a.rule.Term) {
 			return refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
 		}
@@ -249,6 +252,22 @@ func (a *campaign) survey(ctx context.Context) error {
 		}
 		return nil
 	}
+}
+
+// stillSees names a node whose Monitor has seen the primary lately.
+func (w *watch) stillSees(primary int32) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, n := range w.nodes {
+		n.mu.Lock()
+		ago, ok := n.last.SeenAgo()
+		name := n.rec.String()
+		n.mu.Unlock()
+		if ok && ago < w.c.cfg.SilenceTimeout && id != NodeID(primary) {
+			return name
+		}
+	}
+	return ""
 }
 
 func answering(peers []election.Peer) []election.Peer {
@@ -621,7 +640,7 @@ func (a *campaign) commit(ctx context.Context) error {
 	if err != nil {
 		return n.queryError("open the term", err)
 	}
-	if seen := peerOf(a.w.peers(), a.rule.Primary).SeenAt; !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
+	if seen := a.w.lastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
 		a.res.Outage = time.Since(seen)
 	}
 	return nil

@@ -114,6 +114,9 @@ var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": ""
 func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
 	start := time.Now()
 	srv, err := c.localServer(m.dataDirectory())
+	if m.isElsewhere() {
+		srv, err = nil, kind(ErrRefused, "its server runs on another machine")
+	}
 	if err == nil {
 		err = writeStandby(srv.dir, detached, nil)
 	}
@@ -131,6 +134,12 @@ func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
 	m.log.Warn("this node was fenced", "reason", why, "elapsed", time.Since(start))
 	m.noteFence(Event{Type: EventFence, Success: true, Details: why})
 	m.startFenced(ctx, c)
+}
+
+func (m *Monitor) isElsewhere() bool {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.elsewhere
 }
 
 // startFenced starts a server that was fenced and does not run.

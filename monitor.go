@@ -47,6 +47,8 @@ type Monitor struct {
 	action       *action // the long action under way; nil: none
 	last         election.Outcome
 	diverged     bool // following failed: the node has WAL that the primary never had
+	owes         bool // a rejoin failed, and is to be tried again
+	synced       time.Time // when the witness' copy was last brought in step
 	kept         []Record
 	refused      string // what was last told of a failover that did not happen
 	hooked       int64  // the term that follow_command was run for
@@ -478,6 +480,9 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 			err = m.tend(ctx)
 		case election.TendStandby:
 			err = m.tendStandby(ctx)
+			m.hookFollow(ctx)
+		case election.TendWitness:
+			err = m.syncWitness(ctx)
 		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
 			m.begin(ctx, a)
 			continue

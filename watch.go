@@ -96,6 +96,20 @@ func (w *watch) node(id int32) *watcher {
 	return w.nodes[NodeID(id)]
 }
 
+// lastSign is when a node last showed that it lived.
+func (w *watch) lastSign(id int32) time.Time {
+	n := w.node(id)
+	if n == nil {
+		return time.Time{}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.view.Ended && n.endedAt.After(n.view.SeenAt) {
+		return n.endedAt
+	}
+	return n.view.SeenAt
+}
+
 func (w *watch) record(id int32) Record {
 	if n := w.node(id); n != nil {
 		n.mu.Lock()
@@ -183,6 +197,8 @@ type watcher struct {
 	rec  Record
 	view election.Peer
 	last Presence
+
+	endedAt time.Time // when the server last ended our connection
 }
 
 // job is work on the watcher's connection. Without f it is a look.
@@ -298,6 +314,7 @@ func (n *watcher) ended(node *Node, err error) {
 	node.Close()
 	state := sqlState(err)
 	n.mu.Lock()
+	n.endedAt = time.Now()
 	n.view.Ended = errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || strings.HasPrefix(state, "57P")
 	n.mu.Unlock()
 }

@@ -260,7 +260,7 @@ func (r Reasoning) String() string {
 	case r.Failover != nil:
 		b.WriteString(r.Failover.String())
 	case r.Event == nil:
-		say("There has been no failover, and none was refused.")
+		say("The cluster is in term %d. No failover is recorded, and no refusal.", r.Rule.Term)
 	}
 	say("")
 	say("What each repmgrd says now:")
@@ -369,7 +369,11 @@ func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
 	case place > 0:
 		say("%s would go before it: %s %s.", e.name(f.Candidates[place-1].ID), node.Name, e.place(place))
 	}
-	for _, b := range e.Blocked {
+	blocked := e.Blocked
+	if place < 0 || f.Candidates[place].Unfit != "" {
+		blocked = nil // what stands against it is said
+	}
+	for _, b := range blocked {
 		say("No failover would happen by itself: %s. %s", b.Reason, b.Remedy)
 	}
 	switch {

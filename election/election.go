@@ -133,6 +133,7 @@ const (
 	Tell         Verb = "tell"          // record and notify an event
 	Tend         Verb = "tend"          // to the rule and synchronous_standby_names
 	TendStandby  Verb = "prepare"       // the local standby for its promotion
+	TendWitness  Verb = "copy"          // the metadata to the local witness, now and then
 	Fence        Verb = "fence"         // stop the local server at once, and start it as a standby of nobody
 	Elect        Verb = "elect"         // a new primary
 	Reaffirm     Verb = "reaffirm"      // the local primary, in a higher term
@@ -230,7 +231,7 @@ func (p Policy) Step(s State, o Observation) Decision {
 	case o.Observer:
 		return p.enter(s, o, Observing, WatchingCluster)
 	case o.Node.Role == Witness:
-		return p.enter(s, o, AsWitness, WatchingWitness, p.returned(s, o)...)
+		return p.enter(s, o, AsWitness, WatchingWitness, append(p.returned(s, o), Action{Verb: TendWitness})...)
 	case o.Local.InRecovery && o.Node.Role == Primary && o.Upstream.Up:
 		return p.enter(s, o, AsStandby, NowStandby, Action{Verb: Adopt}, Action{Verb: Tell, What: StandbyReconnect})
 	case o.Local.InRecovery && !o.Upstream.Up:

@@ -126,7 +126,7 @@ func TestPolicy_Step(t *testing.T) {
 		},
 		"a witness is neither": {
 			see:   election.Observation{Local: primary, RowKnown: true, Node: row(election.Witness, true)},
-			phase: election.AsWitness, reason: election.WatchingWitness,
+			phase: election.AsWitness, reason: election.WatchingWitness, actions: []election.Action{{Verb: election.TendWitness}},
 		},
 	}
 	for name, test := range tests {

@@ -16,6 +16,7 @@ type election1 struct {
 	health   election.Health
 	term     int64
 	mine     ballotOf
+	up       []int32 // who answered in the survey
 	pledged  []election.Peer
 	tally    election.Tally
 	token    int64 // of the lock of the winner's ballot
@@ -91,6 +92,9 @@ func (c *election1) survey(began time.Time) {
 			views[i].Answer = election.Silent
 		}
 		c.term = max(c.term, v.Term, v.Rule.Term)
+		if views[i].Answer == election.Answers {
+			c.up = append(c.up, v.ID)
+		}
 	}
 	if c.term > max(m.st.BallotFor, c.rule.Term) && !c.reaffirm {
 		c.end(string(election.RefusedElection)) // begun since this one was decided on
@@ -106,10 +110,10 @@ func (c *election1) survey(began time.Time) {
 	c.at("surveyed", c.recruit)
 }
 
-// recruit asks all voters at once.
+// recruit asks all voters that answer, at once.
 func (c *election1) recruit() {
 	w, m := c.w, c.m
-	each(c.rule.Voters, func(id int32, done func()) {
+	each(c.up, func(id int32, done func()) {
 		s, ok := w.host(id).s, false
 		var view election.Peer
 		w.rpc(&m.proc, m.h, s, patient, func(ret func()) {
@@ -335,10 +339,6 @@ func (c *election1) write() {
 		w.after(&s.proc, 5*time.Millisecond+s.slow, ret)
 	}, func() {
 		c.at("written", func() {
-			if w.bug == "witness told late" {
-				c.tellAll(func() { c.open(0) })
-				return
-			}
 			c.open(0)
 		})
 	})

@@ -36,10 +36,8 @@ var (
 
 // newWorld makes the cluster of a seed, and plans what happens to it.
 func newWorld(seed uint64, bug string) *world {
-	w := &world{seed: seed, bug: bug, rng: rand.New(rand.NewPCG(seed, 7)), byID: map[int32]*host{}, links: map[[2]int32]*link{}, points: map[string][]func(*election1){}}
-	w.judge = judge{w: w, votes: map[int32]int64{}, winners: map[int64]int32{}}
+	w := emptyWorld(seed, bug)
 	w.quorum = w.chance(60)
-	w.policy = election.Policy{Interval: 2 * time.Second, Automatic: true, Silence: 2 * time.Second, Fence: 2500 * time.Millisecond, Quorum: w.quorum}
 	if w.chance(25) {
 		w.policy.Acks = 1 + w.rng.IntN(2)
 	}
@@ -48,7 +46,42 @@ func newWorld(seed uint64, bug string) *world {
 	if w.chance(30) {
 		witnesses = 1 + w.rng.IntN(2)
 	}
-	arbiter := w.chance(15)
+	w.build(witnesses, w.chance(15))
+	w.plot()
+	return w
+}
+
+// stage is a cluster with a plan of its own, for what chance finds too seldom.
+type stage struct {
+	nodes, witnesses int
+	quorum           bool
+	low              int32 // a node with priority 0
+	plan             []fault
+}
+
+func (st stage) world(seed uint64, bug string) *world {
+	w := emptyWorld(seed, bug)
+	w.nodes, w.quorum, w.plan, w.name = st.nodes, st.quorum, st.plan, "staged"
+	w.build(st.witnesses, false)
+	for _, h := range w.hosts {
+		if h.s.priority = 100; h.id == st.low {
+			h.s.priority = 0
+		}
+	}
+	w.schedule()
+	return w
+}
+
+func emptyWorld(seed uint64, bug string) *world {
+	w := &world{seed: seed, bug: bug, rng: rand.New(rand.NewPCG(seed, 7)), byID: map[int32]*host{}, links: map[[2]int32]*link{}, points: map[string][]func(*election1){}}
+	w.judge = judge{w: w, votes: map[int32]int64{}, winners: map[int64]int32{}}
+	w.policy = election.Policy{Interval: 2 * time.Second, Automatic: true, Silence: 2 * time.Second, Fence: 2500 * time.Millisecond}
+	return w
+}
+
+// build makes the hosts: node 1 is the primary, the others stream from it.
+func (w *world) build(witnesses int, arbiter bool) {
+	w.policy.Quorum = w.quorum
 	for id := int32(1); id <= int32(w.nodes+witnesses); id++ {
 		w.add(id, int(id) > w.nodes)
 	}
@@ -80,9 +113,6 @@ func newWorld(seed uint64, bug string) *world {
 			w.after(nil, w.between(0, time.Second), h.m.start)
 		}
 	}
-	w.judge.excused = 0
-	w.plot()
-	return w
 }
 
 func (w *world) add(id int32, witness bool) {
@@ -126,6 +156,11 @@ func (w *world) plot() {
 			w.plan = append(w.plan, fault{kind: operators[w.rng.IntN(len(operators))], at: w.between(time.Second, 9*time.Second), a: anybody(), d: w.between(time.Second, 5*time.Second)})
 		}
 	}
+	w.schedule()
+}
+
+// schedule sets the planned faults on their times and steps, and the end of all.
+func (w *world) schedule() {
 	for _, f := range w.plan {
 		if f.step != "" {
 			w.points[f.step] = append(w.points[f.step], func(c *election1) { w.strike(f, c) })
@@ -228,14 +263,17 @@ func (w *world) inject(f fault) {
 			w.after(nil, at, func() { w.inject(g) })
 		}
 	case "slow link":
+		most := []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, 800 * time.Millisecond}[w.rng.IntN(3)]
 		for _, o := range w.hosts {
-			w.link(f.a, o.id).slow = w.between(10*time.Millisecond, 300*time.Millisecond)
+			w.link(f.a, o.id).slow = w.between(most/4, most)
 		}
 		undo(f.d, func() {
 			for _, o := range w.hosts {
 				w.link(f.a, o.id).slow = 0
 			}
 		})
+	case "slow answers": // staged: to the first primary
+		w.link(f.a, 1).slow = 850 * time.Millisecond
 	case "slow disk":
 		h.s.slow = w.between(20*time.Millisecond, 400*time.Millisecond)
 		undo(f.d, func() { h.s.slow = 0 })

@@ -83,7 +83,11 @@ func (j *judge) reaffirmed(s *server, term int64) {
 }
 
 // returned: a server came back as a primary by itself.
-func (j *judge) returned(*server) { j.excuse(0) }
+func (j *judge) returned(*server) {
+	if j.w.now > time.Second {
+		j.excuse(0)
+	}
+}
 
 func (j *judge) excuse(d time.Duration) { j.excused = max(j.excused, j.w.now+d) }
 

@@ -47,6 +47,7 @@ func (w *world) run() []string {
 		}
 		switch one := w.converged(); {
 		case one == nil && w.now-w.healed > bound:
+			w.judge.overlaps()
 			w.judge.break_("not well again %v after all is healed: %s", bound, w.state())
 		case one == nil:
 			well = 0

@@ -179,8 +179,13 @@ func (r *runner) faultOf(ctx context.Context, f Fault, list ...Nemesis) (Result,
 		limit = peerLimit
 	}
 	before, err := r.settle(ctx, f.Settle)
-	if err != nil {
-		return Result{}, fmt.Errorf("the cluster is not well before: %w", err)
+	if err != nil && ctx.Err() == nil {
+		r.keep(fmt.Sprintf("%d-%d", r.plan.Seed, f.N), err.Error())
+		return Result{
+			Suite: r.c.o.Suite.Name, Seed: r.plan.Seed, N: f.N, At: time.Now(), Topology: string(r.c.o.Topology), Mode: r.plan.Mode,
+			Nemesis: "nothing", Expect: None, Alone: r.alone, FollowMS: -1, PromotedMS: -1, Rebuilt: true,
+			Problems: []string{fmt.Sprintf("well after one fault, and no more before %q: %v", f, err)},
+		}, nil
 	}
 	s := &scene{c: r.c, before: before, rng: rand.New(rand.NewPCG(f.Seed, 2))}
 	res := Result{
@@ -395,11 +400,13 @@ func (r *runner) notHit(s *scene, primary int) (ids []int) {
 
 // rows looks for every acknowledged row on the primary, and compares the standbys with it.
 func (r *runner) rows(ctx context.Context, ps []promotion, o *observation, res *Result) error {
-	s, err := r.c.healthy(ctx)
+	var s state
 	if r.c.o.Suite.Peer { // whose former primary may still be one
 		s.Primary = r.c.nodes[ps[len(ps)-1].Node-1]
-	}
-	if s.Primary == nil {
+	} else if err := waitFor(ctx, 10*time.Second, "a healthy cluster again", func(ctx context.Context) (err error) {
+		s, err = r.c.healthy(ctx)
+		return err
+	}); err != nil {
 		return err
 	}
 	for i, w := range r.writers {

@@ -25,7 +25,7 @@ type Suite struct {
 func Ours(dir string) Suite {
 	return Suite{
 		Name: "ours", Repmgr: filepath.Join(dir, "repmgr"), Repmgrd: filepath.Join(dir, "repmgrd"),
-		Extra: []string{"failover=automatic", "failovers_per_hour=-1"},
+		Extra: []string{"cluster=chaos", "failover=automatic", "failovers_per_hour=-1"},
 	}
 }
 
