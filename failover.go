@@ -180,6 +180,7 @@ type campaign struct {
 	pledged []election.Peer
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
+	conn    *Node // to the winner, for the first commit
 }
 
 func (c *Cluster) campaign(w *watch, p election.Policy) *campaign {
@@ -200,6 +201,7 @@ func (a *campaign) at(step, evidence string, args ...any) {
 // run is the election. The order of its steps is what makes it safe: see docs/failover.md.
 func (a *campaign) run(ctx context.Context, dryRun bool) (FailoverResult, error) {
 	a.res.DryRun = dryRun
+	defer func() { a.conn.Close() }()
 	limit := a.c.cfg.PromoteCheckTimeout + a.c.cfg.FenceTimeout + 10*time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, kind(ErrTimeout, "the election took longer than %s", limit))
 	defer cancel()
@@ -476,6 +478,9 @@ func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator strin
 // commits must wait for is in force before it accepts any.
 func (a *campaign) promote(ctx context.Context) error {
 	winner := *a.res.Winner
+	var wg sync.WaitGroup
+	wg.Go(func() { a.conn, _ = a.c.connectTo(ctx, winner) }) // it is needed soon; who commits tries again
+	defer wg.Wait()
 	err := a.w.node(int32(winner.ID)).do(ctx, func(n *Node) error {
 		return ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
 			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
@@ -523,17 +528,14 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *Node, winner Record) err
 		if err != nil {
 			return kind(ErrPromotion, "promote_command on %s: %w: %s", n.name, err, lastLines(out, 5))
 		}
+		var inRecovery bool
+		if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {
+			return err
+		}
 	}
 	remote := *c
 	if !local {
 		remote.cfg.ServicePromoteCommand = ""
-	}
-	var inRecovery bool
-	if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
-		return n.queryError("read the recovery state", err)
-	}
-	if !inRecovery {
-		return nil
 	}
 	return remote.promoteOnly(ctx, n)
 }
@@ -622,11 +624,13 @@ func (a *campaign) commit(ctx context.Context) error {
 	if a.tally.Rule.Quorum && a.tally.Rule.Acks > 0 {
 		wait = "on"
 	}
-	n, err := a.c.connectTo(ctx, *a.res.Winner)
+	n, err := a.conn, error(nil)
+	if n == nil {
+		n, err = a.c.connectTo(ctx, *a.res.Winner)
+	}
 	if err != nil {
 		return err
 	}
-	defer n.Close()
 	winner, rule := int32(a.res.Winner.ID), a.tally.Rule
 	err = pgx.BeginFunc(unlimited(ctx), n.conn, func(tx pgx.Tx) error {
 		var b pgx.Batch

@@ -46,8 +46,8 @@ type Monitor struct {
 	tender       tender
 	action       *action // the long action under way; nil: none
 	last         election.Outcome
-	diverged     bool // following failed: the node has WAL that the primary never had
-	owes         bool // a rejoin failed, and is to be tried again
+	diverged     bool      // following failed: the node has WAL that the primary never had
+	owes         bool      // a rejoin failed, and is to be tried again
 	synced       time.Time // when the witness' copy was last brought in step
 	kept         []Record
 	refused      string // what was last told of a failover that did not happen

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -93,6 +94,10 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *Node, recs []Recor
 	rules, err := local.rules(ctx)
 	if err != nil || len(rules) == 0 {
 		return election.Rule{}, err
+	}
+	b, err := ballot.Read(ctx, local.conn)
+	if err == nil && b.Term > rules[0].Term && strings.HasSuffix(b.Candidate, chosenMark) {
+		return election.Rule{}, nil // an election runs this as its promote_command, and opens the term itself
 	}
 	w := newWatch(ctx, c, func() {})
 	defer w.close()

@@ -413,6 +413,9 @@ func (n *watcher) answer(a election.Answer, at time.Time) {
 	n.mu.Lock()
 	changed := n.view.Answer != a
 	n.view.Answer, n.view.Tried = a, at
+	if changed {
+		n.view.Since = time.Now()
+	}
 	n.mu.Unlock()
 	if changed {
 		n.w.wake()
@@ -423,7 +426,10 @@ func (n *watcher) publish(v election.Peer, p Presence, at time.Time) {
 	n.mu.Lock()
 	old := n.view
 	v.ID, v.Role, v.Priority, v.Location = old.ID, old.Role, old.Priority, old.Location
-	v.Answer, v.Tried, v.SeenAt = election.Answers, at, at
+	v.Answer, v.Tried, v.SeenAt, v.Since = election.Answers, at, at, old.Since
+	if old.Answer != v.Answer {
+		v.Since = time.Now()
+	}
 	n.view, n.last = v, p
 	n.mu.Unlock()
 	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused {

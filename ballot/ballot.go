@@ -19,8 +19,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // Setting is the name of the server setting that holds the vote.
@@ -84,28 +82,39 @@ func Read(ctx context.Context, conn *pgx.Conn) (Ballot, error) {
 	return Parse(text)
 }
 
+// lockSQL also makes the placeholder that a setting needs which no module has defined.
+const (
+	lockSQL   = `SELECT pg_catalog.set_config('` + Setting + `', '', false), pg_catalog.pg_advisory_lock($1)`
+	unlockSQL = `SELECT pg_catalog.pg_advisory_unlock($1)`
+)
+
 // Locked runs f while nobody else can change or act upon the server's ballot,
 // and gives it the ballot. The wait for the lock ends with ctx.
-func Locked(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) (err error) {
-	var text string
-	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock($1)`, int64(lockKey)); err != nil {
+func Locked(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
+	return locked(ctx, conn, func(b Ballot, _ bool) error { return f(b) })
+}
+
+func locked(ctx context.Context, conn *pgx.Conn, f func(b Ballot, inRecovery bool) error) (err error) {
+	if _, err := conn.Exec(ctx, lockSQL, int64(lockKey)); err != nil {
 		return fmt.Errorf("lock ballot: %w", err)
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		if _, unlockErr := conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_unlock($1)`, int64(lockKey)); err == nil && unlockErr != nil {
+		if _, unlockErr := conn.Exec(ctx, unlockSQL, int64(lockKey)); err == nil && unlockErr != nil {
 			err = fmt.Errorf("unlock ballot: %w", unlockErr)
 		}
 	}()
-	if err := conn.QueryRow(ctx, `SELECT `+ReadSQL).Scan(&text); err != nil {
+	var text string
+	var inRecovery bool
+	if err := conn.QueryRow(ctx, `SELECT `+ReadSQL+`, pg_catalog.pg_is_in_recovery()`).Scan(&text, &inRecovery); err != nil {
 		return fmt.Errorf("read ballot: %w", err)
 	}
 	b, err := Parse(text)
 	if err != nil {
 		return err
 	}
-	return f(b)
+	return f(b, inRecovery)
 }
 
 // Role is as what the server must run to give its pledge.
@@ -122,13 +131,9 @@ const (
 // one, whoever's that is, and with [ErrRole] a server in another role. When it
 // returns nil the vote is on disk.
 func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
-	return Locked(ctx, conn, func(old Ballot) error {
+	return locked(ctx, conn, func(old Ballot, inRecovery bool) error {
 		if b.Term <= old.Term {
 			return fmt.Errorf("term %d: %w: it holds %q", b.Term, ErrTerm, old)
-		}
-		var inRecovery bool
-		if err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
-			return fmt.Errorf("read role: %w", err)
 		}
 		if inRecovery != (as == Standby) {
 			return fmt.Errorf("pledge as %s: %w", as, ErrRole)
@@ -148,20 +153,10 @@ func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
 	})
 }
 
-// Write stores b without looking at what is there. Only for the holder of the lock.
+// Write stores b without looking at what is there. Only inside [Locked].
 func Write(ctx context.Context, conn *pgx.Conn, b Ballot) error {
-	// A setting that no module has defined needs a placeholder in the session.
-	if _, err := conn.Exec(ctx, `SET `+Setting+` = ''`); err != nil {
-		return fmt.Errorf("store ballot: %w", err)
-	}
 	if _, err := conn.Exec(ctx, `ALTER SYSTEM SET `+Setting+` = '`+strings.ReplaceAll(b.String(), "'", "''")+`'`); err != nil {
 		return fmt.Errorf("store ballot: %w", err)
 	}
 	return nil
-}
-
-// Frozen is where a pledged standby stands for good.
-type Frozen struct {
-	Position wal.Position
-	Drained  bool // all of it is replayed, so what the server says of its tables is the newest it has
 }

@@ -468,7 +468,7 @@ func (s *server) watchReceiver() {
 			alive := up != nil && up.s.up && !up.s.recovery && up.s.until <= s.w.now && up.s.senders[s.h.id] != nil && up.s.senders[s.h.id].conn == s.conn
 			if alive && s.w.open(up, s.h) && s.w.open(s.h, up) {
 				up.s.pump(s.h.id)
-			} else if s.w.now-s.heard > s.w.policy.Silence-500*time.Millisecond {
+			} else if s.w.now-s.heard > s.w.receiverTimeout() {
 				s.detach()
 				s.attach()
 			}
@@ -499,4 +499,12 @@ func (s *server) tell(r election.Rule) bool {
 		s.rules = append(s.rules, ruleAt{rule: r})
 	}
 	return true
+}
+
+// receiverTimeout is wal_receiver_timeout: that of the operator, or PostgreSQL's.
+func (w *world) receiverTimeout() time.Duration {
+	if w.seed%3 == 0 {
+		return time.Minute
+	}
+	return w.policy.Silence - 500*time.Millisecond
 }

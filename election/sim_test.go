@@ -89,7 +89,7 @@ func count(name string, otherwise uint64) uint64 {
 	return otherwise
 }
 
-// TestSim runs clusters of the seeds 1 to SIM_SEEDS (3000), or the one of
+// TestSim runs clusters of the seeds 1 to SIM_SEEDS (1500), or the one of
 // SIM_SEED with its trace.
 func TestSim(t *testing.T) {
 	t.Parallel()
@@ -106,7 +106,7 @@ func TestSim(t *testing.T) {
 	var mu sync.Mutex
 	var failovers, apart, lost, acks, bad int
 	first := count("SIM_FROM", 1)
-	seeds := count("SIM_SEEDS", 3000)
+	seeds := count("SIM_SEEDS", 1500)
 	each := func(from uint64) {
 		for seed := from; seed < first+seeds; seed += 2 {
 			w := newWorld(seed, "")

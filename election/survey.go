@@ -36,6 +36,7 @@ type Peer struct {
 
 	Tried   time.Time // when the last attempt to reach it began
 	Answer  Answer    // and what came of it
+	Since   time.Time // since when it answers so; zero: not known
 	SeenAt  time.Time // when the look began that gave what follows; zero: never
 	Ended   bool      // its server has ended our connection since it was seen: a word that only its own kernel can send
 	Running Role      // Primary or Standby
@@ -141,9 +142,15 @@ func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 // received reports whether any standby has heard from the primary lately. A
 // receiver that only runs says nothing of a sender that is silent, unless the
 // sender refuses us: then a stream that is still open means that it lives.
+// What was seen before it refused us says nothing of that: whoever acts upon it
+// looks anew.
 func (p Policy) received(now time.Time, r Rule, peers []Peer) bool {
-	refused := find(peers, r.Primary).Answer == Refused
+	primary := find(peers, r.Primary)
+	refused := primary.Answer == Refused
 	for _, o := range peers {
+		if refused && o.SeenAt.Before(primary.Since) {
+			continue
+		}
 		if o.Answer == Answers && o.Streams && o.Running == Standby && (o.Receives == r.Primary || o.Receives == 0) &&
 			(refused || now.Sub(o.SeenAt)+o.Heard < p.Silence) {
 			return true

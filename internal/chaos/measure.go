@@ -15,12 +15,14 @@ const (
 )
 
 // outages measures write outages, alone on the machine: ours so many times, and
-// the peer a few times, with its defaults and tuned. Three nodes, one client.
+// the peer a few times, with its defaults and tuned. Three nodes, one client; of a
+// cut, one on each side.
 func (s Settings) outages(ctx context.Context, stdout, stderr io.Writer) error {
-	s.Topology, s.Pairs, s.Sides = string(Three), 0, false
+	s.Topology, s.Pairs = string(Three), 0
 	measure := func(suite, only, mode string, runs int, seed uint64) error {
 		m := s
 		m.Suite, m.Only, m.Mode, m.PerRun = suite, only, mode, runs
+		m.Sides = only == cutFault // somebody writes on the wrong side
 		fmt.Fprintf(stdout, "%s: %d times %q, synchronous_mode %s\n", suite, runs, only, mode)
 		return m.isolate(ctx, stdout, stderr, seed, "-alone")
 	}

@@ -84,7 +84,7 @@ func (r *runner) run(ctx context.Context) error {
 		return err
 	}
 	defer r.stopWriters()
-	for _, f := range r.plan.Faults {
+	for i, f := range r.plan.Faults {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -96,7 +96,7 @@ func (r *runner) run(ctx context.Context) error {
 			return context.Cause(ctx) // half a fault tells nothing
 		}
 		r.emit(res)
-		if res.Rebuilt || r.c.o.Suite.Peer && res.Promotions > 0 {
+		if again := res.Rebuilt || r.c.o.Suite.Peer && res.Promotions > 0; again && i+1 < len(r.plan.Faults) {
 			if err := r.rebuild(ctx); err != nil {
 				return err
 			}

@@ -1,0 +1,203 @@
+package election_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// tending plays the primary's monitor: each step is done before the next is asked for.
+type tending struct {
+	p      election.Policy
+	c      election.Cohort
+	before election.Rule
+	steps  []string
+}
+
+func (s *tending) step() bool {
+	change := s.p.Tend(s.c)
+	switch {
+	case change.Set != nil:
+		s.c.Set = *change.Set
+		s.steps = append(s.steps, fmt.Sprintf("set %d of %v", s.c.Set.Acks, s.c.Set.Standbys))
+	case change.Rule != nil:
+		s.before, s.c.Rule = s.c.Rule, *change.Rule
+		s.steps = append(s.steps, fmt.Sprintf("rule %d of %v", s.c.Rule.Acks, s.c.Rule.Sync))
+	default:
+		return false
+	}
+	return true
+}
+
+func quorumOf(voters []int32) *tending {
+	p := failoverPolicy
+	p.Quorum = true
+	return &tending{p: p, c: election.Cohort{Held: true, Registered: voters, Rule: election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: voters, Quorum: true}}}
+}
+
+func TestPolicy_Tend(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		voters  []int32
+		healthy [][]int32 // one after another
+		want    []string
+	}{
+		"two nodes: joins, leaves, returns": {[]int32{1, 2}, [][]int32{{2}, {}, {2}}, []string{
+			"rule 0 of [2]", "set 1 of [2]", "rule 1 of [2]",
+			"rule 0 of [2]", "set 0 of []", "rule 0 of []",
+			"rule 0 of [2]", "set 1 of [2]", "rule 1 of [2]",
+		}},
+		"three nodes: one leaves and returns": {[]int32{1, 2, 3}, [][]int32{{2, 3}, {3}, {2, 3}}, []string{
+			"rule 0 of [2]", "rule 0 of [2 3]", "set 1 of [2 3]", "rule 1 of [2 3]",
+			"set 1 of [3]", "rule 1 of [3]",
+			"rule 1 of [2 3]", "set 1 of [2 3]",
+		}},
+		"three nodes and a witness, which never counts": {[]int32{1, 2, 3, 4}, [][]int32{{2, 3}}, []string{
+			"rule 0 of [2]", "rule 0 of [2 3]", "set 1 of [2 3]", "rule 1 of [2 3]",
+		}},
+		"one that is not registered does not count": {[]int32{1, 2}, [][]int32{{2, 9}}, []string{"rule 0 of [2]", "set 1 of [2]", "rule 1 of [2]"}},
+		"five nodes: two leave": {[]int32{1, 2, 3, 4, 5}, [][]int32{{2, 3, 4, 5}, {4, 5}}, []string{
+			"rule 0 of [2]", "rule 0 of [2 3]", "rule 0 of [2 3 4]", "rule 0 of [2 3 4 5]",
+			"set 1 of [2 3 4 5]", "rule 1 of [2 3 4 5]", "set 2 of [2 3 4 5]", "rule 2 of [2 3 4 5]",
+			"rule 1 of [2 3 4 5]", "set 1 of [3 4 5]", "rule 1 of [3 4 5]", "set 1 of [4 5]", "rule 1 of [4 5]",
+		}},
+	}
+	for name, test := range tests {
+		s := quorumOf(test.voters)
+		for _, s.c.Healthy = range test.healthy {
+			for range 20 {
+				if !s.step() {
+					break
+				}
+			}
+		}
+		if !slices.Equal(s.steps, test.want) {
+			t.Errorf("%s: got\n%q, want\n%q", name, s.steps, test.want)
+		}
+	}
+}
+
+// Whatever comes and goes, and whatever rule an election finds while the newest
+// is not held: those who may elect have one among them that has what was acknowledged.
+func TestPolicy_Tend_AcksMeetElections(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(3000) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		n := int32(2 + rng.IntN(5))
+		var all []int32
+		for id := int32(1); id <= n; id++ {
+			all = append(all, id)
+		}
+		s := quorumOf(all[:max(2, rng.IntN(int(n)+1))])
+		s.p.Acks = rng.IntN(4)
+		for range 60 {
+			s.c.Healthy, s.c.Registered = subset(rng, all, 75), append([]int32{1}, subset(rng, all[1:], 90)...)
+			if rng.IntN(40) == 0 {
+				s.p.Quorum = !s.p.Quorum
+			}
+			s.c.Held = s.c.Held || rng.IntN(4) > 0 // once held, a rule stays so
+			was := s.c.Rule
+			s.step()
+			s.c.Held = s.c.Held && s.c.Rule.Compare(was) == 0
+			rules := []election.Rule{s.c.Rule}
+			if !s.c.Held && s.before.Known() {
+				rules = append(rules, s.before)
+			}
+			for _, r := range rules {
+				if bad := missed(r, s.c.Set, all); bad != nil {
+					t.Fatalf("seed %d: %v may elect under %+v, and know nothing of what %+v acknowledged: %q", seed, bad, r, s.c.Set, s.steps)
+				}
+			}
+		}
+	}
+}
+
+// missed is an electorate without anybody of some set of acknowledgers.
+func missed(r election.Rule, set election.SyncSetting, all []int32) []int32 {
+	if !r.Quorum {
+		return nil // it promises nothing
+	}
+	for mask := range 1 << len(all) {
+		var who []int32
+		has := 0
+		for i, id := range all {
+			if mask&(1<<i) == 0 || id == r.Primary {
+				continue
+			}
+			who = append(who, id)
+			if slices.Contains(set.Standbys, id) {
+				has++
+			}
+		}
+		if r.CanElect(who) && (set.Acks == 0 || has < len(set.Standbys)-set.Acks+1) {
+			return who
+		}
+	}
+	return nil
+}
+
+func subset(rng *rand.Rand, of []int32, percent int) (some []int32) {
+	for _, id := range of {
+		if rng.IntN(100) < percent {
+			some = append(some, id)
+		}
+	}
+	return some
+}
+
+func TestRule_Arbiter(t *testing.T) {
+	t.Parallel()
+	for n := int32(1); n <= 6; n++ {
+		r := election.Rule{Voters: []int32{election.Arbiter}}
+		for id := int32(1); id <= n; id++ {
+			r.Voters = append(r.Voters, id)
+		}
+		if r.Majority([]int32{election.Arbiter}) || n > 1 && !r.Majority([]int32{election.Arbiter, n}) || n > 1 && !r.Majority(r.Voters[1:]) || n > 2 && r.Majority(r.Voters[2:]) {
+			t.Errorf("%d nodes: the arbiter and one, or all nodes, and nothing less", n)
+		}
+	}
+}
+
+func TestHeld(t *testing.T) {
+	t.Parallel()
+	opening := election.Rule{Term: 2, Seq: 1, Primary: 3, Voters: []int32{1, 2, 3}, Quorum: true}
+	if election.Held(opening, three(true), []int32{3}) || !election.Held(opening, three(true), []int32{2, 3}) {
+		t.Error("the row that opens a term is held by a majority, and by nothing less")
+	}
+	if set := opening.Opening(); set.Acks != 1 || slices.ContainsFunc(set.Standbys, func(id int32) bool { return id > 0 }) {
+		t.Errorf("%+v: an opening waits for nobody who exists", set)
+	}
+	if set := three(false).Opening(); set.Acks != 0 {
+		t.Errorf("%+v: without quorum nothing is closed", set)
+	}
+}
+
+func TestLeaseStart(t *testing.T) {
+	t.Parallel()
+	at := func(ago time.Duration, term int64) func(*election.Peer) {
+		return func(p *election.Peer) { p.SeenAt, p.Term = start.Add(-ago), term }
+	}
+	two := func(f func(*election.Peer)) election.Peer { return answers(2, election.Standby, 1, f) }
+	other := func(f func(*election.Peer)) election.Peer { return answers(3, election.Standby, 1, f) }
+	r := three(false)
+	tests := map[string]struct {
+		rule  election.Rule
+		peers []election.Peer
+		want  time.Time
+	}{
+		"the later of two":             {r, []election.Peer{two(at(time.Second, 0)), other(at(time.Minute, 0))}, start.Add(-time.Second)},
+		"pledged in a later term":      {r, []election.Peer{two(at(time.Second, 2)), other(at(time.Minute, 0))}, start.Add(-time.Minute)},
+		"all are pledged":              {r, []election.Peer{two(at(time.Second, 2)), other(at(time.Second, 2))}, time.Time{}},
+		"never seen":                   {r, []election.Peer{two(func(p *election.Peer) { p.SeenAt = time.Time{} }), other(func(p *election.Peer) { p.SeenAt = time.Time{} })}, time.Time{}},
+		"two nodes elect nobody alone": {election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2}}, []election.Peer{two(at(time.Hour, 2))}, start},
+	}
+	for name, test := range tests {
+		if got := election.LeaseStart(start, test.rule, 1, test.peers); !got.Equal(test.want) {
+			t.Errorf("%s: got %v, want %v", name, got, test.want)
+		}
+	}
+}

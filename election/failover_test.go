@@ -1,0 +1,98 @@
+package election_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// Each reason of failover=automatic, with what leads to it.
+func TestPolicy_Step_Automatic(t *testing.T) {
+	t.Parallel()
+	r := three(false)
+	held := holding(r)
+	ballot := func(term int64) func(*election.Peer) {
+		return func(p *election.Peer) { p.Term, p.Candidate = term, "node3" }
+	}
+	detached := func(p *election.Peer) { p.Detached = true }
+	later := r
+	later.Term, later.Primary = 2, 2
+	mine := r
+	mine.Term, mine.Primary = 2, 3
+	lost := []election.Peer{gone(election.Silent, held), answers(2, election.Standby, 100, held), answers(3, election.Standby, 90, held)}
+	base := election.Observation{Now: start, Self: 2, RowKnown: true, Rule: r, Candidate: "node2", Local: standby, Node: row(election.Standby, true)}
+	of := func(change func(*election.Observation), peers ...election.Peer) election.Observation {
+		o := base
+		o.Peers = peers
+		if change != nil {
+			change(&o)
+		}
+		return o
+	}
+	asPrimary := func(o *election.Observation) { o.Self, o.Local, o.Node = 1, primary, row(election.Primary, true) }
+	patient := failoverPolicy
+	patient.Patience = time.Minute
+	longAgo := election.State{LostAt: start.Add(-time.Hour), AloneAt: start.Add(-time.Hour), BallotAt: start.Add(-time.Hour), BallotFor: 9, Pruned: start}
+	tests := map[string]struct {
+		policy election.Policy
+		state  election.State
+		see    election.Observation
+		reason election.Reason
+		verb   election.Verb // of the first action; empty: none
+	}{
+		"a primary meets the rule of another": {failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, holding(later))), election.Deposed, election.Fence},
+		"a witness's word alone deposes nobody: it stands for a later term": {
+			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(3, election.Primary, 0, witness, holding(later))), election.MetHigherTerm, election.Reaffirm,
+		},
+		"a primary meets a ballot of a later term": {failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Standby, 90, held, ballot(2))), election.MetHigherTerm, election.Reaffirm},
+		"it leaves an elected primary alone": {
+			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(2))), election.WatchingPrimary, election.Tend,
+		},
+		"one that was just promoted waits for its rule": {
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2))), election.WatchingPrimary, election.Tend,
+		},
+		"and stands for one when none comes": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2))), election.MetHigherTerm, election.Reaffirm,
+		},
+		"a former primary is down and another one is there": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Self, o.Local, o.WasPrimary, o.Rule = 1, down, true, later }, gone(election.Refused, held), answers(2, election.Primary, 100, holding(later))),
+			election.Rejoining, election.Rejoin,
+		},
+		"a detached standby finds the winner": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule = mine }, answers(2, election.Standby, 100, held, ballot(2), detached), answers(3, election.Primary, 100, holding(mine))), election.FollowingWinner, election.Follow,
+		},
+		"but not one of an older term than its pledge": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule = mine; o.Upstream = primary }, answers(2, election.Standby, 100, held, ballot(3), detached), answers(3, election.Primary, 100, holding(mine))), election.WatchingStandby, "",
+		},
+		"one that has what the winner never had": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule, o.Diverged = mine, true }, answers(2, election.Standby, 100, held, detached), answers(3, election.Primary, 100, holding(mine))), election.Rejoining, election.Rejoin,
+		},
+		"lost, and it is its turn":          {failoverPolicy, election.State{LostAt: start.Add(-time.Second)}, of(nil, lost...), election.Electing, election.Elect},
+		"lost, and another goes first":      {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Self = 3 }, lost...), election.NotMyTurn, ""},
+		"lost, and reconnect_attempts":      {patient, election.State{}, of(nil, lost...), election.BeingPatient, ""},
+		"lost, and an election is going on": {failoverPolicy, election.State{LostAt: start.Add(-time.Second)}, of(nil, lost[0], lost[1], answers(3, election.Standby, 90, held, ballot(2))), election.OthersElect, ""},
+		"lost, and it just failed": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) {
+				o.Last = election.Outcome{Verb: election.Elect, At: start, Reason: election.Reason(election.RefusedNoMajority)}
+			}, lost...), election.WaitingToRetry, "",
+		},
+		"an observer comes last": {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, lost...), election.NotMyTurn, ""},
+		"an observer watches":    {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, answers(1, election.Primary, 100, held)), election.WatchingCluster, ""},
+	}
+	for name, test := range tests {
+		d := test.policy.Step(test.state, test.see)
+		verb := election.Verb("")
+		for _, a := range d.Actions {
+			if verb == "" && a.Verb != election.Tell && a.Verb != election.Sample && a.Verb != election.MarkActive && a.Verb != election.TendStandby && a.Verb != election.Prune {
+				verb = a.Verb
+			}
+		}
+		if d.Reason != test.reason || verb != test.verb {
+			t.Errorf("%s: got %q (%s) and %v, want %q and %q", name, d.Reason, d.Next.Health, d.Actions, test.reason, test.verb)
+		}
+	}
+	if d := (election.Policy{}).Step(longAgo, of(nil, lost...)); d.Next.Phase == election.Failover {
+		t.Errorf("failover=manual: got %q", d.Reason)
+	}
+}

@@ -1,0 +1,244 @@
+package election_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+var failoverPolicy = election.Policy{Interval: 2 * time.Second, Automatic: true, Silence: 2 * time.Second, Fence: 2500 * time.Millisecond}
+
+// answers is a voter that was just seen.
+func answers(id int32, running election.Role, lsn wal.LSN, change ...func(*election.Peer)) election.Peer {
+	p := election.Peer{
+		ID: id, Role: election.Standby, Priority: 100, Location: "a", Answer: election.Answers, Tried: start, SeenAt: start,
+		Running: running, Position: wal.Position{Timeline: 1, LSN: lsn}, Drained: true, Monitored: true, Automatic: true,
+	}
+	for _, f := range change {
+		f(&p)
+	}
+	return p
+}
+
+// gone is node 1, a primary that was seen an age ago.
+func gone(a election.Answer, change ...func(*election.Peer)) election.Peer {
+	p := answers(1, election.Primary, 100, change...)
+	p.Answer, p.SeenAt = a, start.Add(-time.Minute)
+	return p
+}
+
+func streams(p *election.Peer)   { p.Streams, p.Receives = true, 1 }
+func ended(p *election.Peer)     { p.Ended = true }
+func witness(p *election.Peer)   { p.Role = election.Witness }
+func elsewhere(p *election.Peer) { p.Location = "b" }
+
+func holding(r election.Rule) func(*election.Peer) { return func(p *election.Peer) { p.Rule = r } }
+
+func three(quorum bool) election.Rule {
+	r := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}, Quorum: quorum}
+	if quorum {
+		r.Sync, r.Acks = []int32{2, 3}, 1
+	}
+	return r
+}
+
+func TestPolicy_Diagnose(t *testing.T) {
+	t.Parallel()
+	two := answers(2, election.Standby, 100)
+	onShutdown := failoverPolicy
+	onShutdown.OnShutdown = true
+	tests := map[election.Health][][]election.Peer{
+		election.HealthAlive:        {{answers(1, election.Primary, 100), two}},
+		election.HealthNotAccepting: {{gone(election.NotAccepting), two}},
+		election.HealthNoSlots:      {{gone(election.NoSlots), two}},
+		election.HealthRejects:      {{gone(election.Rejects), two}},
+		election.HealthMoved:        {{gone(election.Silent), answers(2, election.Primary, 100)}, {answers(1, election.Primary, 100), answers(2, election.Primary, 100)}},
+		election.HealthReceived: {
+			{gone(election.Silent), answers(2, election.Standby, 100, streams)},
+			{gone(election.Refused), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })},
+		},
+		election.HealthDoubtful: {{gone(election.Silent, func(p *election.Peer) {}), two}},
+		election.HealthShutDown: {{gone(election.Refused, ended), answers(2, election.Standby, 100, func(p *election.Peer) { p.ShutDown = true })}},
+		election.HealthDemoted:  {{answers(1, election.Standby, 100), two}},
+		election.HealthDead:     {{gone(election.Refused, ended), two}},
+		election.HealthRefused:  {{gone(election.Refused), two}},
+		election.HealthSilent:   {{gone(election.Silent), two}, {gone(election.Silent), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })}},
+		election.HealthHangs:    {{gone(election.Hangs), two}},
+	}
+	tests[election.HealthDoubtful][0][0].SeenAt = start.Add(-time.Second)
+	for want, cases := range tests {
+		for _, peers := range cases {
+			if got := failoverPolicy.Diagnose(start, three(false), peers); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		}
+	}
+	if got := failoverPolicy.Diagnose(start, election.Rule{}, nil); got != election.HealthUnknown {
+		t.Errorf("without a rule: got %q", got)
+	}
+	if got := onShutdown.Diagnose(start, three(false), tests[election.HealthShutDown][0]); got != election.HealthDead {
+		t.Errorf("failover_on_shutdown: got %q", got)
+	}
+}
+
+func TestPolicy_Survey(t *testing.T) {
+	t.Parallel()
+	fine := []election.Peer{gone(election.Silent), answers(2, election.Standby, 100), answers(3, election.Standby, 90)}
+	with := func(i int, change func(*election.Peer)) []election.Peer {
+		peers := append([]election.Peer{}, fine...)
+		change(&peers[i])
+		return peers
+	}
+	both := func(change func(*election.Peer)) []election.Peer {
+		peers := with(1, change)
+		change(&peers[2])
+		return peers
+	}
+	needsBoth := three(true)
+	forced := failoverPolicy
+	forced.Forced = true
+	often := failoverPolicy
+	often.TooMany = true
+	tests := map[string]struct {
+		policy election.Policy
+		rule   election.Rule
+		peers  []election.Peer
+		want   election.Refusal
+	}{
+		"nothing stands against it":  {failoverPolicy, three(false), fine, ""},
+		"the primary answers":        {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Answer = election.Answers }), election.RefusedHealth},
+		"one is paused":              {failoverPolicy, three(false), with(2, func(p *election.Peer) { p.Paused = true }), election.RefusedPaused},
+		"paused, but forced":         {forced, three(false), with(2, func(p *election.Peer) { p.Paused = true }), ""},
+		"alone":                      {failoverPolicy, three(false), with(1, func(p *election.Peer) { p.Answer = election.Silent }), election.RefusedNoMajority},
+		"one of two, forced as well": {forced, election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2}}, fine[:2], election.RefusedNoMajority},
+		"a holder is missing":        {failoverPolicy, needsBoth, []election.Peer{fine[0], fine[1], answers(4, election.Primary, 0, witness)}, election.RefusedNoMajority},
+		"a holder is missing, with a majority": {
+			failoverPolicy, election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}, Quorum: true, Sync: []int32{2, 3}, Acks: 1},
+			[]election.Peer{fine[0], fine[1], answers(4, election.Primary, 0, witness), answers(5, election.Primary, 0, witness)}, election.RefusedSync,
+		},
+		"all priorities 0":      {failoverPolicy, three(false), both(func(p *election.Peer) { p.Priority = 0 }), election.RefusedNoneFit},
+		"location not seen":     {failoverPolicy, three(false), both(elsewhere), election.RefusedLocation},
+		"too many":              {often, three(false), fine, election.RefusedTooMany},
+		"nobody could fence it": {failoverPolicy, three(false), both(func(p *election.Peer) { p.Monitored = false }), election.RefusedNoneFit},
+	}
+	for name, test := range tests {
+		if got := test.policy.Survey(start, test.rule, test.peers); got != test.want {
+			t.Errorf("%s: got %q, want %q", name, got, test.want)
+		}
+	}
+}
+
+func TestPolicy_Fit(t *testing.T) {
+	t.Parallel()
+	set := func(f func(*election.Peer)) election.Peer { return answers(2, election.Standby, 1, f) }
+	unmonitored := set(func(p *election.Peer) { p.Monitored = false })
+	tests := []struct {
+		rule election.Rule
+		peer election.Peer
+		want election.Unfit
+	}{
+		{three(false), answers(2, election.Standby, 1), ""},
+		{three(false), set(witness), election.UnfitWitness},
+		{three(false), set(func(p *election.Peer) { p.Priority = 0 }), election.UnfitPriority},
+		{three(false), set(func(p *election.Peer) { p.Delayed = true }), election.UnfitDelayed},
+		{three(false), set(func(p *election.Peer) { p.Automatic = false }), election.UnfitManual},
+		{three(false), unmonitored, election.UnfitUnmonitored},
+		{three(true), unmonitored, ""}, // its commits wait for others
+	}
+	for _, test := range tests {
+		if got := failoverPolicy.Fit(test.rule, test.peer); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
+
+// One test for each key of the ranking and for each sign: the keys before are equal.
+func TestPolicy_Count_Ranking(t *testing.T) {
+	t.Parallel()
+	r := three(false)
+	newer := r
+	newer.Seq, newer.Term = 1, 2
+	newer.Primary = 3
+	keys := map[string]struct{ better, worse func(*election.Peer) }{
+		"term of the rule": {func(p *election.Peer) { p.Rule = newer }, func(p *election.Peer) { p.Position.LSN, p.Position.Timeline, p.Priority = 999, 9, 999 }},
+		"timeline":         {func(p *election.Peer) { p.Position.Timeline = 2 }, func(p *election.Peer) { p.Position.LSN, p.Priority = 999, 999 }},
+		"LSN":              {func(p *election.Peer) { p.Position.LSN = 101 }, func(p *election.Peer) { p.Priority = 999 }},
+		"priority":         {func(p *election.Peer) { p.Priority = 101 }, func(p *election.Peer) {}},
+		"location":         {func(p *election.Peer) {}, elsewhere},
+	}
+	for key, test := range keys {
+		for _, best := range []int32{2, 3} { // whichever has the lower id
+			a, b := answers(best, election.Standby, 100, holding(r), test.better), answers(5-best, election.Standby, 100, holding(r), test.worse)
+			former := answers(1, election.Standby, 1, holding(r), func(p *election.Peer) { p.Priority = 0 })
+			for _, peers := range [][]election.Peer{{former, a, b}, {former, b, a}} {
+				if got := failoverPolicy.Count(r, 9, election.HealthDead, peers); got.Winner != best {
+					t.Errorf("%s: got %+v, want winner %d", key, got, best)
+				}
+			}
+		}
+	}
+	peers := []election.Peer{answers(3, election.Standby, 100, holding(r)), answers(2, election.Standby, 100, holding(r))}
+	if got := failoverPolicy.Count(r, 2, election.HealthDead, peers); got.Winner != 2 {
+		t.Errorf("lowest id: got %+v", got)
+	}
+}
+
+func TestPolicy_Count_Refusals(t *testing.T) {
+	t.Parallel()
+	r := three(true)
+	five := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}, Quorum: true, Sync: []int32{2, 3}, Acks: 1}
+	low := func(p *election.Peer) { p.Priority = 0 }
+	four, last := answers(4, election.Primary, 0, witness), answers(5, election.Primary, 0, witness)
+	tests := map[string]struct {
+		rule  election.Rule
+		peers []election.Peer
+		want  election.Refusal
+	}{
+		"one pledge of three":                  {r, []election.Peer{answers(2, election.Standby, 9, holding(r))}, election.RefusedPledges},
+		"a holder is missing":                  {five, []election.Peer{answers(2, election.Standby, 9, holding(five)), four, last}, election.RefusedSync},
+		"nobody may be promoted":               {r, []election.Peer{answers(2, election.Standby, 9, holding(r), low), answers(3, election.Standby, 9, holding(r), low)}, election.RefusedNoneFit},
+		"only one that may not has all":        {r, []election.Peer{answers(2, election.Standby, 9, holding(r)), answers(3, election.Standby, 10, holding(r), low)}, election.RefusedBehind},
+		"a newer rule that a witness tells of": {r, []election.Peer{answers(2, election.Standby, 9, holding(r)), answers(3, election.Primary, 0, witness, holding(election.Rule{Term: 2, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}}))}, election.RefusedPledges},
+		"both holders":                         {r, []election.Peer{answers(2, election.Standby, 9, holding(r)), answers(3, election.Standby, 10, holding(r))}, ""},
+	}
+	for name, test := range tests {
+		if got := failoverPolicy.Count(test.rule, 7, election.HealthDead, test.peers); got.Refusal != test.want {
+			t.Errorf("%s: got %+v, want %q", name, got, test.want)
+		}
+	}
+}
+
+// A primary that may still accept writes is waited for, until it is known that none does.
+func TestPolicy_Count_Wait(t *testing.T) {
+	t.Parallel()
+	r := three(false)
+	two, other := answers(2, election.Standby, 9, holding(r)), answers(3, election.Standby, 9, holding(r))
+	former := answers(1, election.Standby, 9, holding(r))
+	told := r
+	told.Term, told.Primary = 2, 4 // by a witness
+	tests := map[string]struct {
+		rule   election.Rule
+		term   int64
+		health election.Health
+		peers  []election.Peer
+		want   bool
+	}{
+		"silent":                         {r, 2, election.HealthSilent, []election.Peer{two, other}, true},
+		"refused by a firewall, perhaps": {r, 2, election.HealthRefused, []election.Peer{two, other}, true},
+		"dead":                           {r, 2, election.HealthDead, []election.Peer{two, other}, false},
+		"seen as a standby, that may be promoted again": {r, 2, election.HealthDemoted, []election.Peer{two, other}, true},
+		"pledged": {r, 2, election.HealthDemoted, []election.Peer{former, two}, false},
+		"dead, but one may have been elected since": {r, 3, election.HealthDead, []election.Peer{two, other}, true},
+		"all are pledged":                      {r, 3, election.HealthDemoted, []election.Peer{former, two, other}, false},
+		"a term that was told of and not seen": {r, 3, election.HealthDead, []election.Peer{two, answers(3, election.Primary, 0, witness, holding(told))}, true},
+		"its commits wait for others":          {three(true), 2, election.HealthSilent, []election.Peer{answers(2, election.Standby, 9, holding(three(true))), answers(3, election.Standby, 9, holding(three(true)))}, false},
+	}
+	for name, test := range tests {
+		got := failoverPolicy.Count(test.rule, test.term, test.health, test.peers)
+		if got.Refusal != "" || got.Wait != test.want {
+			t.Errorf("%s: got %+v, want wait %v", name, got, test.want)
+		}
+	}
+}
