@@ -227,7 +227,7 @@ func (a *campaign) survey(ctx context.Context) error {
 		now := time.Now()
 		a.res.Health, a.res.Rule = a.policy.Diagnose(now, a.rule, peers), a.rule
 		if a.reaffirm {
-			if a.rule.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= a.rule.Term {
+			if own := peerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
 				return refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
 			}
 			a.at("surveyed", "%s", describe(peers))

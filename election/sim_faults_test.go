@@ -27,8 +27,10 @@ func (f fault) String() string {
 }
 
 var (
-	nodeFaults = []string{"crash", "crash", "host crash", "monitor crash", "hang", "monitor hang", "host hang", "isolate", "isolate", "one way in", "one way out",
-		"cut", "one way", "flap", "slow link", "slow disk", "lazy", "reclone"}
+	nodeFaults = []string{
+		"crash", "crash", "host crash", "monitor crash", "hang", "monitor hang", "host hang", "isolate", "isolate", "one way in", "one way out",
+		"cut", "one way", "flap", "slow link", "slow disk", "lazy", "reclone",
+	}
 	operators = []string{"pause", "unregister", "stop", "sync on", "register"}
 	steps     = []string{"surveyed", "recruited", "counted", "verified", "told", "locked", "set", "promoted", "promoted", "written", "written", "opened"}
 	stepFault = []string{"crash", "crash", "host crash", "monitor crash", "monitor crash", "monitor hang", "host hang", "isolate", "one way out"}
@@ -320,6 +322,7 @@ func (w *world) operate(f fault, h *host, undo func(time.Duration, func())) {
 			}
 		}
 	case "sync on":
+		w.mixed = w.mixed || !w.policy.Quorum
 		w.policy.Quorum = true // what was acknowledged before is not covered: to the judge it stays off
 		for _, o := range w.hosts {
 			o.m.p.Quorum = true

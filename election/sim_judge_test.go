@@ -98,6 +98,12 @@ func (j *judge) acked(standby, primary *server) {
 }
 
 func (j *judge) accepted(s *server) {
+	if !j.w.mixed {
+		j.wrote(s)
+	}
+}
+
+func (j *judge) wrote(s *server) {
 	if s.writing == nil {
 		s.writing = &span{s.h.id, j.w.now, j.w.now}
 		j.spans = append(j.spans, s.writing)
@@ -106,6 +112,9 @@ func (j *judge) accepted(s *server) {
 }
 
 func (j *judge) acknowledged(s *server, id int64) {
+	if j.w.mixed { // who gets no acknowledgement need not be fenced
+		j.wrote(s)
+	}
 	lsn := len(s.wal)
 	for lsn > 0 && s.wal[lsn-1].id != id {
 		lsn--

@@ -37,7 +37,8 @@ var stages = map[string]stage{
 	// What only node 2 acknowledged is lost with it; node 3 is behind.
 	"coverage ignored": {3, 2, true, 0, []fault{
 		{kind: "cut", at: 6 * time.Second, a: 1, b: 3, d: forGood},
-		{kind: "host crash", at: 6300 * time.Millisecond, a: 1, d: forGood}, {kind: "host crash", at: 6300 * time.Millisecond, a: 2, d: forGood},
+		{kind: "host crash", at: 6300 * time.Millisecond, a: 1, d: forGood},
+		{kind: "host crash", at: 6300 * time.Millisecond, a: 2, d: forGood},
 	}},
 	// The winner is lost with its first commits; the former primary is back, and the witness knows of the term.
 	"witness told late": {2, 1, true, 0, []fault{
@@ -57,7 +58,8 @@ var stages = map[string]stage{
 	}},
 	// An answer that was on its way for long says that the voter was free when it was asked.
 	"lease from the end of the round": {2, 1, false, 0, []fault{
-		{kind: "slow answers", at: 2 * time.Second, a: 3}, {kind: "cut", at: 4 * time.Second, a: 1, b: 2, d: forGood},
+		{kind: "slow answers", at: 2 * time.Second, a: 3},
+		{kind: "cut", at: 4 * time.Second, a: 1, b: 2, d: forGood},
 		{kind: "isolate", step: "recruited", a: 2, d: forGood},
 	}},
 }

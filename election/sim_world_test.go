@@ -61,6 +61,7 @@ type world struct {
 	policy  election.Policy
 	name    string
 	quorum  bool // guarantees of synchronous_mode=quorum from the beginning
+	mixed   bool // it was turned on on the way
 	nodes   int  // that hold data
 	members []int32
 	paused  bool

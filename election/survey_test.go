@@ -115,8 +115,10 @@ func TestPolicy_Survey(t *testing.T) {
 		"one of two, forced as well": {forced, election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2}}, fine[:2], election.RefusedNoMajority},
 		"a holder is missing":        {failoverPolicy, needsBoth, []election.Peer{fine[0], fine[1], answers(4, election.Primary, 0, witness)}, election.RefusedNoMajority},
 		"a holder is missing, with a majority": {
-			failoverPolicy, election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}, Quorum: true, Sync: []int32{2, 3}, Acks: 1},
-			[]election.Peer{fine[0], fine[1], answers(4, election.Primary, 0, witness), answers(5, election.Primary, 0, witness)}, election.RefusedSync,
+			failoverPolicy,
+			election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}, Quorum: true, Sync: []int32{2, 3}, Acks: 1},
+			[]election.Peer{fine[0], fine[1], answers(4, election.Primary, 0, witness), answers(5, election.Primary, 0, witness)},
+			election.RefusedSync,
 		},
 		"all priorities 0":      {failoverPolicy, three(false), both(func(p *election.Peer) { p.Priority = 0 }), election.RefusedNoneFit},
 		"location not seen":     {failoverPolicy, three(false), both(elsewhere), election.RefusedLocation},

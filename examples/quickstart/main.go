@@ -1,6 +1,7 @@
 // Command quickstart builds a real four-node cluster on this machine and goes
 // with it through the story of the repmgr manual: a primary, two standbys, a
-// load, the loss of the primary, a promotion, a follower, a new node. Beside
+// load, the loss of the primary, a promotion, a follower, a new node. Then it
+// turns failover=automatic on, kills the primary once more, and watches. Beside
 // each call of the library it prints the repmgr command of the same effect.
 //
 // It needs PostgreSQL's server programs and an OS user other than root. All it
@@ -65,6 +66,8 @@ type story struct {
 	acked    int64 // the last receipt that node1 acknowledged
 	heir     *node // the standby that takes over
 	follower *node // and the other one
+	app      *application
+	former   *node // the primary that was lost the second time
 }
 
 // node is a server, and the cluster as seen from there.
@@ -72,7 +75,8 @@ type node struct {
 	*server
 	*repmgr.Cluster
 	cfg  repmgr.Config
-	conf string // its repmgr.conf
+	conf string             // its repmgr.conf
+	stop context.CancelFunc // of its monitor
 }
 
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
@@ -102,6 +106,9 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 			}
 		}
 		cancel()
+		if s.app != nil {
+			s.app.end()
+		}
 		s.monitors.Wait()
 		if err = errors.Join(err, m.close()); err == nil {
 			s.took(time.Since(s.began), "All servers are stopped, and the directory is removed.")
@@ -109,7 +116,11 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}()
 	s.say("A PostgreSQL cluster of four nodes on this machine, in %s", m.dir)
 	s.say("Commands after a $ have the effect of the library call that runs here.")
-	for _, chapter := range []func(context.Context) error{s.primary, s.standbys, s.load, s.loss, s.failover, s.growth, s.comparison, s.chronicle} {
+	chapters := []func(context.Context) error{
+		s.primary, s.standbys, s.load, s.loss, s.failover, s.growth, s.comparison, // the manual's
+		s.automate, s.takeover, s.comeback, s.chronicle,
+	}
+	for _, chapter := range chapters {
 		if err := chapter(ctx); err != nil {
 			return err
 		}
@@ -146,7 +157,7 @@ func (s *story) add(id int) (*node, error) {
 		}
 	})}
 	cluster, err := repmgr.New(cfg)
-	return &node{server, cluster, cfg, conf}, err
+	return &node{server, cluster, cfg, conf, func() {}}, err
 }
 
 func (s *story) primary(ctx context.Context) (err error) {
@@ -241,6 +252,7 @@ func (s *story) monitor(ctx context.Context, n *node) error {
 		return err
 	}
 	s.command("repmgrd -f %s", n.conf)
+	ctx, n.stop = context.WithCancel(ctx)
 	s.monitors.Go(func() { _ = m.Run(ctx) }) // it returns when ctx ends, and then nil
 	return nil
 }

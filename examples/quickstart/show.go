@@ -117,6 +117,49 @@ func (p *page) clusterShow(st repmgr.ClusterStatus) {
 	}
 }
 
+// serviceStatus is "repmgr service status".
+func (p *page) serviceStatus(st repmgr.ServiceStatus) {
+	rows := [][]string{{"ID", "Name", "Role", "Status", "Upstream", "repmgrd", "Paused?", "Phase"}}
+	for _, n := range st.Nodes {
+		row := []string{n.ID.String(), n.Name, string(n.Role), n.Status, n.Upstream, "n/a", "n/a", "n/a"}
+		if n.Monitored != nil {
+			row[5] = map[bool]string{true: "running", false: "not running"}[*n.Monitored]
+		}
+		if n.Paused != nil {
+			row[6] = map[bool]string{true: "yes", false: "no"}[*n.Paused]
+		}
+		if n.Monitor != nil {
+			row[7] = n.Monitor.Phase
+		}
+		rows = append(rows, row)
+	}
+	p.table(rows)
+	p.say("%s", st.RuleText())
+	for _, issue := range st.Issues {
+		p.paragraphs(p.dim("WARNING: " + issue))
+	}
+}
+
+// paragraphs prints long lines, broken between words.
+func (p *page) paragraphs(text string) {
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, " \n")
+		indent := line[:len(line)-len(strings.TrimLeft(line, " "))]
+		out := indent
+		for _, word := range strings.Fields(line) {
+			if utf8.RuneCountInString(out)+1+utf8.RuneCountInString(word) > width-3 && strings.TrimSpace(out) != "" {
+				p.say("%s", out)
+				out = indent + "  "
+			}
+			if strings.TrimSpace(out) != "" {
+				out += " "
+			}
+			out += word
+		}
+		p.say("%s", strings.TrimRight(out, " "))
+	}
+}
+
 // short writes a duration to three digits or so.
 func short(d time.Duration) string {
 	if d < time.Second {
