@@ -2,7 +2,6 @@ package repmgr
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -22,10 +21,11 @@ type shared struct {
 	dir       string    // data directory, as the server last said
 	office    time.Time // since when the local server is seen as the primary; zero: it is none
 	lease     *time.Duration
-	events    []Event // of the guard, to be told by Run
-	trouble   string  // what keeps the heartbeat from being written
-	elsewhere bool    // the local server runs on another machine: it is not ours to stop
-	rejoins   bool    // a rejoin is under way: it starts and stops the server
+	events    []Event       // of the guard, to be told by Run
+	before    election.Rule // the rule before the newest, while an election could miss the newest
+	trouble   string        // what keeps the heartbeat from being written
+	elsewhere bool          // the local server runs on another machine: it is not ours to stop
+	rejoins   bool          // a rejoin is under way: it starts and stops the server
 }
 
 func (s *shared) setCluster(c *Cluster) {
@@ -265,6 +265,10 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target 
 		a.reaffirm, a.known = v == election.Reaffirm, known
 		res, err := a.run(ctx, false)
 		m.tellElection(a, res, err)
+		var refusal *RefusalError
+		if a.reaffirm && errors.As(err, &refusal) && refusal.Refusal == election.RefusedBehind {
+			m.fence(ctx, c, "a node has more than this primary: "+refusal.Detail)
+		}
 		if err == nil {
 			m.watch.refresh(ctx, c.pulse()) // the next decision is to know of it
 		}
@@ -364,39 +368,8 @@ func (m *Monitor) tellElection(a *campaign, res FailoverResult, err error) {
 	case a.reaffirm:
 		m.noteFence(Event{Type: EventTermReaffirmed, Success: true, Details: fmt.Sprintf("%s goes on as primary in term %d", res.Winner, res.Term)})
 	default:
-		ctx, cancel := context.WithTimeout(context.Background(), DefaultConnectTimeout)
-		defer cancel()
-		former := *res.Former
-		e := Event{
-			NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: former.ID, Peer: former.Name,
-			Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, former),
-		}
-		if former.ID == res.Winner.ID {
-			e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
-		}
-		recordErr := a.w.node(int32(res.Winner.ID)).do(ctx, func(n *Node) error {
-			a.c.emit(ctx, n, e)
-			return n.recordFailover(ctx, a.c.candidate(), res)
-		})
-		if recordErr != nil {
-			a.c.log.Warn("the failover is not in repmgr.failovers", "err", recordErr)
-		}
+		a.record(context.Background())
 	}
-}
-
-// recordFailover writes the history row of a failover, on the new primary.
-func (n *Node) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
-	steps, err := json.Marshal(res.Steps)
-	if err != nil {
-		return err
-	}
-	_, err = n.conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps)
-		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8) ON CONFLICT (term) DO NOTHING`,
-		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps)
-	if err != nil {
-		return n.queryError("record the failover", err)
-	}
-	return nil
 }
 
 // tooMany reports whether failovers_per_hour is reached, as the local copy knows it.

@@ -2,6 +2,7 @@ package repmgr
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // FailoverOptions are the choices of [Cluster.Failover].
@@ -85,6 +87,7 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedNoMajority: "Start more of the nodes, or their network. A witness (repmgr witness register) or an etcd gives another vote. If the others are lost for good, decide yourself: repmgr standby promote --force on the node that has most.",
 	election.RefusedSync:       "A node that may hold acknowledged commits is missing: start it. To give up what only it has: repmgr standby promote --force.",
 	election.RefusedNoneFit:    "repmgr service status --detail shows each node's priority, mode and daemon.",
+	election.RefusedUnfenced:   "Make sure that it is down, or that its repmgrd runs. Then: repmgr cluster failover --force",
 	election.RefusedLocation:   "If that location is lost, decide yourself: repmgr standby promote --force on the node of your choice.",
 	election.RefusedTooMany:    "Find out why the primaries fail. Then: repmgr cluster failover --force, or raise failovers_per_hour.",
 	election.RefusedVisible:    "Look at the network between the nodes.",
@@ -101,7 +104,7 @@ func refuse(r election.Refusal, h election.Health, detail string) error {
 const chosenMark = "!"
 
 // errSuperseded: another election has begun since this one.
-var errSuperseded = errors.New("another election has begun since")
+var errSuperseded = kind(ErrRefused, "another election has begun since")
 
 // Failover holds one election now: it surveys all voters, recruits a majority,
 // promotes the one that has most and points the others to it. It may be called
@@ -122,7 +125,11 @@ func (c *Cluster) Failover(ctx context.Context, o FailoverOptions) (FailoverResu
 	policy.Forced, policy.OnShutdown = o.Force, true
 	a := c.campaign(w, policy)
 	a.known = highestTerm(w.peers())
-	return a.run(ctx, o.DryRun)
+	res, err := a.run(ctx, o.DryRun)
+	if err == nil && !o.DryRun {
+		a.record(ctx)
+	}
+	return res, err
 }
 
 // anyRecords reads the rows from the local node, or from the first of the hosts
@@ -163,7 +170,7 @@ func (c *Cluster) policy() election.Policy {
 
 // candidate is what the pledges of this process are made out to.
 func (c *Cluster) candidate() string {
-	return fmt.Sprintf("%s.%d", strings.ReplaceAll(orDefault(c.cfg.NodeName, "observer"), "/", "-"), os.Getpid())
+	return fmt.Sprintf("%s.%d", candidateName(c.cfg.NodeName), os.Getpid())
 }
 
 // campaign is one election, from its survey to its winner's first commit.
@@ -180,7 +187,8 @@ type campaign struct {
 	pledged []election.Peer
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
-	conn    *Node // to the winner, for the first commit
+	conn    *Node   // to the winner, for the first commit
+	rowEnd  wal.LSN // where the row of the rule ends
 }
 
 func (c *Cluster) campaign(w *watch, p election.Policy) *campaign {
@@ -237,7 +245,7 @@ func (a *campaign) survey(ctx context.Context) error {
 			continue
 		}
 		former := a.w.record(a.rule.Primary)
-		a.res.Former = &former
+		a.res.Former, a.policy.Location = &former, former.Location
 		if r := a.policy.Survey(now, a.rule, peers); r != "" {
 			return refuse(r, a.res.Health, describe(peers))
 		}
@@ -413,26 +421,43 @@ func (a *campaign) count(context.Context) error {
 }
 
 // waitForFence lets a former primary that may still accept writes find out that
-// it has lost its majority, and asks that majority again.
+// it has lost its majority. It need not wait for one that is seen to be a
+// standby. Then it asks the pledged again: a majority must still stand by its
+// pledge, and must not have been restarted since.
 func (a *campaign) waitForFence(ctx context.Context) error {
-	if !a.tally.Wait || a.reaffirm {
+	if a.reaffirm || a.rule.Quorum && !a.tally.Wait {
 		return nil
 	}
-	until := a.last.Add(a.c.cfg.FenceTimeout + election.Margin)
-	if err := pause(ctx, time.Until(until)); err != nil {
-		return context.Cause(ctx)
+	until := a.last
+	if a.tally.Wait {
+		until = a.last.Add(a.c.cfg.FenceTimeout + election.Margin)
+	}
+	for !a.demoted() && time.Now().Before(until) {
+		if err := pause(ctx, min(nudgeInterval, time.Until(until))); err != nil {
+			return err
+		}
 	}
 	var ours []int32
 	for _, p := range a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4) {
-		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() {
+		if p.Paused && !a.policy.Forced {
+			return refuse(election.RefusedPaused, a.res.Health, a.w.record(p.ID).String())
+		}
+		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
 			ours = append(ours, p.ID)
 		}
 	}
 	if !a.rule.Majority(ours) {
 		return refuse(election.RefusedElection, a.res.Health, "the pledges did not last")
 	}
-	a.at("waited", "fence_timeout and %s, since the last pledge; a majority still stands by it", election.Margin)
+	a.at("waited", "%s since the last pledge; a majority still stands by it", time.Since(a.last).Round(time.Millisecond))
 	return nil
+}
+
+// demoted reports whether the former primary was seen as a standby since it
+// could have gone on.
+func (a *campaign) demoted() bool {
+	p := peerOf(a.w.peers(), a.rule.Primary)
+	return p.Answer == election.Answers && p.Running == election.Standby && p.SeenAt.After(a.last)
 }
 
 // tellWitnesses gives the new rule to the voters without data, before anybody
@@ -459,17 +484,22 @@ func (w *watch) records() []Record {
 	return w.recs
 }
 
+// A row is only ever the newest, and never written anew.
 const ruleInsertSQL = `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks, coordinator)
-	VALUES ($1, $2, $3, coalesce($4::int[], '{}'), $5, coalesce($6::int[], '{}'), $7, $8) ON CONFLICT (term, seq) DO UPDATE SET
-	(primary_node_id, voters, quorum, sync_standbys, acks, coordinator) = (EXCLUDED.primary_node_id, EXCLUDED.voters, EXCLUDED.quorum, EXCLUDED.sync_standbys, EXCLUDED.acks, EXCLUDED.coordinator)`
+	SELECT $1::bigint, $2::int, $3::int, coalesce($4::int[], '{}'), $5::boolean, coalesce($6::int[], '{}'), $7::int, $8::text
+	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= ($1::bigint, $2::int))`
 
 func ruleArgs(r election.Rule, coordinator string) []any {
 	return []any{r.Term, r.Seq, r.Primary, r.Voters, r.Quorum, r.Sync, r.Acks, coordinator}
 }
 
 func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
-	if _, err := n.conn.Exec(ctx, ruleInsertSQL, ruleArgs(r, coordinator)...); err != nil {
+	tag, err := n.conn.Exec(ctx, ruleInsertSQL, ruleArgs(r, coordinator)...)
+	if err != nil {
 		return n.queryError("write the rule", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("write the rule of term %d: %s has one as new: %w", r.Term, n.name, errSuperseded)
 	}
 	return nil
 }
@@ -487,7 +517,7 @@ func (a *campaign) promote(ctx context.Context) error {
 				return fmt.Errorf("%w: %s holds %q", errSuperseded, winner, b)
 			}
 			if a.tally.Rule.Quorum {
-				if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.SyncSetting()); err != nil {
+				if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.Opening()); err != nil {
 					return err
 				}
 			} else if err := n.clearSync(ctx); err != nil {
@@ -617,13 +647,11 @@ func (a *campaign) repoint(ctx context.Context, r Record) error {
 	})
 }
 
-// commit is the first transaction of the term, over a connection of its own: it
-// may have to wait.
+// commit opens the term, over a connection of its own: it may have to wait. With
+// quorum the row of the rule is not acknowledged but held: until so many have it
+// that no election can miss it, commits of clients wait. The rows of the nodes
+// come after it, as the first commit that is acknowledged like any other.
 func (a *campaign) commit(ctx context.Context) error {
-	wait := "local"
-	if a.tally.Rule.Quorum && a.tally.Rule.Acks > 0 {
-		wait = "on"
-	}
 	n, err := a.conn, error(nil)
 	if n == nil {
 		n, err = a.c.connectTo(ctx, *a.res.Winner)
@@ -631,11 +659,27 @@ func (a *campaign) commit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	winner, rule := int32(a.res.Winner.ID), a.tally.Rule
-	err = pgx.BeginFunc(unlimited(ctx), n.conn, func(tx pgx.Tx) error {
+	ctx = unlimited(ctx)
+	if err := n.writeRule(ctx, a.tally.Rule, a.c.candidate()); err != nil {
+		return err
+	}
+	if err := n.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()`).Scan(&a.rowEnd); err != nil {
+		return n.queryError("find the end of the rule", err)
+	}
+	wait := "local"
+	if a.tally.Rule.Quorum {
+		if err := n.poll(ctx, func() (bool, error) { return a.held(ctx, n) }); err != nil {
+			return err
+		}
+		if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.SyncSetting()); err != nil {
+			return err
+		}
+		wait = "on"
+	}
+	winner := int32(a.res.Winner.ID)
+	err = pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
 		var b pgx.Batch
 		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, wait)
-		b.Queue(ruleInsertSQL, ruleArgs(rule, a.c.candidate())...)
 		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, winner)
 		b.Queue(`UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, winner)
 		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND upstream_node_id = $2`, winner, a.rule.Primary)
@@ -646,6 +690,67 @@ func (a *campaign) commit(ctx context.Context) error {
 	}
 	if seen := a.w.lastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
 		a.res.Outage = time.Since(seen)
+	}
+	return nil
+}
+
+// held reports whether no election can miss the new rule any more: the pledged
+// witnesses were told, the standbys have its row.
+func (a *campaign) held(ctx context.Context, n *Node) (bool, error) {
+	holders := []int32{a.tally.Winner}
+	for _, p := range a.pledged {
+		if p.ID == election.Arbiter || p.Role == election.Witness {
+			holders = append(holders, p.ID)
+		}
+	}
+	rows, err := n.conn.Query(ctx, `SELECT application_name FROM pg_stat_replication WHERE flush_lsn >= $1`, a.rowEnd)
+	if err != nil {
+		return false, n.queryError("look who has the rule", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return false, n.queryError("look who has the rule", err)
+	}
+	for _, name := range names {
+		if r, ok := recordByName(a.w.records(), name); ok {
+			holders = append(holders, int32(r.ID))
+		}
+	}
+	return election.Held(a.tally.Rule, a.rule, holders), nil
+}
+
+// record writes the event and the history row of a failover, on its winner.
+func (a *campaign) record(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, DefaultConnectTimeout)
+	defer cancel()
+	res := a.res
+	e := Event{
+		NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: res.Former.ID, Peer: res.Former.Name,
+		Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, res.Former),
+	}
+	if res.Former.ID == res.Winner.ID {
+		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
+	}
+	err := a.w.node(int32(res.Winner.ID)).do(ctx, func(n *Node) error {
+		a.c.emit(ctx, n, e)
+		return n.recordFailover(ctx, a.c.candidate(), res)
+	})
+	if err != nil {
+		a.c.log.Warn("the failover is not in repmgr.failovers", "err", err)
+	}
+}
+
+// recordFailover writes the history row of a failover, on the new primary.
+func (n *Node) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
+	steps, err := json.Marshal(res.Steps)
+	if err != nil {
+		return err
+	}
+	_, err = n.conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps)
+		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8) ON CONFLICT (term) DO NOTHING`,
+		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps)
+	if err != nil {
+		return n.queryError("record the failover", err)
 	}
 	return nil
 }

@@ -155,6 +155,10 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 	if err != nil {
 		return res, err
 	}
+	if r, ok := recordByID(now, target.ID); ok {
+		target = r // the copy that it was taken from may be old
+		res.Upstream = r
+	}
 	if err := checkLoop(now, node.ID, target); err != nil {
 		return res, err
 	}

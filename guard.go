@@ -76,20 +76,39 @@ func (m *Monitor) guardHang(ctx context.Context) {
 	}
 }
 
-// lease is how long the local primary may go on without further contact.
+// lease is how long the local primary may go on without further contact: by its
+// own rule, and by the one before while an election could miss that.
 func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.Duration, needed bool) {
 	r := me.Rule
-	if r.Quorum || !r.Known() || me.Paused { // who is paused elects nobody
+	if !r.Known() || me.Paused { // who is paused elects nobody
 		return 0, false
 	}
 	if r.Primary != me.ID { // promoted, and the row that says so is not written yet
-		r.Primary, r.Term = me.ID, max(r.Term, me.Term)
+		r.Primary = me.ID
+		if me.Chosen {
+			r.Term = max(r.Term, me.Term)
+		}
 	}
-	start := election.LeaseStart(now, r, me.ID, m.watch.peers())
-	if since := m.inOfficeSince(); start.Before(since) {
-		start = since // the election that promoted it was the contact
+	left = c.cfg.FenceTimeout
+	for _, rule := range []election.Rule{r, m.ruleBefore()} {
+		if !rule.Known() || rule.Quorum {
+			continue
+		}
+		rule.Primary, rule.Term = r.Primary, r.Term
+		start := election.LeaseStart(now, rule, me.ID, m.watch.peers())
+		if start.IsZero() {
+			start = m.inOfficeSince() // nobody was reached yet: the election that promoted it was the contact
+		}
+		left, needed = min(left, c.cfg.FenceTimeout-now.Sub(start)), true
 	}
-	return c.cfg.FenceTimeout - now.Sub(start), true
+	return left, needed
+}
+
+// ruleBefore is the rule before the newest, as long as an election could miss the newest.
+func (m *Monitor) ruleBefore() election.Rule {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.before
 }
 
 // hangs reports whether a new connection to the local server gets no answer.

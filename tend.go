@@ -54,8 +54,13 @@ func (m *Monitor) tend(ctx context.Context) error {
 	}
 	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy()}
 	holders := m.holders(rules[0])
-	cohort.Held = rules[0].HeldBy(holders) && (len(rules) < 2 || rules[1].HeldBy(holders))
-	m.pushRule(ctx, rules[0])
+	var before election.Rule
+	if len(rules) > 1 {
+		before = rules[1]
+	}
+	cohort.Held = election.Held(rules[0], before, holders)
+	m.noteBefore(before, cohort.Held)
+	m.pushRule(ctx, rules[0], before, holders)
 	if c := m.cluster; c.cfg.Arbiter != nil {
 		m.report("announcing the primary to "+c.cfg.Arbiter.Name(), c.cfg.Arbiter.Announce(ctx, rules[0], m.self, 3*c.cfg.MonitorInterval+c.cfg.SilenceTimeout))
 	}
@@ -144,7 +149,7 @@ func (m *Monitor) holders(r election.Rule) []int32 {
 		}
 	}
 	for _, p := range m.watch.peers() {
-		if (p.ID == election.Arbiter || p.Role == election.Witness) && p.Rule.Compare(r) >= 0 {
+		if (p.ID == election.Arbiter || p.Role == election.Witness) && p.Rule.Compare(r) == 0 {
 			ids = append(ids, p.ID)
 		}
 	}
@@ -175,9 +180,24 @@ func (m *Monitor) healthy() (ids []int32) {
 	return ids
 }
 
-// pushRule gives the rule to the voters that do not stream: witnesses and the arbiter.
-func (m *Monitor) pushRule(ctx context.Context, r election.Rule) {
+// noteBefore tells the guard which rule an election may still find.
+func (m *Monitor) noteBefore(before election.Rule, held bool) {
+	if held {
+		before = election.Rule{}
+	}
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	m.shared.before = before
+}
+
+// pushRule gives the rule to the voters that do not stream: witnesses and the
+// arbiter. How much an arbiter's vote weighs depends on the voters, so of other
+// voters it hears only when the nodes hold them.
+func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders []int32) {
 	for _, p := range m.watch.peers() {
+		if p.ID == election.Arbiter && before.Known() && !slices.Equal(r.Voters, before.Voters) && !election.Held(r, before, holders) {
+			continue
+		}
 		if p.Answer != election.Answers || p.Rule.Compare(r) >= 0 {
 			continue
 		}
@@ -220,6 +240,9 @@ func (m *Monitor) syncInForce(ctx context.Context) (s election.SyncSetting, err 
 	return s, nil
 }
 
+// closedName stands for node 0, of which no commit is ever acknowledged.
+const closedName = "repmgr:term-not-open"
+
 // setSync puts synchronous_standby_names in force on a server, and waits until
 // a session of it sees that.
 func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.SyncSetting) error {
@@ -227,7 +250,11 @@ func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.Syn
 	if s.Acks > 0 {
 		var names []string
 		for _, id := range s.Standbys {
-			names = append(names, pgx.Identifier{w.record(id).Name}.Sanitize())
+			name := closedName
+			if id != 0 {
+				name = w.record(id).Name
+			}
+			names = append(names, pgx.Identifier{name}.Sanitize())
 		}
 		value = fmt.Sprintf("ANY %d (%s)", s.Acks, strings.Join(names, ", "))
 	}

@@ -87,7 +87,33 @@ func (w *watch) peers() []election.Peer {
 		all = append(all, n.snapshot())
 	}
 	slices.SortFunc(all, func(a, b election.Peer) int { return int(a.ID) - int(b.ID) })
+	for i := range all {
+		all[i].Forsaken = w.forsaken(all[i].Candidate)
+	}
 	return all
+}
+
+// forsaken reports whether the Monitor that pledges were made out to is known to
+// have ended: its server answers, and another one, or none, watches it.
+func (w *watch) forsaken(candidate string) bool {
+	at := strings.LastIndex(candidate, ".")
+	if at < 0 {
+		return false
+	}
+	for _, n := range w.nodes {
+		n.mu.Lock()
+		same := candidateName(n.rec.Name) == candidate[:at]
+		gone := n.view.Answer == election.Answers && (!n.view.Monitored || n.last.PID != 0 && fmt.Sprint(n.last.PID) != candidate[at+1:])
+		n.mu.Unlock()
+		if same {
+			return gone
+		}
+	}
+	return false
+}
+
+func candidateName(node string) string {
+	return strings.ReplaceAll(orDefault(node, "observer"), "/", "-")
 }
 
 func (w *watch) node(id int32) *watcher {
@@ -454,6 +480,7 @@ SELECT json_build_object(
   'heard', extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time),
   'detached', r.rec AND current_setting('primary_conninfo') = '',
   'delayed', current_setting('recovery_min_apply_delay') <> '0',
+  'started', pg_postmaster_start_time(),
   'ballot', ` + ballot.ReadSQL + `,
   'paused', ` + pausedSQL + `,
   'presences', ` + presencesSQL + `,
@@ -487,6 +514,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Heard      float64       `json:"heard"`
 		Detached   bool          `json:"detached"`
 		Delayed    bool          `json:"delayed"`
+		Started    time.Time     `json:"started"`
 		Ballot     string        `json:"ballot"`
 		Paused     string        `json:"paused"`
 		Presences  string        `json:"presences"`
@@ -501,7 +529,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	}
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{Timeline: s.Timeline, LSN: s.LSN}, Drained: s.Drained,
-		Streams: s.Streams, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed,
+		Streams: s.Streams, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,
 		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule, Paused: pausedFor(s.Paused, rec.ID),
 	}
 	if s.InRecovery {

@@ -204,6 +204,7 @@ type Policy struct {
 	Quorum     bool          // synchronous_mode=quorum
 	Acks       int           // synchronous_node_count
 	TooMany    bool          // failovers_per_hour is reached
+	Location   string        // of the former primary
 	Forced     bool          // an operator asks: pause, manual daemons and failovers_per_hour do not count
 }
 

@@ -158,7 +158,7 @@ func (p Policy) elect(s State, o Observation) Decision {
 		return d(s.Reason, p.Interval)
 	case since < p.Patience:
 		return d(BeingPatient, p.Patience-since)
-	case s.BallotFor > o.Rule.Term && o.Now.Sub(s.BallotAt) < p.grace(o.Rule) && !p.ownBallot(o):
+	case s.BallotFor > o.Rule.Term && o.Now.Sub(s.BallotAt) < p.grace(o.Rule) && !p.ownBallot(o) && !forsaken(o.Peers):
 		return d(OthersElect, retryAfter)
 	case o.Now.Sub(s.TurnsAt) < p.turn(o):
 		return d(NotMyTurn, p.turn(o)-o.Now.Sub(s.TurnsAt))
@@ -175,6 +175,12 @@ func (p Policy) grace(r Rule) time.Duration {
 		return 2 * time.Second
 	}
 	return 2*time.Second + p.Fence + Margin
+}
+
+// forsaken: the election of the highest ballots has lost its coordinator.
+func forsaken(peers []Peer) bool {
+	term := highestBallot(peers)
+	return slices.ContainsFunc(peers, func(peer Peer) bool { return peer.Term == term && peer.Forsaken })
 }
 
 // ownBallot: the highest ballots are of our own last election, which is over.

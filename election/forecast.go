@@ -57,6 +57,7 @@ const (
 // is. The positions are those of the last look; a real election counts those that
 // the pledges freeze.
 func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Forecast {
+	p.Location = find(peers, r.Primary).Location
 	f := Forecast{Lost: lost, Candidates: []Candidate{}}
 	after := peers
 	if lost != r.Primary {
@@ -98,14 +99,13 @@ func lose(r Rule, peers []Peer, lost int32) []Peer {
 // candidates puts those that answer in the order of the count.
 func (p Policy) candidates(r Rule, primary Peer, pledged []Peer) []Candidate {
 	all := slices.DeleteFunc(slices.Clone(pledged), func(o Peer) bool { return !o.data() })
-	location := find(pledged, r.Primary).Location
 	newest := standing(r, pledged)[0]
 	fit := func(o Peer) bool { return p.Fit(newest, o) == "" }
 	slices.SortFunc(all, func(a, b Peer) int {
 		if c := compareTrue(fit(a), fit(b)); c != 0 {
 			return c
 		}
-		return p.rank(location, a, b)
+		return p.rank(p.Location, a, b)
 	})
 	var best Peer
 	for _, o := range all {
@@ -117,7 +117,7 @@ func (p Policy) candidates(r Rule, primary Peer, pledged []Peer) []Candidate {
 	for i, o := range all {
 		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), Unfit: p.Fit(newest, o)}
 		if i > 0 && c.Unfit == "" {
-			c.Key = p.decider(location, all[i-1], o)
+			c.Key = p.decider(p.Location, all[i-1], o)
 		}
 		list = append(list, c)
 	}
@@ -149,7 +149,7 @@ var single = []struct {
 // decider is the key that puts two candidates in their order.
 func (p Policy) decider(location string, a, b Peer) Key {
 	for _, s := range single {
-		if p.rank(location, s.only(a), s.only(b)) != 0 {
+		if p.rank(p.Location, s.only(a), s.only(b)) != 0 {
 			return s.key
 		}
 	}

@@ -52,8 +52,10 @@ type Peer struct {
 	Term      int64         // of its ballot
 	Candidate string        // of its ballot
 	Chosen    bool          // its ballot says that it won that election
+	Forsaken  bool          // the monitor that its ballot is made out to has ended since
 	Rule      Rule          // the newest that it holds
 	Paused    bool
+	Started   time.Time // when its server was started
 	Monitored bool // a monitor of its own runs
 	Automatic bool // and fails over by itself
 }
@@ -180,6 +182,7 @@ const (
 	RefusedNoMajority Refusal = "no majority of the voters answers"
 	RefusedSync       Refusal = "the nodes that answer may lack acknowledged commits"
 	RefusedNoneFit    Refusal = "no node that answers may be promoted"
+	RefusedUnfenced   Refusal = "no daemon ran with the primary that could fence it, and it may still accept writes"
 	RefusedLocation   Refusal = "no node of the primary's location answers"
 	RefusedTooMany    Refusal = "too many failovers in the last hour"
 	RefusedVisible    Refusal = "a node still sees the primary" // primary_visibility_consensus
@@ -204,8 +207,9 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		here = here || o.Location == primary.Location || o.ID == Arbiter
 		paused = paused || o.Paused
 	}
+	h := p.Diagnose(now, r, peers)
 	switch {
-	case !p.Diagnose(now, r, peers).Lost():
+	case !h.Lost():
 		return RefusedHealth
 	case paused && !p.Forced:
 		return RefusedPaused
@@ -213,6 +217,8 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedNoMajority
 	case !r.Covers(up):
 		return RefusedSync
+	case !r.Quorum && !h.Proven() && h != HealthDemoted && !primary.SeenAt.IsZero() && !primary.Monitored && !p.Forced:
+		return RefusedUnfenced
 	case !here:
 		return RefusedLocation
 	case !fit:
@@ -266,7 +272,6 @@ type Tally struct {
 func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	var sync []int32
 	var fit []Peer
-	pledged := ids(peers)
 	rules := standing(r, peers)
 	newest := rules[0]
 	for _, o := range peers {
@@ -274,9 +279,9 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 			fit = append(fit, o)
 		}
 	}
-	location := find(peers, r.Primary).Location
-	slices.SortFunc(fit, func(a, b Peer) int { return p.rank(location, a, b) })
+	slices.SortFunc(fit, func(a, b Peer) int { return p.rank(p.Location, a, b) })
 	for _, rule := range rules {
+		pledged := ids(countable(rule, peers))
 		switch {
 		case !rule.Majority(pledged):
 			return Tally{Refusal: RefusedPledges}
@@ -299,8 +304,17 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	if next.Quorum {
 		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
 	}
+	pledged := ids(peers)
 	gone := slices.Contains(pledged, newest.Primary) || h.Proven() && r.Primary == newest.Primary
 	return Tally{Winner: winner.ID, Rule: next, Wait: !newest.Quorum && (!gone || mayBeBetween(newest, term, pledged))}
+}
+
+// countable are the pledged without an arbiter that knows other voters than the
+// rule has: how much its vote weighs depends on them.
+func countable(r Rule, peers []Peer) []Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool {
+		return o.ID == Arbiter && o.Rule.Known() && !slices.Equal(o.Rule.Voters, r.Voters)
+	})
 }
 
 // mayBeBetween reports whether a primary may run that the newest rule knows

@@ -170,12 +170,14 @@ func TestPolicy_Count_Ranking(t *testing.T) {
 		"priority":         {func(p *election.Peer) { p.Priority = 101 }, func(p *election.Peer) {}},
 		"location":         {func(p *election.Peer) {}, elsewhere},
 	}
+	located := failoverPolicy
+	located.Location = answers(1, election.Standby, 1).Location
 	for key, test := range keys {
 		for _, best := range []int32{2, 3} { // whichever has the lower id
 			a, b := answers(best, election.Standby, 100, holding(r), test.better), answers(5-best, election.Standby, 100, holding(r), test.worse)
 			former := answers(1, election.Standby, 1, holding(r), func(p *election.Peer) { p.Priority = 0 })
 			for _, peers := range [][]election.Peer{{former, a, b}, {former, b, a}} {
-				if got := failoverPolicy.Count(r, 9, election.HealthDead, peers); got.Winner != best {
+				if got := located.Count(r, 9, election.HealthDead, peers); got.Winner != best {
 					t.Errorf("%s: got %+v, want winner %d", key, got, best)
 				}
 			}

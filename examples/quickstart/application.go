@@ -118,7 +118,7 @@ func (a *application) failed(err error) {
 	case errors.As(err, &pgErr):
 		a.note = pgErr.Message
 	default:
-		a.note = cut(err.Error(), 40)
+		a.note = "the connection is gone"
 	}
 }
 

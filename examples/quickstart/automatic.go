@@ -118,21 +118,21 @@ func (s *story) takeover(ctx context.Context) (err error) {
 		}
 		commits, by, note := s.app.since()
 		if note != "" {
-			note = "  < " + note
+			note = fmt.Sprintf("%*s< %s", max(1, 16-len(by)), "", note)
 		}
-		s.say("%s%s", fmt.Sprintf("%8.1f%10d  %-16s", (time.Duration(i)*every).Seconds(), commits, by), s.dim(note))
+		s.say("%8.1f%10d  %s%s", (time.Duration(i) * every).Seconds(), commits, by, s.dim(note))
 		if i == killAt {
 			pid, err := s.heir.killPostmaster()
 			if err != nil {
 				return err
 			}
 			s.killed = time.Now()
-			s.say("%s", s.dim(fmt.Sprintf("           < kill -9 %d (the postmaster of %s)", pid, s.heir.name)))
+			s.command("kill -9 %d (the postmaster of %s, in the middle of its work)", pid, s.heir.name)
 		}
 	}
 	outage, winner := s.app.outage()
 	s.space()
-	s.took(outage, "For so long no commit was acknowledged:")
+	s.took(outage, "For so long no commit was acknowledged, seen by the application:")
 	former := s.heir
 	for _, n := range nodes {
 		if n.name == winner {
@@ -180,7 +180,7 @@ func (s *story) account(ctx context.Context) error {
 // comeback waits for the former primary, and looks for what was promised.
 func (s *story) comeback(ctx context.Context) error {
 	s.chapter(s.former.name + " comes back, as a standby")
-	s.say("Its repmgrd does that, as rejoin=rewind says, which is the default.")
+	s.say("Its own repmgrd does that, as rejoin=rewind says, the default.")
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("%s did not rejoin within %s", s.former.name, startLimit))
 	defer cancel()
 	for back := false; !back; {
@@ -189,6 +189,9 @@ func (s *story) comeback(ctx context.Context) error {
 			if back = e.Type == repmgr.EventNodeRejoin && e.Success; back {
 				s.took(e.At.Sub(s.killed), "%s is back, after", e.Node)
 				s.paragraphs(strings.ReplaceAll(e.Details, s.page.dir+"/", "") + ".")
+				if strings.Contains(e.Details, " saved in ") {
+					s.say("Of that no client was told that it was committed, as the next lines show.")
+				}
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -216,7 +219,7 @@ func (s *story) comeback(ctx context.Context) error {
 			return fmt.Errorf("%s has %d of the %d orders that were acknowledged", n.name, got, len(orders))
 		}
 	}
-	s.took(time.Since(begin), "The application was promised %s orders. All are on all nodes.", counted(int64(len(orders))))
+	s.took(time.Since(begin), "%s orders were acknowledged. None is missing on any node,", counted(int64(len(orders))))
 	return nil
 }
 

@@ -49,6 +49,10 @@ func TestQuickstart(t *testing.T) {
 		"is the primary, on timeline 2",
 		"receipts that ",
 		"standby_promote",
+		"Blocked by: nothing\n",
+		" orders were acknowledged. None is missing on any node,",
+		"repmgrd_failover_promote",
+		"node_rejoin",
 		"All servers are stopped, and the directory is removed.",
 	} {
 		require.Contains(t, out.String(), want)
@@ -73,10 +77,10 @@ func (c cancelAt) Write(b []byte) (int, error) {
 }
 
 // Ctrl-C leaves nothing behind, wherever it comes: in a clone, under load, or
-// while the cluster has no primary.
+// while the cluster has no primary, or while a rejoin is under way.
 func TestQuickstart_Interrupted(t *testing.T) {
 	needPgbench(t)
-	for _, at := range []string{"-D node2/data", "pg_wal_replay_pause()", "kill -9"} {
+	for _, at := range []string{"-D node2/data", "pg_wal_replay_pause()", "kill -9", "comes back"} {
 		t.Run(at, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)

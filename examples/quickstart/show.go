@@ -113,11 +113,14 @@ func (p *page) clusterShow(st repmgr.ClusterStatus) {
 	}
 	p.table(rows)
 	for _, issue := range st.Issues {
-		p.say("%s", p.dim("WARNING: "+issue))
+		p.warn(issue)
 	}
 }
 
-// serviceStatus is "repmgr service status".
+func (p *page) warn(issue string) { p.paragraphs(p.dim("WARNING: " + issue)) }
+
+// serviceStatus is "repmgr service status", but for the columns that are all the
+// same here: our monitors are of one process.
 func (p *page) serviceStatus(st repmgr.ServiceStatus) {
 	rows := [][]string{{"ID", "Name", "Role", "Status", "Upstream", "repmgrd", "Paused?", "Phase"}}
 	for _, n := range st.Nodes {
@@ -136,14 +139,17 @@ func (p *page) serviceStatus(st repmgr.ServiceStatus) {
 	p.table(rows)
 	p.say("%s", st.RuleText())
 	for _, issue := range st.Issues {
-		p.paragraphs(p.dim("WARNING: " + issue))
+		p.warn(issue)
 	}
 }
 
 // paragraphs prints long lines, broken between words.
 func (p *page) paragraphs(text string) {
 	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, " \n")
+		if line = strings.TrimRight(line, " \n"); line == "" {
+			p.space()
+			continue
+		}
 		indent := line[:len(line)-len(strings.TrimLeft(line, " "))]
 		out := indent
 		for _, word := range strings.Fields(line) {

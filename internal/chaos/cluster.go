@@ -33,15 +33,6 @@ func (t Topology) data() int {
 
 func (t Topology) witness() bool { return t == ThreeWitness || t == TwoWitness }
 
-// voters counts data nodes, witness and etcd.
-func (t Topology) voters() int {
-	n := t.data()
-	if t.witness() || t == TwoEtcd {
-		n++
-	}
-	return n
-}
-
 // options of a cluster.
 type options struct {
 	Suite    Suite
@@ -49,6 +40,7 @@ type options struct {
 	Topology Topology
 	Quorum   bool   // synchronous_mode=quorum
 	Dir      string // for its files
+	Ext4     bool   // disks that can be frozen
 	Plain    bool   // no namespaces: all on this machine, told apart by port
 	Log      func(format string, args ...any)
 }
@@ -136,15 +128,6 @@ func (c *cluster) names() (names []string) {
 		names = append(names, n.name())
 	}
 	return names
-}
-
-func (c *cluster) node(name string) *node {
-	for _, n := range c.nodes {
-		if n.name() == name {
-			return n
-		}
-	}
-	return nil
 }
 
 // close ends everything.
@@ -315,7 +298,7 @@ func (c *cluster) makeTemplate(ctx context.Context, name, template string, n *no
 			return err
 		}
 	}
-	if err := n.stopServer(ctx, "fast"); err != nil {
+	if err := n.stopServer(ctx); err != nil {
 		return err
 	}
 	if out, err := exec.CommandContext(ctx, "cp", "-a", n.data(), template).CombinedOutput(); err != nil {

@@ -32,6 +32,7 @@ type Settings struct {
 	Soak            time.Duration
 	Plain, Verbose  bool
 	Keep, Each      bool
+	Ext4            bool
 	Suite           string // inside: ours, peer or tuned
 	Sides           bool   // inside
 	Alone           bool   // inside
@@ -56,6 +57,7 @@ func parse(args []string, stderr io.Writer) (s Settings, err error) {
 	f.IntVar(&s.Outage, "outage", 0, "measure outages instead: so many times, beside repmgr 5")
 	f.IntVar(&s.PeerRuns, "peer-runs", 3, "of an -outage: how often each fault meets the peer")
 	f.DurationVar(&s.Soak, "soak", 0, "instead of faults: so long 200 ms of jitter, 20 % loss and a starved processor, and no failover")
+	f.BoolVar(&s.Ext4, "ext4", false, "disks are files with an ext4, which can be frozen: adds the faults of a disk that stalls")
 	f.BoolVar(&s.Plain, "plain", false, "no namespaces: faults of processes only")
 	f.BoolVar(&s.Keep, "keep", false, "keep the logs of runs that passed, too")
 	f.BoolVar(&s.Verbose, "v", false, "say what happens")
@@ -126,7 +128,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 
 // inside is one run: its results go to out, a JSON object a line.
 func inside(ctx context.Context, s Settings, stdout io.Writer) (problems int, err error) {
-	o := PlanOptions{Seed: s.Seed, Count: s.PerRun, Topology: s.Topology, Mode: s.Mode, PairsPct: s.Pairs, Each: s.Each, Plain: s.Plain, Peer: s.Suite != "ours"}
+	o := PlanOptions{Seed: s.Seed, Count: s.PerRun, Topology: s.Topology, Mode: s.Mode, PairsPct: s.Pairs, Each: s.Each, Plain: s.Plain, Peer: s.Suite != "ours", Ext4: s.Ext4}
 	if s.Only != "" {
 		o.Only = strings.Split(s.Only, ";")
 	}
@@ -156,7 +158,7 @@ func inside(ctx context.Context, s Settings, stdout io.Writer) (problems int, er
 	if err != nil {
 		return 0, err
 	}
-	c, err := newCluster(options{Suite: suite, BinDir: s.PgBin, Topology: Topology(plan.Topology), Quorum: plan.Mode == "quorum", Dir: dir, Plain: s.Plain, Log: log})
+	c, err := newCluster(options{Suite: suite, BinDir: s.PgBin, Topology: Topology(plan.Topology), Quorum: plan.Mode == "quorum", Dir: dir, Plain: s.Plain, Ext4: s.Ext4, Log: log})
 	if err != nil {
 		return 0, err
 	}
@@ -286,7 +288,7 @@ func (s Settings) runs(ctx context.Context, began time.Time, stdout, stderr io.W
 func (s Settings) isolate(ctx context.Context, stdout, stderr io.Writer, seed uint64, extra ...string) error {
 	args := []string{
 		"chaos", "-bin", absolute(s.Bin), "-pg-bindir", s.PgBin, "-out", absolute(s.Out), "-seed", fmt.Sprint(seed), "-per-run", fmt.Sprint(s.PerRun),
-		"-topology", s.Topology, "-mode", s.Mode, "-only", s.Only, "-pairs", fmt.Sprint(s.Pairs), fmt.Sprintf("-v=%v", s.Verbose), fmt.Sprintf("-keep=%v", s.Keep), fmt.Sprintf("-each=%v", s.Each), fmt.Sprintf("-sides=%v", s.Sides), "-suite", s.Suite,
+		"-topology", s.Topology, "-mode", s.Mode, "-only", s.Only, "-pairs", fmt.Sprint(s.Pairs), fmt.Sprintf("-v=%v", s.Verbose), fmt.Sprintf("-keep=%v", s.Keep), fmt.Sprintf("-each=%v", s.Each), fmt.Sprintf("-ext4=%v", s.Ext4), fmt.Sprintf("-sides=%v", s.Sides), "-suite", s.Suite,
 	}
 	code, err := Isolate(ctx, append(args, extra...), stdout, stderr)
 	if err == nil && code > 1 {

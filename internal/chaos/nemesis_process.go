@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sys/unix"
 )
@@ -191,16 +190,16 @@ func stops() []Nemesis {
 func operators() []Nemesis {
 	return []Nemesis{
 		{Name: "clean shutdown of primary", Expect: None, Hold: span(time.Second, 4*time.Second), Do: func(ctx context.Context, s *scene) error {
-			return s.hit(s.primary()).stopServer(ctx, "fast")
+			return s.hit(s.primary()).stopServer(ctx)
 		}, Undo: func(ctx context.Context, s *scene) error { return s.primary().launchServer(ctx) }},
 		{Name: "restart of primary", Expect: None, Do: func(ctx context.Context, s *scene) error {
 			n := s.hit(s.primary())
-			return errors.Join(n.stopServer(ctx, "fast"), n.launchServer(ctx))
+			return errors.Join(n.stopServer(ctx), n.launchServer(ctx))
 		}},
 		{Name: "clean shutdown of standby", Expect: None, Hold: span(moment, 2*time.Second), Do: func(ctx context.Context, s *scene) error {
 			n := s.hit(s.standby())
 			s.cleanup = append(s.cleanup, func() { _ = n.launchServer(ctx) })
-			return n.stopServer(ctx, "fast")
+			return n.stopServer(ctx)
 		}},
 		{Name: "pause, then kill postmaster", Expect: None, Needs: needsFailover, Hold: span(3*time.Second, 5*time.Second), Do: func(ctx context.Context, s *scene) error {
 			n := s.standby()
@@ -235,6 +234,16 @@ func exhaustions() []Nemesis {
 			n := s.hit(s.primary())
 			s.cleanup = append(s.cleanup, func() { _ = emptyDisk(n.disk()) })
 			return fillDisk(n.disk())
+		}},
+		{Name: "disk of primary stalls", Expect: Either, Needs: needsExt4, Weight: 20, Hold: span(2*time.Second, 14*time.Second), Do: func(_ context.Context, s *scene) error {
+			n := s.hit(s.primary())
+			s.cleanup = append(s.cleanup, func() { _ = freeze(n.disk(), false) })
+			return freeze(n.disk(), true)
+		}},
+		{Name: "disk of standby stalls", Expect: None, Needs: needsExt4, Hold: span(2*time.Second, 8*time.Second), Do: func(_ context.Context, s *scene) error {
+			n := s.hit(s.standby())
+			s.cleanup = append(s.cleanup, func() { _ = freeze(n.disk(), false) })
+			return freeze(n.disk(), true)
 		}},
 		{Name: "disk of standby full", Expect: None, Needs: needsNetwork, Weight: 5, Hold: span(2*time.Second, 4*time.Second), Do: func(ctx context.Context, s *scene) error {
 			n := s.hit(s.standby())
@@ -313,11 +322,3 @@ func fillDisk(disk string) error {
 }
 
 func emptyDisk(disk string) error { return unix.Unlink(disk + "/ballast") }
-
-// exec runs SQL on a node.
-func (n *node) exec(ctx context.Context, sql string) error {
-	return n.with(ctx, func(ctx context.Context, c *pgx.Conn) error {
-		_, err := c.Exec(ctx, sql)
-		return err
-	})
-}

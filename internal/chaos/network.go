@@ -66,19 +66,6 @@ func (n *network) plug(name, ip string) (*machine, error) {
 	return m, nil
 }
 
-// unplug takes the machine away, with its cable.
-func (n *network) unplug(name string) error {
-	n.calm(name)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if m := n.machines[name]; m != nil {
-		m.close()
-	}
-	delete(n.machines, name)
-	maps.DeleteFunc(n.fates, func(k [2]string, _ fate) bool { return k[0] == name || k[1] == name })
-	return ipBatch("link del to-" + name)
-}
-
 // cable connects or disconnects a machine: its switch port is down, its own
 // interface has no carrier.
 func (n *network) cable(name string, connected bool) error {

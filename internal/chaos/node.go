@@ -104,7 +104,7 @@ func (n *node) prepare() error {
 		}
 	}
 	if n.m.fd >= 0 {
-		if err := unix.Mount("chaos", n.disk(), "tmpfs", 0, "mode=700,size="+strconv.FormatInt(diskBytes, 10)); err != nil {
+		if err := n.mountDisk(); err != nil {
 			return fmt.Errorf("mount the disk of %s: %w", n.name(), err)
 		}
 	}
@@ -112,6 +112,26 @@ func (n *node) prepare() error {
 		return err
 	}
 	return n.own(n.dir, n.disk(), filepath.Join(n.dir, "log"))
+}
+
+// mountDisk mounts a tmpfs, or an ext4 in a file of one: only that can be frozen.
+func (n *node) mountDisk() error {
+	size := strconv.FormatInt(diskBytes, 10)
+	if !n.c.o.Ext4 {
+		return unix.Mount("chaos", n.disk(), "tmpfs", 0, "mode=700,size="+size)
+	}
+	image := filepath.Join(n.dir, "image")
+	for _, args := range [][]string{
+		{"truncate", "-s", size, image},
+		{"mkfs.ext4", "-q", image},
+		{"mount", "-o", "loop", image, n.disk()},
+		{"rmdir", filepath.Join(n.disk(), "lost+found")},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
 }
 
 func (n *node) own(paths ...string) error {
@@ -151,8 +171,8 @@ func (n *node) launchServer(ctx context.Context) error {
 }
 
 // stopServer is an operator's clean shutdown.
-func (n *node) stopServer(ctx context.Context, mode string) error {
-	return n.run(ctx, filepath.Join(n.c.o.BinDir, "pg_ctl"), "-D", n.data(), "-s", "-m", mode, "-t", "30", "stop")
+func (n *node) stopServer(ctx context.Context) error {
+	return n.run(ctx, filepath.Join(n.c.o.BinDir, "pg_ctl"), "-D", n.data(), "-s", "-m", "fast", "-t", "30", "stop")
 }
 
 // serverProcesses are the postmaster and all of its children, orphaned or not.

@@ -27,6 +27,7 @@ type PlanOptions struct {
 	Each     bool     // every nemesis once and in turn: Count and PairsPct do not matter
 	Plain    bool
 	Peer     bool
+	Ext4     bool // the disks can be frozen
 }
 
 // Fault is one entry of a plan.
@@ -54,7 +55,7 @@ func NewPlan(o PlanOptions) (Plan, error) {
 	}
 	var all, pairs []Nemesis
 	for _, n := range Nemeses() {
-		if !o.wants(n.Name) || !n.Needs.met(Topology(o.Topology), o.Plain, o.Peer) {
+		if !o.wants(n.Name) || !n.Needs.met(Topology(o.Topology), o.Plain, o.Peer, o.Ext4) {
 			continue
 		}
 		all = append(all, n)

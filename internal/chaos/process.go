@@ -53,10 +53,14 @@ func waitFor(ctx context.Context, limit time.Duration, what string, ok func(cont
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %s", limit))
 	defer cancel()
 	pause := 5 * time.Millisecond
+	var err error
 	for {
-		err := ok(ctx)
-		if err == nil {
+		last := ok(ctx)
+		if last == nil {
 			return nil
+		}
+		if err == nil || ctx.Err() == nil { // what fails because the time is over tells nothing
+			err = last
 		}
 		if cause := sleep(ctx, pause); cause != nil {
 			return fmt.Errorf("wait for %s: %w: %w", what, cause, err)

@@ -203,7 +203,7 @@ func (r *runner) faultOf(ctx context.Context, f Fault, list ...Nemesis) (Result,
 	held := r.inject(ctx, f.Later, list, s, &o, &res)
 	res.Target, res.HeldMS = s.target, held.Milliseconds()
 	res.HealedMS = -1
-	if err := r.heal(ctx, limit, s, &res); err != nil {
+	if err := r.heal(ctx, limit, &res); err != nil {
 		res.Rebuilt = true
 		res.Problems = append(res.Problems, fmt.Sprintf("not well again within %s: %v", limit, err))
 	}
@@ -321,7 +321,7 @@ func (r *runner) awaitPromotion(ctx context.Context, o *observation) {
 
 // heal waits until the cluster is well. After a while an operator starts the
 // servers that nobody started. A peer that does not rejoin is well when it writes.
-func (r *runner) heal(ctx context.Context, limit time.Duration, s *scene, res *Result) error {
+func (r *runner) heal(ctx context.Context, limit time.Duration, res *Result) error {
 	if r.c.o.Suite.Peer {
 		return r.writes(ctx, 20)
 	}

@@ -67,7 +67,7 @@ func (w *weather) rules() string {
 
 // The words of linux/netfilter/nfnetlink_queue.h.
 const (
-	nfqPacket, nfqVerdict, nfqConfig             = 3<<8 | 0, 3<<8 | 1, 3<<8 | 2
+	nfqPacket, nfqVerdict, nfqConfig             = 3 << 8, 3<<8 | 1, 3<<8 | 2
 	nfqaPacketHdr, nfqaVerdictHdr                = 1, 2
 	nfqaCfgCmd, nfqaCfgParams, nfqaCfgMax        = 1, 2, 3
 	nfqCmdBind, nfqCopyMeta                      = 1, 1
