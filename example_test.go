@@ -174,6 +174,55 @@ func ExampleMonitor_Run() {
 	}
 }
 
+// With failover=automatic the same Monitor votes, elects, fences its node and
+// brings it back. It must run on each node's machine, as the user of its server.
+func ExampleNewMonitor_failover() {
+	cfg := cfg // a copy
+	cfg.Failover = repmgr.FailoverAutomatic
+	cfg.SynchronousMode = repmgr.SynchronousQuorum // no acknowledged commit is lost
+	cfg.DataDirectory = "/srv/pg"
+	cfg.Notifiers = []repmgr.Notifier{repmgr.NotifierFunc(func(_ context.Context, e repmgr.Event) error {
+		switch e.Type {
+		case repmgr.EventFailoverPromote:
+			log.Printf("writes go to %s now, not to %s", e.Node, e.Peer)
+		case repmgr.EventFailoverRefused:
+			log.Printf("the primary is lost, and a person has to look: %s", e.Details)
+		case repmgr.EventFence:
+			log.Printf("%s was stopped, so that there is no second primary: %s", e.Node, e.Details)
+		}
+		return nil
+	})}
+	m, err := repmgr.NewMonitor(cfg)
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
+	defer stop()
+	if err := m.Run(ctx); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// What "repmgr cluster failover --dry-run" does: everybody is asked, nobody for a
+// pledge. While the primary lives there is nothing to elect: [Cluster.Explain] says
+// who would win.
+func ExampleCluster_Failover() {
+	res, err := cluster.Failover(ctx, repmgr.FailoverOptions{DryRun: true})
+	var refused *repmgr.RefusalError
+	switch {
+	case errors.Is(err, repmgr.ErrNoQuorum):
+		log.Fatal("not enough nodes answer: ", err, " ", repmgr.Hint(err))
+	case errors.As(err, &refused):
+		fmt.Println("no:", refused.Refusal, "-", refused.Health)
+		return
+	case err != nil:
+		log.Fatal(err)
+	}
+	if res.Winner != nil {
+		fmt.Println(res.Winner.Name, "would win, because the", res.Health)
+	}
+}
+
 // A Notifier is told of everything that happens, by type.
 func ExampleNotifier() {
 	cfg := cfg // a copy

@@ -619,6 +619,10 @@ var errNoStandby = errors.New("no standby")
 // that it streamed from before, and waits until it does, for as long as is usual.
 func (a *campaign) repoint(ctx context.Context, r Record) error {
 	target := *a.res.Winner
+	theirs, ours := peerOf(a.pledged, int32(r.ID)).Position, peerOf(a.pledged, a.tally.Winner).Position
+	if theirs.Timeline > ours.Timeline || theirs.LSN > ours.LSN {
+		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs, ours)
+	}
 	if up, ok := recordByID(a.w.records(), r.UpstreamID); ok && up.Role == RoleStandby && up.ID != r.ID &&
 		slices.ContainsFunc(a.pledged, func(p election.Peer) bool { return p.ID == int32(up.ID) }) {
 		target = up

@@ -200,15 +200,23 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *Node, node Record, statu
 		return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: timeline %d of the one is not timeline %d of the other: they were promoted apart", node, target, local.Timeline, upstream.Timeline),
 			"Decide which of the two branches holds the data that counts, and clone the other one anew: repmgr standby clone --force")
 	}
-	if local.Timeline == upstream.Timeline && theirs.InRecovery {
-		return upstream.Timeline, nil // both read one stream: whoever is behind catches up
-	}
 	verdict := wal.CanFollow(local, upstream, history)
-	if verdict.OK() {
-		return upstream.Timeline, nil
+	if verdict.OK() || local.Timeline == upstream.Timeline && theirs.InRecovery { // both read one stream: whoever is behind catches up
+		begin, _ := history.Fork(parent(history, local.Timeline))
+		return upstream.Timeline, c.refuseTwin(ctx, n, up, node, target, local.Timeline, begin, min(local.LSN, upstream.LSN))
 	}
 	return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: %s", node, target, verdict.Explain(local, upstream, history)),
 		"What it has beyond that point is on no other node. Save it if it matters, then clone the standby anew: repmgr standby clone --force")
+}
+
+// parent is the timeline that t left, 0 where h does not say.
+func parent(h wal.History, t wal.Timeline) (p wal.Timeline) {
+	for _, e := range h {
+		if e.Timeline < t {
+			p = e.Timeline
+		}
+	}
+	return p
 }
 
 // timelineHistory reads the history of a timeline over a replication connection.

@@ -16,18 +16,24 @@ import (
 // guard keeps the local server from being a second primary, whatever else the
 // Monitor is busy with:
 //
-//   - with synchronous_mode=off, a primary that has had no contact to a majority
-//     for fence_timeout is stopped: others may have been elected;
+//   - a primary that has had no contact to a majority for fence_timeout is stopped:
+//     another one may have been elected (with quorum its commits hang already, and
+//     clients that reach it had better go elsewhere);
 //   - a primary that hangs is killed after hang_timeout, so that it can not wake
 //     up as one later;
 //   - what a dead postmaster has left behind is killed: it can still commit.
 //
 // A stopped primary is started again as a standby of nobody.
 func (m *Monitor) guard(ctx context.Context) {
+	last := time.Now()
 	for {
 		c := m.settings()
 		if pause(ctx, c.pulse()/2) != nil {
 			return
+		}
+		slept := time.Since(last) > c.pulse()
+		if last = time.Now(); slept { // this process was stopped: what it knows is old
+			m.watch.refresh(ctx, c.pulse())
 		}
 		if c.cfg.Failover != FailoverAutomatic {
 			continue
@@ -91,7 +97,7 @@ func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.
 	}
 	left = c.cfg.FenceTimeout
 	for _, rule := range []election.Rule{r, m.ruleBefore()} {
-		if !rule.Known() || rule.Quorum {
+		if !rule.Known() {
 			continue
 		}
 		rule.Primary, rule.Term = r.Primary, r.Term

@@ -154,7 +154,9 @@ SELECT json_build_object(
                     (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
   'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
-  'received_lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
+  'received_lsn', CASE WHEN NOT r.rec THEN NULL
+      WHEN d.idle AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver) THEN pg_last_wal_replay_lsn()
+      ELSE greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
   'replayed_lsn', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
   'replayed_at', CASE WHEN r.rec THEN pg_last_xact_replay_timestamp() END,
   'replay_paused', CASE WHEN r.rec THEN pg_is_wal_replay_paused() ELSE false END,
@@ -170,7 +172,7 @@ SELECT json_build_object(
         'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'data_directory', 'data_directory_mode', 'config_file',
         'hba_file', 'ident_file', 'primary_slot_name', 'synchronous_standby_names')),
   'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo')
-) FROM (SELECT pg_is_in_recovery() AS rec) r`
+) FROM (SELECT pg_is_in_recovery() AS rec) r CROSS JOIN ` + idleSQL + ` d`
 
 // Status reads the server's state in one statement.
 func (n *Node) Status(ctx context.Context) (NodeStatus, error) {

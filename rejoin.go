@@ -76,6 +76,7 @@ type rejoining struct {
 	timeline    wal.Timeline // of the local server
 	ours        wal.History
 	diverged    bool
+	twin        bool   // what both call one timeline is two: they were promoted apart
 	impossible  string // why neither following nor pg_rewind can help
 	interrupted bool   // an earlier rejoin ended in the middle of its work on the data
 	res         RejoinResult
@@ -406,6 +407,9 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		}
 		r.diverged = beyond || r.control.Position().LSN > fork
 	}
+	if err := r.findTwin(ctx, common, theirs, fork); err != nil {
+		return "", err
+	}
 	needed := fork
 	if r.control.State == pgcontrol.ShutDown && r.timeline == common {
 		needed = min(fork, r.control.Position().LSN)
@@ -419,11 +423,16 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		return fmt.Sprintf("nothing beyond what %s has (%s)", r.res.Primary, r.control.State), nil
 	}
 	r.res.Fork = &wal.Position{Timeline: common, LSN: fork}
+	if r.twin {
+		r.res.Fork.LSN, _ = r.ours.Fork(parent(r.ours, common))
+	}
 	detail := fmt.Sprintf("%s has WAL of its own behind %s", r.res.Node, r.res.Fork)
 	switch s := r.status.Settings; {
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
 		return detail + ", and " + r.impossible, nil
+	case r.twin:
+		r.impossible = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", common)
 	case gone != "":
 		r.impossible = gone
 	case common == r.status.Timeline && common == r.timeline:
@@ -434,6 +443,33 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		r.impossible = fmt.Sprintf("full_page_writes is off on %s", r.res.Primary)
 	}
 	return detail, nil
+}
+
+// firstRecord is less than the first record of a timeline takes.
+const firstRecord = 40
+
+// findTwin looks whether the timeline that both are on is one log.
+func (r *rejoining) findTwin(ctx context.Context, common wal.Timeline, theirs wal.History, fork wal.LSN) error {
+	begin, ok := theirs.Fork(parent(theirs, common))
+	if common != r.timeline || common <= 1 || !ok {
+		return nil
+	}
+	end := r.control.Position().LSN
+	switch {
+	case r.local != nil:
+		if status, err := r.local.Status(ctx); err == nil {
+			end = status.Position().LSN
+		}
+	case r.control.State == pgcontrol.InProduction: // it has written at least the record of its promotion
+		end = max(end, begin+firstRecord)
+	}
+	twin, err := twins(ctx, r.server.walSum, r.primary.walSum, common, begin, min(fork, end), r.control.WALSegmentSize)
+	if err != nil && sqlState(err) != codeInsufficientPrivilege {
+		return err
+	}
+	r.twin = twin
+	r.diverged = r.diverged || twin
+	return nil
 }
 
 // walGone says that the primary does not have the WAL any more that the node
@@ -465,7 +501,7 @@ func (r *rejoining) decide() error {
 			"It can be saved and taken back. %s", r.again("--force-rewind"))
 	case r.impossible == "":
 		r.res.Method, r.res.Reason = RejoinByRewind, fmt.Sprintf("it has WAL of its own behind %s", r.fork())
-	case reclone:
+	case reclone, r.twin && r.o.Policy == RejoinRewind: // its WAL is saved, too, and nothing else takes it back
 		r.res.Method, r.res.Reason = RejoinByClone, r.impossible
 	case !r.diverged:
 		return hint(kind(ErrRejoin, "%s can not follow %s: %s", r.res.Node, r.res.Primary, r.impossible), "%s", r.again("--reclone"))

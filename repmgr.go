@@ -1,7 +1,7 @@
 // Package repmgr manages PostgreSQL streaming-replication clusters: it
-// registers nodes, clones standbys, promotes, re-points followers and watches
-// replication. It needs nothing inside the server: no extension, no shared
-// library, no SSH, no other store.
+// registers nodes, clones standbys, promotes, re-points followers, watches
+// replication and fails over by itself. It needs nothing inside the server: no
+// extension, no shared library, no SSH, no other store.
 //
 // # The tour
 //
@@ -24,6 +24,22 @@
 //	m, err := repmgr.NewMonitor(cfg)
 //	...
 //	err = m.Run(ctx)
+//
+// # Failover
+//
+// With [FailoverAutomatic] the Monitors elect a new primary when the old one is
+// lost, each for all: with durable pledges of a majority of the registered nodes,
+// kept in their own servers. They fence a primary that may have been replaced, and
+// bring it back as a standby ([Cluster.Rejoin]). With [SynchronousQuorum] no
+// acknowledged commit is lost by that. A Monitor without a NodeID, on any machine
+// that reaches the nodes, holds the election when theirs are gone. One election,
+// now and by hand, is [Cluster.Failover]; it answers with a [RefusalError] where it
+// would be unsafe.
+//
+// What would happen if a node died now says [Cluster.Explain]; what did happen
+// [Cluster.Failovers] and [Cluster.Why]; what the daemons do [Cluster.ServiceStatus].
+// [Cluster.Pause] keeps all of them from acting. The policy itself is package
+// election, a function of what is known.
 //
 // # Errors
 //

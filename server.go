@@ -190,14 +190,21 @@ func (s *localServer) waitGone(ctx context.Context, pids []int) error {
 	}
 }
 
-// forgetDead removes the pid file of a postmaster that is dead but that nobody
+// forgetDead removes the lock files of a postmaster that is dead but that nobody
 // has waited for: PostgreSQL takes it for alive and refuses to start.
 func (s *localServer) forgetDead() {
-	path := filepath.Join(s.dir, "postmaster.pid")
-	text, _ := os.ReadFile(path)
-	first, _, _ := strings.Cut(string(text), "\n")
-	if pid, err := strconv.Atoi(strings.TrimSpace(first)); err == nil && processState(pid) == 'Z' {
-		_ = os.Remove(path)
+	locks := []string{filepath.Join(s.dir, "postmaster.pid")}
+	text, _ := os.ReadFile(locks[0])
+	lines := strings.Split(string(text), "\n")
+	if len(lines) > 4 && lines[4] != "" { // port and first socket directory
+		locks = append(locks, filepath.Join(lines[4], ".s.PGSQL."+lines[3]+".lock"))
+	}
+	for _, path := range locks {
+		text, _ := os.ReadFile(path)
+		first, _, _ := strings.Cut(string(text), "\n")
+		if pid, err := strconv.Atoi(strings.TrimSpace(first)); err == nil && processState(pid) == 'Z' {
+			_ = os.Remove(path)
+		}
 	}
 }
 

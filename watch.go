@@ -472,11 +472,11 @@ SELECT json_build_object(
       THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()),
                     CASE WHEN w.status IS NULL THEN (SELECT max(('x' || substr(name, 1, 8))::bit(32)::int) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$') END)
       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
-  'lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_flush_lsn() END,
-  'drained', NOT r.rec OR (coalesce(pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn(), true)
-      AND EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream'))),
+  'lsn', CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() WHEN d.idle AND w.status IS NULL THEN pg_last_wal_replay_lsn()
+      ELSE greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
+  'drained', NOT r.rec OR d.idle,
   'replay', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
-  'streams', w.status IS NOT NULL, 'sender_host', w.sender_host, 'sender_port', w.sender_port,
+  'streams', w.status IS NOT NULL, 'receiving', coalesce(w.status = 'streaming', false), 'sender_host', w.sender_host, 'sender_port', w.sender_port,
   'heard', extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time),
   'detached', r.rec AND current_setting('primary_conninfo') = '',
   'delayed', current_setting('recovery_min_apply_delay') <> '0',
@@ -485,7 +485,13 @@ SELECT json_build_object(
   'paused', ` + pausedSQL + `,
   'presences', ` + presencesSQL + `,
   'rule', %s)
-FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true`
+FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + idleSQL + ` d`
+
+// idleSQL says whether a standby has replayed all that it has, and waits for more.
+// It may have received the beginning of a record whose end will never come: that
+// counts for nothing, and where no receiver runs, replay has come to the true end.
+const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
 
 const ruleSQL = `(SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
       'sync_standbys', sync_standbys, 'acks', acks) FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1)`
@@ -509,6 +515,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Replay     wal.LSN       `json:"replay"`
 		Drained    bool          `json:"drained"`
 		Streams    bool          `json:"streams"`
+		Receiving  bool          `json:"receiving"`
 		Host       string        `json:"sender_host"`
 		Port       int           `json:"sender_port"`
 		Heard      float64       `json:"heard"`
@@ -529,7 +536,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	}
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{Timeline: s.Timeline, LSN: s.LSN}, Drained: s.Drained,
-		Streams: s.Streams, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,
+		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,
 		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule, Paused: pausedFor(s.Paused, rec.ID),
 	}
 	if s.InRecovery {

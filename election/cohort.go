@@ -180,7 +180,7 @@ func LeaseStart(now time.Time, r Rule, self int32, peers []Peer) time.Time {
 				reached = append(reached, o.ID)
 			}
 		}
-		if !r.Majority(without(r.Voters, append(reached, self))) {
+		if !r.CanElect(without(r.Voters, append(reached, self))) {
 			return t
 		}
 	}

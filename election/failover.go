@@ -28,7 +28,7 @@ func (p Policy) remember(s State, o Observation) State {
 	} else if s.Health != was {
 		s.TurnsAt = o.Now // what lets one begin lets all: they take turns anew
 	}
-	if me := find(o.Peers, o.Self); !o.Local.Up || !o.Local.InRecovery || me.Streams {
+	if me := find(o.Peers, o.Self); !o.Local.Up || !o.Local.InRecovery || me.attached(find(o.Peers, o.Rule.Primary)) {
 		s.AloneAt = time.Time{}
 	} else if s.AloneAt.IsZero() {
 		s.AloneAt = o.Now
@@ -115,7 +115,7 @@ func (o Observation) winnerRuns() bool {
 // standby that has pledged itself trusts only a rule of that term or a later one.
 func (p Policy) strays(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
-	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !me.Paused && !me.Streams &&
+	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !me.Paused && !me.attached(find(o.Peers, o.Rule.Primary)) &&
 		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.AloneAt) >= p.Silence) &&
 		!o.Busy && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter)
 }

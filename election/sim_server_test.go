@@ -109,7 +109,7 @@ func (s *server) look(id int32) election.Peer {
 		p.ShutDown = len(s.wal) > 0 && s.wal[len(s.wal)-1].stop
 		if s.recovery {
 			p.Running = election.Standby
-			p.Streams, p.Receives, p.Heard = s.conn != 0, s.upstream, s.w.now-s.heard
+			p.Streams, p.Receiving, p.Receives, p.Heard = s.conn != 0, s.conn != 0, s.upstream, s.w.now-s.heard
 			p.Detached = s.conninfo == 0
 		}
 	}

@@ -45,6 +45,7 @@ type Peer struct {
 	Drained   bool          // all WAL that it has is replayed
 	Receives  int32         // node that it streams from; 0: nobody, or unknown
 	Streams   bool          // a WAL receiver runs
+	Receiving bool          // and is streaming at this moment
 	Heard     time.Duration // how long ago the receiver heard from its sender, at SeenAt
 	Detached  bool          // it has no primary_conninfo: pledged, or fenced
 	Delayed   bool          // it applies WAL with a delay
@@ -56,13 +57,18 @@ type Peer struct {
 	Rule      Rule          // the newest that it holds
 	Paused    bool
 	Started   time.Time // when its server was started
-	Monitored bool // a monitor of its own runs
-	Automatic bool // and fails over by itself
+	Monitored bool      // a monitor of its own runs
+	Automatic bool      // and fails over by itself
 }
 
 // fresh reports whether the peer answered a look that began at or after t.
 func (p Peer) fresh(t time.Time) bool {
 	return p.Answer == Answers && !p.SeenAt.IsZero() && !p.SeenAt.Before(t)
+}
+
+// attached reports whether a standby is on the line of the primary of the rule.
+func (p Peer) attached(primary Peer) bool {
+	return p.Receiving && (primary.Running != Primary || p.Position.Timeline >= primary.Position.Timeline)
 }
 
 // data reports whether the peer can hold the cluster's data.

@@ -29,7 +29,7 @@ func gone(a election.Answer, change ...func(*election.Peer)) election.Peer {
 	return p
 }
 
-func streams(p *election.Peer)   { p.Streams, p.Receives = true, 1 }
+func streams(p *election.Peer)   { p.Streams, p.Receiving, p.Receives = true, true, 1 }
 func ended(p *election.Peer)     { p.Ended = true }
 func witness(p *election.Peer)   { p.Role = election.Witness }
 func elsewhere(p *election.Peer) { p.Location = "b" }

@@ -8,6 +8,7 @@
 //	make chaos                                   1,000 faults, about an hour
 //	make chaos CHAOSFLAGS="-faults 20 -v"        some
 //	make chaos CHAOSFLAGS="-outage 100"          outages, beside repmgr 5, alone on the machine
+//	make chaos CHAOSFLAGS="-ext4 -faults 100"    also disks that stall: each is an ext4 that is frozen
 //	make soak                                    an hour of bad weather: no failover may happen
 //	go test ./internal/chaos                     a short form, where root and namespaces are to be had
 //
