@@ -59,6 +59,9 @@ func (e Explanation) String() string {
 
 // present is the cluster as it is.
 func (e Explanation) present() string {
+	if !e.Rule.Known() && e.Votes.Answer == 0 {
+		return "No registered node answers: nobody can be asked who the primary is."
+	}
 	if !e.Rule.Known() {
 		return "There is no rule yet: nobody has said who the primary is, and whose votes count."
 	}

@@ -36,7 +36,8 @@ type FailoverResult struct {
 	Winner    *Record         `json:"winner,omitempty"`
 	Rule      election.Rule   `json:"rule"`
 	StartedAt time.Time       `json:"started_at"`
-	Outage    time.Duration   `json:"outage_ns"` // from the last sign of life of the former primary until the new one's first commit
+	Outage    time.Duration   `json:"outage_ns"`  // from the last sign of life of the former primary until the new one's first commit
+	LostBytes *int64          `json:"lost_bytes"` // WAL that the former primary is known to have had beyond the winner; nil: not known
 	Steps     []FailoverStep  `json:"steps"`
 	Following []Record        `json:"following"` // standbys that stream from the winner already
 	DryRun    bool            `json:"dry_run,omitempty"`
@@ -416,7 +417,12 @@ func (a *campaign) count(context.Context) error {
 	}
 	r := a.w.record(a.tally.Winner)
 	a.res.Winner = &r
-	a.at("chosen", "%s at %s", r, peerOf(a.pledged, a.tally.Winner).Position)
+	ours, theirs := peerOf(a.pledged, a.tally.Winner).Position, peerOf(a.w.peers(), a.rule.Primary).Position
+	if theirs.LSN > 0 && theirs.Timeline == ours.Timeline {
+		lost := max(0, theirs.LSN.Bytes(ours.LSN))
+		a.res.LostBytes = &lost
+	}
+	a.at("chosen", "%s at %s", r, ours)
 	return nil
 }
 
@@ -593,7 +599,7 @@ func (a *campaign) open(ctx context.Context) error {
 			}
 		})
 	}
-	a.at("repointed", "%d standbys are told", len(a.pledged)-1)
+	a.at("repointed", "the others are told")
 	err := a.commit(ctx)
 	wg.Wait()
 	if err != nil {
@@ -606,8 +612,16 @@ func (a *campaign) open(ctx context.Context) error {
 		}
 	}
 	a.res.Rule = a.tally.Rule
-	a.at("ruled", "term %d is open; %d standbys follow", a.res.Term, len(a.res.Following))
+	a.at("ruled", "term %d is open; following: %s", a.res.Term, orDefault(names(a.res.Following), "nobody yet"))
 	return nil
+}
+
+func names(recs []Record) string {
+	var all []string
+	for _, r := range recs {
+		all = append(all, r.Name)
+	}
+	return strings.Join(all, ", ")
 }
 
 // inaugurationLimit is how many silence_timeouts the first commit of a term may take.
@@ -750,9 +764,9 @@ func (n *Node) recordFailover(ctx context.Context, coordinator string, res Failo
 	if err != nil {
 		return err
 	}
-	_, err = n.conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps)
-		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8) ON CONFLICT (term) DO NOTHING`,
-		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps)
+	_, err = n.conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps, lost_bytes)
+		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8, $9) ON CONFLICT (term) DO NOTHING`,
+		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps, res.LostBytes)
 	if err != nil {
 		return n.queryError("record the failover", err)
 	}

@@ -47,6 +47,7 @@ type Monitor struct {
 	action       *action // the long action under way; nil: none
 	last         election.Outcome
 	diverged     bool      // following failed: the node has WAL that the primary never had
+	witness      bool      // it was one: not to be registered as a primary
 	owes         bool      // a rejoin failed, and is to be tried again
 	synced       time.Time // when the witness' copy was last brought in step
 	kept         []Record
@@ -191,11 +192,14 @@ func (m *Monitor) Run(ctx context.Context) error {
 		}
 		d := m.policy().Step(m.state, o)
 		m.transition(d)
+		if m.state.LostAt.IsZero() {
+			m.report(string(election.Elect), nil) // whatever stood against a failover is over
+		}
 		m.act(ctx, d.Actions)
 		m.tellShared()
 		if !started && m.self.ID != 0 {
 			m.checkAutomatic(ctx)
-			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.state.Role)})
+			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.runsAs())})
 			started = true
 		}
 		m.publish(now)
@@ -204,6 +208,13 @@ func (m *Monitor) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+func (m *Monitor) runsAs() election.Role {
+	if m.self.Role == RoleWitness {
+		return election.Witness
+	}
+	return m.state.Role
 }
 
 func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
@@ -356,6 +367,7 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 	if m.self.ID == 0 {
 		return
 	}
+	m.witness = m.self.Role == RoleWitness
 	o.Node = election.Node{Registered: true, Role: election.Role(m.self.Role), Active: m.self.Active}
 	o.Children = map[int32]bool{}
 	for _, r := range recs {
@@ -498,6 +510,9 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	status, _, err := m.observeLocal(ctx)
 	if err != nil {
 		return err
+	}
+	if m.witness {
+		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
 	}
 	if status.InRecovery {
 		_, err = m.cluster.RegisterStandby(ctx, o)

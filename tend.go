@@ -309,6 +309,7 @@ func (m *Monitor) heart(ctx context.Context) {
 	for pause(ctx, m.settings().pulse()) == nil {
 		c := m.settings()
 		if c.cfg.Failover != FailoverAutomatic || !m.inOffice() {
+			m.noteHeart(nil)
 			continue
 		}
 		limit, cancel := context.WithTimeout(ctx, c.cfg.SilenceTimeout)

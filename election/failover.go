@@ -102,7 +102,12 @@ func (p Policy) challenged(s State, o Observation) bool {
 
 // mayRejoin: the local server is down, was a primary, and another one is it now.
 func (p Policy) mayRejoin(o Observation) bool {
-	return p.Automatic && o.WasPrimary && o.winnerRuns() && !find(o.Peers, o.Self).Paused && !o.Busy && !p.waits(o, Rejoin, followAfter)
+	return p.Automatic && o.WasPrimary && o.winnerRuns() && !anyPaused(o.Peers) && !o.Busy && !p.waits(o, Rejoin, followAfter)
+}
+
+// anyPaused: of a server that is down the flag is not known, but all are paused at once.
+func anyPaused(peers []Peer) bool {
+	return slices.ContainsFunc(peers, func(peer Peer) bool { return peer.Paused })
 }
 
 // winnerRuns: the node that the newest rule names is another one, and was just seen as a primary.
