@@ -81,9 +81,9 @@ func (m *Monitor) noteOffice(me election.Peer) {
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
 	switch {
-	case me.Role == election.Witness || me.Running != election.Primary:
-		m.shared.office = time.Time{}
-	case m.shared.office.IsZero():
+	case me.Role == election.Witness || me.Running != election.Primary || me.Answer == election.Refused:
+		m.shared.office = time.Time{} // what is down is none until it is seen as one again
+	case m.shared.office.IsZero() && me.Answer == election.Answers:
 		m.shared.office = time.Now()
 	}
 }
@@ -383,6 +383,20 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	defer cancel()
 	err := m.local.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&n)
 	return err == nil && n >= limit
+}
+
+// takeOffice writes the rows of the nodes that a promotion changes, where whoever
+// held the election did not get to it.
+func (m *Monitor) takeOffice(ctx context.Context) error {
+	rules, err := m.local.rules(ctx)
+	if err != nil || len(rules) == 0 {
+		return err
+	}
+	var former int32
+	if len(rules) > 1 {
+		former = rules[1].Primary
+	}
+	return m.local.installPrimary(ctx, int32(m.cluster.cfg.NodeID), former, "local")
 }
 
 // hookFollow runs follow_command once for each term whose primary the node was

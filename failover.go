@@ -695,19 +695,27 @@ func (a *campaign) commit(ctx context.Context) error {
 		wait = "on"
 	}
 	winner := int32(a.res.Winner.ID)
-	err = pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
-		var b pgx.Batch
-		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, wait)
-		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, winner)
-		b.Queue(`UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, winner)
-		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND upstream_node_id = $2`, winner, a.rule.Primary)
-		return tx.SendBatch(ctx, &b).Close()
-	})
-	if err != nil {
-		return n.queryError("open the term", err)
+	if err := n.installPrimary(ctx, winner, a.rule.Primary, wait); err != nil {
+		return err
 	}
 	if seen := a.w.lastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
 		a.res.Outage = time.Since(seen)
+	}
+	return nil
+}
+
+// installPrimary writes who is the primary now, in one transaction.
+func (n *Node) installPrimary(ctx context.Context, primary, former int32, synchronousCommit string) error {
+	err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
+		var b pgx.Batch
+		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
+		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, primary)
+		b.Queue(`UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, primary)
+		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND upstream_node_id = $2`, primary, former)
+		return tx.SendBatch(ctx, &b).Close()
+	})
+	if err != nil {
+		return n.queryError("write who is the primary", err)
 	}
 	return nil
 }

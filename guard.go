@@ -49,7 +49,7 @@ func (m *Monitor) guard(ctx context.Context) {
 		}
 		m.noteOffice(me)
 		left, needed := m.lease(time.Now(), c, me)
-		if !needed || me.Running != election.Primary {
+		if !needed || !m.inOffice() || m.isRejoining() {
 			m.setLease(nil)
 			continue
 		}

@@ -490,6 +490,8 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 			m.tellHappening(a)
 		case election.Tend:
 			err = m.tend(ctx)
+		case election.TakeOffice:
+			err = m.takeOffice(ctx)
 		case election.TendStandby:
 			err = m.tendStandby(ctx)
 			m.hookFollow(ctx)

@@ -17,11 +17,12 @@ var draw = flag.Bool("draw", false, "write the drawing of docs/failover.md anew"
 func situations(now time.Time) (all []Observation) {
 	rule := Rule{Term: 3, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}}
 	later := Rule{Term: 4, Seq: 1, Primary: 3, Voters: []int32{1, 2, 3}}
+	own := Rule{Term: 5, Seq: 1, Primary: 2, Voters: []int32{1, 2, 3}}
 	for _, local := range []View{{}, {Up: true}, {Up: true, InRecovery: true}} {
 		for _, node := range []Node{{}, {true, Primary, true}, {true, Standby, true}, {true, Witness, true}} {
 			for _, self := range []int32{1, 2} {
 				for _, other := range []Answer{Answers, Refused, Silent} {
-					for _, r := range []Rule{rule, later} {
+					for _, r := range []Rule{rule, later, own} {
 						for flags := range 16 {
 							running := Primary
 							if local.InRecovery {
@@ -35,6 +36,9 @@ func situations(now time.Time) (all []Observation) {
 							winner := Peer{ID: 3, Role: Standby, Priority: 100, Answer: Answers, SeenAt: now, Running: Standby, Rule: r, Monitored: true, Automatic: true}
 							if r.Primary == 3 {
 								winner.Running = Primary
+							}
+							if r.Primary == self {
+								me.Rule, me.Term = r, r.Term+int64(flags>>3&1)
 							}
 							peers := []Peer{me, winner}
 							if self != 1 {
@@ -99,7 +103,7 @@ func edge(d Decision) string {
 	arrow := "-->"
 	for _, a := range d.Actions {
 		switch a.Verb {
-		case Fence, Elect, Reaffirm, Follow, Rejoin, Register, Tend:
+		case Fence, Elect, Reaffirm, Follow, Rejoin, Register, Tend, TakeOffice:
 			arrow = "-- " + string(a.Verb) + " -->"
 		}
 	}

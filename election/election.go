@@ -109,6 +109,7 @@ const (
 	WatchingWitness     Reason = "witness is monitored"
 	WatchingCluster     Reason = "cluster is monitored"
 
+	TakingOffice    Reason = "elected, and taking office"
 	Deposed         Reason = "another node was elected"
 	MetHigherTerm   Reason = "an election without an outcome: standing for a higher term"
 	BeingPatient    Reason = "primary is lost: waiting as reconnect_attempts asks for"
@@ -132,6 +133,7 @@ const (
 	MarkInactive Verb = "mark inactive" // in the node's row
 	Tell         Verb = "tell"          // record and notify an event
 	Tend         Verb = "tend"          // to the rule and synchronous_standby_names
+	TakeOffice   Verb = "take office"   // write the rows of the nodes that a promotion changes
 	TendStandby  Verb = "prepare"       // the local standby for its promotion
 	TendWitness  Verb = "copy"          // the metadata to the local witness, now and then
 	Fence        Verb = "fence"         // stop the local server at once, and start it as a standby of nobody
@@ -239,6 +241,8 @@ func (p Policy) Step(s State, o Observation) Decision {
 		return p.orphaned(s, o)
 	case o.Local.InRecovery:
 		return p.standby(s, o)
+	case o.Node.Role == Standby && p.Automatic && find(o.Peers, o.Self).Rule.Primary == o.Self:
+		return p.enter(s, o, AsPrimary, TakingOffice, Action{Verb: Tend}, Action{Verb: TakeOffice})
 	case o.Node.Role == Standby:
 		return p.enter(s, o, AsPrimary, NowPrimary)
 	default:
