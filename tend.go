@@ -44,7 +44,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 			return nil // promoted, and not in office yet: see the election
 		}
 		first := election.Rule{Term: 1 + highestTerm(m.watch.peers()), Seq: 1, Primary: self, Voters: registered}
-		return m.commitRule(ctx, first)
+		return m.commitRule(ctx, election.Rule{}, first)
 	}
 	set := election.SyncSetting{}
 	if m.cluster.cfg.SynchronousMode == SynchronousQuorum || rules[0].Quorum || len(rules) > 1 && rules[1].Quorum {
@@ -72,7 +72,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 		m.log.Info("synchronous_standby_names changed", "acks", change.Set.Acks, "standbys", change.Set.Standbys)
 		m.lookNow()
 	case change.Rule != nil:
-		return m.commitRule(ctx, *change.Rule)
+		return m.commitRule(ctx, rules[0], *change.Rule)
 	case !cohort.Held:
 		m.log.Debug("the rule is not held yet", "rule", rules[0], "holders", holders)
 	}
@@ -120,7 +120,8 @@ func (n *Node) rules(ctx context.Context) ([]election.Rule, error) {
 
 // commitRule writes a rule on the local primary, and remembers where it ends in
 // the WAL: who has that has the rule.
-func (m *Monitor) commitRule(ctx context.Context, r election.Rule) error {
+func (m *Monitor) commitRule(ctx context.Context, before, r election.Rule) error {
+	m.noteBefore(before, false) // until it is known to be held
 	if err := m.local.writeRule(ctx, r, m.cluster.candidate()); err != nil {
 		return err
 	}
