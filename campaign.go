@@ -1,0 +1,314 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// candidate is what the pledges of this process are made out to.
+func (c *Cluster) candidate() string {
+	return fmt.Sprintf("%s.%d", candidateName(c.cfg.NodeName), os.Getpid())
+}
+
+// campaign is one election, from its survey to its winner's first commit.
+type campaign struct {
+	c        *Cluster
+	w        *watch
+	policy   election.Policy
+	known    int64 // the highest term of a ballot when it was decided to begin
+	reaffirm bool  // the local node is the living primary, and the only one that may win
+
+	res     FailoverResult
+	start   time.Time
+	rule    election.Rule // the newest before
+	pledged []election.Peer
+	last    time.Time // when the last pledge was stored
+	tally   election.Tally
+	conn    *Node   // to the winner, for the first commit
+	rowEnd  wal.LSN // where the row of the rule ends
+}
+
+func (c *Cluster) campaign(w *watch, p election.Policy) *campaign {
+	now := time.Now()
+	return &campaign{c: c, w: w, policy: p, start: now, res: FailoverResult{StartedAt: now, Steps: []FailoverStep{}, Following: []Record{}}}
+}
+
+// at notes a step. A test may want the process to die in this very moment.
+func (a *campaign) at(step, evidence string, args ...any) {
+	evidence = fmt.Sprintf(evidence, args...)
+	a.res.Steps = append(a.res.Steps, FailoverStep{step, time.Since(a.start), evidence})
+	a.c.log.Info("failover", "step", step, "term", a.res.Term, "elapsed", time.Since(a.start).Round(time.Microsecond), "evidence", evidence)
+	if os.Getenv("REPMGR_TEST_DIE_AT") == step {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+}
+
+// run is the election. The order of its steps is what makes it safe: see docs/failover.md.
+func (a *campaign) run(ctx context.Context, dryRun bool) (FailoverResult, error) {
+	a.res.DryRun = dryRun
+	defer func() { a.conn.Close() }()
+	limit := a.c.cfg.PromoteCheckTimeout + a.c.cfg.FenceTimeout + 10*time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, kind(ErrTimeout, "the election took longer than %s", limit))
+	defer cancel()
+	steps := []func(context.Context) error{a.survey, a.validate, a.recruit, a.count, a.waitForFence, a.tellWitnesses, a.promote, a.open}
+	for i, step := range steps {
+		if dryRun && i >= 2 {
+			break
+		}
+		if err := step(ctx); err != nil {
+			return a.res, err
+		}
+	}
+	return a.res, nil
+}
+
+// survey looks at everybody anew. A stream that is still open may only not have
+// noticed the primary's end yet.
+func (a *campaign) survey(ctx context.Context) error {
+	deadline := a.start.Add(a.c.cfg.SilenceTimeout / 2)
+	for {
+		peers := a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4)
+		a.rule = newest(peers)
+		now := time.Now()
+		a.res.Health, a.res.Rule = a.policy.Diagnose(now, a.rule, peers), a.rule
+		if a.reaffirm {
+			if own := peerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
+				return refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
+			}
+			a.at("surveyed", "%s", describe(peers))
+			return nil
+		}
+		if a.res.Health == election.HealthReceived && now.Before(deadline) && peerOf(peers, a.rule.Primary).Answer == election.Refused && pause(ctx, pollInterval) == nil {
+			continue
+		}
+		former := a.w.record(a.rule.Primary)
+		a.res.Former, a.policy.Location = &former, former.Location
+		if r := a.policy.Survey(now, a.rule, peers); r != "" {
+			return refuse(r, a.res.Health, describe(peers))
+		}
+		if who := a.w.stillSees(a.rule.Primary); who != "" && a.c.cfg.PrimaryVisibilityConsensus {
+			return refuse(election.RefusedVisible, a.res.Health, who)
+		}
+		if t := highestTerm(peers); t > max(a.known, a.rule.Term) {
+			return refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
+		}
+		a.at("surveyed", "%s; %s", a.res.Health, describe(peers))
+		best := a.policy.Count(a.rule, 0, a.res.Health, answering(peers))
+		if r := a.w.record(best.Winner); best.Winner != 0 {
+			a.res.Winner = &r
+		}
+		return nil
+	}
+}
+
+// stillSees names a node whose Monitor has seen the primary lately.
+func (w *watch) stillSees(primary int32) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, n := range w.nodes {
+		n.mu.Lock()
+		ago, ok := n.last.SeenAgo()
+		name := n.rec.String()
+		n.mu.Unlock()
+		if ok && ago < w.c.cfg.SilenceTimeout && id != NodeID(primary) {
+			return name
+		}
+	}
+	return ""
+}
+
+func answering(peers []election.Peer) []election.Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p election.Peer) bool { return p.Answer != election.Answers })
+}
+
+// describe says how each voter answered.
+func describe(peers []election.Peer) string {
+	var all []string
+	for _, p := range peers {
+		text := fmt.Sprintf("node %d %s", p.ID, p.Answer)
+		switch {
+		case p.ID == election.Arbiter:
+			text = "etcd " + string(p.Answer)
+		case p.Answer == election.Answers && p.Role != election.Witness:
+			text = fmt.Sprintf("node %d %s at %s", p.ID, p.Running, p.Position)
+		}
+		all = append(all, text)
+	}
+	return strings.Join(all, ", ")
+}
+
+// validate gives failover_validation_command the last word before anything changes.
+func (a *campaign) validate(ctx context.Context) error {
+	command := a.c.cfg.FailoverValidationCommand
+	if command == "" || a.reaffirm || a.res.Winner == nil {
+		return nil
+	}
+	peers := a.w.peers()
+	visible := len(answering(peers))
+	ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.EventNotificationTimeout, fmt.Errorf("no answer within event_notification_timeout (%s)", a.c.cfg.EventNotificationTimeout))
+	defer cancel()
+	out, err := runShell(ctx, command, map[byte]placeholder{
+		'n': {"REPMGR_NODE_ID", a.res.Winner.ID.String()}, 'a': {"REPMGR_NODE_NAME", a.res.Winner.Name},
+		'v': {"REPMGR_VISIBLE_NODES", fmt.Sprint(visible)}, 'u': {"REPMGR_SHARED_UPSTREAM_NODES", fmt.Sprint(len(peers) - 2)}, 't': {"REPMGR_TOTAL_NODES", fmt.Sprint(len(peers))},
+	})
+	if err != nil {
+		return refuse(election.RefusedValidation, a.res.Health, fmt.Sprintf("%v: %s", err, lastLines(out, 3)))
+	}
+	return nil
+}
+
+// recruit asks every voter that answers for its pledge, all at once.
+func (a *campaign) recruit(ctx context.Context) error {
+	peers := a.w.peers()
+	for _, p := range peers {
+		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term)
+	}
+	a.res.Term++
+	asked := answering(peers)
+	got := make([]election.Peer, len(asked))
+	errs := make([]error, len(asked))
+	var wg sync.WaitGroup
+	for i, p := range asked {
+		wg.Go(func() {
+			if p.ID == election.Arbiter {
+				got[i], errs[i] = a.pledgeArbiter(ctx, p)
+			} else {
+				got[i], errs[i] = a.pledge(ctx, p)
+			}
+		})
+	}
+	wg.Wait()
+	a.last = time.Now()
+	var said []string
+	for i, p := range asked {
+		if errs[i] != nil {
+			said = append(said, fmt.Sprintf("node %d did not: %v", p.ID, errs[i]))
+			if errors.Is(errs[i], ballot.ErrRole) && p.Role != election.Witness && !a.reaffirm {
+				return refuse(election.RefusedHealth, election.HealthMoved, errs[i].Error())
+			}
+			continue
+		}
+		a.pledged = append(a.pledged, got[i])
+	}
+	a.at("recruited", "%d of %d voters pledged themselves: %s", len(a.pledged), len(a.rule.Voters), strings.Join(append([]string{describe(a.pledged)}, said...), "; "))
+	return nil
+}
+
+func (a *campaign) pledgeArbiter(ctx context.Context, p election.Peer) (election.Peer, error) {
+	st, err := a.c.cfg.Arbiter.Pledge(ctx, ballot.Ballot{Node: election.Arbiter, Term: a.res.Term, Candidate: a.c.candidate()})
+	p.Term, p.Candidate, p.Rule, p.Drained = st.Ballot.Term, st.Ballot.Candidate, st.Rule, true
+	return p, err
+}
+
+// pledge takes one voter's promise, and waits until it stands still.
+func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, error) {
+	limit := a.c.cfg.SilenceTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no pledge within silence_timeout (%s)", limit))
+	defer cancel()
+	rec := a.w.record(p.ID)
+	n := a.w.node(p.ID)
+	if n == nil {
+		return p, errSuperseded
+	}
+	as := ballot.Standby
+	switch {
+	case p.Role == election.Witness:
+		as = ballot.Witness
+	case a.reaffirm && p.ID == int32(a.c.cfg.NodeID):
+		as = ballot.Primary
+	}
+	var view election.Peer
+	err := n.do(ctx, func(n *Node) error {
+		if err := ballot.Pledge(ctx, n.conn, ballot.Ballot{Node: p.ID, Term: a.res.Term, Candidate: a.c.candidate()}, as); err != nil {
+			return err
+		}
+		return n.poll(ctx, func() (still bool, err error) {
+			if view, _, err = n.peerView(ctx, a.w, rec); err == nil && as == ballot.Standby && !view.Drained {
+				err = n.resumeReplay(ctx)
+			}
+			return as != ballot.Standby || !view.Streams && view.Drained, err
+		})
+	})
+	view.ID, view.Role, view.Priority, view.Location, view.Answer, view.SeenAt = p.ID, p.Role, p.Priority, p.Location, election.Answers, time.Now()
+	return view, err
+}
+
+// resumeReplay ends a pause of WAL replay that an operator forgot: a pledged
+// standby must show all that it has.
+func (n *Node) resumeReplay(ctx context.Context) error {
+	if _, err := n.conn.Exec(ctx, `SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume() END`); err != nil {
+		return n.queryError("resume WAL replay", err)
+	}
+	return nil
+}
+
+// count finds the winner.
+func (a *campaign) count(context.Context) error {
+	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
+	switch {
+	case a.tally.Refusal != "":
+		return refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
+	case a.reaffirm && a.tally.Winner != int32(a.c.cfg.NodeID):
+		return refuse(election.RefusedBehind, a.res.Health, fmt.Sprintf("node %d has more", a.tally.Winner))
+	}
+	r := a.w.record(a.tally.Winner)
+	a.res.Winner = &r
+	ours, theirs := peerOf(a.pledged, a.tally.Winner).Position, peerOf(a.w.peers(), a.rule.Primary).Position
+	if theirs.LSN > 0 && theirs.Timeline == ours.Timeline {
+		lost := max(0, theirs.LSN.Bytes(ours.LSN))
+		a.res.LostBytes = &lost
+	}
+	a.at("chosen", "%s at %s", r, ours)
+	return nil
+}
+
+// waitForFence lets a former primary that may still accept writes find out that
+// it has lost its majority. It need not wait for one that is seen to be a
+// standby. Then it asks the pledged again: a majority must still stand by its
+// pledge, and must not have been restarted since.
+func (a *campaign) waitForFence(ctx context.Context) error {
+	if a.reaffirm || a.rule.Quorum && !a.tally.Wait {
+		return nil
+	}
+	until := a.last
+	if a.tally.Wait {
+		until = a.last.Add(a.c.cfg.FenceTimeout + election.Margin)
+	}
+	for !a.demoted() && time.Now().Before(until) {
+		if err := pause(ctx, min(nudgeInterval, time.Until(until))); err != nil {
+			return err
+		}
+	}
+	var ours []int32
+	for _, p := range a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4) {
+		if p.Paused && !a.policy.Forced {
+			return refuse(election.RefusedPaused, a.res.Health, a.w.record(p.ID).String())
+		}
+		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
+			ours = append(ours, p.ID)
+		}
+	}
+	if !a.rule.Majority(ours) {
+		return refuse(election.RefusedElection, a.res.Health, "the pledges did not last")
+	}
+	a.at("waited", "%s since the last pledge; a majority still stands by it", time.Since(a.last).Round(time.Millisecond))
+	return nil
+}
+
+// demoted reports whether the former primary was seen as a standby since it
+// could have gone on.
+func (a *campaign) demoted() bool {
+	p := peerOf(a.w.peers(), a.rule.Primary)
+	return p.Answer == election.Answers && p.Running == election.Standby && p.SeenAt.After(a.last)
+}

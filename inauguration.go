@@ -1,0 +1,332 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// tellWitnesses gives the new rule to the voters without data, before anybody
+// can commit under it.
+func (a *campaign) tellWitnesses(ctx context.Context) error {
+	for _, p := range a.pledged {
+		var err error
+		switch {
+		case p.ID == election.Arbiter:
+			err = a.c.cfg.Arbiter.Record(ctx, a.tally.Rule, a.w.records())
+		case p.Role == election.Witness:
+			err = a.w.node(p.ID).do(ctx, func(n *Node) error { return n.writeRule(ctx, a.tally.Rule, a.c.candidate()) })
+		}
+		if err != nil {
+			return fmt.Errorf("tell node %d of the new rule: %w", p.ID, err)
+		}
+	}
+	return nil
+}
+
+func (w *watch) records() []Record {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.recs
+}
+
+// A row is only ever the newest, and never written anew.
+const ruleInsertSQL = `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks, coordinator)
+	SELECT $1::bigint, $2::int, $3::int, coalesce($4::int[], '{}'), $5::boolean, coalesce($6::int[], '{}'), $7::int, $8::text
+	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= ($1::bigint, $2::int))`
+
+func ruleArgs(r election.Rule, coordinator string) []any {
+	return []any{r.Term, r.Seq, r.Primary, r.Voters, r.Quorum, r.Sync, r.Acks, coordinator}
+}
+
+func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
+	tag, err := n.conn.Exec(ctx, ruleInsertSQL, ruleArgs(r, coordinator)...)
+	if err != nil {
+		return n.queryError("write the rule", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("write the rule of term %d: %s has one as new: %w", r.Term, n.name, errSuperseded)
+	}
+	return nil
+}
+
+// promote makes the winner the primary, if its pledge still is ours. What its
+// commits must wait for is in force before it accepts any.
+func (a *campaign) promote(ctx context.Context) error {
+	winner := *a.res.Winner
+	var wg sync.WaitGroup
+	wg.Go(func() { a.conn, _ = a.c.connectTo(ctx, winner) }) // it is needed soon; who commits tries again
+	defer wg.Wait()
+	err := a.w.node(int32(winner.ID)).do(ctx, func(n *Node) error {
+		return ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
+				return fmt.Errorf("%w: %s holds %q", errSuperseded, winner, b)
+			}
+			if a.tally.Rule.Quorum {
+				if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.Opening()); err != nil {
+					return err
+				}
+			} else if err := n.clearSync(ctx); err != nil {
+				return err
+			}
+			if a.reaffirm {
+				return nil
+			}
+			b.Candidate += chosenMark
+			if err := ballot.Write(ctx, n.conn, b); err != nil {
+				return err
+			}
+			for _, p := range a.pledged {
+				if r := a.w.record(p.ID); p.ID != int32(winner.ID) && r.SlotName != "" && r.Role == RoleStandby {
+					if _, err := n.CreateSlot(ctx, r.SlotName, r.Name); err != nil {
+						return err
+					}
+				}
+			}
+			return a.c.promoteWinner(ctx, n, winner)
+		})
+	})
+	if err != nil {
+		return err
+	}
+	a.at("promoted", "%s", winner)
+	return nil
+}
+
+// promoteWinner runs the operator's promote_command where the winner is the
+// local node, and otherwise promotes over SQL.
+func (c *Cluster) promoteWinner(ctx context.Context, n *Node, winner Record) error {
+	local := winner.ID == c.cfg.NodeID
+	if local && c.cfg.PromoteCommand != "" {
+		ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.PromoteCheckTimeout, fmt.Errorf("no end within promote_check_timeout (%s)", c.cfg.PromoteCheckTimeout))
+		defer cancel()
+		out, err := runShell(ctx, c.cfg.PromoteCommand, map[byte]placeholder{'n': {"REPMGR_NODE_ID", winner.ID.String()}})
+		if err != nil {
+			return kind(ErrPromotion, "promote_command on %s: %w: %s", n.name, err, lastLines(out, 5))
+		}
+		var inRecovery bool
+		if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {
+			return err
+		}
+	}
+	remote := *c
+	if !local {
+		remote.cfg.ServicePromoteCommand = ""
+	}
+	return remote.promoteOnly(ctx, n)
+}
+
+// open points the others to the winner and commits the rule, which opens the
+// term: with synchronous_mode=quorum that commit waits for them like any other.
+// It does not wait for ever: a winner without its rule stands for the next term.
+func (a *campaign) open(ctx context.Context) error {
+	limit := inaugurationLimit * a.c.cfg.SilenceTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not acknowledged within %s", limit))
+	defer cancel()
+	followers := make([]error, len(a.pledged))
+	var wg sync.WaitGroup
+	for i, p := range a.pledged {
+		if p.ID == a.tally.Winner || p.Role == election.Witness || p.ID == election.Arbiter {
+			followers[i] = errNoStandby
+			continue
+		}
+		wg.Go(func() {
+			if followers[i] = a.repoint(ctx, a.w.record(p.ID)); followers[i] != nil {
+				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
+			}
+			if errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum {
+				cancel()
+			}
+		})
+	}
+	a.at("repointed", "the others are told")
+	err := a.commit(ctx)
+	wg.Wait()
+	if err != nil {
+		return hint(kind(ErrMetadata, "%s is promoted, but its first commit was not acknowledged: %w", a.res.Winner, err),
+			"Its own repmgrd goes on with it. See repmgr service status.")
+	}
+	for i, p := range a.pledged {
+		if followers[i] == nil {
+			a.res.Following = append(a.res.Following, a.w.record(p.ID))
+		}
+	}
+	a.res.Rule = a.tally.Rule
+	a.at("ruled", "term %d is open; following: %s", a.res.Term, orDefault(names(a.res.Following), "nobody yet"))
+	return nil
+}
+
+func names(recs []Record) string {
+	var all []string
+	for _, r := range recs {
+		all = append(all, r.Name)
+	}
+	return strings.Join(all, ", ")
+}
+
+// inaugurationLimit is how many silence_timeouts the first commit of a term may take.
+const inaugurationLimit = 3
+
+var errNoStandby = errors.New("no standby")
+
+// repoint lets a pledged standby stream from the winner, or from the standby
+// that it streamed from before, and waits until it does, for as long as is usual.
+func (a *campaign) repoint(ctx context.Context, r Record) error {
+	target := *a.res.Winner
+	theirs, ours := peerOf(a.pledged, int32(r.ID)).Position, peerOf(a.pledged, a.tally.Winner).Position
+	if theirs.Timeline > ours.Timeline || theirs.LSN > ours.LSN {
+		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs, ours)
+	}
+	if up, ok := recordByID(a.w.records(), r.UpstreamID); ok && up.Role == RoleStandby && up.ID != r.ID &&
+		slices.ContainsFunc(a.pledged, func(p election.Peer) bool { return p.ID == int32(up.ID) }) {
+		target = up
+	}
+	set, err := a.c.standbySettings(target, r.Name, r.SlotName)
+	if err != nil {
+		return err
+	}
+	return a.w.node(int32(r.ID)).do(ctx, func(n *Node) error {
+		err := ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+			if b.Term > a.res.Term {
+				return fmt.Errorf("%w: %s holds %q", errSuperseded, r, b)
+			}
+			return n.alterSystem(ctx, set)
+		})
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout, fmt.Errorf("it does not stream after %s", a.c.cfg.SilenceTimeout))
+		defer cancel()
+		return n.poll(ctx, func() (bool, error) {
+			var streams bool
+			err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')`).Scan(&streams)
+			return streams, err
+		})
+	})
+}
+
+// commit opens the term, over a connection of its own: it may have to wait. With
+// quorum the row of the rule is not acknowledged but held: until so many have it
+// that no election can miss it, commits of clients wait. The rows of the nodes
+// come after it, as the first commit that is acknowledged like any other.
+func (a *campaign) commit(ctx context.Context) error {
+	n, err := a.conn, error(nil)
+	if n == nil {
+		n, err = a.c.connectTo(ctx, *a.res.Winner)
+	}
+	if err != nil {
+		return err
+	}
+	ctx = unlimited(ctx)
+	if err := n.writeRule(ctx, a.tally.Rule, a.c.candidate()); err != nil {
+		return err
+	}
+	if err := n.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()`).Scan(&a.rowEnd); err != nil {
+		return n.queryError("find the end of the rule", err)
+	}
+	wait := "local"
+	if a.tally.Rule.Quorum {
+		if err := n.poll(ctx, func() (bool, error) { return a.held(ctx, n) }); err != nil {
+			return err
+		}
+		if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.SyncSetting()); err != nil {
+			return err
+		}
+		wait = "on"
+	}
+	winner := int32(a.res.Winner.ID)
+	if err := n.installPrimary(ctx, winner, a.rule.Primary, wait); err != nil {
+		return err
+	}
+	if seen := a.w.lastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
+		a.res.Outage = time.Since(seen)
+	}
+	return nil
+}
+
+// installPrimary writes who is the primary now, in one transaction.
+func (n *Node) installPrimary(ctx context.Context, primary, former int32, synchronousCommit string) error {
+	err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
+		var b pgx.Batch
+		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
+		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, primary)
+		b.Queue(`UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, primary)
+		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND upstream_node_id = $2`, primary, former)
+		return tx.SendBatch(ctx, &b).Close()
+	})
+	if err != nil {
+		return n.queryError("write who is the primary", err)
+	}
+	return nil
+}
+
+// held reports whether no election can miss the new rule any more: the pledged
+// witnesses were told, the standbys have its row.
+func (a *campaign) held(ctx context.Context, n *Node) (bool, error) {
+	holders := []int32{a.tally.Winner}
+	for _, p := range a.pledged {
+		if p.ID == election.Arbiter || p.Role == election.Witness {
+			holders = append(holders, p.ID)
+		}
+	}
+	rows, err := n.conn.Query(ctx, `SELECT application_name FROM pg_stat_replication WHERE flush_lsn >= $1`, a.rowEnd)
+	if err != nil {
+		return false, n.queryError("look who has the rule", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return false, n.queryError("look who has the rule", err)
+	}
+	for _, name := range names {
+		if r, ok := recordByName(a.w.records(), name); ok {
+			holders = append(holders, int32(r.ID))
+		}
+	}
+	return election.Held(a.tally.Rule, a.rule, holders), nil
+}
+
+// record writes the event and the history row of a failover, on its winner.
+func (a *campaign) record(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, DefaultConnectTimeout)
+	defer cancel()
+	res := a.res
+	e := Event{
+		NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: res.Former.ID, Peer: res.Former.Name,
+		Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, res.Former),
+	}
+	if res.Former.ID == res.Winner.ID {
+		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
+	}
+	err := a.w.node(int32(res.Winner.ID)).do(ctx, func(n *Node) error {
+		a.c.emit(ctx, n, e)
+		return n.recordFailover(ctx, a.c.candidate(), res)
+	})
+	if err != nil {
+		a.c.log.Warn("the failover is not in repmgr.failovers", "err", err)
+	}
+}
+
+// recordFailover writes the history row of a failover, on the new primary.
+func (n *Node) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
+	steps, err := json.Marshal(res.Steps)
+	if err != nil {
+		return err
+	}
+	_, err = n.conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps, lost_bytes)
+		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8, $9) ON CONFLICT (term) DO NOTHING`,
+		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps, res.LostBytes)
+	if err != nil {
+		return n.queryError("record the failover", err)
+	}
+	return nil
+}
