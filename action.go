@@ -448,8 +448,10 @@ func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 	}
 	_, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID})
 	if err == nil {
-		c.emit(ctx, nil, Event{NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventFailoverFollow, Success: true, PeerID: target.ID, Peer: target.Name,
-			Details: fmt.Sprintf("%s follows new primary %s", c.self(), target)})
+		c.emit(ctx, nil, Event{
+			NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventFailoverFollow, Success: true, PeerID: target.ID, Peer: target.Name,
+			Details: fmt.Sprintf("%s follows new primary %s", c.self(), target),
+		})
 	}
 	return err
 }

@@ -66,7 +66,7 @@ func (c *Cluster) StopDaemon(ctx context.Context, o DaemonOptions) (DaemonResult
 	if err := c.requireCommand("repmgrd_service_stop_command", res.Command); err != nil {
 		return res, err
 	}
-	runs := func(context.Context) (bool, error) { return pidRuns(res.PID), nil }
+	runs := func(context.Context) (bool, error) { return pidRuns(res.PID), nil } //nolint:unparam // as the other one's
 	local, err := c.connectLocal(ctx)
 	if err == nil {
 		defer local.Close()

@@ -267,6 +267,9 @@ var startOfRecovery = regexp.MustCompile(`(?m)^START WAL LOCATION: ([0-9A-F]+/[0
 // returnWAL puts back the kept segments that recovery begins with, where they are gone.
 func (s *localServer) returnWAL(ctx context.Context, from string, segmentSize uint32) error {
 	label, err := os.ReadFile(filepath.Join(s.dir, "backup_label"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it found nothing to rewind, and touched nothing
+	}
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // startWitness starts a server of its own, beside the cluster's.
-func startWitness(t *testing.T, id repmgr.NodeID, change ...func(*repmgr.Config)) *node {
+func startWitness(t *testing.T, id repmgr.NodeID, change ...func(*repmgr.Config)) *node { //nolint:unparam // a node has an id
 	t.Helper()
 	return newNode(t, id, pgtest.Start(t, pgtest.Options{Name: "witness", Fresh: true}), change...)
 }

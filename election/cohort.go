@@ -168,15 +168,15 @@ func (p Policy) acks(healthy int) int {
 func LeaseStart(now time.Time, r Rule, self int32, peers []Peer) time.Time {
 	times := []time.Time{now}
 	for _, o := range peers {
-		if o.ID != self && o.Term <= r.Term && !o.SeenAt.IsZero() {
-			times = append(times, o.SeenAt)
+		if t := o.unpledged(r); o.ID != self && !t.IsZero() {
+			times = append(times, t)
 		}
 	}
 	slices.SortFunc(times, func(a, b time.Time) int { return b.Compare(a) })
 	for _, t := range times {
 		var reached []int32
 		for _, o := range peers {
-			if o.ID != self && o.Term <= r.Term && !o.SeenAt.IsZero() && !o.SeenAt.Before(t) {
+			if at := o.unpledged(r); o.ID != self && !at.IsZero() && !at.Before(t) {
 				reached = append(reached, o.ID)
 			}
 		}

@@ -117,7 +117,7 @@ func (p Policy) candidates(r Rule, primary Peer, pledged []Peer) []Candidate {
 	for i, o := range all {
 		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), Unfit: p.Fit(newest, o)}
 		if i > 0 && c.Unfit == "" {
-			c.Key = p.decider(p.Location, all[i-1], o)
+			c.Key = p.decider(all[i-1], o)
 		}
 		list = append(list, c)
 	}
@@ -147,7 +147,7 @@ var single = []struct {
 }
 
 // decider is the key that puts two candidates in their order.
-func (p Policy) decider(location string, a, b Peer) Key {
+func (p Policy) decider(a, b Peer) Key {
 	for _, s := range single {
 		if p.rank(p.Location, s.only(a), s.only(b)) != 0 {
 			return s.key

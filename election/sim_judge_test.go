@@ -11,10 +11,9 @@ import (
 type judge struct {
 	w        *world
 	broken   []string
-	votes    map[int32]int64     // highest term that each node voted in
-	given    map[[2]int64]string // candidate of each node's vote in each term
-	winners  map[int64]int32     // who was promoted in each term
-	acks     []ack               // quorum: all of them, in order; the last is the highest
+	votes    map[int32]int64 // highest term that each node voted in
+	winners  map[int64]int32 // who was promoted in each term
+	acks     []ack           // quorum: all of them, in order; the last is the highest
 	top      ack
 	spans    []*span
 	failover int

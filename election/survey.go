@@ -22,11 +22,6 @@ const (
 	Hangs        Answer = "accepts connections and says nothing"
 )
 
-// lives reports whether a running server stands behind the answer.
-func (a Answer) lives() bool {
-	return a == Answers || a == NotAccepting || a == NoSlots || a == Rejects
-}
-
 // Peer is a voter as it was seen last. The zero value was never seen.
 type Peer struct {
 	ID       int32
@@ -59,11 +54,6 @@ type Peer struct {
 	Started   time.Time // when its server was started
 	Monitored bool      // a monitor of its own runs
 	Automatic bool      // and fails over by itself
-}
-
-// fresh reports whether the peer answered a look that began at or after t.
-func (p Peer) fresh(t time.Time) bool {
-	return p.Answer == Answers && !p.SeenAt.IsZero() && !p.SeenAt.Before(t)
 }
 
 // attached reports whether a standby is on the line of the primary of the rule.

@@ -20,7 +20,7 @@ type optionalPath struct {
 func (*optionalPath) IsBool() bool { return true }
 
 // Decode reads the value where one stands after the "=".
-func (o *optionalPath) Decode(ctx *kong.DecodeContext) error {
+func (o *optionalPath) Decode(ctx *kong.DecodeContext) error { //nolint:unparam // kong asks for it
 	o.Given, o.Path = true, ""
 	if ctx.Scan.Peek().Type == kong.FlagValueToken {
 		o.Path = ctx.Scan.Pop().String()

@@ -203,7 +203,10 @@ func operators() []Nemesis {
 		}},
 		{Name: "pause, then kill postmaster", Expect: None, Needs: needsFailover, Hold: span(3*time.Second, 5*time.Second), Do: func(ctx context.Context, s *scene) error {
 			n := s.standby()
-			s.cleanup = append(s.cleanup, func() { _ = n.repmgr(ctx, "service", "unpause") })
+			// As long as a node is down its flag stays.
+			s.cleanup = append(s.cleanup, func() {
+				_ = waitFor(ctx, 20*time.Second, "unpaused", func(ctx context.Context) error { return n.repmgr(ctx, "service", "unpause") })
+			})
 			if err := n.repmgr(ctx, "service", "pause"); err != nil {
 				return err
 			}
