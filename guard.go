@@ -95,13 +95,19 @@ func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.
 			r.Term = max(r.Term, me.Term)
 		}
 	}
+	peers := m.watch.peers()
+	for i, p := range peers { // who is pledged to us elects nobody else by that
+		if p.Candidate == c.candidate() {
+			peers[i].Term = min(p.Term, r.Term)
+		}
+	}
 	left = c.cfg.FenceTimeout
 	for _, rule := range []election.Rule{r, m.ruleBefore()} {
 		if !rule.Known() {
 			continue
 		}
 		rule.Primary, rule.Term = r.Primary, r.Term
-		start := election.LeaseStart(now, rule, me.ID, m.watch.peers())
+		start := election.LeaseStart(now, rule, me.ID, peers)
 		if start.IsZero() {
 			start = m.inOfficeSince() // nobody was reached yet: the election that promoted it was the contact
 		}

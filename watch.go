@@ -145,14 +145,17 @@ func (w *watch) record(id int32) Record {
 	return Record{ID: NodeID(id), Name: fmt.Sprint(id)}
 }
 
-// refresh looks at every voter now, and waits for the answers, or for limit.
+// refresh looks at every voter that was not silent now, and waits for the
+// answers, or for limit.
 func (w *watch) refresh(ctx context.Context, limit time.Duration) []election.Peer {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
 	w.mu.Lock()
 	nodes := make([]*watcher, 0, len(w.nodes))
 	for _, n := range w.nodes {
-		nodes = append(nodes, n)
+		if a := n.snapshot().Answer; a != election.Silent && a != election.Hangs { // these are being asked anyway
+			nodes = append(nodes, n)
+		}
 	}
 	w.mu.Unlock()
 	var wg sync.WaitGroup

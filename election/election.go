@@ -180,6 +180,7 @@ type State struct {
 	LostAt    time.Time // since when it is lost; zero: it is not
 	TurnsAt   time.Time // since when it is lost in this way
 	AloneAt   time.Time // since when the local standby receives from nobody
+	OfficeAt  time.Time // since when the local server runs as a primary
 	BallotAt  time.Time // since when a pledge of BallotFor is known
 	BallotFor int64     // the highest term of any ballot
 }

@@ -33,6 +33,11 @@ func (p Policy) remember(s State, o Observation) State {
 	} else if s.AloneAt.IsZero() {
 		s.AloneAt = o.Now
 	}
+	if !o.runsPrimary() {
+		s.OfficeAt = time.Time{}
+	} else if s.OfficeAt.IsZero() {
+		s.OfficeAt = o.Now
+	}
 	if b := highestBallot(o.Peers); b > s.BallotFor {
 		s.BallotFor, s.BallotAt = b, o.Now
 	}
@@ -84,7 +89,7 @@ func (p Policy) challenged(s State, o Observation) bool {
 			ours = peer.Rule
 		}
 	}
-	if ours.Primary != o.Self && o.Now.Sub(s.BallotAt) < inauguration {
+	if ours.Primary != o.Self && (o.Now.Sub(s.BallotAt) < inauguration || o.Now.Sub(s.OfficeAt) < inauguration) {
 		return false
 	}
 	later := false

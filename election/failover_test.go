@@ -33,7 +33,7 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 	asPrimary := func(o *election.Observation) { o.Self, o.Local, o.Node = 1, primary, row(election.Primary, true) }
 	patient := failoverPolicy
 	patient.Patience = time.Minute
-	longAgo := election.State{LostAt: start.Add(-time.Hour), AloneAt: start.Add(-time.Hour), BallotAt: start.Add(-time.Hour), BallotFor: 9, Pruned: start}
+	longAgo := election.State{LostAt: start.Add(-time.Hour), AloneAt: start.Add(-time.Hour), OfficeAt: start.Add(-time.Hour), BallotAt: start.Add(-time.Hour), BallotFor: 9, Pruned: start}
 	tests := map[string]struct {
 		policy election.Policy
 		state  election.State
