@@ -378,7 +378,7 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 }
 
 func (m *Monitor) readRecords(ctx context.Context, n *Node) ([]Record, error) {
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	return n.records(ctx)
 }
@@ -417,10 +417,20 @@ func (m *Monitor) lookLimit(ctx context.Context) (context.Context, context.Cance
 	return context.WithTimeoutCause(ctx, 2*DefaultConnectTimeout, fmt.Errorf("no answer within %s", 2*DefaultConnectTimeout))
 }
 
+// peerLimit bounds what is asked of another node between two decisions: while
+// one that has just been cut off is waited for, nothing is decided.
+func (m *Monitor) peerLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if m.cluster.cfg.Failover != FailoverAutomatic {
+		return m.lookLimit(ctx)
+	}
+	limit := m.cluster.cfg.SilenceTimeout / 2
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+}
+
 // readPrimary asks the known primary where it writes. One that does not answer,
 // or is a primary no longer, is known no longer.
 func (m *Monitor) readPrimary(ctx context.Context) election.View {
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	var inRecovery bool
 	err := m.primary.conn.QueryRow(ctx, `SELECT r, CASE WHEN NOT r THEN pg_current_wal_lsn() END,
@@ -435,7 +445,7 @@ func (m *Monitor) readPrimary(ctx context.Context) election.View {
 
 // findPrimary looks for a primary among the nodes that the local server knows.
 func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	rec, err := m.choosePrimary(ctx, recs)
 	if err == nil && rec.ID == m.cluster.cfg.NodeID {
@@ -547,7 +557,7 @@ FROM repmgr.standby_state WHERE standby_node_id = $1`
 // writeSample records the standby's state on the primary, in one round trip and
 // without waiting for the disk: a lost sample is replaced by the next one.
 func (m *Monitor) writeSample(ctx context.Context) error {
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	lag := m.sample.lag()
 	stale := 3*m.cluster.cfg.MonitorInterval + time.Second
@@ -593,7 +603,7 @@ func (m *Monitor) prune(ctx context.Context) error {
 
 // markActive says in the node's row whether its server runs.
 func (m *Monitor) markActive(ctx context.Context, active bool) error {
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	if m.primary == nil {
 		return nil // nobody to tell; it is asked for again when there is
