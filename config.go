@@ -320,8 +320,8 @@ type Config struct {
 	// every standby, before it is taken for lost. One that refuses connections is
 	// not waited for. Key silence_timeout, in seconds. Defaults to 2.
 	SilenceTimeout time.Duration
-	// FenceTimeout is how long a primary goes on without contact to a majority,
-	// with SynchronousMode off, before its Monitor stops it. A candidate that can
+	// FenceTimeout is how long a primary goes on without contact to a majority
+	// before its Monitor stops it. With SynchronousMode off, a candidate that can
 	// not know it dead waits as long, and a little more. It must be the same on
 	// all nodes. Key fence_timeout, in seconds. Defaults to 2500ms.
 	FenceTimeout time.Duration
