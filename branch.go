@@ -90,9 +90,9 @@ func (c *Cluster) refuseTwin(ctx context.Context, n, up *Node, node, target Reco
 	if t <= 1 || beginning == 0 || to <= beginning {
 		return nil
 	}
-	var segSize uint32
-	if err := n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&segSize); err != nil {
-		return n.queryError("read the size of the WAL segments", err)
+	segSize, err := n.walSegmentSize(ctx)
+	if err != nil {
+		return err
 	}
 	twin, err := twins(ctx, n.walSum, up.walSum, t, beginning, to, segSize)
 	switch {

@@ -235,11 +235,10 @@ func (b *rsyncBackup) end(ctx context.Context) error {
 
 // fetchWAL copies the segments of the backup and the timeline's history.
 func (b *rsyncBackup) fetchWAL(ctx context.Context, stop wal.LSN) error {
-	var segment int64
-	if err := b.n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&segment); err != nil {
-		return b.n.queryError("read wal_segment_size", err)
+	size, err := b.n.walSegmentSize(ctx)
+	if err != nil {
+		return err
 	}
-	size := uint32(segment)
 	tli := b.job.Status.Timeline
 	args := []string{"--include=/" + wal.HistoryFileName(tli)}
 	for lsn := b.start; ; lsn += wal.LSN(size) {

@@ -64,6 +64,13 @@ func (e *ConnectError) Error() string {
 	}
 }
 
+// accepted reports whether something took the connection that then came to
+// nothing: an attempt that got no packet back ends in dialling.
+func (e *ConnectError) accepted() bool {
+	var op *net.OpError
+	return !errors.As(e.Err, &op) || op.Op != "dial"
+}
+
 func (e *ConnectError) Unwrap() error        { return e.Err }
 func (e *ConnectError) Is(target error) bool { return target == ErrConnect }
 
@@ -209,8 +216,7 @@ func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err e
 	case ReachRefused:
 		return hint(ce, "Nothing listens at %s. Is PostgreSQL running there, and are host and port right?", where)
 	case ReachTimeout:
-		var op *net.OpError
-		if !errors.As(err, &op) || op.Op != "dial" {
+		if ce.accepted() {
 			return hint(ce, "Something accepts connections at %s and then says nothing: a server that hangs, or not PostgreSQL. Look at its process and its log there.", where)
 		}
 		return hint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)

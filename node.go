@@ -209,6 +209,14 @@ func (n *Node) walTimeline(ctx context.Context) (t wal.Timeline) {
 	return t
 }
 
+// walSegmentSize is the size of the server's WAL segment files, in bytes.
+func (n *Node) walSegmentSize(ctx context.Context) (size uint32, err error) {
+	if err := n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&size); err != nil {
+		return 0, n.queryError("read wal_segment_size", err)
+	}
+	return size, nil
+}
+
 // queryError names the statement's purpose and the node, and keeps a lost
 // connection apart from a refused statement.
 func (n *Node) queryError(purpose string, err error) error {

@@ -144,14 +144,12 @@ const (
 	EventChildDisconnect    EventType = "child_node_disconnect"
 	EventChildReconnect     EventType = "child_node_reconnect"
 	EventChildConnect       EventType = "child_node_new_connect"
-	EventChildCommand       EventType = "child_nodes_disconnect_command"
 	EventWitnessRegister    EventType = "witness_register"
 	EventWitnessUnregister  EventType = "witness_unregister"
 	EventNodeRejoin         EventType = "node_rejoin"
 	EventFailoverPromote    EventType = "repmgrd_failover_promote"
 	EventFailoverFollow     EventType = "repmgrd_failover_follow"
 	EventFailoverAbort      EventType = "repmgrd_failover_abort"
-	EventPromoteError       EventType = "repmgrd_promote_error"
 
 	// These repmgr 5 does not have.
 	EventFailoverRefused EventType = "repmgrd_failover_refused" // the primary is lost, and failover would be unsafe or is unwanted

@@ -100,8 +100,7 @@ func (m *Monitor) registered() (ids []int32) {
 
 // rules are the newest two rules of a server, the newest first.
 func (n *Node) rules(ctx context.Context) ([]election.Rule, error) {
-	rows, err := n.conn.Query(ctx, `SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
-		'sync_standbys', sync_standbys, 'acks', acks) FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 2`)
+	rows, err := n.conn.Query(ctx, rulesSQL+` LIMIT 2`)
 	if err != nil {
 		return nil, n.queryError("read the rules", err)
 	}

@@ -427,7 +427,7 @@ func answerOf(err error) election.Answer {
 	case ReachRejected:
 		return election.Rejects
 	case ReachTimeout:
-		if strings.Contains(Hint(err), "says nothing") {
+		if ce.Doing == "" && ce.accepted() {
 			return election.Hangs
 		}
 		return election.Silent
@@ -496,12 +496,13 @@ FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON t
 const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
 	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
 
-const ruleSQL = `(SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
-      'sync_standbys', sync_standbys, 'acks', acks) FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1)`
+// rulesSQL are the rules of a server as JSON, the newest first.
+const rulesSQL = `SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
+      'sync_standbys', sync_standbys, 'acks', acks) FROM repmgr.rules ORDER BY term DESC, seq DESC`
 
 // peerView reads the view of a node from its server.
 func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
-	rule := ruleSQL
+	rule := `(` + rulesSQL + ` LIMIT 1)`
 	if err := n.needSchema(ctx); errors.Is(err, ErrNotRegistered) {
 		rule = "NULL"
 	} else if err != nil {
@@ -575,15 +576,15 @@ func (n *Node) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN
 	if end < most {
 		return false
 	}
-	var segment uint32
 	var tail []byte
-	if err := n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&segment); err != nil {
+	segment, err := n.walSegmentSize(ctx)
+	if err != nil {
 		return false
 	}
 	at := int64(end) % int64(segment)
 	if at < most {
 		return false
 	}
-	err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, end, segment), at-most, int64(most)).Scan(&tail)
+	err = n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, end, segment), at-most, int64(most)).Scan(&tail)
 	return err == nil && wal.EndsWithShutdown(tail, end, segment)
 }

@@ -25,16 +25,20 @@ func (cmd *clusterShow) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	err = a.answer(st, func(w io.Writer) {
-		cmd.print(w, st)
-		if len(st.Issues) > 0 && !a.Terse && !cmd.CSV {
-			fmt.Fprintln(w)
-		}
-	})
-	if err != nil {
+	if err := a.answerAbove(st, func(w io.Writer) { cmd.print(w, st) }, st.Issues, cmd.CSV); err != nil {
 		return err
 	}
 	return a.issues("following issues were detected", st.Issues, cmd.CSV)
+}
+
+// answerAbove is answer with a blank line behind it, where issues follow.
+func (a *app) answerAbove(v any, print func(io.Writer), issues []string, csv bool) error {
+	return a.answer(v, func(w io.Writer) {
+		print(w)
+		if len(issues) > 0 && !a.Terse && !csv {
+			fmt.Fprintln(w)
+		}
+	})
 }
 
 func (cmd *clusterShow) print(w io.Writer, st repmgr.ClusterStatus) {

@@ -26,13 +26,7 @@ func (cmd *serviceStatus) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	err = a.answer(st, func(w io.Writer) {
-		cmd.print(w, st)
-		if len(st.Issues) > 0 && !a.Terse && !cmd.CSV {
-			fmt.Fprintln(w)
-		}
-	})
-	if err != nil {
+	if err := a.answerAbove(st, func(w io.Writer) { cmd.print(w, st) }, st.Issues, cmd.CSV); err != nil {
 		return err
 	}
 	_ = a.issues("following issues were detected", st.Issues, cmd.CSV) // as in repmgr 5 they are no failure
