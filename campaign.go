@@ -285,17 +285,20 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 	if a.tally.Wait {
 		until = a.last.Add(a.c.cfg.FenceTimeout + election.Margin)
 	}
-	for !a.demoted() && time.Now().Before(until) {
+	for !a.demoted() && !a.proven() && time.Now().Before(until) {
 		if err := pause(ctx, min(nudgeInterval, time.Until(until))); err != nil {
 			return err
 		}
 	}
 	var ours []int32
 	for _, p := range a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4) {
+		if p.Answer != election.Answers {
+			continue // what it said before it was gone may not be so any more
+		}
 		if p.Paused && !a.policy.Forced {
 			return refuse(election.RefusedPaused, a.res.Health, a.w.record(p.ID).String())
 		}
-		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
+		if p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
 			ours = append(ours, p.ID)
 		}
 	}
@@ -304,6 +307,17 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 	}
 	a.at("waited", "%s since the last pledge; a majority still stands by it", time.Since(a.last).Round(time.Millisecond))
 	return nil
+}
+
+// proven reports whether the proof that the former primary is dead came late, and
+// nobody else may be one.
+func (a *campaign) proven() bool {
+	h := a.policy.Diagnose(time.Now(), a.rule, a.w.peers())
+	if !h.Proven() || a.policy.Count(a.rule, a.res.Term, h, a.pledged).Wait {
+		return false
+	}
+	a.res.Health = h
+	return true
 }
 
 // demoted reports whether the former primary was seen as a standby since it

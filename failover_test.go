@@ -195,6 +195,12 @@ func TestFailover_Paused(t *testing.T) {
 	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
 	_, err := nodes[0].Pause(t.Context(), repmgr.PauseOptions{})
 	require.NoError(t, err)
+	pgtest.WaitFor(t, "those who would notice its death", func(context.Context) error {
+		if got := nodes[0].QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'repmgrd listener'`); got != "3" {
+			return errors.New(got)
+		}
+		return nil
+	})
 	nodes[0].Kill()
 	e := nodes[1].events.wait(t, repmgr.EventFailoverRefused)
 	require.Contains(t, e.Details, string(election.RefusedPaused))

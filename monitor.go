@@ -653,9 +653,27 @@ func (m *Monitor) tell(e Event) {
 	m.cluster.emit(context.Background(), on, e)
 }
 
+// reachAgain opens the connection that the last event is written over, where the
+// end of ctx has broken it in the middle of a look.
+func (m *Monitor) reachAgain(ctx context.Context) {
+	ctx, cancel := m.peerLimit(context.WithoutCancel(ctx))
+	defer cancel()
+	var err error
+	switch {
+	case m.state.Phase == election.AsPrimary && (m.local == nil || m.local.conn.IsClosed()):
+		m.local, err = m.cluster.connectLocal(ctx)
+	case m.state.Phase == election.AsStandby && (m.primary == nil || m.primary.conn.IsClosed()) && m.primRec.ID != 0:
+		m.primary, err = m.cluster.connectTo(ctx, m.primRec)
+	}
+	if err != nil {
+		m.log.Warn("the end of the daemon is written nowhere", "err", err)
+	}
+}
+
 // shutdown leaves word, and closes what Run opened.
 func (m *Monitor) shutdown(ctx context.Context) {
 	if m.self.ID != 0 {
+		m.reachAgain(ctx)
 		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
 	}
 	m.presence.close()

@@ -85,7 +85,9 @@ func TestPresence(t *testing.T) {
 	require.ErrorIs(t, err, repmgr.ErrRefused)
 	require.ErrorContains(t, err, "PID 4711")
 	a.Close()
-	require.NoError(t, second.Announce(t.Context(), s.Conninfo(), p), "its turn now")
+	pgtest.WaitFor(t, "its turn, when the server has noticed the end of the first", func(ctx context.Context) error {
+		return second.Announce(ctx, s.Conninfo(), p)
+	})
 
 	s.Restart()
 	pgtest.WaitFor(t, "announcement after a restart", func(ctx context.Context) error {

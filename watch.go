@@ -66,12 +66,13 @@ func (w *watch) follow(recs []Record) {
 			n.setRecord(r)
 			continue
 		}
-		n := &watcher{w: w, rec: r, jobs: make(chan job)}
+		n := &watcher{w: w, rec: r, jobs: make(chan job), primary: make(chan struct{}, 1)}
 		n.view = election.Peer{ID: int32(r.ID)}
 		n.setRecord(r)
 		n.ctx, n.cancel = context.WithCancel(w.ctx)
 		w.nodes[r.ID] = n
 		w.wg.Go(n.run)
+		w.wg.Go(n.listen)
 	}
 }
 
@@ -222,6 +223,8 @@ type watcher struct {
 	jobs   chan job // unbuffered: handed over when the connection is free
 	node   *Node    // of the goroutine
 
+	primary chan struct{} // capacity 1: it was just seen as a primary
+
 	mu   sync.Mutex
 	rec  Record
 	view election.Peer
@@ -337,14 +340,63 @@ func (n *watcher) record() Record {
 	return n.rec
 }
 
+// listen keeps a second connection to a primary, on which nothing is ever asked,
+// where an election without proof of its death would have to wait for the fence:
+// a server that dies over a question resets that connection, which proves nothing,
+// and closes this one.
+func (n *watcher) listen() {
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.primary:
+		}
+		v := n.snapshot()
+		if v.Role == election.Witness || v.Rule.Quorum {
+			continue
+		}
+		node, err := n.connectListener()
+		if err != nil {
+			continue
+		}
+		for err == nil {
+			_, err = node.conn.WaitForNotification(n.ctx)
+		}
+		if n.ctx.Err() == nil && n.snapshot().Started.Equal(v.Started) { // it says nothing of a later start
+			n.ended(node, err)
+			n.w.wake()
+			_ = n.do(n.ctx, nil)
+		}
+		node.Close()
+	}
+}
+
+// listenerName is what pg_stat_activity shows of a connection that only listens.
+const listenerName = "repmgrd listener"
+
+func (n *watcher) connectListener() (*Node, error) {
+	ctx, cancel := context.WithTimeout(n.ctx, n.w.c.cfg.SilenceTimeout)
+	defer cancel()
+	node, err := n.w.c.connectTo(ctx, n.record())
+	if err != nil {
+		return nil, err
+	}
+	if _, err = node.conn.Exec(ctx, `SELECT set_config('application_name', $1, false)`, listenerName); err != nil {
+		node.Close()
+	}
+	return node, err
+}
+
 // ended notes that the server closed our connection: only its own kernel sends
 // that, or the server itself in its last message. A reset can come from elsewhere.
 func (n *watcher) ended(node *Node, err error) {
 	node.Close()
-	state := sqlState(err)
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !strings.HasPrefix(sqlState(err), "57P") {
+		return
+	}
 	n.mu.Lock()
 	n.endedAt = time.Now()
-	n.view.Ended = errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || strings.HasPrefix(state, "57P")
+	n.view.Ended = true
 	n.mu.Unlock()
 }
 
@@ -459,8 +511,15 @@ func (n *watcher) publish(v election.Peer, p Presence, at time.Time) {
 	if old.Answer != v.Answer {
 		v.Since = time.Now()
 	}
+	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // this look is older than that
 	n.view, n.last = v, p
 	n.mu.Unlock()
+	if v.Running == election.Primary {
+		select {
+		case n.primary <- struct{}{}:
+		default:
+		}
+	}
 	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused {
 		n.w.wake()
 	}

@@ -11,10 +11,12 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -566,6 +568,55 @@ func certificate(t *testing.T) (cert, key string) {
 	require.NoError(t, os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certDER}), 0o600))
 	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
 	return cert, key
+}
+
+// After a write that took long pgconn has a reader of its own in the socket. It
+// must not take the answer to our first command away.
+func TestRun_SlowLogin(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, pgtest.Options{})
+	cfg := config(t, primary.Conninfo("sslmode=disable"))
+	dial := cfg.DialFunc
+	var slow atomic.Int32
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		return &slowWriter{Conn: c, reads: make(chan struct{}, 2), slow: &slow}, err
+	}
+	_, err := basebackup.Run(t.Context(), cfg, basebackup.Options{Dir: filepath.Join(t.TempDir(), "copy"), FastCheckpoint: true, NoSync: true})
+	require.NoError(t, err)
+	require.Positive(t, slow.Load(), "a login was slow")
+}
+
+// slowWriter returns from its first write when somebody waits for what comes
+// after the answer to it.
+type slowWriter struct {
+	net.Conn
+	reads chan struct{}
+	wrote bool
+	slow  *atomic.Int32
+}
+
+func (c *slowWriter) Read(b []byte) (int, error) {
+	select {
+	case c.reads <- struct{}{}:
+	default: // only the first two count
+	}
+	return c.Conn.Read(b)
+}
+
+func (c *slowWriter) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if !c.wrote {
+		c.wrote = true
+		for range 2 {
+			select {
+			case <-c.reads:
+				c.slow.Add(1)
+			case <-time.After(5 * time.Second):
+			}
+		}
+	}
+	return n, err
 }
 
 func TestRun_OptionsAreCheckedAllAtOnce(t *testing.T) {

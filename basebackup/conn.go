@@ -88,6 +88,10 @@ func (p *pin) dial(ctx context.Context) (*conn, error) {
 		return nil, err
 	}
 	p.fixed = true
+	if err := settle(ctx, pg); err != nil {
+		_ = pg.Close(ctx)
+		return nil, err
+	}
 	h, err := pg.Hijack()
 	if err != nil {
 		return nil, err
@@ -107,6 +111,23 @@ func (p *pin) dial(ctx context.Context) (*conn, error) {
 	// The bare socket: closing TLS politely could wait for the peer.
 	c.unwatch = context.AfterFunc(ctx, func() { raw.Close() })
 	return c, nil
+}
+
+// settle ends the reading of pgconn's own: after a write that took long it has a
+// goroutine that would take the answer to our first command away. SyncConn's
+// question is SQL, which a replication connection refuses, so it may only look:
+// the question is one of the replication protocol.
+func settle(ctx context.Context, pg *pgconn.PgConn) error {
+	look, cancel := context.WithCancel(ctx)
+	cancel()
+	ctx, cancel = context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("no answer within %s", connectTimeout))
+	defer cancel()
+	for pg.SyncConn(look) != nil {
+		if _, err := pg.Exec(ctx, "SHOW wal_segment_size").ReadAll(); err != nil {
+			return fmt.Errorf("take over connection: %w", err)
+		}
+	}
+	return nil
 }
 
 // close ends the session. Politely, it waits until the server has let go of

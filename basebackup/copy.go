@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -19,6 +20,8 @@ type source struct {
 }
 
 func identify(c *conn) (s source, err error) {
+	_ = c.net.SetDeadline(time.Now().Add(connectTimeout))
+	defer func() { _ = c.net.SetDeadline(time.Time{}) }()
 	version := c.parameters["server_version"]
 	s.major, err = strconv.Atoi(version[:len(version)-len(strings.TrimLeft(version, "0123456789"))])
 	if err != nil || s.major < 13 {

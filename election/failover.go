@@ -110,9 +110,10 @@ func (p Policy) mayRejoin(o Observation) bool {
 	return p.Automatic && o.WasPrimary && o.winnerRuns() && !anyPaused(o.Peers) && !o.Busy && !p.waits(o, Rejoin, followAfter)
 }
 
-// anyPaused: of a server that is down the flag is not known, but all are paused at once.
+// anyPaused: of a server that is down the flag is not known, but all are paused
+// at once, and unpaused without those that are down.
 func anyPaused(peers []Peer) bool {
-	return slices.ContainsFunc(peers, func(peer Peer) bool { return peer.Paused })
+	return slices.ContainsFunc(peers, func(peer Peer) bool { return peer.Answer == Answers && peer.Paused })
 }
 
 // winnerRuns: the node that the newest rule names is another one, and was just seen as a primary.

@@ -178,7 +178,7 @@ const (
 	RefusedNoMajority Refusal = "no majority of the voters answers"
 	RefusedSync       Refusal = "the nodes that answer may lack acknowledged commits"
 	RefusedNoneFit    Refusal = "no node that answers may be promoted"
-	RefusedUnfenced   Refusal = "no daemon ran with the primary that could fence it, and it may still accept writes"
+	RefusedUnfenced   Refusal = "no daemon ran with the primary that could fence it, or it was paused, and it may still accept writes"
 	RefusedLocation   Refusal = "no node of the primary's location answers"
 	RefusedTooMany    Refusal = "too many failovers in the last hour"
 	RefusedVisible    Refusal = "a node still sees the primary" // primary_visibility_consensus
@@ -213,7 +213,7 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedNoMajority
 	case !r.Covers(up):
 		return RefusedSync
-	case !r.Quorum && !h.Proven() && h != HealthDemoted && !primary.SeenAt.IsZero() && !primary.Monitored && !p.Forced:
+	case !r.Quorum && !h.Proven() && h != HealthDemoted && !primary.SeenAt.IsZero() && (!primary.Monitored || primary.Paused) && !p.Forced:
 		return RefusedUnfenced
 	case !here:
 		return RefusedLocation
