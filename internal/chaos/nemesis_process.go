@@ -22,8 +22,8 @@ const moment = 300 * time.Millisecond
 // killings: SIGKILL of one process or of all, and power cuts.
 func killings() []Nemesis {
 	all := []Nemesis{
-		{Name: "kill postmaster", Expect: Failover, Weight: 30, Pairs: true, Do: func(_ context.Context, s *scene) error {
-			return syscall.Kill(s.hit(s.primary()).postmaster(), syscall.SIGKILL)
+		{Name: "kill postmaster", Expect: Failover, Weight: 30, Pairs: true, Do: func(ctx context.Context, s *scene) error {
+			return s.hit(s.primary()).killPostmaster(ctx)
 		}},
 		{Name: "kill server", Expect: Failover, Weight: 20, Pairs: true, Do: func(ctx context.Context, s *scene) error {
 			return killAll(ctx, "the server", s.hit(s.primary()).serverProcesses)
@@ -118,7 +118,7 @@ func dieAt(step string) Nemesis {
 		if err == nil {
 			err = sleep(ctx, 2*time.Second) // they have looked around
 		}
-		return errors.Join(err, syscall.Kill(s.hit(s.primary()).postmaster(), syscall.SIGKILL))
+		return errors.Join(err, s.hit(s.primary()).killPostmaster(ctx))
 	}, Undo: func(_ context.Context, s *scene) error {
 		for _, n := range s.c.nodes { // who did not die must not do so later
 			n.mu.Lock()

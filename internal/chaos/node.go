@@ -192,6 +192,16 @@ func (n *node) postmaster() int {
 	return pid
 }
 
+// killPostmaster waits for one that another fault of the same moment has ended.
+func (n *node) killPostmaster(ctx context.Context) error {
+	return waitFor(ctx, 10*time.Second, "a postmaster to kill on "+n.name(), func(context.Context) error {
+		if pid := n.postmaster(); pid != 0 {
+			return syscall.Kill(pid, syscall.SIGKILL)
+		}
+		return errors.New("none runs")
+	})
+}
+
 // processes are all of the machine: the server, the daemon, and what they run.
 func (n *node) processes() []int {
 	inode := fmt.Sprintf("net:[%d]", n.m.inode)

@@ -106,10 +106,12 @@ func title(pid int) string {
 	return strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " "))
 }
 
-// signalAll sends a signal to each.
+// signalAll sends a signal to each that is a process: 0 would be ourselves.
 func signalAll(pids []int, s syscall.Signal) {
 	for _, pid := range pids {
-		_ = syscall.Kill(pid, s)
+		if pid > 1 {
+			_ = syscall.Kill(pid, s)
+		}
 	}
 }
 
