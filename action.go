@@ -76,6 +76,17 @@ func (m *Monitor) isRejoining() bool {
 	return m.shared.rejoins
 }
 
+// learnPause writes to the local server what was said of a pause while it was down.
+func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error {
+	me, word := peerOf(o.Peers, o.Self), election.LastPause(o.Peers)
+	if !o.Local.Up || m.local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
+		return nil
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	return m.local.setPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
+}
+
 // noteOffice keeps since when the local server is seen as the primary.
 func (m *Monitor) noteOffice(me election.Peer) {
 	m.shared.mu.Lock()

@@ -291,14 +291,12 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 		}
 	}
 	var ours []int32
-	for _, p := range a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4) {
-		if p.Answer != election.Answers {
-			continue // what it said before it was gone may not be so any more
-		}
-		if p.Paused && !a.policy.Forced {
-			return refuse(election.RefusedPaused, a.res.Health, a.w.record(p.ID).String())
-		}
-		if p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
+	peers := a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4)
+	if election.Paused(peers) && !a.policy.Forced {
+		return refuse(election.RefusedPaused, a.res.Health, "since the election began")
+	}
+	for _, p := range peers {
+		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
 			ours = append(ours, p.ID)
 		}
 	}

@@ -148,7 +148,7 @@ func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
 	add := func(id int32, name string, role Role) {
 		p := peerOf(peers, id)
 		weight, _ := rule.Votes([]int32{id})
-		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, Paused: p.Paused}
+		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, Paused: p.Paused && p.PauseSeq == election.LastPause(peers)}
 		if v.Answer == "" {
 			v.Answer = election.Silent
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -209,6 +210,14 @@ func TestFailover_Paused(t *testing.T) {
 	_, err = nodes[1].Unpause(t.Context(), repmgr.PauseOptions{})
 	require.Error(t, err) // node1 is down
 	waitPrimary(t, nodes[1:]...)
+	nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+	pgtest.WaitFor(t, "node1 to learn that the pause is over", func(context.Context) error {
+		flag := nodes[0].QueryString(t, `SELECT setting FROM pg_file_settings WHERE name = 'repmgr.paused' ORDER BY seqno DESC LIMIT 1`)
+		if !strings.HasPrefix(flag, "1/off/") {
+			return errors.New(flag)
+		}
+		return nil
+	})
 }
 
 // The operator's command has the last word.

@@ -86,7 +86,8 @@ func (m *Monitor) guardHang(ctx context.Context) {
 // own rule, and by the one before while an election could miss that.
 func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.Duration, needed bool) {
 	r := me.Rule
-	if !r.Known() || me.Paused { // who is paused elects nobody
+	peers := m.watch.peers()
+	if !r.Known() || election.Paused(peers) { // who is paused elects nobody
 		return 0, false
 	}
 	if r.Primary != me.ID { // promoted, and the row that says so is not written yet
@@ -95,7 +96,6 @@ func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.
 			r.Term = max(r.Term, me.Term)
 		}
 	}
-	peers := m.watch.peers()
 	for i, p := range peers { // who is pledged to us elects nobody else by that
 		if p.Candidate == c.candidate() {
 			peers[i].Term = min(p.Term, r.Term)

@@ -202,6 +202,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.runsAs())})
 			started = true
 		}
+		m.report("the flag of a pause", m.learnPause(ctx, o))
 		m.publish(now)
 		m.announce(ctx)
 		if err := m.wait(ctx, d.Again); err != nil {

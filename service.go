@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -16,16 +17,24 @@ import (
 )
 
 // pausedSetting is the server setting that keeps Monitors from acting by
-// themselves: 'node id/on'. It is in the file of ALTER SYSTEM, so it works on a
-// standby and survives restarts; a clone brings that of its source, which does
-// not count.
+// themselves: 'node id/on/n', the n-th word on that; the newest that any node has
+// counts for all. It is in the file of ALTER SYSTEM, so it works on a standby and
+// survives restarts; a clone brings that of its source, which does not count.
 const pausedSetting = "repmgr.paused"
 
 // pausedSQL is a scalar subquery for the value of the setting, empty where there is none.
 const pausedSQL = `coalesce((SELECT setting FROM pg_catalog.pg_file_settings WHERE name = '` + pausedSetting + `' ORDER BY seqno DESC LIMIT 1), '')`
 
-// pausedFor reports whether the value of the setting pauses that node.
-func pausedFor(raw string, id NodeID) bool { return raw == fmt.Sprintf("%d/on", id) }
+// parsePaused reads the value of the setting as that node's. 0: it has said nothing.
+func parsePaused(raw string, id NodeID) (paused bool, seq int64) {
+	node, word, _ := strings.Cut(raw, "/")
+	on, number, _ := strings.Cut(word, "/")
+	if node != id.String() {
+		return false, 0
+	}
+	seq, _ = strconv.ParseInt(number, 10, 64)
+	return on == "on", seq
+}
 
 // PauseOptions are the choices of [Cluster.Pause] and [Cluster.Unpause].
 type PauseOptions struct {
@@ -50,7 +59,8 @@ type PausedNode struct {
 // no failover, no following. They go on watching. It sets a flag on every
 // registered node at once, which survives restarts and needs no running Monitor.
 // Where nodes fail the others stay changed: the error joins what went wrong, and
-// the result has all of it.
+// the result has all of it. The newest word counts for all, so a node that was
+// down learns of it when it is back.
 func (c *Cluster) Pause(ctx context.Context, o PauseOptions) (PauseResult, error) {
 	return c.setPaused(ctx, true, o)
 }
@@ -66,12 +76,23 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 	if err != nil {
 		return res, err
 	}
-	errs := make([]error, len(probes))
-	var wg sync.WaitGroup
-	for i, p := range probes {
-		wg.Go(func() { errs[i] = c.pauseNode(ctx, p, paused, o.DryRun) })
+	errs, seqs := make([]error, len(probes)), make([]int64, len(probes))
+	each := func(f func(i int, n *Node) error) {
+		var wg sync.WaitGroup
+		for i, p := range probes {
+			if errs[i] == nil {
+				wg.Go(func() { errs[i] = c.withNode(ctx, p, func(n *Node) error { return f(i, n) }) })
+			}
+		}
+		wg.Wait()
 	}
-	wg.Wait()
+	each(func(i int, n *Node) (err error) {
+		_, seqs[i], err = n.paused(ctx, probes[i].record.ID)
+		return errors.Join(err, n.mayAlterSystem(ctx, []string{pausedSetting}))
+	})
+	if seq := slices.Max(seqs) + 1; !o.DryRun {
+		each(func(i int, n *Node) error { return n.setPaused(ctx, probes[i].record.ID, paused, seq) })
+	}
 	for i, p := range probes {
 		n := PausedNode{ID: p.record.ID, Name: p.record.Name}
 		if errs[i] != nil {
@@ -82,7 +103,8 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 	return res, errors.Join(errs...)
 }
 
-func (c *Cluster) pauseNode(ctx context.Context, p probe, paused, dryRun bool) error {
+// withNode runs f over a connection of its own to a node that was reached before.
+func (c *Cluster) withNode(ctx context.Context, p probe, f func(*Node) error) error {
 	if p.err != nil {
 		return p.err
 	}
@@ -91,21 +113,25 @@ func (c *Cluster) pauseNode(ctx context.Context, p probe, paused, dryRun bool) e
 		return err
 	}
 	defer n.Close()
-	if dryRun {
-		return n.mayAlterSystem(ctx, []string{pausedSetting})
-	}
-	return n.setPaused(ctx, p.record.ID, paused)
+	return f(n)
 }
 
-// setPaused sets or removes the flag of node id on its server. Repeating it is harmless.
-func (n *Node) setPaused(ctx context.Context, id NodeID, paused bool) error {
+// paused reads the flag of node id from its server.
+func (n *Node) paused(ctx context.Context, id NodeID) (paused bool, seq int64, err error) {
+	var raw string
+	if err := n.conn.QueryRow(ctx, `SELECT `+pausedSQL).Scan(&raw); err != nil {
+		return false, 0, n.queryError("read "+pausedSetting, err)
+	}
+	paused, seq = parsePaused(raw, id)
+	return paused, seq, nil
+}
+
+// setPaused writes the flag of node id to its server. Repeating it is harmless.
+func (n *Node) setPaused(ctx context.Context, id NodeID, paused bool, seq int64) error {
 	if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 		return err
 	}
-	change := `ALTER SYSTEM RESET ` + pausedSetting
-	if paused {
-		change = fmt.Sprintf(`ALTER SYSTEM SET %s = '%d/on'`, pausedSetting, id)
-	}
+	change := fmt.Sprintf(`ALTER SYSTEM SET %s = '%d/%s/%d'`, pausedSetting, id, map[bool]string{true: "on", false: "off"}[paused], seq)
 	// A setting that no module has defined needs a placeholder in the session.
 	for _, sql := range []string{`SET ` + pausedSetting + ` = ''`, change} {
 		if _, err := n.conn.Exec(ctx, sql); err != nil {
@@ -133,6 +159,8 @@ type ServiceNode struct {
 	Rule      *election.Rule `json:"rule"`      // the newest that it has; nil: none, or not known
 
 	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
+
+	pauseSeq int64
 }
 
 // ServiceStatus asks all registered nodes at once for what runs there. It takes
@@ -157,7 +185,16 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 		})
 	}
 	wg.Wait()
+	var word ServiceNode // the newest on a pause
 	for _, n := range st.Nodes {
+		if n.pauseSeq > word.pauseSeq {
+			word = n
+		}
+	}
+	for i, n := range st.Nodes {
+		if n.Paused != nil && n.pauseSeq < word.pauseSeq {
+			st.Nodes[i].Paused = word.Paused
+		}
 		if n.Rule != nil && (st.Rule == nil || n.Rule.Compare(*st.Rule) > 0) {
 			st.Rule = n.Rule
 		}
@@ -209,8 +246,8 @@ func (c *Cluster) askService(ctx context.Context, r Record, s *ServiceNode) erro
 	if err != nil {
 		return n.queryError("read "+pausedSetting, err)
 	}
-	paused := pausedFor(raw, r.ID)
-	s.Paused = &paused
+	paused, seq := parsePaused(raw, r.ID)
+	s.Paused, s.pauseSeq = &paused, seq
 	b, err := ballot.Parse(vote)
 	if err == nil && b.Term > 0 {
 		s.Ballot = &b

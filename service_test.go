@@ -165,6 +165,8 @@ func TestPause(t *testing.T) {
 	require.Empty(t, res.Nodes[0].Error)
 	require.Contains(t, res.Nodes[1].Error, "connection refused")
 	require.Equal(t, "true ?", paused(), "the others stay changed")
+	node2.StartAgain()
+	require.Equal(t, "true true", paused(), "the newest word counts for all")
 }
 
 func TestServiceStatus(t *testing.T) {

@@ -520,7 +520,7 @@ func (n *watcher) publish(v election.Peer, p Presence, at time.Time) {
 		default:
 		}
 	}
-	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused {
+	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq {
 		n.w.wake()
 	}
 }
@@ -600,8 +600,9 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{Timeline: s.Timeline, LSN: s.LSN}, Drained: s.Drained,
 		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,
-		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule, Paused: pausedFor(s.Paused, rec.ID),
+		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
 	}
+	v.Paused, v.PauseSeq = parsePaused(s.Paused, rec.ID)
 	if s.InRecovery {
 		v.Running = election.Standby
 		v.Receives = int32(w.sender(s.Host, s.Port))

@@ -107,13 +107,7 @@ func (p Policy) challenged(s State, o Observation) bool {
 
 // mayRejoin: the local server is down, was a primary, and another one is it now.
 func (p Policy) mayRejoin(o Observation) bool {
-	return p.Automatic && o.WasPrimary && o.winnerRuns() && !anyPaused(o.Peers) && !o.Busy && !p.waits(o, Rejoin, followAfter)
-}
-
-// anyPaused: of a server that is down the flag is not known, but all are paused
-// at once, and unpaused without those that are down.
-func anyPaused(peers []Peer) bool {
-	return slices.ContainsFunc(peers, func(peer Peer) bool { return peer.Answer == Answers && peer.Paused })
+	return p.Automatic && o.WasPrimary && o.winnerRuns() && !Paused(o.Peers) && !o.Busy && !p.waits(o, Rejoin, followAfter)
 }
 
 // winnerRuns: the node that the newest rule names is another one, and was just seen as a primary.
@@ -126,7 +120,7 @@ func (o Observation) winnerRuns() bool {
 // standby that has pledged itself trusts only a rule of that term or a later one.
 func (p Policy) strays(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
-	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !me.Paused && !me.attached(find(o.Peers, o.Rule.Primary)) &&
+	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !Paused(o.Peers) && !me.attached(find(o.Peers, o.Rule.Primary)) &&
 		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.AloneAt) >= p.Silence) &&
 		!o.Busy && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter)
 }

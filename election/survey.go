@@ -51,6 +51,7 @@ type Peer struct {
 	Forsaken  bool          // the monitor that its ballot is made out to has ended since
 	Rule      Rule          // the newest that it holds
 	Paused    bool
+	PauseSeq  int64     // how new its word on that is
 	Started   time.Time // when its server was started
 	Monitored bool      // a monitor of its own runs
 	Automatic bool      // and fails over by itself
@@ -192,7 +193,7 @@ const (
 // pledge: elections that come to nothing detach standbys in vain.
 func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 	var up []int32
-	fit, here, paused := false, false, false
+	fit, here := false, false
 	primary := find(peers, r.Primary)
 	for _, o := range peers {
 		if o.Answer != Answers {
@@ -201,13 +202,12 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		up = append(up, o.ID)
 		fit = fit || p.Fit(r, o) == ""
 		here = here || o.Location == primary.Location || o.ID == Arbiter
-		paused = paused || o.Paused
 	}
 	h := p.Diagnose(now, r, peers)
 	switch {
 	case !h.Lost():
 		return RefusedHealth
-	case paused && !p.Forced:
+	case Paused(peers) && !p.Forced:
 		return RefusedPaused
 	case !r.Majority(up):
 		return RefusedNoMajority
@@ -223,6 +223,21 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedTooMany
 	}
 	return ""
+}
+
+// Paused reports whether monitors may not act by themselves. The newest word
+// counts: a node that was down when the others were unpaused has an older one.
+func Paused(peers []Peer) bool {
+	newest := LastPause(peers)
+	return slices.ContainsFunc(peers, func(o Peer) bool { return o.Paused && o.PauseSeq == newest })
+}
+
+// LastPause is the number of the newest word on that.
+func LastPause(peers []Peer) (newest int64) {
+	for _, o := range peers {
+		newest = max(newest, o.PauseSeq)
+	}
+	return newest
 }
 
 // Unfit names why a node may not be promoted. Empty: it may.
