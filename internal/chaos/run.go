@@ -60,6 +60,7 @@ const (
 	peerLimit     = 120 * time.Second
 	failoverLimit = 20 * time.Second // until a failover that is due
 	helpAfter     = 15 * time.Second // until an operator starts a server that nobody starts
+	idleFor       = 5 * time.Second  // that nobody works at bringing it back: a daemon at work has no process of its own now and then
 	fenceMS       = 3000             // how long the wrong side may acknowledge with synchronous_mode=off: fence_timeout, and half a second
 	mainEvery     = 5 * time.Millisecond
 	sideEvery     = 25 * time.Millisecond
@@ -326,7 +327,7 @@ func (r *runner) heal(ctx context.Context, limit time.Duration, res *Result) err
 		return r.writes(ctx, 20)
 	}
 	began := time.Now()
-	helped := map[*node]bool{}
+	helped, idle := map[*node]bool{}, map[*node]time.Time{}
 	err := waitFor(ctx, limit, "a healthy cluster", func(ctx context.Context) error {
 		after, err := r.c.healthy(ctx)
 		res.TermAfter = after.Term
@@ -334,7 +335,12 @@ func (r *runner) heal(ctx context.Context, limit time.Duration, res *Result) err
 			return err
 		}
 		for _, n := range r.c.nodes {
-			if n.idle() && !helped[n] {
+			if !n.idle() {
+				delete(idle, n)
+			} else if idle[n].IsZero() {
+				idle[n] = time.Now()
+			}
+			if !helped[n] && !idle[n].IsZero() && time.Since(idle[n]) > idleFor {
 				helped[n], res.Helped = true, true
 				err = errors.Join(err, n.launchServer(ctx))
 			}
