@@ -25,6 +25,7 @@ import (
 //
 // A stopped primary is started again as a standby of nobody.
 func (m *Monitor) guard(ctx context.Context) {
+	defer m.beat(nil, true)
 	last := time.Now()
 	for {
 		c := m.settings()
@@ -35,29 +36,35 @@ func (m *Monitor) guard(ctx context.Context) {
 		if last = time.Now(); slept { // this process was stopped: what it knows is old
 			m.watch.refresh(ctx, c.pulse())
 		}
-		if c.cfg.Failover != FailoverAutomatic {
-			continue
-		}
-		me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
-		if me.Role == election.Witness || me.Role == "" {
-			continue
-		}
-		if me.Answer == election.Refused {
-			m.killLeftovers(ctx, c)
-			m.startFenced(ctx, c)
-			continue
-		}
-		m.noteOffice(me)
-		left, needed := m.lease(time.Now(), c, me)
-		if !needed || !m.inOffice() || m.isRejoining() {
-			m.setLease(nil)
-			continue
-		}
-		m.setLease(&left)
-		if left <= 0 {
-			m.fence(ctx, c, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", c.cfg.FenceTimeout))
-		}
+		left := m.guardOnce(ctx, c)
+		m.setLease(left)
+		m.beat(left, false)
 	}
+}
+
+// guardOnce looks and acts once. It returns how long the lease lasts; nil: none is needed.
+func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
+	me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
+	if c.cfg.Failover != FailoverAutomatic || me.Role == election.Witness || me.Role == "" {
+		return nil
+	}
+	if me.Answer == election.Refused {
+		m.beat(nil, false)
+		m.killLeftovers(ctx, c)
+		m.startFenced(ctx, c)
+		return nil
+	}
+	m.noteOffice(me)
+	left, needed := m.lease(time.Now(), c, me)
+	if !needed || !m.inOffice() || m.isRejoining() {
+		return nil
+	}
+	if left <= 0 {
+		m.beat(nil, false) // the watchdog leaves it to us
+		m.fence(ctx, c, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", c.cfg.FenceTimeout))
+		return nil
+	}
+	return &left
 }
 
 // guardHang kills a local primary that leaves new connections without an answer
@@ -164,7 +171,9 @@ func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
 	}
 	m.log.Warn("this node was fenced", "reason", why, "elapsed", time.Since(start))
 	m.noteFence(Event{Type: EventFence, Success: true, Details: why})
-	m.startFenced(ctx, c)
+	if !m.fenceOnly {
+		m.startFenced(ctx, c)
+	}
 }
 
 func (m *Monitor) isElsewhere() bool {
@@ -198,27 +207,30 @@ func (m *Monitor) killLeftovers(ctx context.Context, c *Cluster) {
 	if err != nil || srv.runs() {
 		return
 	}
-	killed := srv.killChildren()
-	if len(killed) == 0 {
-		return
+	if killed, err := srv.killChildren(ctx); killed > 0 || err != nil {
+		m.log.Warn("the postmaster is dead: the processes that it left behind were killed", "processes", killed, "err", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, killLimit)
-	defer cancel()
-	for _, pid := range killed {
-		for processAlive(pid) && pause(ctx, processPoll) == nil {
-		}
-	}
-	m.log.Warn("the postmaster is dead: the processes that it left behind were killed", "processes", len(killed), "err", context.Cause(ctx))
 }
 
-// killChildren kills the server's processes that are no postmaster: a postmaster
-// goes by its command line, what it starts calls itself "postgres: ".
-func (s *localServer) killChildren() (killed []int) {
+// killChildren kills the server's processes that are no postmaster, and waits
+// until they are gone: a postmaster goes by its command line, what it starts calls
+// itself "postgres: ".
+func (s *localServer) killChildren(ctx context.Context) (killed int, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, killLimit, fmt.Errorf("not gone within %s", killLimit))
+	defer cancel()
+	var pids []int
 	for _, pid := range s.processes() {
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err == nil && strings.HasPrefix(string(title), "postgres: ") && !s.runs() && syscall.Kill(pid, syscall.SIGKILL) == nil {
-			killed = append(killed, pid)
+			pids = append(pids, pid)
 		}
 	}
-	return killed
+	for _, pid := range pids {
+		for processAlive(pid) {
+			if err := pause(ctx, processPoll); err != nil {
+				return len(pids), context.Cause(ctx)
+			}
+		}
+	}
+	return len(pids), nil
 }

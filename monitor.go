@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -36,7 +37,10 @@ type Monitor struct {
 
 	wake  chan struct{} // capacity 1: a token that says "look again now"
 	queue *notifyQueue
-	watch *watch // of all voters; made by Run
+	watch *watch    // of all voters; made by Run
+	beats io.Writer // to the watchdog; nil: there is none
+
+	fenceOnly bool // it is a watchdog's: what it stopped, the Monitor itself starts again
 
 	shared shared // between Run and the goroutines beside it
 

@@ -73,6 +73,7 @@ type rejoining struct {
 	lock    *os.File // the data directory, locked
 
 	control     pgcontrol.ControlFile
+	shared      wal.Position // where the two lines part, or the end of the primary's
 	timeline    wal.Timeline // of the local server
 	ours        wal.History
 	diverged    bool
@@ -221,7 +222,14 @@ func (r *rejoining) unlock() {
 // primary is never touched without Force.
 func (r *rejoining) findLocal(ctx context.Context) (string, error) {
 	if !r.server.runs() {
-		return "down", nil
+		if r.o.DryRun {
+			return "down", nil
+		}
+		killed, err := r.server.killChildren(ctx) // they may still write WAL
+		if err != nil || killed == 0 {
+			return "down", err
+		}
+		return fmt.Sprintf("down; %d processes of a dead postmaster killed", killed), nil
 	}
 	stop := func(why string) (string, error) {
 		switch {
@@ -374,14 +382,14 @@ func (r *rejoining) compare(ctx context.Context) (string, error) {
 
 // measure compares the two lines, and the WAL behind the point where they part.
 func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, error) {
-	var received wal.LSN // a server that receives has no other end than this one
+	var received wal.LSN // a server that receives has no other end than this one, but what it has replayed
 	if r.local != nil {
 		status, err := r.local.Status(ctx)
 		if err != nil {
 			return "", err
 		}
-		if received = status.ReceivedLSN; status.Receiver == nil {
-			received = 0
+		if status.Receiver != nil {
+			received = max(status.ReceivedLSN, status.ReplayedLSN)
 		}
 		if now, err := r.primary.Status(ctx); err == nil { // later than our own
 			r.status = now
@@ -392,6 +400,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		r.diverged, r.impossible = true, fmt.Sprintf("timeline %d of the node and timeline %d of the primary have no common past", r.timeline, r.status.Timeline)
 		return r.impossible, nil
 	}
+	r.shared = wal.Position{Timeline: common, LSN: fork}
 	damaged := !r.server.hasSegment(r.control.Redo, r.control.WALSegmentSize)
 	switch {
 	case common != r.timeline, damaged:
@@ -543,6 +552,14 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 	if err := r.step(ctx, "stop", r.stopLocal); err != nil {
 		return err
 	}
+	if r.wasStarted(ctx) {
+		if err := r.step(ctx, "compare again", r.compare); err != nil {
+			return err
+		}
+		if err := r.decide(); err != nil {
+			return err
+		}
+	}
 	if r.res.Method == RejoinByRewind {
 		if err := r.takeBack(ctx); err != nil {
 			if r.o.Policy != RejoinReclone || ctx.Err() != nil {
@@ -563,18 +580,24 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 	return r.finish(ctx)
 }
 
+// wasStarted reports whether somebody has started the server since its data was
+// compared: as a primary it has written WAL of its own.
+func (r *rejoining) wasStarted(ctx context.Context) bool {
+	if r.control.SystemIdentifier == 0 {
+		return false
+	}
+	now, err := r.server.control(ctx)
+	return err == nil && (now.State != r.control.State || now.Position() != r.control.Position())
+}
+
 // stopLocal leaves no process of the server.
 func (r *rejoining) stopLocal(ctx context.Context) (string, error) {
-	left := r.server.leftovers()
 	r.local.Close()
 	r.local = nil
 	if err := r.server.stop(ctx); err != nil {
 		return "", err
 	}
 	r.server.forgetDead()
-	if len(left) > 0 {
-		return fmt.Sprintf("%d processes of a dead postmaster killed", len(left)), nil
-	}
 	return "", nil
 }
 
@@ -629,7 +652,7 @@ func (r *rejoining) attach(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
 	defer cancel()
 	patient := *r.Cluster // our own deadline is the one that counts
-	patient.cfg.StandbyFollowTimeout = 2 * limit
+	patient.cfg.StandbyFollowTimeout = forkedAfter
 	for {
 		local, err := r.connectLocal(ctx)
 		if err == nil {
@@ -644,11 +667,31 @@ func (r *rejoining) attach(ctx context.Context) (string, error) {
 			return "", context.Cause(ctx)
 		case !r.server.runs():
 			return "", r.server.startError(0, errors.New("it ended while it began to follow"))
+		case r.forked(ctx):
+			return "", hint(kind(ErrTimelineDiverged, "%s has recovered to beyond %s, where the line of %s parts from it", r.res.Node, r.shared, r.res.Primary), "%s", r.again("--force-rewind"))
 		}
 		if err := pause(ctx, pollInterval); err != nil {
 			return "", err
 		}
 	}
+}
+
+// forkedAfter is how long a node has to attach until it is asked whether it ever will.
+const forkedAfter = 3 * time.Second
+
+// forked reports whether the server has replayed more of the old timeline than
+// the primary's line took over: then it will never stream.
+func (r *rejoining) forked(ctx context.Context) bool {
+	if r.shared.Timeline >= r.status.Timeline {
+		return false
+	}
+	local, err := r.connectLocal(ctx)
+	if err != nil {
+		return false
+	}
+	defer local.Close()
+	s, err := local.Status(ctx)
+	return err == nil && s.InRecovery && s.Timeline <= r.shared.Timeline && s.ReplayedLSN > r.shared.LSN
 }
 
 // dropStaleSlots drops the slots that the node kept for its standbys as a

@@ -73,6 +73,7 @@ type grammar struct {
 	NoPidFile         bool   `xor:"pid" help:"write no pid file"`
 	ShowPidFile       bool   `short:"s" help:"output the path of the pid file, then exit"`
 	MonitoringHistory bool   `short:"m" help:"write monitoring history, as monitoring_history=on does"`
+	Watchdog          bool   `hidden:"" help:"guard for the daemon that writes to our standard input"`
 }
 
 const helpEnd = `Signals: HUP reads the configuration again and reopens the log, TERM and INT stop.
@@ -133,6 +134,9 @@ func (d *daemon) execute(ctx context.Context, args []string) error {
 	}
 	if d.cfg, err = d.load(); err != nil {
 		return err
+	}
+	if d.Watchdog {
+		return d.watchdog(ctx)
 	}
 	if d.Daemonize {
 		return d.background(ctx)

@@ -57,6 +57,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	started := time.Now()
+	dog := watchdogKeeper{log: logs.logger, args: append(d.backgroundArgs(), "--watchdog")}
+	monitor.TellWatchdog(&dog.pipe)
+	dog.keep(ctx, d.cfg)
+	defer func() { cancel(nil); dog.wg.Wait() }()
 	ended := make(chan error, 1) // 1: Run's result waits for its reader
 	go func() { ended <- monitor.Run(ctx) }()
 	logs.logger.Log(ctx, repmgr.LevelNotice, "repmgrd started", "version", repmgr.Version, "pid", os.Getpid(), "config_file", d.cfg.File)
@@ -75,6 +79,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		case <-hangups:
 			notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
 			d.reload(monitor, logs)
+			dog.keep(ctx, d.cfg)
 			notify(systemd.SdNotifyReady)
 		case <-watchdog:
 			if d.looksAlive(monitor.Status().LookedAt, started, interval) {

@@ -28,6 +28,20 @@ func promotions(start promotion, events []logEvent) []promotion {
 	return ps
 }
 
+// lasting are the promotions without those after the last one of whoever is the
+// primary in the end: what nobody acknowledged to was no right to acknowledge.
+func lasting(ps []promotion, primary int) []promotion {
+	for i := len(ps) - 1; i > 0; i-- {
+		if ps[i].Node == primary {
+			return ps[:i+1]
+		}
+	}
+	if ps[0].Node == primary {
+		return ps[:1]
+	}
+	return ps
+}
+
 // outage is the longest time without an acknowledged commit between from and to.
 func outage(acks []Ack, from, to time.Time) time.Duration {
 	longest, last := time.Duration(0), from

@@ -54,6 +54,14 @@ func TestLosses(t *testing.T) {
 	require.Equal(t, loss{Lost: 2, Fenced: 2, Last: at(121)}, l)
 }
 
+func TestLasting(t *testing.T) {
+	t.Parallel()
+	ps := []promotion{{Node: 1}, {Node: 2, Timeline: 2}, {Node: 3, Timeline: 3}}
+	require.Equal(t, ps, lasting(ps, 3))
+	require.Equal(t, ps[:2], lasting(ps, 2), "node 3 never came to office")
+	require.Equal(t, ps[:1], lasting(ps, 1))
+}
+
 func TestFollowed(t *testing.T) {
 	t.Parallel()
 	p := promotion{at(100), 2, 2}

@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 )
@@ -58,6 +59,13 @@ func cuts() []Nemesis {
 		return both([]string{etcdName}, s.c.names())
 	})
 	etcd.Needs |= needsEtcd
+	frozen := cut("stop daemon of primary and cut it off, clients reach it", Failover, 15, from, to, func(s *scene) []way {
+		return both(named(s.primary()), s.others(false, s.primary()))
+	})
+	off := frozen.Do
+	frozen.Pairs, frozen.Do = false, func(ctx context.Context, s *scene) error { // its watchdog has to fence
+		return errors.Join(s.freeze(daemonOf(s.hit(s.primary()))), off(ctx, s))
+	}
 	return []Nemesis{
 		cut("cut primary off", Failover, 30, from, to, func(s *scene) []way {
 			n := s.hit(s.primary())
@@ -67,6 +75,7 @@ func cuts() []Nemesis {
 			n := s.hit(s.primary())
 			return both(named(n), s.others(false, n))
 		}),
+		frozen,
 		cut("primary hears nothing", Failover, 10, from, to, func(s *scene) []way {
 			n := s.hit(s.primary())
 			return oneWay(s.others(true, n), named(n))

@@ -161,14 +161,6 @@ func stops() []Nemesis {
 	stop := func(name string, e Expect, pairs bool, from, to time.Duration, list func(s *scene) []int) Nemesis {
 		return Nemesis{Name: name, Expect: e, Pairs: pairs, Hold: span(from, to), Do: func(_ context.Context, s *scene) error { return s.freeze(list(s)) }}
 	}
-	daemonOf := func(n *node) []int {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if n.daemon == nil {
-			return nil
-		}
-		return []int{n.daemon.cmd.Process.Pid}
-	}
 	long := stop("stop postmaster 15 s", Failover, false, 15*time.Second, 17*time.Second, func(s *scene) []int { return []int{s.hit(s.primary()).postmaster()} })
 	long.Weight = 2
 	return []Nemesis{
@@ -184,6 +176,15 @@ func stops() []Nemesis {
 		stop("stop walwriter and checkpointer", None, false, time.Second, 4*time.Second, func(s *scene) []int { return s.hit(s.primary()).some(": walwriter", ": checkpointer") }),
 		stop("stop walsenders", None, false, time.Second, 4*time.Second, func(s *scene) []int { return s.hit(s.primary()).some(": walsender") }),
 	}
+}
+
+func daemonOf(n *node) []int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.daemon == nil {
+		return nil
+	}
+	return []int{n.daemon.cmd.Process.Pid}
 }
 
 // operators: what people do, at a good or a bad moment.
@@ -203,9 +204,14 @@ func operators() []Nemesis {
 		}},
 		{Name: "pause, then kill postmaster", Expect: None, Needs: needsFailover, Hold: span(3*time.Second, 5*time.Second), Do: func(ctx context.Context, s *scene) error {
 			n := s.standby()
-			// As long as a node is down its flag stays.
+			// Not while the primary still starts: then it would be due.
 			s.cleanup = append(s.cleanup, func() {
-				_ = waitFor(ctx, 20*time.Second, "unpaused", func(ctx context.Context) error { return n.repmgr(ctx, "service", "unpause") })
+				_ = waitFor(ctx, 20*time.Second, "unpaused", func(ctx context.Context) error {
+					if _, err := s.c.healthy(ctx); err != nil {
+						return err
+					}
+					return n.repmgr(ctx, "service", "unpause")
+				})
 			})
 			if err := n.repmgr(ctx, "service", "pause"); err != nil {
 				return err

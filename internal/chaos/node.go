@@ -214,7 +214,8 @@ func (n *node) processes() []int {
 	})
 }
 
-// idle tells whether there is no server, and nobody at work to bring one back.
+// idle tells whether there is no server, and nobody at work to bring one back: the
+// daemon's watchdog brings back nothing.
 func (n *node) idle() bool {
 	n.mu.Lock()
 	daemon := 0
@@ -222,7 +223,7 @@ func (n *node) idle() bool {
 		daemon = n.daemon.cmd.Process.Pid
 	}
 	n.mu.Unlock()
-	return !slices.ContainsFunc(n.processes(), func(pid int) bool { return pid != daemon })
+	return !slices.ContainsFunc(n.processes(), func(pid int) bool { return pid != daemon && !strings.HasSuffix(title(pid), "--watchdog") })
 }
 
 // startDaemon starts repmgrd, and starts it again whenever it ends, until stopDaemon.

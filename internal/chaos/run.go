@@ -415,6 +415,9 @@ func (r *runner) rows(ctx context.Context, ps []promotion, o *observation, res *
 	}); err != nil {
 		return err
 	}
+	if !r.c.o.Suite.Peer {
+		ps = lasting(ps, s.Primary.id)
+	}
 	for i, w := range r.writers {
 		acks := w.since(o.marks[i])
 		there := map[int64]bool{}

@@ -1,0 +1,193 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// Beat is what a [Monitor] tells its watchdog, four times and more in each
+// silence_timeout.
+type Beat struct {
+	PID    int           `json:"pid"`
+	Left   *float64      `json:"left"`           // seconds until this primary would be fenced; nil: there is nothing to guard
+	Dir    string        `json:"data_directory"` // of the local server
+	Before election.Rule `json:"before"`         // the rule before the newest, while an election could miss the newest
+	Bye    bool          `json:"bye,omitempty"`  // the Monitor ends in order
+}
+
+// TellWatchdog makes the Monitor write a [Beat] to w, as a line of JSON, again
+// and again while it runs. Call it before Run. A write that waits holds the
+// Monitor up: give w a deadline. Errors are ignored.
+func (m *Monitor) TellWatchdog(w io.Writer) { m.beats = w }
+
+func (m *Monitor) beat(left *time.Duration, bye bool) {
+	if m.beats == nil {
+		return
+	}
+	b := Beat{PID: os.Getpid(), Dir: m.dataDirectory(), Before: m.ruleBefore(), Bye: bye}
+	if left != nil && !m.isElsewhere() {
+		seconds := left.Seconds()
+		b.Left = &seconds
+	}
+	line, _ := json.Marshal(b)
+	_, _ = m.beats.Write(append(line, '\n'))
+}
+
+// Watchdog fences the local primary in the place of a [Monitor] that can not: one
+// that is stopped, starved or dead. It belongs in a process of its own, which
+// reads from r what [Monitor.TellWatchdog] writes. While the beats come it does
+// nothing. When they stop it looks for a majority of the voters itself, and where
+// none is found until the lease is over, it stops the server; the Monitor starts
+// it, as a standby, when it is back.
+//
+// It returns nil when the Monitor ends in order, when another one has taken over
+// from a dead one, when there is nothing left to guard, or with ctx. It closes r.
+func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
+	ctx, cancel := context.WithCancel(ctx)
+	beats := make(chan Beat)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(beats)
+		for d := json.NewDecoder(r); ; {
+			var b Beat
+			if d.Decode(&b) != nil {
+				return
+			}
+			select {
+			case beats <- b:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	d := watchdog{c: c, at: time.Now()}
+	defer wg.Wait()
+	defer r.Close()
+	defer cancel()
+	defer d.rest()
+	tick := time.NewTicker(c.pulse() / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case b, ok := <-beats:
+			if b.Bye {
+				return nil
+			}
+			if !ok {
+				beats, d.orphan = nil, true
+				break
+			}
+			d.rest()
+			d.beat, d.at = b, time.Now()
+		case <-tick.C:
+		}
+		if over, err := d.guard(ctx); over || err != nil {
+			return err
+		}
+	}
+}
+
+// watchdog is owned by the goroutine of [Cluster.Watchdog].
+type watchdog struct {
+	c      *Cluster
+	beat   Beat // the last
+	at     time.Time
+	orphan bool     // the Monitor's process is gone
+	m      *Monitor // looks at the voters while the Monitor is silent; nil: it is not
+}
+
+// guard does the Monitor's part while that is silent. over says that there is
+// nothing left to do.
+func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
+	switch {
+	case !d.orphan && time.Since(d.at) < 2*d.c.pulse():
+		return false, nil
+	case d.beat.Left == nil:
+		return d.orphan, nil
+	case d.m == nil:
+		if err := d.begin(ctx); err != nil {
+			return false, err
+		}
+	}
+	left := seconds(*d.beat.Left) - time.Since(d.at)
+	me := peerOf(d.m.watch.peers(), int32(d.c.cfg.NodeID))
+	if me.Rule.Known() { // it was seen since
+		lease, needed := d.m.lease(time.Now(), d.c, me)
+		if left = lease; !needed {
+			left = d.c.cfg.FenceTimeout
+		}
+	}
+	running := me.Answer == election.Answers
+	switch {
+	case running && me.Running != election.Primary, d.orphan && d.succeeded(running), d.orphan && !d.serverRuns(ctx):
+		return d.orphan, nil
+	case left <= 0:
+		d.m.fence(ctx, d.c, fmt.Sprintf("repmgrd (PID %d) is silent, and there was no contact to a majority of the voters for fence_timeout (%s)", d.beat.PID, d.c.cfg.FenceTimeout))
+		d.beat.Left = nil
+	}
+	return false, nil
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// begin opens a watch of its own. What the Monitor knew last of its contact counts on.
+func (d *watchdog) begin(ctx context.Context) error {
+	m, err := NewMonitor(d.c.cfg)
+	if err != nil {
+		return err
+	}
+	m.use(m.cfg)
+	m.fenceOnly = true
+	m.shared.dir, m.shared.before = d.beat.Dir, d.beat.Before
+	m.shared.office = d.at.Add(seconds(*d.beat.Left) - d.c.cfg.FenceTimeout)
+	recs := d.c.keptRecords()
+	if len(recs) == 0 {
+		limit, cancel := context.WithTimeout(ctx, d.c.pulse())
+		defer cancel()
+		recs, _ = d.c.Nodes(limit) // without them it has no contact, and the lease counts down
+	}
+	d.m = m
+	m.watch = newWatch(ctx, m.cluster, func() {})
+	m.watch.follow(recs)
+	m.log.Warn("repmgrd is silent: its watchdog guards the server", "pid", d.beat.PID, "gone", d.orphan, "lease_left", *d.beat.Left)
+	return nil
+}
+
+// rest ends the looking: the Monitor is back.
+func (d *watchdog) rest() {
+	if d.m != nil {
+		d.m.watch.close()
+		d.m = nil
+	}
+}
+
+// succeeded reports whether another Monitor watches the server now.
+func (d *watchdog) succeeded(answers bool) bool {
+	n := d.m.watch.node(int32(d.c.cfg.NodeID))
+	if n == nil || !answers {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.view.Monitored && n.last.PID != 0 && n.last.PID != d.beat.PID
+}
+
+// serverRuns reports whether there is a server to guard. What a dead postmaster
+// has left behind is ended first: nobody else would.
+func (d *watchdog) serverRuns(ctx context.Context) bool {
+	srv, err := d.c.localServer(d.beat.Dir)
+	if err != nil || srv.runs() {
+		return err == nil
+	}
+	d.m.killLeftovers(ctx, d.c)
+	return false
+}
