@@ -263,7 +263,11 @@ func (p Policy) enter(s State, o Observation, phase Phase, why Reason, actions .
 	if phase != AsPrimary {
 		next.Children = nil // whoever becomes a primary again knows nobody yet
 	}
-	return Decision{Next: next, Actions: actions, Reason: why, Again: p.Interval}
+	again := p.Interval
+	if s.Health == HealthDoubtful || s.Health == HealthReceived {
+		again = min(again, p.Silence/20) // time alone makes it a loss
+	}
+	return Decision{Next: next, Actions: actions, Reason: why, Again: again}
 }
 
 func role(v View) Role {
