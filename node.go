@@ -154,9 +154,8 @@ SELECT json_build_object(
                     (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
   'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
-  'received_lsn', CASE WHEN NOT r.rec THEN NULL
-      WHEN d.idle AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver) THEN pg_last_wal_replay_lsn()
-      ELSE greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
+  'idle', d.idle,
+  'received_lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
   'replayed_lsn', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
   'replayed_at', CASE WHEN r.rec THEN pg_last_xact_replay_timestamp() END,
   'replay_paused', CASE WHEN r.rec THEN pg_is_wal_replay_paused() ELSE false END,
@@ -183,6 +182,7 @@ func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
 	var s struct {
 		NodeStatus
 		PrimaryConninfo string `json:"primary_conninfo"`
+		Idle            bool   `json:"idle"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.name, err)
@@ -190,6 +190,9 @@ func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
 	s.Settings.PrimaryConninfo = s.PrimaryConninfo
 	if s.InRecovery && (s.Receiver == nil || s.Receiver.Timeline == 0) {
 		s.Timeline = max(s.Timeline, n.walTimeline(ctx))
+	}
+	if s.InRecovery && s.Receiver == nil && s.Idle {
+		s.ReceivedLSN = n.lastRecordEnd(ctx, s.Timeline, s.ReplayedLSN, s.ReceivedLSN)
 	}
 	if s.VersionNum < MinServerVersion {
 		return s.NodeStatus, kind(ErrRefused, "%s runs PostgreSQL %s: version 13 or later is needed", n.name, s.Version)
@@ -207,6 +210,38 @@ func (n *Node) walTimeline(ctx context.Context) (t wal.Timeline) {
 		return 0
 	}
 	return t
+}
+
+// lastRecordEnd is the end of the last whole record that a standby has which
+// receives nothing: between what it has replayed and what it has received. Its
+// startup process may wait, and not have looked yet at what came last; and of the
+// very last record it may have the beginning only, whose end never comes: that
+// counts for nothing. Where the login may not look, all counts.
+func (n *Node) lastRecordEnd(ctx context.Context, t wal.Timeline, replayed, received wal.LSN) wal.LSN {
+	const most = 4 << 20
+	if received <= replayed || received-replayed > most {
+		return received
+	}
+	size, err := n.walSegmentSize(ctx)
+	if err != nil {
+		return received
+	}
+	var log []byte
+	page := wal.PageStart(replayed)
+	for at := page; at < received; {
+		var part []byte
+		offset := int64(at) % int64(size)
+		want := min(int64(size)-offset, int64(received-at))
+		err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, at, size), offset, want).Scan(&part)
+		if err != nil || int64(len(part)) != want {
+			return received
+		}
+		log, at = append(log, part...), at+wal.LSN(want)
+	}
+	if !wal.IsPage(log, page) { // it is in another file
+		return received
+	}
+	return wal.LastRecordEnd(log[replayed-page:], replayed, size)
 }
 
 // walSegmentSize is the size of the server's WAL segment files, in bytes.

@@ -79,6 +79,7 @@ type rejoining struct {
 	diverged    bool
 	twin        bool   // what both call one timeline is two: they were promoted apart
 	impossible  string // why neither following nor pg_rewind can help
+	cloneOnly   bool   // and no person could make it possible
 	interrupted bool   // an earlier rejoin ended in the middle of its work on the data
 	res         RejoinResult
 }
@@ -436,12 +437,14 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		r.res.Fork.LSN, _ = r.ours.Fork(parent(r.ours, common))
 	}
 	detail := fmt.Sprintf("%s has WAL of its own behind %s", r.res.Node, r.res.Fork)
-	switch s := r.status.Settings; {
+	switch s, version := r.status.Settings, r.status.VersionNum; {
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
 		return detail + ", and " + r.impossible, nil
 	case r.twin:
-		r.impossible = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", common)
+		r.impossible, r.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", common), true
+	case r.control.State.Clean() && r.control.Timeline < common && version < 160000: // its restartpoints did not keep up with the promotions
+		r.impossible, r.cloneOnly = fmt.Sprintf("its control file names timeline %d, and pg_rewind of PostgreSQL 15 and older takes that for the one that it is on", r.control.Timeline), true
 	case gone != "":
 		r.impossible = gone
 	case common == r.status.Timeline && common == r.timeline:
@@ -510,7 +513,7 @@ func (r *rejoining) decide() error {
 			"It can be saved and taken back. %s", r.again("--force-rewind"))
 	case r.impossible == "":
 		r.res.Method, r.res.Reason = RejoinByRewind, fmt.Sprintf("it has WAL of its own behind %s", r.fork())
-	case reclone, r.twin && r.o.Policy == RejoinRewind: // its WAL is saved, too, and nothing else takes it back
+	case reclone, r.cloneOnly && r.o.Policy == RejoinRewind: // its WAL is saved, too, and nothing else takes it back
 		r.res.Method, r.res.Reason = RejoinByClone, r.impossible
 	case !r.diverged:
 		return hint(kind(ErrRejoin, "%s can not follow %s: %s", r.res.Node, r.res.Primary, r.impossible), "%s", r.again("--reclone"))

@@ -2,6 +2,7 @@ package repmgr_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -424,4 +425,41 @@ func TestRejoin_BadInput(t *testing.T) {
 	foreign.Stop("fast")
 	_, err = far.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node2.Conninfo()})
 	requireError(t, err, repmgr.ErrSystemIdentifier, foreign.Dir)
+}
+
+// A standby that received more than the winner, and has made no restartpoint
+// since the promotion before: pg_rewind of 15 and older does not know its timeline.
+func TestRejoin_StandbyWithMoreThanTheWinner(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, shutDown)
+	_, err := c.rejoin(t, repmgr.RejoinOptions{})
+	require.NoError(t, err)
+	waitSame(t, c.node2, c.node1)
+	waitSame(t, c.node2, c.node3)
+	c.node1.Exec(t, `ALTER SYSTEM SET primary_conninfo = ''`)
+	c.node1.Exec(t, `SELECT pg_reload_conf()`)
+	pgtest.WaitFor(t, "node1 to receive nothing", func(context.Context) error {
+		if n := c.node1.QueryString(t, `SELECT count(*) FROM pg_stat_wal_receiver`); n != "0" {
+			return errors.New("it does")
+		}
+		return nil
+	})
+	c.node2.Exec(t, `INSERT INTO t SELECT generate_series(4001, 4100)`)
+	waitSame(t, c.node2, c.node3)
+	c.node2.Kill()
+	_, err = c.node1.Promote(t.Context(), repmgr.PromoteOptions{Force: true})
+	require.NoError(t, err)
+	c.node3.cfg.DataDirectory = c.node3.Dir
+	node3, err := repmgr.New(c.node3.cfg)
+	require.NoError(t, err)
+	res, err := node3.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node1.Conninfo()})
+	require.NoError(t, err)
+	want := repmgr.RejoinByRewind
+	if c.node1.QueryString(t, `SELECT current_setting('server_version_num')::int < 160000`) == "t" {
+		want = repmgr.RejoinByClone
+	}
+	require.Equal(t, want, res.Method, res.Reason)
+	require.Len(t, res.Salvage.Commits, 1)
+	waitSame(t, c.node1, c.node3)
+	require.Equal(t, "0", c.node3.QueryString(t, `SELECT count(*) FROM t WHERE id BETWEEN 4001 AND 4100`))
 }

@@ -213,6 +213,9 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", kind(ErrRejoin, "look at the data in %s: %w", r.server.dir, err)
 	}
+	if err := pause(ctx, fileClock); err != nil { // so that its first change shows
+		return "", err
+	}
 	out, err := r.tool(ctx, program, env, args...)
 	if err != nil {
 		if after, errLook := r.server.lastChange(); errLook == nil && after.Equal(before) {
@@ -392,6 +395,9 @@ func (r *rejoining) configure(ctx context.Context) (string, error) {
 	_, err = r.detach(ctx)
 	return "", err
 }
+
+// fileClock is longer than the step of the clock that file systems go by.
+const fileClock = 20 * time.Millisecond
 
 // lastChange is when anything in the data directory was last changed.
 func (s *localServer) lastChange() (last time.Time, err error) {

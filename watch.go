@@ -534,8 +534,7 @@ SELECT json_build_object(
       THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()),
                     CASE WHEN w.status IS NULL THEN (SELECT max(('x' || substr(name, 1, 8))::bit(32)::int) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$') END)
       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
-  'lsn', CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() WHEN d.idle AND w.status IS NULL THEN pg_last_wal_replay_lsn()
-      ELSE greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
+  'lsn', CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() ELSE greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
   'drained', NOT r.rec OR d.idle,
   'replay', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
   'streams', w.status IS NOT NULL, 'receiving', coalesce(w.status = 'streaming', false), 'sender_host', w.sender_host, 'sender_port', w.sender_port,
@@ -549,9 +548,8 @@ SELECT json_build_object(
   'rule', %s)
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + idleSQL + ` d`
 
-// idleSQL says whether a standby has replayed all that it has, and waits for more.
-// It may have received the beginning of a record whose end will never come: that
-// counts for nothing, and where no receiver runs, replay has come to the true end.
+// idleSQL says whether a standby waits for more WAL. It may still have some that
+// it has not looked at: see [Node.lastRecordEnd].
 const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
 	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
 
@@ -605,8 +603,11 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	v.Paused, v.PauseSeq = parsePaused(s.Paused, rec.ID)
 	if s.InRecovery {
 		v.Running = election.Standby
+		if !s.Streams && s.Drained {
+			v.Position.LSN = n.lastRecordEnd(ctx, v.Position.Timeline, s.Replay, s.LSN)
+		}
 		v.Receives = int32(w.sender(s.Host, s.Port))
-		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, s.Replay)
+		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
 	all, err := parsePresences(s.Presences)
 	if err != nil {
