@@ -61,6 +61,17 @@ func (c *Cluster) connectTo(ctx context.Context, r Record) (*Node, error) {
 	return connectNode(ctx, r.String(), c.dialInfo(r))
 }
 
+// connectPatiently is connectTo with a limit of its own in the place of the
+// conninfo's connect_timeout, which is often too short for a slow line.
+func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Duration) (*Node, error) {
+	conninfo := c.dialInfo(r)
+	if params, err := ParseConninfo(conninfo); err == nil {
+		params["connect_timeout"] = fmt.Sprint(int(limit.Seconds()) + 1)
+		conninfo = FormatConninfo(params)
+	}
+	return connectNode(ctx, r.String(), conninfo)
+}
+
 // dialInfo is a node's conninfo, with what only we know: records hold no
 // password, so ours serves where the login is the same and no password file is named.
 func (c *Cluster) dialInfo(r Record) string {

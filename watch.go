@@ -66,7 +66,7 @@ func (w *watch) follow(recs []Record) {
 			n.setRecord(r)
 			continue
 		}
-		n := &watcher{w: w, rec: r, jobs: make(chan job), primary: make(chan struct{}, 1)}
+		n := &watcher{w: w, rec: r, jobs: make(chan job), tries: make(chan tried, mostTries), primary: make(chan struct{}, 1)}
 		n.view = election.Peer{ID: int32(r.ID)}
 		n.setRecord(r)
 		n.ctx, n.cancel = context.WithCancel(w.ctx)
@@ -215,13 +215,26 @@ func (w *watch) lookArbiter(ctx context.Context) {
 // pulse is the time between two looks at a voter, and between two heartbeats.
 func (c *Cluster) pulse() time.Duration { return c.cfg.SilenceTimeout / 4 }
 
-// watcher looks at one node. Its goroutine owns the connection; others give it jobs.
+// watcher looks at one node, over a connection that stays open. Where an answer
+// is late it asks again over another one, and keeps that: under loss of packets
+// any of them may be the one that gets through, opening a new one takes many
+// round trips, and a hung postmaster answers old ones only. What is late is
+// still waited for. Its goroutine owns the connections; others give it jobs.
 type watcher struct {
 	w      *watch
 	ctx    context.Context
 	cancel context.CancelFunc
-	jobs   chan job // unbuffered: handed over when the connection is free
-	node   *Node    // of the goroutine
+	jobs   chan job   // unbuffered: handed over when the goroutine is free
+	tries  chan tried // capacity mostTries: nobody waits for a reader
+	wg     sync.WaitGroup
+
+	// Of the goroutine:
+	idle    []*Node   // open connections; the end of the first is noticed at once
+	open    int       // tries under way
+	begun   time.Time // when the newest of them began
+	first   time.Time // when the first of all began
+	late    time.Time // when an answer was last late
+	waiting []job     // for an answer to a try that began since
 
 	primary chan struct{} // capacity 1: it was just seen as a primary
 
@@ -233,11 +246,29 @@ type watcher struct {
 	endedAt time.Time // when the server last ended our connection
 }
 
-// job is work on the watcher's connection. Without f it is a look.
+const (
+	mostTries = 6 // at a time
+	mostIdle  = 3
+	fairFor   = time.Minute // without a late answer, until one connection is enough again
+)
+
+// job is work on a connection of the watcher. Without f it is a look.
 type job struct {
 	ctx  context.Context
 	f    func(*Node) error
 	done chan error // capacity 1: nobody waits for a reader
+	at   time.Time  // when it was given
+}
+
+// tried is what came of one look over one connection.
+type tried struct {
+	node  *Node
+	old   bool      // the connection was open before
+	began time.Time // the try
+	at    time.Time // the question
+	view  election.Peer
+	pres  Presence
+	err   error
 }
 
 func (n *watcher) setRecord(r Record) {
@@ -253,10 +284,10 @@ func (n *watcher) snapshot() election.Peer {
 	return n.view
 }
 
-// do runs f on the open connection as soon as it is free, and makes one where
-// there is none.
+// do runs f on an open connection as soon as the goroutine is free, and makes one
+// where there is none. Without f it waits for an answer that was asked for since.
 func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
-	j := job{ctx, f, make(chan error, 1)}
+	j := job{ctx, f, make(chan error, 1), time.Now()}
 	select {
 	case n.jobs <- j:
 	case <-n.ctx.Done():
@@ -264,74 +295,181 @@ func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return <-j.done // it ends with ctx
+	if f != nil {
+		return <-j.done // it ends with ctx
+	}
+	select {
+	case err := <-j.done:
+		return err
+	case <-n.ctx.Done():
+		return context.Cause(n.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (n *watcher) run() {
-	defer func() { n.node.Close() }()
-	n.look(n.ctx)
+	defer func() {
+		n.wg.Wait()
+		for n.open > 0 {
+			n.open--
+			(<-n.tries).node.Close()
+		}
+		for _, node := range n.idle {
+			node.Close()
+		}
+	}()
 	for n.ctx.Err() == nil {
+		n.ask()
+		n.markLate()
 		n.wait()
 	}
 }
 
-// wait lets the connection rest for a pulse, and notices its end at once.
+// ask begins a try where one is due: a pulse after the one before, whether that
+// was answered or not.
+func (n *watcher) ask() {
+	if n.open < mostTries && time.Since(n.begun) >= n.w.c.pulse() {
+		n.try()
+	}
+}
+
+func (n *watcher) try() {
+	r := tried{began: time.Now()}
+	if len(n.idle) > 0 {
+		r.node, r.old = n.idle[0], true
+		n.idle = n.idle[1:]
+	}
+	n.open++
+	n.begun = r.began
+	if n.first.IsZero() {
+		n.first = r.began
+	}
+	n.wg.Go(func() {
+		limit := 2 * n.w.c.cfg.SilenceTimeout
+		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within twice silence_timeout (%s)", limit))
+		defer cancel()
+		if r.node == nil {
+			r.node, r.err = n.w.c.connectPatiently(ctx, n.record(), limit)
+		}
+		if r.at = time.Now(); r.err == nil {
+			r.view, r.pres, r.err = r.node.peerView(ctx, n.w, n.record())
+		}
+		n.tries <- r
+	})
+}
+
+// markLate notes that nothing was answered for so long that the node counts as silent.
+func (n *watcher) markLate() {
+	seen := n.snapshot()
+	since := seen.SeenAt
+	if since.Before(n.first) {
+		since = n.first
+	}
+	limit := n.w.c.cfg.SilenceTimeout
+	if n.open > 0 && time.Since(since) > limit/2 {
+		n.late = time.Now()
+		if seen.Answer == election.Answers || seen.Answer == "" {
+			n.answer(election.Silent, since)
+		}
+	}
+}
+
+// wait lets things rest for a part of a pulse, and notices at once what comes.
 func (n *watcher) wait() {
-	ctx, cancel := context.WithTimeout(n.ctx, n.w.c.pulse())
+	ctx, cancel := context.WithTimeout(n.ctx, n.w.c.pulse()/4)
 	defer cancel()
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
-	if n.node != nil {
+	var listened *Node
+	if len(n.idle) > 0 {
+		listened = n.idle[0]
 		wg.Go(func() {
-			_, err := n.node.conn.WaitForNotification(ctx)
+			_, err := listened.conn.WaitForNotification(ctx)
 			ended <- err
 		})
 	}
-	var j job
+	var then func()
 	select {
-	case j = <-n.jobs:
+	case j := <-n.jobs:
+		then = func() { n.work(j) }
+	case r := <-n.tries:
+		then = func() { n.take(r) }
 	case err := <-ended:
-		if ctx.Err() == nil && n.node.conn.IsClosed() {
-			n.ended(n.node, err)
-			n.node = nil
+		if ctx.Err() == nil && listened.conn.IsClosed() {
+			then = func() {
+				n.idle = n.idle[1:]
+				n.ended(listened, err)
+				n.try()
+			}
 		}
 	case <-ctx.Done():
 	}
 	cancel()
 	wg.Wait()
-	switch {
-	case j.done != nil:
-		n.work(j)
-	case n.ctx.Err() == nil:
-		n.look(n.ctx)
+	if then != nil {
+		then()
 	}
+}
+
+// take puts a try's outcome to use.
+func (n *watcher) take(r tried) {
+	n.open--
+	switch {
+	case r.err == nil:
+		if len(n.idle) < mostIdle && (len(n.idle) == 0 || time.Since(n.late) < fairFor) {
+			n.idle = append(n.idle, r.node)
+		} else {
+			r.node.Close()
+		}
+		n.publish(r.view, r.pres, r.at)
+	case r.old && n.ctx.Err() == nil && r.node.conn.IsClosed() && time.Since(r.began) < n.w.c.cfg.SilenceTimeout:
+		n.ended(r.node, r.err) // it may be back already
+		n.try()
+		return
+	default:
+		r.node.Close()
+		if r.began.After(n.snapshot().SeenAt) {
+			n.answer(answerOf(r.err), r.began)
+		}
+	}
+	n.waiting = slices.DeleteFunc(n.waiting, func(j job) bool {
+		if r.began.Before(j.at) && j.ctx.Err() == nil {
+			return false
+		}
+		j.done <- nil
+		return true
+	})
 }
 
 // work does a job. Its connection may have died with a server that is back already.
 func (n *watcher) work(j job) {
 	if j.f == nil {
-		n.look(j.ctx)
-		j.done <- nil
+		n.waiting = append(n.waiting, j)
+		if n.open < mostTries {
+			n.try()
+		}
 		return
 	}
-	err := n.connect(j.ctx)
+	var node *Node
+	for node == nil && len(n.idle) > 0 {
+		if node, n.idle = n.idle[0], n.idle[1:]; node.conn.IsClosed() {
+			node = nil
+		}
+	}
+	var err error
+	if node == nil {
+		node, err = n.w.c.connectTo(j.ctx, n.record())
+	}
 	if err == nil {
-		err = j.f(n.node)
-		if n.node.conn.IsClosed() {
-			n.node = nil
+		if err = j.f(node); !node.conn.IsClosed() {
+			n.idle = append([]*Node{node}, n.idle...)
 		}
 	}
 	j.done <- err
-	if n.ctx.Err() == nil {
-		n.look(n.ctx)
+	if n.open < mostTries {
+		n.try()
 	}
-}
-
-func (n *watcher) connect(ctx context.Context) (err error) {
-	if n.node == nil || n.node.conn.IsClosed() {
-		n.node, err = n.w.c.connectTo(ctx, n.record())
-	}
-	return err
 }
 
 func (n *watcher) record() Record {
@@ -400,69 +538,6 @@ func (n *watcher) ended(node *Node, err error) {
 	n.mu.Unlock()
 }
 
-// look asks the node for its view. An answer that is late is still waited for,
-// while a second connection is tried beside: under loss of packets either of
-// them may be the one that gets through, and a hung postmaster answers old ones only.
-func (n *watcher) look(ctx context.Context) {
-	limit := n.w.c.cfg.SilenceTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within silence_timeout (%s)", limit))
-	defer cancel()
-	type result struct {
-		node *Node
-		view election.Peer
-		pres Presence
-		err  error
-		at   time.Time
-	}
-	results := make(chan result, 2)
-	var wg sync.WaitGroup
-	try := func(node *Node) {
-		r := result{node: node, at: time.Now()}
-		if r.node == nil {
-			r.node, r.err = n.w.c.connectTo(ctx, n.record())
-		}
-		if r.err == nil {
-			r.view, r.pres, r.err = r.node.peerView(ctx, n.w, n.record())
-		}
-		results <- r
-	}
-	started, old := time.Now(), n.node
-	n.node = nil
-	wg.Go(func() { try(old) })
-	pending := 1
-	hedge := time.NewTimer(limit / 2)
-	defer hedge.Stop()
-	var last error
-	for pending > 0 {
-		select {
-		case <-hedge.C:
-			n.answer(election.Silent, started)
-			pending++
-			wg.Go(func() { try(nil) })
-		case r := <-results:
-			pending--
-			switch {
-			case r.err == nil && n.node == nil:
-				n.node = r.node
-				n.publish(r.view, r.pres, r.at)
-				cancel()
-			case r.err != nil && old != nil && r.node == old && ctx.Err() == nil && n.node == nil:
-				n.ended(old, r.err)
-				old = nil
-				pending++ // it may be back already
-				wg.Go(func() { try(nil) })
-			default:
-				r.node.Close()
-				last = r.err
-			}
-		}
-	}
-	wg.Wait()
-	if n.node == nil {
-		n.answer(answerOf(last), started)
-	}
-}
-
 // answerOf is what a failed attempt says of the server.
 func answerOf(err error) election.Answer {
 	var ce *ConnectError
@@ -506,6 +581,10 @@ func (n *watcher) answer(a election.Answer, at time.Time) {
 func (n *watcher) publish(v election.Peer, p Presence, at time.Time) {
 	n.mu.Lock()
 	old := n.view
+	if at.Before(old.SeenAt) { // overtaken by a later question
+		n.mu.Unlock()
+		return
+	}
 	v.ID, v.Role, v.Priority, v.Location = old.ID, old.Role, old.Priority, old.Location
 	v.Answer, v.Tried, v.SeenAt, v.Since = election.Answers, at, at, old.Since
 	if old.Answer != v.Answer {
