@@ -454,11 +454,11 @@ func TestRejoin_StandbyWithMoreThanTheWinner(t *testing.T) {
 	require.NoError(t, err)
 	res, err := node3.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node1.Conninfo()})
 	require.NoError(t, err)
-	want := repmgr.RejoinByRewind
-	if c.node1.QueryString(t, `SELECT current_setting('server_version_num')::int < 160000`) == "t" {
-		want = repmgr.RejoinByClone
+	if res.Method != repmgr.RejoinByRewind { // as it is on 15 where a restartpoint came in time after all
+		require.Equal(t, repmgr.RejoinByClone, res.Method)
+		require.Contains(t, res.Reason, "its control file names timeline 1")
+		require.Equal(t, "t", c.node1.QueryString(t, `SELECT current_setting('server_version_num')::int < 160000`))
 	}
-	require.Equal(t, want, res.Method, res.Reason)
 	require.Len(t, res.Salvage.Commits, 1)
 	waitSame(t, c.node1, c.node3)
 	require.Equal(t, "0", c.node3.QueryString(t, `SELECT count(*) FROM t WHERE id BETWEEN 4001 AND 4100`))

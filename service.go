@@ -87,8 +87,11 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		wg.Wait()
 	}
 	each(func(i int, n *Node) (err error) {
+		if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
+			return err
+		}
 		_, seqs[i], err = n.paused(ctx, probes[i].record.ID)
-		return errors.Join(err, n.mayAlterSystem(ctx, []string{pausedSetting}))
+		return err
 	})
 	if seq := slices.Max(seqs) + 1; !o.DryRun {
 		each(func(i int, n *Node) error { return n.setPaused(ctx, probes[i].record.ID, paused, seq) })
