@@ -86,7 +86,7 @@ type RejoinPolicy string
 const (
 	RejoinNever   RejoinPolicy = "never"    // it stays down
 	RejoinIfClean RejoinPolicy = "if-clean" // only if it has nothing that the new primary lacks
-	RejoinRewind  RejoinPolicy = "rewind"   // what it has too much is saved, then taken back by pg_rewind
+	RejoinRewind  RejoinPolicy = "rewind"   // what it has too much is saved, then taken back by pg_rewind; data that nobody could rewind any more is cloned anew
 	RejoinReclone RejoinPolicy = "reclone"  // as rewind; where that fails, it is cloned anew
 )
 

@@ -502,7 +502,7 @@ func (r *rejoining) walGone(ctx context.Context, lsn wal.LSN) string {
 func (r *rejoining) decide() error {
 	reclone := r.o.Policy == RejoinReclone
 	switch {
-	case r.interrupted && reclone:
+	case r.interrupted && (reclone || r.o.Policy == RejoinRewind): // what it had of its own was saved before
 		r.res.Method, r.res.Reason = RejoinByClone, "an earlier rejoin was interrupted"
 	case r.interrupted:
 		return hint(kind(ErrRejoin, "an earlier rejoin of %s was interrupted while it changed the data in %s: it can not be used any more", r.res.Node, r.server.dir), "%s", r.again("--reclone"))

@@ -315,12 +315,12 @@ func TestRejoin_InterruptedRewindIsNotStarted(t *testing.T) {
 
 	err = c.node1.TryStart()
 	require.ErrorContains(t, err, "permissions", "PostgreSQL itself refuses the data")
-	_, err = c.rejoin(t, repmgr.RejoinOptions{})
+	_, err = c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean})
 	requireError(t, err, repmgr.ErrRejoin, "interrupted", "can not be used")
 	require.Contains(t, repmgr.Hint(err), "--reclone")
 	require.False(t, c.node1.Started())
 
-	res, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinReclone})
+	res, err := c.rejoin(t, repmgr.RejoinOptions{}) // nothing else helps
 	require.NoError(t, err)
 	require.Equal(t, repmgr.RejoinByClone, res.Method)
 	c.requireEqualEverywhere(t)

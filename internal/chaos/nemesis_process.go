@@ -276,6 +276,7 @@ func exhaustions() []Nemesis {
 			})
 			for range 4 * runtime.NumCPU() {
 				hog := exec.CommandContext(ctx, "sh", "-c", "while :; do :; done")
+				behind(hog)
 				if err := hog.Start(); err != nil {
 					return err
 				}

@@ -109,6 +109,7 @@ func postgresUser() (*syscall.Credential, error) {
 // start starts cmd inside the machine. It has no terminal, and its own session.
 func (m *machine) start(cmd *exec.Cmd, as *syscall.Credential) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: as}
+	behind(cmd)
 	return m.within(cmd.Start)
 }
 
