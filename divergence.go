@@ -1,0 +1,188 @@
+package repmgr
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// compare finds out whether the node has WAL that the primary lacks.
+func (r *rejoining) compare(ctx context.Context) (string, error) {
+	if r.interrupted = r.isGuarded(); r.interrupted {
+		return "an earlier rejoin was interrupted", nil
+	}
+	var err error
+	if r.control, err = r.server.control(ctx); err != nil {
+		if r.o.Policy == RejoinReclone && r.local == nil {
+			r.diverged, r.impossible = true, err.Error()
+			return r.impossible, nil
+		}
+		return "", hint(kind(ErrRejoin, "look at the data in %s: %w", r.server.dir, err), "%s", r.again("--reclone"))
+	}
+	if id := strconv.FormatUint(r.control.SystemIdentifier, 10); id != r.status.SystemIdentifier {
+		return "", hint(kind(ErrSystemIdentifier, "the data in %s has system identifier %s, %s has %s", r.server.dir, id, r.res.Primary, r.status.SystemIdentifier),
+			"They are different clusters. Is data_directory right? A node of this one is made with: repmgr standby clone")
+	}
+	if r.timeline, r.ours, err = r.server.line(r.control); err != nil {
+		return "", kind(ErrRejoin, "look at the timelines in %s: %w", r.server.dir, err)
+	}
+	var theirs wal.History
+	if r.status.Timeline > 1 {
+		if theirs, err = r.timelineHistory(ctx, r.res.Primary, r.status.Timeline); err != nil {
+			return "", err
+		}
+	}
+	return r.measure(ctx, theirs)
+}
+
+// measure compares the two lines, and the WAL behind the point where they part.
+func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, error) {
+	var received wal.LSN // a server that receives has no other end than this one, but what it has replayed
+	if r.local != nil {
+		status, err := r.local.Status(ctx)
+		if err != nil {
+			return "", err
+		}
+		if status.Receiver != nil {
+			received = max(status.ReceivedLSN, status.ReplayedLSN)
+		}
+		if now, err := r.primary.Status(ctx); err == nil { // later than our own
+			r.status = now
+		}
+	}
+	common, fork, ok := lastCommon(r.timeline, r.ours, r.status.Position(), theirs)
+	if !ok {
+		r.diverged, r.impossible = true, fmt.Sprintf("timeline %d of the node and timeline %d of the primary have no common past", r.timeline, r.status.Timeline)
+		return r.impossible, nil
+	}
+	r.shared = wal.Position{Timeline: common, LSN: fork}
+	damaged := !r.server.hasSegment(r.control.Redo, r.control.WALSegmentSize)
+	switch {
+	case common != r.timeline, damaged:
+		r.diverged = true
+	case received != 0:
+		r.diverged = received > fork
+	case r.control.State == pgcontrol.ShutDown: // the end is known to the byte
+		r.diverged = r.control.Position().LSN > fork
+	default:
+		beyond, err := r.server.walBeyond(ctx, branch{timeline: common, from: fork}, r.control.WALSegmentSize)
+		if err != nil {
+			return "", hint(kind(ErrRejoin, "%w", err), "%s", orDefault(Hint(err), r.again("--reclone")))
+		}
+		r.diverged = beyond || r.control.Position().LSN > fork
+	}
+	if err := r.findTwin(ctx, common, theirs, fork); err != nil {
+		return "", err
+	}
+	needed := fork
+	if r.control.State == pgcontrol.ShutDown && r.timeline == common {
+		needed = min(fork, r.control.Position().LSN)
+	}
+	gone := r.walGone(ctx, needed)
+	if !r.diverged && gone != "" && received == 0 {
+		r.impossible = gone
+		return gone, nil
+	}
+	if !r.diverged {
+		return fmt.Sprintf("nothing beyond what %s has (%s)", r.res.Primary, r.control.State), nil
+	}
+	r.res.Fork = &wal.Position{Timeline: common, LSN: fork}
+	if r.twin {
+		r.res.Fork.LSN, _ = r.ours.Fork(parent(r.ours, common))
+	}
+	detail := fmt.Sprintf("%s has WAL of its own behind %s", r.res.Node, r.res.Fork)
+	switch s, version := r.status.Settings, r.status.VersionNum; {
+	case damaged:
+		r.impossible = "the WAL of its last checkpoint is gone"
+		return detail + ", and " + r.impossible, nil
+	case r.twin:
+		r.impossible, r.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", common), true
+	case r.control.State.Clean() && r.control.Timeline < common && version < 160000: // its restartpoints did not keep up with the promotions
+		r.impossible, r.cloneOnly = fmt.Sprintf("its control file names timeline %d, and pg_rewind of PostgreSQL 15 and older takes that for the one that it is on", r.control.Timeline), true
+	case gone != "":
+		r.impossible = gone
+	case common == r.status.Timeline && common == r.timeline:
+		r.impossible = fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", common)
+	case r.control.DataChecksums == 0 && !r.control.WALLogHints:
+		r.impossible = fmt.Sprintf("neither data checksums nor wal_log_hints were on in %s", r.res.Node)
+	case s.FullPageWrites == "off":
+		r.impossible = fmt.Sprintf("full_page_writes is off on %s", r.res.Primary)
+	}
+	return detail, nil
+}
+
+// firstRecord is less than the first record of a timeline takes.
+const firstRecord = 40
+
+// findTwin looks whether the timeline that both are on is one log.
+func (r *rejoining) findTwin(ctx context.Context, common wal.Timeline, theirs wal.History, fork wal.LSN) error {
+	begin, ok := theirs.Fork(parent(theirs, common))
+	if common != r.timeline || common <= 1 || !ok {
+		return nil
+	}
+	end := r.control.Position().LSN
+	switch {
+	case r.local != nil:
+		if status, err := r.local.Status(ctx); err == nil {
+			end = status.Position().LSN
+		}
+	case r.control.State == pgcontrol.InProduction: // it has written at least the record of its promotion
+		end = max(end, begin+firstRecord)
+	}
+	twin, err := twins(ctx, r.server.walSum, r.primary.walSum, common, begin, min(fork, end), r.control.WALSegmentSize)
+	if err != nil && sqlState(err) != codeInsufficientPrivilege {
+		return err
+	}
+	r.twin = twin
+	r.diverged = r.diverged || twin
+	return nil
+}
+
+// walGone says that the primary does not have the WAL any more that the node
+// will ask for. It is not asked where an archive may have it.
+func (r *rejoining) walGone(ctx context.Context, lsn wal.LSN) string {
+	if r.cfg.RestoreCommand != "" || lsn >= r.status.CurrentLSN {
+		return ""
+	}
+	var have bool
+	err := r.primary.conn.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_ls_waldir() WHERE length(name) = 24 AND substr(name, 9) = $1`, wal.SegmentName(0, lsn, r.control.WALSegmentSize)[8:]).Scan(&have)
+	if err != nil || have { // a login that may not look finds out later
+		return ""
+	}
+	return fmt.Sprintf("%s does not have the WAL from %s on any more", r.res.Primary, lsn)
+}
+
+// decide settles the method, or why there is none.
+func (r *rejoining) decide() error {
+	reclone := r.o.Policy == RejoinReclone
+	switch {
+	case r.interrupted && (reclone || r.o.Policy == RejoinRewind): // what it had of its own was saved before
+		r.res.Method, r.res.Reason = RejoinByClone, "an earlier rejoin was interrupted"
+	case r.interrupted:
+		return hint(kind(ErrRejoin, "an earlier rejoin of %s was interrupted while it changed the data in %s: it can not be used any more", r.res.Node, r.server.dir), "%s", r.again("--reclone"))
+	case !r.diverged && r.impossible == "":
+		r.res.Method, r.res.Reason = RejoinByFollow, "it has nothing that the primary lacks"
+	case r.diverged && r.o.Policy == RejoinIfClean:
+		return hint(kind(ErrTimelineDiverged, "%s has WAL of its own behind %s, where the line of %s begins", r.res.Node, r.fork(), r.res.Primary),
+			"It can be saved and taken back. %s", r.again("--force-rewind"))
+	case r.impossible == "":
+		r.res.Method, r.res.Reason = RejoinByRewind, fmt.Sprintf("it has WAL of its own behind %s", r.fork())
+	case reclone, r.cloneOnly && r.o.Policy == RejoinRewind: // its WAL is saved, too, and nothing else takes it back
+		r.res.Method, r.res.Reason = RejoinByClone, r.impossible
+	case !r.diverged:
+		return hint(kind(ErrRejoin, "%s can not follow %s: %s", r.res.Node, r.res.Primary, r.impossible), "%s", r.again("--reclone"))
+	default:
+		return hint(kind(ErrRejoin, "%s has diverged from %s, and pg_rewind can not help: %s", r.res.Node, r.res.Primary, r.impossible), "%s", r.again("--reclone"))
+	}
+	return nil
+}
+
+func (r *rejoining) fork() string {
+	if r.res.Fork == nil {
+		return "a point that is not known"
+	}
+	return r.res.Fork.String()
+}

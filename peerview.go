@@ -1,0 +1,139 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// peerSQL is all that an election wants to know of a server, in one round trip.
+// %s is the rule, where there are such tables.
+const peerSQL = `
+SELECT json_build_object(
+  'in_recovery', r.rec,
+  'timeline', CASE WHEN r.rec
+      THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()),
+                    CASE WHEN w.status IS NULL THEN (SELECT max(('x' || substr(name, 1, 8))::bit(32)::int) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$') END)
+      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+  'lsn', CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() ELSE greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
+  'drained', NOT r.rec OR d.idle,
+  'replay', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
+  'streams', w.status IS NOT NULL, 'receiving', coalesce(w.status = 'streaming', false), 'sender_host', w.sender_host, 'sender_port', w.sender_port,
+  'heard', extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time),
+  'detached', r.rec AND current_setting('primary_conninfo') = '',
+  'delayed', current_setting('recovery_min_apply_delay') <> '0',
+  'started', pg_postmaster_start_time(),
+  'ballot', ` + ballot.ReadSQL + `,
+  'paused', ` + pausedSQL + `,
+  'presences', ` + presencesSQL + `,
+  'rule', %s)
+FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + idleSQL + ` d`
+
+// idleSQL says whether a standby waits for more WAL. It may still have some that
+// it has not looked at: see [Node.lastRecordEnd].
+const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
+
+// rulesSQL are the rules of a server as JSON, the newest first.
+const rulesSQL = `SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
+      'sync_standbys', sync_standbys, 'acks', acks) FROM repmgr.rules ORDER BY term DESC, seq DESC`
+
+// peerView reads the view of a node from its server.
+func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
+	rule := `(` + rulesSQL + ` LIMIT 1)`
+	if err := n.needSchema(ctx); errors.Is(err, ErrNotRegistered) {
+		rule = "NULL"
+	} else if err != nil {
+		return election.Peer{}, Presence{}, err
+	}
+	var text []byte
+	if err := n.conn.QueryRow(ctx, fmt.Sprintf(peerSQL, rule)).Scan(&text); err != nil {
+		return election.Peer{}, Presence{}, n.queryError("look at the node", err)
+	}
+	var s struct {
+		InRecovery bool          `json:"in_recovery"`
+		Timeline   wal.Timeline  `json:"timeline"`
+		LSN        wal.LSN       `json:"lsn"`
+		Replay     wal.LSN       `json:"replay"`
+		Drained    bool          `json:"drained"`
+		Streams    bool          `json:"streams"`
+		Receiving  bool          `json:"receiving"`
+		Host       string        `json:"sender_host"`
+		Port       int           `json:"sender_port"`
+		Heard      float64       `json:"heard"`
+		Detached   bool          `json:"detached"`
+		Delayed    bool          `json:"delayed"`
+		Started    time.Time     `json:"started"`
+		Ballot     string        `json:"ballot"`
+		Paused     string        `json:"paused"`
+		Presences  string        `json:"presences"`
+		Rule       election.Rule `json:"rule"`
+	}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return election.Peer{}, Presence{}, fmt.Errorf("look at %s: %w", rec, err)
+	}
+	b, err := ballot.Parse(s.Ballot)
+	if err != nil {
+		return election.Peer{}, Presence{}, err
+	}
+	v := election.Peer{
+		Running: election.Primary, Position: wal.Position{Timeline: s.Timeline, LSN: s.LSN}, Drained: s.Drained,
+		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,
+		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
+	}
+	v.Paused, v.PauseSeq = parsePaused(s.Paused, rec.ID)
+	if s.InRecovery {
+		v.Running = election.Standby
+		if !s.Streams && s.Drained {
+			v.Position.LSN = n.lastRecordEnd(ctx, v.Position.Timeline, s.Replay, s.LSN)
+		}
+		v.Receives = int32(w.sender(s.Host, s.Port))
+		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
+	}
+	all, err := parsePresences(s.Presences)
+	if err != nil {
+		return v, Presence{}, err
+	}
+	p, ok := all[rec.ID] // one whose words can not be read here is taken for automatic
+	v.Monitored, v.Automatic = ok, ok && p.Mode != FailoverManual
+	return v, p, nil
+}
+
+// sender is the registered node at that address. 0 where it can not be told.
+func (w *watch) sender(host string, port int) NodeID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.recs {
+		if h, p := senderAddress(r.Conninfo); h == host && (p == port || p == 0 && port == 5432) {
+			return r.ID
+		}
+	}
+	return 0
+}
+
+// endsWithShutdown reports whether the last record that a standby has replayed
+// is the checkpoint of a shutdown in order. false where it can not be told.
+func (n *Node) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN) bool {
+	const most = 160 // bytes that such a record may take, with a page header inside
+	if end < most {
+		return false
+	}
+	var tail []byte
+	segment, err := n.walSegmentSize(ctx)
+	if err != nil {
+		return false
+	}
+	at := int64(end) % int64(segment)
+	if at < most {
+		return false
+	}
+	err = n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, end, segment), at-most, int64(most)).Scan(&tail)
+	return err == nil && wal.EndsWithShutdown(tail, end, segment)
+}

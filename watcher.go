@@ -1,0 +1,403 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// watcher looks at one node, over a connection that stays open. Where an answer
+// is late it asks again over another one, and keeps that: under loss of packets
+// any of them may be the one that gets through, opening a new one takes many
+// round trips, and a hung postmaster answers old ones only. What is late is
+// still waited for. Its goroutine owns the connections; others give it jobs.
+type watcher struct {
+	w      *watch
+	ctx    context.Context
+	cancel context.CancelFunc
+	jobs   chan job   // unbuffered: handed over when the goroutine is free
+	tries  chan tried // capacity mostTries: nobody waits for a reader
+	wg     sync.WaitGroup
+
+	// Of the goroutine:
+	idle    []*Node   // open connections; the end of the first is noticed at once
+	open    int       // tries under way
+	begun   time.Time // when the newest of them began
+	first   time.Time // when the first of all began
+	late    time.Time // when an answer was last late
+	waiting []job     // for an answer to a try that began since
+
+	primary chan struct{} // capacity 1: it was just seen as a primary
+
+	mu   sync.Mutex
+	rec  Record
+	view election.Peer
+	last Presence
+
+	endedAt time.Time // when the server last ended our connection
+}
+
+const (
+	mostTries = 6 // at a time
+	mostIdle  = 3
+	fairFor   = time.Minute // without a late answer, until one connection is enough again
+)
+
+// job is work on a connection of the watcher. Without f it is a look.
+type job struct {
+	ctx  context.Context
+	f    func(*Node) error
+	done chan error // capacity 1: nobody waits for a reader
+	at   time.Time  // when it was given
+}
+
+// tried is what came of one look over one connection.
+type tried struct {
+	node  *Node
+	old   bool      // the connection was open before
+	began time.Time // the try
+	at    time.Time // the question
+	view  election.Peer
+	pres  Presence
+	err   error
+}
+
+func (n *watcher) setRecord(r Record) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rec = r
+	n.view.Role, n.view.Priority, n.view.Location = election.Role(r.Role), r.Priority, r.Location
+}
+
+func (n *watcher) snapshot() election.Peer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.view
+}
+
+// do runs f on an open connection as soon as the goroutine is free, and makes one
+// where there is none. Without f it waits for an answer that was asked for since.
+func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
+	j := job{ctx, f, make(chan error, 1), time.Now()}
+	select {
+	case n.jobs <- j:
+	case <-n.ctx.Done():
+		return context.Cause(n.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if f != nil {
+		return <-j.done // it ends with ctx
+	}
+	select {
+	case err := <-j.done:
+		return err
+	case <-n.ctx.Done():
+		return context.Cause(n.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (n *watcher) run() {
+	defer func() {
+		n.wg.Wait()
+		for n.open > 0 {
+			n.open--
+			(<-n.tries).node.Close()
+		}
+		for _, node := range n.idle {
+			node.Close()
+		}
+	}()
+	for n.ctx.Err() == nil {
+		n.ask()
+		n.markLate()
+		n.wait()
+	}
+}
+
+// ask begins a try where one is due: a pulse after the one before, whether that
+// was answered or not.
+func (n *watcher) ask() {
+	if n.open < mostTries && time.Since(n.begun) >= n.w.c.pulse() {
+		n.try()
+	}
+}
+
+func (n *watcher) try() {
+	r := tried{began: time.Now()}
+	if len(n.idle) > 0 {
+		r.node, r.old = n.idle[0], true
+		n.idle = n.idle[1:]
+	}
+	n.open++
+	n.begun = r.began
+	if n.first.IsZero() {
+		n.first = r.began
+	}
+	n.wg.Go(func() {
+		limit := 2 * n.w.c.cfg.SilenceTimeout
+		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within twice silence_timeout (%s)", limit))
+		defer cancel()
+		if r.node == nil {
+			r.node, r.err = n.w.c.connectPatiently(ctx, n.record(), limit)
+		}
+		if r.at = time.Now(); r.err == nil {
+			r.view, r.pres, r.err = r.node.peerView(ctx, n.w, n.record())
+		}
+		n.tries <- r
+	})
+}
+
+// markLate notes that nothing was answered for so long that the node counts as silent.
+func (n *watcher) markLate() {
+	seen := n.snapshot()
+	since := seen.SeenAt
+	if since.Before(n.first) {
+		since = n.first
+	}
+	limit := n.w.c.cfg.SilenceTimeout
+	if n.open > 0 && time.Since(since) > limit/2 {
+		n.late = time.Now()
+		if seen.Answer == election.Answers || seen.Answer == "" {
+			n.answer(election.Silent, since)
+		}
+	}
+}
+
+// wait lets things rest for a part of a pulse, and notices at once what comes.
+func (n *watcher) wait() {
+	ctx, cancel := context.WithTimeout(n.ctx, n.w.c.pulse()/4)
+	defer cancel()
+	ended := make(chan error, 1)
+	var wg sync.WaitGroup
+	var listened *Node
+	if len(n.idle) > 0 {
+		listened = n.idle[0]
+		wg.Go(func() {
+			_, err := listened.conn.WaitForNotification(ctx)
+			ended <- err
+		})
+	}
+	var then func()
+	select {
+	case j := <-n.jobs:
+		then = func() { n.work(j) }
+	case r := <-n.tries:
+		then = func() { n.take(r) }
+	case err := <-ended:
+		if ctx.Err() == nil && listened.conn.IsClosed() {
+			then = func() {
+				n.idle = n.idle[1:]
+				n.ended(listened, err)
+				n.try()
+			}
+		}
+	case <-ctx.Done():
+	}
+	cancel()
+	wg.Wait()
+	if then != nil {
+		then()
+	}
+}
+
+// take puts a try's outcome to use.
+func (n *watcher) take(r tried) {
+	n.open--
+	switch {
+	case r.err == nil:
+		if len(n.idle) < mostIdle && (len(n.idle) == 0 || time.Since(n.late) < fairFor) {
+			n.idle = append(n.idle, r.node)
+		} else {
+			r.node.Close()
+		}
+		n.publish(r.view, r.pres, r.at)
+	case r.old && n.ctx.Err() == nil && r.node.conn.IsClosed() && time.Since(r.began) < n.w.c.cfg.SilenceTimeout:
+		n.ended(r.node, r.err) // it may be back already
+		n.try()
+		return
+	default:
+		r.node.Close()
+		if r.began.After(n.snapshot().SeenAt) {
+			n.answer(answerOf(r.err), r.began)
+		}
+	}
+	n.waiting = slices.DeleteFunc(n.waiting, func(j job) bool {
+		if r.began.Before(j.at) && j.ctx.Err() == nil {
+			return false
+		}
+		j.done <- nil
+		return true
+	})
+}
+
+// work does a job. Its connection may have died with a server that is back already.
+func (n *watcher) work(j job) {
+	if j.f == nil {
+		n.waiting = append(n.waiting, j)
+		if n.open < mostTries {
+			n.try()
+		}
+		return
+	}
+	var node *Node
+	for node == nil && len(n.idle) > 0 {
+		if node, n.idle = n.idle[0], n.idle[1:]; node.conn.IsClosed() {
+			node = nil
+		}
+	}
+	var err error
+	if node == nil {
+		node, err = n.w.c.connectTo(j.ctx, n.record())
+	}
+	if err == nil {
+		if err = j.f(node); !node.conn.IsClosed() {
+			n.idle = append([]*Node{node}, n.idle...)
+		}
+	}
+	j.done <- err
+	if n.open < mostTries {
+		n.try()
+	}
+}
+
+func (n *watcher) record() Record {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.rec
+}
+
+// listen keeps a second connection to a primary, on which nothing is ever asked,
+// where an election without proof of its death would have to wait for the fence:
+// a server that dies over a question resets that connection, which proves nothing,
+// and closes this one.
+func (n *watcher) listen() {
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.primary:
+		}
+		v := n.snapshot()
+		if v.Role == election.Witness || v.Rule.Quorum {
+			continue
+		}
+		node, err := n.connectListener()
+		if err != nil {
+			continue
+		}
+		for err == nil {
+			_, err = node.conn.WaitForNotification(n.ctx)
+		}
+		if n.ctx.Err() == nil && n.snapshot().Started.Equal(v.Started) { // it says nothing of a later start
+			n.ended(node, err)
+			n.w.wake()
+			_ = n.do(n.ctx, nil)
+		}
+		node.Close()
+	}
+}
+
+// listenerName is what pg_stat_activity shows of a connection that only listens.
+const listenerName = "repmgrd listener"
+
+func (n *watcher) connectListener() (*Node, error) {
+	ctx, cancel := context.WithTimeout(n.ctx, n.w.c.cfg.SilenceTimeout)
+	defer cancel()
+	node, err := n.w.c.connectTo(ctx, n.record())
+	if err != nil {
+		return nil, err
+	}
+	if _, err = node.conn.Exec(ctx, `SELECT set_config('application_name', $1, false)`, listenerName); err != nil {
+		node.Close()
+	}
+	return node, err
+}
+
+// ended notes that the server closed our connection: only its own kernel sends
+// that, or the server itself in its last message. A reset can come from elsewhere.
+func (n *watcher) ended(node *Node, err error) {
+	node.Close()
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !strings.HasPrefix(sqlState(err), "57P") {
+		return
+	}
+	n.mu.Lock()
+	n.endedAt = time.Now()
+	n.view.Ended = true
+	n.mu.Unlock()
+}
+
+// answerOf is what a failed attempt says of the server.
+func answerOf(err error) election.Answer {
+	var ce *ConnectError
+	if !errors.As(err, &ce) {
+		return election.Answers // it answered, if not with its state
+	}
+	switch ce.Reach {
+	case ReachRefused:
+		return election.Refused
+	case ReachStarting:
+		return election.NotAccepting
+	case ReachFull:
+		return election.NoSlots
+	case ReachRejected:
+		return election.Rejects
+	case ReachTimeout:
+		if ce.Doing == "" && ce.accepted() {
+			return election.Hangs
+		}
+		return election.Silent
+	case ReachOK, ReachNoRoute, ReachNoHost, ReachNotPostgres, ReachBroken:
+		return election.Silent
+	}
+	return election.Silent
+}
+
+// answer notes an attempt that brought no view.
+func (n *watcher) answer(a election.Answer, at time.Time) {
+	n.mu.Lock()
+	changed := n.view.Answer != a
+	n.view.Answer, n.view.Tried = a, at
+	if changed {
+		n.view.Since = time.Now()
+	}
+	n.mu.Unlock()
+	if changed {
+		n.w.wake()
+	}
+}
+
+func (n *watcher) publish(v election.Peer, p Presence, at time.Time) {
+	n.mu.Lock()
+	old := n.view
+	if at.Before(old.SeenAt) { // overtaken by a later question
+		n.mu.Unlock()
+		return
+	}
+	v.ID, v.Role, v.Priority, v.Location = old.ID, old.Role, old.Priority, old.Location
+	v.Answer, v.Tried, v.SeenAt, v.Since = election.Answers, at, at, old.Since
+	if old.Answer != v.Answer {
+		v.Since = time.Now()
+	}
+	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // this look is older than that
+	n.view, n.last = v, p
+	n.mu.Unlock()
+	if v.Running == election.Primary {
+		select {
+		case n.primary <- struct{}{}:
+		default:
+		}
+	}
+	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq {
+		n.w.wake()
+	}
+}
