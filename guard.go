@@ -34,7 +34,7 @@ func (m *Monitor) guard(ctx context.Context) {
 		}
 		slept := time.Since(last) > c.pulse()
 		if last = time.Now(); slept { // this process was stopped: what it knows is old
-			m.watch.refresh(ctx, c.pulse())
+			m.watch.refreshAll(ctx, 2*c.pulse())
 		}
 		left := m.guardOnce(ctx, c)
 		m.setLease(left)

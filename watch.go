@@ -144,12 +144,22 @@ func (w *watch) record(id int32) Record {
 // refresh looks at every voter that was not silent now, and waits for the
 // answers, or for limit.
 func (w *watch) refresh(ctx context.Context, limit time.Duration) []election.Peer {
+	return w.lookAt(ctx, limit, func(a election.Answer) bool { return a != election.Silent && a != election.Hangs }) // these are being asked anyway
+}
+
+// refreshAll looks at the silent ones, too: this process was stopped, and its
+// silence may have been taken for theirs.
+func (w *watch) refreshAll(ctx context.Context, limit time.Duration) []election.Peer {
+	return w.lookAt(ctx, limit, func(election.Answer) bool { return true })
+}
+
+func (w *watch) lookAt(ctx context.Context, limit time.Duration, which func(election.Answer) bool) []election.Peer {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
 	w.mu.Lock()
 	nodes := make([]*watcher, 0, len(w.nodes))
 	for _, n := range w.nodes {
-		if a := n.snapshot().Answer; a != election.Silent && a != election.Hangs { // these are being asked anyway
+		if which(n.snapshot().Answer) {
 			nodes = append(nodes, n)
 		}
 	}

@@ -30,7 +30,8 @@ type watcher struct {
 	idle    []*Node   // open connections; the end of the first is noticed at once
 	open    int       // tries under way
 	begun   time.Time // when the newest of them began
-	first   time.Time // when the first of all began
+	first   time.Time // when the first of all began, or since when we run again
+	turned  time.Time // when the goroutine was last here
 	late    time.Time // when an answer was last late
 	waiting []job     // for an answer to a try that began since
 
@@ -117,7 +118,7 @@ func (n *watcher) run() {
 			node.Close()
 		}
 	}()
-	for n.ctx.Err() == nil {
+	for n.turned = time.Now(); n.ctx.Err() == nil; {
 		n.ask()
 		n.markLate()
 		n.wait()
@@ -160,6 +161,10 @@ func (n *watcher) try() {
 // markLate notes that nothing was answered for so long that the node counts as silent.
 func (n *watcher) markLate() {
 	seen := n.snapshot()
+	if time.Since(n.turned) > n.w.c.pulse() { // this process was stopped: its own silence is none of theirs
+		n.first = time.Now()
+	}
+	n.turned = time.Now()
 	since := seen.SeenAt
 	if since.Before(n.first) {
 		since = n.first
