@@ -23,19 +23,27 @@ const stopLimit = 5 * time.Second
 // exitMonitoring is repmgr's code for monitoring given up after degraded_monitoring_timeout.
 const exitMonitoring = 9
 
-// serve is the daemon itself: it runs until ctx ends, and then ends in order.
-func (d *daemon) serve(ctx context.Context) error {
-	logs, err := openLog(d.cfg, d.err)
-	if err != nil {
-		return err
+// open opens what the configuration names beside the servers: the log, and etcd.
+func (d *daemon) open() (logs *logOutput, shut func(), err error) {
+	if logs, err = openLog(d.cfg, d.err); err != nil {
+		return nil, nil, err
 	}
-	defer logs.close()
 	d.cfg.Logger = logs.logger
 	shutArbiter, err := cli.OpenArbiter(&d.cfg)
 	if err != nil {
+		logs.close()
+		return nil, nil, err
+	}
+	return logs, func() { shutArbiter(); logs.close() }, nil
+}
+
+// serve is the daemon itself: it runs until ctx ends, and then ends in order.
+func (d *daemon) serve(ctx context.Context) error {
+	logs, shut, err := d.open()
+	if err != nil {
 		return err
 	}
-	defer shutArbiter()
+	defer shut()
 	monitor, err := repmgr.NewMonitor(d.cfg)
 	if err != nil {
 		return err

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
-	"github.com/pgrepmgr/repmgr/internal/cli"
 )
 
 const (
@@ -116,17 +115,11 @@ func runWatchdog(ctx context.Context, args []string, pipe *watchdogPipe) error {
 
 // watchdog is that other process: it fences where the daemon can not.
 func (d *daemon) watchdog(ctx context.Context) error {
-	logs, err := openLog(d.cfg, d.err)
+	logs, shut, err := d.open()
 	if err != nil {
 		return err
 	}
-	defer logs.close()
-	d.cfg.Logger = logs.logger
-	shutArbiter, err := cli.OpenArbiter(&d.cfg)
-	if err != nil {
-		return err
-	}
-	defer shutArbiter()
+	defer shut()
 	c, err := repmgr.New(d.cfg)
 	if err != nil {
 		return err
