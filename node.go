@@ -229,10 +229,8 @@ func (n *Node) lastRecordEnd(ctx context.Context, t wal.Timeline, replayed, rece
 	var log []byte
 	page := wal.PageStart(replayed)
 	for at := page; at < received; {
-		var part []byte
-		offset := int64(at) % int64(size)
-		want := min(int64(size)-offset, int64(received-at))
-		err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, at, size), offset, want).Scan(&part)
+		want := min(int64(size)-int64(at)%int64(size), int64(received-at))
+		part, err := n.readWAL(ctx, t, at, want, size)
 		if err != nil || int64(len(part)) != want {
 			return received
 		}
@@ -242,6 +240,13 @@ func (n *Node) lastRecordEnd(ctx context.Context, t wal.Timeline, replayed, rece
 		return received
 	}
 	return wal.LastRecordEnd(log[replayed-page:], replayed, size)
+}
+
+// readWAL reads so many bytes of the log, all of one segment. It is nil without an
+// error where the server has no such segment.
+func (n *Node) readWAL(ctx context.Context, t wal.Timeline, at wal.LSN, length int64, segSize uint32) (part []byte, err error) {
+	err = n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, at, segSize), int64(at)%int64(segSize), length).Scan(&part)
+	return part, err
 }
 
 // walSegmentSize is the size of the server's WAL segment files, in bytes.

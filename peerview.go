@@ -125,7 +125,6 @@ func (n *Node) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN
 	if end < most {
 		return false
 	}
-	var tail []byte
 	segment, err := n.walSegmentSize(ctx)
 	if err != nil {
 		return false
@@ -134,6 +133,6 @@ func (n *Node) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN
 	if at < most {
 		return false
 	}
-	err = n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, end, segment), at-most, int64(most)).Scan(&tail)
+	tail, err := n.readWAL(ctx, t, end-most, most, segment)
 	return err == nil && wal.EndsWithShutdown(tail, end, segment)
 }

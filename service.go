@@ -90,7 +90,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 			return err
 		}
-		_, seqs[i], err = n.paused(ctx, probes[i].record.ID)
+		seqs[i], err = n.pauseSeq(ctx, probes[i].record.ID)
 		return err
 	})
 	if seq := slices.Max(seqs) + 1; !o.DryRun {
@@ -119,14 +119,14 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*Node) error) er
 	return f(n)
 }
 
-// paused reads the flag of node id from its server.
-func (n *Node) paused(ctx context.Context, id NodeID) (paused bool, seq int64, err error) {
+// pauseSeq reads from its server how new the word of node id on a pause is.
+func (n *Node) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
 	var raw string
 	if err := n.conn.QueryRow(ctx, `SELECT `+pausedSQL).Scan(&raw); err != nil {
-		return false, 0, n.queryError("read "+pausedSetting, err)
+		return 0, n.queryError("read "+pausedSetting, err)
 	}
-	paused, seq = parsePaused(raw, id)
-	return paused, seq, nil
+	_, seq := parsePaused(raw, id)
+	return seq, nil
 }
 
 // setPaused writes the flag of node id to its server. Repeating it is harmless.
