@@ -245,7 +245,15 @@ func (e *answerError) Error() string {
 	return e.m.address + ": " + message
 }
 
-func (e *answerError) code() codes.Code { return status.Code(e.err) }
+// code is what kind of answer it is. A member that sees our deadline pass before
+// we do says so in words only.
+func (e *answerError) code() codes.Code {
+	s := status.Convert(e.err)
+	if s.Code() == codes.Unknown && s.Message() == context.DeadlineExceeded.Error() {
+		return codes.DeadlineExceeded
+	}
+	return s.Code()
+}
 
 // away reports whether the member could not be reached, did not answer in time,
 // or has no leader: it said nothing about the question.
