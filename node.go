@@ -22,6 +22,7 @@ type Node struct {
 	conninfo string // may hold a password: never printed
 	conn     *pgx.Conn
 	schema   bool // whether the metadata schema was seen
+	looked   bool // whether it was looked at for an election
 }
 
 // Connect opens a connection to the server that conninfo names, and waits for

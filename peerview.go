@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -54,7 +56,12 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		return election.Peer{}, Presence{}, err
 	}
 	var text []byte
-	if err := n.conn.QueryRow(ctx, fmt.Sprintf(peerSQL, rule)).Scan(&text); err != nil {
+	mode := pgx.QueryExecModeExec // a first look in one round trip: no preparing
+	if n.looked {
+		mode = pgx.QueryExecModeCacheStatement
+	}
+	n.looked = true
+	if err := n.conn.QueryRow(ctx, fmt.Sprintf(peerSQL, rule), mode).Scan(&text); err != nil {
 		return election.Peer{}, Presence{}, n.queryError("look at the node", err)
 	}
 	var s struct {

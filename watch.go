@@ -61,7 +61,7 @@ func (w *watch) follow(recs []Record) {
 			n.setRecord(r)
 			continue
 		}
-		n := &watcher{w: w, rec: r, jobs: make(chan job), tries: make(chan tried, mostTries), primary: make(chan struct{}, 1)}
+		n := &watcher{w: w, rec: r, jobs: make(chan job), tries: make(chan tried, mostOpen), primary: make(chan struct{}, 1)}
 		n.view = election.Peer{ID: int32(r.ID)}
 		n.setRecord(r)
 		n.ctx, n.cancel = context.WithCancel(w.ctx)

@@ -13,17 +13,18 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// watcher looks at one node, over a connection that stays open. Where an answer
-// is late it asks again over another one, and keeps that: under loss of packets
-// any of them may be the one that gets through, opening a new one takes many
-// round trips, and a hung postmaster answers old ones only. What is late is
-// still waited for. Its goroutine owns the connections; others give it jobs.
+// watcher looks at one node, over connections that stay open, in turn. Where an
+// answer is late it asks again over the next one, more often, and opens more of
+// them: under loss of packets any of them may be the one that gets through,
+// opening a new one takes several round trips, and a hung postmaster answers old
+// ones only. What is late is still waited for. Its goroutine owns the
+// connections; others give it jobs.
 type watcher struct {
 	w      *watch
 	ctx    context.Context
 	cancel context.CancelFunc
 	jobs   chan job   // unbuffered: handed over when the goroutine is free
-	tries  chan tried // capacity mostTries: nobody waits for a reader
+	tries  chan tried // capacity mostOpen: nobody waits for a reader
 	wg     sync.WaitGroup
 
 	// Of the goroutine:
@@ -33,6 +34,7 @@ type watcher struct {
 	first   time.Time // when the first of all began, or since when we run again
 	turned  time.Time // when the goroutine was last here
 	late    time.Time // when an answer was last late
+	schema  bool      // the server has our tables
 	waiting []job     // for an answer to a try that began since
 
 	primary chan struct{} // capacity 1: it was just seen as a primary
@@ -46,9 +48,9 @@ type watcher struct {
 }
 
 const (
-	mostTries = 6 // at a time
-	mostIdle  = 3
-	fairFor   = time.Minute // without a late answer, until one connection is enough again
+	fewOpen  = 2           // connections where no answer is late
+	mostOpen = 8           // and where some are
+	fairFor  = time.Minute // without a late answer, until few are enough again
 )
 
 // job is work on a connection of the watcher. Without f it is a look.
@@ -126,16 +128,26 @@ func (n *watcher) run() {
 }
 
 // ask begins a try where one is due: a pulse after the one before, whether that
-// was answered or not.
+// was answered or not; half of that where answers are late.
 func (n *watcher) ask() {
-	if n.open < mostTries && time.Since(n.begun) >= n.w.c.pulse() {
+	every := n.w.c.pulse()
+	if !n.fair() {
+		every /= 2
+	}
+	if n.free() && time.Since(n.begun) >= every {
 		n.try()
 	}
 }
 
+// fair says that no answer was late for a while.
+func (n *watcher) fair() bool { return time.Since(n.late) >= fairFor }
+
+// free says whether there is a connection for another try, or may be one more.
+func (n *watcher) free() bool { return len(n.idle) > 0 || n.open < mostOpen }
+
 func (n *watcher) try() {
 	r := tried{began: time.Now()}
-	if len(n.idle) > 0 {
+	if len(n.idle) > 0 && n.open+len(n.idle) >= fewOpen {
 		r.node, r.old = n.idle[0], true
 		n.idle = n.idle[1:]
 	}
@@ -144,12 +156,15 @@ func (n *watcher) try() {
 	if n.first.IsZero() {
 		n.first = r.began
 	}
+	schema := n.schema
 	n.wg.Go(func() {
-		limit := 2 * n.w.c.cfg.SilenceTimeout
-		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within twice silence_timeout (%s)", limit))
+		limit := 4 * n.w.c.cfg.SilenceTimeout
+		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
 		defer cancel()
 		if r.node == nil {
-			r.node, r.err = n.w.c.connectPatiently(ctx, n.record(), limit)
+			if r.node, r.err = n.w.c.connectPatiently(ctx, n.record(), limit); r.err == nil {
+				r.node.schema = schema
+			}
 		}
 		if r.at = time.Now(); r.err == nil {
 			r.view, r.pres, r.err = r.node.peerView(ctx, n.w, n.record())
@@ -158,7 +173,8 @@ func (n *watcher) try() {
 	})
 }
 
-// markLate notes that nothing was answered for so long that the node counts as silent.
+// markLate notes that an answer is late, and, where nothing was answered for so
+// long, that the node counts as silent.
 func (n *watcher) markLate() {
 	seen := n.snapshot()
 	if time.Since(n.turned) > n.w.c.pulse() { // this process was stopped: its own silence is none of theirs
@@ -169,12 +185,15 @@ func (n *watcher) markLate() {
 	if since.Before(n.first) {
 		since = n.first
 	}
-	limit := n.w.c.cfg.SilenceTimeout
-	if n.open > 0 && time.Since(since) > limit/2 {
+	if n.open == 0 {
+		return
+	}
+	quiet := time.Since(since)
+	if quiet > n.w.c.pulse()+n.w.c.pulse()/2 {
 		n.late = time.Now()
-		if seen.Answer == election.Answers || seen.Answer == "" {
-			n.answer(election.Silent, since)
-		}
+	}
+	if quiet > n.w.c.cfg.SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
+		n.answer(election.Silent, since)
 	}
 }
 
@@ -220,7 +239,8 @@ func (n *watcher) take(r tried) {
 	n.open--
 	switch {
 	case r.err == nil:
-		if len(n.idle) < mostIdle && (len(n.idle) == 0 || time.Since(n.late) < fairFor) {
+		n.schema = r.node.schema
+		if most := n.open + len(n.idle); most < fewOpen || !n.fair() && most < mostOpen {
 			n.idle = append(n.idle, r.node)
 		} else {
 			r.node.Close()
@@ -232,6 +252,7 @@ func (n *watcher) take(r tried) {
 		return
 	default:
 		r.node.Close()
+		n.schema = false
 		if r.began.After(n.snapshot().SeenAt) {
 			n.answer(answerOf(r.err), r.began)
 		}
@@ -249,7 +270,7 @@ func (n *watcher) take(r tried) {
 func (n *watcher) work(j job) {
 	if j.f == nil {
 		n.waiting = append(n.waiting, j)
-		if n.open < mostTries {
+		if n.free() {
 			n.try()
 		}
 		return
@@ -270,7 +291,7 @@ func (n *watcher) work(j job) {
 		}
 	}
 	j.done <- err
-	if n.open < mostTries {
+	if n.free() {
 		n.try()
 	}
 }
