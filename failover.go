@@ -142,10 +142,14 @@ func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 func (w *watch) settle(ctx context.Context) {
 	limit := time.Now().Add(w.c.cfg.SilenceTimeout + time.Second)
 	for time.Now().Before(limit) {
-		if !slices.ContainsFunc(w.peers(), func(p election.Peer) bool { return p.Tried.IsZero() }) || pause(ctx, pollInterval) != nil {
+		if w.settled() || pause(ctx, pollInterval) != nil {
 			return
 		}
 	}
+}
+
+func (w *watch) settled() bool {
+	return !slices.ContainsFunc(w.peers(), func(p election.Peer) bool { return p.Tried.IsZero() })
 }
 
 // policy is the operator's choices as the kernel knows them.

@@ -25,16 +25,24 @@ func automatic(mode repmgr.SynchronousMode) func(*repmgr.Config) {
 	}
 }
 
-// startCluster is a primary with standbys, all with Monitors, that is ready to fail over.
-func startCluster(t *testing.T, nodes int, mode repmgr.SynchronousMode) (all []*node, monitors []*repmgr.Monitor) {
+// startNodes is a primary with standbys, without Monitors.
+func startNodes(t *testing.T, nodes int, mode repmgr.SynchronousMode) (all []*node) {
 	t.Helper()
 	all = append(all, startPrimary(t, automatic(mode)))
-	all[0].cfg.DataDirectory = all[0].Dir
 	for id := 2; id <= nodes; id++ {
 		all = append(all, addStandby(t, all[0], repmgr.NodeID(id), automatic(mode)))
 	}
 	for _, n := range all {
 		n.cfg.DataDirectory = n.Dir
+	}
+	return all
+}
+
+// startCluster is a primary with standbys, all with Monitors, that is ready to fail over.
+func startCluster(t *testing.T, nodes int, mode repmgr.SynchronousMode) (all []*node, monitors []*repmgr.Monitor) {
+	t.Helper()
+	all = startNodes(t, nodes, mode)
+	for _, n := range all {
 		m, _ := n.monitor(t)
 		monitors = append(monitors, m)
 	}

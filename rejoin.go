@@ -327,14 +327,22 @@ func (r *rejoining) checkPledge(ctx context.Context) error {
 		"An election is going on, or came to nothing. See repmgr service status; the daemons sort it out.")
 }
 
-// ownBallot reads the vote from the settings of the server that is down; while
-// its data is being replaced, from the copy of them.
+// ownBallot reads the vote of the server that is down; while its data is being
+// replaced, from the copy of its settings.
 func (r *rejoining) ownBallot() (ballot.Ballot, error) {
-	text, err := os.ReadFile(filepath.Join(r.stateDir(), "config", autoConf))
+	kept := filepath.Join(r.stateDir(), "config", autoConf)
+	if _, err := os.Stat(kept); err == nil {
+		return readBallot(kept)
+	}
+	return readBallot(filepath.Join(r.server.dir, autoConf))
+}
+
+// readBallot reads the vote from the settings of a server that is down. Where
+// they can not be read there is none.
+func readBallot(file string) (ballot.Ballot, error) {
+	text, err := os.ReadFile(file)
 	if err != nil {
-		if text, err = os.ReadFile(filepath.Join(r.server.dir, autoConf)); err != nil {
-			return ballot.Ballot{}, nil //nolint:nilerr // data without settings holds no vote
-		}
+		return ballot.Ballot{}, nil //nolint:nilerr // data without settings holds no vote
 	}
 	value := ""
 	for line := range strings.Lines(string(text)) {
@@ -344,7 +352,7 @@ func (r *rejoining) ownBallot() (ballot.Ballot, error) {
 	}
 	vote, err := ballot.Parse(value)
 	if err != nil {
-		return vote, kind(ErrRejoin, "read the vote of %s: %w", r.res.Node, err)
+		return vote, kind(ErrDirectory, "read the vote in %s: %w", file, err)
 	}
 	return vote, nil
 }

@@ -168,6 +168,7 @@ type clusterGroup struct {
 type nodeGroup struct {
 	Status nodeStatus `cmd:"" help:"show the state of this node"`
 	Rejoin nodeRejoin `cmd:"" help:"bring a former primary back as a standby"`
+	Screen nodeScreen `cmd:"" help:"before its server is started: may it start as a primary?"`
 }
 
 type primaryRegister struct {
@@ -533,6 +534,21 @@ that has nothing of its own is taken.
 
 Example:
   repmgr -f /etc/repmgr.conf node rejoin -h node2 --force-rewind --dry-run`
+}
+
+type nodeScreen struct {
+	dryRun
+}
+
+func (nodeScreen) Help() string {
+	return `Run it each time before the server of this node is started. Where another node may have
+become the primary since it went down, it is made a standby, which repmgrd brings back;
+otherwise nothing is changed. The exit code is 0 in both cases. For systemd, in a drop-in
+of PostgreSQL's service:
+  ExecStartPre=runuser -u postgres -- repmgr -f /etc/repmgr.conf node screen
+
+Example:
+  repmgr -f /etc/repmgr.conf node screen --dry-run`
 }
 
 // dumpConfig is what --dump-config without a command does.

@@ -42,6 +42,7 @@ type options struct {
 	Dir      string // for its files
 	Ext4     bool   // disks that can be frozen
 	Plain    bool   // no namespaces: all on this machine, told apart by port
+	Screened bool   // servers are screened before they are started
 	Log      func(format string, args ...any)
 }
 

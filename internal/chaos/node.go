@@ -165,8 +165,13 @@ func (n *node) startServer(ctx context.Context) error {
 	})
 }
 
-// launchServer starts the server and waits for nothing.
+// launchServer starts the server, as its service would, and waits for nothing.
 func (n *node) launchServer(ctx context.Context) error {
+	if n.c.o.Screened && !n.witness {
+		if err := n.repmgr(ctx, "node", "screen"); err != nil {
+			return err
+		}
+	}
 	return n.run(ctx, filepath.Join(n.c.o.BinDir, "pg_ctl"), "-D", n.data(), "-W", "-s", "-l", filepath.Join(n.dir, "log", "start.log"), "start")
 }
 
