@@ -168,6 +168,7 @@ func TestFailover_TwoNodesNever(t *testing.T) {
 // With a witness they are, and the old primary comes back as a standby by itself.
 func TestFailover_WitnessAndRejoin(t *testing.T) {
 	t.Parallel()
+	needRejoin(t)
 	nodes, _ := startCluster(t, 2, repmgr.SynchronousQuorum)
 	w := startWitness(t, 9, automatic(repmgr.SynchronousQuorum))
 	_, err := w.RegisterWitness(t.Context(), repmgr.WitnessOptions{PrimaryConninfo: nodes[0].Conninfo()})
@@ -266,6 +267,7 @@ func TestFailover_HungPostmaster(t *testing.T) {
 // A former primary that somebody starts again gives way, with what it has of its own saved.
 func TestFailover_OldPrimaryReturns(t *testing.T) {
 	t.Parallel()
+	needRejoin(t)
 	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
 	nodes[0].Kill()
 	winner := waitPrimary(t, nodes[1:]...)

@@ -29,6 +29,7 @@ func withSlots(c *repmgr.Config) { c.UseReplicationSlots, c.UsePrimaryConninfoPa
 // made. With lines for pg_hba.conf, repmgr logs in as agent.
 func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c formerPrimary), change ...func(*pgtest.Server)) formerPrimary {
 	t.Helper()
+	needRejoin(t)
 	o.Name = "node1"
 	server := pgtest.Start(t, o)
 	for _, f := range change {
@@ -51,6 +52,12 @@ func failOver(t *testing.T, o pgtest.Options, end func(t *testing.T, c formerPri
 	require.NoError(t, err)
 	c.node2.Exec(t, `INSERT INTO t SELECT generate_series(3001, 3100)`)
 	return c
+}
+
+// needRejoin skips where what a rejoin runs is not there.
+func needRejoin(t *testing.T) {
+	t.Helper()
+	pgtest.NeedPrograms(t, "pg_rewind", "pg_waldump", "pg_checksums")
 }
 
 func shutDown(t *testing.T, c formerPrimary) { c.node1.Stop("fast") }

@@ -60,6 +60,7 @@ func TestHelp(t *testing.T) {
 		"cluster-event":    "cluster event --help",
 		"node-status":      "node status --help",
 		"node-rejoin":      "node rejoin --help",
+		"node-screen":      "node screen --help",
 		"witness-register": "witness register --help",
 		"service-status":   "daemon status --help",
 		"service-pause":    "service pause -?",

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 )
 
 // install is a directory of server binaries.
@@ -47,6 +48,21 @@ func findInstall(dir string) (install, error) {
 		return install{}, fmt.Errorf("read the version of the PostgreSQL server in %s: %q", dir, version)
 	}
 	return install{dir, version, major}, nil
+}
+
+// NeedPrograms skips the test where the PostgreSQL under test came without one
+// of these, as those of 14 and 16 do that scripts/postgres-major fetches.
+func NeedPrograms(t testing.TB, names ...string) {
+	t.Helper()
+	in, err := findInstall("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if _, err := os.Stat(filepath.Join(in.dir, name)); err != nil {
+			t.Skipf("the PostgreSQL in %s came without %s", in.dir, name)
+		}
+	}
 }
 
 func newestBinDir() (dir string) {
