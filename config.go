@@ -572,6 +572,8 @@ func (c Config) conflicts(bad map[string]bool) []Fault {
 		{"archive_ready_warning", "archive_ready_critical", c.ArchiveReadyWarning < c.ArchiveReadyCritical, "must be less than", ""},
 		{"replication_lag_warning", "replication_lag_critical", c.ReplicationLagWarning < c.ReplicationLagCritical, "must be less than", ""},
 		{"standby_reconnect_timeout", "node_rejoin_timeout", c.StandbyReconnectTimeout >= c.NodeRejoinTimeout, "must not be less than", ""},
+		{"fence_timeout", "silence_timeout", c.FenceTimeout >= c.SilenceTimeout, "must not be less than", "a primary would stop itself before anybody takes it for lost"},
+		{"synchronous_node_count", "synchronous_mode", c.SynchronousNodeCount == 0 || c.SynchronousMode == SynchronousQuorum, "has no effect with", "set synchronous_mode = quorum, or leave the count out"},
 		{"barman_host", "barman_server", c.BarmanHost == "" || c.BarmanServer != "", "needs also", "set both, or neither"},
 		{"barman_server", "barman_host", c.BarmanServer == "" || c.BarmanHost != "", "needs also", "set both, or neither"},
 		{"clone_method", "clone_command", c.CloneMethod != CloneCommand || c.CloneCommand != "", "needs also", "set clone_command to the program that copies"},

@@ -411,6 +411,9 @@ func TestLoadConfig_ValuesOutOfRange(t *testing.T) {
 		"conninfo = 'host=a port=x'":        "invalid port",
 		"barman_host = 'b'":                 `needs also "barman_server"`,
 		"clone_method = command":            `needs also "clone_command"`,
+		"fence_timeout = 1":                 `"fence_timeout" = "1": must not be less than "silence_timeout" = "2"`,
+		"silence_timeout = 5":               `must not be less than "silence_timeout" = "5"`,
+		"synchronous_node_count = 2":        `"synchronous_node_count" = "2": has no effect with "synchronous_mode" = "off"`,
 	} {
 		if _, err := loadText(t, text); err == nil || !strings.Contains(err.Error(), ":1: key ") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %s", text, err, want)

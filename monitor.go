@@ -167,6 +167,10 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
 	}
 
+	if cfg.SynchronousMode == SynchronousQuorum && cfg.Failover != FailoverAutomatic {
+		m.log.Warn("synchronous_mode=quorum has no effect with failover=manual: commits on this node wait for no standby", "hint", "Set failover = automatic, or synchronous_standby_names by hand.")
+	}
+
 	var wg, beside sync.WaitGroup
 	ctx, stopAll := context.WithCancel(ctx)
 	m.watch = newWatch(context.WithoutCancel(ctx), m.cluster, m.lookNow)

@@ -80,7 +80,11 @@ func (k *watchdogKeeper) keep(ctx context.Context, cfg repmgr.Config) {
 			if ctx.Err() != nil {
 				return
 			}
-			k.log.Info("the watchdog is started again", "err", err)
+			reason := "it was told to end"
+			if err != nil {
+				reason = err.Error()
+			}
+			k.log.Info("the watchdog has ended, and is started again", "reason", reason)
 			select {
 			case <-ctx.Done():
 			case <-time.After(watchdogAgain):
