@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -217,9 +216,8 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	if !o.Local.Up && self != 0 {
 		o.WasPrimary = m.wasPrimary()
 	}
-	if len(m.recs) > 0 && o.Local.Up && !slices.Equal(m.recs, m.kept) {
-		m.kept = m.recs
-		m.report("keeping the nodes' addresses", m.cluster.keepRecords(m.recs))
+	if len(m.recs) > 0 && o.Local.Up && self != 0 {
+		m.keep(me.Rule)
 	}
 }
 

@@ -295,6 +295,9 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 	if election.Paused(peers) && !a.policy.Forced {
 		return refuse(election.RefusedPaused, a.res.Health, "since the election began")
 	}
+	if p := peerOf(peers, a.rule.Primary); p.Answer == election.Answers && p.Running == election.Primary && p.SeenAt.After(a.last) {
+		return refuse(election.RefusedHealth, election.HealthAlive, "it answers again, and nobody has stopped it")
+	}
 	for _, p := range peers {
 		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
 			ours = append(ours, p.ID)

@@ -120,6 +120,10 @@ func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
 	cfg.RuntimeParams["search_path"] = ""
 	cfg.RuntimeParams["synchronous_commit"] = "local"
 	cfg.RuntimeParams["lock_timeout"] = "10s"
+	// So that a server does not keep the sessions of a client that it was cut off from.
+	cfg.RuntimeParams["tcp_keepalives_idle"] = "30"
+	cfg.RuntimeParams["tcp_keepalives_interval"] = "10"
+	cfg.RuntimeParams["tcp_keepalives_count"] = "3"
 	return cfg, nil
 }
 

@@ -78,7 +78,7 @@ type Blocker struct {
 
 // Explain looks once at all voters and says what would happen if a node died
 // now: the same functions that decide an election give the answer. It changes
-// nothing. It takes about as long as the slowest voter, and no longer than
+// nothing. It takes about as long as the slowest voter, and no longer than twice
 // silence_timeout and a second. Settings such as failovers_per_hour are those of
 // the configuration of c.
 func (c *Cluster) Explain(ctx context.Context, o ExplainOptions) (Explanation, error) {
@@ -89,7 +89,7 @@ func (c *Cluster) Explain(ctx context.Context, o ExplainOptions) (Explanation, e
 	w := newWatch(ctx, c, func() {})
 	defer w.close()
 	w.follow(recs)
-	w.settle(ctx)
+	w.judge(ctx, c.policy())
 	peers := w.refresh(ctx, c.cfg.SilenceTimeout/4) // again, so that the positions are of one moment
 	if err := ctx.Err(); err != nil {
 		return Explanation{}, context.Cause(ctx)

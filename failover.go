@@ -110,9 +110,9 @@ func (c *Cluster) Failover(ctx context.Context, o FailoverOptions) (FailoverResu
 	w := newWatch(ctx, c, func() {})
 	defer w.close()
 	w.follow(recs)
-	w.settle(ctx)
 	policy := c.policy()
 	policy.Forced, policy.OnShutdown = o.Force, true
+	w.judge(ctx, policy)
 	a := c.campaign(w, policy)
 	a.known = highestTerm(w.peers())
 	res, err := a.run(ctx, o.DryRun)
@@ -139,10 +139,20 @@ func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 }
 
 // settle waits until every voter was tried once.
-func (w *watch) settle(ctx context.Context) {
-	limit := time.Now().Add(w.c.cfg.SilenceTimeout + time.Second)
+func (w *watch) settle(ctx context.Context) { w.await(ctx, w.settled) }
+
+// judge waits until it is known whether the primary is silent.
+func (w *watch) judge(ctx context.Context, p election.Policy) {
+	w.await(ctx, func() bool {
+		peers := w.peers()
+		return w.settled() && p.Diagnose(time.Now(), newest(peers), peers) != election.HealthDoubtful
+	})
+}
+
+func (w *watch) await(ctx context.Context, ready func() bool) {
+	limit := time.Now().Add(2*w.c.cfg.SilenceTimeout + time.Second)
 	for time.Now().Before(limit) {
-		if w.settled() || pause(ctx, pollInterval) != nil {
+		if ready() || pause(ctx, pollInterval) != nil {
 			return
 		}
 	}

@@ -54,9 +54,9 @@ type Monitor struct {
 	witness      bool      // it was one: not to be registered as a primary
 	owes         bool      // a rejoin failed, and is to be tried again
 	synced       time.Time // when the witness' copy was last brought in step
-	kept         []Record
-	refused      string // what was last told of a failover that did not happen
-	hooked       int64  // the term that follow_command was run for
+	kept         kept      // what was written of it last
+	refused      string    // what was last told of a failover that did not happen
+	hooked       int64     // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
 	local        *Node

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -329,20 +330,23 @@ func (r *rejoining) checkPledge(ctx context.Context) error {
 
 // ownBallot reads the vote of the server that is down; while its data is being
 // replaced, from the copy of its settings.
-func (r *rejoining) ownBallot() (ballot.Ballot, error) {
-	kept := filepath.Join(r.stateDir(), "config", autoConf)
-	if _, err := os.Stat(kept); err == nil {
-		return readBallot(kept)
+func (r *rejoining) ownBallot() (vote ballot.Ballot, err error) {
+	file := filepath.Join(r.stateDir(), "config", autoConf)
+	if _, err := os.Stat(file); err != nil {
+		file = filepath.Join(r.server.dir, autoConf)
 	}
-	return readBallot(filepath.Join(r.server.dir, autoConf))
+	if vote, err = readBallot(file); err != nil {
+		err = kind(ErrRejoin, "read the vote of %s: %w", r.res.Node, err)
+	}
+	return vote, err
 }
 
-// readBallot reads the vote from the settings of a server that is down. Where
-// they can not be read there is none.
+// readBallot reads the vote from the settings of a server that is down. Data
+// without that file holds none.
 func readBallot(file string) (ballot.Ballot, error) {
 	text, err := os.ReadFile(file)
-	if err != nil {
-		return ballot.Ballot{}, nil //nolint:nilerr // data without settings holds no vote
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ballot.Ballot{}, err
 	}
 	value := ""
 	for line := range strings.Lines(string(text)) {
@@ -352,7 +356,7 @@ func readBallot(file string) (ballot.Ballot, error) {
 	}
 	vote, err := ballot.Parse(value)
 	if err != nil {
-		return vote, kind(ErrDirectory, "read the vote in %s: %w", file, err)
+		return vote, fmt.Errorf("in %s: %w", file, err)
 	}
 	return vote, nil
 }

@@ -35,9 +35,14 @@ type ScreenResult struct {
 // whatever starts it (ExecStartPre in systemd), as the user that runs PostgreSQL.
 //
 // It asks the nodes that the Monitor of this node knew last, for at most twice
-// silence_timeout and a second. With failover=manual only a primary that is seen to run
-// counts. It changes nothing where the server runs, is a standby already or a witness, or
-// where no Monitor has ever run. An error means that nothing was decided.
+// silence_timeout and a second; where all answer, or a majority is enough, no longer than
+// they take. With failover=manual only a primary that is seen to run counts. It changes
+// nothing where the server runs, is a standby already or a witness, or where no Monitor has
+// ever run. What it says holds for the moment in which it looked. An error means that
+// nothing was decided: do not start the server then.
+//
+// Where the others stay away, or everything is paused, nobody brings such a standby back
+// before they are there, or it is unpaused, or an operator promotes it.
 func (c *Cluster) Screen(ctx context.Context, o ScreenOptions) (ScreenResult, error) {
 	begun := time.Now()
 	res := ScreenResult{Node: c.self(), DryRun: o.DryRun}
@@ -81,25 +86,33 @@ func isStandby(dir string) bool {
 }
 
 func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason string, err error) {
-	recs := c.keptRecords()
-	self, registered := recordByID(recs, c.cfg.NodeID)
+	k, err := c.kept()
+	if err != nil {
+		return "", "", err
+	}
+	self, registered := recordByID(k.Nodes, c.cfg.NodeID)
 	switch {
 	case srv.runs():
 		return "", "it runs already", nil
 	case isStandby(srv.dir):
 		return RoleStandby, "it is one already", nil
+	case len(k.Nodes) == 0:
+		return RolePrimary, "no repmgrd has watched it yet", nil
+	case !registered:
+		return RolePrimary, "it was not registered when repmgrd last watched it", nil
 	case self.Role == RoleWitness:
 		return RolePrimary, "it is a witness, with data of its own", nil
-	case !registered:
-		return RolePrimary, "no repmgrd has watched it yet", nil
 	}
+	own := election.Peer{ID: int32(self.ID)}
 	vote, err := readBallot(filepath.Join(srv.dir, autoConf))
 	if err != nil {
-		return "", "", err
+		return "", "", kind(ErrDirectory, "read the vote of %s: %w", self, err)
 	}
-	own := election.Peer{ID: int32(self.ID), Term: vote.Term, Chosen: vote.Node == int32(self.ID) && strings.HasSuffix(vote.Candidate, chosenMark)}
+	if vote.Node == own.ID { // a clone brings its source's
+		own.Term, own.Chosen = vote.Term, strings.HasSuffix(vote.Candidate, chosenMark)
+	}
 	var voters []int32
-	for _, r := range recs {
+	for _, r := range k.Nodes {
 		voters = append(voters, int32(r.ID))
 	}
 	if c.cfg.Arbiter != nil {
@@ -108,19 +121,27 @@ func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason
 
 	w := newWatch(ctx, c, func() {})
 	defer w.close()
-	w.follow(othersThan(recs, self.ID))
+	w.follow(othersThan(k.Nodes, self.ID))
 	for limit := time.Now().Add(2*c.cfg.SilenceTimeout + time.Second); ; {
-		verdict := election.Screen(time.Now(), own, voters, w.peers())
-		manual, over := c.cfg.Failover != FailoverAutomatic, time.Now().After(limit)
-		switch {
-		case verdict == election.ScreenedDeposed:
+		peers, over := w.peers(), time.Now().After(limit)
+		silent := func(p election.Peer) bool { return p.SeenAt.IsZero() }
+		all := !slices.ContainsFunc(peers, silent)
+		some := slices.ContainsFunc(peers, func(p election.Peer) bool { return !silent(p) })
+		switch verdict := c.policy().Screen(time.Now(), own, k.Rules, voters, peers); verdict {
+		case election.ScreenedRunning, election.ScreenedDeposed:
 			return RoleStandby, string(verdict), nil
-		case verdict == election.ScreenedClear && w.settled(): // an operator may have promoted without a majority
-			return RolePrimary, string(verdict), nil
-		case manual && w.settled():
-			return RolePrimary, "no other node that answers is one, and with failover=manual nobody is elected", nil
-		case over:
-			return RoleStandby, string(verdict), nil
+		case election.ScreenedClear: // an operator may have promoted another one without any vote
+			if all || over || some && w.settled() {
+				return RolePrimary, string(verdict), nil
+			}
+		case election.ScreenedManual:
+			if all || over {
+				return RolePrimary, string(verdict), nil
+			}
+		case election.ScreenedPledged, election.ScreenedAlone: // they may still be starting
+			if over {
+				return RoleStandby, string(verdict), nil
+			}
 		}
 		if err := pause(ctx, pollInterval); err != nil {
 			return "", "", context.Cause(ctx)

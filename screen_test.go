@@ -1,6 +1,9 @@
 package repmgr_test
 
 import (
+	"context"
+	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -8,6 +11,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
 // screen screens the node, by what its Monitor has left.
@@ -37,6 +41,7 @@ func stoppable(t *testing.T) (nodes []*node, stop []func()) {
 // beside the one that was elected while it was down.
 func TestScreen_FormerPrimary(t *testing.T) {
 	t.Parallel()
+	needRejoin(t)
 	nodes, stop := stoppable(t)
 	signal := filepath.Join(nodes[0].Dir, "standby.signal")
 	require.Empty(t, nodes[0].screen(t, repmgr.ScreenOptions{}).As, "it runs")
@@ -59,12 +64,17 @@ func TestScreen_FormerPrimary(t *testing.T) {
 	require.Equal(t, repmgr.RoleStandby, res.As)
 	require.NoFileExists(t, signal, "a dry run changes nothing")
 	res = nodes[0].screen(t, repmgr.ScreenOptions{})
-	require.Equal(t, string(election.ScreenedDeposed), res.Reason)
+	require.Equal(t, repmgr.RoleStandby, res.As)
 	require.True(t, res.Changed)
 	nodes[0].StartAgain()
 	require.Equal(t, "t", nodes[0].QueryString(t, `SELECT pg_is_in_recovery()`))
 	nodes[0].monitor(t)
-	waitSame(t, winner, nodes[0])
+	pgtest.WaitFor(t, "it to stream from the winner", func(context.Context) error {
+		if got := winner.QueryString(t, `SELECT count(*) FROM pg_stat_replication WHERE application_name = 'node1' AND state = 'streaming'`); got != "1" {
+			return errors.New("it does not")
+		}
+		return nil
+	})
 }
 
 // Where nobody answers, others may have elected one of them.
@@ -102,7 +112,7 @@ func TestScreen_Manual(t *testing.T) {
 	stop()
 	node1.Stop("fast")
 	res := node1.screen(t, repmgr.ScreenOptions{})
-	require.Equal(t, repmgr.RolePrimary, res.As)
+	require.Equal(t, string(election.ScreenedManual), res.Reason)
 	_, err := node2.Promote(t.Context(), repmgr.PromoteOptions{})
 	require.NoError(t, err)
 	res = node1.screen(t, repmgr.ScreenOptions{})
@@ -121,6 +131,15 @@ func TestScreen_BadInput(t *testing.T) {
 	c, err := repmgr.New(cfg)
 	require.NoError(t, err)
 	_, err = c.Screen(t.Context(), repmgr.ScreenOptions{})
-	require.Error(t, err)
-	require.Contains(t, err.Error(), cfg.DataDirectory)
+	require.ErrorContains(t, err, cfg.DataDirectory)
+
+	n.cfg.DataDirectory = n.Dir
+	n.Stop("fast")
+	require.Contains(t, n.screen(t, repmgr.ScreenOptions{}).Reason, "no repmgrd")
+	require.NoError(t, os.WriteFile(filepath.Join(n.Dir, "repmgr_nodes.json"), []byte("{"), 0o600))
+	c, err = repmgr.New(n.cfg)
+	require.NoError(t, err)
+	_, err = c.Screen(t.Context(), repmgr.ScreenOptions{})
+	requireError(t, err, repmgr.ErrDirectory, "repmgr_nodes.json")
+	require.NotEmpty(t, repmgr.Hint(err))
 }

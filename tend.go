@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -348,31 +346,3 @@ func heartTrouble(err error) string {
 }
 
 const codeDiskFull = "53100"
-
-// keptName is the file, in the data directory, with the nodes as the Monitor
-// last knew them: who is there must be known while the own server is down.
-const keptName = "repmgr_nodes.json"
-
-func (c *Cluster) keptRecords() (recs []Record) {
-	srv, err := c.localServer("")
-	if err != nil {
-		return nil
-	}
-	text, err := os.ReadFile(filepath.Join(srv.dir, keptName))
-	if err != nil || json.Unmarshal(text, &recs) != nil {
-		return nil
-	}
-	return recs
-}
-
-func (c *Cluster) keepRecords(recs []Record) error {
-	srv, err := c.localServer("")
-	if err != nil {
-		return nil //nolint:nilerr // a machine without the data directory keeps nothing
-	}
-	text, err := json.Marshal(recs)
-	if err != nil {
-		return err
-	}
-	return writeFile(filepath.Join(srv.dir, keptName), text)
-}

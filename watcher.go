@@ -35,6 +35,7 @@ type watcher struct {
 	turned  time.Time // when the goroutine was last here
 	late    time.Time // when an answer was last late
 	schema  bool      // the server has our tables
+	refused bool      // a spare connection: the next question goes over an open one
 	waiting []job     // for an answer to a try that began since
 
 	primary chan struct{} // capacity 1: it was just seen as a primary
@@ -111,11 +112,10 @@ func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
 
 func (n *watcher) run() {
 	defer func() {
-		n.wg.Wait()
-		for n.open > 0 {
-			n.open--
+		for ; n.open > 0; n.open-- { // each says one word, and its context has ended
 			(<-n.tries).node.Close()
 		}
+		n.wg.Wait()
 		for _, node := range n.idle {
 			node.Close()
 		}
@@ -128,27 +128,41 @@ func (n *watcher) run() {
 }
 
 // ask begins a try where one is due: a pulse after the one before, whether that
-// was answered or not; half of that where answers are late.
+// was answered or not; half of that where answers are late; and twice, so that
+// some are left for later, where a new connection would come too late for a lease.
 func (n *watcher) ask() {
 	every := n.w.c.pulse()
-	if !n.fair() {
+	switch {
+	case n.open >= mostOpen/2 && n.quiet() > 3*every:
+		every *= 2
+	case !n.fair():
 		every /= 2
 	}
-	if n.free() && time.Since(n.begun) >= every {
+	if time.Since(n.begun) >= every {
 		n.try()
 	}
+}
+
+// quiet is how long ago the question was asked that was answered last.
+func (n *watcher) quiet() time.Duration {
+	since := n.snapshot().SeenAt
+	if since.Before(n.first) {
+		since = n.first
+	}
+	return time.Since(since)
 }
 
 // fair says that no answer was late for a while.
 func (n *watcher) fair() bool { return time.Since(n.late) >= fairFor }
 
-// free says whether there is a connection for another try, or may be one more.
-func (n *watcher) free() bool { return len(n.idle) > 0 || n.open < mostOpen }
-
+// try asks once more, unless too much is under way.
 func (n *watcher) try() {
+	if n.open >= mostOpen {
+		return
+	}
 	r := tried{began: time.Now()}
-	if len(n.idle) > 0 && n.open+len(n.idle) >= fewOpen {
-		r.node, r.old = n.idle[0], true
+	if len(n.idle) > 0 && (n.refused || n.open+len(n.idle) >= fewOpen) {
+		r.node, r.old, n.refused = n.idle[0], true, false
 		n.idle = n.idle[1:]
 	}
 	n.open++
@@ -181,19 +195,16 @@ func (n *watcher) markLate() {
 		n.first = time.Now()
 	}
 	n.turned = time.Now()
-	since := seen.SeenAt
-	if since.Before(n.first) {
-		since = n.first
-	}
 	if n.open == 0 {
 		return
 	}
-	quiet := time.Since(since)
-	if quiet > n.w.c.pulse()+n.w.c.pulse()/2 {
+	quiet := n.quiet()
+	waited := slices.Contains([]election.Answer{election.Answers, election.Silent, election.Hangs, ""}, seen.Answer)
+	if waited && quiet > n.w.c.pulse()+n.w.c.pulse()/2 {
 		n.late = time.Now()
 	}
 	if quiet > n.w.c.cfg.SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
-		n.answer(election.Silent, since)
+		n.answer(election.Silent, time.Now().Add(-quiet))
 	}
 }
 
@@ -250,10 +261,14 @@ func (n *watcher) take(r tried) {
 		n.ended(r.node, r.err) // it may be back already
 		n.try()
 		return
+	case r.node == nil && len(n.idle) > 0 && n.ctx.Err() == nil: // what answers says more
+		n.refused = true
+		n.try()
+		return
 	default:
 		r.node.Close()
 		n.schema = false
-		if r.began.After(n.snapshot().SeenAt) {
+		if v := n.snapshot(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
 			n.answer(answerOf(r.err), r.began)
 		}
 	}
@@ -270,9 +285,7 @@ func (n *watcher) take(r tried) {
 func (n *watcher) work(j job) {
 	if j.f == nil {
 		n.waiting = append(n.waiting, j)
-		if n.free() {
-			n.try()
-		}
+		n.try()
 		return
 	}
 	var node *Node
@@ -291,9 +304,7 @@ func (n *watcher) work(j job) {
 		}
 	}
 	j.done <- err
-	if n.free() {
-		n.try()
-	}
+	n.try()
 }
 
 func (n *watcher) record() Record {

@@ -9,8 +9,10 @@ import (
 type Screening string
 
 const (
-	ScreenedClear   Screening = "no other node can have become the primary"
-	ScreenedDeposed Screening = "another node is the primary"
+	ScreenedClear   Screening = "no other node can have been elected"
+	ScreenedManual  Screening = "no other node is seen to run as the primary, and with failover=manual none is elected"
+	ScreenedRunning Screening = "another node runs as the primary"
+	ScreenedDeposed Screening = "another node was elected"
 	ScreenedPledged Screening = "voters have pledged themselves in an election"
 	ScreenedAlone   Screening = "the voters that do not answer could have elected another primary"
 )
@@ -18,40 +20,46 @@ const (
 // Screen decides as what a server is to be started that is down and was a
 // primary: again as one only where nobody that answers knows a later one, and
 // those that do not could have elected none. own is what is known without the
-// server, its ballot; voters are all registered ones, for where nobody has a rule.
-func Screen(now time.Time, own Peer, voters []int32, peers []Peer) Screening {
-	peers = slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool { return p.ID == own.ID || p.SeenAt.IsZero() })
-	newest := Rule{Primary: own.ID, Voters: voters}
+// server, its ballot; known are the rules that it last held, the one before the
+// newest too, while an election could miss that; voters are all registered ones,
+// for where there is no rule.
+func (p Policy) Screen(now time.Time, own Peer, known []Rule, voters []int32, peers []Peer) Screening {
+	peers = slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.ID == own.ID || o.SeenAt.IsZero() })
+	rules := slices.Clone(known)
+	for _, o := range peers {
+		if o.Rule.Known() {
+			rules = append(rules, o.Rule)
+		}
+	}
+	if len(rules) == 0 {
+		rules = []Rule{{Primary: own.ID, Voters: voters}}
+	}
+	newest := Rule{Primary: own.ID}
 	if own.Chosen { // and died before it could say so
 		newest.Term = own.Term
 	}
-	var rules []Rule
-	for _, p := range peers {
-		if p.data() && p.Running == Primary {
-			return ScreenedDeposed
-		}
-		if p.Rule.Known() {
-			rules = append(rules, p.Rule)
-		}
-		if p.Rule.Compare(newest) > 0 {
-			newest = p.Rule
+	for _, r := range rules {
+		if r.Compare(newest) > 0 {
+			newest = r
 		}
 	}
 	switch {
+	case slices.ContainsFunc(peers, func(o Peer) bool {
+		return o.data() && o.Running == Primary && (newest.Primary != own.ID || o.Rule.Term >= newest.Term)
+	}):
+		return ScreenedRunning
+	case !p.Automatic:
+		return ScreenedManual
 	case newest.Primary != own.ID:
 		return ScreenedDeposed
-	case own.Term > newest.Term && len(rules) == 0:
-		return ScreenedAlone
 	case own.Term > newest.Term:
 		return ScreenedPledged
-	case len(rules) == 0:
-		rules = []Rule{newest}
 	}
-	for _, r := range rules { // an election may have known an older one only
+	for _, r := range rules { // an election may have known any of them
 		r.Primary, r.Term = own.ID, newest.Term
-		switch {
-		case !LeaseStart(now, r, own.ID, peers).IsZero():
-		case slices.ContainsFunc(peers, func(p Peer) bool { return p.Term > newest.Term }):
+		switch start := LeaseStart(now, r, own.ID, peers); {
+		case !start.IsZero() && now.Sub(start) <= p.Silence:
+		case slices.ContainsFunc(peers, func(o Peer) bool { return o.Term > newest.Term }):
 			return ScreenedPledged
 		default:
 			return ScreenedAlone

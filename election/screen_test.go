@@ -27,34 +27,59 @@ func TestScreen(t *testing.T) {
 		return func(p *election.Peer) { p.Rule, p.Term = r, r.Term }
 	}
 	runs := func(p *election.Peer) { p.Running = election.Primary }
+	before := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}}
+	four := election.Rule{Term: 1, Seq: 2, Primary: 1, Voters: []int32{1, 2, 3, 4}}
+	two := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{1, 2}}
+	old := func(p *election.Peer) { p.SeenAt = start.Add(-time.Minute) }
 	me := election.Peer{ID: 1, Term: 1}
+	chosen := election.Peer{ID: 1, Term: 2, Chosen: true}
+	all := []int32{1, 2, 3}
+	manual := failoverPolicy
+	manual.Automatic = false
+	type rules = []election.Rule
+	type peers = []election.Peer
 	tests := map[string]struct {
 		own    election.Peer
+		known  rules
 		voters []int32
-		peers  []election.Peer
+		peers  peers
 		want   election.Screening
 	}{
-		"all follow it":                      {me, nil, []election.Peer{standby(2), standby(3)}, election.ScreenedClear},
-		"one follows it, that is a majority": {me, nil, []election.Peer{standby(2), standby(3, silent)}, election.ScreenedClear},
-		"nobody answers":                     {me, []int32{1, 2, 3}, []election.Peer{standby(2, silent), standby(3, silent)}, election.ScreenedAlone},
-		"a later rule":                       {me, nil, []election.Peer{standby(2, silent), standby(3, knows(later))}, election.ScreenedDeposed},
-		"another primary runs":               {me, nil, []election.Peer{standby(2, runs), standby(3)}, election.ScreenedDeposed},
-		"a majority is pledged":              {me, nil, []election.Peer{standby(2, pledged), standby(3, pledged)}, election.ScreenedPledged},
-		"one is pledged, one is silent":      {me, nil, []election.Peer{standby(2, pledged), standby(3, silent)}, election.ScreenedPledged},
-		"one is pledged, one is not":         {me, nil, []election.Peer{standby(2, pledged), standby(3)}, election.ScreenedClear},
-		"itself is pledged":                  {election.Peer{ID: 1, Term: 2}, nil, []election.Peer{standby(2), standby(3)}, election.ScreenedPledged},
-		"itself was chosen": {election.Peer{ID: 1, Term: 2, Chosen: true}, nil, []election.Peer{standby(2, pledged), standby(3, pledged)},
-			election.ScreenedClear},
-		"chosen once, deposed since": {election.Peer{ID: 1, Term: 1, Chosen: true}, nil, []election.Peer{standby(2, silent), standby(3, knows(later))},
-			election.ScreenedDeposed},
-		"of two, and it may have voted":     {me, []int32{1, 2}, []election.Peer{standby(2, silent)}, election.ScreenedAlone},
-		"of two, and it never voted":        {election.Peer{ID: 1}, []int32{1, 2}, []election.Peer{standby(2, silent)}, election.ScreenedClear},
-		"it is the only one":                {election.Peer{ID: 1}, []int32{1}, nil, election.ScreenedClear},
-		"an arbiter that knows of no other": {election.Peer{ID: 1}, []int32{1, 2, election.Arbiter}, []election.Peer{standby(2, silent), {ID: election.Arbiter, Answer: election.Answers, SeenAt: start, Rule: election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{1, 2, election.Arbiter}}}}, election.ScreenedClear},
+		"all follow it":                         {me, rules{r}, all, peers{standby(2), standby(3)}, election.ScreenedClear},
+		"one follows it, that is a majority":    {me, rules{r}, all, peers{standby(2), standby(3, silent)}, election.ScreenedClear},
+		"nobody answers":                        {me, rules{r}, all, peers{standby(2, silent), standby(3, silent)}, election.ScreenedAlone},
+		"nobody answers, and no rule is known":  {election.Peer{ID: 1}, nil, all, peers{standby(2, silent), standby(3, silent)}, election.ScreenedAlone},
+		"one has answered long ago":             {me, rules{r}, all, peers{standby(2, old), standby(3, silent)}, election.ScreenedAlone},
+		"a later rule":                          {me, rules{r}, all, peers{standby(2, silent), standby(3, knows(later))}, election.ScreenedDeposed},
+		"another primary runs":                  {me, rules{r}, all, peers{standby(2, runs), standby(3)}, election.ScreenedRunning},
+		"one of an older rule runs":             {chosen, rules{{Term: 2, Seq: 1, Primary: 1, Voters: all}}, all, peers{standby(2, runs), standby(3)}, election.ScreenedClear},
+		"a majority is pledged":                 {me, rules{r}, all, peers{standby(2, pledged), standby(3, pledged)}, election.ScreenedPledged},
+		"one is pledged, one is silent":         {me, rules{r}, all, peers{standby(2, pledged), standby(3, silent)}, election.ScreenedPledged},
+		"one is pledged, one is not":            {me, rules{r}, all, peers{standby(2, pledged), standby(3)}, election.ScreenedClear},
+		"itself is pledged":                     {election.Peer{ID: 1, Term: 2}, rules{r}, all, peers{standby(2), standby(3)}, election.ScreenedPledged},
+		"itself was chosen":                     {chosen, rules{r}, all, peers{standby(2, pledged), standby(3, pledged)}, election.ScreenedClear},
+		"chosen once, deposed since":            {election.Peer{ID: 1, Term: 1, Chosen: true}, rules{r}, all, peers{standby(2, silent), standby(3, knows(later))}, election.ScreenedDeposed},
+		"of two the other one elects nobody":    {me, rules{two}, []int32{1, 2}, peers{standby(2, silent)}, election.ScreenedClear},
+		"of two, and it may have voted":         {election.Peer{ID: 1, Term: 2}, rules{two}, []int32{1, 2}, peers{standby(2, silent)}, election.ScreenedPledged},
+		"it is the only one":                    {election.Peer{ID: 1}, nil, []int32{1}, nil, election.ScreenedClear},
+		"who answers knows an old rule only":    {me, rules{{Term: 1, Seq: 9, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}}}, all, peers{standby(2, knows(two))}, election.ScreenedAlone},
+		"an election could miss the newest one": {me, rules{four, before}, all, peers{standby(4, knows(four)), standby(2, silent), standby(3, silent)}, election.ScreenedAlone},
+		"an arbiter that knows of no other": {
+			election.Peer{ID: 1}, nil, []int32{1, 2, election.Arbiter},
+			peers{standby(2, silent), {ID: election.Arbiter, Answer: election.Answers, SeenAt: start, Rule: election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{1, 2, election.Arbiter}}}},
+			election.ScreenedClear,
+		},
 	}
 	for name, test := range tests {
-		if got := election.Screen(start, test.own, test.voters, test.peers); got != test.want {
+		if got := failoverPolicy.Screen(start, test.own, test.known, test.voters, test.peers); got != test.want {
 			t.Errorf("%s: %q, want %q", name, got, test.want)
+		}
+		want := election.ScreenedManual
+		if test.want == election.ScreenedRunning {
+			want = test.want
+		}
+		if got := manual.Screen(start, test.own, test.known, test.voters, test.peers); got != want {
+			t.Errorf("failover=manual, %s: %q, want %q", name, got, want)
 		}
 	}
 }
@@ -87,7 +112,7 @@ func TestScreen_LeavesNoMajority(t *testing.T) {
 			}
 			peers = append(peers, p)
 		}
-		if election.Screen(start, election.Peer{ID: 1, Term: 3, Chosen: true}, r.Voters, peers) != election.ScreenedClear {
+		if failoverPolicy.Screen(start, election.Peer{ID: 1, Term: 3, Chosen: true}, nil, r.Voters, peers) != election.ScreenedClear {
 			continue
 		}
 		clear++

@@ -62,6 +62,15 @@ func (p Peer) attached(primary Peer) bool {
 	return p.Receiving && (primary.Running != Primary || p.Position.Timeline >= primary.Position.Timeline)
 }
 
+// silentSince is when it last answered; of one that never did, when it was
+// found to be silent.
+func (p Peer) silentSince() time.Time {
+	if p.SeenAt.IsZero() {
+		return p.Since
+	}
+	return p.SeenAt
+}
+
 // data reports whether the peer can hold the cluster's data.
 func (p Peer) data() bool { return p.Role != Witness && p.ID != Arbiter }
 
@@ -129,7 +138,7 @@ func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 		return HealthDead
 	case primary.Answer == Refused:
 		return HealthRefused
-	case now.Sub(primary.SeenAt) < p.Silence:
+	case now.Sub(primary.silentSince()) < p.Silence:
 		return HealthDoubtful
 	case primary.Answer == Hangs:
 		return HealthHangs

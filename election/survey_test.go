@@ -68,6 +68,14 @@ func TestPolicy_Diagnose(t *testing.T) {
 		election.HealthHangs:    {{gone(election.Hangs), two}},
 	}
 	tests[election.HealthDoubtful][0][0].SeenAt = start.Add(-time.Second)
+	fresh := func(found time.Duration) election.Peer { // of a monitor that was just started
+		return gone(election.Silent, func(p *election.Peer) { p.Since = start.Add(-found) })
+	}
+	for want, found := range map[election.Health]time.Duration{election.HealthDoubtful: time.Second, election.HealthSilent: time.Minute} {
+		never := fresh(found)
+		never.SeenAt = time.Time{}
+		tests[want] = append(tests[want], []election.Peer{never, two})
+	}
 	for want, cases := range tests {
 		for _, peers := range cases {
 			if got := failoverPolicy.Diagnose(start, three(false), peers); got != want {

@@ -542,10 +542,14 @@ type nodeScreen struct {
 
 func (nodeScreen) Help() string {
 	return `Run it each time before the server of this node is started. Where another node may have
-become the primary since it went down, it is made a standby, which repmgrd brings back;
-otherwise nothing is changed. The exit code is 0 in both cases. For systemd, in a drop-in
-of PostgreSQL's service:
-  ExecStartPre=runuser -u postgres -- repmgr -f /etc/repmgr.conf node screen
+become the primary since it went down, it is made a standby, which repmgrd brings back
+as soon as a majority is there and nothing is paused; otherwise nothing is changed. The
+exit code is 0 in both cases; another one means that nothing was decided, and that the
+server should not be started. For systemd, in a drop-in of PostgreSQL's service:
+  [Unit]
+  After=network-online.target
+  [Service]
+  ExecStartPre=+runuser -u postgres -- repmgr -f /etc/repmgr.conf node screen
 
 Example:
   repmgr -f /etc/repmgr.conf node screen --dry-run`

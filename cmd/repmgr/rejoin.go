@@ -87,6 +87,10 @@ func (cmd *nodeScreen) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	a.notice(res.String())
+	if res.Changed {
+		a.notice(res.String(), "hint", "Its repmgrd brings it back. Where too few of the others run, start them; where all is paused: repmgr service unpause.")
+	} else {
+		a.notice(res.String())
+	}
 	return a.answer(res, nil)
 }

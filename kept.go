@@ -1,0 +1,78 @@
+package repmgr
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// kept is what must be known of the cluster while the own server is down: who
+// there is, and what the server held last.
+type kept struct {
+	Nodes []Record        `json:"nodes"`
+	Rules []election.Rule `json:"rules"` // the newest, and the one before, while an election could miss the newest
+}
+
+// keptName is the file, in the data directory, that the Monitor keeps it in.
+const keptName = "repmgr_nodes.json"
+
+// kept reads it. Where nothing was ever kept it is empty.
+func (c *Cluster) kept() (k kept, err error) {
+	srv, err := c.localServer("")
+	if err != nil {
+		return k, err
+	}
+	path := filepath.Join(srv.dir, keptName)
+	text, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return k, nil
+	case err == nil:
+		err = json.Unmarshal(text, &k)
+	}
+	if err != nil {
+		return kept{}, hint(kind(ErrDirectory, "read what repmgrd has kept in %s: %w", path, err), "If it is damaged, remove it: repmgrd writes it anew.")
+	}
+	return k, nil
+}
+
+func (c *Cluster) keptRecords() []Record {
+	k, err := c.kept()
+	if err != nil {
+		return nil
+	}
+	return k.Nodes
+}
+
+// keep writes what the Monitor knows, where that has changed.
+func (m *Monitor) keep(own election.Rule) {
+	now := kept{Nodes: m.recs}
+	for _, r := range []election.Rule{own, m.ruleBefore()} {
+		if r.Known() {
+			now.Rules = append(now.Rules, r)
+		}
+	}
+	same := func(a, b election.Rule) bool { return a.Compare(b) == 0 }
+	if slices.Equal(now.Nodes, m.kept.Nodes) && slices.EqualFunc(now.Rules, m.kept.Rules, same) {
+		return
+	}
+	m.kept = now
+	m.report("keeping the nodes and rules", m.cluster.keep(now))
+}
+
+func (c *Cluster) keep(k kept) error {
+	srv, err := c.localServer("")
+	if err != nil {
+		return nil //nolint:nilerr // a machine without the data directory keeps nothing
+	}
+	text, err := json.Marshal(k)
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(srv.dir, keptName), text)
+}
