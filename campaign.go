@@ -121,7 +121,7 @@ func (w *watch) stillSees(primary int32) string {
 		ago, ok := n.last.SeenAgo()
 		name := n.rec.String()
 		n.mu.Unlock()
-		if ok && ago < w.c.cfg.SilenceTimeout && id != NodeID(primary) {
+		if ok && ago < w.cluster().cfg.SilenceTimeout && id != NodeID(primary) {
 			return name
 		}
 	}

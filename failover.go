@@ -150,7 +150,7 @@ func (w *watch) judge(ctx context.Context, p election.Policy) {
 }
 
 func (w *watch) await(ctx context.Context, ready func() bool) {
-	limit := time.Now().Add(2*w.c.cfg.SilenceTimeout + time.Second)
+	limit := time.Now().Add(2*w.cluster().cfg.SilenceTimeout + time.Second)
 	for time.Now().Before(limit) {
 		if ready() || pause(ctx, pollInterval) != nil {
 			return

@@ -259,6 +259,7 @@ func (m *Monitor) takeReload() {
 		return
 	}
 	m.use(*next)
+	m.watch.use(m.cluster)
 	m.drop(&m.local)
 	m.drop(&m.primary)
 	m.tell(Event{Type: EventDaemonReload, Success: true, Details: "configuration reloaded"})

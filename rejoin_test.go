@@ -63,6 +63,12 @@ func needRejoin(t *testing.T) {
 func shutDown(t *testing.T, c formerPrimary) { c.node1.Stop("fast") }
 func crash(t *testing.T, c formerPrimary)    { c.node1.Kill() }
 
+// preallocate leaves a segment that holds nothing yet, as servers do.
+func preallocate(t *testing.T, n *node) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(filepath.Join(n.Dir, "pg_wal", "0000000100000000000000FF"), make([]byte, 16<<20), 0o600))
+}
+
 // crashWithRows lets node1 commit what nobody else gets, and then crash.
 func crashWithRows(t *testing.T, c formerPrimary) {
 	leaveAlone(t, c)
@@ -174,6 +180,7 @@ func TestRejoin_DivergedRewinds(t *testing.T) {
 	hba = append(hba, "# node1's own\n"...)
 	require.NoError(t, os.WriteFile(filepath.Join(c.node1.Dir, "pg_hba.conf"), hba, 0o600))
 
+	preallocate(t, c.node1)
 	_, err = c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinNever})
 	requireError(t, err, repmgr.ErrRefused, "never")
 	_, err = c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean})

@@ -79,27 +79,29 @@ func (s *localServer) salvageRoot() string {
 	return orDefault(s.cfg.SalvageDirectory, s.dir+".salvage")
 }
 
+// dumpEnded is how pg_waldump, 13 to 18, complains about the end of what is there.
+var dumpEnded = regexp.MustCompile(`error in WAL record at|could not find a valid record after`)
+
 // walDump runs pg_waldump over a branch of the stopped server, as present found
-// it, to the end of what is there. Its complaint about that end is no error.
-func (s *localServer) walDump(ctx context.Context, b branch, out io.Writer, args ...string) error {
+// it, to the end of what is there. The segment is named: without that it takes the
+// size of segments from any file, also from one that holds nothing yet.
+func (s *localServer) walDump(ctx context.Context, b branch, segmentSize uint32, out io.Writer, args ...string) error {
 	program, err := s.program("pg_waldump")
 	if err != nil {
 		return err
 	}
-	args = append([]string{"-p", filepath.Join(s.dir, "pg_wal"), "-t", strconv.Itoa(int(b.timeline)), "-s", b.from.String(), "-e", b.to.String()}, args...)
-	cmd := exec.CommandContext(ctx, program, args...)
+	args = append([]string{"-p", filepath.Join(s.dir, "pg_wal"), "-s", b.from.String(), "-e", b.to.String()}, args...)
+	cmd := exec.CommandContext(ctx, program, append(args, wal.SegmentName(b.timeline, b.from, segmentSize))...)
+	var complaint bytes.Buffer
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	cmd.Stdout, cmd.WaitDelay = out, time.Second
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, &complaint, time.Second
 	endWithGroup(cmd)
 	err = cmd.Run()
-	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.As(err, &exit) && exit.ExitCode() == 1:
-		return nil // it came to the end, or found nothing
-	case err != nil:
-		return fmt.Errorf("run %s: %w", program, err)
+	case err != nil && !dumpEnded.Match(complaint.Bytes()):
+		return fmt.Errorf("run %s: %w%s", program, err, afterColon(lastLines(complaint.Bytes(), 3)))
 	}
 	return nil
 }
@@ -111,7 +113,7 @@ func (s *localServer) walBeyond(ctx context.Context, b branch, segmentSize uint3
 		return len(have) > 0, nil // a gap: what lay behind b is recycled already
 	}
 	var out bytes.Buffer
-	if err := s.walDump(ctx, have[0], &out, "-n", "1"); err != nil {
+	if err := s.walDump(ctx, have[0], segmentSize, &out, "-n", "1"); err != nil {
 		return false, fmt.Errorf("look for WAL behind %s on timeline %d: %w", b.from, b.timeline, err)
 	}
 	return out.Len() > 0, nil
@@ -170,7 +172,7 @@ func (s *localServer) salvage(ctx context.Context, node Record, list []branch, s
 			_ = os.RemoveAll(tmp)
 		}
 	}()
-	if err := s.describe(ctx, list, filepath.Join(tmp, "waldump.txt"), &sv); err != nil {
+	if err := s.describe(ctx, list, segmentSize, filepath.Join(tmp, "waldump.txt"), &sv); err != nil {
 		return sv, err
 	}
 	if err := s.copyWAL(ctx, list, segmentSize, filepath.Join(tmp, "pg_wal"), &sv); err != nil {
@@ -226,7 +228,7 @@ var (
 )
 
 // describe writes what pg_waldump says of the branches, and counts in it.
-func (s *localServer) describe(ctx context.Context, list []branch, path string, sv *Salvage) error {
+func (s *localServer) describe(ctx context.Context, list []branch, segmentSize uint32, path string, sv *Salvage) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -251,7 +253,7 @@ func (s *localServer) describe(ctx context.Context, list []branch, path string, 
 		}
 	}}
 	for _, b := range list {
-		if err := s.walDump(ctx, b, lines); err != nil {
+		if err := s.walDump(ctx, b, segmentSize, lines); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -16,7 +17,7 @@ import (
 // connection, and an election finds the connections open. It is safe for
 // concurrent use.
 type watch struct {
-	c    *Cluster
+	conf atomic.Pointer[Cluster]
 	wake func() // called when a voter's answer or what it says of the election has changed
 	ctx  context.Context
 	stop context.CancelFunc
@@ -29,7 +30,8 @@ type watch struct {
 }
 
 func newWatch(ctx context.Context, c *Cluster, wake func()) *watch {
-	w := &watch{c: c, wake: wake, nodes: map[NodeID]*watcher{}}
+	w := &watch{wake: wake, nodes: map[NodeID]*watcher{}}
+	w.use(c)
 	w.ctx, w.stop = context.WithCancel(ctx)
 	if c.cfg.Arbiter != nil {
 		w.arb = election.Peer{ID: election.Arbiter}
@@ -37,6 +39,12 @@ func newWatch(ctx context.Context, c *Cluster, wake func()) *watch {
 	}
 	return w
 }
+
+// use puts a configuration in force: new connections are made with it. What was
+// seen stays.
+func (w *watch) use(c *Cluster) { w.conf.Store(c) }
+
+func (w *watch) cluster() *Cluster { return w.conf.Load() }
 
 // close ends all looking and waits for it.
 func (w *watch) close() {
@@ -168,7 +176,7 @@ func (w *watch) lookAt(ctx context.Context, limit time.Duration, which func(elec
 	for _, n := range nodes {
 		wg.Go(func() { _ = n.do(ctx, nil) })
 	}
-	if w.c.cfg.Arbiter != nil {
+	if w.cluster().cfg.Arbiter != nil {
 		wg.Go(func() { w.lookArbiter(ctx) })
 	}
 	wg.Wait()
@@ -197,15 +205,15 @@ func peerOf(peers []election.Peer, id int32) election.Peer {
 func (w *watch) watchArbiter(ctx context.Context) {
 	for ctx.Err() == nil {
 		w.lookArbiter(ctx)
-		_ = pause(ctx, w.c.pulse())
+		_ = pause(ctx, w.cluster().pulse())
 	}
 }
 
 func (w *watch) lookArbiter(ctx context.Context) {
 	at := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, w.c.cfg.SilenceTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.cluster().cfg.SilenceTimeout)
 	defer cancel()
-	st, err := w.c.cfg.Arbiter.Look(ctx)
+	st, err := w.cluster().cfg.Arbiter.Look(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.arb.Tried = at

@@ -131,7 +131,7 @@ func (n *watcher) run() {
 // was answered or not; half of that where answers are late; and twice, so that
 // some are left for later, where a new connection would come too late for a lease.
 func (n *watcher) ask() {
-	every := n.w.c.pulse()
+	every := n.w.cluster().pulse()
 	switch {
 	case n.open >= mostOpen/2 && n.quiet() > 3*every:
 		every *= 2
@@ -172,11 +172,11 @@ func (n *watcher) try() {
 	}
 	schema := n.schema
 	n.wg.Go(func() {
-		limit := 4 * n.w.c.cfg.SilenceTimeout
+		limit := 4 * n.w.cluster().cfg.SilenceTimeout
 		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
 		defer cancel()
 		if r.node == nil {
-			if r.node, r.err = n.w.c.connectPatiently(ctx, n.record(), limit); r.err == nil {
+			if r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit); r.err == nil {
 				r.node.schema = schema
 			}
 		}
@@ -191,7 +191,7 @@ func (n *watcher) try() {
 // long, that the node counts as silent.
 func (n *watcher) markLate() {
 	seen := n.snapshot()
-	if time.Since(n.turned) > n.w.c.pulse() { // this process was stopped: its own silence is none of theirs
+	if time.Since(n.turned) > n.w.cluster().pulse() { // this process was stopped: its own silence is none of theirs
 		n.first = time.Now()
 	}
 	n.turned = time.Now()
@@ -200,17 +200,17 @@ func (n *watcher) markLate() {
 	}
 	quiet := n.quiet()
 	waited := slices.Contains([]election.Answer{election.Answers, election.Silent, election.Hangs, ""}, seen.Answer)
-	if waited && quiet > n.w.c.pulse()+n.w.c.pulse()/2 {
+	if waited && quiet > n.w.cluster().pulse()+n.w.cluster().pulse()/2 {
 		n.late = time.Now()
 	}
-	if quiet > n.w.c.cfg.SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
+	if quiet > n.w.cluster().cfg.SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
 		n.answer(election.Silent, time.Now().Add(-quiet))
 	}
 }
 
 // wait lets things rest for a part of a pulse, and notices at once what comes.
 func (n *watcher) wait() {
-	ctx, cancel := context.WithTimeout(n.ctx, n.w.c.pulse()/4)
+	ctx, cancel := context.WithTimeout(n.ctx, n.w.cluster().pulse()/4)
 	defer cancel()
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
@@ -257,7 +257,7 @@ func (n *watcher) take(r tried) {
 			r.node.Close()
 		}
 		n.publish(r.view, r.pres, r.at)
-	case r.old && n.ctx.Err() == nil && r.node.conn.IsClosed() && time.Since(r.began) < n.w.c.cfg.SilenceTimeout:
+	case r.old && n.ctx.Err() == nil && r.node.conn.IsClosed() && time.Since(r.began) < n.w.cluster().cfg.SilenceTimeout:
 		n.ended(r.node, r.err) // it may be back already
 		n.try()
 		return
@@ -296,7 +296,7 @@ func (n *watcher) work(j job) {
 	}
 	var err error
 	if node == nil {
-		node, err = n.w.c.connectTo(j.ctx, n.record())
+		node, err = n.w.cluster().connectTo(j.ctx, n.record())
 	}
 	if err == nil {
 		if err = j.f(node); !node.conn.IsClosed() {
@@ -348,9 +348,9 @@ func (n *watcher) listen() {
 const listenerName = "repmgrd listener"
 
 func (n *watcher) connectListener() (*Node, error) {
-	ctx, cancel := context.WithTimeout(n.ctx, n.w.c.cfg.SilenceTimeout)
+	ctx, cancel := context.WithTimeout(n.ctx, n.w.cluster().cfg.SilenceTimeout)
 	defer cancel()
-	node, err := n.w.c.connectTo(ctx, n.record())
+	node, err := n.w.cluster().connectTo(ctx, n.record())
 	if err != nil {
 		return nil, err
 	}

@@ -64,7 +64,7 @@ func cuts() []Nemesis {
 	})
 	off := frozen.Do
 	frozen.Pairs, frozen.Do = false, func(ctx context.Context, s *scene) error { // its watchdog has to fence
-		return errors.Join(s.freeze(daemonOf(s.hit(s.primary()))), off(ctx, s))
+		return errors.Join(s.freeze(ctx, func(s *scene) []int { return daemonOf(s.hit(s.primary())) }), off(ctx, s))
 	}
 	return []Nemesis{
 		cut("cut primary off", Failover, 30, from, to, func(s *scene) []way {

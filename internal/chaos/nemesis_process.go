@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -130,14 +131,22 @@ func dieAt(step string) Nemesis {
 	}}
 }
 
-// freeze stops processes for the time of the fault.
-func (s *scene) freeze(list []int) error {
-	if len(list) == 0 {
-		return errors.New("nothing to stop")
-	}
-	signalAll(list, syscall.SIGSTOP)
-	s.cleanup = append(s.cleanup, func() { signalAll(list, syscall.SIGCONT) })
-	return nil
+// freeze stops processes for the time of the fault. It waits for some, where
+// another fault of the same moment has ended them.
+func (s *scene) freeze(ctx context.Context, list func(s *scene) []int) error {
+	var stopped []int
+	target := s.target
+	err := waitFor(ctx, 10*time.Second, "processes to stop", func(context.Context) error {
+		s.target = target // list adds to it
+		stopped = slices.DeleteFunc(list(s), func(pid int) bool { return pid <= 1 })
+		if len(stopped) == 0 {
+			return errors.New("there are none")
+		}
+		return nil
+	})
+	signalAll(stopped, syscall.SIGSTOP)
+	s.cleanup = append(s.cleanup, func() { signalAll(stopped, syscall.SIGCONT) })
+	return err
 }
 
 // some are the processes of a server by a word of their titles.
@@ -159,7 +168,7 @@ func (n *node) some(words ...string) []int {
 // stops: SIGSTOP, and SIGCONT after a while.
 func stops() []Nemesis {
 	stop := func(name string, e Expect, pairs bool, from, to time.Duration, list func(s *scene) []int) Nemesis {
-		return Nemesis{Name: name, Expect: e, Pairs: pairs, Hold: span(from, to), Do: func(_ context.Context, s *scene) error { return s.freeze(list(s)) }}
+		return Nemesis{Name: name, Expect: e, Pairs: pairs, Hold: span(from, to), Do: func(ctx context.Context, s *scene) error { return s.freeze(ctx, list) }}
 	}
 	long := stop("stop postmaster 15 s", Failover, false, 15*time.Second, 17*time.Second, func(s *scene) []int { return []int{s.hit(s.primary()).postmaster()} })
 	long.Weight = 2
