@@ -25,6 +25,7 @@ type shared struct {
 	trouble   string        // what keeps the heartbeat from being written
 	elsewhere bool          // the local server runs on another machine: it is not ours to stop
 	rejoins   bool          // a rejoin is under way: it starts and stops the server
+	fenced    string        // why this Monitor last fenced the server
 }
 
 func (s *shared) setCluster(c *Cluster) {
@@ -73,6 +74,18 @@ func (m *Monitor) isRejoining() bool {
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
 	return m.shared.rejoins
+}
+
+func (m *Monitor) setLastFence(why string) {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	m.shared.fenced = why
+}
+
+func (m *Monitor) lastFence() string {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.fenced
 }
 
 // learnPause writes to the local server what was said of a pause while it was down.
@@ -147,10 +160,16 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	} else if err := errors.Join(srv.mayControl(), m.servesHere(ctx, srv)); err != nil {
 		m.log.Warn("this daemon can not fence or rejoin its node", "err", err, "hint", Hint(err))
 	}
-	if len(m.registered()) == 2 {
+}
+
+// warnOfTwo says once that two voters are too few, whenever they become two.
+func (m *Monitor) warnOfTwo() {
+	two := m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2
+	if two && !m.two {
 		m.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
 			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
 	}
+	m.two = two
 }
 
 // servesHere asks whether the server that answers is the one of the data directory
@@ -303,7 +322,11 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, target Record) error {
 	if err := writeFile(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
 		return fmt.Errorf("mark the rejoin: %w", err)
 	}
-	if _, err = c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir}); err != nil {
+	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir})
+	if err != nil && !res.begun {
+		return notBegun{err}
+	}
+	if err != nil {
 		return err
 	}
 	for _, name := range []string{rejoinName, fencedName} {
@@ -344,6 +367,26 @@ func (m *Monitor) finish(err error) {
 		m.report(string(v), err)
 	}
 	m.tellRefusal(v, err)
+	m.tellRejoin(v, err)
+}
+
+// notBegun is a rejoin that was refused before anything was changed.
+type notBegun struct{ error }
+
+func (e notBegun) Unwrap() error { return e.error }
+
+// tellRejoin tells once why the node does not come back. One that failed in the
+// middle has told it already.
+func (m *Monitor) tellRejoin(v election.Verb, err error) {
+	var refused notBegun
+	switch {
+	case v != election.Rejoin:
+	case err == nil:
+		m.stays = ""
+	case errors.As(err, &refused) && !errors.Is(err, context.Canceled) && m.stays != err.Error():
+		m.stays = err.Error()
+		m.tell(Event{Type: EventNodeRejoin, Details: m.stays})
+	}
 }
 
 // endAction ends the long action of a Monitor that was told to stop.
@@ -381,22 +424,35 @@ func (m *Monitor) tellElection(a *campaign, res FailoverResult, err error) {
 	}
 }
 
-// tooMany reports whether failovers_per_hour is reached, as the local copy knows it.
+// tooMany reports whether failovers_per_hour is reached, as any copy knows it that
+// can be read. A witness and an observer have none of their own.
 func (m *Monitor) tooMany(ctx context.Context) bool {
 	limit := m.cluster.cfg.FailoversPerHour
-	if limit < 0 || m.local == nil {
+	if limit < 0 {
 		return false
 	}
-	var n int
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	err := m.local.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&n)
-	return err == nil && n >= limit
+	most := 0
+	for _, p := range answering(m.watch.peers()) {
+		if p.Role == election.Witness || p.ID == election.Arbiter {
+			continue
+		}
+		_ = m.watch.node(p.ID).do(ctx, func(n *Node) error {
+			var count int
+			err := n.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
+			most = max(most, count)
+			return err
+		})
+	}
+	return most >= limit
 }
 
 // takeOffice writes the rows of the nodes that a promotion changes, where whoever
 // held the election did not get to it.
 func (m *Monitor) takeOffice(ctx context.Context) error {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
 	rules, err := m.local.rules(ctx)
 	if err != nil || len(rules) == 0 {
 		return err
@@ -405,7 +461,13 @@ func (m *Monitor) takeOffice(ctx context.Context) error {
 	if len(rules) > 1 {
 		former = rules[1].Primary
 	}
-	return m.local.installPrimary(ctx, int32(m.cluster.cfg.NodeID), former, "local")
+	if err := m.local.installPrimary(ctx, int32(m.cluster.cfg.NodeID), former, "local"); err != nil || former == 0 {
+		return err
+	}
+	return m.local.recordFailover(ctx, m.cluster.candidate(), FailoverResult{
+		Term: rules[0].Term, Former: &Record{ID: NodeID(former)}, Winner: &Record{ID: m.cluster.cfg.NodeID}, StartedAt: time.Now(),
+		Health: "taken over by the winner itself: the coordinator was lost", Steps: []FailoverStep{},
+	})
 }
 
 // hookFollow runs follow_command once for each term whose primary the node was

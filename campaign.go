@@ -247,7 +247,12 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 // resumeReplay ends a pause of WAL replay that an operator forgot: a pledged
 // standby must show all that it has.
 func (n *Node) resumeReplay(ctx context.Context) error {
-	if _, err := n.conn.Exec(ctx, `SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume() END`); err != nil {
+	var paused bool
+	err := n.conn.QueryRow(ctx, `SELECT pg_is_wal_replay_paused()`).Scan(&paused)
+	if err == nil && paused {
+		_, err = n.conn.Exec(ctx, `SELECT pg_wal_replay_resume()`)
+	}
+	if err != nil {
 		return n.queryError("resume WAL replay", err)
 	}
 	return nil

@@ -340,7 +340,7 @@ type Config struct {
 	SynchronousMode SynchronousMode
 	// SynchronousNodeCount is how many standbys must have a commit, with
 	// SynchronousMode quorum, as long as so many are healthy; 0 is half of the
-	// voters that hold data, so that any majority can fail over. Key
+	// healthy standbys, rounded up, so that any majority can fail over. Key
 	// synchronous_node_count, 0 or more. Defaults to 0.
 	SynchronousNodeCount int
 	// Rejoin says how a former primary comes back. Key rejoin, one of never,

@@ -120,15 +120,19 @@ func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
 	cfg.RuntimeParams["search_path"] = ""
 	cfg.RuntimeParams["synchronous_commit"] = "local"
 	cfg.RuntimeParams["lock_timeout"] = "10s"
-	// So that a server does not keep the sessions of a client that it was cut off from.
-	cfg.RuntimeParams["tcp_keepalives_idle"] = "30"
-	cfg.RuntimeParams["tcp_keepalives_interval"] = "10"
+	// So that a server does not keep the sessions, and the locks, of a client that
+	// it was cut off from.
+	cfg.RuntimeParams["tcp_keepalives_idle"] = "5"
+	cfg.RuntimeParams["tcp_keepalives_interval"] = "5"
 	cfg.RuntimeParams["tcp_keepalives_count"] = "3"
+	cfg.RuntimeParams["tcp_user_timeout"] = "20000" // ms
 	return cfg, nil
 }
 
 // StatementTimeout bounds every statement on a server, so that one that stopped
-// answering in the middle holds nobody. Backups and deletions of history are exempt.
+// answering in the middle holds nobody. Exempt is what may rightly take long: backups,
+// what Cleanup deletes, a checkpoint, and the first commit of a term, which waits for
+// standbys and has the deadline of its election.
 const StatementTimeout = 15 * time.Second
 
 // statementLimit gives each statement its deadline. It hangs in the driver, so

@@ -78,8 +78,8 @@ type Blocker struct {
 
 // Explain looks once at all voters and says what would happen if a node died
 // now: the same functions that decide an election give the answer. It changes
-// nothing. It takes about as long as the slowest voter, and no longer than twice
-// silence_timeout and a second. Settings such as failovers_per_hour are those of
+// nothing. It takes about as long as the slowest voter: with one that is silent
+// some silence_timeout, and no longer than twice that and three connect_timeouts. Settings such as failovers_per_hour are those of
 // the configuration of c.
 func (c *Cluster) Explain(ctx context.Context, o ExplainOptions) (Explanation, error) {
 	recs, err := c.anyRecords(ctx)

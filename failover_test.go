@@ -110,6 +110,12 @@ func TestFailover_DeadPostmaster(t *testing.T) {
 			nodes[0].Signal(syscall.SIGKILL)
 			winner := waitPrimary(t, nodes[1:]...)
 			w.WaitForMore(t, 50)
+			pgtest.WaitFor(t, "the other standby to follow", func(context.Context) error {
+				if got := winner.QueryString(t, `SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'`); got == "0" {
+					return errors.New("nobody does")
+				}
+				return nil
+			})
 			t.Logf("outage %s", w.LongestGap().Duration().Round(time.Millisecond))
 			w.Stop()
 			if mode == repmgr.SynchronousQuorum {

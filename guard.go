@@ -69,6 +69,7 @@ func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
 
 // guardHang kills a local primary that leaves new connections without an answer
 // for hang_timeout: sessions that are open may still work, but nobody else gets in.
+// While failover is paused nobody would take its place.
 func (m *Monitor) guardHang(ctx context.Context) {
 	var since time.Time
 	for {
@@ -76,9 +77,10 @@ func (m *Monitor) guardHang(ctx context.Context) {
 		if pause(ctx, c.cfg.HangTimeout/10) != nil {
 			return
 		}
-		me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
+		peers := m.watch.peers()
+		me := peerOf(peers, int32(c.cfg.NodeID))
 		switch now := time.Now(); {
-		case c.cfg.Failover != FailoverAutomatic || me.Running != election.Primary || me.Role == election.Witness || !c.hangs(ctx):
+		case c.cfg.Failover != FailoverAutomatic || election.Paused(peers) || me.Running != election.Primary || me.Role == election.Witness || !c.hangs(ctx):
 			since = time.Time{}
 		case since.IsZero():
 			since = now
@@ -161,8 +163,14 @@ func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
 	if err == nil {
 		err = writeFile(filepath.Join(srv.dir, fencedName), []byte(why+"\n"))
 	}
+	unmarked := err
 	if srv != nil { // whatever else fails: this is the fence
-		err = errors.Join(srv.fence(ctx), err)
+		err = srv.fence(ctx)
+	}
+	if err == nil && unmarked != nil {
+		m.log.Error("this node was stopped, and stays down: it could not be made a standby", "reason", why, "err", unmarked, "hint", "Make room on its disk. Start it as a standby only: repmgr node rejoin")
+		m.noteFence(Event{Type: EventFence, Success: true, Details: fmt.Sprintf("%s; stopped, and not made a standby: %v", why, unmarked)})
+		return
 	}
 	if err != nil {
 		m.log.Error("this node could not be fenced: it may accept writes while another node is the primary", "reason", why, "err", err, "hint", Hint(err))
@@ -170,6 +178,7 @@ func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
 		return
 	}
 	m.log.Warn("this node was fenced", "reason", why, "elapsed", time.Since(start))
+	m.setLastFence(why)
 	m.noteFence(Event{Type: EventFence, Success: true, Details: why})
 	if !m.fenceOnly {
 		m.startFenced(ctx, c)
@@ -196,6 +205,9 @@ func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 		m.log.Warn("the fenced server does not start as a standby yet", "err", err, "hint", Hint(err))
 		_ = pause(ctx, c.cfg.SilenceTimeout)
 		return
+	}
+	if why, _ := os.ReadFile(mark); strings.TrimSpace(string(why)) != m.lastFence() { // its watchdog has done it
+		m.noteFence(Event{Type: EventFence, Success: true, Details: strings.TrimSpace(string(why))})
 	}
 	_ = os.Remove(mark)
 }

@@ -55,6 +55,8 @@ type Monitor struct {
 	owes         bool      // a rejoin failed, and is to be tried again
 	synced       time.Time // when the witness' copy was last brought in step
 	kept         kept      // what was written of it last
+	stays        string    // what was last told of a rejoin that was refused
+	two          bool      // it was said that two voters are too few
 	refused      string    // what was last told of a failover that did not happen
 	hooked       int64     // the term that follow_command was run for
 	log          *slog.Logger
@@ -210,6 +212,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.runsAs())})
 			started = true
 		}
+		m.warnOfTwo()
 		m.report("the flag of a pause", m.learnPause(ctx, o))
 		m.publish(now)
 		m.announce(ctx)
@@ -418,8 +421,10 @@ func (m *Monitor) writeSample(ctx context.Context) error {
 	return nil
 }
 
-// prune deletes what is older than it is to be kept, in short transactions.
+// prune deletes what is older than it is to be kept, in short transactions, for a
+// few seconds: what is left then waits for the next time.
 func (m *Monitor) prune(ctx context.Context) error {
+	limit := time.Now().Add(2 * time.Second)
 	for _, t := range []struct {
 		table, column string
 		keep          time.Duration
@@ -437,7 +442,7 @@ func (m *Monitor) prune(ctx context.Context) error {
 			if err != nil {
 				return m.local.queryError("prune "+t.table, err)
 			}
-			if tag.RowsAffected() < pruneBatch {
+			if tag.RowsAffected() < pruneBatch || time.Now().After(limit) {
 				break
 			}
 		}

@@ -29,7 +29,7 @@ type Presence struct {
 	Reason    string       `json:"reason"`
 	Since     time.Time    `json:"since"`
 	SeenAt    time.Time    `json:"upstream_seen_at"` // when the primary was last seen, of a standby or witness; zero: never
-	LeaseLeft *float64     `json:"lease_left"`       // of a primary with synchronous_mode=off: seconds until it would fence itself; nil: it needs no lease
+	LeaseLeft *float64     `json:"lease_left"`       // of a primary that fails over: seconds until it would fence itself; nil: it needs no lease
 	Error     string       `json:"last_error,omitempty"`
 
 	At  time.Time `json:"at"`            // when it said so, by its clock

@@ -327,6 +327,13 @@ func (r *rejoining) source() (conninfo string, env []string, err error) {
 		}
 	}
 	params["application_name"] = "repmgr_rewind"
+	for key, value := range map[string]string{ // a primary that was cut off must not keep it for hours
+		"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "5", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000",
+	} {
+		if params[key] == "" {
+			params[key] = value
+		}
+	}
 	return FormatConninfo(params), env, nil
 }
 

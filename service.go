@@ -378,7 +378,7 @@ func (s ServiceStatus) RuleText() string {
 var (
 	failoverParameters = []string{ballot.Setting, pausedSetting, "primary_conninfo", "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names"}
 	failoverFunctions  = []string{
-		"pg_show_all_file_settings()", "pg_reload_conf()", "pg_promote(boolean, integer)",
+		"pg_show_all_file_settings()", "pg_reload_conf()", "pg_promote(boolean, integer)", "pg_wal_replay_resume()",
 		"pg_read_binary_file(text)", "pg_read_binary_file(text, bigint, bigint, boolean)", "pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)",
 	}
 	failoverRoles = []string{"pg_monitor", "pg_checkpoint"}
@@ -400,7 +400,7 @@ func (n *Node) failoverPrivileges(ctx context.Context) error {
 			"Make it a superuser: ALTER ROLE %s SUPERUSER;", pgx.Identifier{login}.Sanitize())
 	}
 	var parameters, functions, roles []string
-	var files, tables bool
+	var files, tables, replication bool
 	err := n.conn.QueryRow(ctx, `SELECT
 		ARRAY(SELECT name FROM unnest($1::text[]) WITH ORDINALITY u (name, i) WHERE NOT has_parameter_privilege(name, 'ALTER SYSTEM') ORDER BY i),
 		ARRAY(SELECT name FROM unnest($2::text[]) WITH ORDINALITY u (name, i) WHERE NOT has_function_privilege(name, 'EXECUTE') ORDER BY i),
@@ -408,8 +408,9 @@ func (n *Node) failoverPrivileges(ctx context.Context) error {
 		has_table_privilege('pg_file_settings', 'SELECT'),
 		(SELECT coalesce(bool_and(has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
 				AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')), true)
-			FROM pg_class WHERE relkind = 'r' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'repmgr'))`,
-		failoverParameters, failoverFunctions, failoverRoles).Scan(&parameters, &functions, &roles, &files, &tables)
+			FROM pg_class WHERE relkind = 'r' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'repmgr')),
+		(SELECT rolreplication FROM pg_roles WHERE rolname = current_user)`,
+		failoverParameters, failoverFunctions, failoverRoles).Scan(&parameters, &functions, &roles, &files, &tables, &replication)
 	if err != nil {
 		return n.queryError("look at the privileges", err)
 	}
@@ -417,6 +418,10 @@ func (n *Node) failoverPrivileges(ctx context.Context) error {
 	lack := func(what, grant string) {
 		lacks = append(lacks, what)
 		grants = append(grants, fmt.Sprintf("%s TO %s;", grant, pgx.Identifier{login}.Sanitize()))
+	}
+	if !replication {
+		lacks = append(lacks, "replicate")
+		grants = append(grants, fmt.Sprintf("ALTER ROLE %s REPLICATION;", pgx.Identifier{login}.Sanitize()))
 	}
 	if list := strings.Join(roles, ", "); list != "" {
 		lack("be "+list, "GRANT "+list)

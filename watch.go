@@ -216,6 +216,12 @@ func (w *watch) lookArbiter(ctx context.Context) {
 	st, err := w.cluster().cfg.Arbiter.Look(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	was := w.arb.Answer
+	defer func() {
+		if w.arb.Answer != was {
+			w.arb.Since = time.Now()
+		}
+	}()
 	w.arb.Tried = at
 	if err != nil {
 		w.arb.Answer = election.Silent

@@ -89,6 +89,9 @@ func (n *watcher) snapshot() election.Peer {
 // do runs f on an open connection as soon as the goroutine is free, and makes one
 // where there is none. Without f it waits for an answer that was asked for since.
 func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
+	if n == nil {
+		return kind(ErrNotRegistered, "the node is not registered any more")
+	}
 	j := job{ctx, f, make(chan error, 1), time.Now()}
 	select {
 	case n.jobs <- j:

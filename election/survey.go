@@ -138,13 +138,27 @@ func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 		return HealthDead
 	case primary.Answer == Refused:
 		return HealthRefused
-	case now.Sub(primary.silentSince()) < p.Silence:
+	case now.Sub(primary.silentSince()) < p.Silence, now.Sub(r.majoritySince(peers)) < p.Silence:
 		return HealthDoubtful
 	case primary.Answer == Hangs:
 		return HealthHangs
 	default:
 		return HealthSilent
 	}
+}
+
+// majoritySince is since when a majority answers: who was cut off himself learns
+// nothing of the primary from its silence. Zero time: none does.
+func (r Rule) majoritySince(peers []Peer) time.Time {
+	peers = slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers })
+	slices.SortFunc(peers, func(a, b Peer) int { return a.Since.Compare(b.Since) })
+	var ids []int32
+	for _, o := range peers {
+		if ids = append(ids, o.ID); r.Majority(ids) {
+			return o.Since
+		}
+	}
+	return time.Time{}
 }
 
 // received reports whether any standby has heard from the primary lately. A

@@ -76,6 +76,8 @@ func TestPolicy_Diagnose(t *testing.T) {
 		never.SeenAt = time.Time{}
 		tests[want] = append(tests[want], []election.Peer{never, two})
 	}
+	back := answers(2, election.Standby, 100, func(p *election.Peer) { p.Since = start.Add(-time.Second) }) // whoever asks was cut off until then
+	tests[election.HealthDoubtful] = append(tests[election.HealthDoubtful], []election.Peer{gone(election.Silent), back, answers(3, election.Standby, 100)})
 	for want, cases := range tests {
 		for _, peers := range cases {
 			if got := failoverPolicy.Diagnose(start, three(false), peers); got != want {

@@ -68,6 +68,11 @@ func (cmd *serviceStatus) print(w io.Writer, st repmgr.ServiceStatus) {
 	if text := st.RuleText(); text != "" {
 		fmt.Fprintf(w, "\n%s\n", text)
 	}
+	for _, n := range st.Nodes {
+		if n.Monitor != nil && n.Monitor.LeaseLeft != nil {
+			fmt.Fprintf(w, "%s stops itself in %.1f s unless a majority answers it\n", n.Name, *n.Monitor.LeaseLeft)
+		}
+	}
 }
 
 // daemonCells are the columns repmgrd, PID, Paused? and Upstream last seen.

@@ -84,7 +84,7 @@ func (k *watchdogKeeper) keep(ctx context.Context, cfg repmgr.Config) {
 			if err != nil {
 				reason = err.Error()
 			}
-			k.log.Info("the watchdog has ended, and is started again", "reason", reason)
+			k.log.Warn("the watchdog has ended, and is started again", "reason", reason)
 			select {
 			case <-ctx.Done():
 			case <-time.After(watchdogAgain):

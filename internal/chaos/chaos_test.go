@@ -52,6 +52,14 @@ func TestShort(t *testing.T) {
 	run(t, "-each", "-topology", "3", "-mode", "quorum", "-only", "kill server;cut primary off;stop server under 1 s;clean shutdown of primary")
 }
 
+// With off it is the fence that counts. The seed is one whose servers are screened.
+func TestShortOff(t *testing.T) {
+	if testing.Short() || os.Getuid() != 0 || chaos.CanIsolate() != nil {
+		t.Skip("as TestShort")
+	}
+	run(t, "-each", "-topology", "3", "-mode", "off", "-seed", "2", "-only", "cut primary off;power off primary")
+}
+
 // Without namespaces there are the faults of processes.
 func TestPlain(t *testing.T) {
 	if testing.Short() {

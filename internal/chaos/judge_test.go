@@ -101,7 +101,7 @@ func TestPlanFitsItsTopology(t *testing.T) {
 			for _, f := range p.Faults {
 				n, ok := FindNemesis(f.Nemeses[0])
 				require.True(t, ok)
-				require.True(t, n.Needs.met(topology, plain, false, false))
+				require.True(t, n.Needs.met(topology, plain, false, false, false))
 			}
 		}
 	}

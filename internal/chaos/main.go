@@ -49,7 +49,7 @@ func parse(args []string, stderr io.Writer) (s Settings, err error) {
 	f.IntVar(&s.PerRun, "per-run", 25, "how many faults one cluster meets: a seed is replayed with the same number")
 	f.IntVar(&s.Jobs, "jobs", 3, "how many clusters side by side")
 	f.DurationVar(&s.Budget, "budget", 0, "begin no new run after this time; 0: no limit")
-	f.StringVar(&s.Topology, "topology", "3,3,3,3+witness,3+witness,5,2+witness", "list that a seed chooses from")
+	f.StringVar(&s.Topology, "topology", "3,3,3,3+witness,3+witness,5,2+witness,2+etcd", "list that a seed chooses from")
 	f.StringVar(&s.Mode, "mode", "quorum,off", "list of synchronous modes that a seed chooses from")
 	f.StringVar(&s.Only, "only", "", "nemeses, names or beginnings of names and *, joined by semicolons (default: all)")
 	f.BoolVar(&s.Each, "each", false, "one run with every nemesis once")

@@ -40,13 +40,14 @@ const (
 	needsDieAt                     // a daemon that heeds REPMGR_TEST_DIE_AT
 	needsExt4                      // disks that can be frozen: -ext4
 	needsFailover                  // a daemon of ours with its command line
+	needsOff                       // synchronous_mode=off
 )
 
 // met tells whether a cluster has what is needed.
-func (n need) met(t Topology, plain, peer, ext4 bool) bool {
+func (n need) met(t Topology, plain, peer, ext4, quorum bool) bool {
 	has := func(bit need, there bool) bool { return n&bit == 0 || there }
 	return has(needsNetwork, !plain) && has(needsTwo, t.data() >= 3) && has(needsFive, t.data() >= 5) &&
-		has(needsWitness, t.witness()) && has(needsEtcd, t == TwoEtcd) && has(needsExt4, ext4 && !plain) && has(needsDieAt, !peer) && has(needsFailover, !peer)
+		has(needsWitness, t.witness()) && has(needsEtcd, t == TwoEtcd) && has(needsExt4, ext4 && !plain) && has(needsDieAt, !peer) && has(needsFailover, !peer) && has(needsOff, !quorum)
 }
 
 // scene is one fault as it happens: the cluster, who is who when it begins, and

@@ -84,7 +84,11 @@ func killings() []Nemesis {
 		}},
 	}
 	for _, step := range Steps {
-		all = append(all, dieAt(step))
+		n := dieAt(step)
+		if step == "waited" { // nobody waits with quorum
+			n.Needs |= needsOff
+		}
+		all = append(all, n)
 	}
 	return all
 }

@@ -55,7 +55,7 @@ func NewPlan(o PlanOptions) (Plan, error) {
 	}
 	var all, pairs []Nemesis
 	for _, n := range Nemeses() {
-		if !o.wants(n.Name) || !n.Needs.met(Topology(o.Topology), o.Plain, o.Peer, o.Ext4) {
+		if !o.wants(n.Name) || !n.Needs.met(Topology(o.Topology), o.Plain, o.Peer, o.Ext4, o.Mode == "quorum") {
 			continue
 		}
 		all = append(all, n)

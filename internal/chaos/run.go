@@ -372,11 +372,7 @@ func (r *runner) judge(ctx context.Context, s *scene, o *observation, res *Resul
 	}
 	main := r.writers[0].since(o.marks[0])
 	res.OutageMS = float64(outage(main, o.began, o.healthy).Microseconds()) / 1000
-	if res.Rebuilt {
-		for i, w := range r.writers {
-			res.Acked += len(w.since(o.marks[i]))
-		}
-	} else if err := r.rows(ctx, ps, o, res); err != nil {
+	if err := r.rows(ctx, ps, o, res); err != nil {
 		res.Problems = append(res.Problems, fmt.Sprintf("read the rows: %v", err))
 	}
 	problem := func(wrong bool, format string, args ...any) {
@@ -407,7 +403,7 @@ func (r *runner) notHit(s *scene, primary int) (ids []int) {
 // rows looks for every acknowledged row on the primary, and compares the standbys with it.
 func (r *runner) rows(ctx context.Context, ps []promotion, o *observation, res *Result) error {
 	var s state
-	if r.c.o.Suite.Peer { // whose former primary may still be one
+	if r.c.o.Suite.Peer || res.Rebuilt { // whose former primary may still be one, or where not all is well
 		s.Primary = r.c.nodes[ps[len(ps)-1].Node-1]
 	} else if err := waitFor(ctx, 10*time.Second, "a healthy cluster again", func(ctx context.Context) (err error) {
 		s, err = r.c.healthy(ctx)
@@ -440,7 +436,7 @@ func (r *runner) rows(ctx context.Context, ps []promotion, o *observation, res *
 			res.FencedForMS = max(res.FencedForMS, l.Last.Sub(o.newest).Milliseconds())
 		}
 	}
-	if r.c.o.Suite.Peer {
+	if r.c.o.Suite.Peer || res.Rebuilt {
 		return nil
 	}
 	return r.compare(ctx, s, o)
