@@ -100,7 +100,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		return detail + ", and " + r.impossible, nil
 	case r.twin:
 		r.impossible, r.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", common), true
-	case r.control.State.Clean() && r.control.Timeline < common && version < 160000: // its restartpoints did not keep up with the promotions
+	case r.control.State.Clean() && version < 160000 && !rewindSees(r.control.Timeline, r.timeline, r.ours, r.status.Position(), theirs):
 		r.impossible, r.cloneOnly = fmt.Sprintf("its control file names timeline %d, and pg_rewind of PostgreSQL 15 and older takes that for the one that it is on", r.control.Timeline), true
 	case gone != "":
 		r.impossible = gone
@@ -112,6 +112,21 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		r.impossible = fmt.Sprintf("full_page_writes is off on %s", r.res.Primary)
 	}
 	return detail, nil
+}
+
+// rewindSees says whether pg_rewind of PostgreSQL 15 and older finds where the
+// lines part: it takes the timeline that the control file names for the one that
+// the server is on, also where its restartpoints did not keep up with promotions.
+func rewindSees(control, timeline wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) bool {
+	var named wal.History
+	for _, e := range ours {
+		if e.Timeline < control {
+			named = append(named, e)
+		}
+	}
+	common, fork, ok := lastCommon(timeline, ours, target, theirs)
+	seen, at, okSeen := lastCommon(control, named, target, theirs)
+	return ok && okSeen && seen == common && at == fork
 }
 
 // firstRecord is less than the first record of a timeline takes.

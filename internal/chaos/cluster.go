@@ -422,13 +422,16 @@ func (c *cluster) metadata(ctx context.Context, s *state) error {
 		if c.o.Suite.Peer {
 			return nil
 		}
-		var leader int
-		err = conn.QueryRow(ctx, "SELECT term, primary_node_id FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1").Scan(&s.Term, &leader)
+		var leader, acks int
+		err = conn.QueryRow(ctx, "SELECT term, primary_node_id, acks FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1").Scan(&s.Term, &leader, &acks)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
 		if err == nil && leader != s.Primary.id {
 			return fmt.Errorf("the newest rule names node %d, the primary is %s", leader, s.Primary.name())
+		}
+		if err == nil && c.o.Quorum && acks == 0 { // nobody may be elected yet
+			return errors.New("commits wait for no standby yet")
 		}
 		return err
 	})
