@@ -461,13 +461,7 @@ func (m *Monitor) takeOffice(ctx context.Context) error {
 	if len(rules) > 1 {
 		former = rules[1].Primary
 	}
-	if err := m.local.installPrimary(ctx, int32(m.cluster.cfg.NodeID), former, "local"); err != nil || former == 0 {
-		return err
-	}
-	return m.local.recordFailover(ctx, m.cluster.candidate(), FailoverResult{
-		Term: rules[0].Term, Former: &Record{ID: NodeID(former)}, Winner: &Record{ID: m.cluster.cfg.NodeID}, StartedAt: time.Now(),
-		Health: "taken over by the winner itself: the coordinator was lost", Steps: []FailoverStep{},
-	})
+	return m.local.installPrimary(ctx, int32(m.cluster.cfg.NodeID), former, "local")
 }
 
 // hookFollow runs follow_command once for each term whose primary the node was

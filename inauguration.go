@@ -316,17 +316,14 @@ func (a *campaign) record(ctx context.Context) {
 	}
 }
 
-// recordFailover writes the history row of a failover, on the new primary. What a
-// coordinator knows replaces what the winner wrote that took office by itself.
+// recordFailover writes the history row of a failover, on the new primary.
 func (n *Node) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
 	steps, err := json.Marshal(res.Steps)
 	if err != nil {
 		return err
 	}
 	_, err = n.conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps, lost_bytes)
-		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8, $9)
-		ON CONFLICT (term) DO UPDATE SET coordinator = EXCLUDED.coordinator, reason = EXCLUDED.reason, started_at = EXCLUDED.started_at,
-			outage = EXCLUDED.outage, steps = EXCLUDED.steps, lost_bytes = EXCLUDED.lost_bytes WHERE failovers.steps = '[]' AND EXCLUDED.steps <> '[]'`,
+		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8, $9) ON CONFLICT (term) DO NOTHING`,
 		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps, res.LostBytes)
 	if err != nil {
 		return n.queryError("record the failover", err)

@@ -83,15 +83,15 @@ func (s *localServer) salvageRoot() string {
 var dumpEnded = regexp.MustCompile(`error in WAL record at|could not find a valid record after`)
 
 // walDump runs pg_waldump over a branch of the stopped server, as present found
-// it, to the end of what is there. The segment is named: without that it takes the
-// size of segments from any file, also from one that holds nothing yet.
+// it, to the end of what is there. The segments are named: without that it takes their
+// size from any file, also from one that holds nothing yet.
 func (s *localServer) walDump(ctx context.Context, b branch, segmentSize uint32, out io.Writer, args ...string) error {
 	program, err := s.program("pg_waldump")
 	if err != nil {
 		return err
 	}
 	args = append([]string{"-p", filepath.Join(s.dir, "pg_wal"), "-s", b.from.String(), "-e", b.to.String()}, args...)
-	cmd := exec.CommandContext(ctx, program, append(args, wal.SegmentName(b.timeline, b.from, segmentSize))...)
+	cmd := exec.CommandContext(ctx, program, append(args, wal.SegmentName(b.timeline, b.from, segmentSize), wal.SegmentName(b.timeline, b.to-1, segmentSize))...)
 	var complaint bytes.Buffer
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, &complaint, time.Second
