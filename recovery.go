@@ -262,7 +262,11 @@ func (n *Node) poll(ctx context.Context, done func() (bool, error)) error {
 			return nil
 		}
 		if time.Now().After(nudge) {
-			if err := n.reload(ctx); err != nil && !errors.Is(err, ErrQuery) {
+			err := n.reload(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case err != nil && !errors.Is(err, ErrQuery):
 				return err
 			}
 			nudge = time.Now().Add(nudgeInterval)
