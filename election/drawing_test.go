@@ -44,10 +44,18 @@ func situations(now time.Time) (all []Observation) {
 							if self != 1 {
 								peers = append(peers, primary)
 							}
-							all = append(all, Observation{
+							o := Observation{
 								Now: now, Local: local, Node: node, RowKnown: flags&2 != 0, Upstream: View{Up: flags&4 != 0},
 								Self: self, Rule: r, Peers: peers, WasPrimary: flags&1 != 0,
-							}, Observation{Now: now, Observer: true, Rule: r, Peers: peers})
+							}
+							failed, forked, pledged := o, o, o
+							failed.Last = Outcome{Verb: Elect, At: now.Add(-100 * time.Millisecond)}
+							forked.Diverged = true
+							pledged.Peers = slices.Clone(peers)
+							for i := range pledged.Peers {
+								pledged.Peers[i].Term, pledged.Peers[i].Candidate, pledged.Peers[i].Detached = r.Term+1, "node9.1", true
+							}
+							all = append(all, o, failed, forked, pledged, Observation{Now: now, Observer: true, Rule: r, Peers: peers})
 						}
 					}
 				}
