@@ -68,10 +68,10 @@ func (c *Cluster) Screen(ctx context.Context, o ScreenOptions) (ScreenResult, er
 }
 
 func (res ScreenResult) String() string {
-	switch {
-	case res.As == "":
+	switch res.As {
+	case "":
 		return fmt.Sprintf("%s was not screened: %s", res.Node, res.Reason)
-	case res.As == RoleStandby:
+	case RoleStandby:
 		return fmt.Sprintf("%s starts as a standby: %s", res.Node, res.Reason)
 	default:
 		return fmt.Sprintf("%s may start as a primary: %s", res.Node, res.Reason)

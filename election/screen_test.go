@@ -65,7 +65,9 @@ func TestScreen(t *testing.T) {
 		"who answers knows an old rule only":    {me, rules{{Term: 1, Seq: 9, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}}}, all, peers{standby(2, knows(two))}, election.ScreenedAlone},
 		"an election could miss the newest one": {me, rules{four, before}, all, peers{standby(4, knows(four)), standby(2, silent), standby(3, silent)}, election.ScreenedAlone},
 		"an arbiter that knows of no other": {
-			election.Peer{ID: 1}, nil, []int32{1, 2, election.Arbiter},
+			election.Peer{ID: 1},
+			nil,
+			[]int32{1, 2, election.Arbiter},
 			peers{standby(2, silent), {ID: election.Arbiter, Answer: election.Answers, SeenAt: start, Rule: election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{1, 2, election.Arbiter}}}},
 			election.ScreenedClear,
 		},

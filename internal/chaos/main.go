@@ -158,8 +158,10 @@ func inside(ctx context.Context, s Settings, stdout io.Writer) (problems int, er
 	if err != nil {
 		return 0, err
 	}
-	c, err := newCluster(options{Suite: suite, BinDir: s.PgBin, Topology: Topology(plan.Topology), Quorum: plan.Mode == "quorum", Dir: dir, Plain: s.Plain, Ext4: s.Ext4, Log: log,
-		Screened: !suite.Peer && plan.Seed%2 == 0})
+	c, err := newCluster(options{
+		Suite: suite, BinDir: s.PgBin, Topology: Topology(plan.Topology), Quorum: plan.Mode == "quorum", Dir: dir, Plain: s.Plain, Ext4: s.Ext4, Log: log,
+		Screened: !suite.Peer && plan.Seed%2 == 0,
+	})
 	if err != nil {
 		return 0, err
 	}
