@@ -208,6 +208,7 @@ func TestFailover_WitnessAndRejoin(t *testing.T) {
 // Pause means no automatic action; unpause, and it comes.
 func TestFailover_Paused(t *testing.T) {
 	t.Parallel()
+	needRejoin(t)
 	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
 	_, err := nodes[0].Pause(t.Context(), repmgr.PauseOptions{})
 	require.NoError(t, err)
