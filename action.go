@@ -323,7 +323,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, target Record) error {
 		return fmt.Errorf("mark the rejoin: %w", err)
 	}
 	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir})
-	if err != nil && !res.begun {
+	if err != nil && res.Method == "" {
 		return notBegun{err}
 	}
 	if err != nil {
@@ -424,8 +424,8 @@ func (m *Monitor) tellElection(a *campaign, res FailoverResult, err error) {
 	}
 }
 
-// tooMany reports whether failovers_per_hour is reached, as any copy knows it that
-// can be read. A witness and an observer have none of their own.
+// tooMany reports whether failovers_per_hour is reached, as the local copy knows it.
+// A witness and an observer have none: they ask the first node that answers.
 func (m *Monitor) tooMany(ctx context.Context) bool {
 	limit := m.cluster.cfg.FailoversPerHour
 	if limit < 0 {
@@ -433,19 +433,19 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	most := 0
-	for _, p := range answering(m.watch.peers()) {
-		if p.Role == election.Witness || p.ID == election.Arbiter {
-			continue
-		}
-		_ = m.watch.node(p.ID).do(ctx, func(n *Node) error {
-			var count int
-			err := n.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
-			most = max(most, count)
-			return err
-		})
+	var count int
+	read := func(n *Node) error {
+		return n.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
 	}
-	return most >= limit
+	if m.local != nil && !m.witness {
+		return read(m.local) == nil && count >= limit
+	}
+	for _, p := range answering(m.watch.peers()) {
+		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.node(p.ID).do(ctx, read) == nil {
+			return count >= limit
+		}
+	}
+	return false
 }
 
 // takeOffice writes the rows of the nodes that a promotion changes, where whoever

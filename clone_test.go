@@ -49,9 +49,7 @@ func TestClone_EveryMethod(t *testing.T) {
 			c.SSHOptions = sshOptions(sshd)
 		},
 		"command": func(t *testing.T, c *repmgr.Config) {
-			if _, err := os.Stat(filepath.Join(node1.BinDir, "pg_basebackup")); err != nil {
-				t.Skip("this PostgreSQL came without pg_basebackup")
-			}
+			pgtest.NeedPrograms(t, "pg_basebackup")
 			c.CloneMethod = repmgr.CloneCommand
 			c.CloneCommand = filepath.Join(node1.BinDir, "pg_basebackup") +
 				` -h %h -p %p -U %U -D "%D" -c fast -T '` + space + `'="$(dirname "$(dirname "$(dirname "%D")")")/moved"`

@@ -149,6 +149,7 @@ func (w *watch) judge(ctx context.Context, p election.Policy) {
 	})
 }
 
+// await waits until ready says so, for at most twice silence_timeout and a second.
 func (w *watch) await(ctx context.Context, ready func() bool) {
 	limit := time.Now().Add(2*w.cluster().cfg.SilenceTimeout + time.Second)
 	for time.Now().Before(limit) {

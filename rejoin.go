@@ -59,8 +59,6 @@ type RejoinResult struct {
 	Steps     []RejoinStep  `json:"steps"`
 	Elapsed   time.Duration `json:"elapsed_ns"`
 	DryRun    bool          `json:"dry_run,omitempty"`
-
-	begun bool // something may have been changed
 }
 
 // rejoining is one run of Rejoin.
@@ -131,7 +129,6 @@ func (r *rejoining) run(ctx context.Context) error {
 	if err := r.decide(); err != nil || r.o.DryRun {
 		return err
 	}
-	r.res.begun = true
 	err := r.perform(ctx)
 	e := Event{
 		NodeID: r.res.Node.ID, Node: r.res.Node.Name, Type: EventNodeRejoin, Success: err == nil,

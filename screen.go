@@ -122,29 +122,28 @@ func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason
 	w := newWatch(ctx, c, func() {})
 	defer w.close()
 	w.follow(othersThan(k.Nodes, self.ID))
-	for limit := time.Now().Add(2*c.cfg.SilenceTimeout + time.Second); ; {
-		peers, over := w.peers(), time.Now().After(limit)
-		silent := func(p election.Peer) bool { return p.SeenAt.IsZero() }
+	silent := func(p election.Peer) bool { return p.SeenAt.IsZero() }
+	answers := func(p election.Peer) bool { return !silent(p) }
+	var verdict election.Screening
+	w.await(ctx, func() bool {
+		peers := w.peers()
 		all := !slices.ContainsFunc(peers, silent)
-		some := slices.ContainsFunc(peers, func(p election.Peer) bool { return !silent(p) })
-		switch verdict := c.policy().Screen(time.Now(), own, k.Rules, voters, peers); verdict {
+		switch verdict = c.policy().Screen(time.Now(), own, k.Rules, voters, peers); verdict {
 		case election.ScreenedRunning, election.ScreenedDeposed:
-			return RoleStandby, string(verdict), nil
+			return true
 		case election.ScreenedClear: // an operator may have promoted another one without any vote
-			if all || over || some && w.settled() {
-				return RolePrimary, string(verdict), nil
-			}
+			return all || slices.ContainsFunc(peers, answers) && w.settled()
 		case election.ScreenedManual:
-			if all || over {
-				return RolePrimary, string(verdict), nil
-			}
+			return all
 		case election.ScreenedPledged, election.ScreenedAlone: // they may still be starting
-			if over {
-				return RoleStandby, string(verdict), nil
-			}
 		}
-		if err := pause(ctx, pollInterval); err != nil {
-			return "", "", context.Cause(ctx)
-		}
+		return false
+	})
+	if ctx.Err() != nil {
+		return "", "", context.Cause(ctx)
 	}
+	if verdict == election.ScreenedClear || verdict == election.ScreenedManual {
+		return RolePrimary, string(verdict), nil
+	}
+	return RoleStandby, string(verdict), nil
 }

@@ -21,12 +21,9 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // backup makes last night's backup of the server.
 func backup(t *testing.T, s *pgtest.Server) string {
 	t.Helper()
-	program := filepath.Join(s.BinDir, "pg_basebackup")
-	if _, err := os.Stat(program); err != nil {
-		t.Skip("this PostgreSQL comes without pg_basebackup")
-	}
+	pgtest.NeedPrograms(t, "pg_basebackup")
 	dir := filepath.Join(t.TempDir(), "backup")
-	out, err := exec.CommandContext(t.Context(), program, "-d", s.Conninfo(), "-F", "tar", "-c", "fast", "-D", dir).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), filepath.Join(s.BinDir, "pg_basebackup"), "-d", s.Conninfo(), "-F", "tar", "-c", "fast", "-D", dir).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	return dir
 }

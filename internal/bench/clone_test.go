@@ -32,9 +32,7 @@ func TestClone(t *testing.T) {
 	wanted(t)
 	source := start(t, pgtest.Options{Name: "source", Settings: map[string]string{"max_wal_size": "4GB", "checkpoint_timeout": "1h"}})
 	pgbench := filepath.Join(source.BinDir, "pgbench")
-	if _, err := os.Stat(pgbench); err != nil {
-		t.Skip("no pgbench")
-	}
+	pgtest.NeedPrograms(t, "pgbench")
 	r := measure(t, pgbench, "-i", "-q", "-s", fmt.Sprint(cloneScale), "-h", source.SocketDir, "-p", fmt.Sprint(source.Port), "-U", "postgres", "postgres")
 	require.Zero(t, r.code, r.out)
 	source.Exec(t, `CHECKPOINT`)
