@@ -322,7 +322,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, target Record) error {
 	if err := writeFile(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
 		return fmt.Errorf("mark the rejoin: %w", err)
 	}
-	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir})
+	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir, slotOptional: true})
 	if err != nil && res.Method == "" {
 		return notBegun{err}
 	}
@@ -511,7 +511,7 @@ func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 		}
 		return nil
 	}
-	_, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID})
+	_, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID, slotOptional: true})
 	if err == nil {
 		c.emit(ctx, nil, Event{
 			NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventFailoverFollow, Success: true, PeerID: target.ID, Peer: target.Name,

@@ -35,8 +35,9 @@ type campaign struct {
 	pledged []election.Peer
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
-	conn    *Node   // to the winner, for the first commit
-	rowEnd  wal.LSN // where the row of the rule ends
+	conn    *Node             // to the winner, for the first commit
+	slots   map[NodeID]string // that the winner has for its followers
+	rowEnd  wal.LSN           // where the row of the rule ends
 }
 
 func (c *Cluster) campaign(w *watch, p election.Policy) *campaign {

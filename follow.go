@@ -21,6 +21,8 @@ type FollowOptions struct {
 	Target     string // conninfo of the server to stream from, instead of UpstreamID
 	Wait       bool   // when there is no primary yet, look for one for primary_follow_timeout
 	DryRun     bool
+
+	slotOptional bool // stream without a slot where it can not be made
 }
 
 // FollowResult is what following did.
@@ -166,7 +168,11 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 		c.log.Info("prerequisites met for following", "node", node.Name, "upstream", target.Name)
 		return res, nil
 	}
-	if err := c.repoint(ctx, n, up, node, target); err != nil {
+	pointed := node
+	if o.slotOptional {
+		pointed.SlotName = c.slotOrNone(ctx, up, node)
+	}
+	if err := c.repoint(ctx, n, up, pointed, target); err != nil {
 		return res, err
 	}
 	res.Node.Role, res.Node.UpstreamID, res.Node.UpstreamName, res.Node.Active = RoleStandby, target.ID, target.Name, true

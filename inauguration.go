@@ -65,7 +65,11 @@ func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator strin
 func (a *campaign) promote(ctx context.Context) error {
 	winner := *a.res.Winner
 	var wg sync.WaitGroup
-	wg.Go(func() { a.conn, _ = a.c.connectTo(ctx, winner) }) // it is needed soon; who commits tries again
+	wg.Go(func() { // it is needed soon; who commits tries again
+		ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout/2)
+		defer cancel()
+		a.conn, _ = a.c.connectTo(ctx, winner)
+	})
 	defer wg.Wait()
 	err := a.w.node(int32(winner.ID)).do(ctx, func(n *Node) error {
 		return ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
@@ -79,19 +83,15 @@ func (a *campaign) promote(ctx context.Context) error {
 			} else if err := n.clearSync(ctx); err != nil {
 				return err
 			}
+			if !a.reaffirm {
+				b.Candidate += chosenMark
+				if err := ballot.Write(ctx, n.conn, b); err != nil {
+					return err
+				}
+			}
+			a.makeSlots(ctx, &wg)
 			if a.reaffirm {
 				return nil
-			}
-			b.Candidate += chosenMark
-			if err := ballot.Write(ctx, n.conn, b); err != nil {
-				return err
-			}
-			for _, p := range a.pledged {
-				if r := a.w.record(p.ID); p.ID != int32(winner.ID) && r.SlotName != "" && r.Role == RoleStandby {
-					if _, err := n.CreateSlot(ctx, r.SlotName, r.Name); err != nil {
-						return err
-					}
-				}
 			}
 			return a.c.promoteWinner(ctx, n, winner)
 		})
@@ -102,6 +102,49 @@ func (a *campaign) promote(ctx context.Context) error {
 	a.at("promoted", "%s", winner)
 	return nil
 }
+
+// makeSlots gives the followers their slots on the winner, over the connection
+// that dialled opens. A slot that can not be made holds nothing up: its standby
+// follows without one, and its own Monitor makes it later.
+func (a *campaign) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
+	ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout/2, errors.New("no slot within half of silence_timeout"))
+	defer cancel()
+	a.slots = map[NodeID]string{}
+	for _, p := range a.pledged {
+		r := a.w.record(p.ID)
+		if p.ID == int32(a.res.Winner.ID) || r.SlotName == "" || r.Role == RoleWitness {
+			continue
+		}
+		if dialled.Wait(); a.conn == nil {
+			a.c.log.Warn("no replication slots are made: the winner gives no further connection", "winner", a.res.Winner.Name)
+			return
+		}
+		a.slots[r.ID] = a.c.slotOrNone(ctx, a.conn, r)
+		if a.conn.conn.IsClosed() {
+			a.conn = nil
+		}
+	}
+}
+
+// slotOrNone makes the slot of a standby on its upstream, and returns its name.
+// Where it can not be made the standby is to stream without one: that is better
+// than no standby at all.
+func (c *Cluster) slotOrNone(ctx context.Context, up *Node, standby Record) string {
+	if standby.SlotName == "" {
+		return ""
+	}
+	if _, err := up.CreateSlot(ctx, standby.SlotName, standby.Name); err != nil {
+		c.warnNoSlot(up, standby, err)
+		return ""
+	}
+	return standby.SlotName
+}
+
+func (c *Cluster) warnNoSlot(up *Node, standby Record, err error) {
+	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.name, "err", err, "hint", orDefault(Hint(err), slotHint))
+}
+
+const slotHint = "Raise max_replication_slots there, or drop a slot that nobody needs. repmgrd of the standby makes its slot as soon as it can."
 
 // promoteWinner runs the operator's promote_command where the winner is the
 // local node, and otherwise promotes over SQL.
@@ -187,11 +230,12 @@ func (a *campaign) repoint(ctx context.Context, r Record) error {
 	if theirs.Timeline > ours.Timeline || theirs.LSN > ours.LSN {
 		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs, ours)
 	}
+	slot := a.slots[r.ID]
 	if up, ok := recordByID(a.w.records(), r.UpstreamID); ok && up.Role == RoleStandby && up.ID != r.ID &&
 		slices.ContainsFunc(a.pledged, func(p election.Peer) bool { return p.ID == int32(up.ID) }) {
-		target = up
+		target, slot = up, r.SlotName
 	}
-	set, err := a.c.standbySettings(target, r.Name, r.SlotName)
+	set, err := a.c.standbySettings(target, r.Name, slot)
 	if err != nil {
 		return err
 	}

@@ -53,6 +53,7 @@ type Monitor struct {
 	diverged     bool      // following failed: the node has WAL that the primary never had
 	witness      bool      // it was one: not to be registered as a primary
 	owes         bool      // a rejoin failed, and is to be tried again
+	slotAt       time.Time // when the slot of the standby was last tried for
 	synced       time.Time // when the witness' copy was last brought in step
 	kept         kept      // what was written of it last
 	stays        string    // what was last told of a rejoin that was refused

@@ -28,6 +28,8 @@ type RejoinOptions struct {
 	DryRun        bool         // look and decide, change nothing
 
 	Progress func(CopyProgress) // of a new clone
+
+	slotOptional bool // stream without a slot where it can not be made
 }
 
 // RejoinMethod is how a node came back.
@@ -303,7 +305,7 @@ func (r *rejoining) findUpstream(ctx context.Context) (_ string, err error) {
 	if err := r.checkPledge(ctx); err != nil {
 		return "", err
 	}
-	if s := r.status.Settings; self.SlotName != "" && s.MaxSlots <= len(r.status.Slots) && !hasSlot(r.status.Slots, self.SlotName) {
+	if s := r.status.Settings; !r.o.slotOptional && self.SlotName != "" && s.MaxSlots <= len(r.status.Slots) && !hasSlot(r.status.Slots, self.SlotName) {
 		return "", hint(kind(ErrRefused, "no replication slot is free on %s: max_replication_slots is %d", r.res.Primary, s.MaxSlots), "Drop slots that nobody uses there, or raise max_replication_slots.")
 	}
 	return fmt.Sprintf("%s at %s", r.res.Primary, r.status.Position()), nil
@@ -368,8 +370,12 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 	node := r.res.Node
 	if node.SlotName != "" {
 		created, err := r.primary.CreateSlot(ctx, node.SlotName, node.Name)
-		if err != nil {
+		switch {
+		case err != nil && !r.o.slotOptional:
 			return err
+		case err != nil:
+			r.warnNoSlot(r.primary, node, err)
+			r.res.Node.SlotName, node.SlotName = "", ""
 		}
 		defer func() {
 			if created && !r.res.Streaming && !r.o.NoWait {

@@ -287,6 +287,7 @@ var ourSync = regexp.MustCompile(`^ANY \d+ \("[^ ]*"(, "[^ ]*")*\)$`)
 
 // tendStandby keeps a standby ready for its promotion.
 func (m *Monitor) tendStandby(ctx context.Context) error {
+	m.mendSlot(ctx)
 	now := m.sample.local.Settings.SynchronousStandby
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
@@ -297,6 +298,53 @@ func (m *Monitor) tendStandby(ctx context.Context) error {
 		return m.local.clearSync(ctx)
 	}
 	return nil
+}
+
+// slotEvery is the time between two attempts to make the slot of a standby that
+// streams without the one that its row names.
+const slotEvery = 10 * time.Second
+
+// mendSlot gives the local standby the slot that its row names, where it was
+// pointed to its upstream without one. Changing the setting makes its receiver
+// begin anew, so the slot comes first.
+func (m *Monitor) mendSlot(ctx context.Context) {
+	s, now := m.sample.local, time.Now()
+	switch {
+	case m.self.SlotName == "" || s.Settings.PrimarySlotName == m.self.SlotName:
+		m.report("the replication slot", nil)
+		return
+	case s.Receiver == nil || s.Receiver.Status != "streaming" || now.Sub(m.slotAt) < slotEvery:
+		return
+	}
+	m.slotAt = now
+	m.report("the replication slot", m.makeOwnSlot(ctx))
+}
+
+func (m *Monitor) makeOwnSlot(ctx context.Context) error {
+	ctx, cancel := m.peerLimit(ctx)
+	defer cancel()
+	upstream, ok := recordByID(m.recs, m.self.UpstreamID)
+	if !ok {
+		return nil // the primary's row of it is on its way
+	}
+	up, err := m.cluster.connectTo(ctx, upstream)
+	if err != nil {
+		return err
+	}
+	defer up.Close()
+	if status, err := up.Status(ctx); err != nil || attachment(status, m.self.Name) == "" {
+		return err // it streams from another one than its row says
+	}
+	if _, err := up.CreateSlot(ctx, m.self.SlotName, m.self.Name); err != nil {
+		return hint(err, "%s", orDefault(Hint(err), slotHint))
+	}
+	term := newest(m.watch.peers()).Term
+	return ballot.Locked(ctx, m.local.conn, func(b ballot.Ballot) error {
+		if b.Term > term {
+			return nil // an election is going on: who wins gives it its slot
+		}
+		return m.local.alterSystem(ctx, map[string]string{"primary_slot_name": m.self.SlotName})
+	})
 }
 
 // heart writes the sign of life of the local primary, so that the silence of a
