@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -201,15 +202,23 @@ func (m *Monitor) silent(id NodeID) bool {
 
 // observeFrom reads the rows of the cluster, for a Monitor that has no node.
 func (m *Monitor) observeFrom(ctx context.Context) {
-	ctx, cancel := m.lookLimit(ctx)
-	defer cancel()
-	recs, err := m.cluster.Nodes(ctx)
-	if err != nil && len(m.recs) > 0 { // the host that conninfo names is gone; the others know the rows as well
-		for _, p := range answering(m.watch.peers()) {
-			if recs, err = m.cluster.recordsOf(ctx, m.watch.record(p.ID)); err == nil {
-				break
-			}
+	var recs []Record
+	err := errNoStandby
+	ruler, peers := int32(m.ruler()), answering(m.watch.peers())
+	if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == ruler }); i > 0 {
+		peers[0], peers[i] = peers[i], peers[0] // its rows are the newest
+	}
+	for _, p := range peers { // over what is open: a host of conninfo may be silent
+		if err != nil && p.ID != election.Arbiter {
+			ctx, cancel := m.peerLimit(ctx)
+			err = m.watch.node(p.ID).do(ctx, func(n *Node) (err error) { recs, err = n.records(ctx); return err })
+			cancel()
 		}
+	}
+	if err != nil {
+		ctx, cancel := m.lookLimit(ctx)
+		defer cancel()
+		recs, err = m.cluster.Nodes(ctx)
 	}
 	m.report("reading the nodes", err)
 	if err == nil {
@@ -224,7 +233,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
 	o.Peers = m.watch.peers()
 	o.Rule = newest(o.Peers)
-	o.Busy, o.Last, o.Diverged = m.action != nil, m.last, m.diverged
+	o.Busy, o.Yields, o.Last, o.Diverged = m.action != nil, m.action.yields(), m.last, m.diverged
 	me := peerOf(o.Peers, self)
 	m.noteOffice(me)
 	m.shared.mu.Lock()
@@ -263,31 +272,78 @@ func (m *Monitor) wasPrimary() bool {
 // action is a long action under way.
 type action struct {
 	verb   election.Verb
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	done   chan error // capacity 1: its end waits for Run
+
+	mu   sync.Mutex
+	firm bool // it must not be ended half-way
 }
+
+// hold says whether the action is at something that must not be ended half-way. It
+// is an error where the action was told to end before that began.
+func (a *action) hold(ctx context.Context, firm bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.firm = firm
+	return context.Cause(ctx)
+}
+
+// yields reports whether the action only waits.
+func (a *action) yields() bool {
+	if a == nil {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.firm
+}
+
+// giveWay ends the action, if it only waits.
+func (a *action) giveWay() {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.firm {
+		a.cancel(errGaveWay)
+	}
+}
+
+var errGaveWay = errors.New("the primary is lost: it gives way to an election")
 
 // begin starts a long action. There is at most one, and Run waits for its end.
 func (m *Monitor) begin(ctx context.Context, a election.Action) {
 	if m.action != nil {
 		return
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	act := &action{a.Verb, cancel, make(chan error, 1)}
+	ctx, cancel := context.WithCancelCause(ctx)
+	act := &action{verb: a.Verb, cancel: cancel, done: make(chan error, 1), firm: a.Verb != election.Follow && a.Verb != election.Rejoin}
 	m.action = act
 	c := m.cluster
 	target := m.watch.record(a.Child)
 	policy := m.policy()
+	if m.hookless {
+		c = c.withoutHooks()
+	}
 	policy.TooMany = a.Verb == election.Elect && m.tooMany(ctx)
 	known := m.state.BallotFor
 	go func() {
-		act.done <- m.long(ctx, c, a.Verb, target, policy, known)
+		act.done <- m.long(ctx, c, act, target, policy, known)
 		m.lookNow()
 	}()
 }
 
-func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target Record, policy election.Policy, known int64) error {
-	switch v {
+// withoutHooks promotes by itself: a command that hung or failed once would hold
+// up one election after the other.
+func (c *Cluster) withoutHooks() *Cluster {
+	bare := *c
+	bare.cfg.PromoteCommand, bare.cfg.ServicePromoteCommand = "", ""
+	return &bare
+}
+
+func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Record, policy election.Policy, known int64) error {
+	switch v := act.verb; v {
 	case election.Elect, election.Reaffirm:
 		a := c.campaign(m.watch, policy)
 		a.reaffirm, a.known = v == election.Reaffirm, known
@@ -304,7 +360,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target 
 	case election.Follow:
 		return c.followWinner(ctx, target)
 	case election.Rejoin:
-		return m.rejoin(ctx, c, target)
+		return m.rejoin(ctx, c, act, target)
 	case election.Fence:
 		m.fence(ctx, c, "another node was elected")
 	}
@@ -312,7 +368,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, v election.Verb, target 
 }
 
 // rejoin brings the local server back, and leaves a mark as long as it has not.
-func (m *Monitor) rejoin(ctx context.Context, c *Cluster, target Record) error {
+func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Record) error {
 	m.setRejoining(true)
 	defer m.setRejoining(false)
 	srv, err := c.localServer(m.dataDirectory())
@@ -322,7 +378,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, target Record) error {
 	if err := writeFile(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
 		return fmt.Errorf("mark the rejoin: %w", err)
 	}
-	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir, slotOptional: true})
+	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir, slotOptional: true, hold: func(firm bool) error { return act.hold(ctx, firm) }})
 	if err != nil && res.Method == "" {
 		return notBegun{err}
 	}
@@ -350,7 +406,7 @@ func (m *Monitor) takeOutcome() {
 }
 
 func (m *Monitor) finish(err error) {
-	m.action.cancel()
+	m.action.cancel(nil)
 	v := m.action.verb
 	m.action = nil
 	m.last = election.Outcome{Verb: v, At: time.Now(), OK: err == nil}
@@ -361,6 +417,8 @@ func (m *Monitor) finish(err error) {
 	case err != nil:
 		m.last.Reason = election.Reason(err.Error())
 	}
+	var hook hookError
+	m.hookless = v == election.Elect && errors.As(err, &hook) || m.hookless && v != election.Elect
 	m.owes = v == election.Rejoin && err != nil && !errors.Is(err, ErrRefused) || m.owes && v != election.Rejoin
 	m.diverged = v == election.Follow && errors.Is(err, ErrTimelineDiverged) || v == election.Rejoin && err != nil
 	if v != election.Elect || refusal == nil || refusal.Refusal != election.RefusedHealth {
@@ -392,7 +450,7 @@ func (m *Monitor) tellRejoin(v election.Verb, err error) {
 // endAction ends the long action of a Monitor that was told to stop.
 func (m *Monitor) endAction() {
 	if m.action != nil {
-		m.action.cancel()
+		m.action.cancel(nil)
 		m.finish(<-m.action.done)
 	}
 }
@@ -488,7 +546,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	n, err := m.cluster.connectTo(ctx, primary)
 	if err != nil {

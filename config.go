@@ -360,7 +360,9 @@ type Config struct {
 	EtcdCert string
 	// EtcdKey is the file of its key. Key etcd_key.
 	EtcdKey string
-	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself. Key promote_command.
+	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself.
+	// One that fails, or takes longer than PromoteCheckTimeout, ends the election; the next
+	// one does without it. Key promote_command.
 	PromoteCommand string
 	// FollowCommand makes this node follow a new primary, %n. Empty: the daemon does it itself. Key follow_command.
 	FollowCommand string

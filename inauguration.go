@@ -19,6 +19,9 @@ import (
 // tellWitnesses gives the new rule to the voters without data, before anybody
 // can commit under it.
 func (a *campaign) tellWitnesses(ctx context.Context) error {
+	limit := a.c.cfg.SilenceTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within silence_timeout (%s)", limit))
+	defer cancel()
 	for _, p := range a.pledged {
 		var err error
 		switch {
@@ -155,7 +158,7 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *Node, winner Record) err
 		defer cancel()
 		out, err := runShell(ctx, c.cfg.PromoteCommand, map[byte]placeholder{'n': {"REPMGR_NODE_ID", winner.ID.String()}})
 		if err != nil {
-			return kind(ErrPromotion, "promote_command on %s: %w: %s", n.name, err, lastLines(out, 5))
+			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.name, hookError{err}, afterColon(lastLines(out, 5))), "The next election promotes without it.")
 		}
 		var inRecovery bool
 		if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {
@@ -168,6 +171,11 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *Node, winner Record) err
 	}
 	return remote.promoteOnly(ctx, n)
 }
+
+// hookError: a command of the operator's has not promoted the winner.
+type hookError struct{ error }
+
+func (e hookError) Unwrap() error { return e.error }
 
 // open points the others to the winner and commits the rule, which opens the
 // term: with synchronous_mode=quorum that commit waits for them like any other.

@@ -3,11 +3,16 @@ package repmgr_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -87,4 +92,90 @@ func TestMonitor_MakesItsSlotLater(t *testing.T) {
 	slot := "repmgr_slot_" + other.cfg.NodeID.String()
 	waitValue(t, other, slot, `SHOW primary_slot_name`)
 	waitValue(t, winner, "t", `SELECT active FROM pg_replication_slots WHERE slot_name = '`+slot+`'`)
+}
+
+// breakReplication lets no standby stream from the node any more, and leaves all
+// other logins alone.
+func breakReplication(t *testing.T, n *node) {
+	t.Helper()
+	path := filepath.Join(n.Dir, "pg_hba.conf")
+	old, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, append([]byte("local replication all reject\nhost replication all all reject\n"), old...), 0o600))
+	n.Exec(t, `SELECT pg_reload_conf()`)
+	pgtest.WaitFor(t, "the standbys to be cut off", func(context.Context) error {
+		if got := n.QueryString(t, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication`); got != "0" {
+			return errors.New(got)
+		}
+		return nil
+	})
+}
+
+// A follow that waits, or hangs in follow_command, is ended as soon as the primary is lost.
+func TestFailover_AFollowGivesWay(t *testing.T) {
+	for name, command := range map[string]string{"waiting to stream": "", "hanging in follow_command": "sleep 1000"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nodes := startNodes(t, 3, repmgr.SynchronousOff)
+			var monitors []*repmgr.Monitor
+			for _, n := range nodes {
+				n.cfg.StandbyFollowTimeout, n.cfg.FollowCommand = time.Hour, command
+				m, _ := n.monitor(t)
+				monitors = append(monitors, m)
+			}
+			waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+			breakReplication(t, nodes[0])
+			for _, m := range monitors[1:] {
+				pgtest.WaitFor(t, "a follow to be under way", func(context.Context) error {
+					if s := m.Status(); s.Doing != string(election.Follow) {
+						return fmt.Errorf("doing %q: %s", s.Doing, s.Reason)
+					}
+					return nil
+				})
+			}
+			nodes[0].Kill()
+			waitPrimary(t, nodes[1:]...)
+		})
+	}
+}
+
+// What the operator hooked in and hangs has a deadline: no validation is no
+// failover, by name; an event's command holds nothing up.
+func TestFailover_HooksHang(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousOff)
+	for _, n := range nodes {
+		n.cfg.FailoverValidationCommand, n.cfg.EventNotificationCommand, n.cfg.EventNotificationTimeout = "sleep 1000", "sleep 1000", time.Second
+	}
+	_, stop1 := nodes[0].monitor(t)
+	m2, _ := nodes[1].monitor(t)
+	nodes[2].monitor(t)
+	waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+	nodes[0].Kill()
+	stop1()
+	e := nodes[1].events.wait(t, repmgr.EventFailoverRefused)
+	require.Contains(t, e.Details, string(election.RefusedValidation))
+	require.Contains(t, e.Details, "no answer within event_notification_timeout (1s)")
+	cfg := nodes[1].cfg
+	cfg.FailoverValidationCommand = ""
+	_, err := m2.Reload(cfg)
+	require.NoError(t, err)
+	waitPrimary(t, nodes[1:]...)
+}
+
+// A promote_command that hangs, or fails, costs its time once: the next election does without it.
+func TestFailover_PromoteCommandHangs(t *testing.T) {
+	for _, command := range []string{"sleep 1000", "false"} {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+			for _, n := range nodes {
+				n.cfg.PromoteCommand, n.cfg.PromoteCheckTimeout = command, time.Second
+				n.monitor(t)
+			}
+			waitReady(t, nodes[0], 3, repmgr.SynchronousQuorum)
+			nodes[0].Kill()
+			waitPrimary(t, nodes[1:]...)
+		})
+	}
 }

@@ -52,6 +52,7 @@ type Monitor struct {
 	last         election.Outcome
 	diverged     bool      // following failed: the node has WAL that the primary never had
 	witness      bool      // it was one: not to be registered as a primary
+	hookless     bool      // a command failed to promote: the next election does without
 	owes         bool      // a rejoin failed, and is to be tried again
 	slotAt       time.Time // when the slot of the standby was last tried for
 	synced       time.Time // when the witness' copy was last brought in step
@@ -355,6 +356,9 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 			m.hookFollow(ctx)
 		case election.TendWitness:
 			err = m.syncWitness(ctx)
+		case election.GiveWay:
+			m.action.giveWay()
+			continue
 		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
 			m.begin(ctx, a)
 			continue

@@ -234,7 +234,7 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *Node) error {
 	defer cancel()
 	if c.cfg.ServicePromoteCommand != "" {
 		if out, err := runShell(ctx, c.cfg.ServicePromoteCommand, nil); err != nil {
-			return kind(ErrPromotion, "service_promote_command on %s: %w: %s", n.name, err, lastLines(out, 5))
+			return kind(ErrPromotion, "service_promote_command on %s: %w%s", n.name, hookError{err}, afterColon(lastLines(out, 5)))
 		}
 	} else if _, err := n.conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
 		return kind(ErrPromotion, "promote %s: %w", n.name, err)

@@ -29,7 +29,8 @@ type RejoinOptions struct {
 
 	Progress func(CopyProgress) // of a new clone
 
-	slotOptional bool // stream without a slot where it can not be made
+	slotOptional bool             // stream without a slot where it can not be made
+	hold         func(bool) error // told when what must not be ended half-way begins and ends; an error: do not begin
 }
 
 // RejoinMethod is how a node came back.
@@ -131,6 +132,9 @@ func (r *rejoining) run(ctx context.Context) error {
 	if err := r.decide(); err != nil || r.o.DryRun {
 		return err
 	}
+	if err := r.hold(true); err != nil {
+		return err
+	}
 	err := r.perform(ctx)
 	e := Event{
 		NodeID: r.res.Node.ID, Node: r.res.Node.Name, Type: EventNodeRejoin, Success: err == nil,
@@ -150,6 +154,14 @@ func (res RejoinResult) String() string {
 		text += fmt.Sprintf("; %d transactions (%d bytes of WAL) are no longer in the database and saved in %s", len(res.Salvage.Commits), res.Salvage.Bytes, res.Salvage.Dir)
 	}
 	return text
+}
+
+// hold tells whoever runs the rejoin whether it may be ended now.
+func (r *rejoining) hold(firm bool) error {
+	if r.o.hold == nil {
+		return nil
+	}
+	return r.o.hold(firm)
 }
 
 // step runs one named step, notes it and says so.
@@ -379,7 +391,9 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 		}
 		defer func() {
 			if created && !r.res.Streaming && !r.o.NoWait {
-				r.dropIdleSlot(context.WithoutCancel(ctx), r.primary, node)
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+				defer cancel()
+				r.dropIdleSlot(ctx, r.primary, node)
 			}
 		}()
 	}
@@ -470,6 +484,9 @@ func (r *rejoining) finish(ctx context.Context) error {
 	attach := r.attach
 	if r.o.NoWait {
 		attach = func(context.Context) (string, error) { return "not waited for", nil }
+	}
+	if err := r.hold(false); err != nil {
+		return err
 	}
 	if err := r.step(ctx, "attach", attach); err != nil {
 		return err

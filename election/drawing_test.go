@@ -48,14 +48,15 @@ func situations(now time.Time) (all []Observation) {
 								Now: now, Local: local, Node: node, RowKnown: flags&2 != 0, Upstream: View{Up: flags&4 != 0},
 								Self: self, Rule: r, Peers: peers, WasPrimary: flags&1 != 0,
 							}
-							failed, forked, pledged := o, o, o
+							failed, forked, pledged, waiting := o, o, o, o
+							waiting.Busy, waiting.Yields = local.InRecovery, local.InRecovery // only a standby waits for another node
 							failed.Last = Outcome{Verb: Elect, At: now.Add(-100 * time.Millisecond)}
 							forked.Diverged = true
 							pledged.Peers = slices.Clone(peers)
 							for i := range pledged.Peers {
 								pledged.Peers[i].Term, pledged.Peers[i].Candidate, pledged.Peers[i].Detached = r.Term+1, "node9.1", true
 							}
-							all = append(all, o, failed, forked, pledged, Observation{Now: now, Observer: true, Rule: r, Peers: peers})
+							all = append(all, o, failed, forked, pledged, waiting, Observation{Now: now, Observer: true, Rule: r, Peers: peers})
 						}
 					}
 				}
@@ -111,7 +112,7 @@ func edge(d Decision) string {
 	arrow := "-->"
 	for _, a := range d.Actions {
 		switch a.Verb {
-		case Fence, Elect, Reaffirm, Follow, Rejoin, Register, Tend, TakeOffice:
+		case Fence, Elect, GiveWay, Reaffirm, Follow, Rejoin, Register, Tend, TakeOffice:
 			arrow = "-- " + string(a.Verb) + " -->"
 		}
 	}

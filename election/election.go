@@ -66,6 +66,7 @@ type Observation struct {
 	Peers      []Peer // all its voters, this node among them
 	WasPrimary bool   // of a server that is down: its data directory is that of a primary
 	Busy       bool   // a long action is under way
+	Yields     bool   // and it only waits: it may be ended for an election
 	Diverged   bool   // following failed: the node has WAL that the primary never had
 	Last       Outcome
 }
@@ -117,6 +118,7 @@ const (
 	OthersElect     Reason = "primary is lost: another election is going on"
 	WaitingToRetry  Reason = "primary is lost: the next election comes soon"
 	Electing        Reason = "primary is lost: electing"
+	GivingWay       Reason = "primary is lost: ending what is under way"
 	FollowingWinner Reason = "following the primary that the rule names"
 	Rejoining       Reason = "bringing the former primary back as a standby"
 )
@@ -138,6 +140,7 @@ const (
 	TendWitness  Verb = "copy"          // the metadata to the local witness, now and then
 	Fence        Verb = "fence"         // stop the local server at once, and start it as a standby of nobody
 	Elect        Verb = "elect"         // a new primary
+	GiveWay      Verb = "give way"      // end the long action that is under way
 	Reaffirm     Verb = "reaffirm"      // the local primary, in a higher term
 	Follow       Verb = "follow"        // the node of the action
 	Rejoin       Verb = "rejoin"        // the local server, as a standby of the node of the action

@@ -159,6 +159,8 @@ func (p Policy) elect(s State, o Observation) Decision {
 		return next
 	}
 	switch {
+	case o.Busy && o.Yields:
+		return d(GivingWay, retryAfter, Action{Verb: GiveWay})
 	case o.Busy:
 		return d(s.Reason, p.Interval)
 	case since < p.Patience:

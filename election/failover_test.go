@@ -77,8 +77,11 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 				o.Last = election.Outcome{Verb: election.Elect, At: start, Reason: election.Reason(election.RefusedNoMajority)}
 			}, lost...), election.WaitingToRetry, "",
 		},
-		"an observer comes last": {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, lost...), election.NotMyTurn, ""},
-		"an observer watches":    {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, answers(1, election.Primary, 100, held)), election.WatchingCluster, ""},
+		"a follow that only waits gives way": {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Yields = true, true }, lost...), election.GivingWay, election.GiveWay},
+		"what must not be ended does not":    {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy = true }, lost...), "", ""},
+		"nor while the primary lives":        {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Yields, o.Upstream = true, true, primary }, answers(1, election.Primary, 100, held), answers(2, election.Standby, 100, held)), election.WatchingStandby, ""},
+		"an observer comes last":             {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, lost...), election.NotMyTurn, ""},
+		"an observer watches":                {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, answers(1, election.Primary, 100, held)), election.WatchingCluster, ""},
 	}
 	for name, test := range tests {
 		d := test.policy.Step(test.state, test.see)
