@@ -24,6 +24,7 @@ type shared struct {
 	events    []Event       // of the guard, to be told by Run
 	before    election.Rule // the rule before the newest, while an election could miss the newest
 	trouble   string        // what keeps the heartbeat from being written
+	srv       *localServer  // as it was when it was last known that it can be stopped
 	elsewhere bool          // the local server runs on another machine: it is not ours to stop
 	rejoins   bool          // a rejoin is under way: it starts and stops the server
 	fenced    string        // why this Monitor last fenced the server
@@ -157,9 +158,9 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 		m.log.Error("failover=automatic can not work: privileges are missing", "err", err, "hint", Hint(err))
 	}
 	if srv, err := c.localServer(m.dataDirectory()); err != nil {
-		m.log.Warn("this daemon can not fence or rejoin its node", "err", err, "hint", Hint(err))
-	} else if err := errors.Join(srv.mayControl(), m.servesHere(ctx, srv)); err != nil {
-		m.log.Warn("this daemon can not fence or rejoin its node", "err", err, "hint", Hint(err))
+		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
+	} else if err := srv.mayControl(); err != nil {
+		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
 	}
 }
 
@@ -176,6 +177,9 @@ func (m *Monitor) warnOfTwo() {
 // servesHere asks whether the server that answers is the one of the data directory
 // on this machine: a daemon elsewhere, with the same path, must not stop its own.
 func (m *Monitor) servesHere(ctx context.Context, srv *localServer) error {
+	if srv == nil {
+		return nil
+	}
 	var pid int
 	if err := m.local.conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
 		return m.local.queryError("ask for the process", err)
@@ -589,12 +593,17 @@ func (m *Monitor) announce(ctx context.Context) {
 	defer cancel()
 	s := m.Status()
 	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
+	p.CanFence = m.ability.canFence()
+	if m.ability.lacks != nil {
+		p.Unable = m.ability.lacks.Error()
+	}
 	if s.Lease != nil {
 		left := s.Lease.Seconds()
 		p.LeaseLeft = &left
 	}
 	if ruler := peerOf(m.watch.peers(), int32(m.ruler())); int32(m.cluster.cfg.NodeID) != ruler.ID {
 		p.SeenAt = ruler.SeenAt
+		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.peers()) == ""
 	}
 	m.report("the announcement", m.presence.announce(ctx, m.cluster.connectLocal, p))
 }

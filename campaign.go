@@ -96,7 +96,11 @@ func (a *campaign) survey(ctx context.Context) error {
 		former := a.w.record(a.rule.Primary)
 		a.res.Former, a.policy.Location = &former, former.Location
 		if r := a.policy.Survey(now, a.rule, peers); r != "" {
-			return refuse(r, a.res.Health, describe(peers))
+			detail := describe(peers)
+			if r == election.RefusedUnfenced {
+				detail = string(election.Unfenced(peerOf(peers, a.rule.Primary), peers)) + "; " + detail
+			}
+			return refuse(r, a.res.Health, detail)
 		}
 		if who := a.w.stillSees(a.rule.Primary); who != "" && a.c.cfg.PrimaryVisibilityConsensus {
 			return refuse(election.RefusedVisible, a.res.Health, who)

@@ -47,6 +47,7 @@ type Voter struct {
 	Running   election.Role   `json:"running,omitempty"`
 	Monitored bool            `json:"monitored"` // a Monitor runs there
 	Automatic bool            `json:"automatic"` // and fails over by itself
+	CanFence  bool            `json:"can_fence"` // and has shown that it can stop its server
 	Paused    bool            `json:"paused"`
 }
 
@@ -148,7 +149,7 @@ func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
 	add := func(id int32, name string, role Role) {
 		p := peerOf(peers, id)
 		weight, _ := rule.Votes([]int32{id})
-		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, Paused: p.Paused && p.PauseSeq == election.LastPause(peers)}
+		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, CanFence: p.CanFence, Paused: p.Paused && p.PauseSeq == election.LastPause(peers)}
 		if v.Answer == "" {
 			v.Answer = election.Silent
 		}
@@ -221,6 +222,12 @@ func (e Explanation) blockers() (all []Blocker) {
 		}
 		all = append(all, b)
 	}
+	if e.Forecast.Unfenced != "" && e.Rule.Known() && e.Forecast.Refusal == "" {
+		all = append(all, Blocker{
+			fmt.Sprintf("if %s were cut off and not known to be dead: %s (%s)", e.name(e.Rule.Primary), election.RefusedUnfenced, e.Forecast.Unfenced),
+			refusalHints[election.RefusedUnfenced],
+		})
+	}
 	if e.Rule.Known() && !e.lacksDaemons() && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
 		all = append(all, Blocker{
 			"no node that would be left has a repmgrd with failover=automatic: nobody would begin",
@@ -235,7 +242,7 @@ const daemonRemedy = "Set failover=automatic and start repmgrd on every node. By
 // lacksDaemons reports whether nobody may be promoted, and a daemon would change that.
 func (e Explanation) lacksDaemons() bool {
 	return e.Forecast.Refusal == election.RefusedNoneFit && slices.ContainsFunc(e.Forecast.Candidates, func(c election.Candidate) bool {
-		return c.Unfit == election.UnfitManual || c.Unfit == election.UnfitUnmonitored
+		return c.Unfit == election.UnfitManual || c.Unfit == election.UnfitUnmonitored || c.Unfit == election.UnfitUnable
 	})
 }
 
@@ -291,8 +298,8 @@ func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 		l.Why = fmt.Sprintf("with synchronous_mode=off a commit is acknowledged before a standby has it, and %s had not received so much at this look", winner)
 	}
 	fenced := fmt.Sprintf("also all that it acknowledges in the last %s (fence_timeout) before it stops itself", fence)
-	if !slices.ContainsFunc(e.Voters, func(v Voter) bool { return int32(v.ID) == e.Rule.Primary && v.Automatic }) {
-		fenced = "also all that it acknowledges until somebody stops it: it has no repmgrd with failover=automatic that would"
+	if e.Forecast.Unfenced != "" {
+		fenced = fmt.Sprintf("nobody takes over until it is known to be dead or an operator forces it, and then also all that it acknowledges until somebody stops it (%s)", e.Forecast.Unfenced)
 	}
 	l.Why += fmt.Sprintf(". If %s is not dead but cut off, %s. With synchronous_mode=quorum both would be nothing", primary, fenced)
 	return l
@@ -331,6 +338,9 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 		silent.Parts[3] = fence
 	}
 	all := []ExpectedOutage{dies, silent}
+	if e.Forecast.Unfenced != "" {
+		all = all[:1]
+	}
 	if e.Health.Lost() {
 		dies.Case, dies.Parts = "an election began now", dies.Parts[2:]
 		all = []ExpectedOutage{dies}

@@ -32,7 +32,7 @@ func TestExplanation_String(t *testing.T) {
 			role, name := RoleStandby, "node"+NodeID(id).String()
 			p := election.Peer{
 				ID: id, Priority: 100, Location: "default", Tried: now, Answer: election.Answers, SeenAt: now, Running: election.Standby, Receives: 1, Streams: true,
-				Position: wal.Position{Timeline: 2, LSN: 0x5034A70}, Term: 3, Rule: rule, Monitored: true, Automatic: true,
+				Position: wal.Position{Timeline: 2, LSN: 0x5034A70}, Term: 3, Rule: rule, Monitored: true, Automatic: true, CanFence: true,
 			}
 			switch id {
 			case 1:

@@ -77,7 +77,7 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedNoMajority: "Start more of the nodes, or their network. A witness (repmgr witness register) or an etcd gives another vote. If the others are lost for good, decide yourself: repmgr standby promote --force on the node that has most.",
 	election.RefusedSync:       "A node that may hold acknowledged commits is missing: start it. To give up what only it has: repmgr standby promote --force.",
 	election.RefusedNoneFit:    "repmgr service status --detail shows each node's priority, mode and daemon.",
-	election.RefusedUnfenced:   "Make sure that it is down, or that its repmgrd runs. Then: repmgr cluster failover --force",
+	election.RefusedUnfenced:   "Make sure that its server is down. Then: repmgr cluster failover --force. Beforehand: run a repmgrd with failover=automatic that can stop its server, or use synchronous_mode=quorum.",
 	election.RefusedLocation:   "If that location is lost, decide yourself: repmgr standby promote --force on the node of your choice.",
 	election.RefusedTooMany:    "Find out why the primaries fail. Then: repmgr cluster failover --force, or raise failovers_per_hour.",
 	election.RefusedVisible:    "Look at the network between the nodes.",

@@ -16,6 +16,7 @@ import (
 type kept struct {
 	Nodes []Record        `json:"nodes"`
 	Rules []election.Rule `json:"rules"` // the newest, and the one before, while an election could miss the newest
+	Guard *guarded        `json:"guard"` // of the primary, where that is another node; nil: not known
 }
 
 // keptName is the file, in the data directory, that the Monitor keeps it in.
@@ -57,8 +58,11 @@ func (m *Monitor) keep(own election.Rule) {
 			now.Rules = append(now.Rules, r)
 		}
 	}
+	if ruler := m.ruler(); ruler != 0 && ruler != m.cluster.cfg.NodeID {
+		now.Guard = guardedOf(peerOf(m.watch.peers(), int32(ruler)))
+	}
 	same := func(a, b election.Rule) bool { return a.Compare(b) == 0 }
-	if slices.Equal(now.Nodes, m.kept.Nodes) && slices.EqualFunc(now.Rules, m.kept.Rules, same) {
+	if slices.Equal(now.Nodes, m.kept.Nodes) && slices.EqualFunc(now.Rules, m.kept.Rules, same) && m.kept.Guard.same(now.Guard) {
 		return
 	}
 	m.kept = now

@@ -47,6 +47,7 @@ type Monitor struct {
 	// Below: owned by the goroutine of Run.
 	cluster      *Cluster
 	presence     presence
+	ability      ability
 	tender       tender
 	action       *action // the long action under way; nil: none
 	last         election.Outcome
@@ -87,7 +88,7 @@ type MonitorStatus struct {
 
 	Health election.Health `json:"primary_health,omitempty"` // the verdict on the primary, with failover=automatic
 	Rule   election.Rule   `json:"rule"`                     // the newest that is known
-	Lease  *time.Duration  `json:"lease_left_ns"`            // until this primary would fence itself; nil: it needs no lease
+	Lease  *time.Duration  `json:"lease_left_ns"`            // until this primary would fence itself; nil: it needs no lease, or its Monitor can not stop it
 	Doing  string          `json:"doing,omitempty"`          // the long action under way
 }
 
@@ -216,6 +217,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		}
 		m.warnOfTwo()
 		m.report("the flag of a pause", m.learnPause(ctx, o))
+		m.proveFence(ctx)
 		m.publish(now)
 		m.announce(ctx)
 		if err := m.wait(ctx, d.Again); err != nil {
@@ -295,7 +297,10 @@ func (m *Monitor) publish(now time.Time) {
 		lag := m.sample.lag()
 		s.Lag, s.Primary = &lag, m.primRec.String()
 	}
-	s.Health, s.Rule, s.Lease = m.state.Health, newest(m.watch.peers()), m.shared.leaseLeft()
+	s.Health, s.Rule = m.state.Health, newest(m.watch.peers())
+	if m.ability.lacks == nil { // it would stop nothing
+		s.Lease = m.shared.leaseLeft()
+	}
 	if m.action != nil {
 		s.Doing = string(m.action.verb)
 	}

@@ -110,6 +110,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	}
 	p, ok := all[rec.ID] // one whose words can not be read here is taken for automatic
 	v.Monitored, v.Automatic = ok, ok && p.Mode != FailoverManual
+	v.CanFence = ok && p.CanFence != nil && *p.CanFence
 	return v, p, nil
 }
 

@@ -28,8 +28,11 @@ type Presence struct {
 	Phase     string       `json:"phase"`
 	Reason    string       `json:"reason"`
 	Since     time.Time    `json:"since"`
-	SeenAt    time.Time    `json:"upstream_seen_at"` // when the primary was last seen, of a standby or witness; zero: never
-	LeaseLeft *float64     `json:"lease_left"`       // of a primary that fails over: seconds until it would fence itself; nil: it needs no lease
+	SeenAt    time.Time    `json:"upstream_seen_at"`           // when the primary was last seen, of a standby or witness; zero: never
+	Guarded   bool         `json:"upstream_guarded,omitempty"` // when the primary was last seen, its Monitor could stop it, and would
+	LeaseLeft *float64     `json:"lease_left"`                 // of a primary that fails over: seconds until it would fence itself; nil: it needs no lease, or its Monitor can not stop it
+	CanFence  *bool        `json:"can_fence"`                  // it has shown that it can stop its server; nil: not tried yet, or it is of a version that does not try
+	Unable    string       `json:"can_not_fence,omitempty"`    // why not
 	Error     string       `json:"last_error,omitempty"`
 
 	At  time.Time `json:"at"`            // when it said so, by its clock
@@ -47,7 +50,7 @@ func (p Presence) SeenAgo() (time.Duration, bool) {
 // same reports whether it says nothing new. What merely counts on is not news.
 func (p Presence) same(q Presence) bool {
 	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
-		p.Error == q.Error && p.SeenAt.IsZero() == q.SeenAt.IsZero() && (p.LeaseLeft == nil) == (q.LeaseLeft == nil)
+		p.Error == q.Error && p.Unable == q.Unable && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil)
 }
 
 // secrets are passwords in what others wrote, such as the output of a command of the user's.
@@ -55,9 +58,9 @@ var secrets = regexp.MustCompile(`(?i)((?:password|passwd)\s*[=:]\s*)(?:'[^']*'|
 
 // statement is the SQL that carries p: one line, ASCII, short enough to be shown whole.
 func (p Presence) statement() string {
-	reason, problem := secrets.ReplaceAllString(p.Reason, "$1$2***$3"), secrets.ReplaceAllString(p.Error, "$1$2***$3")
+	reason, problem, unable := secrets.ReplaceAllString(p.Reason, "$1$2***$3"), secrets.ReplaceAllString(p.Error, "$1$2***$3"), p.Unable
 	for limit := presenceBytes; ; limit /= 2 {
-		p.Reason, p.Error = cut(reason, limit), cut(problem, limit)
+		p.Reason, p.Error, p.Unable = cut(reason, limit), cut(problem, limit), cut(unable, limit)
 		text, _ := json.Marshal(p) // strings, numbers and times only
 		sql := presenceMark + ascii(string(text))
 		if len(sql) <= presenceBytes || limit == 0 {

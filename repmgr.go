@@ -154,6 +154,7 @@ const (
 	// These repmgr 5 does not have.
 	EventFailoverRefused EventType = "repmgrd_failover_refused" // the primary is lost, and failover would be unsafe or is unwanted
 	EventFence           EventType = "repmgrd_fence"            // this node's server was stopped, because another one may be the primary
+	EventFenceAbility    EventType = "repmgrd_fence_ability"    // this daemon has found that it can not stop its server, or that it can again
 	EventTermReaffirmed  EventType = "repmgrd_term_reaffirmed"  // an election came to nothing; the primary goes on in a higher term
 )
 

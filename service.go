@@ -279,6 +279,14 @@ func (s ServiceStatus) serviceIssues(automatic bool) (issues []string) {
 			continue
 		}
 		names[m.Mode] = append(names[m.Mode], n.Name)
+		if m.Mode == FailoverAutomatic && n.Role != RoleWitness {
+			switch {
+			case m.CanFence == nil:
+				add("repmgrd on %s has not shown that it can stop its server: it has just started, or is of an older version", n.Record)
+			case !*m.CanFence:
+				add("repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
+			}
+		}
 		if m.Error != "" {
 			add("repmgrd on %s: %s", n.Record, m.Error)
 		}

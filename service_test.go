@@ -24,6 +24,9 @@ func announce(t *testing.T, n *node, p repmgr.Presence) *repmgr.Announcer {
 	if p.PID == 0 {
 		p.PID = os.Getpid()
 	}
+	if p.CanFence == nil {
+		p.CanFence = new(true)
+	}
 	require.NoError(t, a.Announce(t.Context(), n.Conninfo(), p))
 	return a
 }

@@ -27,10 +27,14 @@ type watch struct {
 	nodes map[NodeID]*watcher
 	recs  []Record
 	arb   election.Peer
+	guard *guarded // what was kept of the primary's daemon before this process
 }
 
 func newWatch(ctx context.Context, c *Cluster, wake func()) *watch {
 	w := &watch{wake: wake, nodes: map[NodeID]*watcher{}}
+	if k, err := c.kept(); err == nil { // without it, nothing is known until it is seen
+		w.guard = k.Guard
+	}
 	w.use(c)
 	w.ctx, w.stop = context.WithCancel(ctx)
 	if c.cfg.Arbiter != nil {
@@ -71,6 +75,7 @@ func (w *watch) follow(recs []Record) {
 		}
 		n := &watcher{w: w, rec: r, jobs: make(chan job), tries: make(chan tried, mostOpen), primary: make(chan struct{}, 1)}
 		n.view = election.Peer{ID: int32(r.ID)}
+		w.guard.recall(&n.view)
 		n.setRecord(r)
 		n.ctx, n.cancel = context.WithCancel(w.ctx)
 		w.nodes[r.ID] = n
@@ -91,10 +96,28 @@ func (w *watch) peers() []election.Peer {
 		all = append(all, n.snapshot())
 	}
 	slices.SortFunc(all, func(a, b election.Peer) int { return int(a.ID) - int(b.ID) })
-	for i := range all {
-		all[i].Forsaken = w.forsaken(all[i].Candidate)
+	primary := newest(all).Primary
+	for i, p := range all {
+		all[i].Forsaken = w.forsaken(p.Candidate)
+		if p.ID == primary && p.SeenAt.IsZero() && !p.Monitored && w.saysGuarded() {
+			all[i].Monitored, all[i].Automatic, all[i].CanFence, all[i].PauseSeq = true, true, true, election.LastPause(all)
+		}
 	}
 	return all
+}
+
+// saysGuarded reports whether a Monitor that has seen the primary when we had not
+// says that the primary's own would stop it.
+func (w *watch) saysGuarded() bool {
+	for _, n := range w.nodes {
+		n.mu.Lock()
+		says := n.view.Answer == election.Answers && n.last.Guarded
+		n.mu.Unlock()
+		if says {
+			return true
+		}
+	}
+	return false
 }
 
 // forsaken reports whether the Monitor that pledges were made out to is known to

@@ -188,14 +188,17 @@ func LeaseStart(now time.Time, r Rule, self int32, peers []Peer) time.Time {
 }
 
 // unpledged is when the voter was last known to be pledged to nobody in a later
-// term. One whose server has ended gives no pledge until it is back: to stop the
+// term. A pledge ends the WAL receiver, so the reply of one is as good as a look.
+// One whose server has ended gives no pledge until it is back: to stop the
 // standbys is no reason to stop the primary.
 func (p Peer) unpledged(r Rule) time.Time {
 	switch {
-	case p.Term > r.Term || p.SeenAt.IsZero():
+	case p.Term > r.Term:
 		return time.Time{}
-	case p.Answer == Refused && p.Ended:
+	case p.Answer == Refused && p.Ended && !p.SeenAt.IsZero():
 		return p.Tried
+	case p.Replied.After(p.SeenAt):
+		return p.Replied
 	default:
 		return p.SeenAt
 	}

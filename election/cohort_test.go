@@ -181,6 +181,9 @@ func TestLeaseStart(t *testing.T) {
 	at := func(ago time.Duration, term int64) func(*election.Peer) {
 		return func(p *election.Peer) { p.SeenAt, p.Term = start.Add(-ago), term }
 	}
+	replied := func(seen, reply time.Duration, term int64) func(*election.Peer) {
+		return func(p *election.Peer) { p.SeenAt, p.Replied, p.Term = start.Add(-seen), start.Add(-reply), term }
+	}
 	two := func(f func(*election.Peer)) election.Peer { return answers(2, election.Standby, 1, f) }
 	other := func(f func(*election.Peer)) election.Peer { return answers(3, election.Standby, 1, f) }
 	r := three(false)
@@ -193,6 +196,9 @@ func TestLeaseStart(t *testing.T) {
 		"pledged in a later term":      {r, []election.Peer{two(at(time.Second, 2)), other(at(time.Minute, 0))}, start.Add(-time.Minute)},
 		"all are pledged":              {r, []election.Peer{two(at(time.Second, 2)), other(at(time.Second, 2))}, time.Time{}},
 		"never seen":                   {r, []election.Peer{two(func(p *election.Peer) { p.SeenAt = time.Time{} }), other(func(p *election.Peer) { p.SeenAt = time.Time{} })}, time.Time{}},
+		"a reply is contact":           {r, []election.Peer{two(replied(time.Minute, time.Second, 0)), other(at(time.Minute, 0))}, start.Add(-time.Second)},
+		"of one that was never seen":   {r, []election.Peer{two(func(p *election.Peer) { p.SeenAt, p.Replied = time.Time{}, start.Add(-time.Second) }), other(at(time.Minute, 0))}, start.Add(-time.Second)},
+		"not of one that is pledged":   {r, []election.Peer{two(replied(time.Minute, time.Second, 2)), other(at(time.Minute, 0))}, start.Add(-time.Minute)},
 		"two nodes elect nobody alone": {election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2}}, []election.Peer{two(at(time.Hour, 2))}, start},
 	}
 	for name, test := range tests {

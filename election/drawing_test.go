@@ -28,12 +28,12 @@ func situations(now time.Time) (all []Observation) {
 							if local.InRecovery {
 								running = Standby
 							}
-							primary := Peer{ID: 1, Role: Primary, Priority: 100, Answer: other, Ended: true, SeenAt: now.Add(-3 * time.Second), Running: Primary, Rule: rule, Monitored: true, Automatic: true}
+							primary := Peer{ID: 1, Role: Primary, Priority: 100, Answer: other, Ended: true, SeenAt: now.Add(-3 * time.Second), Running: Primary, Rule: rule, Monitored: true, Automatic: true, CanFence: true}
 							if other == Answers {
 								primary.SeenAt = now
 							}
-							me := Peer{ID: self, Role: node.Role, Priority: 100, Answer: Answers, SeenAt: now, Running: running, Rule: rule, Detached: flags&1 != 0, Term: int64(3 + flags>>3&1), Monitored: true, Automatic: true}
-							winner := Peer{ID: 3, Role: Standby, Priority: 100, Answer: Answers, SeenAt: now, Running: Standby, Rule: r, Monitored: true, Automatic: true}
+							me := Peer{ID: self, Role: node.Role, Priority: 100, Answer: Answers, SeenAt: now, Running: running, Rule: rule, Detached: flags&1 != 0, Term: int64(3 + flags>>3&1), Monitored: true, Automatic: true, CanFence: true}
+							winner := Peer{ID: 3, Role: Standby, Priority: 100, Answer: Answers, SeenAt: now, Running: Standby, Rule: r, Monitored: true, Automatic: true, CanFence: true}
 							if r.Primary == 3 {
 								winner.Running = Primary
 							}

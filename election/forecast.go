@@ -16,6 +16,7 @@ type Forecast struct {
 	Refusal    Refusal     `json:"refusal,omitempty"`        // why there would be no winner; empty: there would be one
 	Winner     int32       `json:"winner_node_id,omitempty"` // 0: nobody
 	Wait       bool        `json:"waits_for_fence"`          // although the death is seen
+	Unfenced   Unguarded   `json:"unfenced,omitempty"`       // why nobody takes over from a primary that is cut off or silent, until it is known to be dead; empty: somebody does
 	Rule       Rule        `json:"rule"`                     // of the new term; unknown where nobody wins
 	Candidates []Candidate `json:"candidates"`               // in the order of their rank, those that may not be promoted last
 	Commits    Commits     `json:"commits,omitempty"`        // while the primary lives on; empty: it is the one that is lost
@@ -59,6 +60,9 @@ const (
 func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Forecast {
 	p.Location = find(peers, r.Primary).Location
 	f := Forecast{Lost: lost, Candidates: []Candidate{}}
+	if !r.Quorum {
+		f.Unfenced = Unfenced(find(peers, r.Primary), peers)
+	}
 	after := peers
 	if lost != r.Primary {
 		after = lose(r, after, lost)

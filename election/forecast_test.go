@@ -30,7 +30,7 @@ func cluster(nodes int32, quorum bool, change ...func(r *election.Rule, peers []
 	for id := int32(1); id <= nodes; id++ {
 		p := election.Peer{
 			ID: id, Role: election.Standby, Running: election.Standby, Priority: 100, Location: "default", Tried: start, Answer: election.Answers, SeenAt: start,
-			Position: wal.Position{Timeline: 2, LSN: 1000}, Receives: 1, Streams: true, Receiving: true, Term: 3, Rule: r, Monitored: true, Automatic: true,
+			Position: wal.Position{Timeline: 2, LSN: 1000}, Receives: 1, Streams: true, Receiving: true, Term: 3, Rule: r, Monitored: true, Automatic: true, CanFence: true,
 		}
 		if id == 1 {
 			p.Role, p.Running, p.Receives, p.Streams = election.Primary, election.Primary, 0, false

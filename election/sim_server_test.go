@@ -101,7 +101,7 @@ func (s *server) look(id int32) election.Peer {
 	p := election.Peer{
 		ID: id, Role: s.role, Priority: s.priority, Location: s.location, Running: election.Primary,
 		Term: s.ballot.term, Candidate: s.ballot.candidate, Rule: s.rule(), Paused: s.w.paused,
-		Monitored: s.h.m.up, Automatic: true,
+		Monitored: s.h.m.up, Automatic: true, CanFence: true,
 	}
 	if s.data() {
 		p.Position = wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}

@@ -55,6 +55,8 @@ type Peer struct {
 	Started   time.Time // when its server was started
 	Monitored bool      // a monitor of its own runs
 	Automatic bool      // and fails over by itself
+	CanFence  bool      // and has shown that it can stop its server
+	Replied   time.Time // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
 }
 
 // attached reports whether a standby is on the line of the primary of the rule.
@@ -202,7 +204,7 @@ const (
 	RefusedNoMajority Refusal = "no majority of the voters answers"
 	RefusedSync       Refusal = "the nodes that answer may lack acknowledged commits"
 	RefusedNoneFit    Refusal = "no node that answers may be promoted"
-	RefusedUnfenced   Refusal = "no daemon ran with the primary that could fence it, or it was paused, and it may still accept writes"
+	RefusedUnfenced   Refusal = "nobody is sure to stop the primary, which may still accept writes"
 	RefusedLocation   Refusal = "no node of the primary's location answers"
 	RefusedTooMany    Refusal = "too many failovers in the last hour"
 	RefusedVisible    Refusal = "a node still sees the primary" // primary_visibility_consensus
@@ -236,7 +238,7 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedNoMajority
 	case !r.Covers(up):
 		return RefusedSync
-	case !r.Quorum && !h.Proven() && h != HealthDemoted && !primary.SeenAt.IsZero() && (!primary.Monitored || primary.Paused) && !p.Forced:
+	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && !p.Forced:
 		return RefusedUnfenced
 	case !here:
 		return RefusedLocation
@@ -244,6 +246,36 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedNoneFit
 	case p.TooMany && !p.Forced:
 		return RefusedTooMany
+	}
+	return ""
+}
+
+// Unguarded names why a primary that is cut off may not stop itself.
+type Unguarded string
+
+const (
+	UnguardedUnknown Unguarded = "what runs there is not known: it was not seen since this process began to look"
+	UnguardedAlone   Unguarded = "no daemon ran there when it was last seen"
+	UnguardedManual  Unguarded = "its daemon runs with failover=manual"
+	UnguardedUnable  Unguarded = "its daemon can not stop it"
+	UnguardedPaused  Unguarded = "failover is paused there, or may be"
+)
+
+// Unfenced says why a primary that is cut off may not stop itself, as far as it
+// is known. Empty: its daemon does. One that is not known to have heard the newest
+// word on a pause may still hold the one before, which suspends its lease.
+func Unfenced(primary Peer, peers []Peer) Unguarded {
+	switch {
+	case !primary.Monitored && primary.SeenAt.IsZero():
+		return UnguardedUnknown
+	case !primary.Monitored:
+		return UnguardedAlone
+	case !primary.Automatic:
+		return UnguardedManual
+	case !primary.CanFence:
+		return UnguardedUnable
+	case primary.Paused, primary.PauseSeq < LastPause(peers):
+		return UnguardedPaused
 	}
 	return ""
 }
@@ -263,6 +295,20 @@ func LastPause(peers []Peer) (newest int64) {
 	return newest
 }
 
+// PauseHolds reports whether a pause keeps everybody from an election under the
+// rule: the voters that are not known to hold it could elect nobody without the
+// primary, self. It stays so when the views are old: who is unpaused later has a
+// word that the primary has not heard, and then it counts as [UnguardedPaused].
+func (r Rule) PauseHolds(self int32, peers []Peer) bool {
+	hold, newest := []int32{self}, LastPause(peers)
+	for _, o := range peers {
+		if o.Paused && o.PauseSeq == newest {
+			hold = append(hold, o.ID)
+		}
+	}
+	return Paused(peers) && !r.CanElect(without(r.Voters, hold))
+}
+
 // Unfit names why a node may not be promoted. Empty: it may.
 type Unfit string
 
@@ -272,10 +318,11 @@ const (
 	UnfitDelayed     Unfit = "it applies WAL with a delay"
 	UnfitManual      Unfit = "its daemon runs with failover=manual"
 	UnfitUnmonitored Unfit = "no daemon runs on it, which could fence it"
+	UnfitUnable      Unfit = "its daemon can not fence it"
 )
 
 // Fit says whether a node may be promoted under the rule. Without quorum only
-// the daemon of a primary can end its writes, so it must have one.
+// the daemon of a primary can end its writes, so it must have one that can.
 func (p Policy) Fit(r Rule, o Peer) Unfit {
 	switch {
 	case !o.data():
@@ -288,6 +335,8 @@ func (p Policy) Fit(r Rule, o Peer) Unfit {
 		return UnfitManual
 	case !o.Monitored && !r.Quorum && !p.Forced:
 		return UnfitUnmonitored
+	case !o.CanFence && !r.Quorum && !p.Forced:
+		return UnfitUnable
 	}
 	return ""
 }

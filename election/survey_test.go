@@ -14,7 +14,7 @@ var failoverPolicy = election.Policy{Interval: 2 * time.Second, Automatic: true,
 func answers(id int32, running election.Role, lsn wal.LSN, change ...func(*election.Peer)) election.Peer {
 	p := election.Peer{
 		ID: id, Role: election.Standby, Priority: 100, Location: "a", Answer: election.Answers, Tried: start, SeenAt: start,
-		Running: running, Position: wal.Position{Timeline: 1, LSN: lsn}, Drained: true, Monitored: true, Automatic: true,
+		Running: running, Position: wal.Position{Timeline: 1, LSN: lsn}, Drained: true, Monitored: true, Automatic: true, CanFence: true,
 	}
 	for _, f := range change {
 		f(&p)
@@ -33,6 +33,10 @@ func streams(p *election.Peer)   { p.Streams, p.Receiving, p.Receives = true, tr
 func ended(p *election.Peer)     { p.Ended = true }
 func witness(p *election.Peer)   { p.Role = election.Witness }
 func elsewhere(p *election.Peer) { p.Location = "b" }
+
+func neverSeen(p *election.Peer) {
+	*p = election.Peer{ID: 1, Role: election.Standby, Location: "a", Answer: election.Silent, Since: start.Add(-time.Minute)}
+}
 
 func holding(r election.Rule) func(*election.Peer) { return func(p *election.Peer) { p.Rule = r } }
 
@@ -130,10 +134,20 @@ func TestPolicy_Survey(t *testing.T) {
 			[]election.Peer{fine[0], fine[1], answers(4, election.Primary, 0, witness), answers(5, election.Primary, 0, witness)},
 			election.RefusedSync,
 		},
-		"all priorities 0":      {failoverPolicy, three(false), both(func(p *election.Peer) { p.Priority = 0 }), election.RefusedNoneFit},
-		"location not seen":     {failoverPolicy, three(false), both(elsewhere), election.RefusedLocation},
-		"too many":              {often, three(false), fine, election.RefusedTooMany},
-		"nobody could fence it": {failoverPolicy, three(false), both(func(p *election.Peer) { p.Monitored = false }), election.RefusedNoneFit},
+		"all priorities 0":                {failoverPolicy, three(false), both(func(p *election.Peer) { p.Priority = 0 }), election.RefusedNoneFit},
+		"location not seen":               {failoverPolicy, three(false), both(elsewhere), election.RefusedLocation},
+		"too many":                        {often, three(false), fine, election.RefusedTooMany},
+		"no daemon with the primary":      {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Monitored = false }), election.RefusedUnfenced},
+		"a manual daemon":                 {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Automatic = false }), election.RefusedUnfenced},
+		"one that can not stop it":        {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.CanFence = false }), election.RefusedUnfenced},
+		"never seen":                      {failoverPolicy, three(false), with(0, neverSeen), election.RefusedUnfenced},
+		"never seen, but kept":            {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.SeenAt, p.Since = time.Time{}, start.Add(-time.Minute) }), ""},
+		"unpaused, and it may not know":   {failoverPolicy, three(false), with(1, func(p *election.Peer) { p.PauseSeq = 2 }), election.RefusedUnfenced},
+		"manual, but its commits wait":    {failoverPolicy, needsBoth, with(0, func(p *election.Peer) { p.Automatic = false }), ""},
+		"manual, but known to be dead":    {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Automatic, p.Answer, p.Ended = false, election.Refused, true }), ""},
+		"manual, and the operator forces": {forced, three(false), with(0, func(p *election.Peer) { p.Automatic = false }), ""},
+		"nobody could fence the winner":   {failoverPolicy, three(false), both(func(p *election.Peer) { p.CanFence = false }), election.RefusedNoneFit},
+		"nobody could fence it":           {failoverPolicy, three(false), both(func(p *election.Peer) { p.Monitored = false }), election.RefusedNoneFit},
 	}
 	for name, test := range tests {
 		if got := test.policy.Survey(start, test.rule, test.peers); got != test.want {
@@ -158,6 +172,8 @@ func TestPolicy_Fit(t *testing.T) {
 		{three(false), set(func(p *election.Peer) { p.Automatic = false }), election.UnfitManual},
 		{three(false), unmonitored, election.UnfitUnmonitored},
 		{three(true), unmonitored, ""}, // its commits wait for others
+		{three(false), set(func(p *election.Peer) { p.CanFence = false }), election.UnfitUnable},
+		{three(true), set(func(p *election.Peer) { p.CanFence = false }), ""},
 	}
 	for _, test := range tests {
 		if got := failoverPolicy.Fit(test.rule, test.peer); got != test.want {
@@ -253,6 +269,36 @@ func TestPolicy_Count_Wait(t *testing.T) {
 		got := failoverPolicy.Count(test.rule, test.term, test.health, test.peers)
 		if got.Refusal != "" || got.Wait != test.want {
 			t.Errorf("%s: got %+v, want wait %v", name, got, test.want)
+		}
+	}
+}
+
+// A pause counts where no election can pass it by, and not where it reached the
+// primary's side of a cut alone.
+func TestRule_PauseHolds(t *testing.T) {
+	t.Parallel()
+	word := func(id int32, seq int64, paused bool) election.Peer {
+		return answers(id, election.Standby, 1, func(p *election.Peer) { p.Paused, p.PauseSeq = paused, seq })
+	}
+	r := three(false)
+	etcd := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{election.Arbiter, 1, 2}}
+	tests := map[string]struct {
+		rule  election.Rule
+		peers []election.Peer
+		want  bool
+	}{
+		"nobody":                        {r, []election.Peer{word(1, 0, false), word(2, 0, false), word(3, 0, false)}, false},
+		"everybody":                     {r, []election.Peer{word(1, 3, true), word(2, 3, true), word(3, 3, true)}, true},
+		"the primary alone":             {r, []election.Peer{word(1, 3, true), word(2, 2, false), word(3, 2, false)}, false},
+		"the primary and another":       {r, []election.Peer{word(1, 3, true), word(2, 3, true), word(3, 2, false)}, true},
+		"another one alone":             {r, []election.Peer{word(1, 2, false), word(2, 3, true), word(3, 2, false)}, true},
+		"one that was unpaused since":   {r, []election.Peer{word(1, 3, true), word(2, 4, false), word(3, 3, true)}, false},
+		"the etcd and the other remain": {etcd, []election.Peer{word(1, 3, true), word(2, 2, false)}, false},
+		"the etcd alone remains":        {etcd, []election.Peer{word(1, 3, true), word(2, 3, true)}, true},
+	}
+	for name, test := range tests {
+		if got := test.rule.PauseHolds(1, test.peers); got != test.want {
+			t.Errorf("%s: got %v", name, got)
 		}
 	}
 }
