@@ -62,14 +62,27 @@ func (c *Cluster) connectTo(ctx context.Context, r Record) (*Node, error) {
 }
 
 // connectPatiently is connectTo with a limit of its own in the place of the
-// conninfo's connect_timeout, which is often too short for a slow line.
-func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Duration) (*Node, error) {
+// conninfo's connect_timeout, which is often too short for a slow line. Where
+// settled is false, the first look settles the session, and saves a round trip.
+func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Duration, settled bool) (*Node, error) {
 	conninfo := c.dialInfo(r)
 	if params, err := ParseConninfo(conninfo); err == nil {
 		params["connect_timeout"] = fmt.Sprint(int(limit.Seconds()) + 1)
 		conninfo = FormatConninfo(params)
 	}
-	return connectNode(ctx, r.String(), conninfo)
+	if settled {
+		return connectNode(ctx, r.String(), conninfo)
+	}
+	cfg, err := connectConfig(conninfo)
+	if err != nil {
+		return nil, err
+	}
+	cfg.AfterConnect = nil
+	conn, err := dialConfig(ctx, r.String(), cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Node{name: r.String(), conninfo: conninfo, conn: conn, schema: true, loose: true}, nil
 }
 
 // dialInfo is a node's conninfo, with what only we know: records hold no

@@ -83,7 +83,12 @@ const (
 	codeTooManyConnections    = "53300"
 	codeCannotConnectNow      = "57P03"
 	codeDuplicateObject       = "42710"
+	codeProtocolViolation     = "08P01"
 )
+
+// poolerHint: a PgBouncer that was not told to ignore them refuses the settings
+// of our sessions as a violation of the protocol.
+const poolerHint = "Let conninfo lead to the PostgreSQL server itself: locks and settings of our sessions do not outlast a pooler, and %s seems to be one."
 
 func sqlState(err error) string {
 	var pg *pgconn.PgError
@@ -93,9 +98,8 @@ func sqlState(err error) string {
 	return ""
 }
 
-// connectConfig prepares a connection the way all of ours are made: no search
-// path to be tricked by, no waiting for synchronous standbys when bookkeeping
-// is written, a name, and a way to notice a silent peer.
+// connectConfig prepares a connection the way all of ours are made: with a name,
+// the settings of pins, and a way to notice a silent peer.
 func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
 	if problem := checkConninfo(conninfo); problem != "" {
 		return nil, kind(ErrConfig, "conninfo %q %s", Redact(conninfo), problem)
@@ -117,15 +121,8 @@ func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
 		cfg.RuntimeParams["application_name"] = "repmgr"
 	}
 	cfg.Tracer = statementLimit{}
-	cfg.RuntimeParams["search_path"] = ""
-	cfg.RuntimeParams["synchronous_commit"] = "local"
-	cfg.RuntimeParams["lock_timeout"] = "10s"
-	// So that a server does not keep the sessions, and the locks, of a client that
-	// it was cut off from.
-	cfg.RuntimeParams["tcp_keepalives_idle"] = "5"
-	cfg.RuntimeParams["tcp_keepalives_interval"] = "5"
-	cfg.RuntimeParams["tcp_keepalives_count"] = "3"
-	cfg.RuntimeParams["tcp_user_timeout"] = "20000" // ms
+	pinSession(cfg.RuntimeParams)
+	cfg.AfterConnect = settleSession
 	return cfg, nil
 }
 
@@ -179,15 +176,29 @@ func (statementLimit) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.Trac
 	endStatement(ctx)
 }
 
+// hasty are the settings whose default can end a session before it has its own,
+// by the SQLSTATE with which they do that: a server that says so knows them.
+var hasty = map[string]string{"25P04": "transaction_timeout", "57P05": "idle_session_timeout"}
+
 // dial connects within connect_timeout, whatever conninfo lists or the peer does.
 func dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
 	cfg, err := connectConfig(conninfo)
 	if err != nil {
 		return nil, err
 	}
+	return dialConfig(ctx, target, cfg)
+}
+
+func dialConfig(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	ctx, cancel := connectLimit(ctx, cfg)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
+	for range hasty {
+		if name := hasty[sqlState(err)]; name != "" {
+			cfg.RuntimeParams[name] = "0"
+			conn, err = pgx.ConnectConfig(ctx, cfg)
+		}
+	}
 	if err != nil {
 		return nil, connectError(ctx, target, cfg, err)
 	}
@@ -237,10 +248,16 @@ func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err e
 	case ReachFull:
 		return hint(ce, "Raise max_connections (or max_wal_senders for replication) there, or end idle sessions.")
 	case ReachRejected:
+		if sqlState(err) == codeProtocolViolation {
+			return hint(ce, poolerHint, where)
+		}
 		return hint(ce, "Check user %q and database %q at %s: password (passfile, PGPASSWORD) and pg_hba.conf.", cfg.User, cfg.Database, where)
 	case ReachBroken:
 		return hint(ce, "It closed the connection at once. Is %s a PostgreSQL server, and has it just crashed? See its log.", where)
 	case ReachNotPostgres:
+		if errors.Is(err, errPooled) {
+			return hint(ce, poolerHint, where)
+		}
 		return hint(ce, "What answers at %s is not a PostgreSQL server. Check host and port.", where)
 	default:
 		return ce
@@ -288,6 +305,8 @@ func connectCause(err error) string {
 	switch {
 	case errors.As(err, &pg):
 		return pg.Message
+	case errors.Is(err, errPooled):
+		text = text[strings.Index(text, errPooled.Error()):]
 	case errors.As(err, &dns):
 		return fmt.Sprintf("host name %q: %s", dns.Name, dns.Err)
 	case errors.As(err, &op) && !op.Timeout() && op.Op == "dial":

@@ -286,8 +286,7 @@ func (c *Cluster) replicationConfig(conninfo, user string) (*pgx.ConnConfig, err
 		return nil, err
 	}
 	cfg.RuntimeParams["replication"] = "true"
-	delete(cfg.RuntimeParams, "synchronous_commit")
-	delete(cfg.RuntimeParams, "lock_timeout")
+	cfg.AfterConnect = nil // it asks in SQL
 	return cfg, nil
 }
 

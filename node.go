@@ -23,6 +23,7 @@ type Node struct {
 	conn     *pgx.Conn
 	schema   bool // whether the metadata schema was seen
 	looked   bool // whether it was looked at for an election
+	loose    bool // its session is not settled yet: see lookFirst
 }
 
 // Connect opens a connection to the server that conninfo names, and waits for

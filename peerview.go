@@ -55,13 +55,8 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	} else if err != nil {
 		return election.Peer{}, Presence{}, err
 	}
-	var text []byte
-	mode := pgx.QueryExecModeExec // a first look in one round trip: no preparing
-	if n.looked {
-		mode = pgx.QueryExecModeCacheStatement
-	}
-	n.looked = true
-	if err := n.conn.QueryRow(ctx, fmt.Sprintf(peerSQL, rule), mode).Scan(&text); err != nil {
+	text, err := n.look(ctx, fmt.Sprintf(peerSQL, rule))
+	if err != nil {
 		return election.Peer{}, Presence{}, n.queryError("look at the node", err)
 	}
 	var s struct {
@@ -112,6 +107,21 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	v.Monitored, v.Automatic = ok, ok && p.Mode != FailoverManual
 	v.CanFence = ok && p.CanFence != nil && *p.CanFence
 	return v, p, nil
+}
+
+// look asks one question. The first one on a connection takes one round trip:
+// nothing is prepared for it.
+func (n *Node) look(ctx context.Context, sql string) (text []byte, err error) {
+	if n.loose {
+		return n.lookFirst(ctx, sql)
+	}
+	mode := pgx.QueryExecModeExec
+	if n.looked {
+		mode = pgx.QueryExecModeCacheStatement
+	}
+	n.looked = true
+	err = n.conn.QueryRow(ctx, sql, mode).Scan(&text)
+	return text, err
 }
 
 // sender is the registered node at that address. 0 where it can not be told.

@@ -327,6 +327,7 @@ func (r *rejoining) source() (conninfo string, env []string, err error) {
 		}
 	}
 	params["application_name"] = "repmgr_rewind"
+	params["options"] = pinOptions(params["options"], majorOf(r.primary.conn.PgConn()))
 	for key, value := range map[string]string{ // a primary that was cut off must not keep it for hours
 		"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "5", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000",
 	} {

@@ -179,9 +179,7 @@ func (n *watcher) try() {
 		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
 		defer cancel()
 		if r.node == nil {
-			if r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit); r.err == nil {
-				r.node.schema = schema
-			}
+			r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, !schema)
 		}
 		if r.at = time.Now(); r.err == nil {
 			r.view, r.pres, r.err = r.node.peerView(ctx, n.w, n.record())
