@@ -280,6 +280,11 @@ func (a *campaign) commit(ctx context.Context) error {
 		return err
 	}
 	ctx = unlimited(ctx)
+	if a.tally.Rule.Quorum {
+		if err := n.proveSync(ctx, 2*a.c.cfg.SilenceTimeout); err != nil {
+			return err
+		}
+	}
 	if err := n.writeRule(ctx, a.tally.Rule, a.c.candidate()); err != nil {
 		return err
 	}

@@ -156,6 +156,9 @@ const (
 	EventFence           EventType = "repmgrd_fence"            // this node's server was stopped, because another one may be the primary
 	EventFenceAbility    EventType = "repmgrd_fence_ability"    // this daemon has found that it can not stop its server, or that it can again
 	EventTermReaffirmed  EventType = "repmgrd_term_reaffirmed"  // an election came to nothing; the primary goes on in a higher term
+	EventSyncUnproven    EventType = "repmgrd_sync_unproven"    // synchronous_standby_names is set, and commits do not wait: no standby counts as having them
+	EventSyncReplaced    EventType = "repmgrd_sync_replaced"    // a synchronous_standby_names that somebody else wrote was replaced
+	EventDuplicateNode   EventType = "repmgrd_duplicate_node"   // another server streams under the name of a registered node
 )
 
 // Event is something that happened to a node. It is written to repmgr.events

@@ -384,7 +384,7 @@ func (s ServiceStatus) RuleText() string {
 // What a login that is no superuser needs for a failover. The parameters are
 // those that a Monitor sets by ALTER SYSTEM.
 var (
-	failoverParameters = []string{ballot.Setting, pausedSetting, "primary_conninfo", "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names"}
+	failoverParameters = []string{ballot.Setting, pausedSetting, syncMark, "primary_conninfo", "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names"}
 	failoverFunctions  = []string{
 		"pg_show_all_file_settings()", "pg_reload_conf()", "pg_promote(boolean, integer)", "pg_wal_replay_resume()",
 		"pg_read_binary_file(text)", "pg_read_binary_file(text, bigint, bigint, boolean)", "pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)",

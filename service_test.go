@@ -232,7 +232,7 @@ func TestFailoverPrivileges(t *testing.T) {
 	require.NoError(t, repmgr.FailoverPrivileges(t.Context(), node1.Conninfo()))
 	err := repmgr.FailoverPrivileges(t.Context(), login(node2))
 	require.ErrorIs(t, err, repmgr.ErrQuery)
-	for _, lack := range []string{"pg_monitor", "repmgr.ballot", "repmgr.paused", "synchronous_standby_names", "pg_file_settings", "pg_promote", "the tables of repmgr"} {
+	for _, lack := range []string{"pg_monitor", "repmgr.ballot", "repmgr.paused", "repmgr.sync", "synchronous_standby_names", "pg_file_settings", "pg_promote", "the tables of repmgr"} {
 		require.ErrorContains(t, err, lack)
 	}
 	_, grants, _ := strings.Cut(repmgr.Hint(err), "\n")

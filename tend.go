@@ -5,10 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,6 +22,11 @@ type tender struct {
 	lsn   wal.LSN
 	mark  wal.LSN             // where the primary wrote at the last look
 	sound map[int32]time.Time // when a standby was last seen to have what was written by then
+
+	proven string    // the synchronous_standby_names that is in force and known to make commits wait
+	begun  bool      // it was looked at
+	failed error     // why the last one could not be put in force
+	again  time.Time // when to try that again
 }
 
 // tend does one step of what [election.Policy.Tend] asks for.
@@ -44,11 +46,9 @@ func (m *Monitor) tend(ctx context.Context) error {
 		first := election.Rule{Term: 1 + highestTerm(m.watch.peers()), Seq: 1, Primary: self, Voters: registered}
 		return m.commitRule(ctx, election.Rule{}, first)
 	}
-	set := election.SyncSetting{}
-	if m.cluster.cfg.SynchronousMode == SynchronousQuorum || rules[0].Quorum || len(rules) > 1 && rules[1].Quorum {
-		if set, err = m.syncInForce(ctx); err != nil {
-			return err
-		}
+	set, err := m.syncInForce(ctx, rules)
+	if err != nil {
+		return err
 	}
 	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy()}
 	holders := m.holders(rules[0])
@@ -64,17 +64,82 @@ func (m *Monitor) tend(ctx context.Context) error {
 	}
 	switch change := m.policy().Tend(cohort); {
 	case change.Set != nil:
-		if err := m.cluster.setSync(ctx, m.local, m.watch, *change.Set); err != nil {
-			return err
-		}
-		m.log.Info("synchronous_standby_names changed", "acks", change.Set.Acks, "standbys", change.Set.Standbys)
-		m.lookNow()
+		return m.putSync(ctx, rules[0], set, *change.Set)
 	case change.Rule != nil:
 		return m.commitRule(ctx, rules[0], *change.Rule)
 	case !cohort.Held:
 		m.log.Debug("the rule is not held yet", "rule", rules[0], "holders", holders)
 	}
 	return nil
+}
+
+// syncInForce reads synchronous_standby_names. With synchronous_mode=off what a
+// user has set is none of our business. One under which no commit was seen to wait
+// is as good as none.
+func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none election.SyncSetting, err error) {
+	quorum, t := m.cluster.cfg.SynchronousMode == SynchronousQuorum, &m.tender
+	if !quorum && !rules[0].Quorum && m.sample.local.Settings.SynchronousStandby == "" {
+		return none, nil
+	}
+	s, err := m.local.syncState(ctx)
+	former := m.ofFormerBuild(s, rules[0])
+	switch {
+	case err != nil:
+		return none, err
+	case !quorum && s.foreign() && !former:
+		return none, nil
+	case s.foreign() && former:
+		err = m.local.writeMark(ctx, s, s.value)
+	}
+	set := settingOf(s.value, m.recs)
+	if !t.begun && set.Equal(rules[0].SyncSetting()) {
+		t.proven = s.value // whoever wrote the rule saw it
+	}
+	if t.begun = true; s.value != t.proven {
+		t.proven = ""
+	}
+	if set.Open() && t.proven == "" {
+		set.Acks = -1
+	}
+	return set, err
+}
+
+// ofFormerBuild reports whether a value without our mark is the one that the rule
+// asks for: a repmgrd that made no marks has written it.
+func (m *Monitor) ofFormerBuild(s syncState, r election.Rule) bool {
+	return s.mark == "" && s.value == m.syncValue(r.SyncSetting())
+}
+
+// putSync puts a setting in force. What asks for more is believed only when a
+// commit was seen to wait.
+func (m *Monitor) putSync(ctx context.Context, r election.Rule, now, s election.SyncSetting) error {
+	var err error
+	switch t := &m.tender; {
+	case s.Acks == 0 && m.cluster.cfg.SynchronousMode != SynchronousQuorum:
+		err = m.local.clearSync(ctx)
+	case s.Acks == 0 || now.Open() && s.Acks <= now.Acks:
+		err = m.cluster.setSync(ctx, m.local, m.watch, s)
+	case time.Now().Before(t.again):
+		return t.failed
+	default:
+		err = m.cluster.raiseSync(ctx, m.local, m.watch, r.SyncSetting(), s)
+		if errors.Is(err, errUnproven) && !errors.Is(t.failed, errUnproven) {
+			m.tell(Event{Type: EventSyncUnproven, Details: err.Error()})
+		}
+		t.again, t.failed = time.Now().Add(m.cluster.cfg.SilenceTimeout), err
+	}
+	if err != nil {
+		return err
+	}
+	m.tender.again, m.tender.failed = time.Time{}, nil
+	m.tender.proven = m.syncValue(s)
+	m.log.Info("synchronous_standby_names changed", "acks", s.Acks, "standbys", s.Standbys)
+	m.lookNow()
+	return nil
+}
+
+func (m *Monitor) syncValue(s election.SyncSetting) string {
+	return syncValue(s, func(id int32) string { return m.watch.record(id).Name })
 }
 
 func highestTerm(peers []election.Peer) (term int64) {
@@ -214,77 +279,6 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 	}
 }
 
-var anySetting = regexp.MustCompile(`^ANY (\d+) \((.*)\)$`)
-
-// syncInForce reads synchronous_standby_names. One that is not ours is no rule's.
-func (m *Monitor) syncInForce(ctx context.Context) (s election.SyncSetting, err error) {
-	var text string
-	if err := m.local.conn.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names')`).Scan(&text); err != nil {
-		return s, m.local.queryError("read synchronous_standby_names", err)
-	}
-	if text == "" {
-		return s, nil
-	}
-	match := anySetting.FindStringSubmatch(text)
-	if match == nil {
-		return election.SyncSetting{Acks: -1}, nil
-	}
-	s.Acks, _ = strconv.Atoi(match[1])
-	for name := range strings.SplitSeq(match[2], ", ") {
-		r, _ := recordByName(m.recs, strings.ReplaceAll(strings.Trim(name, `"`), `""`, `"`))
-		s.Standbys = append(s.Standbys, int32(r.ID))
-	}
-	slices.Sort(s.Standbys)
-	return s, nil
-}
-
-// closedName stands for node 0, of which no commit is ever acknowledged.
-const closedName = "repmgr:term-not-open"
-
-// setSync puts synchronous_standby_names in force on a server, and waits until
-// a session of it sees that.
-func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.SyncSetting) error {
-	value := ""
-	if s.Acks > 0 {
-		var names []string
-		for _, id := range s.Standbys {
-			name := closedName
-			if id != 0 {
-				name = w.record(id).Name
-			}
-			names = append(names, pgx.Identifier{name}.Sanitize())
-		}
-		value = fmt.Sprintf("ANY %d (%s)", s.Acks, strings.Join(names, ", "))
-	}
-	if err := n.alterSystem(ctx, map[string]string{"synchronous_standby_names": value}); err != nil {
-		return err
-	}
-	return n.poll(ctx, func() (bool, error) {
-		var now string
-		err := n.conn.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names')`).Scan(&now)
-		return now == value, err
-	})
-}
-
-// anySync stands on a standby of a quorum, so that from the first moment after a
-// promotion no commit is acknowledged by the new primary alone.
-const anySync = "ANY 1 (*)"
-
-// clearSync takes away a synchronous_standby_names that is ours, and no other.
-func (n *Node) clearSync(ctx context.Context) error {
-	var now string
-	if err := n.conn.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names')`).Scan(&now); err != nil {
-		return n.queryError("read synchronous_standby_names", err)
-	}
-	if now != anySync && !ourSync.MatchString(now) {
-		return nil
-	}
-	return n.alterSystem(ctx, map[string]string{"synchronous_standby_names": ""})
-}
-
-// ourSync is what setSync writes: every name in quotes.
-var ourSync = regexp.MustCompile(`^ANY \d+ \("[^ ]*"(, "[^ ]*")*\)$`)
-
 // tendStandby keeps a standby ready for its promotion.
 func (m *Monitor) tendStandby(ctx context.Context) error {
 	m.mendSlot(ctx)
@@ -293,8 +287,15 @@ func (m *Monitor) tendStandby(ctx context.Context) error {
 	defer cancel()
 	switch quorum := newest(m.watch.peers()).Quorum; {
 	case quorum && now == "":
+		s, err := m.local.syncState(ctx)
+		if err == nil {
+			err = m.local.writeMark(ctx, s, anySync)
+		}
+		if err != nil {
+			return err
+		}
 		return m.local.alterSystem(ctx, map[string]string{"synchronous_standby_names": anySync})
-	case !quorum && now == anySync:
+	case !quorum && now != "":
 		return m.local.clearSync(ctx)
 	}
 	return nil

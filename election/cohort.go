@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// SyncSetting is a synchronous_standby_names of the form ANY Acks (Standbys). Acks 0 is none.
+// SyncSetting is a synchronous_standby_names of the form ANY Acks (Standbys). Acks
+// 0 is none; below 0 is one that is nobody's rule, so that whom commits wait for is not known.
 type SyncSetting struct {
 	Acks     int
 	Standbys []int32
@@ -24,8 +25,11 @@ func (s SyncSetting) Equal(o SyncSetting) bool {
 	return s.Acks == o.Acks && (s.Acks == 0 || slices.Equal(s.Standbys, o.Standbys))
 }
 
-// closed is the setting under which no commit is acknowledged: there is no node 0.
-var closed = SyncSetting{1, []int32{0}}
+// Closed is the setting under which no commit is acknowledged: there is no node 0.
+func Closed() SyncSetting { return SyncSetting{1, []int32{0}} }
+
+// Open reports whether commits wait under the setting, and for standbys that there may be.
+func (s SyncSetting) Open() bool { return s.Acks > 0 && !slices.Contains(s.Standbys, 0) }
 
 // Opening is the setting that must be in force before a promotion or a
 // reaffirmation, and stay until the rule's row is [Held]. A commit that was
@@ -36,7 +40,7 @@ func (r Rule) Opening() SyncSetting {
 	if !r.Quorum {
 		return SyncSetting{}
 	}
-	return closed
+	return Closed()
 }
 
 // Held reports whether no election can miss the newest rule, where it or the one
@@ -80,6 +84,8 @@ func (p Policy) Tend(c Cohort) Change {
 		return Change{Set: &set}
 	case want == nil:
 		return Change{}
+	case want.Acks == 0 && c.Set.Acks <= 0:
+		return Change{Rule: want} // commits wait for nobody already
 	case narrows && !c.Set.Equal(want.SyncSetting()):
 		set := want.SyncSetting()
 		return Change{Set: &set}
@@ -107,9 +113,16 @@ func (p Policy) next(c Cohort) (next *Rule, narrows bool) {
 		r.Quorum, r.Sync, r.Acks = true, nil, 0
 		return &r, false
 	}
+	if c.Set.Acks <= 0 && c.Rule.Acks > 0 && !p.Required {
+		r.Acks = 0 // whoever took the setting away, or put another in its place
+		return &r, false
+	}
 	healthy := slices.DeleteFunc(slices.Clone(c.Healthy), func(id int32) bool { return !slices.Contains(c.Rule.Voters, id) || id == c.Rule.Primary })
 	slices.Sort(healthy)
 	acks := p.acks(len(healthy))
+	if p.Required && r.Acks > 0 {
+		acks = max(1, acks)
+	}
 	for _, id := range healthy {
 		if !slices.Contains(r.Sync, id) {
 			r.Sync = append(slices.Clone(r.Sync), id)

@@ -209,6 +209,7 @@ type Policy struct {
 	OnShutdown bool          // failover_on_shutdown
 	Quorum     bool          // synchronous_mode=quorum
 	Acks       int           // synchronous_node_count
+	Required   bool          // durability=required: once a standby has what is acknowledged, commits never wait for nobody again
 	TooMany    bool          // failovers_per_hour is reached
 	Location   string        // of the former primary
 	Forced     bool          // an operator asks: pause, manual daemons and failovers_per_hour do not count
