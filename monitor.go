@@ -205,6 +205,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		}
 		d := m.policy().Step(m.state, o)
 		m.transition(d)
+		m.watch.calm.Store(m.calm(o.Rule))
 		if m.state.LostAt.IsZero() {
 			m.report(string(election.Elect), nil) // whatever stood against a failover is over
 		}
@@ -278,6 +279,11 @@ func (m *Monitor) policy() election.Policy {
 		p.PruneEvery = pruneEvery
 	}
 	return p
+}
+
+// calm reports whether there are no signs of an election.
+func (m *Monitor) calm(r election.Rule) bool {
+	return m.cluster.cfg.Failover != FailoverAutomatic || m.state.Health == election.HealthAlive && m.state.BallotFor <= r.Term
 }
 
 // transition takes the decision's state over, and logs a change of mind once.

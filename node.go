@@ -21,9 +21,10 @@ type Node struct {
 	name     string // as messages call it
 	conninfo string // may hold a password: never printed
 	conn     *pgx.Conn
-	schema   bool // whether the metadata schema was seen
-	looked   bool // whether it was looked at for an election
-	loose    bool // its session is not settled yet: see lookFirst
+	schema   bool   // whether the metadata schema was seen
+	looked   bool   // whether it was looked at for an election
+	loose    bool   // its session is not settled yet: see lookFirst
+	known    glance // what was there before its newest look of a watcher
 }
 
 // Connect opens a connection to the server that conninfo names, and waits for

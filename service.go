@@ -141,6 +141,10 @@ func (n *Node) setPaused(ctx context.Context, id NodeID, paused bool, seq int64)
 			return n.queryError("set "+pausedSetting, err)
 		}
 	}
+	// Nobody needs it in force, but the Monitors notice at once that something changed.
+	if err := n.reload(ctx); err != nil && sqlState(err) != codeInsufficientPrivilege {
+		return err
+	}
 	return nil
 }
 

@@ -18,12 +18,11 @@ import (
 // concurrent use.
 type watch struct {
 	conf atomic.Pointer[Cluster]
-	wake func() // called when a voter's answer or what it says of the election has changed
+	calm atomic.Bool // glances are enough: no election is near
+	wake func()      // called when a voter's answer or what it says of the election has changed
 	ctx  context.Context
 	stop context.CancelFunc
 	wg   sync.WaitGroup
-
-	hosts hosts
 
 	mu    sync.Mutex
 	nodes map[NodeID]*watcher

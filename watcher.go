@@ -34,6 +34,7 @@ type watcher struct {
 	first   time.Time // when the first of all began, or since when we run again
 	turned  time.Time // when the goroutine was last here
 	late    time.Time // when an answer was last late
+	looked  time.Time // when the last look began that was answered
 	schema  bool      // the server has our tables
 	refused bool      // a spare connection: the next question goes over an open one
 	waiting []job     // for an answer to a try that began since
@@ -62,12 +63,13 @@ type job struct {
 	at   time.Time  // when it was given
 }
 
-// tried is what came of one look over one connection.
+// tried is what came of one try over one connection.
 type tried struct {
 	node  *Node
 	old   bool      // the connection was open before
 	began time.Time // the try
 	at    time.Time // the question
+	brief *glance   // nil: it was a look, which gave what follows
 	view  election.Peer
 	pres  Presence
 	err   error
@@ -174,6 +176,8 @@ func (n *watcher) try() {
 		n.first = r.began
 	}
 	schema := n.schema
+	asked := len(n.waiting) > 0 || !n.w.calm.Load()
+	due := time.Since(n.looked) >= lookEvery*n.w.cluster().pulse()
 	n.wg.Go(func() {
 		limit := 4 * n.w.cluster().cfg.SilenceTimeout
 		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
@@ -182,10 +186,27 @@ func (n *watcher) try() {
 			r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, !schema)
 		}
 		if r.at = time.Now(); r.err == nil {
-			r.view, r.pres, r.err = r.node.peerView(ctx, n.w, n.record())
+			r.look(ctx, n, due, asked)
 		}
 		n.tries <- r
 	})
+}
+
+// look looks, or glances where nobody asked for more and nothing has changed.
+func (r *tried) look(ctx context.Context, n *watcher, due, asked bool) {
+	var g glance
+	if r.old && !asked {
+		if g, r.err = r.node.glance(ctx); r.err != nil {
+			return
+		}
+		if !due && g.same(r.node.known) {
+			r.brief = &g
+			return
+		}
+	}
+	if r.view, r.pres, r.err = r.node.peerView(ctx, n.w, n.record()); r.err == nil && g.state != nil {
+		r.node.known = g
+	}
 }
 
 // markLate notes that an answer is late, and, where nothing was answered for so
@@ -257,7 +278,11 @@ func (n *watcher) take(r tried) {
 		} else {
 			r.node.Close()
 		}
-		n.publish(r.view, r.pres, r.at)
+		n.publish(r)
+		if r.brief != nil {
+			return
+		}
+		n.looked = r.began
 	case r.old && n.ctx.Err() == nil && r.node.conn.IsClosed() && time.Since(r.began) < n.w.cluster().cfg.SilenceTimeout:
 		n.ended(r.node, r.err) // it may be back already
 		n.try()
@@ -414,9 +439,12 @@ func (n *watcher) answer(a election.Answer, at time.Time) {
 	}
 }
 
-func (n *watcher) publish(v election.Peer, p Presence, at time.Time) {
+func (n *watcher) publish(r tried) {
 	n.mu.Lock()
-	old := n.view
+	v, p, at, old := r.view, r.pres, r.at, n.view
+	if r.brief != nil {
+		v, p = r.brief.update(old), n.last
+	}
 	if at.Before(old.SeenAt) { // overtaken by a later question
 		n.mu.Unlock()
 		return

@@ -1,0 +1,55 @@
+package repmgr
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// lookEvery is after how many pulses a node is looked at in full, though glances
+// show nothing new: what its Monitor says changes unseen.
+const lookEvery = 8
+
+// glance is what a node tells at a small price. A look costs its server forty
+// times as much, so in between there are glances: they show that it lives, where
+// its WAL is, and whether anything has changed that takes a look.
+type glance struct {
+	state *string // the same as long as nothing has changed; nil: that takes a look
+	lsn   wal.LSN
+	heard float64 // seconds since the WAL receiver heard from its sender
+}
+
+// In the configuration are the ballot and the flag of a pause: whoever writes there
+// what a look reads has the server load it. A standby that does not stream is
+// always looked at.
+const glanceSQL = `
+SELECT CASE WHEN NOT r.rec OR w.status = 'streaming' THEN concat_ws('/', r.rec, pg_postmaster_start_time(), pg_conf_load_time(),
+    w.received_tli, w.sender_host, w.sender_port, (SELECT term || '.' || seq FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1)) END,
+  CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_flush_lsn() END,
+  coalesce(extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time), 0)::float8
+FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true`
+
+// glance asks, on a connection that has looked before.
+func (n *Node) glance(ctx context.Context) (g glance, err error) {
+	if !n.schema {
+		return g, nil
+	}
+	if err := n.conn.QueryRow(ctx, glanceSQL, pgx.QueryExecModeCacheStatement).Scan(&g.state, &g.lsn, &g.heard); err != nil {
+		return g, n.queryError("glance at the node", err)
+	}
+	return g, nil
+}
+
+// same reports whether nothing has changed that takes a look.
+func (g glance) same(old glance) bool {
+	return g.state != nil && old.state != nil && *g.state == *old.state
+}
+
+// update is a view with what the glance shows.
+func (g glance) update(v election.Peer) election.Peer {
+	v.Position.LSN, v.Heard = g.lsn, seconds(g.heard)
+	return v
+}
