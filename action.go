@@ -155,7 +155,7 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	if err := m.local.failoverPrivileges(ctx); err != nil {
-		m.log.Error("failover=automatic can not work: privileges are missing", "err", err, "hint", Hint(err))
+		m.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
 	}
 	if srv, err := c.localServer(m.dataDirectory()); err != nil {
 		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))

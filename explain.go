@@ -49,6 +49,7 @@ type Voter struct {
 	Automatic bool            `json:"automatic"` // and fails over by itself
 	CanFence  bool            `json:"can_fence"` // and has shown that it can stop its server
 	Paused    bool            `json:"paused"`
+	NoPledge  string          `json:"no_pledge,omitempty"` // why it could not pledge itself; empty: it could, or is not known to be unable
 }
 
 // ExpectedLoss is the acknowledged work that would be gone.
@@ -149,7 +150,7 @@ func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
 	add := func(id int32, name string, role Role) {
 		p := peerOf(peers, id)
 		weight, _ := rule.Votes([]int32{id})
-		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, CanFence: p.CanFence, Paused: p.Paused && p.PauseSeq == election.LastPause(peers)}
+		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, CanFence: p.CanFence, Paused: p.Paused && p.PauseSeq == election.LastPause(peers), NoPledge: p.NoPledge}
 		if v.Answer == "" {
 			v.Answer = election.Silent
 		}
@@ -211,6 +212,8 @@ func (e Explanation) blockers() (all []Blocker) {
 			}
 		case election.RefusedNoMajority, election.RefusedPledges:
 			b.Reason = fmt.Sprintf("%s: %d of %d votes would be left, a majority is %d", r, e.left(), e.Votes.All, e.Votes.Majority)
+		case election.RefusedNoPledge:
+			b.Reason += e.noPledge()
 		case election.RefusedSync:
 			b.Reason += ": " + e.needed()
 		case election.RefusedNoneFit:
@@ -265,6 +268,17 @@ func (e Explanation) needed() string {
 		return "commits wait for no standby at present, so only the primary is sure to have them"
 	}
 	return fmt.Sprintf("a commit is acknowledged when %d of %s can not lose it any more, and an election needs %d of them", r.Acks, e.names(r.Sync), len(r.Sync)-r.Acks+1)
+}
+
+// noPledge says why voters that answer could not pledge themselves.
+func (e Explanation) noPledge() string {
+	var all []string
+	for _, v := range e.Voters {
+		if v.Answer == election.Answers && v.NoPledge != "" {
+			all = append(all, v.Name+": "+v.NoPledge)
+		}
+	}
+	return " (" + strings.Join(all, "; ") + ")"
 }
 
 func (e Explanation) unfit() string {

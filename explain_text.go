@@ -16,6 +16,8 @@ func (e Explanation) String() string {
 	for _, v := range e.Voters {
 		if v.Answer != election.Answers {
 			say("  %s does not count: it %s.", v.Name, verbOf(v.Answer))
+		} else if v.NoPledge != "" {
+			say("  %s could not pledge itself: %s.", v.Name, v.NoPledge)
 		}
 	}
 	say("")

@@ -75,6 +75,7 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedHealth:     "Nothing to do while the primary lives. To move it in order, use a switchover.",
 	election.RefusedPaused:     "Run repmgr service unpause, or repmgr cluster failover --force.",
 	election.RefusedNoMajority: "Start more of the nodes, or their network. A witness (repmgr witness register) or an etcd gives another vote. If the others are lost for good, decide yourself: repmgr standby promote --force on the node that has most.",
+	election.RefusedNoPledge:   "repmgr service status says what is wrong with each of them.",
 	election.RefusedSync:       "A node that may hold acknowledged commits is missing: start it. To give up what only it has: repmgr standby promote --force.",
 	election.RefusedNoneFit:    "repmgr service status --detail shows each node's priority, mode and daemon.",
 	election.RefusedUnfenced:   "Make sure that its server is down. Then: repmgr cluster failover --force. Beforehand: run a repmgrd with failover=automatic that can stop its server, or use synchronous_mode=quorum.",

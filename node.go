@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -25,6 +26,9 @@ type Node struct {
 	looked   bool   // whether it was looked at for an election
 	loose    bool   // its session is not settled yet: see lookFirst
 	known    glance // what was there before its newest look of a watcher
+
+	checked time.Time // when its configuration was last looked at
+	fault   string    // what was wrong with it
 }
 
 // Connect opens a connection to the server that conninfo names, and waits for
@@ -263,6 +267,9 @@ func (n *Node) walSegmentSize(ctx context.Context) (size uint32, err error) {
 // queryError names the statement's purpose and the node, and keeps a lost
 // connection apart from a refused statement.
 func (n *Node) queryError(purpose string, err error) error {
+	if errors.Is(err, ballot.ErrUnreadable) {
+		return hint(kind(ErrQuery, "%s of %s: %w", purpose, n.name, err), "Nobody but ALTER SYSTEM should write or remove that file. The login needs EXECUTE on pg_read_binary_file(text).")
+	}
 	switch sqlState(err) {
 	case "":
 		reach := classify(err)

@@ -16,7 +16,8 @@ import (
 )
 
 // peerSQL is all that an election wants to know of a server, in one round trip.
-// %s is the rule, where there are such tables.
+// %s are our settings, what is wrong with the configuration, and the rule, where
+// there are such tables.
 const peerSQL = `
 SELECT json_build_object(
   'in_recovery', r.rec,
@@ -32,8 +33,8 @@ SELECT json_build_object(
   'detached', r.rec AND current_setting('primary_conninfo') = '',
   'delayed', current_setting('recovery_min_apply_delay') <> '0',
   'started', pg_postmaster_start_time(),
-  'ballot', ` + ballot.ReadSQL + `,
-  'paused', ` + pausedSQL + `,
+  'settings', %s,
+  'fault', %s,
   'presences', ` + presencesSQL + `,
   'rule', %s)
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + idleSQL + ` d`
@@ -55,7 +56,15 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	} else if err != nil {
 		return election.Peer{}, Presence{}, err
 	}
-	text, err := n.look(ctx, fmt.Sprintf(peerSQL, rule))
+	fault := "NULL"
+	if time.Since(n.checked) >= faultEvery {
+		fault = ballot.FaultSQL
+	}
+	text, err := n.look(ctx, fmt.Sprintf(peerSQL, ballot.SettingsSQL, fault, rule))
+	unreadable := err
+	if ballot.Unreadable(err) {
+		text, err = n.look(ctx, fmt.Sprintf(peerSQL, "NULL", "NULL", rule))
+	}
 	if err != nil {
 		return election.Peer{}, Presence{}, n.queryError("look at the node", err)
 	}
@@ -73,24 +82,25 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Detached   bool          `json:"detached"`
 		Delayed    bool          `json:"delayed"`
 		Started    time.Time     `json:"started"`
-		Ballot     string        `json:"ballot"`
-		Paused     string        `json:"paused"`
+		Settings   string        `json:"settings"`
+		Fault      string        `json:"fault"`
 		Presences  string        `json:"presences"`
 		Rule       election.Rule `json:"rule"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return election.Peer{}, Presence{}, fmt.Errorf("look at %s: %w", rec, err)
 	}
-	b, err := ballot.Parse(s.Ballot)
-	if err != nil {
-		return election.Peer{}, Presence{}, err
+	set, b, unable := readVote(s.Settings, unreadable)
+	if fault != "NULL" {
+		n.checked, n.fault = time.Now(), s.Fault
 	}
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{Timeline: s.Timeline, LSN: s.LSN}, Drained: s.Drained,
 		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,
 		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
+		NoPledge: orDefault(unable, n.fault),
 	}
-	v.Paused, v.PauseSeq = parsePaused(s.Paused, rec.ID)
+	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)
 	if s.InRecovery {
 		v.Running = election.Standby
 		if !s.Streams && s.Drained {
@@ -107,6 +117,26 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	v.Monitored, v.Automatic = ok, ok && p.Mode != FailoverManual
 	v.CanFence = ok && p.CanFence != nil && *p.CanFence
 	return v, p, nil
+}
+
+// faultEvery is the time between two questions for what is wrong with a
+// configuration: they cost the server more than all others together.
+const faultEvery = 5 * time.Second
+
+// readVote reads our settings from what the server's file has of them. Where that
+// is in doubt, unable says why.
+func readVote(text string, unreadable error) (set map[string]string, b ballot.Ballot, unable string) {
+	err := unreadable
+	if err == nil {
+		set, err = ballot.Settings(text)
+	}
+	if err == nil {
+		b, err = ballot.Parse(set[ballot.Setting])
+	}
+	if err != nil {
+		return set, ballot.Ballot{}, "its vote can not be read: " + connectCause(err)
+	}
+	return set, b, ""
 }
 
 // look asks one question. The first one on a connection takes one round trip:

@@ -22,9 +22,6 @@ import (
 // survives restarts; a clone brings that of its source, which does not count.
 const pausedSetting = "repmgr.paused"
 
-// pausedSQL is a scalar subquery for the value of the setting, empty where there is none.
-const pausedSQL = `coalesce((SELECT setting FROM pg_catalog.pg_file_settings WHERE name = '` + pausedSetting + `' ORDER BY seqno DESC LIMIT 1), '')`
-
 // parsePaused reads the value of the setting as that node's. 0: it has said nothing.
 func parsePaused(raw string, id NodeID) (paused bool, seq int64) {
 	node, word, _ := strings.Cut(raw, "/")
@@ -121,11 +118,11 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*Node) error) er
 
 // pauseSeq reads from its server how new the word of node id on a pause is.
 func (n *Node) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
-	var raw string
-	if err := n.conn.QueryRow(ctx, `SELECT `+pausedSQL).Scan(&raw); err != nil {
+	set, err := ballot.ReadSettings(ctx, n.conn)
+	if err != nil {
 		return 0, n.queryError("read "+pausedSetting, err)
 	}
-	_, seq := parsePaused(raw, id)
+	_, seq := parsePaused(set[pausedSetting], id)
 	return seq, nil
 }
 
@@ -159,11 +156,12 @@ type ServiceStatus struct {
 // ServiceNode is a registered node with what was seen of its Monitor.
 type ServiceNode struct {
 	NodeView
-	Monitored *bool          `json:"monitored"` // whether a Monitor runs there; nil: not known
-	Monitor   *Presence      `json:"monitor"`   // what it says; nil: none runs, or not known
-	Paused    *bool          `json:"paused"`    // nil: not known
-	Ballot    *ballot.Ballot `json:"ballot"`    // the vote in its server, which may be another node's that a clone brought; nil: none, or not known
-	Rule      *election.Rule `json:"rule"`      // the newest that it has; nil: none, or not known
+	Monitored *bool          `json:"monitored"`           // whether a Monitor runs there; nil: not known
+	Monitor   *Presence      `json:"monitor"`             // what it says; nil: none runs, or not known
+	Paused    *bool          `json:"paused"`              // nil: not known
+	Ballot    *ballot.Ballot `json:"ballot"`              // the vote in its server, which may be another node's that a clone brought; nil: none, or not known
+	Rule      *election.Rule `json:"rule"`                // the newest that it has; nil: none, or not known
+	NoPledge  string         `json:"no_pledge,omitempty"` // why it could not pledge itself in an election; empty: it could, or not known
 
 	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
 
@@ -243,23 +241,32 @@ func (c *Cluster) askService(ctx context.Context, r Record, s *ServiceNode) erro
 			return fmt.Errorf("read the rule of %s: %w", n.name, err)
 		}
 	}
-	var raw, vote string
-	err = n.conn.QueryRow(ctx, `SELECT `+pausedSQL+`, `+ballot.ReadSQL).Scan(&raw, &vote)
+	return n.askVote(ctx, r.ID, s)
+}
+
+// askVote fills in what the file of ALTER SYSTEM holds of ours, and why no pledge
+// could be had of that server.
+func (n *Node) askVote(ctx context.Context, id NodeID, s *ServiceNode) error {
+	var text, fault string
+	err := n.conn.QueryRow(ctx, `SELECT `+ballot.SettingsSQL+`, coalesce(`+ballot.FaultSQL+`, '')`).Scan(&text, &fault)
 	if sqlState(err) == codeInsufficientPrivilege {
 		if lacks := n.failoverPrivileges(ctx); lacks != nil {
 			return lacks
 		}
 	}
-	if err != nil {
+	if err != nil && !ballot.Unreadable(err) {
 		return n.queryError("read "+pausedSetting, err)
 	}
-	paused, seq := parsePaused(raw, r.ID)
+	set, b, unable := readVote(text, err)
+	if s.NoPledge = orDefault(unable, fault); unable != "" {
+		return nil
+	}
+	paused, seq := parsePaused(set[pausedSetting], id)
 	s.Paused, s.pauseSeq = &paused, seq
-	b, err := ballot.Parse(vote)
-	if err == nil && b.Term > 0 {
+	if b.Term > 0 {
 		s.Ballot = &b
 	}
-	return err
+	return nil
 }
 
 // serviceIssues says what keeps the cluster from failing over by itself.
@@ -278,6 +285,9 @@ func (s ServiceStatus) serviceIssues(automatic bool) (issues []string) {
 			add("what runs on %s is not all known: %s", n.Record, n.ServiceError)
 		case n.Monitored != nil && m == nil:
 			add("repmgrd is not running on %s", n.Record)
+		}
+		if n.NoPledge != "" {
+			add("%s could not pledge itself in an election: %s", n.Record, n.NoPledge)
 		}
 		if m == nil {
 			continue
@@ -396,9 +406,17 @@ var (
 	failoverRoles = []string{"pg_monitor", "pg_checkpoint"}
 )
 
-// failoverPrivileges says what this login lacks for a failover. The hint has the
-// statements that grant it: on a standby nobody can, once the primary is lost.
+// failoverPrivileges says what this login lacks for a failover, or its server. The
+// hint has the statements that grant it: on a standby nobody can, once the primary
+// is lost.
 func (n *Node) failoverPrivileges(ctx context.Context) error {
+	var fault string
+	if err := n.conn.QueryRow(ctx, `SELECT coalesce(`+ballot.FaultSQL+`, '')`).Scan(&fault); err != nil && sqlState(err) != codeInsufficientPrivilege {
+		return n.queryError("look at the configuration", err)
+	}
+	if fault != "" {
+		return hint(kind(ErrQuery, "failover on %s: it could not pledge itself: %s", n.name, fault), "Correct that on its machine. Then, on it: SELECT pg_reload_conf();")
+	}
 	if n.conn.PgConn().ParameterStatus("is_superuser") == "on" {
 		return nil
 	}

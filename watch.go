@@ -3,6 +3,7 @@ package repmgr
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -141,7 +142,7 @@ func (w *watch) forsaken(candidate string) bool {
 }
 
 func candidateName(node string) string {
-	return strings.ReplaceAll(orDefault(node, "observer"), "/", "-")
+	return url.PathEscape(orDefault(node, "observer")) // ASCII, whatever the encoding of a database is
 }
 
 func (w *watch) node(id int32) *watcher {

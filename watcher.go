@@ -455,6 +455,9 @@ func (n *watcher) publish(r tried) {
 		v.Since = time.Now()
 	}
 	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // this look is older than that
+	if v.NoPledge != "" && v.Term == 0 {                                       // a vote that can not be read now was not taken back
+		v.Term, v.Candidate, v.Chosen, v.Paused, v.PauseSeq = old.Term, old.Candidate, old.Chosen, old.Paused, old.PauseSeq
+	}
 	n.view, n.last = v, p
 	n.mu.Unlock()
 	if v.Running == election.Primary {
@@ -463,7 +466,7 @@ func (n *watcher) publish(r tried) {
 		default:
 		}
 	}
-	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq {
+	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq || old.NoPledge != v.NoPledge {
 		n.w.wake()
 	}
 }

@@ -2,8 +2,8 @@
 //
 // The vote is a setting of the server, repmgr.ballot, written by ALTER SYSTEM:
 // that works on a hot standby, is on disk before it returns and survives a
-// restart. It is read from pg_file_settings, which does not lag behind the file
-// as current_setting does. A session advisory lock makes read, compare and
+// restart. It is read from the file that ALTER SYSTEM writes, and nowhere else:
+// see [SettingsSQL]. A session advisory lock makes read, compare and
 // write one step; it ends with its session, whatever becomes of that.
 //
 // A pledge of a standby is more than a note: its WAL receiver stops for good,
@@ -70,16 +70,17 @@ func Parse(s string) (Ballot, error) {
 	return Ballot{int32(node), term, parts[2]}, nil
 }
 
-// ReadSQL is a scalar subquery for the value of the setting, ” where there is none.
-const ReadSQL = `coalesce((SELECT setting FROM pg_catalog.pg_file_settings WHERE name = '` + Setting + `' ORDER BY seqno DESC LIMIT 1), '')`
-
 // Read returns the ballot of a server.
 func Read(ctx context.Context, conn *pgx.Conn) (Ballot, error) {
 	var text string
-	if err := conn.QueryRow(ctx, `SELECT `+ReadSQL).Scan(&text); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT `+SettingsSQL).Scan(&text); err != nil {
+		return Ballot{}, fmt.Errorf("read ballot: %w", unreadable(err))
+	}
+	set, err := Settings(text)
+	if err != nil {
 		return Ballot{}, fmt.Errorf("read ballot: %w", err)
 	}
-	return Parse(text)
+	return Parse(set[Setting])
 }
 
 // lockSQL also makes the placeholder that a setting needs which no module has defined.
@@ -89,12 +90,24 @@ const (
 )
 
 // Locked runs f while nobody else can change or act upon the server's ballot,
-// and gives it the ballot. The wait for the lock ends with ctx.
+// and gives it the ballot. The wait for the lock ends with ctx. It refuses with
+// [ErrUnreadable] where the ballot is not known for certain, and with
+// [ErrUnheeded] where the server would not do what it is told.
 func Locked(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
 	return locked(ctx, conn, func(b Ballot, _ bool) error { return f(b) })
 }
 
 func locked(ctx context.Context, conn *pgx.Conn, f func(b Ballot, inRecovery bool) error) (err error) {
+	return lockedAnyhow(ctx, conn, func(b Ballot, fault string, inRecovery bool) error {
+		if fault != "" {
+			return fmt.Errorf("%w: %s", ErrUnheeded, fault)
+		}
+		return f(b, inRecovery)
+	})
+}
+
+// lockedAnyhow is locked also where new settings would have no effect.
+func lockedAnyhow(ctx context.Context, conn *pgx.Conn, f func(b Ballot, fault string, inRecovery bool) error) (err error) {
 	if _, err := conn.Exec(ctx, lockSQL, int64(lockKey)); err != nil {
 		return fmt.Errorf("lock ballot: %w", err)
 	}
@@ -105,16 +118,20 @@ func locked(ctx context.Context, conn *pgx.Conn, f func(b Ballot, inRecovery boo
 			err = fmt.Errorf("unlock ballot: %w", unlockErr)
 		}
 	}()
-	var text string
+	var text, fault string
 	var inRecovery bool
-	if err := conn.QueryRow(ctx, `SELECT `+ReadSQL+`, pg_catalog.pg_is_in_recovery()`).Scan(&text, &inRecovery); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT `+SettingsSQL+`, coalesce(`+FaultSQL+`, ''), pg_catalog.pg_is_in_recovery()`).Scan(&text, &fault, &inRecovery); err != nil {
+		return fmt.Errorf("read ballot: %w", unreadable(err))
+	}
+	set, err := Settings(text)
+	if err != nil {
 		return fmt.Errorf("read ballot: %w", err)
 	}
-	b, err := Parse(text)
+	b, err := Parse(set[Setting])
 	if err != nil {
 		return err
 	}
-	return f(b, inRecovery)
+	return f(b, fault, inRecovery)
 }
 
 // Role is as what the server must run to give its pledge.
@@ -151,6 +168,20 @@ func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
 		}
 		return nil
 	})
+}
+
+// Restore writes a vote of the server's own back that its file has lost. It
+// returns the ballot that was there, and does nothing where that is of the same
+// term or a later one.
+func Restore(ctx context.Context, conn *pgx.Conn, kept Ballot) (was Ballot, err error) {
+	err = lockedAnyhow(ctx, conn, func(b Ballot, _ string, _ bool) error {
+		was = b
+		if b.Term >= kept.Term {
+			return nil
+		}
+		return Write(ctx, conn, kept)
+	})
+	return was, err
 }
 
 // Write stores b without looking at what is there. Only inside [Locked].

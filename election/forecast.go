@@ -81,6 +81,7 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	for _, o := range after {
 		term = max(term, o.Term, o.Rule.Term)
 	}
+	pledged = slices.DeleteFunc(pledged, func(o Peer) bool { return o.NoPledge != "" })
 	t := p.Count(r, term+1, f.Health, pledged)
 	f.Refusal, f.Winner, f.Wait, f.Rule = t.Refusal, t.Winner, t.Wait, t.Rule
 	return f

@@ -56,6 +56,7 @@ type Peer struct {
 	Monitored bool      // a monitor of its own runs
 	Automatic bool      // and fails over by itself
 	CanFence  bool      // and has shown that it can stop its server
+	NoPledge  string    // why it could not pledge itself now, although it answers; empty: it could
 	Replied   time.Time // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
 }
 
@@ -202,6 +203,7 @@ const (
 	RefusedHealth     Refusal = "the primary is not lost"
 	RefusedPaused     Refusal = "failover is paused"
 	RefusedNoMajority Refusal = "no majority of the voters answers"
+	RefusedNoPledge   Refusal = "no majority of the voters could pledge itself"
 	RefusedSync       Refusal = "the nodes that answer may lack acknowledged commits"
 	RefusedNoneFit    Refusal = "no node that answers may be promoted"
 	RefusedUnfenced   Refusal = "nobody is sure to stop the primary, which may still accept writes"
@@ -217,7 +219,7 @@ const (
 // Survey says whether an election may begin, before anybody is asked for a
 // pledge: elections that come to nothing detach standbys in vain.
 func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
-	var up []int32
+	var up, able []int32
 	fit, here := false, false
 	primary := find(peers, r.Primary)
 	for _, o := range peers {
@@ -225,6 +227,9 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 			continue
 		}
 		up = append(up, o.ID)
+		if o.NoPledge == "" {
+			able = append(able, o.ID)
+		}
 		fit = fit || p.Fit(r, o) == ""
 		here = here || o.Location == primary.Location || o.ID == Arbiter
 	}
@@ -236,7 +241,9 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedPaused
 	case !r.Majority(up):
 		return RefusedNoMajority
-	case !r.Covers(up):
+	case !r.Majority(able):
+		return RefusedNoPledge
+	case !r.Covers(able):
 		return RefusedSync
 	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && !p.Forced:
 		return RefusedUnfenced
@@ -316,6 +323,7 @@ const (
 	UnfitWitness     Unfit = "it holds no data"
 	UnfitPriority    Unfit = "its priority is 0"
 	UnfitDelayed     Unfit = "it applies WAL with a delay"
+	UnfitNoPledge    Unfit = "it could not pledge itself"
 	UnfitManual      Unfit = "its daemon runs with failover=manual"
 	UnfitUnmonitored Unfit = "no daemon runs on it, which could fence it"
 	UnfitUnable      Unfit = "its daemon can not fence it"
@@ -331,6 +339,8 @@ func (p Policy) Fit(r Rule, o Peer) Unfit {
 		return UnfitPriority
 	case o.Delayed:
 		return UnfitDelayed
+	case o.NoPledge != "":
+		return UnfitNoPledge
 	case o.Monitored && !o.Automatic && !p.Forced:
 		return UnfitManual
 	case !o.Monitored && !r.Quorum && !p.Forced:
