@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -175,6 +176,32 @@ func TestFailover_PromoteCommandHangs(t *testing.T) {
 			}
 			waitReady(t, nodes[0], 3, repmgr.SynchronousQuorum)
 			nodes[0].Kill()
+			waitPrimary(t, nodes[1:]...)
+		})
+	}
+}
+
+// A standby below another one does not keep a dead primary alive, however the
+// address of its upstream is written.
+func TestFailover_CascadeByAnotherAddress(t *testing.T) {
+	for name, spell := range map[string]func(*node) string{
+		"a name":       func(up *node) string { return fmt.Sprintf("host=localhost port=%d", up.Port) },
+		"of two hosts": func(up *node) string { return fmt.Sprintf("host=127.0.0.9,localhost port=1,%d", up.Port) },
+		"a socket":     func(up *node) string { return fmt.Sprintf("host=%s port=%d", up.SocketDir, up.Port) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nodes := startNodes(t, 4, repmgr.SynchronousOff)
+			_, err := nodes[3].Follow(t.Context(), repmgr.FollowOptions{UpstreamID: 2})
+			require.NoError(t, err)
+			nodes[3].Exec(t, fmt.Sprintf(`ALTER SYSTEM SET primary_conninfo = '%s user=postgres application_name=node4'`, spell(nodes[1])))
+			nodes[3].Exec(t, `SELECT pg_reload_conf()`)
+			waitValue(t, nodes[3], "1", `SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host <> '127.0.0.1'`)
+			for _, n := range nodes {
+				n.monitor(t)
+			}
+			waitReady(t, nodes[0], 4, repmgr.SynchronousOff)
+			nodes[0].Signal(syscall.SIGKILL)
 			waitPrimary(t, nodes[1:]...)
 		})
 	}

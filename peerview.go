@@ -29,6 +29,7 @@ SELECT json_build_object(
   'drained', NOT r.rec OR d.idle,
   'replay', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
   'streams', w.status IS NOT NULL, 'receiving', coalesce(w.status = 'streaming', false), 'sender_host', w.sender_host, 'sender_port', w.sender_port,
+  'senders', (SELECT coalesce(json_agg(application_name), '[]') FROM pg_stat_replication WHERE state IN ('streaming', 'catchup')),
   'heard', extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time),
   'detached', r.rec AND current_setting('primary_conninfo') = '',
   'delayed', current_setting('recovery_min_apply_delay') <> '0',
@@ -78,6 +79,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Receiving  bool          `json:"receiving"`
 		Host       string        `json:"sender_host"`
 		Port       int           `json:"sender_port"`
+		Senders    []string      `json:"senders"`
 		Heard      float64       `json:"heard"`
 		Detached   bool          `json:"detached"`
 		Delayed    bool          `json:"delayed"`
@@ -101,6 +103,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		NoPledge: orDefault(unable, n.fault),
 	}
 	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)
+	v.Feeds = w.fed(s.Senders)
 	if s.InRecovery {
 		v.Running = election.Standby
 		if !s.Streams && s.Drained {
@@ -152,18 +155,6 @@ func (n *Node) look(ctx context.Context, sql string) (text []byte, err error) {
 	n.looked = true
 	err = n.conn.QueryRow(ctx, sql, mode).Scan(&text)
 	return text, err
-}
-
-// sender is the registered node at that address. 0 where it can not be told.
-func (w *watch) sender(host string, port int) NodeID {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, r := range w.recs {
-		if h, p := senderAddress(r.Conninfo); h == host && (p == port || p == 0 && port == 5432) {
-			return r.ID
-		}
-	}
-	return 0
 }
 
 // endsWithShutdown reports whether the last record that a standby has replayed

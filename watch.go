@@ -25,6 +25,8 @@ type watch struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 
+	hosts hosts
+
 	mu    sync.Mutex
 	nodes map[NodeID]*watcher
 	recs  []Record

@@ -91,10 +91,11 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 func lose(r Rule, peers []Peer, lost int32) []Peer {
 	after := slices.Clone(peers)
 	for i, o := range after {
+		up := upstream(o, peers)
 		switch {
 		case o.ID == lost && o.Answer != Refused:
 			after[i].Answer, after[i].Ended = Refused, true
-		case o.Receives == lost, o.Receives == 0 && lost == r.Primary:
+		case up == lost, up == 0 && lost == r.Primary:
 			after[i].Streams, after[i].Receives = false, 0
 		}
 	}

@@ -38,7 +38,8 @@ type Peer struct {
 
 	Position  wal.Position
 	Drained   bool          // all WAL that it has is replayed
-	Receives  int32         // node that it streams from; 0: nobody, or unknown
+	Receives  int32         // node that it streams from, by the address that it names; 0: nobody, or unknown
+	Feeds     []int32       // nodes that stream from it, as its WAL senders show
 	Streams   bool          // a WAL receiver runs
 	Receiving bool          // and is streaming at this moment
 	Heard     time.Duration // how long ago the receiver heard from its sender, at SeenAt
@@ -176,12 +177,32 @@ func (p Policy) received(now time.Time, r Rule, peers []Peer) bool {
 		if refused && o.SeenAt.Before(primary.Since) {
 			continue
 		}
-		if o.Answer == Answers && o.Streams && o.Running == Standby && (o.Receives == r.Primary || o.Receives == 0) &&
+		up := upstream(o, peers)
+		if o.Answer == Answers && o.Streams && o.Running == Standby && (up == r.Primary || up == 0) &&
 			(refused || now.Sub(o.SeenAt)+o.Heard < p.Silence) {
 			return true
 		}
 	}
 	return false
+}
+
+// upstream is the node that a standby streams from: the one whose address it
+// names, or else the only one that answers and shows it among its WAL senders.
+// 0: it can not be told.
+func upstream(o Peer, peers []Peer) int32 {
+	if o.Receives != 0 {
+		return o.Receives
+	}
+	var found []int32
+	for _, u := range peers {
+		if u.ID != o.ID && u.Answer == Answers && slices.Contains(u.Feeds, o.ID) {
+			found = append(found, u.ID)
+		}
+	}
+	if len(found) != 1 {
+		return 0
+	}
+	return found[0]
 }
 
 // shutDown reports whether the most advanced standby ends with the record that

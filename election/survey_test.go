@@ -80,6 +80,20 @@ func TestPolicy_Diagnose(t *testing.T) {
 		never.SeenAt = time.Time{}
 		tests[want] = append(tests[want], []election.Peer{never, two})
 	}
+	// A stream from a sender that names no known address may be the primary's, unless
+	// one node that answers shows it as its own.
+	unknown := answers(3, election.Standby, 100, streams, func(p *election.Peer) { p.Receives = 0 })
+	feeds := func(ids ...int32) func(*election.Peer) { return func(p *election.Peer) { p.Feeds = ids } }
+	feeding := answers(2, election.Standby, 100, feeds(3))
+	away := feeding
+	away.Answer = election.Silent
+	for _, a := range []election.Answer{election.Refused, election.Silent} {
+		tests[election.HealthReceived] = append(tests[election.HealthReceived], []election.Peer{gone(a), two, unknown}, []election.Peer{gone(a), away, unknown},
+			[]election.Peer{gone(a), feeding, unknown, answers(4, election.Standby, 100, feeds(3))}, // which of the two can not be told
+			[]election.Peer{gone(a), feeding, answers(3, election.Standby, 100, streams)})           // it names the primary
+	}
+	tests[election.HealthRefused] = append(tests[election.HealthRefused], []election.Peer{gone(election.Refused), feeding, unknown})
+	tests[election.HealthSilent] = append(tests[election.HealthSilent], []election.Peer{gone(election.Silent), feeding, unknown})
 	back := answers(2, election.Standby, 100, func(p *election.Peer) { p.Since = start.Add(-time.Second) }) // whoever asks was cut off until then
 	tests[election.HealthDoubtful] = append(tests[election.HealthDoubtful], []election.Peer{gone(election.Silent), back, answers(3, election.Standby, 100)})
 	for want, cases := range tests {
