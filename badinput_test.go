@@ -3,6 +3,7 @@ package repmgr_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -125,6 +126,16 @@ func TestRegister_RefusesWhatIsNotRight(t *testing.T) {
 	sameName := newNode(t, 2, standby, func(c *repmgr.Config) { c.NodeName = "node1" })
 	_, err = sameName.RegisterStandby(ctx, repmgr.RegisterOptions{})
 	requireError(t, err, repmgr.ErrRegistered, "node1", "node ID 1")
+	sameButCase := newNode(t, 2, standby, func(c *repmgr.Config) { c.NodeName = "NODE1" })
+	_, err = sameButCase.RegisterStandby(ctx, repmgr.RegisterOptions{Force: true})
+	requireError(t, err, repmgr.ErrRegistered, "NODE1", "only in case", "node1")
+	for _, name := range []string{"*", "a, b", `a"b`, "node 2"} {
+		cfg := newNode(t, 2, standby).cfg
+		cfg.NodeName = name
+		_, err = repmgr.New(cfg)
+		require.ErrorIs(t, err, repmgr.ErrConfig)
+		require.ErrorContains(t, err, fmt.Sprintf(`"node_name" = %q: must be of letters, digits`, name))
+	}
 	sameID := newNode(t, 1, standby, func(c *repmgr.Config) { c.NodeName = "node2" })
 	_, err = sameID.RegisterStandby(ctx, repmgr.RegisterOptions{})
 	requireError(t, err, repmgr.ErrRegistered, "node ID 1")

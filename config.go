@@ -37,6 +37,7 @@ const (
 	DefaultHangTimeout                   = 10 * time.Second
 	DefaultFailoversPerHour              = 10
 	DefaultSynchronousMode               = SynchronousOff
+	DefaultDurability                    = DurabilityPreferred
 	DefaultRejoin                        = RejoinRewind
 	DefaultEtcdPrefix                    = "/repmgr/"
 	DefaultReconnectAttempts             = 0
@@ -78,6 +79,15 @@ type SynchronousMode string
 const (
 	SynchronousOff    SynchronousMode = "off"    // nothing: a failover can lose the last acknowledged commits
 	SynchronousQuorum SynchronousMode = "quorum" // enough standbys that no failover loses an acknowledged commit
+	SynchronousStrict SynchronousMode = "strict" // another word for quorum with DurabilityRequired
+)
+
+// Durability says what a commit waits for when no standby is left that could have it.
+type Durability string
+
+const (
+	DurabilityPreferred Durability = "preferred" // for nobody: the primary goes on, and nobody can take its place until a standby is back
+	DurabilityRequired  Durability = "required"  // for a standby: writes wait until one is back
 )
 
 // RejoinPolicy says how far the daemon goes to bring a former primary back as a standby.
@@ -175,8 +185,8 @@ type Config struct {
 	// NodeID identifies this node; it never changes. Key node_id (or node), 1 or more.
 	NodeID NodeID
 	// NodeName is unique in the cluster, and the application_name of the node's
-	// replication connection. Key node_name, at most 63 bytes. Defaults to
-	// "node" and the id.
+	// replication connection. Key node_name, letters, digits, '_', '.' and '-', at
+	// most 63. Defaults to "node" and the id.
 	NodeName string
 	// ClusterName is the cluster that the node belongs to. Key cluster (or cluster_name).
 	ClusterName string
@@ -335,9 +345,15 @@ type Config struct {
 	// FailoversPerHour is how many failovers may happen in an hour before the
 	// next one needs an operator; -1 is any. Key failovers_per_hour, -1 or more. Defaults to 10.
 	FailoversPerHour int
-	// SynchronousMode says what a commit waits for. It must be the same on all
-	// nodes. Key synchronous_mode, off or quorum. Defaults to off.
+	// SynchronousMode says what a commit waits for; strict is quorum with Durability
+	// required. It must be the same on all nodes. Key synchronous_mode, one of off,
+	// quorum, strict. Defaults to off.
 	SynchronousMode SynchronousMode
+	// Durability says, with SynchronousMode quorum, what commits do when no standby
+	// is left that could have them: they wait for nobody, or they wait. Before the
+	// first standby of a cluster they wait for nobody in any case. It must be the
+	// same on all nodes. Key durability, preferred or required. Defaults to preferred.
+	Durability Durability
 	// SynchronousNodeCount is how many standbys must have a commit, with
 	// SynchronousMode quorum, as long as so many are healthy; 0 is half of the
 	// healthy standbys, rounded up, so that any majority can fail over. Key
@@ -533,6 +549,9 @@ func (c Config) withDefaults() Config {
 		}
 		c.filled = true
 	}
+	if c.SynchronousMode == SynchronousStrict {
+		c.SynchronousMode, c.Durability = SynchronousQuorum, DurabilityRequired
+	}
 	if c.NodeName == "" && c.NodeID > 0 {
 		c.NodeName = fmt.Sprintf("node%d", c.NodeID)
 	}
@@ -576,6 +595,7 @@ func (c Config) conflicts(bad map[string]bool) []Fault {
 		{"standby_reconnect_timeout", "node_rejoin_timeout", c.StandbyReconnectTimeout >= c.NodeRejoinTimeout, "must not be less than", ""},
 		{"fence_timeout", "silence_timeout", c.FenceTimeout >= c.SilenceTimeout, "must not be less than", "a primary would stop itself before anybody takes it for lost"},
 		{"synchronous_node_count", "synchronous_mode", c.SynchronousNodeCount == 0 || c.SynchronousMode == SynchronousQuorum, "has no effect with", "set synchronous_mode = quorum, or leave the count out"},
+		{"durability", "synchronous_mode", c.Durability != DurabilityRequired || c.SynchronousMode == SynchronousQuorum, "has no effect with", "set synchronous_mode = quorum, or leave durability out"},
 		{"barman_host", "barman_server", c.BarmanHost == "" || c.BarmanServer != "", "needs also", "set both, or neither"},
 		{"barman_server", "barman_host", c.BarmanServer == "" || c.BarmanHost != "", "needs also", "set both, or neither"},
 		{"clone_method", "clone_command", c.CloneMethod != CloneCommand || c.CloneCommand != "", "needs also", "set clone_command to the program that copies"},

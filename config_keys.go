@@ -110,7 +110,8 @@ var confKeys = []confKey{
 	{"hang_timeout", reloads, confTime(time.Second, 1, DefaultHangTimeout, func(c *Config) *time.Duration { return &c.HangTimeout })},
 	{"failover_on_shutdown", reloads, confBool(func(c *Config) *bool { return &c.FailoverOnShutdown })},
 	{"failovers_per_hour", reloads, confInt(-1, DefaultFailoversPerHour, func(c *Config) *int { return &c.FailoversPerHour })},
-	{"synchronous_mode", reloads, confEnum(DefaultSynchronousMode, func(c *Config) *SynchronousMode { return &c.SynchronousMode }, SynchronousOff, SynchronousQuorum)},
+	{"synchronous_mode", reloads, confEnum(DefaultSynchronousMode, func(c *Config) *SynchronousMode { return &c.SynchronousMode }, SynchronousOff, SynchronousQuorum, SynchronousStrict)},
+	{"durability", reloads, confEnum(DefaultDurability, func(c *Config) *Durability { return &c.Durability }, DurabilityPreferred, DurabilityRequired)},
 	{"synchronous_node_count", reloads, confInt(0, 0, func(c *Config) *int { return &c.SynchronousNodeCount })},
 	{"rejoin", reloads, confEnum(DefaultRejoin, func(c *Config) *RejoinPolicy { return &c.Rejoin }, RejoinNever, RejoinIfClean, RejoinRewind, RejoinReclone)},
 	{"salvage_directory", reloads, confPath(func(c *Config) *string { return &c.SalvageDirectory })},
@@ -245,8 +246,8 @@ func confName(at func(*Config) *string) confField {
 		if problem := noNUL(s); problem != "" {
 			return problem
 		}
-		if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
-			return "must be of printable ASCII characters: PostgreSQL replaces all others in application_name"
+		if s != "" && !validName.MatchString(s) {
+			return "must be of letters, digits, '_', '.' and '-' only: synchronous_standby_names, application_name or a shell would read others differently; choose another name"
 		}
 		return ""
 	})

@@ -119,7 +119,7 @@ func TestConfig_KeysDefaultsAndLimitsAreThoseOfRepmgr5(t *testing.T) {
 	ours := []string{
 		"cluster", "upstream_node_id", "log_format", "clone_method", "clone_command",
 		"monitoring_history_retention", "events_retention", "event_notification_timeout", "event_webhook_url",
-		"silence_timeout", "fence_timeout", "hang_timeout", "failover_on_shutdown", "failovers_per_hour", "synchronous_mode", "synchronous_node_count",
+		"silence_timeout", "fence_timeout", "hang_timeout", "failover_on_shutdown", "failovers_per_hour", "synchronous_mode", "durability", "synchronous_node_count",
 		"rejoin", "salvage_directory", "etcd_endpoints", "etcd_prefix", "etcd_cacert", "etcd_cert", "etcd_key",
 	}
 	def := DefaultConfig()
@@ -413,6 +413,10 @@ func TestLoadConfig_ValuesOutOfRange(t *testing.T) {
 		"clone_method = command":            `needs also "clone_command"`,
 		"fence_timeout = 1":                 `"fence_timeout" = "1": must not be less than "silence_timeout" = "2"`,
 		"silence_timeout = 5":               `must not be less than "silence_timeout" = "5"`,
+		"durability = required":             `"durability" = "required": has no effect with "synchronous_mode" = "off"`,
+		"durability = strict":               "must be one of preferred, required",
+		"node_name = '*'":                   `"*": must be of letters, digits, '_', '.' and '-' only`,
+		"node_name = 'a, b'":                `"a, b": must be of letters, digits`,
 		"synchronous_node_count = 2":        `"synchronous_node_count" = "2": has no effect with "synchronous_mode" = "off"`,
 	} {
 		if _, err := loadText(t, text); err == nil || !strings.Contains(err.Error(), ":1: key ") || !strings.Contains(err.Error(), want) {

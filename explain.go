@@ -27,6 +27,8 @@ type Explanation struct {
 	Loss     ExpectedLoss      `json:"expected_loss"`
 	Outages  []ExpectedOutage  `json:"expected_outages"` // empty: there is no failover
 	Blocked  []Blocker         `json:"blocked_by"`       // empty: nothing
+
+	Durability Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
 }
 
 // Votes are counted as the rule weighs them: an etcd may have several.
@@ -105,7 +107,7 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	rule := newest(peers)
 	policy := c.policy()
 	policy.TooMany = c.tooManyOf(past, now)
-	e := Explanation{At: now, Rule: rule, Health: policy.Diagnose(now, rule, peers), Outages: []ExpectedOutage{}, Blocked: []Blocker{}}
+	e := Explanation{At: now, Rule: rule, Health: policy.Diagnose(now, rule, peers), Durability: c.durability(), Outages: []ExpectedOutage{}, Blocked: []Blocker{}}
 	if o.Lost == 0 {
 		o.Lost = NodeID(rule.Primary)
 		for _, r := range recs {

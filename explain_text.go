@@ -13,6 +13,9 @@ func (e Explanation) String() string {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	say("%s", e.present())
+	if e.Durability != "" && e.Rule.Quorum {
+		say("%s", e.waits())
+	}
 	for _, v := range e.Voters {
 		if v.Answer != election.Answers {
 			say("  %s does not count: it %s.", v.Name, verbOf(v.Answer))
@@ -73,6 +76,24 @@ func (e Explanation) present() string {
 	}
 	return fmt.Sprintf("%s is the primary of term %d (%s). %s, %s; a majority is %d.",
 		e.name(e.Rule.Primary), e.Rule.Term, e.Health, counted(e.Votes.All, "vote"), answer, e.Votes.Majority)
+}
+
+// waits says for whom commits wait, and what they do where nobody is left.
+func (e Explanation) waits() string {
+	now := "Commits wait for no standby at present"
+	if e.Rule.Acks > 0 {
+		now = fmt.Sprintf("A commit waits for %d of %s", e.Rule.Acks, e.names(e.Rule.Sync))
+	}
+	switch {
+	case e.Durability == DurabilityRequired && e.Rule.Acks == 0:
+		return now + "; from the first one on they always will (durability=required)."
+	case e.Durability == DurabilityRequired:
+		return now + "; with none of them left, writes wait until one is back (durability=required)."
+	case e.Rule.Acks == 0:
+		return now + ", because none is healthy (durability=preferred)."
+	default:
+		return now + "; with none of them left, for nobody (durability=preferred)."
+	}
 }
 
 func counted(n int, what string) string {

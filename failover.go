@@ -170,6 +170,6 @@ func (c *Cluster) policy() election.Policy {
 		Interval: c.cfg.MonitorInterval, RegisterEvery: registerEvery,
 		Automatic: c.cfg.Failover == FailoverAutomatic, Silence: c.cfg.SilenceTimeout, Fence: c.cfg.FenceTimeout,
 		Patience:   time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,
-		OnShutdown: c.cfg.FailoverOnShutdown, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount,
+		OnShutdown: c.cfg.FailoverOnShutdown, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,
 	}
 }

@@ -106,7 +106,9 @@ type WALReceiver struct {
 
 // WALSender is a row of pg_stat_replication.
 type WALSender struct {
+	PID             int     `json:"pid"`
 	ApplicationName string  `json:"application_name"`
+	ClientAddr      string  `json:"client_addr"` // empty: a Unix socket
 	State           string  `json:"state"`
 	SyncState       string  `json:"sync_state"`
 	SentLSN         wal.LSN `json:"sent_lsn"`
@@ -169,7 +171,7 @@ SELECT json_build_object(
   'wal_receiver', (SELECT json_build_object('status', status, 'sender_host', sender_host, 'sender_port', sender_port,
         'slot_name', slot_name, 'timeline', received_tli, 'latest_end_lsn', latest_end_lsn, 'last_message_at', last_msg_receipt_time)
       FROM pg_stat_wal_receiver),
-  'wal_senders', (SELECT coalesce(json_agg(json_build_object('application_name', application_name, 'state', state, 'sync_state', sync_state,
+  'wal_senders', (SELECT coalesce(json_agg(json_build_object('pid', pid, 'application_name', application_name, 'client_addr', host(client_addr), 'state', state, 'sync_state', sync_state,
         'sent_lsn', sent_lsn, 'flushed_lsn', flush_lsn, 'replayed_lsn', replay_lsn) ORDER BY application_name), '[]') FROM pg_stat_replication),
   'slots', (SELECT coalesce(json_agg(json_build_object('slot_name', slot_name, 'physical', slot_type = 'physical', 'active', active,
         'temporary', temporary, 'wal_status', wal_status) ORDER BY slot_name), '[]') FROM pg_replication_slots),

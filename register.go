@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -167,6 +168,12 @@ func checkTaken(recs []Record, rec Record, force bool) error {
 	}
 	if other, ok := recordByName(recs, rec.Name); ok && other.ID != rec.ID && other.Active {
 		return hint(kind(ErrRegistered, "the name %q is taken by node ID %d", rec.Name, other.ID), "Set another node_name in repmgr.conf.")
+	}
+	for _, other := range recs {
+		if other.ID != rec.ID && other.Name != rec.Name && strings.EqualFold(other.Name, rec.Name) {
+			return hint(kind(ErrRegistered, "the name %q differs only in case from %q of node ID %d, which PostgreSQL does not see in synchronous_standby_names", rec.Name, other.Name, other.ID),
+				"Set another node_name in repmgr.conf.")
+		}
 	}
 	return nil
 }

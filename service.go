@@ -151,6 +151,8 @@ type ServiceStatus struct {
 	Nodes  []ServiceNode  `json:"nodes"`
 	Rule   *election.Rule `json:"rule"`   // the newest that any node has; nil: none was ever written
 	Issues []string       `json:"issues"` // empty: all is well
+
+	Durability Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
 }
 
 // ServiceNode is a registered node with what was seen of its Monitor.
@@ -176,7 +178,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 		return ServiceStatus{}, err
 	}
 	seen := judge(probes)
-	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues}
+	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues, Durability: c.durability()}
 	var wg sync.WaitGroup
 	for i, p := range probes {
 		st.Nodes[i].NodeView = seen.Nodes[i]
@@ -275,6 +277,15 @@ func (s ServiceStatus) serviceIssues(automatic bool) (issues []string) {
 	add := func(format string, args ...any) { issues = append(issues, fmt.Sprintf(format, args...)) }
 	names := map[FailoverMode][]string{}
 	var paused []string
+	var recs []Record
+	for _, n := range s.Nodes {
+		recs = append(recs, n.Record)
+	}
+	for _, r := range recs {
+		if problem := nameProblem(r, recs); problem != "" {
+			add("%s", problem)
+		}
+	}
 	for _, n := range s.Nodes {
 		if n.Paused != nil && *n.Paused {
 			paused = append(paused, n.Name)
@@ -366,6 +377,14 @@ func (s ServiceStatus) voteIssue() string {
 	}
 }
 
+// durability is what the configuration says, where anything is synchronous.
+func (c *Cluster) durability() Durability {
+	if c.cfg.SynchronousMode != SynchronousQuorum {
+		return ""
+	}
+	return c.cfg.Durability
+}
+
 // RuleText is the rule in one line, such as "term 3: primary node2; votes 3;
 // commits wait for 1 of node1, node3". Empty: there is no rule.
 func (s ServiceStatus) RuleText() string {
@@ -385,14 +404,18 @@ func (s ServiceStatus) RuleText() string {
 	if have, _ := s.Rule.Votes([]int32{election.Arbiter}); have > 0 {
 		text += fmt.Sprintf(", %d of them etcd's", have)
 	}
+	durability := ""
+	if s.Durability != "" && s.Rule.Quorum {
+		durability = fmt.Sprintf(" (durability %s)", s.Durability)
+	}
 	if !s.Rule.Quorum || s.Rule.Acks == 0 {
-		return text + "; commits wait for nobody"
+		return text + "; commits wait for nobody" + durability
 	}
 	var sync []string
 	for _, id := range s.Rule.Sync {
 		sync = append(sync, name(id))
 	}
-	return text + fmt.Sprintf("; commits wait for %d of %s", s.Rule.Acks, strings.Join(sync, ", "))
+	return text + fmt.Sprintf("; commits wait for %d of %s%s", s.Rule.Acks, strings.Join(sync, ", "), durability)
 }
 
 // What a login that is no superuser needs for a failover. The parameters are

@@ -119,6 +119,7 @@ func judge(probes []probe) ClusterStatus {
 			}
 		}
 	}
+	st.Issues = append(st.Issues, namesakes(probes)...)
 	if found := primaries(probes); len(found) > 1 {
 		var names []string
 		for _, p := range found {
@@ -127,6 +128,22 @@ func judge(probes []probe) ClusterStatus {
 		st.Issues = append(st.Issues, fmt.Sprintf("%d nodes run as primary: %s", len(found), strings.Join(names, ", ")))
 	}
 	return st
+}
+
+// namesakes says under whose name more streams than one server.
+func namesakes(probes []probe) (issues []string) {
+	for _, up := range probes {
+		for _, p := range probes {
+			switch senders := sendersOf(up.status, p.record.Name); {
+			case up.err != nil || len(senders) == 0:
+			case len(senders) > 1:
+				issues = append(issues, fmt.Sprintf("%d servers stream from %s under the name of %s, from %s: one of them is not that node, or its connection has just broken", len(senders), up.record, p.record, addressesOf(senders)))
+			case p.err == nil && p.status.Receiver == nil:
+				issues = append(issues, fmt.Sprintf("a server at %s streams from %s under the name of %s, which receives from nobody", addressesOf(senders), up.record, p.record))
+			}
+		}
+	}
+	return issues
 }
 
 // statusCell is the node's cell in the Status column, and what is wrong with it.

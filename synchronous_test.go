@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -168,4 +170,162 @@ func TestQuorum_ReplacesTheUsersSettingWithAWord(t *testing.T) {
 	require.NoError(t, err)
 	waitSync(t, nodes[0], "FIRST 1 (node2, other)", 0)
 	require.Equal(t, "0", nodes[0].QueryString(t, `SELECT count(*) FROM pg_file_settings WHERE name = 'repmgr.sync'`))
+}
+
+// waitRuleSync waits until the newest rule has exactly these standbys.
+func waitRuleSync(t *testing.T, n *node, want string) {
+	t.Helper()
+	pgtest.WaitFor(t, "the rule to have the standbys "+want, func(context.Context) error {
+		if got := n.QueryString(t, `SELECT sync_standbys FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1`); got != want {
+			return errors.New(got)
+		}
+		return nil
+	})
+}
+
+// A copy of a standby that is started somewhere streams under its name, and
+// PostgreSQL takes its word for that of the standby: no commit waits for that name.
+func TestQuorum_TwoServersOfOneName(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+	nodes[1].Stop("fast")
+	dir := filepath.Join(t.TempDir(), "twin")
+	out, err := exec.Command("cp", "-a", nodes[1].Dir, dir).CombinedOutput()
+	require.NoError(t, err, string(out))
+	nodes[1].StartAgain()
+	for _, n := range nodes {
+		n.monitor(t)
+	}
+	waitSync(t, nodes[0], `ANY 1 ("node2", "node3")`, 1)
+
+	twin := pgtest.StartDir(t, dir, pgtest.Options{Name: "twin", Port: pgtest.Port(t), BinDir: nodes[1].BinDir})
+	e := nodes[0].events.wait(t, repmgr.EventDuplicateNode)
+	require.Contains(t, e.Details, `2 servers stream under the name of node "node2" (ID: 2), from 127.0.0.1`)
+	waitRuleSync(t, nodes[0], "{3}")
+	waitSync(t, nodes[0], `ANY 1 ("node3")`, 1)
+	for _, issues := range [][]string{serviceIssues(t, nodes[0]), clusterIssues(t, nodes[0])} {
+		require.Contains(t, fmt.Sprint(issues), `under the name of node "node2" (ID: 2)`)
+	}
+	twin.Stop("fast")
+	waitRuleSync(t, nodes[0], "{2,3}")
+	waitSync(t, nodes[0], `ANY 1 ("node2", "node3")`, 1)
+
+	// Nor does it count alone: node2 itself does not answer.
+	nodes[1].Stop("fast")
+	twin.StartAgain()
+	waitRuleSync(t, nodes[0], "{3}")
+	pgtest.WaitFor(t, "the twin to have all", func(context.Context) error {
+		if got := nodes[0].QueryString(t, `SELECT count(*) FROM pg_stat_replication WHERE application_name = 'node2' AND flush_lsn >= (SELECT pg_current_wal_flush_lsn())`); got != "1" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	require.Equal(t, "{3}", nodes[0].QueryString(t, `SELECT sync_standbys FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1`))
+}
+
+func serviceIssues(t *testing.T, n *node) []string {
+	t.Helper()
+	st, err := n.ServiceStatus(t.Context())
+	require.NoError(t, err)
+	return st.Issues
+}
+
+func clusterIssues(t *testing.T, n *node) []string {
+	t.Helper()
+	st, err := n.Status(t.Context())
+	require.NoError(t, err)
+	return st.Issues
+}
+
+// A standby that takes no connections gives no pledge, so no commit waits for it.
+func TestQuorum_CountsOnlyStandbysThatAnswer(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+	f, err := os.OpenFile(filepath.Join(nodes[1].Dir, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.WriteString("hot_standby = off\n")
+	require.NoError(t, errors.Join(err, f.Close()))
+	nodes[1].Stop("fast")
+	out, err := exec.Command(filepath.Join(nodes[1].BinDir, "pg_ctl"), "start", "-W", "-D", nodes[1].Dir, "-l", filepath.Join(t.TempDir(), "log")).CombinedOutput()
+	require.NoError(t, err, string(out))
+	t.Cleanup(func() { nodes[1].Kill() })
+	pgtest.WaitFor(t, "node2 to stream", func(ctx context.Context) error { return nodes[0].StreamsTo(ctx, "node2") })
+	nodes[0].monitor(t)
+	nodes[2].monitor(t)
+	waitSync(t, nodes[0], `ANY 1 ("node3")`, 1)
+}
+
+// A name that PostgreSQL would read differently is told, and no commit waits for it.
+func TestQuorum_BadNames(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+	nodes[0].Exec(t, `UPDATE repmgr.nodes SET node_name = '*' WHERE node_id = 2`)
+	nodes[1].Exec(t, `ALTER SYSTEM SET primary_conninfo = '`+strings.ReplaceAll(nodes[0].Conninfo("application_name=*"), "'", "''")+`'`)
+	nodes[1].Exec(t, `SELECT pg_reload_conf()`)
+	m, _ := nodes[0].monitor(t)
+	nodes[2].monitor(t)
+	waitSync(t, nodes[0], `ANY 1 ("node3")`, 1)
+	pgtest.WaitFor(t, "the daemon to name it", func(context.Context) error {
+		if e := m.Status().Error; !strings.Contains(e, `node_name "*" of node ID 2 is not of letters`) || !strings.Contains(e, "register --force") {
+			return fmt.Errorf("it says %q", e)
+		}
+		return nil
+	})
+	require.Contains(t, fmt.Sprint(serviceIssues(t, nodes[0])), `node_name "*" of node ID 2`)
+
+	// One with a comma and a blank, in S by an earlier hand, keeps nothing else from being true.
+	nodes[0].Exec(t, `UPDATE repmgr.nodes SET node_name = 'a, b' WHERE node_id = 2`)
+	nodes[1].Exec(t, `ALTER SYSTEM SET primary_conninfo = '`+strings.ReplaceAll(nodes[0].Conninfo("application_name='a, b'"), "'", "''")+`'`)
+	nodes[1].Exec(t, `SELECT pg_reload_conf()`)
+	pgtest.WaitFor(t, "the daemon to name it", func(context.Context) error {
+		if e := m.Status().Error; !strings.Contains(e, `node_name "a, b" of node ID 2`) {
+			return fmt.Errorf("it says %q", e)
+		}
+		return nil
+	})
+	waitSync(t, nodes[0], `ANY 1 ("node3")`, 1)
+}
+
+// With durability=required a commit waits where nobody is left who could have it,
+// and goes on when somebody is back; with preferred it does not wait.
+func TestQuorum_Durability(t *testing.T) {
+	for _, durability := range []repmgr.Durability{repmgr.DurabilityPreferred, repmgr.DurabilityRequired} {
+		t.Run(string(durability), func(t *testing.T) {
+			t.Parallel()
+			nodes := startNodes(t, 2, repmgr.SynchronousQuorum)
+			for _, n := range nodes {
+				if n.cfg.Durability = durability; durability == repmgr.DurabilityRequired {
+					n.cfg.SynchronousMode, n.cfg.Durability = repmgr.SynchronousStrict, ""
+				}
+				n.monitor(t)
+			}
+			waitSync(t, nodes[0], `ANY 1 ("node2")`, 1)
+			c, err := repmgr.New(nodes[0].cfg)
+			require.NoError(t, err)
+			ex, err := c.Explain(t.Context(), repmgr.ExplainOptions{})
+			require.NoError(t, err)
+			require.Contains(t, ex.String(), "durability="+string(durability))
+			st, err := c.ServiceStatus(t.Context())
+			require.NoError(t, err)
+			require.Contains(t, st.RuleText(), "commits wait for 1 of node2 (durability "+string(durability)+")")
+			nodes[1].Stop("fast")
+			if durability == repmgr.DurabilityPreferred {
+				waitSync(t, nodes[0], "", 0)
+				nodes[0].Exec(t, `CREATE TABLE t (i int)`)
+				return
+			}
+			done := make(chan error, 1)
+			conn := nodes[0].Conn(t)
+			go func() { _, err := conn.Exec(context.WithoutCancel(t.Context()), `CREATE TABLE t (i int)`); done <- err }()
+			pgtest.WaitFor(t, "two looks after the standby was given up", func(context.Context) error {
+				if got := nodes[0].QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND clock_timestamp() - query_start > 2.5 * interval '2 s'`); got == "0" {
+					return errors.New("no commit waits so long yet")
+				}
+				return nil
+			})
+			waitSync(t, nodes[0], `ANY 1 ("node2")`, 1)
+			nodes[1].StartAgain()
+			require.NoError(t, <-done)
+		})
+	}
 }

@@ -27,6 +27,9 @@ type tender struct {
 	begun  bool      // it was looked at
 	failed error     // why the last one could not be put in force
 	again  time.Time // when to try that again
+
+	namesakes map[NodeID]namesake // nodes under whose name another server streams
+	addresses map[NodeID]string   // from where a node was seen to stream
 }
 
 // tend does one step of what [election.Policy.Tend] asks for.
@@ -50,6 +53,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m.watchNames(ctx)
 	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy()}
 	holders := m.holders(rules[0])
 	var before election.Rule
@@ -206,8 +210,10 @@ func (m *Monitor) holders(r election.Rule) []int32 {
 	if m.tender.rule.Compare(r) != 0 {
 		m.tender.rule, m.tender.lsn = r, m.sample.local.CurrentLSN // after a start: surely not before its end
 	}
-	for _, s := range m.sample.local.Senders {
-		if rec, ok := recordByName(m.recs, s.ApplicationName); ok && s.FlushedLSN >= m.tender.lsn && m.tender.lsn > 0 {
+	for _, rec := range m.recs {
+		senders, twin := sendersOf(m.sample.local, rec.Name), m.tender.namesakes[rec.ID]
+		has := func(w WALSender) bool { return w.FlushedLSN >= m.tender.lsn }
+		if len(senders) > 0 && m.tender.lsn > 0 && twin.since.IsZero() && !slices.ContainsFunc(senders, func(w WALSender) bool { return !has(w) }) {
 			ids = append(ids, int32(rec.ID))
 		}
 	}
@@ -219,17 +225,24 @@ func (m *Monitor) holders(r election.Rule) []int32 {
 	return ids
 }
 
-// healthy are the standbys that stream, keep up and may be promoted. One that
-// fell silent a moment ago still is: short outages do not change the rule.
+// healthy are the standbys that stream, keep up, answer and may be promoted: one
+// that lets nobody ask gives no pledge. One that fell silent a moment ago still is:
+// short outages do not change the rule. One under whose name another server
+// streams is not, from the moment in which that is known.
 func (m *Monitor) healthy() (ids []int32) {
 	now := time.Now()
 	t := &m.tender
 	if t.sound == nil {
 		t.sound = map[int32]time.Time{}
 	}
-	for _, s := range m.sample.local.Senders {
-		if rec, ok := recordByName(m.recs, s.ApplicationName); ok && s.State == "streaming" && s.FlushedLSN >= t.mark {
-			t.sound[int32(rec.ID)] = now
+	for _, r := range m.recs {
+		p, id := peerOf(m.watch.peers(), int32(r.ID)), int32(r.ID)
+		keepsUp := slices.ContainsFunc(sendersOf(m.sample.local, r.Name), func(w WALSender) bool { return w.FlushedLSN >= t.mark })
+		switch {
+		case !t.namesakes[r.ID].since.IsZero() || nameProblem(r, m.recs) != "":
+			delete(t.sound, id)
+		case keepsUp && p.Answer == election.Answers && p.Streams:
+			t.sound[id] = now
 		}
 	}
 	t.mark = m.sample.local.CurrentLSN

@@ -81,6 +81,56 @@ func TestPolicy_Tend(t *testing.T) {
 	}
 }
 
+// With durability=required acks never fall to none: the last standby stays in the
+// set, and commits wait for it. Before the first one there was nobody to wait for.
+func TestPolicy_Tend_Required(t *testing.T) {
+	t.Parallel()
+	s := quorumOf([]int32{1, 2, 3})
+	s.p.Required = true
+	for _, s.c.Healthy = range [][]int32{{}, {2, 3}, {3}, {}, {2}, {}} {
+		for s.step() {
+		}
+	}
+	want := []string{
+		"rule 0 of [2]", "rule 0 of [2 3]", "set 1 of [2 3]", "rule 1 of [2 3]", // the first
+		"set 1 of [3]", "rule 1 of [3]", // node 2 leaves; when node 3 does, nothing changes
+		"rule 1 of [2 3]", "set 1 of [2]", "rule 1 of [2]", // node 2 is back
+	}
+	if !slices.Equal(s.steps, want) {
+		t.Errorf("got\n%q, want\n%q", s.steps, want)
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 2000 {
+		s.c.Healthy, s.c.Registered = subset(rng, []int32{2, 3, 4}, 50), append([]int32{1}, subset(rng, []int32{2, 3, 4}, 80)...)
+		s.step()
+		if s.c.Rule.Acks < 1 || s.c.Set.Acks < 1 {
+			t.Fatalf("%+v, %+v: %q", s.c.Rule, s.c.Set, s.steps[len(s.steps)-3:])
+		}
+	}
+}
+
+// A setting that somebody else took away, or replaced, is no reason to say that
+// commits wait: the rule follows, unless durability=required.
+func TestPolicy_Tend_TakenAway(t *testing.T) {
+	t.Parallel()
+	for _, taken := range []election.SyncSetting{{}, {Acks: -1}} {
+		s := quorumOf([]int32{1, 2})
+		s.c.Rule.Sync, s.c.Rule.Acks, s.c.Healthy, s.c.Set = []int32{2}, 1, []int32{2}, taken
+		required := *s
+		required.p.Required = true
+		for s.step() {
+		}
+		for required.step() {
+		}
+		if want := []string{"rule 0 of [2]", "set 1 of [2]", "rule 1 of [2]"}; !slices.Equal(s.steps, want) {
+			t.Errorf("got %q, want %q", s.steps, want)
+		}
+		if want := []string{"set 1 of [2]"}; !slices.Equal(required.steps, want) {
+			t.Errorf("required: got %q, want %q", required.steps, want)
+		}
+	}
+}
+
 // Whatever comes and goes, and whatever rule an election finds while the newest
 // is not held: those who may elect have one among them that has what was acknowledged.
 func TestPolicy_Tend_AcksMeetElections(t *testing.T) {
@@ -93,7 +143,7 @@ func TestPolicy_Tend_AcksMeetElections(t *testing.T) {
 			all = append(all, id)
 		}
 		s := quorumOf(all[:max(2, rng.IntN(int(n)+1))])
-		s.p.Acks = rng.IntN(4)
+		s.p.Acks, s.p.Required = rng.IntN(4), seed%3 == 0
 		for range 60 {
 			s.c.Healthy, s.c.Registered = subset(rng, all, 75), append([]int32{1}, subset(rng, all[1:], 90)...)
 			if rng.IntN(40) == 0 {

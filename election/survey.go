@@ -417,6 +417,10 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	next := Rule{Term: term, Seq: 1, Primary: winner.ID, Voters: newest.Voters, Quorum: newest.Quorum}
 	if next.Quorum {
 		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
+		if next.Acks == 0 && p.Required {
+			next.Sync = absent(newest, winner.ID)
+			next.Acks = min(1, newest.Acks, len(next.Sync))
+		}
 	}
 	pledged := ids(peers)
 	gone := slices.Contains(pledged, newest.Primary) || h.Proven() && r.Primary == newest.Primary
@@ -472,6 +476,15 @@ func holdsAll(r Rule, best Peer, peers []Peer) bool {
 		}
 	}
 	return true
+}
+
+// absent are those that commits of a new term wait for where nobody is there who
+// could have them, and commits must not wait for nobody: whoever of the last
+// term's comes back first.
+func absent(r Rule, winner int32) []int32 {
+	all := slices.DeleteFunc(append(slices.Clone(r.Sync), r.Primary), func(id int32) bool { return id == winner || !slices.Contains(r.Voters, id) })
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // firstAcks is how many acks the first commits of a term need: so many that a

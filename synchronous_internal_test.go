@@ -1,0 +1,75 @@
+package repmgr
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// The setting is read as PostgreSQL reads it: what it refuses is no setting.
+func TestParseSyncNames(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{})
+	recs := []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "Node2"}, {ID: 3, Name: `a, "b"`}}
+	none, unknown := election.SyncSetting{}, election.SyncSetting{Acks: -1}
+	set := func(acks int, ids ...int32) election.SyncSetting {
+		return election.SyncSetting{Acks: acks, Standbys: ids}
+	}
+	for text, want := range map[string]election.SyncSetting{
+		``: none, `*`: unknown, `"*"`: unknown, `node1`: unknown, `node1,"node2"`: unknown, `2 (node1, node2)`: unknown,
+		`FIRST 1 (node1)`: unknown, `first 1(node1)`: unknown, `ANY 1 (*)`: unknown, `ANY 1 ("*")`: unknown, `ANY 1 ("node1", "*")`: unknown,
+		`ANY 1 ("node1", "node2")`: set(1, 1, 2), `any 2(NODE2 ,"NODE1")`: set(2, 1, 2), `ANY 1 (node1)`: set(1, 1),
+		`ANY 1 ("a, ""b""")`: set(1, 3), `ANY 1 ("repmgr:term-not-open")`: set(1, 0), `ANY 1 (other)`: set(1, unknownNodeID), `ANY 1 (17)`: set(1, unknownNodeID),
+		`ANY 1 ("other, node1")`: set(1, unknownNodeID), `aNy 1 (a$1, é)`: set(1, unknownNodeID, unknownNodeID),
+		// Not PostgreSQL's:
+		`ANY 1 node1`: unknown, `ANY (node1)`: unknown, `ANY 1 ()`: unknown, `ANY 1 (node1,)`: unknown, `node1 node2`: unknown, `ANY 1 ("node1)`: unknown,
+		`ANY 1 (node-1)`: unknown, `(node1)`: unknown, `node1,`: unknown, `ANY one (node1)`: unknown, `a.b`: unknown, `ANY 1 ((node1))`: unknown,
+	} {
+		require.Equal(t, want, settingOf(text, recs), "%q", text)
+		conn := server.Conn(t)
+		_, err := conn.Exec(t.Context(), `ALTER SYSTEM SET synchronous_standby_names = `+quoteLiteral(text))
+		_, ok := parseSyncNames(text)
+		require.Equal(t, err == nil, ok || text == "", "%q: PostgreSQL says %v", text, err)
+	}
+	for _, s := range []election.SyncSetting{set(1, 1), set(2, 1, 2, 3), election.Closed(), none} {
+		value := syncValue(s, func(id int32) string { return recs[id-1].Name })
+		require.Equal(t, s, settingOf(value, recs))
+	}
+}
+
+func TestNameProblem(t *testing.T) {
+	t.Parallel()
+	recs := []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}, {ID: 3, Name: "NODE2"}, {ID: 4, Name: "*"}, {ID: 5, Name: "a, b"}, {ID: 6, Name: "n-1_2.dc"}}
+	for id, want := range map[NodeID]string{1: "", 2: "at most in case", 3: "at most in case", 4: "letters, digits", 5: "letters, digits", 6: ""} {
+		r, _ := recordByID(recs, id)
+		got := nameProblem(r, recs)
+		require.Equal(t, want == "", got == "", got)
+		require.Contains(t, got, want)
+	}
+}
+
+// An address is foreign only where that is sure.
+func TestForeignAddress(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		conninfo, addr string
+		want           bool
+	}{
+		{"host=192.0.2.7", "192.0.2.8", true},
+		{"host=192.0.2.7", "192.0.2.7", false},
+		{"host=192.0.2.7", "::ffff:192.0.2.7", false},
+		{"host=db.example hostaddr=192.0.2.7", "192.0.2.8", true},
+		{"host=192.0.2.7,192.0.2.8", "192.0.2.8", false},
+		{"host=192.0.2.7", "", false},
+		{"host=192.0.2.7", "127.0.0.1", false},
+		{"host=/var/run/postgresql", "192.0.2.8", false},
+		{"dbname=x", "192.0.2.8", false},
+		{"host=localhost", "192.0.2.8", false},
+		{"host=no-such-host.invalid", "192.0.2.8", false},
+	} {
+		require.Equal(t, test.want, foreignAddress(t.Context(), Record{Conninfo: test.conninfo}, test.addr), "%+v", test)
+	}
+}
