@@ -339,6 +339,11 @@ type Config struct {
 	// an answer before its Monitor kills it, so that another one can take over.
 	// Key hang_timeout, in seconds. Defaults to 10.
 	HangTimeout time.Duration
+	// PrimaryStartTimeout is how long a primary may start up, shut down or recover,
+	// letting nobody in, before another one takes its place; -1 s is for ever. 0 is 300,
+	// and 30 with SynchronousMode quorum, where that loses nothing, as long as no standby
+	// still receives from it. Key primary_start_timeout, in seconds, -1 or more. Defaults to 0.
+	PrimaryStartTimeout time.Duration
 	// FailoverOnShutdown fails over also when the primary was shut down in order.
 	// Key failover_on_shutdown. Defaults to false.
 	FailoverOnShutdown bool

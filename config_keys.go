@@ -108,6 +108,7 @@ var confKeys = []confKey{
 	{"silence_timeout", reloads, confTime(time.Second, 1, DefaultSilenceTimeout, func(c *Config) *time.Duration { return &c.SilenceTimeout })},
 	{"fence_timeout", reloads, confTime(time.Second, 1, DefaultFenceTimeout, func(c *Config) *time.Duration { return &c.FenceTimeout })},
 	{"hang_timeout", reloads, confTime(time.Second, 1, DefaultHangTimeout, func(c *Config) *time.Duration { return &c.HangTimeout })},
+	{"primary_start_timeout", reloads, confTime(time.Second, -1, 0, func(c *Config) *time.Duration { return &c.PrimaryStartTimeout })},
 	{"failover_on_shutdown", reloads, confBool(func(c *Config) *bool { return &c.FailoverOnShutdown })},
 	{"failovers_per_hour", reloads, confInt(-1, DefaultFailoversPerHour, func(c *Config) *int { return &c.FailoversPerHour })},
 	{"synchronous_mode", reloads, confEnum(DefaultSynchronousMode, func(c *Config) *SynchronousMode { return &c.SynchronousMode }, SynchronousOff, SynchronousQuorum, SynchronousStrict)},

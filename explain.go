@@ -193,9 +193,10 @@ func (e Explanation) gone(v Voter) bool { return v.ID == e.Lost.ID || int32(v.ID
 
 // healthHints say what to do where the primary's state alone stands against a failover.
 var healthHints = map[election.Health]string{
-	election.HealthUnknown:  "Start repmgrd with failover=automatic on the primary: it writes the first rule.",
-	election.HealthShutDown: "Start the primary. Or elect another one: repmgr cluster failover (it takes a shutdown for a loss). failover_on_shutdown=on would do so by itself.",
-	election.HealthMoved:    "Look at repmgr cluster show: the node that the rule names and another one can not both be the primary.",
+	election.HealthUnknown:      "Start repmgrd with failover=automatic on the primary: it writes the first rule.",
+	election.HealthNotAccepting: "It has primary_start_timeout until another one takes its place. At once: repmgr cluster failover --force",
+	election.HealthShutDown:     "Start the primary. Or elect another one: repmgr cluster failover (it takes a shutdown for a loss). failover_on_shutdown=on would do so by itself.",
+	election.HealthMoved:        "Look at repmgr cluster show: the node that the rule names and another one can not both be the primary.",
 }
 
 // blockers are all that stands in the way of a failover, the kernel's word first.

@@ -10,8 +10,10 @@ import (
 
 // FailoverOptions are the choices of [Cluster.Failover].
 type FailoverOptions struct {
-	// Force goes on although failover is paused, nodes are set to manual, or there
-	// were too many failovers. A majority and the acknowledged commits are never
+	// Force goes on although failover is paused, nodes are set to manual, there were
+	// too many failovers, or the primary is starting up, shutting down or recovering
+	// and has not done so for primary_start_timeout: where commits do not wait for
+	// standbys, only if somebody is there to stop it. A majority and the acknowledged commits are never
 	// overridden: that is what [Cluster.Promote] is for.
 	Force  bool
 	DryRun bool // survey and say who would win; nobody is asked for a pledge
@@ -87,7 +89,11 @@ var refusalHints = map[election.Refusal]string{
 }
 
 func refuse(r election.Refusal, h election.Health, detail string) error {
-	return hint(&RefusalError{r, h, detail}, "%s", refusalHints[r])
+	help := refusalHints[r]
+	if r == election.RefusedHealth {
+		help = orDefault(healthHints[h], help)
+	}
+	return hint(&RefusalError{r, h, detail}, "%s", help)
 }
 
 // chosenMark at the end of a ballot's candidate says that the ballot's node won
@@ -170,6 +176,6 @@ func (c *Cluster) policy() election.Policy {
 		Interval: c.cfg.MonitorInterval, RegisterEvery: registerEvery,
 		Automatic: c.cfg.Failover == FailoverAutomatic, Silence: c.cfg.SilenceTimeout, Fence: c.cfg.FenceTimeout,
 		Patience:   time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,
-		OnShutdown: c.cfg.FailoverOnShutdown, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,
+		OnShutdown: c.cfg.FailoverOnShutdown, Start: c.cfg.PrimaryStartTimeout, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,
 	}
 }

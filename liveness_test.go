@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -203,6 +205,88 @@ func TestFailover_CascadeByAnotherAddress(t *testing.T) {
 			waitReady(t, nodes[0], 4, repmgr.SynchronousOff)
 			nodes[0].Signal(syscall.SIGKILL)
 			waitPrimary(t, nodes[1:]...)
+		})
+	}
+}
+
+// A primary whose shutdown hangs is replaced after primary_start_timeout, in both
+// modes: with off once its daemon has stopped it.
+func TestFailover_ShutdownHangs(t *testing.T) {
+	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			first := pgtest.Start(t, pgtest.Options{Name: "node1", Settings: map[string]string{"archive_mode": "on", "archive_command": "sleep 1000"}})
+			nodes := []*node{newNode(t, 1, first, automatic(mode))}
+			_, err := nodes[0].RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+			require.NoError(t, err)
+			nodes = append(nodes, addStandby(t, nodes[0], 2, automatic(mode)), addStandby(t, nodes[0], 3, automatic(mode)))
+			var monitors []*repmgr.Monitor
+			for _, n := range nodes {
+				n.cfg.DataDirectory, n.cfg.PrimaryStartTimeout = n.Dir, time.Second
+				m, _ := n.monitor(t)
+				monitors = append(monitors, m)
+			}
+			waitReady(t, nodes[0], 3, mode)
+			nodes[0].Exec(t, `SELECT pg_switch_wal()`)
+			nodes[0].Signal(syscall.SIGINT)
+			waitHealth(t, monitors[1], election.HealthStuck)
+			waitPrimary(t, nodes[1:]...)
+		})
+	}
+}
+
+// childOf finds a process of a server by its title.
+func childOf(t *testing.T, n *node, title string) int {
+	t.Helper()
+	var pid int
+	pgtest.WaitFor(t, "a process called "+title, func(context.Context) error {
+		names, err := filepath.Glob("/proc/[0-9]*/cwd")
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if dir, err := os.Readlink(name); err != nil || dir != n.Dir {
+				continue
+			}
+			line, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cmdline"))
+			if strings.Contains(string(line), title) {
+				pid, err = strconv.Atoi(filepath.Base(filepath.Dir(name)))
+				return err
+			}
+		}
+		return errors.New("none")
+	})
+	return pid
+}
+
+// recoverForEver sends the server into a crash recovery that does not end.
+func recoverForEver(t *testing.T, n *node) {
+	t.Helper()
+	n.Exec(t, `CHECKPOINT`)
+	n.Exec(t, `CREATE TABLE to_recover AS SELECT generate_series(1, 1000000)`)
+	require.NoError(t, syscall.Kill(childOf(t, n, "walwriter"), syscall.SIGKILL))
+	require.NoError(t, syscall.Kill(childOf(t, n, ": startup"), syscall.SIGSTOP))
+}
+
+// A primary that recovers without end is given up when an operator says so, and is stopped.
+func TestFailover_RecoveryWithoutEnd(t *testing.T) {
+	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			nodes, monitors := startCluster(t, 3, mode)
+			recoverForEver(t, nodes[0])
+			waitHealth(t, monitors[1], election.HealthNotAccepting)
+			operator, err := repmgr.New(repmgr.Config{Conninfo: nodes[1].Conninfo(), SynchronousMode: mode, Logger: testLogger(t)}) // of a process of its own
+			require.NoError(t, err)
+			_, err = operator.Failover(t.Context(), repmgr.FailoverOptions{})
+			var refusal *repmgr.RefusalError
+			require.ErrorAs(t, err, &refusal)
+			require.Equal(t, election.HealthNotAccepting, refusal.Health)
+			require.Contains(t, repmgr.Hint(err), "--force")
+			res, err := operator.Failover(t.Context(), repmgr.FailoverOptions{Force: true})
+			require.NoError(t, err)
+			require.Equal(t, election.HealthStuck, res.Health)
+			nodes[0].events.wait(t, repmgr.EventFence)
 		})
 	}
 }

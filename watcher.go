@@ -429,6 +429,12 @@ func answerOf(err error) election.Answer {
 func (n *watcher) answer(a election.Answer, at time.Time) {
 	n.mu.Lock()
 	changed := n.view.Answer != a
+	switch {
+	case a == election.Refused:
+		n.view.Starting = time.Time{}
+	case a == election.NotAccepting && n.view.Starting.IsZero():
+		n.view.Starting = time.Now()
+	}
 	n.view.Answer, n.view.Tried = a, at
 	if changed {
 		n.view.Since = time.Now()

@@ -207,12 +207,13 @@ type Policy struct {
 	Fence      time.Duration // fence_timeout
 	Patience   time.Duration // beyond what the evidence needs: reconnect_attempts times reconnect_interval
 	OnShutdown bool          // failover_on_shutdown
+	Start      time.Duration // primary_start_timeout; 0: as synchronous_mode asks for, less: never
 	Quorum     bool          // synchronous_mode=quorum
 	Acks       int           // synchronous_node_count
 	Required   bool          // durability=required: once a standby has what is acknowledged, commits never wait for nobody again
 	TooMany    bool          // failovers_per_hour is reached
 	Location   string        // of the former primary
-	Forced     bool          // an operator asks: pause, manual daemons and failovers_per_hour do not count
+	Forced     bool          // an operator asks: pause, manual daemons, failovers_per_hour and primary_start_timeout do not count
 }
 
 // Step is the whole policy: the first case that applies decides, the most

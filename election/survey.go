@@ -29,12 +29,13 @@ type Peer struct {
 	Priority int
 	Location string
 
-	Tried   time.Time // when the last attempt to reach it began
-	Answer  Answer    // and what came of it
-	Since   time.Time // since when it answers so; zero: not known
-	SeenAt  time.Time // when the look began that gave what follows; zero: never
-	Ended   bool      // its server has ended our connection since it was seen: a word that only its own kernel can send
-	Running Role      // Primary or Standby
+	Tried    time.Time // when the last attempt to reach it began
+	Answer   Answer    // and what came of it
+	Since    time.Time // since when it answers so; zero: not known
+	Starting time.Time // since when it lets nobody in, because it starts up, shuts down or recovers; zero: it does not, or it is not known
+	SeenAt   time.Time // when the look began that gave what follows; zero: never
+	Ended    bool      // its server has ended our connection since it was seen: a word that only its own kernel can send
+	Running  Role      // Primary or Standby
 
 	Position  wal.Position
 	Drained   bool          // all WAL that it has is replayed
@@ -85,6 +86,7 @@ const (
 	HealthUnknown      Health = "there is no rule that names a primary"
 	HealthAlive        Health = "primary answers"
 	HealthNotAccepting Health = "primary is starting up, shutting down or recovering"
+	HealthStuck        Health = "primary has been starting up, shutting down or recovering for longer than primary_start_timeout"
 	HealthNoSlots      Health = "primary is out of connections"
 	HealthRejects      Health = "primary rejects this login"
 	HealthMoved        Health = "another node runs as primary"
@@ -101,7 +103,7 @@ const (
 // Lost reports whether the verdict is grounds for a failover.
 func (h Health) Lost() bool {
 	switch h {
-	case HealthDemoted, HealthDead, HealthRefused, HealthSilent, HealthHangs:
+	case HealthStuck, HealthDemoted, HealthDead, HealthRefused, HealthSilent, HealthHangs:
 		return true
 	}
 	return false
@@ -128,6 +130,8 @@ func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 		return HealthDemoted
 	case primary.Answer == Answers:
 		return HealthAlive
+	case primary.Answer == NotAccepting && p.stuck(now, r, peers):
+		return HealthStuck
 	case primary.Answer == NotAccepting:
 		return HealthNotAccepting
 	case primary.Answer == NoSlots:
@@ -149,6 +153,33 @@ func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 	default:
 		return HealthSilent
 	}
+}
+
+// How long a primary may start up, shut down or recover where the operator did
+// not say. With quorum a failover loses nothing, so it comes sooner, unless a
+// standby still receives: then it shuts down in order, which takes its time.
+const (
+	startLimit       = 300 * time.Second
+	quorumStartLimit = 30 * time.Second
+)
+
+// stuck reports whether the primary has let nobody in for too long. It lives, and
+// says so itself: it takes no second signal, and is no proof that it will accept
+// no more writes. An operator who insists does not wait.
+func (p Policy) stuck(now time.Time, r Rule, peers []Peer) bool {
+	limit := p.Start
+	switch {
+	case p.Forced:
+		return true
+	case limit < 0:
+		return false
+	case limit == 0 && r.Quorum && !p.received(now, r, peers):
+		limit = quorumStartLimit
+	case limit == 0:
+		limit = startLimit
+	}
+	since := find(peers, r.Primary).Starting
+	return !since.IsZero() && now.Sub(since) >= limit
 }
 
 // majoritySince is since when a majority answers: who was cut off himself learns
@@ -266,7 +297,7 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedNoPledge
 	case !r.Covers(able):
 		return RefusedSync
-	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && !p.Forced:
+	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && (!p.Forced || h == HealthStuck):
 		return RefusedUnfenced
 	case !here:
 		return RefusedLocation

@@ -111,6 +111,48 @@ func TestPolicy_Diagnose(t *testing.T) {
 	}
 }
 
+// A primary that lets nobody in has so long, by its own word.
+func TestPolicy_Diagnose_Starting(t *testing.T) {
+	t.Parallel()
+	never, given, forced := failoverPolicy, failoverPolicy, failoverPolicy
+	never.Start, given.Start, forced.Forced = -time.Second, 10*time.Second, true
+	receives := func(p *election.Peer) { streams(p); p.SeenAt = start }
+	tests := map[string]struct {
+		policy election.Policy
+		quorum bool
+		since  time.Duration // 0: not known
+		others []func(*election.Peer)
+		stuck  bool
+	}{
+		"not known since when":             {failoverPolicy, true, 0, nil, false},
+		"off, before the limit":            {failoverPolicy, false, 299 * time.Second, nil, false},
+		"off, after it":                    {failoverPolicy, false, 300 * time.Second, nil, true},
+		"off, and a standby receives":      {failoverPolicy, false, 300 * time.Second, []func(*election.Peer){receives}, true},
+		"quorum, before the limit":         {failoverPolicy, true, 29 * time.Second, nil, false},
+		"quorum, after it":                 {failoverPolicy, true, 30 * time.Second, nil, true},
+		"quorum, but a standby receives":   {failoverPolicy, true, 299 * time.Second, []func(*election.Peer){receives}, false},
+		"quorum, and receives for so long": {failoverPolicy, true, 300 * time.Second, []func(*election.Peer){receives}, true},
+		"the operator's, before":           {given, true, 9 * time.Second, nil, false},
+		"the operator's, after":            {given, true, 10 * time.Second, []func(*election.Peer){receives}, true},
+		"never":                            {never, true, time.Hour, nil, false},
+		"forced":                           {forced, false, time.Millisecond, nil, true},
+	}
+	for name, test := range tests {
+		peers := []election.Peer{gone(election.NotAccepting, func(p *election.Peer) {
+			if test.since > 0 {
+				p.Starting = start.Add(-test.since)
+			}
+		}), answers(2, election.Standby, 100, test.others...)}
+		want := election.HealthNotAccepting
+		if test.stuck {
+			want = election.HealthStuck
+		}
+		if got := test.policy.Diagnose(start, three(test.quorum), peers); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestPolicy_Survey(t *testing.T) {
 	t.Parallel()
 	fine := []election.Peer{gone(election.Silent), answers(2, election.Standby, 100), answers(3, election.Standby, 90)}
@@ -148,20 +190,23 @@ func TestPolicy_Survey(t *testing.T) {
 			[]election.Peer{fine[0], fine[1], answers(4, election.Primary, 0, witness), answers(5, election.Primary, 0, witness)},
 			election.RefusedSync,
 		},
-		"all priorities 0":                {failoverPolicy, three(false), both(func(p *election.Peer) { p.Priority = 0 }), election.RefusedNoneFit},
-		"location not seen":               {failoverPolicy, three(false), both(elsewhere), election.RefusedLocation},
-		"too many":                        {often, three(false), fine, election.RefusedTooMany},
-		"no daemon with the primary":      {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Monitored = false }), election.RefusedUnfenced},
-		"a manual daemon":                 {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Automatic = false }), election.RefusedUnfenced},
-		"one that can not stop it":        {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.CanFence = false }), election.RefusedUnfenced},
-		"never seen":                      {failoverPolicy, three(false), with(0, neverSeen), election.RefusedUnfenced},
-		"never seen, but kept":            {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.SeenAt, p.Since = time.Time{}, start.Add(-time.Minute) }), ""},
-		"unpaused, and it may not know":   {failoverPolicy, three(false), with(1, func(p *election.Peer) { p.PauseSeq = 2 }), election.RefusedUnfenced},
-		"manual, but its commits wait":    {failoverPolicy, needsBoth, with(0, func(p *election.Peer) { p.Automatic = false }), ""},
-		"manual, but known to be dead":    {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Automatic, p.Answer, p.Ended = false, election.Refused, true }), ""},
-		"manual, and the operator forces": {forced, three(false), with(0, func(p *election.Peer) { p.Automatic = false }), ""},
-		"nobody could fence the winner":   {failoverPolicy, three(false), both(func(p *election.Peer) { p.CanFence = false }), election.RefusedNoneFit},
-		"nobody could fence it":           {failoverPolicy, three(false), both(func(p *election.Peer) { p.Monitored = false }), election.RefusedNoneFit},
+		"recovering, an operator insists, and its daemon can stop it": {forced, three(false), with(0, func(p *election.Peer) { p.Answer = election.NotAccepting }), ""},
+		"recovering, an operator insists, and nobody could stop it":   {forced, three(false), with(0, func(p *election.Peer) { p.Answer, p.Monitored = election.NotAccepting, false }), election.RefusedUnfenced},
+		"recovering, with quorum nobody need":                         {forced, needsBoth, with(0, func(p *election.Peer) { p.Answer, p.Monitored = election.NotAccepting, false }), ""},
+		"all priorities 0":                                            {failoverPolicy, three(false), both(func(p *election.Peer) { p.Priority = 0 }), election.RefusedNoneFit},
+		"location not seen":                                           {failoverPolicy, three(false), both(elsewhere), election.RefusedLocation},
+		"too many":                                                    {often, three(false), fine, election.RefusedTooMany},
+		"no daemon with the primary":                                  {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Monitored = false }), election.RefusedUnfenced},
+		"a manual daemon":                                             {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Automatic = false }), election.RefusedUnfenced},
+		"one that can not stop it":                                    {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.CanFence = false }), election.RefusedUnfenced},
+		"never seen":                                                  {failoverPolicy, three(false), with(0, neverSeen), election.RefusedUnfenced},
+		"never seen, but kept":                                        {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.SeenAt, p.Since = time.Time{}, start.Add(-time.Minute) }), ""},
+		"unpaused, and it may not know":                               {failoverPolicy, three(false), with(1, func(p *election.Peer) { p.PauseSeq = 2 }), election.RefusedUnfenced},
+		"manual, but its commits wait":                                {failoverPolicy, needsBoth, with(0, func(p *election.Peer) { p.Automatic = false }), ""},
+		"manual, but known to be dead":                                {failoverPolicy, three(false), with(0, func(p *election.Peer) { p.Automatic, p.Answer, p.Ended = false, election.Refused, true }), ""},
+		"manual, and the operator forces":                             {forced, three(false), with(0, func(p *election.Peer) { p.Automatic = false }), ""},
+		"nobody could fence the winner":                               {failoverPolicy, three(false), both(func(p *election.Peer) { p.CanFence = false }), election.RefusedNoneFit},
+		"nobody could fence it":                                       {failoverPolicy, three(false), both(func(p *election.Peer) { p.Monitored = false }), election.RefusedNoneFit},
 	}
 	for name, test := range tests {
 		if got := test.policy.Survey(start, test.rule, test.peers); got != test.want {
