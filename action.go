@@ -593,7 +593,7 @@ func (m *Monitor) announce(ctx context.Context) {
 	defer cancel()
 	s := m.Status()
 	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
-	p.CanFence = m.ability.canFence()
+	p.CanFence, p.LostVote = m.ability.canFence(), m.vote.lost
 	if m.ability.lacks != nil {
 		p.Unable = m.ability.lacks.Error()
 	}

@@ -8,23 +8,26 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 )
 
 // kept is what must be known of the cluster while the own server is down: who
 // there is, and what the server held last.
 type kept struct {
-	Nodes []Record        `json:"nodes"`
-	Rules []election.Rule `json:"rules"` // the newest, and the one before, while an election could miss the newest
-	Guard *guarded        `json:"guard"` // of the primary, where that is another node; nil: not known
+	Nodes  []Record        `json:"nodes"`
+	Ballot ballot.Ballot   `json:"ballot"` // the newest vote of this node that its Monitor has seen
+	Rules  []election.Rule `json:"rules"`  // the newest, and the one before, while an election could miss the newest
+	Guard  *guarded        `json:"guard"`  // of the primary, where that is another node; nil: not known
 }
 
 // keptName is the file, in the data directory, that the Monitor keeps it in.
 const keptName = "repmgr_nodes.json"
 
-// kept reads it. Where nothing was ever kept it is empty.
-func (c *Cluster) kept() (k kept, err error) {
-	srv, err := c.localServer("")
+// kept reads it. Where nothing was ever kept it is empty. dir is the data directory
+// where the configuration names none.
+func (c *Cluster) kept(dir string) (k kept, err error) {
+	srv, err := c.localServer(dir)
 	if err != nil {
 		return k, err
 	}
@@ -43,7 +46,7 @@ func (c *Cluster) kept() (k kept, err error) {
 }
 
 func (c *Cluster) keptRecords() []Record {
-	k, err := c.kept()
+	k, err := c.kept("")
 	if err != nil {
 		return nil
 	}
@@ -52,7 +55,8 @@ func (c *Cluster) keptRecords() []Record {
 
 // keep writes what the Monitor knows, where that has changed.
 func (m *Monitor) keep(own election.Rule) {
-	now := kept{Nodes: m.recs}
+	m.recall()
+	now := kept{Nodes: m.recs, Ballot: m.kept.Ballot}
 	for _, r := range []election.Rule{own, m.ruleBefore()} {
 		if r.Known() {
 			now.Rules = append(now.Rules, r)
@@ -66,11 +70,31 @@ func (m *Monitor) keep(own election.Rule) {
 		return
 	}
 	m.kept = now
-	m.report("keeping the nodes and rules", m.cluster.keep(now))
+	m.writeKept()
 }
 
-func (c *Cluster) keep(k kept) error {
-	srv, err := c.localServer("")
+func (m *Monitor) writeKept() {
+	m.report("keeping the nodes and rules", m.cluster.keep(m.dataDirectory(), m.kept))
+}
+
+// recall reads, once, what the Monitor before this one has kept of the node's vote.
+func (m *Monitor) recall() {
+	if m.recalled || m.isElsewhere() {
+		return
+	}
+	k, err := m.cluster.kept(m.dataDirectory())
+	if errors.Is(err, ErrConfig) {
+		return // there is no data directory here
+	}
+	m.report("reading what was kept", err)
+	m.recalled, m.kept.Ballot = true, k.Ballot
+	if k.Ballot.Node != int32(m.cluster.cfg.NodeID) { // a clone brings its source's
+		m.kept.Ballot = ballot.Ballot{}
+	}
+}
+
+func (c *Cluster) keep(dir string, k kept) error {
+	srv, err := c.localServer(dir)
 	if err != nil {
 		return nil //nolint:nilerr // a machine without the data directory keeps nothing
 	}

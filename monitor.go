@@ -58,11 +58,13 @@ type Monitor struct {
 	slotAt       time.Time // when the slot of the standby was last tried for
 	synced       time.Time // when the witness' copy was last brought in step
 	kept         kept      // what was written of it last
-	noPledge     string    // why the node could not pledge itself, as was told last
-	stays        string    // what was last told of a rejoin that was refused
-	two          bool      // it was said that two voters are too few
-	refused      string    // what was last told of a failover that did not happen
-	hooked       int64     // the term that follow_command was run for
+	recalled     bool      // what an earlier Monitor has kept of its vote
+	vote         vote
+	noPledge     string // why the node could not pledge itself, as was told last
+	stays        string // what was last told of a rejoin that was refused
+	two          bool   // it was said that two voters are too few
+	refused      string // what was last told of a failover that did not happen
+	hooked       int64  // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
 	local        *Node
@@ -221,6 +223,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.report("the flag of a pause", m.learnPause(ctx, o))
 		m.proveFence(ctx)
 		m.tellPledge()
+		m.keepVote(ctx)
 		m.publish(now)
 		m.announce(ctx)
 		if err := m.wait(ctx, d.Again); err != nil {

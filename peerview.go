@@ -118,6 +118,10 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	}
 	p, ok := all[rec.ID] // one whose words can not be read here is taken for automatic
 	v.Monitored, v.Automatic = ok, ok && p.Mode != FailoverManual
+	if lost, err := ballot.Parse(p.LostVote); err == nil && lost.Term > 0 && lost.Term >= v.Term {
+		v.Term, v.Candidate, v.Chosen = lost.Term, strings.TrimSuffix(lost.Candidate, chosenMark), strings.HasSuffix(lost.Candidate, chosenMark)
+		v.NoPledge = "its server has lost its vote of term " + fmt.Sprint(lost.Term)
+	}
 	v.CanFence = ok && p.CanFence != nil && *p.CanFence
 	return v, p, nil
 }

@@ -33,6 +33,7 @@ type Presence struct {
 	LeaseLeft *float64     `json:"lease_left"`                 // of a primary that fails over: seconds until it would fence itself; nil: it needs no lease, or its Monitor can not stop it
 	CanFence  *bool        `json:"can_fence"`                  // it has shown that it can stop its server; nil: not tried yet, or it is of a version that does not try
 	Unable    string       `json:"can_not_fence,omitempty"`    // why not
+	LostVote  string       `json:"lost_vote,omitempty"`        // the vote that the node has given and its server has lost, until it has that again
 	Error     string       `json:"last_error,omitempty"`
 
 	At  time.Time `json:"at"`            // when it said so, by its clock
@@ -50,7 +51,7 @@ func (p Presence) SeenAgo() (time.Duration, bool) {
 // same reports whether it says nothing new. What merely counts on is not news.
 func (p Presence) same(q Presence) bool {
 	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
-		p.Error == q.Error && p.Unable == q.Unable && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil)
+		p.Error == q.Error && p.LostVote == q.LostVote && p.Unable == q.Unable && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil)
 }
 
 // secrets are passwords in what others wrote, such as the output of a command of the user's.

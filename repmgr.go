@@ -156,6 +156,8 @@ const (
 	EventFence           EventType = "repmgrd_fence"            // this node's server was stopped, because another one may be the primary
 	EventFenceAbility    EventType = "repmgrd_fence_ability"    // this daemon has found that it can not stop its server, or that it can again
 	EventPledgeAbility   EventType = "repmgrd_pledge_ability"   // this node could not pledge itself in an election, or it could again
+	EventVoteLost        EventType = "repmgrd_vote_lost"        // this node's vote was gone from its server, or taken back there, and was it put back
+	EventSettingsLost    EventType = "repmgrd_settings_lost"    // settings that this node needs are gone from its postgresql.auto.conf
 	EventTermReaffirmed  EventType = "repmgrd_term_reaffirmed"  // an election came to nothing; the primary goes on in a higher term
 	EventSyncUnproven    EventType = "repmgrd_sync_unproven"    // synchronous_standby_names is set, and commits do not wait: no standby counts as having them
 	EventSyncReplaced    EventType = "repmgrd_sync_replaced"    // a synchronous_standby_names that somebody else wrote was replaced

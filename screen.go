@@ -86,7 +86,7 @@ func isStandby(dir string) bool {
 }
 
 func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason string, err error) {
-	k, err := c.kept()
+	k, err := c.kept("")
 	if err != nil {
 		return "", "", err
 	}

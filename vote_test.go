@@ -1,6 +1,8 @@
 package repmgr_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,7 +11,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
 // breakConfig puts a typing error into a server's configuration.
@@ -62,4 +66,95 @@ func TestFailover_BrokenConfiguration(t *testing.T) {
 	waitPrimary(t, nodes[1:]...)
 	e = nodes[1].events.wait(t, repmgr.EventPledgeAbility)
 	require.True(t, e.Success)
+}
+
+// A vote that a node has given is kept a second time: where somebody takes it
+// from the server, it is written back, with a later restart in between, too, and
+// everybody hears of it. So they do of the settings that a standby needs.
+func TestVote_IsNotForgotten(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 2, repmgr.SynchronousOff)
+	node2 := nodes[1]
+	_, stop := node2.monitor(t)
+	ctx := t.Context()
+	first := ballot.Ballot{Node: 2, Term: 5, Candidate: "node1.1"}
+	give := func(b ballot.Ballot) {
+		t.Helper()
+		conn := node2.Conn(t)
+		require.NoError(t, ballot.Locked(ctx, conn, func(ballot.Ballot) error { return ballot.Write(ctx, conn, b) }))
+		waitKept(t, node2, b)
+	}
+	give(first)
+
+	node2.Exec(t, `ALTER SYSTEM RESET ALL`)
+	e := node2.events.wait(t, repmgr.EventVoteLost)
+	require.True(t, e.Success)
+	require.Contains(t, e.Details, `the vote "2/5/node1.1" was gone from postgresql.auto.conf`)
+	got, err := ballot.Read(ctx, node2.Conn(t))
+	require.NoError(t, err)
+	require.Equal(t, first, got)
+
+	second := ballot.Ballot{Node: 2, Term: 6, Candidate: "node3.1"}
+	auto := filepath.Join(node2.Dir, "postgresql.auto.conf")
+	old, err := os.ReadFile(auto)
+	require.NoError(t, err)
+	give(second)
+	require.NoError(t, os.WriteFile(auto, old, 0o600)) // as a program does that knows the file as it was
+	node2.events.wait(t, repmgr.EventVoteLost)
+	got, err = ballot.Read(ctx, node2.Conn(t))
+	require.NoError(t, err)
+	require.Equal(t, second, got)
+
+	stop()
+	require.NoError(t, os.Remove(auto))
+	_, stop = node2.monitor(t)
+	node2.events.wait(t, repmgr.EventVoteLost)
+	got, err = ballot.Read(ctx, node2.Conn(t))
+	require.NoError(t, err)
+	require.Equal(t, second, got)
+
+	stop() // and given twice while nobody watched
+	conn := node2.Conn(t)
+	require.NoError(t, ballot.Write(ctx, conn, ballot.Ballot{Node: 2, Term: 6, Candidate: "node1.2"}))
+	node2.monitor(t)
+	e = node2.events.wait(t, repmgr.EventVoteLost)
+	require.False(t, e.Success)
+	require.Contains(t, e.Details, "this node gave two votes in term 6")
+}
+
+func waitKept(t *testing.T, n *node, b ballot.Ballot) {
+	t.Helper()
+	pgtest.WaitFor(t, "the second copy of the vote", func(context.Context) error {
+		text, err := os.ReadFile(filepath.Join(n.Dir, "repmgr_nodes.json"))
+		if err == nil && !strings.Contains(string(text), `"candidate":"`+b.Candidate+`"`) {
+			err = errors.New("not there")
+		}
+		return err
+	})
+}
+
+// Settings that a standby needs are missed when they are gone from the file of ALTER SYSTEM.
+func TestVote_SettingsLost(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 2, repmgr.SynchronousOff)
+	m, _ := nodes[1].monitor(t)
+	waitPhase(t, m, election.AsStandby)
+	require.Equal(t, "1", nodes[1].QueryString(t, `SELECT count(*) FROM pg_file_settings WHERE name = 'primary_conninfo'`))
+	nodes[1].Exec(t, `ALTER SYSTEM RESET ALL`)
+	e := nodes[1].events.wait(t, repmgr.EventSettingsLost)
+	require.Contains(t, e.Details, "primary_conninfo gone from postgresql.auto.conf")
+	require.Contains(t, e.Details, "repmgr standby follow")
+}
+
+// Until a lost vote is back, nobody counts on a pledge of that node, and its term
+// is not taken for free.
+func TestVote_LostIsNotCounted(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 2, repmgr.SynchronousOff)
+	a := repmgr.NewAnnouncer(2)
+	t.Cleanup(a.Close)
+	require.NoError(t, a.Announce(t.Context(), nodes[1].Conninfo(), repmgr.Presence{PID: 4711, LostVote: "2/9/node3.1"}))
+	x, err := nodes[0].Explain(t.Context(), repmgr.ExplainOptions{})
+	require.NoError(t, err)
+	require.Equal(t, "its server has lost its vote of term 9", x.Voters[1].NoPledge)
 }

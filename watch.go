@@ -36,7 +36,7 @@ type watch struct {
 
 func newWatch(ctx context.Context, c *Cluster, wake func()) *watch {
 	w := &watch{wake: wake, nodes: map[NodeID]*watcher{}}
-	if k, err := c.kept(); err == nil { // without it, nothing is known until it is seen
+	if k, err := c.kept(""); err == nil { // without it, nothing is known until it is seen
 		w.guard = k.Guard
 	}
 	w.use(c)

@@ -97,17 +97,30 @@ func Locked(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
 	return locked(ctx, conn, func(b Ballot, _ bool) error { return f(b) })
 }
 
-func locked(ctx context.Context, conn *pgx.Conn, f func(b Ballot, inRecovery bool) error) (err error) {
-	return lockedAnyhow(ctx, conn, func(b Ballot, fault string, inRecovery bool) error {
+func locked(ctx context.Context, conn *pgx.Conn, f func(b Ballot, inRecovery bool) error) error {
+	return withLock(ctx, conn, func() error {
+		var text, fault string
+		var inRecovery bool
+		if err := conn.QueryRow(ctx, `SELECT `+SettingsSQL+`, coalesce(`+FaultSQL+`, ''), pg_catalog.pg_is_in_recovery()`).Scan(&text, &fault, &inRecovery); err != nil {
+			return fmt.Errorf("read ballot: %w", unreadable(err))
+		}
+		set, err := Settings(text)
+		if err != nil {
+			return fmt.Errorf("read ballot: %w", err)
+		}
 		if fault != "" {
 			return fmt.Errorf("%w: %s", ErrUnheeded, fault)
+		}
+		b, err := Parse(set[Setting])
+		if err != nil {
+			return err
 		}
 		return f(b, inRecovery)
 	})
 }
 
-// lockedAnyhow is locked also where new settings would have no effect.
-func lockedAnyhow(ctx context.Context, conn *pgx.Conn, f func(b Ballot, fault string, inRecovery bool) error) (err error) {
+// withLock runs f while nobody else has the lock.
+func withLock(ctx context.Context, conn *pgx.Conn, f func() error) (err error) {
 	if _, err := conn.Exec(ctx, lockSQL, int64(lockKey)); err != nil {
 		return fmt.Errorf("lock ballot: %w", err)
 	}
@@ -118,20 +131,7 @@ func lockedAnyhow(ctx context.Context, conn *pgx.Conn, f func(b Ballot, fault st
 			err = fmt.Errorf("unlock ballot: %w", unlockErr)
 		}
 	}()
-	var text, fault string
-	var inRecovery bool
-	if err := conn.QueryRow(ctx, `SELECT `+SettingsSQL+`, coalesce(`+FaultSQL+`, ''), pg_catalog.pg_is_in_recovery()`).Scan(&text, &fault, &inRecovery); err != nil {
-		return fmt.Errorf("read ballot: %w", unreadable(err))
-	}
-	set, err := Settings(text)
-	if err != nil {
-		return fmt.Errorf("read ballot: %w", err)
-	}
-	b, err := Parse(set[Setting])
-	if err != nil {
-		return err
-	}
-	return f(b, fault, inRecovery)
+	return f()
 }
 
 // Role is as what the server must run to give its pledge.
@@ -170,18 +170,17 @@ func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
 	})
 }
 
-// Restore writes a vote of the server's own back that its file has lost. It
-// returns the ballot that was there, and does nothing where that is of the same
+// Restore writes a vote of the server's own back that its file has lost, and makes
+// that file anew where it is gone. It does nothing where it finds one of the same
 // term or a later one.
-func Restore(ctx context.Context, conn *pgx.Conn, kept Ballot) (was Ballot, err error) {
-	err = lockedAnyhow(ctx, conn, func(b Ballot, _ string, _ bool) error {
-		was = b
-		if b.Term >= kept.Term {
-			return nil
+func Restore(ctx context.Context, conn *pgx.Conn, kept Ballot) error {
+	return withLock(ctx, conn, func() error {
+		b, err := Read(ctx, conn)
+		if err != nil && !errors.Is(err, ErrMissing) || b.Term >= kept.Term {
+			return err
 		}
 		return Write(ctx, conn, kept)
 	})
-	return was, err
 }
 
 // Write stores b without looking at what is there. Only inside [Locked].

@@ -18,6 +18,9 @@ import (
 // ErrUnreadable: what a server was told to keep can not be read for certain.
 var ErrUnreadable = errors.New("postgresql.auto.conf can not be read")
 
+// ErrMissing is an [ErrUnreadable]: the file is not there.
+var ErrMissing = fmt.Errorf("%w: it is not there", ErrUnreadable)
+
 // ErrUnheeded: a server would not heed a new setting, so that a pledge could not stop its WAL receiver.
 var ErrUnheeded = errors.New("new settings would have no effect")
 
@@ -70,6 +73,10 @@ func Unreadable(err error) bool {
 }
 
 func unreadable(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "58P01" {
+		return ErrMissing
+	}
 	if Unreadable(err) {
 		return fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}
