@@ -523,7 +523,7 @@ func (m *Monitor) takeOffice(ctx context.Context) error {
 	if len(rules) > 1 {
 		former = rules[1].Primary
 	}
-	return m.local.installPrimary(ctx, int32(m.cluster.cfg.NodeID), former, "local")
+	return m.local.installPrimary(ctx, int32(m.cluster.cfg.NodeID), former, nil, "local")
 }
 
 // hookFollow runs follow_command once for each term whose primary the node was

@@ -37,7 +37,10 @@ type campaign struct {
 	tally   election.Tally
 	conn    *Node             // to the winner, for the first commit
 	slots   map[NodeID]string // that the winner has for its followers
-	rowEnd  wal.LSN           // where the row of the rule ends
+
+	mu      sync.Mutex // over these, and over the rule of the tally from the promotion on
+	rowEnd  wal.LSN    // where the row of the rule ends
+	holders []int32    // followers that show it
 }
 
 func (c *Cluster) campaign(w *watch, p election.Policy) *campaign {
@@ -62,7 +65,7 @@ func (a *campaign) run(ctx context.Context, dryRun bool) (FailoverResult, error)
 	limit := a.c.cfg.PromoteCheckTimeout + a.c.cfg.FenceTimeout + 10*time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, kind(ErrTimeout, "the election took longer than %s", limit))
 	defer cancel()
-	steps := []func(context.Context) error{a.survey, a.validate, a.recruit, a.count, a.waitForFence, a.tellWitnesses, a.promote, a.open}
+	steps := []func(context.Context) error{a.survey, a.validate, a.recruit, a.count, a.drain, a.waitForFence, a.tellWitnesses, a.promote, a.open}
 	for i, step := range steps {
 		if dryRun && i >= 2 {
 			break
@@ -87,8 +90,11 @@ func (a *campaign) survey(ctx context.Context) error {
 			if own := peerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
 				return refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
 			}
-			a.at("surveyed", "%s", describe(peers))
-			return nil
+			if me := peerOf(peers, int32(a.c.cfg.NodeID)); a.rule.Primary == me.ID || me.Chosen && me.Term > a.rule.Term {
+				a.at("surveyed", "%s", describe(peers))
+				return nil
+			}
+			a.policy.Adopts = int32(a.c.cfg.NodeID) // nobody voted for it: there must be grounds for a failover
 		}
 		if a.res.Health == election.HealthReceived && now.Before(deadline) && peerOf(peers, a.rule.Primary).Answer == election.Refused && pause(ctx, pollInterval) == nil {
 			continue
@@ -180,7 +186,9 @@ func (a *campaign) recruit(ctx context.Context) error {
 		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term)
 	}
 	a.res.Term++
-	asked := answering(peers)
+	asked := slices.DeleteFunc(answering(peers), func(p election.Peer) bool { // one that was promoted by nobody's vote pledges to nobody
+		return p.Running == election.Primary && p.Role != election.Witness && p.ID != election.Arbiter && p.ID != a.rule.Primary && p.ID != a.policy.Adopts && !p.Chosen
+	})
 	got := make([]election.Peer, len(asked))
 	errs := make([]error, len(asked))
 	var wg sync.WaitGroup
@@ -212,16 +220,17 @@ func (a *campaign) recruit(ctx context.Context) error {
 
 func (a *campaign) pledgeArbiter(ctx context.Context, p election.Peer) (election.Peer, error) {
 	st, err := a.c.cfg.Arbiter.Pledge(ctx, ballot.Ballot{Node: election.Arbiter, Term: a.res.Term, Candidate: a.c.candidate()})
-	p.Term, p.Candidate, p.Rule, p.Drained = st.Ballot.Term, st.Ballot.Candidate, st.Rule, true
+	p.Term, p.Candidate, p.Rule = st.Ballot.Term, st.Ballot.Candidate, st.Rule
 	return p, err
 }
 
-// pledge takes one voter's promise, and waits until it stands still.
+// pledge takes one voter's promise. A standby stops: nothing of the old term
+// reaches it any more. What it has is read from its disk; it need not have
+// replayed it, and nothing is resumed.
 func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, error) {
 	limit := a.c.cfg.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no pledge within silence_timeout (%s)", limit))
 	defer cancel()
-	rec := a.w.record(p.ID)
 	n := a.w.node(p.ID)
 	if n == nil {
 		return p, errSuperseded
@@ -234,33 +243,77 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 		as = ballot.Primary
 	}
 	var view election.Peer
-	err := n.do(ctx, func(n *Node) error {
+	err := n.do(ctx, func(n *Node) (err error) {
 		if err := ballot.Pledge(ctx, n.conn, ballot.Ballot{Node: p.ID, Term: a.res.Term, Candidate: a.c.candidate()}, as); err != nil {
 			return err
 		}
-		return n.poll(ctx, func() (still bool, err error) {
-			if view, _, err = n.peerView(ctx, a.w, rec); err == nil && as == ballot.Standby && !view.Drained {
-				err = n.resumeReplay(ctx)
+		if as == ballot.Standby {
+			if err := n.endReceiver(ctx); err != nil {
+				return err
 			}
-			return as != ballot.Standby || !view.Streams && view.Drained, err
-		})
+		}
+		if view, _, err = n.peerView(ctx, a.w, a.w.record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
+			view, err = n.makeSure(ctx, a.w, a.w.record(p.ID), view)
+		}
+		return err
 	})
-	view.ID, view.Role, view.Priority, view.Location, view.Answer, view.SeenAt = p.ID, p.Role, p.Priority, p.Location, election.Answers, time.Now()
-	return view, err
+	return pledged(p, view), err
 }
 
-// resumeReplay ends a pause of WAL replay that an operator forgot: a pledged
-// standby must show all that it has.
-func (n *Node) resumeReplay(ctx context.Context) error {
-	var paused bool
-	err := n.conn.QueryRow(ctx, `SELECT pg_is_wal_replay_paused()`).Scan(&paused)
-	if err == nil && paused {
-		_, err = n.conn.Exec(ctx, `SELECT pg_wal_replay_resume()`)
+// pledged is what a look says of a voter, with what the look does not know.
+func pledged(p, view election.Peer) election.Peer {
+	view.ID, view.Role, view.Priority, view.Location, view.Answer, view.SeenAt = p.ID, p.Role, p.Priority, p.Location, election.Answers, time.Now()
+	return view
+}
+
+// endReceiver waits until a detached standby has no WAL receiver. The startup
+// process ends it, and where that is busy with its replay, a short timeout does.
+func (n *Node) endReceiver(ctx context.Context) error {
+	hurry := time.Now().Add(nudgeInterval / 2)
+	hurried := false
+	err := n.poll(ctx, func() (bool, error) {
+		var gone bool
+		if err := n.conn.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL)`).Scan(&gone); err != nil {
+			return false, n.queryError("look at the WAL receiver", err)
+		}
+		if !gone && !hurried && time.Now().After(hurry) {
+			hurried = true
+			return false, ballot.HurryReceiver(ctx, n.conn)
+		}
+		return gone, nil
+	})
+	if hurried {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultConnectTimeout)
+		defer cancel()
+		err = errors.Join(err, ballot.Settle(ctx, n.conn))
 	}
-	if err != nil {
-		return n.queryError("resume WAL replay", err)
+	return err
+}
+
+// makeSure waits a little until it can be told where a standby's WAL ends: until
+// its server, which was just started, has read all that it has, or has written
+// down on which timeline it is. One that stays unsure has a vote, and cannot win.
+func (n *Node) makeSure(ctx context.Context, w *watch, r Record, view election.Peer) (election.Peer, error) {
+	limited, cancel := context.WithTimeout(ctx, w.cluster().cfg.SilenceTimeout/2)
+	defer cancel()
+	resolved := false
+	err := n.poll(limited, func() (bool, error) {
+		if view.Idle && !resolved {
+			resolved = true
+			if err := n.resolveTimeline(limited, w.cluster().cfg.SilenceTimeout/4); err != nil && !errors.Is(err, ErrQuery) {
+				return false, err
+			}
+		}
+		seen, _, err := n.peerView(limited, w, r)
+		if err == nil {
+			view = seen
+		}
+		return !view.Unsure || view.Halt != "", err
+	})
+	if limited.Err() != nil && ctx.Err() == nil && !n.conn.IsClosed() {
+		err = nil
 	}
-	return nil
+	return view, err
 }
 
 // count finds the winner.

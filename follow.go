@@ -316,6 +316,9 @@ func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record)
 	if sqlState(err) == codeInsufficientPrivilege { // a login that may not read ballots has none
 		return n.alterSystem(ctx, set)
 	}
+	if err == nil {
+		err = ballot.ResumeReplay(ctx, n.conn)
+	}
 	return err
 }
 
@@ -326,6 +329,9 @@ func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *F
 	err := c.waitAttached(ctx, n, up, node, target, res.Timeline)
 	if err == nil {
 		res.Streaming = true
+	}
+	if errArchive := ballot.GiveArchive(ctx, n.conn); errArchive != nil && sqlState(errArchive) != codeInsufficientPrivilege {
+		c.log.Warn("restore_command is not given back", "node", node.Name, "err", errArchive)
 	}
 	e := Event{
 		NodeID: node.ID, Node: node.Name, Type: EventStandbyFollow, Success: err == nil,

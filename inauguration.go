@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // tellWitnesses gives the new rule to the voters without data, before anybody
@@ -43,17 +43,29 @@ func (w *watch) records() []Record {
 	return w.recs
 }
 
-// A row is only ever the newest, and never written anew.
-const ruleInsertSQL = `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks, coordinator)
-	SELECT $1::bigint, $2::int, $3::int, coalesce($4::int[], '{}'), $5::boolean, coalesce($6::int[], '{}'), $7::int, $8::text
-	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= ($1::bigint, $2::int))`
+// A row is only ever the newest, and never written anew. Columns that the tables
+// of a former version lack are left out.
+const ruleInsertSQL = `INSERT INTO repmgr.rules SELECT r.* FROM jsonb_populate_record(NULL::repmgr.rules,
+		$1::jsonb || jsonb_build_object('coordinator', $2::text, 'opened_at', now())) r
+	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= (r.term, r.seq))`
 
-func ruleArgs(r election.Rule, coordinator string) []any {
-	return []any{r.Term, r.Seq, r.Primary, r.Voters, r.Quorum, r.Sync, r.Acks, coordinator}
+func ruleArgs(r election.Rule, coordinator string) ([]any, error) {
+	if r.Voters == nil {
+		r.Voters = []int32{}
+	}
+	if r.Sync == nil {
+		r.Sync = []int32{}
+	}
+	text, err := json.Marshal(r)
+	return []any{string(text), coordinator}, err
 }
 
 func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
-	tag, err := n.conn.Exec(ctx, ruleInsertSQL, ruleArgs(r, coordinator)...)
+	args, err := ruleArgs(r, coordinator)
+	if err != nil {
+		return err
+	}
+	tag, err := n.conn.Exec(ctx, ruleInsertSQL, args...)
 	if err != nil {
 		return n.queryError("write the rule", err)
 	}
@@ -68,11 +80,13 @@ func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator strin
 func (a *campaign) promote(ctx context.Context) error {
 	winner := *a.res.Winner
 	var wg sync.WaitGroup
-	wg.Go(func() { // it is needed soon; who commits tries again
-		ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout/2)
-		defer cancel()
-		a.conn, _ = a.c.connectTo(ctx, winner)
-	})
+	if a.conn == nil {
+		wg.Go(func() { // it is needed soon; who commits tries again
+			ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout/2)
+			defer cancel()
+			a.conn, _ = a.c.connectTo(ctx, winner)
+		})
+	}
 	defer wg.Wait()
 	err := a.w.node(int32(winner.ID)).do(ctx, func(n *Node) error {
 		return ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
@@ -87,6 +101,9 @@ func (a *campaign) promote(ctx context.Context) error {
 				return err
 			}
 			if !a.reaffirm {
+				if err := n.tellRule(ctx, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
+					return err
+				}
 				b.Candidate += chosenMark
 				if err := ballot.Write(ctx, n.conn, b); err != nil {
 					return err
@@ -195,8 +212,13 @@ func (a *campaign) open(ctx context.Context) error {
 			if followers[i] = a.repoint(ctx, a.w.record(p.ID)); followers[i] != nil {
 				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
-			if errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum {
+			switch {
+			case errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum:
 				cancel()
+			case followers[i] == nil && a.tally.Rule.Quorum:
+				if err := a.confirm(ctx, p.ID); err != nil {
+					a.c.log.Debug("standby does not show the rule yet", "node_id", p.ID, "err", err)
+				}
 			}
 		})
 	}
@@ -230,20 +252,15 @@ const inaugurationLimit = 3
 
 var errNoStandby = errors.New("no standby")
 
-// repoint lets a pledged standby stream from the winner, or from the standby
-// that it streamed from before, and waits until it does, for as long as is usual.
+// repoint lets a pledged standby stream from the winner, and waits until it does,
+// for as long as is usual. One that was below another standby is below the winner,
+// too, until the term is open: only then it counts whom it is sent by.
 func (a *campaign) repoint(ctx context.Context, r Record) error {
-	target := *a.res.Winner
-	theirs, ours := peerOf(a.pledged, int32(r.ID)).Position, peerOf(a.pledged, a.tally.Winner).Position
-	if theirs.Timeline > ours.Timeline || theirs.LSN > ours.LSN {
-		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs, ours)
+	theirs, ours := peerOf(a.pledged, int32(r.ID)), peerOf(a.pledged, a.tally.Winner).Position
+	if theirs.Position.LSN > ours.LSN || !theirs.On(election.Rule{Line: wal.Line{Timeline: ours.Timeline, Past: peerOf(a.pledged, a.tally.Winner).Past}}) {
+		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, ours)
 	}
-	slot := a.slots[r.ID]
-	if up, ok := recordByID(a.w.records(), r.UpstreamID); ok && up.Role == RoleStandby && up.ID != r.ID &&
-		slices.ContainsFunc(a.pledged, func(p election.Peer) bool { return p.ID == int32(up.ID) }) {
-		target, slot = up, r.SlotName
-	}
-	set, err := a.c.standbySettings(target, r.Name, slot)
+	set, err := a.c.standbySettings(*a.res.Winner, r.Name, a.slots[r.ID])
 	if err != nil {
 		return err
 	}
@@ -254,16 +271,23 @@ func (a *campaign) repoint(ctx context.Context, r Record) error {
 			}
 			return n.alterSystem(ctx, set)
 		})
+		if err == nil {
+			err = ballot.ResumeReplay(ctx, n.conn)
+		}
 		if err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout, fmt.Errorf("it does not stream after %s", a.c.cfg.SilenceTimeout))
 		defer cancel()
-		return n.poll(ctx, func() (bool, error) {
+		err = n.poll(ctx, func() (bool, error) {
 			var streams bool
 			err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')`).Scan(&streams)
 			return streams, err
 		})
+		if err == nil && !(theirs.Monitored && theirs.Automatic) { // else its daemon does it when it has to
+			err = ballot.GiveArchive(ctx, n.conn)
+		}
+		return err
 	})
 }
 
@@ -285,15 +309,28 @@ func (a *campaign) commit(ctx context.Context) error {
 			return err
 		}
 	}
+	line, err := n.ruleLine(ctx)
+	if err != nil {
+		return err
+	}
+	if line.Known() {
+		a.mu.Lock()
+		a.tally.Rule.Line = line
+		a.mu.Unlock()
+	}
 	if err := n.writeRule(ctx, a.tally.Rule, a.c.candidate()); err != nil {
 		return err
 	}
-	if err := n.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()`).Scan(&a.rowEnd); err != nil {
+	var end wal.LSN
+	if err := n.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()`).Scan(&end); err != nil {
 		return n.queryError("find the end of the rule", err)
 	}
+	a.mu.Lock()
+	a.rowEnd = end
+	a.mu.Unlock()
 	wait := "local"
 	if a.tally.Rule.Quorum {
-		if err := n.poll(ctx, func() (bool, error) { return a.held(ctx, n) }); err != nil {
+		if err := n.poll(ctx, func() (bool, error) { return a.held(), nil }); err != nil {
 			return err
 		}
 		if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.SyncSetting()); err != nil {
@@ -302,8 +339,11 @@ func (a *campaign) commit(ctx context.Context) error {
 		wait = "on"
 	}
 	winner := int32(a.res.Winner.ID)
-	if err := n.installPrimary(ctx, winner, a.rule.Primary, wait); err != nil {
+	if err := n.installPrimary(ctx, winner, a.rule.Primary, a.followers(), wait); err != nil {
 		return err
+	}
+	if err := ballot.GiveArchive(ctx, n.conn); err != nil {
+		a.c.log.Warn("restore_command is not given back", "node", n.name, "err", err)
 	}
 	if seen := a.w.lastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
 		a.res.Outage = time.Since(seen)
@@ -311,14 +351,26 @@ func (a *campaign) commit(ctx context.Context) error {
 	return nil
 }
 
-// installPrimary writes who is the primary now, in one transaction.
-func (n *Node) installPrimary(ctx context.Context, primary, former int32, synchronousCommit string) error {
+// followers are the data nodes that were pointed to the winner, those too that were
+// below another standby before.
+func (a *campaign) followers() (ids []int32) {
+	for _, p := range a.pledged {
+		if p.ID != a.tally.Winner && p.Role != election.Witness && p.ID != election.Arbiter {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}
+
+// installPrimary writes who is the primary now, in one transaction. Whoever was
+// below the former one is below it, and so are the followers.
+func (n *Node) installPrimary(ctx context.Context, primary, former int32, followers []int32, synchronousCommit string) error {
 	err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
 		var b pgx.Batch
 		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
 		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, primary)
 		b.Queue(`UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, primary)
-		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND upstream_node_id = $2`, primary, former)
+		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND (upstream_node_id = $2 OR type = 'standby' AND node_id = ANY ($3::int[]))`, primary, former, followers)
 		return tx.SendBatch(ctx, &b).Close()
 	})
 	if err != nil {
@@ -328,28 +380,18 @@ func (n *Node) installPrimary(ctx context.Context, primary, former int32, synchr
 }
 
 // held reports whether no election can miss the new rule any more: the pledged
-// witnesses were told, the standbys have its row.
-func (a *campaign) held(ctx context.Context, n *Node) (bool, error) {
+// witnesses were told, the standbys show its row, or were told that they have it.
+func (a *campaign) held() bool {
 	holders := []int32{a.tally.Winner}
 	for _, p := range a.pledged {
 		if p.ID == election.Arbiter || p.Role == election.Witness {
 			holders = append(holders, p.ID)
 		}
 	}
-	rows, err := n.conn.Query(ctx, `SELECT application_name FROM pg_stat_replication WHERE flush_lsn >= $1`, a.rowEnd)
-	if err != nil {
-		return false, n.queryError("look who has the rule", err)
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return false, n.queryError("look who has the rule", err)
-	}
-	for _, name := range names {
-		if r, ok := recordByName(a.w.records(), name); ok {
-			holders = append(holders, int32(r.ID))
-		}
-	}
-	return election.Held(a.tally.Rule, a.rule, holders), nil
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	holders = append(holders, a.holders...)
+	return election.Held(a.tally.Rule, a.rule, holders)
 }
 
 // record writes the event and the history row of a failover, on its winner.

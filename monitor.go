@@ -272,6 +272,9 @@ func (m *Monitor) takeReload() {
 		return
 	}
 	m.use(*next)
+	if next.Failover != FailoverAutomatic {
+		m.giveArchive(m.watch.ctx)
+	}
 	m.watch.use(m.cluster)
 	m.drop(&m.local)
 	m.drop(&m.primary)
@@ -546,6 +549,7 @@ func (m *Monitor) shutdown(ctx context.Context) {
 		m.reachAgain(ctx)
 		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
 	}
+	m.giveArchive(ctx)
 	m.presence.close()
 	m.drop(&m.local)
 	m.drop(&m.primary)

@@ -27,8 +27,10 @@ type Node struct {
 	loose    bool   // its session is not settled yet: see lookFirst
 	known    glance // what was there before its newest look of a watcher
 
-	checked time.Time // when its configuration was last looked at
-	fault   string    // what was wrong with it
+	checked time.Time                    // when its configuration was last looked at
+	fault   string                       // what was wrong with it
+	pasts   map[wal.Timeline]wal.History // what was read of its timelines: their forks
+	marks   map[wal.Timeline]uint32      // and marks
 }
 
 // Connect opens a connection to the server that conninfo names, and waits for
@@ -147,8 +149,6 @@ type Settings struct {
 	SynchronousStandby string `json:"synchronous_standby_names"`
 }
 
-// The timeline of a primary is in the name of the segment that it writes; that
-// of a standby in what it receives, or last received: pg_control follows later.
 const nodeStatusSQL = `
 SELECT json_build_object(
   'at', clock_timestamp(),
@@ -157,11 +157,7 @@ SELECT json_build_object(
   'started_at', pg_postmaster_start_time(),
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
   'in_recovery', r.rec,
-  'timeline', CASE WHEN r.rec
-      THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver),
-                    (SELECT timeline_id FROM pg_control_checkpoint()),
-                    (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
-      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+  'line', ` + lineSQL + `,
   'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
   'idle', d.idle,
   'received_lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
@@ -190,18 +186,17 @@ func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
 	}
 	var s struct {
 		NodeStatus
-		PrimaryConninfo string `json:"primary_conninfo"`
-		Idle            bool   `json:"idle"`
+		PrimaryConninfo string       `json:"primary_conninfo"`
+		Idle            bool         `json:"idle"`
+		Line            lineEvidence `json:"line"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.name, err)
 	}
 	s.Settings.PrimaryConninfo = s.PrimaryConninfo
-	if s.InRecovery && (s.Receiver == nil || s.Receiver.Timeline == 0) {
-		s.Timeline = max(s.Timeline, n.walTimeline(ctx))
-	}
+	s.Timeline, _ = n.timeline(ctx, s.Line, s.Line.surely(), s.ReplayedLSN)
 	if s.InRecovery && s.Receiver == nil && s.Idle {
-		s.ReceivedLSN = n.lastRecordEnd(ctx, s.Timeline, s.ReplayedLSN, s.ReceivedLSN)
+		s.ReceivedLSN, _ = n.lastRecordEnd(ctx, s.Timeline, s.ReplayedLSN, s.ReceivedLSN)
 	}
 	if s.VersionNum < MinServerVersion {
 		return s.NodeStatus, kind(ErrRefused, "%s runs PostgreSQL %s: version 13 or later is needed", n.name, s.Version)
@@ -209,46 +204,55 @@ func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
 	return s.NodeStatus, nil
 }
 
-// walTimeline is the newest timeline of which a server has WAL. A standby that
-// receives nothing now does not say which one it is on: pg_control learns of a new
-// timeline only with the next restartpoint, and by then somebody may have taken
-// the standby for one that stayed behind. 0 where the login may not look (pg_monitor may).
-func (n *Node) walTimeline(ctx context.Context) (t wal.Timeline) {
-	err := n.conn.QueryRow(ctx, `SELECT coalesce(max(('x' || substr(name, 1, 8))::bit(32)::int), 0) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'`).Scan(&t)
-	if err != nil {
-		return 0
-	}
-	return t
-}
-
 // lastRecordEnd is the end of the last whole record that a standby has which
-// receives nothing: between what it has replayed and what it has received. Its
-// startup process may wait, and not have looked yet at what came last; and of the
-// very last record it may have the beginning only, whose end never comes: that
-// counts for nothing. Where the login may not look, all counts.
-func (n *Node) lastRecordEnd(ctx context.Context, t wal.Timeline, replayed, received wal.LSN) wal.LSN {
-	const most = 4 << 20
-	if received <= replayed || received-replayed > most {
-		return received
+// receives nothing: between what it has replayed and what it has received,
+// whatever its startup process is doing. Of the very last record it may have the
+// beginning only, whose end never comes: that counts for nothing. whole is false
+// where no record could be found. Where the login may not look, all counts.
+func (n *Node) lastRecordEnd(ctx context.Context, t wal.Timeline, replayed, received wal.LSN) (end wal.LSN, whole bool) {
+	if received <= replayed {
+		return received, true
 	}
 	size, err := n.walSegmentSize(ctx)
 	if err != nil {
-		return received
+		return received, true
 	}
-	var log []byte
-	page := wal.PageStart(replayed)
-	for at := page; at < received; {
-		want := min(int64(size)-int64(at)%int64(size), int64(received-at))
-		part, err := n.readWAL(ctx, t, at, want, size)
+	for _, window := range []wal.LSN{64 << 10, 4 << 20, 64 << 20} {
+		from, all := replayed, received-replayed <= window
+		page := wal.PageStart(replayed)
+		if !all {
+			page = wal.PageStart(received - window)
+		}
+		log, ok := n.readLog(ctx, t, page, received, size)
+		if !ok {
+			return received, true
+		}
+		if !all {
+			if from, ok = wal.FirstRecord(log, page, size); !ok {
+				continue
+			}
+		}
+		if !wal.IsPage(log, page) { // it is in another file
+			return received, true
+		}
+		if end := wal.LastRecordEnd(log[from-page:], from, size); all || end > from {
+			return end, true
+		}
+	}
+	return received, false
+}
+
+// readLog reads the log from the page at from up to to.
+func (n *Node) readLog(ctx context.Context, t wal.Timeline, from, to wal.LSN, segSize uint32) (log []byte, ok bool) {
+	for at := from; at < to; {
+		want := min(int64(segSize)-int64(at)%int64(segSize), int64(to-at))
+		part, err := n.readWAL(ctx, t, at, want, segSize)
 		if err != nil || int64(len(part)) != want {
-			return received
+			return nil, false
 		}
 		log, at = append(log, part...), at+wal.LSN(want)
 	}
-	if !wal.IsPage(log, page) { // it is in another file
-		return received
-	}
-	return wal.LastRecordEnd(log[replayed-page:], replayed, size)
+	return log, true
 }
 
 // readWAL reads so many bytes of the log, all of one segment. It is nil without an

@@ -21,13 +21,13 @@ import (
 const peerSQL = `
 SELECT json_build_object(
   'in_recovery', r.rec,
-  'timeline', CASE WHEN r.rec
-      THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()),
-                    CASE WHEN w.status IS NULL THEN (SELECT max(('x' || substr(name, 1, 8))::bit(32)::int) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$') END)
-      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
-  'lsn', CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() ELSE greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
-  'drained', NOT r.rec OR d.idle,
+  'line', ` + lineSQL + `,
+  'lsn', CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() ELSE pg_last_wal_receive_lsn() END,
+  'idle', d.idle,
   'replay', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
+  'replay_paused', CASE WHEN r.rec THEN pg_is_wal_replay_paused() END,
+  'target', r.rec AND current_setting('recovery_target') || current_setting('recovery_target_lsn') || current_setting('recovery_target_name')
+      || current_setting('recovery_target_time') || current_setting('recovery_target_xid') <> '',
   'streams', w.status IS NOT NULL, 'receiving', coalesce(w.status = 'streaming', false), 'sender_host', w.sender_host, 'sender_port', w.sender_port,
   'senders', (SELECT coalesce(json_agg(application_name), '[]') FROM pg_stat_replication WHERE state IN ('streaming', 'catchup')),
   'heard', extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time),
@@ -46,8 +46,12 @@ const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type
 	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
 
 // rulesSQL are the rules of a server as JSON, the newest first.
-const rulesSQL = `SELECT json_build_object('term', term, 'seq', seq, 'primary_node_id', primary_node_id, 'voters', voters, 'quorum', quorum,
-      'sync_standbys', sync_standbys, 'acks', acks) FROM repmgr.rules ORDER BY term DESC, seq DESC`
+// Tables of a former version lack columns.
+const rulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
+
+// toldSetting is what a data node was told: its WAL holds this rule, though its
+// tables may not show it yet. As JSON, in the file of ALTER SYSTEM.
+const toldSetting = "repmgr.rule"
 
 // peerView reads the view of a node from its server.
 func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
@@ -70,24 +74,26 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		return election.Peer{}, Presence{}, n.queryError("look at the node", err)
 	}
 	var s struct {
-		InRecovery bool          `json:"in_recovery"`
-		Timeline   wal.Timeline  `json:"timeline"`
-		LSN        wal.LSN       `json:"lsn"`
-		Replay     wal.LSN       `json:"replay"`
-		Drained    bool          `json:"drained"`
-		Streams    bool          `json:"streams"`
-		Receiving  bool          `json:"receiving"`
-		Host       string        `json:"sender_host"`
-		Port       int           `json:"sender_port"`
-		Senders    []string      `json:"senders"`
-		Heard      float64       `json:"heard"`
-		Detached   bool          `json:"detached"`
-		Delayed    bool          `json:"delayed"`
-		Started    time.Time     `json:"started"`
-		Settings   string        `json:"settings"`
-		Fault      string        `json:"fault"`
-		Presences  string        `json:"presences"`
-		Rule       election.Rule `json:"rule"`
+		InRecovery   bool          `json:"in_recovery"`
+		Line         lineEvidence  `json:"line"`
+		LSN          wal.LSN       `json:"lsn"`
+		Replay       wal.LSN       `json:"replay"`
+		ReplayPaused bool          `json:"replay_paused"`
+		Target       bool          `json:"target"`
+		Idle         bool          `json:"idle"`
+		Streams      bool          `json:"streams"`
+		Receiving    bool          `json:"receiving"`
+		Host         string        `json:"sender_host"`
+		Port         int           `json:"sender_port"`
+		Senders      []string      `json:"senders"`
+		Heard        float64       `json:"heard"`
+		Detached     bool          `json:"detached"`
+		Delayed      bool          `json:"delayed"`
+		Started      time.Time     `json:"started"`
+		Settings     string        `json:"settings"`
+		Fault        string        `json:"fault"`
+		Presences    string        `json:"presences"`
+		Rule         election.Rule `json:"rule"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return election.Peer{}, Presence{}, fmt.Errorf("look at %s: %w", rec, err)
@@ -97,20 +103,32 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		n.checked, n.fault = time.Now(), s.Fault
 	}
 	v := election.Peer{
-		Running: election.Primary, Position: wal.Position{Timeline: s.Timeline, LSN: s.LSN}, Drained: s.Drained,
+		Running: election.Primary, Position: wal.Position{LSN: max(s.LSN, s.Replay)}, Replayed: s.Replay, Idle: s.Idle,
 		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,
 		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
 		NoPledge: orDefault(unable, n.fault),
 	}
 	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)
 	v.Feeds = w.fed(s.Senders)
+	sure := n.readLine(ctx, &v, s.Line)
 	if s.InRecovery {
-		v.Running = election.Standby
-		if !s.Streams && s.Drained {
-			v.Position.LSN = n.lastRecordEnd(ctx, v.Position.Timeline, s.Replay, s.LSN)
+		v.Running, v.ReplayPaused = election.Standby, s.ReplayPaused
+		if !s.Streams {
+			var whole bool
+			v.Position.LSN, whole = n.lastRecordEnd(ctx, v.Position.Timeline, s.Replay, v.Position.LSN)
+			// Since its start it has received nothing, and may have more than it has looked at.
+			sure = sure && whole && (s.LSN != 0 || s.Idle)
+			v.Halt = n.halt(ctx, s.Target, s.ReplayPaused)
 		}
 		v.Receives = int32(w.sender(s.Host, s.Port))
 		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
+	}
+	v.Unsure = !sure
+	switch told := toldRule(v, set[toldSetting]); {
+	case s.InRecovery && told.Known():
+		v.Rule = told
+	case told.Primary == int32(rec.ID): // a primary's tables show what it has
+		v.Told = told
 	}
 	all, err := parsePresences(s.Presences)
 	if err != nil {
@@ -144,6 +162,15 @@ func readVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 		return set, ballot.Ballot{}, "its vote can not be read: " + connectCause(err)
 	}
 	return set, b, ""
+}
+
+// toldRule is what a node was told, where that is newer than what its tables show
+// and the node is on that rule's line.
+func toldRule(v election.Peer, told string) (r election.Rule) {
+	if told == "" || json.Unmarshal([]byte(told), &r) != nil || r.Compare(v.Rule) <= 0 || !v.On(r) {
+		return election.Rule{}
+	}
+	return r
 }
 
 // look asks one question. The first one on a connection takes one round trip:

@@ -78,7 +78,10 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 		return res, err
 	}
 	if rule.Known() {
-		if err := local.writeRule(ctx, rule, "operator"); err != nil {
+		if rule.Line, err = local.ruleLine(ctx); err != nil {
+			return res, err
+		}
+		if err := local.writeRule(ctx, rule, operator); err != nil {
 			return res, err
 		}
 	}
@@ -105,8 +108,17 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *Node, recs []Recor
 	w.settle(ctx)
 	r := rules[0]
 	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, highestTerm(w.peers())), 1, int32(c.cfg.NodeID), nil, 0
-	return r, local.clearSync(ctx)
+	err = ballot.Locked(ctx, local.conn, func(b ballot.Ballot) error { // its daemon is to know that it was not promoted past everybody
+		return ballot.Write(ctx, local.conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + chosenMark})
+	})
+	if err == nil {
+		err = local.clearSync(ctx)
+	}
+	return r, err
 }
+
+// operator is who holds the election that a promotion by hand stands for.
+const operator = "operator"
 
 // checkPromote asks everybody before anything changes.
 func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOptions, res *PromoteResult) ([]Record, error) {

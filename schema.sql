@@ -83,8 +83,10 @@ CREATE TABLE IF NOT EXISTS repmgr.rules (
     acks            integer NOT NULL,
     coordinator     text NOT NULL DEFAULT '',
     opened_at       timestamp with time zone NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    line            jsonb NULL, -- the primary's timeline, and the forks that it came through
     PRIMARY KEY (term, seq)
 );
+ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb;
 
 -- A sign of life, so that a standby's silence means something.
 CREATE TABLE IF NOT EXISTS repmgr.heartbeat (

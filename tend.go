@@ -47,6 +47,12 @@ func (m *Monitor) tend(ctx context.Context) error {
 			return nil // promoted, and not in office yet: see the election
 		}
 		first := election.Rule{Term: 1 + highestTerm(m.watch.peers()), Seq: 1, Primary: self, Voters: registered}
+		if first.Line, err = m.local.ruleLine(ctx); err == nil {
+			err = m.local.addLine(ctx)
+		}
+		if err != nil {
+			return err
+		}
 		return m.commitRule(ctx, election.Rule{}, first)
 	}
 	set, err := m.syncInForce(ctx, rules)
@@ -55,16 +61,33 @@ func (m *Monitor) tend(ctx context.Context) error {
 	}
 	m.watchNames(ctx)
 	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy()}
-	holders := m.holders(rules[0])
 	var before election.Rule
 	if len(rules) > 1 {
 		before = rules[1]
 	}
-	cohort.Held = election.Held(rules[0], before, holders)
+	holders := m.holders(rules[0])
+	if cohort.Held = election.Held(rules[0], before, holders); !cohort.Held {
+		m.watch.refresh(ctx, m.cluster.pulse()) // what was seen of them may be older than the rule
+		holders = m.holders(rules[0])
+		cohort.Held = election.Held(rules[0], before, holders)
+	}
 	m.noteBefore(before, cohort.Held)
 	m.pushRule(ctx, rules[0], before, holders)
 	if c := m.cluster; c.cfg.Arbiter != nil {
 		m.report("announcing the primary to "+c.cfg.Arbiter.Name(), c.cfg.Arbiter.Announce(ctx, rules[0], m.self, 3*c.cfg.MonitorInterval+c.cfg.SilenceTimeout))
+	}
+	if !rules[0].Line.Known() && cohort.Held {
+		switch line, err := m.local.ruleLine(ctx); {
+		case err != nil:
+			return err
+		case line.Known(): // a former version, or an operator, has written it
+			next := rules[0]
+			next.Seq, next.Line = next.Seq+1, line
+			if err := m.local.addLine(ctx); err != nil {
+				return err
+			}
+			return m.commitRule(ctx, rules[0], next)
+		}
 	}
 	switch change := m.policy().Tend(cohort); {
 	case change.Set != nil:
@@ -204,21 +227,15 @@ func (m *Monitor) noteRule(ctx context.Context, r election.Rule) error {
 	return nil
 }
 
-// holders are the voters that are known to have the rule.
+// holders are the voters that are known to have the rule: their tables show it, or
+// they were told that their WAL has it.
 func (m *Monitor) holders(r election.Rule) []int32 {
 	ids := []int32{int32(m.cluster.cfg.NodeID)}
 	if m.tender.rule.Compare(r) != 0 {
 		m.tender.rule, m.tender.lsn = r, m.sample.local.CurrentLSN // after a start: surely not before its end
 	}
-	for _, rec := range m.recs {
-		senders, twin := sendersOf(m.sample.local, rec.Name), m.tender.namesakes[rec.ID]
-		has := func(w WALSender) bool { return w.FlushedLSN >= m.tender.lsn }
-		if len(senders) > 0 && m.tender.lsn > 0 && twin.since.IsZero() && !slices.ContainsFunc(senders, func(w WALSender) bool { return !has(w) }) {
-			ids = append(ids, int32(rec.ID))
-		}
-	}
 	for _, p := range m.watch.peers() {
-		if (p.ID == election.Arbiter || p.Role == election.Witness) && p.Rule.Compare(r) == 0 {
+		if p.ID != ids[0] && p.Rule.Compare(r) == 0 {
 			ids = append(ids, p.ID)
 		}
 	}
@@ -266,8 +283,8 @@ func (m *Monitor) noteBefore(before election.Rule, held bool) {
 	m.shared.before = before
 }
 
-// pushRule gives the rule to the voters that do not stream: witnesses and the
-// arbiter. How much an arbiter's vote weighs depends on the voters, so of other
+// pushRule gives the rule to the voters that do not stream, witnesses and the
+// arbiter, and tells it to standbys that have it and do not replay it yet. How much an arbiter's vote weighs depends on the voters, so of other
 // voters it hears only when the nodes hold them.
 func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders []int32) {
 	for _, p := range m.watch.peers() {
@@ -285,6 +302,8 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 			}
 		case p.Role == election.Witness:
 			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { return m.cluster.copyMetadata(ctx, m.local, n) })
+		case p.Streams && m.tender.lsn > 0: // it is slow to replay it
+			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { _, err := n.tellIfHeld(ctx, r, m.tender.lsn); return err })
 		default:
 			continue
 		}
@@ -298,6 +317,9 @@ func (m *Monitor) tendStandby(ctx context.Context) error {
 	now := m.sample.local.Settings.SynchronousStandby
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
+	if err := m.tendArchive(ctx); err != nil {
+		return err
+	}
 	switch quorum := newest(m.watch.peers()).Quorum; {
 	case quorum && now == "":
 		s, err := m.local.syncState(ctx)
@@ -359,6 +381,44 @@ func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 		}
 		return m.local.alterSystem(ctx, map[string]string{"primary_slot_name": m.self.SlotName})
 	})
+}
+
+// tendArchive keeps the archive of a standby that streams out of force: when the
+// primary is lost nothing of it is to come from there, and a command that takes
+// long would hold the promotion up. One that can not stream gets it back.
+func (m *Monitor) tendArchive(ctx context.Context) error {
+	switch alone := m.state.AloneAt; {
+	case m.sample.local.Receiver != nil && m.sample.local.Receiver.Status == "streaming":
+		return ballot.CutArchive(ctx, m.local.conn)
+	case !alone.IsZero() && time.Since(alone) > 2*m.cluster.cfg.SilenceTimeout && m.state.Health == election.HealthAlive:
+		return ballot.GiveArchive(ctx, m.local.conn)
+	}
+	return nil
+}
+
+// giveArchive leaves the local standby with its archive.
+func (m *Monitor) giveArchive(ctx context.Context) {
+	if m.local == nil || m.local.conn.IsClosed() || m.state.Role != election.Standby {
+		return
+	}
+	ctx, cancel := m.lookLimit(context.WithoutCancel(ctx))
+	defer cancel()
+	if err := ballot.GiveArchive(ctx, m.local.conn); err != nil {
+		m.log.Warn("restore_command is not given back", "err", err, "hint", "ALTER SYSTEM RESET restore_command, where it is empty.")
+	}
+}
+
+// addLine brings the table of the rules of a former version up to date.
+func (n *Node) addLine(ctx context.Context) error {
+	var have bool
+	err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)
+	if err == nil && !have {
+		_, err = n.conn.Exec(ctx, `ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb`)
+	}
+	if err != nil {
+		return n.queryError("add a column to repmgr.rules", err)
+	}
+	return nil
 }
 
 // heart writes the sign of life of the local primary, so that the silence of a

@@ -143,8 +143,8 @@ const (
 	Witness Role = "witness"
 )
 
-// Pledge stores b on its server and, on a standby, ends the stream of the old
-// primary. It refuses with [ErrTerm] a term that is not higher than the stored
+// Pledge stores b on its server and, on a standby, cuts off the old primary: its
+// stream and its archive. The receiver ends soon after: see [HurryReceiver]. It refuses with [ErrTerm] a term that is not higher than the stored
 // one, whoever's that is, and with [ErrRole] a server in another role. When it
 // returns nil the vote is on disk.
 func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
@@ -162,11 +162,11 @@ func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
 			if _, err := conn.Exec(ctx, `ALTER SYSTEM SET primary_conninfo = ''`); err != nil {
 				return fmt.Errorf("detach: %w", err)
 			}
+			if err := stopArchive(ctx, conn); err != nil {
+				return fmt.Errorf("detach: %w", err)
+			}
 		}
-		if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_reload_conf()`); err != nil {
-			return fmt.Errorf("reload: %w", err)
-		}
-		return nil
+		return reload(ctx, conn)
 	})
 }
 

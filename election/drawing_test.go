@@ -48,15 +48,17 @@ func situations(now time.Time) (all []Observation) {
 								Now: now, Local: local, Node: node, RowKnown: flags&2 != 0, Upstream: View{Up: flags&4 != 0},
 								Self: self, Rule: r, Peers: peers, WasPrimary: flags&1 != 0,
 							}
-							failed, forked, pledged, waiting := o, o, o, o
+							failed, forked, pledged, waiting, won := o, o, o, o, o
 							waiting.Busy, waiting.Yields = local.InRecovery, local.InRecovery // only a standby waits for another node
+							won.Peers = slices.Clone(peers)
+							won.Peers[0].Chosen, won.Peers[0].Term = true, r.Term+1
 							failed.Last = Outcome{Verb: Elect, At: now.Add(-100 * time.Millisecond)}
 							forked.Diverged = true
 							pledged.Peers = slices.Clone(peers)
 							for i := range pledged.Peers {
 								pledged.Peers[i].Term, pledged.Peers[i].Candidate, pledged.Peers[i].Detached = r.Term+1, "node9.1", true
 							}
-							all = append(all, o, failed, forked, pledged, waiting, Observation{Now: now, Observer: true, Rule: r, Peers: peers})
+							all = append(all, o, failed, forked, pledged, waiting, won, Observation{Now: now, Observer: true, Rule: r, Peers: peers})
 						}
 					}
 				}
@@ -96,7 +98,7 @@ func edges() []string {
 			next := State{Phase: d.Next.Phase, Role: d.Next.Role, Reason: d.Next.Reason, Health: d.Next.Health, LostAt: d.Next.LostAt, TurnsAt: d.Next.TurnsAt, AloneAt: d.Next.AloneAt}
 			visit(next, o.Observer)
 			if !next.LostAt.IsZero() { // later
-				next.LostAt, next.TurnsAt = now.Add(-time.Minute), now.Add(-time.Minute)
+				next.LostAt, next.TurnsAt, next.OfficeAt = now.Add(-time.Minute), now.Add(-time.Minute), now.Add(-time.Minute)
 				visit(next, o.Observer)
 			}
 		}

@@ -112,6 +112,8 @@ const (
 
 	TakingOffice    Reason = "elected, and taking office"
 	Deposed         Reason = "another node was elected"
+	Unelected       Reason = "it was promoted by nobody's vote while another node is the primary"
+	Claiming        Reason = "it was promoted by nobody's vote, and the primary is lost: standing for election"
 	MetHigherTerm   Reason = "an election without an outcome: standing for a higher term"
 	BeingPatient    Reason = "primary is lost: waiting as reconnect_attempts asks for"
 	NotMyTurn       Reason = "primary is lost: another monitor goes first"
@@ -213,6 +215,7 @@ type Policy struct {
 	Required   bool          // durability=required: once a standby has what is acknowledged, commits never wait for nobody again
 	TooMany    bool          // failovers_per_hour is reached
 	Location   string        // of the former primary
+	Adopts     int32         // a node that runs as primary on a branch of its own, and asks to be elected there
 	Forced     bool          // an operator asks: pause, manual daemons, failovers_per_hour and primary_start_timeout do not count
 }
 
@@ -223,6 +226,8 @@ func (p Policy) Step(s State, o Observation) Decision {
 	switch {
 	case p.deposed(o):
 		return p.enter(s, o, Fenced, Deposed, Action{Verb: Fence})
+	case p.usurps(o):
+		return p.enter(s, o, Fenced, Unelected, Action{Verb: Fence})
 	case !o.Local.Up && p.mayRejoin(o):
 		return p.enter(s, o, Waiting, Rejoining, Action{Verb: Rejoin, Child: o.Rule.Primary})
 	case !o.Local.Up && !o.Observer:
@@ -231,6 +236,8 @@ func (p Policy) Step(s State, o Observation) Decision {
 		return p.enter(s, o, Waiting, RowNotReadable)
 	case !o.Observer && !o.Node.Registered:
 		return p.register(s, o)
+	case p.claims(s, o):
+		return p.enter(s, o, AsPrimary, Claiming, Action{Verb: Reaffirm})
 	case p.challenged(s, o):
 		return p.enter(s, o, AsPrimary, MetHigherTerm, Action{Verb: Reaffirm})
 	case p.strays(s, o):

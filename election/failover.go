@@ -73,13 +73,32 @@ func (p Policy) deposed(o Observation) bool {
 	return false
 }
 
+// unelected: somebody made the local server a primary by hand, or with another
+// tool: no rule names it, and it won no election.
+func (o Observation) unelected() bool {
+	me := find(o.Peers, o.Self)
+	return o.runsPrimary() && o.Rule.Known() && o.Rule.Primary != o.Self && me.Answer == Answers && me.Running == Primary && !me.elected(o.Rule)
+}
+
+// usurps: it is unelected while the primary that the rule names runs.
+func (p Policy) usurps(o Observation) bool {
+	return p.Automatic && !o.Busy && o.unelected() && o.winnerRuns() && !Paused(o.Peers)
+}
+
+// claims: it is unelected, and the primary that the rule names is lost. It gives
+// who promoted it time to write a rule.
+func (p Policy) claims(s State, o Observation) bool {
+	return p.Automatic && !o.Busy && o.unelected() && !s.LostAt.IsZero() && !Paused(o.Peers) &&
+		o.Now.Sub(s.OfficeAt) >= inauguration && !p.waits(o, Reaffirm, retryAfter)
+}
+
 // challenged: the local primary meets ballots, or a witness's rule, of a later
 // term than its own rule. An election was begun and has no outcome; what it
 // detached must be won back. One that was promoted and has no rule of its own
 // gives its election time to finish. One that another primary was elected
 // against leaves it to that.
 func (p Policy) challenged(s State, o Observation) bool {
-	if !p.Automatic || !o.runsPrimary() || o.Busy || p.waits(o, Reaffirm, retryAfter) {
+	if !p.Automatic || !o.runsPrimary() || o.unelected() || o.Busy || p.waits(o, Reaffirm, retryAfter) {
 		return false
 	}
 	me := find(o.Peers, o.Self)
@@ -97,7 +116,7 @@ func (p Policy) challenged(s State, o Observation) bool {
 		if peer.Answer != Answers {
 			continue
 		}
-		if peer.ID != o.Self && peer.data() && peer.Running == Primary && peer.Term > me.Term {
+		if peer.ID != o.Self && peer.data() && peer.Running == Primary && peer.Chosen && peer.Term > me.Term {
 			return false
 		}
 		later = later || peer.Term > ours.Term || peer.Rule.Term > ours.Term && peer.Rule.Primary != o.Self

@@ -47,13 +47,25 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		},
 		"a primary meets a ballot of a later term": {failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Standby, 90, held, ballot(2))), election.MetHigherTerm, election.Reaffirm},
 		"it leaves an elected primary alone": {
-			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(2))), election.WatchingPrimary, election.Tend,
+			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(2), won)), election.WatchingPrimary, election.Tend,
 		},
 		"one that was just promoted waits for its rule": {
-			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2))), election.WatchingPrimary, election.Tend,
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won)), election.WatchingPrimary, election.Tend,
 		},
 		"and stands for one when none comes": {
-			failoverPolicy, longAgo, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2))), election.MetHigherTerm, election.Reaffirm,
+			failoverPolicy, longAgo, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won)), election.MetHigherTerm, election.Reaffirm,
+		},
+		"one that was promoted by hand is stopped where the primary runs": {
+			failoverPolicy, election.State{}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, answers(1, election.Primary, 100, held), answers(2, election.Primary, 100, held)), election.Unelected, election.Fence,
+		},
+		"not while that is paused": {
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, answers(1, election.Primary, 100, held, paused), answers(2, election.Primary, 100, held)), election.WatchingPrimary, election.Tend,
+		},
+		"and stands for election where the primary is lost": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held), answers(3, election.Standby, 100, held)), election.Claiming, election.Reaffirm,
+		},
+		"but gives who promoted it time for a rule": {
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held), answers(3, election.Standby, 100, held)), election.WatchingPrimary, election.Tend,
 		},
 		"a former primary is down and another one is there": {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Self, o.Local, o.WasPrimary, o.Rule = 1, down, true, later }, gone(election.Refused, held), answers(2, election.Primary, 100, holding(later))),

@@ -105,25 +105,26 @@ func lose(r Rule, peers []Peer, lost int32) []Peer {
 // candidates puts those that answer in the order of the count.
 func (p Policy) candidates(r Rule, primary Peer, pledged []Peer) []Candidate {
 	all := slices.DeleteFunc(slices.Clone(pledged), func(o Peer) bool { return !o.data() })
-	newest := standing(r, pledged)[0]
-	fit := func(o Peer) bool { return p.Fit(newest, o) == "" }
+	rules := standing(r, pledged)
+	line := rules[len(rules)-1]
+	fit := func(o Peer) bool { return p.Fit(line, o) == "" }
 	slices.SortFunc(all, func(a, b Peer) int {
 		if c := compareTrue(fit(a), fit(b)); c != 0 {
 			return c
 		}
-		return p.rank(p.Location, a, b)
+		return p.rank(line, p.Location, a, b)
 	})
 	var best Peer
 	for _, o := range all {
-		if best.ID == 0 || compareProgress(o, best) > 0 {
+		if best.ID == 0 || compareProgress(line, o, best) > 0 {
 			best = o
 		}
 	}
 	list := []Candidate{}
 	for i, o := range all {
-		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), Unfit: p.Fit(newest, o)}
+		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), Unfit: p.Fit(line, o)}
 		if i > 0 && c.Unfit == "" {
-			c.Key = p.decider(all[i-1], o)
+			c.Key = p.decider(line, all[i-1], o)
 		}
 		list = append(list, c)
 	}
@@ -146,16 +147,16 @@ var single = []struct {
 }{
 	{KeyRule, func(o Peer) Peer { return Peer{Rule: Rule{Term: o.Rule.Term}} }},
 	{KeyTimeline, func(o Peer) Peer { return Peer{Position: wal.Position{Timeline: o.Position.Timeline}} }},
-	{KeyLSN, func(o Peer) Peer { return Peer{Position: wal.Position{LSN: o.Position.LSN}} }},
+	{KeyLSN, func(o Peer) Peer { return Peer{Position: o.Position, Past: o.Past, Mark: o.Mark} }},
 	{KeyPriority, func(o Peer) Peer { return Peer{Priority: o.Priority} }},
 	{KeyLocation, func(o Peer) Peer { return Peer{Location: o.Location} }},
 	{KeyID, func(o Peer) Peer { return Peer{ID: o.ID} }},
 }
 
 // decider is the key that puts two candidates in their order.
-func (p Policy) decider(a, b Peer) Key {
+func (p Policy) decider(line Rule, a, b Peer) Key {
 	for _, s := range single {
-		if p.rank(p.Location, s.only(a), s.only(b)) != 0 {
+		if p.rank(line, p.Location, s.only(a), s.only(b)) != 0 {
 			return s.key
 		}
 	}

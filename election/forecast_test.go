@@ -97,7 +97,9 @@ func TestPolicy_Forecast_OfThePrimary(t *testing.T) {
 		},
 		"another primary": {
 			nodes: 3, order: []int32{2, 3}, key: election.KeyID, health: election.HealthMoved, refusal: election.RefusedHealth,
-			change: func(_ *election.Rule, p []election.Peer) { p[2].Running = election.Primary },
+			change: func(_ *election.Rule, p []election.Peer) {
+				p[2].Running, p[2].Chosen, p[2].Term = election.Primary, true, 99
+			},
 		},
 	}
 	for name, test := range tests {

@@ -3,6 +3,8 @@ package election
 import (
 	"cmp"
 	"slices"
+
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // Arbiter is the id of the voter that is no PostgreSQL server: an etcd.
@@ -23,6 +25,12 @@ type Rule struct {
 	Quorum  bool    `json:"quorum"` // synchronous_mode=quorum
 	Sync    []int32 `json:"sync_standbys"`
 	Acks    int     `json:"acks"` // of Sync, that a commit waits for; 0: for nobody
+
+	// Line is the primary's. A node elsewhere is on a branch that no rule knows: it
+	// votes, never wins, and counts for what it has up to where it left the line. Of
+	// a rule that is told before the promotion the timeline has no number yet. Unknown
+	// where a former version wrote the rule: then the timeline's number decides.
+	Line wal.Line `json:"line"`
 }
 
 // Known reports whether there is a rule at all.
@@ -32,6 +40,27 @@ func (r Rule) Known() bool { return r.Term > 0 }
 func (r Rule) Compare(other Rule) int {
 	return cmp.Or(cmp.Compare(r.Term, other.Term), cmp.Compare(r.Seq, other.Seq))
 }
+
+// shared is up to where the peer has the rule's line, all of it where that is not known.
+func (r Rule) shared(p Peer) wal.LSN {
+	switch {
+	case !r.Line.Known():
+		return p.Position.LSN
+	case len(p.Past) == 0 && p.Position.Timeline > 1: // its history can not be read
+		if p.Position.Timeline != r.Line.Timeline {
+			return 0
+		}
+		return p.Position.LSN
+	}
+	return r.Line.Shared(p.line(), p.Position.LSN)
+}
+
+func (p Peer) line() wal.Line {
+	return wal.Line{Timeline: p.Position.Timeline, Past: p.Past, Mark: p.Mark}
+}
+
+// On reports whether all WAL of the peer is on the line of the rule.
+func (p Peer) On(r Rule) bool { return r.shared(p) == p.Position.LSN }
 
 // weight is how many votes a voter has. An arbiter survives what a node does
 // not, so it and any one node are a majority, and so are all nodes without it.

@@ -315,7 +315,7 @@ func (c *election1) prepare() {
 			then()
 			return
 		}
-		c.locked(func(s *server, ret func()) { s.promote(c.term, ret) }, func() { c.at("promoted", then) })
+		c.locked(func(s *server, ret func()) { s.told = c.tally.Rule; s.promote(c.term, ret) }, func() { c.at("promoted", then) })
 	}
 	if c.w.bug == "set after promote" {
 		open(func() { c.write(); c.w.sleep(c.m.h, &c.m.proc, 300*time.Millisecond, func() { settle(func() {}) }) })
@@ -334,6 +334,7 @@ func (c *election1) write() {
 	}
 	c.locked(func(s *server, ret func()) {
 		w.seq++
+		c.tally.Rule.Line = s.line()
 		rule := c.tally.Rule
 		s.commit(rec{id: -int64(w.seq), rule: &rule}, nil)
 		w.after(&s.proc, 5*time.Millisecond+s.slow, ret)

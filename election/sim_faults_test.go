@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // fault is something that goes wrong at a time, or at a step of an election.
@@ -90,7 +91,7 @@ func (w *world) build(witnesses int, arbiter bool) {
 	if arbiter {
 		w.add(election.Arbiter, true)
 	}
-	first := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: w.voters(), Quorum: w.quorum}
+	first := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: w.voters(), Quorum: w.quorum, Line: wal.Line{Timeline: 1}}
 	for _, h := range w.hosts {
 		s := h.s
 		switch {
@@ -375,12 +376,12 @@ func (w *world) reclone(h *host) {
 	for _, o := range w.hosts {
 		if s := o.s; s.up && s.primary() && !s.starting && h.s.recovery && h.s.data() && w.open(o, h) && !s.hung(w.now) && h.s.conn != 0 && h.s.upstream == o.id {
 			h.s.crash()
-			inc, recs, tl := s.inc, s.wal, s.tl
+			inc, recs, line := s.inc, s.wal, s.line()
 			w.after(nil, w.between(300*time.Millisecond, 2*time.Second), func() {
 				if s.inc == inc && s.primary() {
-					recs, tl = s.wal, s.tl
+					recs, line = s.wal, s.line()
 				}
-				h.s.copyFrom(recs, tl, o.id)
+				h.s.copyFrom(recs, line, o.id)
 				h.s.start()
 			})
 			return

@@ -426,14 +426,14 @@ func (m *monitor) rejoin(to int32) {
 	w.logf("monitor %d: rejoins node %d", m.h.id, to)
 	ok := false
 	var wal []rec
-	tl := from.tl
+	line := from.line()
 	w.rpc(&m.proc, m.h, from, 5*time.Second, func(ret func()) {
 		if !from.primary() || from.rule().Term < term {
 			ret()
 			return
 		}
 		w.after(&from.proc, w.between(200*time.Millisecond, 800*time.Millisecond), func() {
-			ok, wal, tl = from.primary(), from.wal, from.tl
+			ok, wal, line = from.primary(), from.wal, from.line()
 			ret()
 		})
 	}, func(ans election.Answer) {
@@ -442,7 +442,7 @@ func (m *monitor) rejoin(to int32) {
 			return
 		}
 		s.crash()
-		s.copyFrom(wal, tl, to)
+		s.copyFrom(wal, line, to)
 		s.start()
 		m.did(election.Rejoin, "")
 	})

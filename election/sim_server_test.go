@@ -47,12 +47,15 @@ type server struct {
 	location string
 	wal      []rec
 	tl       wal.Timeline
+	past     wal.History
+	mark     uint32   // of the line
 	rules    []ruleAt // in the WAL; or the copies of a witness
 	recovery bool
 	conninfo int32
 	ssn      election.SyncSetting
 	ballot   ballotOf
-	chosen   int64 // the term that it won: a mark on the ballot
+	chosen   int64         // the term that it won: a mark on the ballot
+	told     election.Rule // that its WAL has, though its tables may not show it
 
 	proc
 	w        *world
@@ -84,10 +87,24 @@ func (s *server) primary() bool { return s.data() && !s.recovery }
 
 // rule is the newest that its tables show.
 func (s *server) rule() election.Rule {
-	for i := len(s.rules) - 1; i >= 0; i-- {
+	r := election.Rule{}
+	for i := len(s.rules) - 1; i >= 0 && !r.Known(); i-- {
 		if !s.data() || s.rules[i].lsn <= s.replayed {
-			return s.rules[i].rule
+			r = s.rules[i].rule
 		}
+	}
+	me := election.Peer{Position: wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, Past: s.past, Mark: s.mark}
+	if s.recovery && s.told.Compare(r) > 0 && me.On(s.told) {
+		return s.told
+	}
+	return r
+}
+
+// won is what a primary was told of its election, and has not written yet.
+func (s *server) won() election.Rule {
+	me := election.Peer{Position: wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, Past: s.past, Mark: s.mark}
+	if !s.recovery && s.data() && s.told.Primary == s.h.id && s.told.Compare(s.rule()) > 0 && me.On(s.told) {
+		return s.told
 	}
 	return election.Rule{}
 }
@@ -99,13 +116,14 @@ func (s *server) fsync() time.Duration {
 // look is what a monitor reads in one snapshot.
 func (s *server) look(id int32) election.Peer {
 	p := election.Peer{
-		ID: id, Role: s.role, Priority: s.priority, Location: s.location, Running: election.Primary,
+		Told: s.won(), ID: id, Role: s.role, Priority: s.priority, Location: s.location, Running: election.Primary,
 		Term: s.ballot.term, Candidate: s.ballot.candidate, Rule: s.rule(), Paused: s.w.paused,
 		Monitored: s.h.m.up, Automatic: true, CanFence: true,
 	}
 	if s.data() {
-		p.Position = wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}
-		p.Drained = s.replayed == len(s.wal)
+		p.Position, p.Past, p.Chosen = wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, s.past, s.chosen == s.ballot.term && s.chosen > 0
+		p.Mark = s.mark
+
 		p.ShutDown = len(s.wal) > 0 && s.wal[len(s.wal)-1].stop
 		if s.recovery {
 			p.Running = election.Standby
@@ -212,7 +230,7 @@ func (s *server) attach() {
 		}
 		w.seq++
 		s.diverged, s.upstream, s.conn, s.heard = false, target, int64(w.seq), w.now
-		s.tl = up.s.tl
+		s.setLine(up.s.line())
 		up.s.senders[s.h.id] = &sender{conn: s.conn, flush: len(s.wal)}
 		up.s.pump(s.h.id)
 		up.s.release()
@@ -233,15 +251,19 @@ func (s *server) pump(id int32) {
 	}
 	snd.busy = true
 	s.w.after(&s.proc, s.w.between(0, time.Millisecond), func() {
-		recs, tl, conn := s.wal[:len(s.wal):len(s.wal)], s.tl, snd.conn
-		s.w.send(s.h, to, &to.s.proc, func() { to.s.receive(conn, recs, tl) })
+		recs, line, conn := s.wal[:len(s.wal):len(s.wal)], s.line(), snd.conn
+		s.w.send(s.h, to, &to.s.proc, func() { to.s.receive(conn, recs, line) })
 		if s.senders[id] == snd {
 			snd.busy = false
 		}
 	})
 }
 
-func (s *server) receive(conn int64, recs []rec, tl wal.Timeline) {
+func (s *server) line() wal.Line { return wal.Line{Timeline: s.tl, Past: s.past, Mark: s.mark} }
+
+func (s *server) setLine(l wal.Line) { s.tl, s.past, s.mark = l.Timeline, l.Past, l.Mark }
+
+func (s *server) receive(conn int64, recs []rec, line wal.Line) {
 	if s.conn != conn {
 		return
 	}
@@ -253,7 +275,7 @@ func (s *server) receive(conn int64, recs []rec, tl wal.Timeline) {
 		for i := len(s.wal); i < len(recs); i++ {
 			s.append(recs[i])
 		}
-		s.tl = tl
+		s.setLine(line)
 		s.replay()
 		s.reply(conn)
 	})
@@ -382,8 +404,10 @@ func (s *server) promote(term int64, ret func()) {
 		}
 		s.detach()
 		s.conninfo, s.recovery, s.chosen = 0, false, term
+		s.past = append(slices.Clone(s.past), wal.HistoryEntry{Timeline: s.tl, SwitchLSN: wal.LSN(len(s.wal))})
 		s.tl++
 		s.w.seq++
+		s.mark = uint32(s.w.seq)
 		s.append(rec{id: -int64(s.w.seq)})
 		s.w.judge.promoted(s, term)
 		s.w.logf("node %d: promoted in term %d at %d on timeline %d", s.h.id, term, len(s.wal), s.tl)
@@ -479,7 +503,7 @@ func (s *server) watchReceiver() {
 
 // copyFrom makes the data directory that of another server, as pg_rewind or a
 // clone does. The ballot stays the node's own.
-func (s *server) copyFrom(recs []rec, tl wal.Timeline, upstream int32) {
+func (s *server) copyFrom(recs []rec, line wal.Line, upstream int32) {
 	s.wal = slices.Clone(recs)
 	s.rules = nil
 	for i, r := range s.wal {
@@ -487,7 +511,8 @@ func (s *server) copyFrom(recs []rec, tl wal.Timeline, upstream int32) {
 			s.rules = append(s.rules, ruleAt{*r.rule, i + 1})
 		}
 	}
-	s.tl, s.recovery, s.conninfo, s.diverged = tl, true, upstream, false
+	s.recovery, s.conninfo, s.diverged = true, upstream, false
+	s.setLine(line)
 }
 
 // tell stores a rule on a witness.

@@ -37,29 +37,36 @@ type Peer struct {
 	Ended    bool      // its server has ended our connection since it was seen: a word that only its own kernel can send
 	Running  Role      // Primary or Standby
 
-	Position  wal.Position
-	Drained   bool          // all WAL that it has is replayed
-	Receives  int32         // node that it streams from, by the address that it names; 0: nobody, or unknown
-	Feeds     []int32       // nodes that stream from it, as its WAL senders show
-	Streams   bool          // a WAL receiver runs
-	Receiving bool          // and is streaming at this moment
-	Heard     time.Duration // how long ago the receiver heard from its sender, at SeenAt
-	Detached  bool          // it has no primary_conninfo: pledged, or fenced
-	Delayed   bool          // it applies WAL with a delay
-	ShutDown  bool          // the last WAL record that it has is of a shutdown in order
-	Term      int64         // of its ballot
-	Candidate string        // of its ballot
-	Chosen    bool          // its ballot says that it won that election
-	Forsaken  bool          // the monitor that its ballot is made out to has ended since
-	Rule      Rule          // the newest that it holds
-	Paused    bool
-	PauseSeq  int64     // how new its word on that is
-	Started   time.Time // when its server was started
-	Monitored bool      // a monitor of its own runs
-	Automatic bool      // and fails over by itself
-	CanFence  bool      // and has shown that it can stop its server
-	NoPledge  string    // why it could not pledge itself now, although it answers; empty: it could
-	Replied   time.Time // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
+	Position     wal.Position  // the end of its WAL; where it receives nothing, of the last whole record that it has
+	Past         wal.History   // the forks that its timeline came through; nil on timeline 1, and where they can not be read
+	Mark         uint32        // of its line: see [wal.Line]
+	Unsure       bool          // where its WAL ends, or on which timeline, could not be told
+	Replayed     wal.LSN       // of a standby
+	Idle         bool          // its replay waits for more WAL
+	Halt         Unfit         // why its replay can not come to the end of what it has; empty: it can
+	Receives     int32         // node that it streams from, by the address that it names; 0: nobody, or unknown
+	Feeds        []int32       // nodes that stream from it, as its WAL senders show
+	Streams      bool          // a WAL receiver runs
+	Receiving    bool          // and is streaming at this moment
+	Heard        time.Duration // how long ago the receiver heard from its sender, at SeenAt
+	Detached     bool          // it has no primary_conninfo: pledged, or fenced
+	Delayed      bool          // it applies WAL with a delay
+	ReplayPaused bool          // an operator did that, or Halt says who
+	ShutDown     bool          // the last WAL record that it has is of a shutdown in order
+	Term         int64         // of its ballot
+	Candidate    string        // of its ballot
+	Chosen       bool          // its ballot says that it won that election
+	Forsaken     bool          // the monitor that its ballot is made out to has ended since
+	Rule         Rule          // the newest that it holds
+	Told         Rule          // of a primary that was elected and whose own row is not written yet: its rule
+	Paused       bool
+	PauseSeq     int64     // how new its word on that is
+	Started      time.Time // when its server was started
+	Monitored    bool      // a monitor of its own runs
+	Automatic    bool      // and fails over by itself
+	CanFence     bool      // and has shown that it can stop its server
+	Replied      time.Time // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
+	NoPledge     string    // why it could not pledge itself now, although it answers; empty: it could
 }
 
 // attached reports whether a standby is on the line of the primary of the rule.
@@ -119,7 +126,7 @@ func (h Health) Proven() bool { return h == HealthDead }
 func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 	primary := find(peers, r.Primary)
 	for _, o := range peers {
-		if o.ID != r.Primary && o.data() && o.Answer == Answers && o.Running == Primary && now.Sub(o.SeenAt) < p.Silence {
+		if o.ID != r.Primary && o.data() && o.Answer == Answers && o.Running == Primary && now.Sub(o.SeenAt) < p.Silence && (!r.Known() || o.elected(r)) {
 			return HealthMoved
 		}
 	}
@@ -140,7 +147,7 @@ func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 		return HealthRejects
 	case p.received(now, r, peers):
 		return HealthReceived
-	case primary.Answer == Refused && shutDown(peers) && !p.OnShutdown:
+	case primary.Answer == Refused && shutDown(r, peers) && !p.OnShutdown:
 		return HealthShutDown
 	case primary.Answer == Refused && primary.Ended:
 		return HealthDead
@@ -180,6 +187,11 @@ func (p Policy) stuck(now time.Time, r Rule, peers []Peer) bool {
 	}
 	since := find(peers, r.Primary).Starting
 	return !since.IsZero() && now.Sub(since) >= limit
+}
+
+// elected reports whether a node that the rule does not name won a later election.
+func (p Peer) elected(r Rule) bool {
+	return p.Chosen && p.Term > r.Term || p.Told.Primary == p.ID && p.Told.Term > r.Term
 }
 
 // majoritySince is since when a majority answers: who was cut off himself learns
@@ -236,12 +248,13 @@ func upstream(o Peer, peers []Peer) int32 {
 	return found[0]
 }
 
-// shutDown reports whether the most advanced standby ends with the record that
-// a server writes when it is shut down in order: nothing was committed after it.
-func shutDown(peers []Peer) bool {
+// shutDown reports whether the most advanced standby on the line of the rule ends
+// with the record that a server writes when it is shut down in order: nothing was
+// committed after it. What a node on another branch ends with says nothing.
+func shutDown(r Rule, peers []Peer) bool {
 	var best Peer
 	for _, o := range peers {
-		if o.Answer == Answers && o.Running == Standby && o.data() && (best.ID == 0 || comparePosition(o.Position, best.Position) > 0) {
+		if o.Answer == Answers && o.Running == Standby && o.data() && !o.Unsure && o.On(r) && (best.ID == 0 || comparePosition(o.Position, best.Position) > 0) {
 			best = o
 		}
 	}
@@ -265,6 +278,7 @@ const (
 	RefusedValidation Refusal = "failover_validation_command said no"
 	RefusedElection   Refusal = "another election is going on"
 	RefusedPledges    Refusal = "not enough voters pledged themselves"
+	RefusedUsurper    Refusal = "another node was promoted by nobody's vote, and no daemon there can stop it"
 	RefusedBehind     Refusal = "no node that may be promoted has all acknowledged commits"
 )
 
@@ -299,6 +313,8 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedSync
 	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && (!p.Forced || h == HealthStuck):
 		return RefusedUnfenced
+	case !r.Quorum && usurped(r, peers, p.Adopts) && !p.Forced:
+		return RefusedUsurper
 	case !here:
 		return RefusedLocation
 	case !fit:
@@ -339,6 +355,14 @@ func Unfenced(primary Peer, peers []Peer) Unguarded {
 	return ""
 }
 
+// usurped reports whether a node runs as a primary that no rule names, and has
+// nobody who would stop it once there is a new one.
+func usurped(r Rule, peers []Peer, adopts int32) bool {
+	return slices.ContainsFunc(peers, func(o Peer) bool {
+		return o.ID != r.Primary && o.ID != adopts && o.data() && o.Answer == Answers && o.Running == Primary && !(o.Monitored && o.Automatic)
+	})
+}
+
 // Paused reports whether monitors may not act by themselves. The newest word
 // counts: a node that was down when the others were unpaused has an older one.
 func Paused(peers []Peer) bool {
@@ -376,6 +400,11 @@ const (
 	UnfitPriority    Unfit = "its priority is 0"
 	UnfitDelayed     Unfit = "it applies WAL with a delay"
 	UnfitNoPledge    Unfit = "it could not pledge itself"
+	UnfitBranch      Unfit = "it is on a branch that no rule knows"
+	UnfitUnsure      Unfit = "where its WAL ends, or on which timeline, can not be told"
+	UnfitTarget      Unfit = "its replay stops at a recovery target"
+	UnfitParameters  Unfit = "its replay waits for settings as large as the primary's (max_connections and others)"
+	UnfitPaused      Unfit = "its replay is paused, and why can not be told"
 	UnfitManual      Unfit = "its daemon runs with failover=manual"
 	UnfitUnmonitored Unfit = "no daemon runs on it, which could fence it"
 	UnfitUnable      Unfit = "its daemon can not fence it"
@@ -393,6 +422,15 @@ func (p Policy) Fit(r Rule, o Peer) Unfit {
 		return UnfitDelayed
 	case o.NoPledge != "":
 		return UnfitNoPledge
+	case o.Halt != "":
+		return o.Halt
+	case o.ID == p.Adopts:
+	case o.Unsure:
+		return UnfitUnsure
+	case !o.On(r):
+		return UnfitBranch
+	}
+	switch {
 	case o.Monitored && !o.Automatic && !p.Forced:
 		return UnfitManual
 	case !o.Monitored && !r.Quorum && !p.Forced:
@@ -417,24 +455,30 @@ type Tally struct {
 func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	var sync []int32
 	var fit []Peer
+	peers = slices.Clone(peers)
+	for i, o := range peers {
+		if o.Told.Compare(o.Rule) > 0 {
+			peers[i].Rule = o.Told
+		}
+	}
 	rules := standing(r, peers)
-	newest := rules[0]
+	newest, line := rules[0], rules[len(rules)-1]
 	for _, o := range peers {
-		if p.Fit(newest, o) == "" {
+		if p.Fit(line, o) == "" {
 			fit = append(fit, o)
 		}
 	}
-	slices.SortFunc(fit, func(a, b Peer) int { return p.rank(p.Location, a, b) })
+	slices.SortFunc(fit, func(a, b Peer) int { return p.rank(line, p.Location, a, b) })
 	for _, rule := range rules {
 		pledged := ids(countable(rule, peers))
 		switch {
 		case !rule.Majority(pledged):
 			return Tally{Refusal: RefusedPledges}
-		case !rule.Covers(pledged):
+		case !rule.Covers(ids(sure(countable(rule, peers)))):
 			return Tally{Refusal: RefusedSync}
 		case len(fit) == 0:
 			return Tally{Refusal: RefusedNoneFit}
-		case rule.Quorum && !holdsAll(rule, fit[0], peers):
+		case rule.Quorum && !holdsAll(rule, line, fit[0], peers):
 			return Tally{Refusal: RefusedBehind}
 		}
 	}
@@ -445,7 +489,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 		}
 	}
 	slices.Sort(sync)
-	next := Rule{Term: term, Seq: 1, Primary: winner.ID, Voters: newest.Voters, Quorum: newest.Quorum}
+	next := Rule{Term: term, Seq: 1, Primary: winner.ID, Voters: newest.Voters, Quorum: newest.Quorum, Line: branch(winner)}
 	if next.Quorum {
 		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
 		if next.Acks == 0 && p.Required {
@@ -456,6 +500,23 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	pledged := ids(peers)
 	gone := slices.Contains(pledged, newest.Primary) || h.Proven() && r.Primary == newest.Primary
 	return Tally{Winner: winner.ID, Rule: next, Wait: !newest.Quorum && (!gone || mayBeBetween(newest, term, pledged))}
+}
+
+// branch is the line of a standby that is promoted where its WAL ends. That of a
+// primary stays as it is.
+func branch(winner Peer) wal.Line {
+	if winner.Running == Primary {
+		return winner.line()
+	}
+	if winner.Position.Timeline > 1 && len(winner.Past) == 0 {
+		return wal.Line{} // its history can not be read
+	}
+	return wal.Line{Past: append(slices.Clone(winner.Past), wal.HistoryEntry{Timeline: winner.Position.Timeline, SwitchLSN: winner.Position.LSN})}
+}
+
+// sure are the pledged of which it is known where their WAL ends.
+func sure(peers []Peer) []Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.data() && o.Unsure })
 }
 
 // countable are the pledged without an arbiter that knows other voters than the
@@ -496,13 +557,13 @@ func standing(r Rule, peers []Peer) []Rule {
 // acknowledged: only one that could be promoted with it.
 func electable(o Peer) bool { return o.data() && o.Priority > 0 && !o.Delayed }
 
-// holdsAll reports whether nobody pledged, who may count, has more than best. The
-// former primary may have more: what is beyond was never acknowledged, unless
-// commits waited for nobody.
-func holdsAll(r Rule, best Peer, peers []Peer) bool {
+// holdsAll reports whether nobody pledged, who may count, has more of the line than
+// best. The former primary may have more: what is beyond was never acknowledged,
+// unless commits waited for nobody.
+func holdsAll(r, line Rule, best Peer, peers []Peer) bool {
 	for _, o := range peers {
 		must := slices.Contains(r.Sync, o.ID) || o.ID == r.Primary && count(r.Sync, ids(peers)) < len(r.Sync)-r.Acks+1 || o.ID == r.Primary && r.Acks == 0
-		if must && compareProgress(o, best) > 0 {
+		if must && compareProgress(line, o, best) > 0 {
 			return false
 		}
 	}
@@ -534,18 +595,22 @@ func (p Policy) firstAcks(r Rule, sync []int32, peers []Peer) int {
 
 // rank orders the candidates: the first one wins. What a node has comes before
 // what an operator prefers.
-func (p Policy) rank(location string, a, b Peer) int {
+func (p Policy) rank(line Rule, location string, a, b Peer) int {
 	return cmp.Or(
-		compareProgress(b, a),
+		compareProgress(line, b, a),
 		cmp.Compare(b.Priority, a.Priority),
 		compareTrue(a.Location == location, b.Location == location),
 		cmp.Compare(a.ID, b.ID),
 	)
 }
 
-// compareProgress is positive if a has more than b: of a newer rule's line, of a
-// later timeline, or more WAL.
-func compareProgress(a, b Peer) int {
+// compareProgress is positive if a has more than b of the line of the rule: what
+// is beyond a fork does not count. Where the line is not known, that is by the
+// term of the rule, the number of the timeline, and then by WAL.
+func compareProgress(line Rule, a, b Peer) int {
+	if line.Line.Known() {
+		return cmp.Compare(line.shared(a), line.shared(b))
+	}
 	return cmp.Or(cmp.Compare(a.Rule.Term, b.Rule.Term), comparePosition(a.Position, b.Position))
 }
 

@@ -14,7 +14,7 @@ var failoverPolicy = election.Policy{Interval: 2 * time.Second, Automatic: true,
 func answers(id int32, running election.Role, lsn wal.LSN, change ...func(*election.Peer)) election.Peer {
 	p := election.Peer{
 		ID: id, Role: election.Standby, Priority: 100, Location: "a", Answer: election.Answers, Tried: start, SeenAt: start,
-		Running: running, Position: wal.Position{Timeline: 1, LSN: lsn}, Drained: true, Monitored: true, Automatic: true, CanFence: true,
+		Running: running, Position: wal.Position{Timeline: 1, LSN: lsn}, Monitored: true, Automatic: true, CanFence: true,
 	}
 	for _, f := range change {
 		f(&p)
@@ -31,6 +31,8 @@ func gone(a election.Answer, change ...func(*election.Peer)) election.Peer {
 
 func streams(p *election.Peer)   { p.Streams, p.Receiving, p.Receives = true, true, 1 }
 func ended(p *election.Peer)     { p.Ended = true }
+func won(p *election.Peer)       { p.Chosen, p.Term = true, 2 }
+func paused(p *election.Peer)    { p.Paused, p.PauseSeq = true, 1 }
 func witness(p *election.Peer)   { p.Role = election.Witness }
 func elsewhere(p *election.Peer) { p.Location = "b" }
 
@@ -58,7 +60,7 @@ func TestPolicy_Diagnose(t *testing.T) {
 		election.HealthNotAccepting: {{gone(election.NotAccepting), two}},
 		election.HealthNoSlots:      {{gone(election.NoSlots), two}},
 		election.HealthRejects:      {{gone(election.Rejects), two}},
-		election.HealthMoved:        {{gone(election.Silent), answers(2, election.Primary, 100)}, {answers(1, election.Primary, 100), answers(2, election.Primary, 100)}},
+		election.HealthMoved:        {{gone(election.Silent), answers(2, election.Primary, 100, won)}, {answers(1, election.Primary, 100), answers(2, election.Primary, 100, won)}},
 		election.HealthReceived: {
 			{gone(election.Silent), answers(2, election.Standby, 100, streams)},
 			{gone(election.Refused), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })},
@@ -68,7 +70,7 @@ func TestPolicy_Diagnose(t *testing.T) {
 		election.HealthDemoted:  {{answers(1, election.Standby, 100), two}},
 		election.HealthDead:     {{gone(election.Refused, ended), two}},
 		election.HealthRefused:  {{gone(election.Refused), two}},
-		election.HealthSilent:   {{gone(election.Silent), two}, {gone(election.Silent), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })}},
+		election.HealthSilent:   {{gone(election.Silent), two}, {gone(election.Silent), answers(2, election.Primary, 100), answers(3, election.Standby, 100)}, {gone(election.Silent), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })}},
 		election.HealthHangs:    {{gone(election.Hangs), two}},
 	}
 	tests[election.HealthDoubtful][0][0].SeenAt = start.Add(-time.Second)

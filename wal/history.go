@@ -12,12 +12,12 @@ type History []HistoryEntry
 
 // HistoryEntry says where the line of a timeline's ancestors left Timeline.
 type HistoryEntry struct {
-	Timeline Timeline
+	Timeline Timeline `json:"timeline"`
 	// SwitchLSN is the end of the shared log: everything before it was written
 	// on Timeline, everything from it on belongs to the next timeline.
-	SwitchLSN LSN
+	SwitchLSN LSN `json:"switch_lsn"`
 	// Reason is PostgreSQL's remark, such as "no recovery target specified".
-	Reason string
+	Reason string `json:"-"`
 }
 
 // ParseHistory reads the content of a .history file by PostgreSQL's own rules:

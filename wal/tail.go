@@ -59,3 +59,53 @@ func LastRecordEnd(log []byte, at LSN, segSize uint32) LSN {
 	}
 	return at + LSN(end)
 }
+
+// FirstRecord is where the first record begins in log, which begins with a page
+// and is whole pages but for the last. false where there is none: what is there
+// belongs to a record that began before.
+func FirstRecord(log []byte, start LSN, segSize uint32) (LSN, bool) {
+	if segSize == 0 {
+		segSize = DefaultSegmentSize
+	}
+	for page := 0; page+firstPageHeader <= len(log); page += pageSize {
+		at := start + LSN(page)
+		if !IsPage(log[page:], at) {
+			return 0, false
+		}
+		header := LSN(pageHeader)
+		if at%LSN(segSize) == 0 {
+			header = firstPageHeader
+		}
+		const continues = 0x0001 // of the page's flags
+		if binary.LittleEndian.Uint16(log[page+2:])&continues == 0 {
+			return at + header, true
+		}
+		if rest := (LSN(binary.LittleEndian.Uint32(log[page+16:])) + 7) &^ 7; header+rest < pageSize {
+			return at + header + rest, true
+		}
+	}
+	return 0, false
+}
+
+// RecordAt is where a record that follows on end begins: behind the header of a
+// page that begins there.
+func RecordAt(end LSN, segSize uint32) LSN {
+	if segSize == 0 {
+		segSize = DefaultSegmentSize
+	}
+	switch {
+	case end%LSN(segSize) == 0:
+		return end + firstPageHeader
+	case end%pageSize == 0:
+		return end + pageHeader
+	}
+	return end
+}
+
+// RecordChecksum is that of the record with this header, of 24 bytes; 0 where there is none.
+func RecordChecksum(header []byte) uint32 {
+	if len(header) < recordHeader || binary.LittleEndian.Uint32(header) < recordHeader {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(header[20:])
+}

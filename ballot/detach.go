@@ -1,0 +1,177 @@
+package ballot
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// savedPrefix is how the settings are called that keep what was in the file of
+// ALTER SYSTEM in place of what was put there for a while: '=' and the value, or
+// ” where there was none.
+const savedPrefix = "repmgr.saved_"
+
+// Override puts a setting in force for a while, until [GiveBack]. Of two
+// overrides the first one keeps what was there before. Whoever calls it reloads.
+func Override(ctx context.Context, conn *pgx.Conn, name, value string) error {
+	set, err := ReadSettings(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	if _, kept := set[savedPrefix+name]; !kept {
+		keep := ""
+		if was, ok := set[name]; ok {
+			keep = "=" + was
+		}
+		if err := alter(ctx, conn, savedPrefix+name, &keep); err != nil {
+			return err
+		}
+	}
+	return alter(ctx, conn, name, &value)
+}
+
+// GiveBack ends an override. It reports whether there was one: then whoever
+// called it reloads.
+func GiveBack(ctx context.Context, conn *pgx.Conn, name string) (changed bool, err error) {
+	set, err := ReadSettings(ctx, conn)
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", savedPrefix+name, err)
+	}
+	kept, ok := set[savedPrefix+name]
+	if !ok {
+		return false, nil
+	}
+	var was *string
+	if value, ok := strings.CutPrefix(kept, "="); ok {
+		was = &value
+	}
+	if err := alter(ctx, conn, name, was); err != nil {
+		return false, err
+	}
+	return true, alter(ctx, conn, savedPrefix+name, nil)
+}
+
+// Store writes a setting of ours into the file of ALTER SYSTEM.
+func Store(ctx context.Context, conn *pgx.Conn, name, value string) error {
+	return alter(ctx, conn, name, &value)
+}
+
+// alter sets a setting with ALTER SYSTEM, or takes it out of the file.
+func alter(ctx context.Context, conn *pgx.Conn, name string, value *string) error {
+	if strings.Contains(name, ".") { // one that no module has defined needs a placeholder in the session
+		if _, err := conn.Exec(ctx, `SELECT pg_catalog.set_config($1, '', false)`, name); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	sql := `ALTER SYSTEM RESET ` + name
+	if value != nil {
+		sql = `ALTER SYSTEM SET ` + name + ` = '` + strings.ReplaceAll(*value, "'", "''") + `'`
+	}
+	if _, err := conn.Exec(ctx, sql); err != nil {
+		return fmt.Errorf("set %s: %w", name, err)
+	}
+	return nil
+}
+
+// archive is the setting that brings WAL from an archive.
+const archive = "restore_command"
+
+// replayPause is a mark that a pledge has paused the replay: before PostgreSQL 14
+// restore_command can not be changed while the server runs, and a standby whose
+// replay stands fetches no more than it has begun to.
+const replayPause = savedPrefix + "replay"
+
+// CutArchive keeps a standby from fetching more WAL from an archive, until
+// [GiveArchive]: a command that runs ends, and no further one is begun. Before
+// PostgreSQL 14 it does nothing.
+func CutArchive(ctx context.Context, conn *pgx.Conn) error {
+	var cut bool
+	if err := conn.QueryRow(ctx, `SELECT pg_catalog.current_setting('server_version_num')::int >= 140000 AND pg_catalog.current_setting($1) <> ''`, archive).Scan(&cut); err != nil {
+		return fmt.Errorf("read %s: %w", archive, err)
+	}
+	if !cut {
+		return nil
+	}
+	if err := Override(ctx, conn, archive, ""); err != nil {
+		return err
+	}
+	return reload(ctx, conn)
+}
+
+// stopArchive is [CutArchive] for a pledge, on every version.
+func stopArchive(ctx context.Context, conn *pgx.Conn) error {
+	var stands bool
+	err := conn.QueryRow(ctx, `SELECT pg_catalog.current_setting('server_version_num')::int >= 140000 OR pg_catalog.current_setting($1) = '' OR pg_catalog.pg_is_wal_replay_paused()`, archive).Scan(&stands)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", archive, err)
+	}
+	if stands {
+		return CutArchive(ctx, conn)
+	}
+	mark := "paused"
+	if err := alter(ctx, conn, replayPause, &mark); err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_wal_replay_pause()`); err != nil {
+		return fmt.Errorf("pause the replay: %w", err)
+	}
+	return nil
+}
+
+// GiveArchive lets a standby fetch WAL from its archive again.
+func GiveArchive(ctx context.Context, conn *pgx.Conn) error {
+	changed, err := GiveBack(ctx, conn, archive)
+	if err == nil && changed {
+		err = reload(ctx, conn)
+	}
+	if err != nil {
+		return err
+	}
+	return ResumeReplay(ctx, conn)
+}
+
+// ResumeReplay ends the pause that a pledge has made, and no other.
+func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
+	set, err := ReadSettings(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", replayPause, err)
+	}
+	if _, paused := set[replayPause]; !paused {
+		return nil
+	}
+	if _, err := conn.Exec(ctx, `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_wal_replay_resume() END`); err != nil {
+		return fmt.Errorf("resume the replay: %w", err)
+	}
+	return alter(ctx, conn, replayPause, nil)
+}
+
+// receiverTimeout is the setting that ends a WAL receiver which hears nothing,
+// also where the startup process is too busy to see that it was detached.
+const receiverTimeout = "wal_receiver_timeout"
+
+// HurryReceiver makes the WAL receiver of a detached standby end as soon as
+// nothing comes for a moment. [Settle] takes that back.
+func HurryReceiver(ctx context.Context, conn *pgx.Conn) error {
+	if err := Override(ctx, conn, receiverTimeout, "1"); err != nil {
+		return err
+	}
+	return reload(ctx, conn)
+}
+
+// Settle takes back what [HurryReceiver] did.
+func Settle(ctx context.Context, conn *pgx.Conn) error {
+	changed, err := GiveBack(ctx, conn, receiverTimeout)
+	if err == nil && changed {
+		err = reload(ctx, conn)
+	}
+	return err
+}
+
+func reload(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_reload_conf()`); err != nil {
+		return fmt.Errorf("reload: %w", err)
+	}
+	return nil
+}

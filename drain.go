@@ -1,0 +1,160 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// drain waits until the winner, and it alone, has replayed all that it has, and
+// helps: a pause ends, and so do the sessions that the replay waits for. What it
+// has replayed then may show a newer rule: the votes are counted once more.
+func (a *campaign) drain(ctx context.Context) error {
+	before := peerOf(a.pledged, a.tally.Winner)
+	if a.reaffirm || before.Replayed >= before.Position.LSN && !before.ReplayPaused {
+		return nil
+	}
+	var err error
+	if a.conn == nil {
+		if a.conn, err = a.c.connectTo(ctx, *a.res.Winner); err != nil {
+			return err
+		}
+	}
+	begun, ended := time.Now(), 0
+	if ended, err = a.conn.replayAll(ctx, before, a.c.cfg.PromoteCheckTimeout); err != nil {
+		return err
+	}
+	view, _, err := a.conn.peerView(ctx, a.w, *a.res.Winner)
+	if err != nil {
+		return err
+	}
+	for i, p := range a.pledged {
+		if p.ID == a.tally.Winner {
+			a.pledged[i] = pledged(p, view)
+		}
+	}
+	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
+	switch {
+	case a.tally.Refusal != "":
+		return refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
+	case a.tally.Winner != before.ID:
+		return refuse(election.RefusedPledges, a.res.Health, fmt.Sprintf("what %s has replayed makes node %d the winner", a.res.Winner, a.tally.Winner))
+	}
+	a.at("drained", "%s has replayed %s in %s%s", a.res.Winner, prettyBytes(before.Position.LSN.Bytes(before.Replayed)), time.Since(begun).Round(time.Millisecond), endedText(ended))
+	return nil
+}
+
+func endedText(sessions int) string {
+	if sessions == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %s that it waited for were ended", counted(sessions, "session"))
+}
+
+// replayAll waits until a detached standby has replayed what it has, as long as
+// it gets on: it gives up where nothing was replayed for limit. It returns how
+// many sessions it has ended for that.
+func (n *Node) replayAll(ctx context.Context, p election.Peer, limit time.Duration) (ended int, err error) {
+	last, at := wal.LSN(0), time.Now()
+	if p.ReplayPaused && p.Halt == "" {
+		if _, err := n.conn.Exec(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END`); err != nil {
+			return 0, n.queryError("resume WAL replay", err)
+		}
+	}
+	if err := ballot.ResumeReplay(ctx, n.conn); err != nil {
+		return 0, err
+	}
+	err = n.poll(ctx, func() (bool, error) {
+		var now wal.LSN
+		var idle bool
+		var waits string
+		err := n.conn.QueryRow(ctx, `SELECT pg_last_wal_replay_lsn(), d.idle, coalesce((SELECT wait_event_type || '/' || wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), '')
+			FROM `+idleSQL+` d`).Scan(&now, &idle, &waits)
+		switch {
+		case err != nil:
+			return false, n.queryError("look at the replay", err)
+		case now >= p.Position.LSN || idle && now == last && time.Since(at) > 2*nudgeInterval:
+			return true, nil
+		case now != last:
+			last, at = now, time.Now()
+		case time.Since(at) > limit:
+			return false, hint(fmt.Errorf("replay of %s stands at %s for %s, on its way to %s", n.name, now, limit, p.Position.LSN), "Look at its log and its disk.")
+		case inConflict(waits):
+			tag, err := n.conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND application_name NOT LIKE 'repmgr%'`)
+			if err != nil {
+				return false, n.queryError("end the sessions that the replay waits for", err)
+			}
+			ended += int(tag.RowsAffected())
+		}
+		return false, nil
+	})
+	return ended, err
+}
+
+// inConflict reports whether a startup process waits for sessions of the standby.
+func inConflict(waits string) bool {
+	kind, event, _ := strings.Cut(waits, "/")
+	return kind == "Lock" || kind == "BufferPin" || strings.HasPrefix(event, "RecoveryConflict")
+}
+
+// tellRule writes down on a data node that its WAL holds a rule, for as long as its
+// tables do not show it.
+func (n *Node) tellRule(ctx context.Context, r election.Rule) error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := ballot.Store(ctx, n.conn, toldSetting, string(text)); err != nil {
+		return err
+	}
+	return n.reload(ctx) // nobody needs it in force, but the Monitors notice that something changed
+}
+
+// tellIfHeld is tellRule, where the WAL receiver of the server itself says that it
+// has flushed the rule's row, which ends at end.
+func (n *Node) tellIfHeld(ctx context.Context, r election.Rule, end wal.LSN) (held bool, err error) {
+	err = n.conn.QueryRow(ctx, `SELECT coalesce((SELECT received_tli = $1 AND flushed_lsn >= $2 FROM pg_stat_wal_receiver), false)`, int32(r.Line.Timeline), end).Scan(&held)
+	switch {
+	case err != nil:
+		return false, n.queryError("look at the WAL receiver", err)
+	case !held:
+		return false, nil
+	}
+	return true, n.tellRule(ctx, r)
+}
+
+// confirm waits until a follower of the winner shows the rule, or has it in its
+// WAL and is told so.
+func (a *campaign) confirm(ctx context.Context, id int32) error {
+	return a.w.node(id).do(ctx, func(n *Node) error {
+		begun := time.Now()
+		return n.poll(ctx, func() (shows bool, err error) {
+			if err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&shows); err != nil {
+				return false, n.queryError("look for the rule", err)
+			}
+			if rule, end := a.written(); !shows && end > 0 && time.Since(begun) > nudgeInterval/2 {
+				shows, err = n.tellIfHeld(ctx, rule, end)
+			}
+			if shows && err == nil {
+				a.mu.Lock()
+				a.holders = append(a.holders, id)
+				a.mu.Unlock()
+			}
+			return shows, err
+		})
+	})
+}
+
+// written is the rule as its row has it, and where that ends; 0: it is not written yet.
+func (a *campaign) written() (election.Rule, wal.LSN) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.tally.Rule, a.rowEnd
+}
