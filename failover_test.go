@@ -58,9 +58,9 @@ func waitReady(t *testing.T, primary *node, nodes int, mode repmgr.SynchronousMo
 		sync = nodes - 1
 	}
 	pgtest.WaitFor(t, "the rule to name everybody", func(context.Context) error {
-		got := primary.QueryString(t, `SELECT coalesce((SELECT format('%s voters, %s sync, set %s, %s heartbeat', cardinality(voters), cardinality(sync_standbys), current_setting('synchronous_standby_names') <> '', (SELECT count(*) FROM repmgr.heartbeat))
+		got := primary.QueryString(t, `SELECT coalesce((SELECT format('%s voters, %s sync, %s acks, set %s, %s heartbeat', cardinality(voters), cardinality(sync_standbys), acks, current_setting('synchronous_standby_names') <> '', (SELECT count(*) FROM repmgr.heartbeat))
 			FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1), 'no rule')`)
-		want := fmt.Sprintf("%d voters, %d sync, set %s, 1 heartbeat", nodes, sync, map[bool]string{true: "t", false: "f"}[sync > 0])
+		want := fmt.Sprintf("%d voters, %d sync, %d acks, set %s, 1 heartbeat", nodes, sync, (sync+1)/2, map[bool]string{true: "t", false: "f"}[sync > 0])
 		if got != want {
 			return fmt.Errorf("got %q, want %q", got, want)
 		}
