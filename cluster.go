@@ -92,12 +92,10 @@ func (c *Cluster) dialInfo(r Record) string {
 	if err != nil {
 		return r.Conninfo
 	}
+	delete(theirs, "target_session_attrs") // a row of an older program may have one: we want that node, whatever it runs as
 	ours, err := ParseConninfo(c.cfg.Conninfo)
-	if err != nil {
-		return r.Conninfo
-	}
-	if theirs["user"] != ours["user"] || theirs["password"] != "" || theirs["passfile"] != "" {
-		return r.Conninfo
+	if err != nil || theirs["user"] != ours["user"] || theirs["password"] != "" || theirs["passfile"] != "" {
+		return FormatConninfo(theirs)
 	}
 	for _, key := range []string{"password", "passfile"} {
 		if ours[key] != "" {

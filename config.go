@@ -190,8 +190,10 @@ type Config struct {
 	NodeName string
 	// ClusterName is the cluster that the node belongs to. Key cluster (or cluster_name).
 	ClusterName string
-	// Conninfo is how this node and all others connect to its server. A password
-	// in it is never written to the metadata, a log or an event. Key conninfo.
+	// Conninfo is how this node and all others connect to its server: straight to
+	// it, not to a connection pooler, and whatever it runs as, without
+	// target_session_attrs. A password in it is never written to the metadata, a
+	// log or an event. Key conninfo.
 	Conninfo string
 	// ReplicationUser is the role that replication connects as. Empty: the user
 	// of Conninfo. Key replication_user.
@@ -581,6 +583,10 @@ func (c Config) Validate() error {
 			faults = append(faults, c.fault(k.name, problem, ""))
 			bad[k.name] = true
 		}
+	}
+	if attrs := sessionAttrs(c.Conninfo); c.NodeID > 0 && !bad["conninfo"] && attrs != "" && attrs != "any" {
+		faults = append(faults, c.fault("conninfo", fmt.Sprintf("must lead to this node whatever it runs as, and target_session_attrs=%s asks for a server that happens to be one", attrs),
+			"leave target_session_attrs out: it is for clients"))
 	}
 	return configError(append(faults, c.conflicts(bad)...))
 }

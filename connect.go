@@ -123,6 +123,9 @@ func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
 	cfg.Tracer = statementLimit{}
 	pinSession(cfg.RuntimeParams)
 	cfg.AfterConnect = settleSession
+	if sessionAttrs(conninfo) == "" {
+		cfg.ValidateConnect = nil // of PGTARGETSESSIONATTRS
+	}
 	return cfg, nil
 }
 

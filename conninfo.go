@@ -186,6 +186,15 @@ func pgxParams(pairs []connPair) map[string]string {
 	return params
 }
 
+// sessionAttrs is as what a server must run for conninfo to lead to it. Empty: it does not say.
+func sessionAttrs(conninfo string) string {
+	params, err := ParseConninfo(conninfo)
+	if err != nil {
+		return ""
+	}
+	return params["target_session_attrs"]
+}
+
 // connPair is a parameter of a connection string and where its text stands:
 // from at, the value in [start, end).
 type connPair struct {

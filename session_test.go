@@ -3,6 +3,8 @@ package repmgr_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -260,4 +262,83 @@ func TestSessions_SerializableFencesNobody(t *testing.T) {
 		require.Equal(t, i > 0, standby, n.cfg.NodeName)
 		require.Empty(t, monitors[i].Status().Error)
 	}
+}
+
+// A pooler between us and the server is refused with words, whatever its mode, and
+// whether it lets our settings through or not; nothing has changed then.
+func TestSessions_PoolerIsRefused(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
+	for _, mode := range []string{"session", "transaction"} {
+		for name, ignored := range map[string][]string{"lets in": repmgr.PinNames(), "refuses": nil} {
+			t.Run(mode+" "+name, func(t *testing.T) {
+				n := newNode(t, 1, s)
+				cfg := n.cfg
+				cfg.Conninfo = pgtest.StartPooler(t, s, mode, ignored...)
+				c, err := repmgr.New(cfg)
+				require.NoError(t, err)
+				_, err = c.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+				require.ErrorIs(t, err, repmgr.ErrConnect)
+				require.Contains(t, repmgr.Hint(err), "Let conninfo lead to the PostgreSQL server itself")
+				if ignored != nil {
+					require.ErrorContains(t, err, "a connection pooler such as PgBouncer answers there")
+				}
+				require.Equal(t, "", s.QueryString(t, `SELECT to_regnamespace('repmgr')`))
+			})
+		}
+	}
+}
+
+// What only hands packets on is no pooler.
+func TestSessions_ForwardedPort(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(out, in); _ = out.Close() }()
+			go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
+		}
+	}()
+	n := newNode(t, 1, s, func(c *repmgr.Config) {
+		c.Conninfo = fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=postgres", l.Addr().(*net.TCPAddr).Port)
+	})
+	_, err = n.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
+	healthy(t, n)
+}
+
+// A node's conninfo leads to it whatever it runs as: one that asks for a role is
+// refused with words, and in a row that is there already it is not heeded, nor in the environment.
+func TestSessions_TargetSessionAttrs(t *testing.T) {
+	node1 := startPrimary(t)
+	node2 := addStandby(t, node1, 2)
+	for _, attrs := range []string{"read-write", "primary", "standby", "read-only", "prefer-standby"} {
+		cfg := node2.cfg
+		cfg.Conninfo += " target_session_attrs=" + attrs
+		_, err := repmgr.New(cfg)
+		require.ErrorIs(t, err, repmgr.ErrConfig)
+		require.ErrorContains(t, err, "target_session_attrs="+attrs+" asks for a server that happens to be one")
+	}
+	cfg := node2.cfg
+	cfg.Conninfo += " target_session_attrs=any"
+	_, err := repmgr.New(cfg)
+	require.NoError(t, err)
+
+	node1.Exec(t, `UPDATE repmgr.nodes SET conninfo = conninfo || ' target_session_attrs=read-write'`)
+	waitSame(t, node1, node2)
+	healthy(t, node2)
+	t.Setenv("PGTARGETSESSIONATTRS", "read-write")
+	healthy(t, node2)
 }

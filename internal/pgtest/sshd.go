@@ -64,30 +64,31 @@ func StartSSHD(t testing.TB) *SSHD {
 		"-F", "none", "-p", strconv.Itoa(s.Port), "-i", s.KeyFile, "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
 		"-o", "UserKnownHostsFile=" + knownHosts, "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR",
 	}
-	s.run(t, path, dir)
+	serve(t, "sshd", dir, s.Port, path, "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
 	return s
 }
 
 // SSHCommand is the command line for "rsync -e" and its like.
 func (s *SSHD) SSHCommand() string { return "ssh " + strings.Join(s.Options, " ") }
 
-func (s *SSHD) run(t testing.TB, path, dir string) {
+// serve runs a program that listens on that port of 127.0.0.1 until the test ends.
+func serve(t testing.TB, name, dir string, port int, path string, args ...string) {
 	t.Helper()
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(path, "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
+	cmd := exec.Command(path, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
 	ended, err := startTied(cmd, syscall.SIGTERM)
 	if err != nil {
-		t.Fatalf("pgtest: start sshd: %v", err)
+		t.Fatalf("pgtest: start %s: %v", name, err)
 	}
 	read := func() string { b, _ := os.ReadFile(log.Name()); return string(b) }
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("log of sshd:\n%s", tail(read(), 50))
+			t.Logf("log of %s:\n%s", name, tail(read(), 50))
 		}
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		<-ended
@@ -99,13 +100,13 @@ func (s *SSHD) run(t testing.TB, path, dir string) {
 		default:
 		}
 		var d net.Dialer
-		c, err := d.DialContext(ctx, "tcp4", fmt.Sprintf("%s:%d", s.Host, s.Port))
+		c, err := d.DialContext(ctx, "tcp4", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			return err
 		}
 		return c.Close()
 	})
 	if err != nil {
-		t.Fatalf("pgtest: start sshd: %v", err)
+		t.Fatalf("pgtest: start %s: %v", name, err)
 	}
 }
