@@ -332,6 +332,9 @@ func (a *campaign) count(context.Context) error {
 		lost := max(0, theirs.LSN.Bytes(ours.LSN))
 		a.res.LostBytes = &lost
 	}
+	if former := peerOf(a.w.peers(), a.rule.Primary); !a.reaffirm && a.policy.LacksTooMuch(a.rule, former, peerOf(a.pledged, a.tally.Winner)) {
+		return refuse(election.RefusedLag, a.res.Health, fmt.Sprintf("%s has up to %s, the primary had up to %s", r, ours, theirs))
+	}
 	a.at("chosen", "%s at %s", r, ours)
 	return nil
 }

@@ -349,6 +349,11 @@ type Config struct {
 	// FailoverOnShutdown fails over also when the primary was shut down in order.
 	// Key failover_on_shutdown. Defaults to false.
 	FailoverOnShutdown bool
+	// MaximumLagOnFailover is how much of the WAL that the lost primary was seen to have
+	// the best candidate may lack, with SynchronousMode off, before an operator has to
+	// decide; 0 is any. Key maximum_lag_on_failover, in bytes or with a unit (kB, MB, GB,
+	// TB), 0 or more. Defaults to 0.
+	MaximumLagOnFailover int64
 	// FailoversPerHour is how many failovers may happen in an hour before the
 	// next one needs an operator; -1 is any. Key failovers_per_hour, -1 or more. Defaults to 10.
 	FailoversPerHour int

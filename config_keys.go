@@ -110,6 +110,7 @@ var confKeys = []confKey{
 	{"hang_timeout", reloads, confTime(time.Second, 1, DefaultHangTimeout, func(c *Config) *time.Duration { return &c.HangTimeout })},
 	{"primary_start_timeout", reloads, confTime(time.Second, -1, 0, func(c *Config) *time.Duration { return &c.PrimaryStartTimeout })},
 	{"failover_on_shutdown", reloads, confBool(func(c *Config) *bool { return &c.FailoverOnShutdown })},
+	{"maximum_lag_on_failover", reloads, confSize(func(c *Config) *int64 { return &c.MaximumLagOnFailover })},
 	{"failovers_per_hour", reloads, confInt(-1, DefaultFailoversPerHour, func(c *Config) *int { return &c.FailoversPerHour })},
 	{"synchronous_mode", reloads, confEnum(DefaultSynchronousMode, func(c *Config) *SynchronousMode { return &c.SynchronousMode }, SynchronousOff, SynchronousQuorum, SynchronousStrict)},
 	{"durability", reloads, confEnum(DefaultDurability, func(c *Config) *Durability { return &c.Durability }, DurabilityPreferred, DurabilityRequired)},
@@ -400,6 +401,45 @@ func confTime(unit time.Duration, least int, def time.Duration, at func(*Config)
 		return d.String()
 	}
 	return confValue(def, at, parse, format)
+}
+
+// sizeUnits are PostgreSQL's, the largest first.
+var sizeUnits = []struct {
+	name string
+	size int64
+}{{"TB", 1 << 40}, {"GB", 1 << 30}, {"MB", 1 << 20}, {"kB", 1 << 10}, {"B", 1}}
+
+var sizeValue = regexp.MustCompile(`^([0-9]+)[ \t]*(B|kB|MB|GB|TB)?$`)
+
+// confSize builds a number of bytes.
+func confSize(at func(*Config) *int64) confField {
+	return confValue(0, at, func(s string) (int64, string) {
+		m := sizeValue.FindStringSubmatch(strings.TrimSpace(s))
+		if m == nil {
+			return 0, "must be an integer of 0 or more, in bytes or with a unit (B, kB, MB, GB, TB)"
+		}
+		n, err := strconv.ParseInt(m[1], 10, 64)
+		for _, u := range sizeUnits {
+			if u.name != m[2] {
+				continue
+			}
+			if n > math.MaxInt64/u.size {
+				return 0, "is out of range"
+			}
+			n *= u.size
+		}
+		if err != nil {
+			return 0, "is out of range"
+		}
+		return n, ""
+	}, func(n int64) string {
+		for _, u := range sizeUnits {
+			if n != 0 && n%u.size == 0 && u.size > 1 {
+				return strconv.FormatInt(n/u.size, 10) + u.name
+			}
+		}
+		return strconv.FormatInt(n, 10)
+	})
 }
 
 // confEvents builds a list of names joined by commas.

@@ -119,7 +119,7 @@ func TestConfig_KeysDefaultsAndLimitsAreThoseOfRepmgr5(t *testing.T) {
 	ours := []string{
 		"cluster", "upstream_node_id", "log_format", "clone_method", "clone_command",
 		"monitoring_history_retention", "events_retention", "event_notification_timeout", "event_webhook_url",
-		"silence_timeout", "fence_timeout", "hang_timeout", "primary_start_timeout", "failover_on_shutdown", "failovers_per_hour", "synchronous_mode", "durability", "synchronous_node_count",
+		"silence_timeout", "fence_timeout", "hang_timeout", "primary_start_timeout", "maximum_lag_on_failover", "failover_on_shutdown", "failovers_per_hour", "synchronous_mode", "durability", "synchronous_node_count",
 		"rejoin", "salvage_directory", "etcd_endpoints", "etcd_prefix", "etcd_cacert", "etcd_cert", "etcd_key",
 	}
 	def := DefaultConfig()
@@ -379,6 +379,20 @@ func wrapText(text, prefix string, width int) string {
 	return b.String() + line + "\n"
 }
 
+// Sizes are written as in postgresql.conf; a bare number is of bytes.
+func TestLoadConfig_Sizes(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int64{"0": 0, "1": 1, "1000": 1000, "64kB": 64 << 10, "'16 MB'": 16 << 20, "1GB": 1 << 30, "2TB": 2 << 40, "8191B": 8191} {
+		c, err := loadText(t, "node_id = 1\nconninfo = 'host=a'\nmaximum_lag_on_failover = "+text)
+		if err != nil || c.MaximumLagOnFailover != want {
+			t.Errorf("%s: got %d, %v", text, c.MaximumLagOnFailover, err)
+		}
+		if again, err := loadText(t, "node_id = 1\nconninfo = 'host=a'\nmaximum_lag_on_failover = "+findKey("maximum_lag_on_failover").get(&c)); err != nil || again.MaximumLagOnFailover != want {
+			t.Errorf("%s: as it is written again: got %d, %v", text, again.MaximumLagOnFailover, err)
+		}
+	}
+}
+
 func TestRedactURL_ShowsTheHostOnly(t *testing.T) {
 	t.Parallel()
 	for address, want := range map[string]string{
@@ -399,25 +413,28 @@ func TestRedactURL_ShowsTheHostOnly(t *testing.T) {
 func TestLoadConfig_ValuesOutOfRange(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"node_id = 2147483648":              "must be at most 2147483647",
-		`location = 'a\000b'`:               "must not hold a NUL byte",
-		`node_name = '\0'`:                  "must not hold a NUL byte",
-		"reconnect_attempts = 0x10":         "must be an integer of 0 or more",
-		"tablespace_mapping = 'a=b'":        "must be old=new, two absolute paths",
-		"connection_check_type = 'pings'":   "must be one of ping, connection, query",
-		"replication_type = 'bdr'":          "must be one of physical",
-		"monitoring_history = 'y'":          "must be one of true, false",
-		"recovery_min_apply_delay = '-1ms'": "must be an integer of 0 or more, in milliseconds",
-		"conninfo = 'host=a port=x'":        "invalid port",
-		"barman_host = 'b'":                 `needs also "barman_server"`,
-		"clone_method = command":            `needs also "clone_command"`,
-		"fence_timeout = 1":                 `"fence_timeout" = "1": must not be less than "silence_timeout" = "2"`,
-		"silence_timeout = 5":               `must not be less than "silence_timeout" = "5"`,
-		"durability = required":             `"durability" = "required": has no effect with "synchronous_mode" = "off"`,
-		"durability = strict":               "must be one of preferred, required",
-		"node_name = '*'":                   `"*": must be of letters, digits, '_', '.' and '-' only`,
-		"node_name = 'a, b'":                `"a, b": must be of letters, digits`,
-		"synchronous_node_count = 2":        `"synchronous_node_count" = "2": has no effect with "synchronous_mode" = "off"`,
+		"node_id = 2147483648":                "must be at most 2147483647",
+		`location = 'a\000b'`:                 "must not hold a NUL byte",
+		`node_name = '\0'`:                    "must not hold a NUL byte",
+		"reconnect_attempts = 0x10":           "must be an integer of 0 or more",
+		"tablespace_mapping = 'a=b'":          "must be old=new, two absolute paths",
+		"connection_check_type = 'pings'":     "must be one of ping, connection, query",
+		"replication_type = 'bdr'":            "must be one of physical",
+		"monitoring_history = 'y'":            "must be one of true, false",
+		"recovery_min_apply_delay = '-1ms'":   "must be an integer of 0 or more, in milliseconds",
+		"conninfo = 'host=a port=x'":          "invalid port",
+		"barman_host = 'b'":                   `needs also "barman_server"`,
+		"clone_method = command":              `needs also "clone_command"`,
+		"fence_timeout = 1":                   `"fence_timeout" = "1": must not be less than "silence_timeout" = "2"`,
+		"silence_timeout = 5":                 `must not be less than "silence_timeout" = "5"`,
+		"durability = required":               `"durability" = "required": has no effect with "synchronous_mode" = "off"`,
+		"maximum_lag_on_failover = -1":        "must be an integer of 0 or more, in bytes or with a unit",
+		"maximum_lag_on_failover = 16mb":      "must be an integer of 0 or more, in bytes or with a unit",
+		"maximum_lag_on_failover = 9999999TB": "is out of range",
+		"durability = strict":                 "must be one of preferred, required",
+		"node_name = '*'":                     `"*": must be of letters, digits, '_', '.' and '-' only`,
+		"node_name = 'a, b'":                  `"a, b": must be of letters, digits`,
+		"synchronous_node_count = 2":          `"synchronous_node_count" = "2": has no effect with "synchronous_mode" = "off"`,
 	} {
 		if _, err := loadText(t, text); err == nil || !strings.Contains(err.Error(), ":1: key ") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %s", text, err, want)

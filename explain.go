@@ -219,6 +219,8 @@ func (e Explanation) blockers() (all []Blocker) {
 			b.Reason += e.noPledge()
 		case election.RefusedSync:
 			b.Reason += ": " + e.needed()
+		case election.RefusedLag:
+			b.Reason += e.lacks()
 		case election.RefusedNoneFit:
 			b.Reason += e.unfit()
 			if e.lacksDaemons() {
@@ -241,6 +243,15 @@ func (e Explanation) blockers() (all []Blocker) {
 		})
 	}
 	return all
+}
+
+// lacks says how much the best candidate lacks.
+func (e Explanation) lacks() string {
+	best := e.Forecast.Candidates[0]
+	if best.BehindLost < 0 {
+		return fmt.Sprintf(": how much %s lacks is not known", e.name(best.ID))
+	}
+	return fmt.Sprintf(": %s lacks %s of what %s has", e.name(best.ID), prettyBytes(best.BehindLost), e.name(e.Rule.Primary))
 }
 
 const daemonRemedy = "Set failover=automatic and start repmgrd on every node. By hand, once the primary is dead: repmgr cluster failover --force"

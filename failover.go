@@ -11,7 +11,7 @@ import (
 // FailoverOptions are the choices of [Cluster.Failover].
 type FailoverOptions struct {
 	// Force goes on although failover is paused, nodes are set to manual, there were
-	// too many failovers, or the primary is starting up, shutting down or recovering
+	// too many failovers, the winner lacks too much, or the primary is starting up, shutting down or recovering
 	// and has not done so for primary_start_timeout: where commits do not wait for
 	// standbys, only if somebody is there to stop it. A majority and the acknowledged commits are never
 	// overridden: that is what [Cluster.Promote] is for.
@@ -85,6 +85,7 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedTooMany:    "Find out why the primaries fail. Then: repmgr cluster failover --force, or raise failovers_per_hour.",
 	election.RefusedVisible:    "Look at the network between the nodes.",
 	election.RefusedPledges:    "Another election may be going on. It is tried again.",
+	election.RefusedLag:        "Start the primary again, if that can be done. To give up what only it has: repmgr cluster failover --force. With synchronous_mode=quorum there is no such choice to make.",
 	election.RefusedBehind:     "Start the node that has them, or raise its priority above 0.",
 }
 
@@ -175,7 +176,7 @@ func (c *Cluster) policy() election.Policy {
 	return election.Policy{
 		Interval: c.cfg.MonitorInterval, RegisterEvery: registerEvery,
 		Automatic: c.cfg.Failover == FailoverAutomatic, Silence: c.cfg.SilenceTimeout, Fence: c.cfg.FenceTimeout,
-		Patience:   time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,
-		OnShutdown: c.cfg.FailoverOnShutdown, Start: c.cfg.PrimaryStartTimeout, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,
+		Patience: time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,
+		MaxLag:   c.cfg.MaximumLagOnFailover, OnShutdown: c.cfg.FailoverOnShutdown, Start: c.cfg.PrimaryStartTimeout, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,
 	}
 }

@@ -290,3 +290,32 @@ func TestFailover_RecoveryWithoutEnd(t *testing.T) {
 		})
 	}
 }
+
+// What may be lost has a limit where the operator sets one: it is foretold, it
+// refuses by name, and an operator lifts it.
+func TestFailover_MaximumLag(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousOff)
+	nodes[0].monitor(t)
+	waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+	breakReplication(t, nodes[0])
+	nodes[0].Exec(t, `CREATE TABLE not_sent AS SELECT generate_series(1, 100000)`)
+	for _, n := range nodes[1:] {
+		n.cfg.MaximumLagOnFailover = 1 << 20
+		m, _ := n.monitor(t)
+		waitHealth(t, m, election.HealthAlive)
+	}
+	c, err := repmgr.New(nodes[1].cfg)
+	require.NoError(t, err)
+	e, err := c.Explain(t.Context(), repmgr.ExplainOptions{})
+	require.NoError(t, err)
+	require.Equal(t, election.RefusedLag, e.Forecast.Refusal)
+	require.Contains(t, e.String(), "lacks")
+	nodes[0].Kill()
+	require.Contains(t, nodes[1].events.wait(t, repmgr.EventFailoverRefused).Details, string(election.RefusedLag))
+	require.Equal(t, "t", nodes[1].QueryString(t, `SELECT pg_is_in_recovery()`))
+	operator, err := repmgr.New(repmgr.Config{Conninfo: nodes[1].Conninfo(), MaximumLagOnFailover: 1 << 20, Logger: testLogger(t)})
+	require.NoError(t, err)
+	_, err = operator.Failover(t.Context(), repmgr.FailoverOptions{Force: true})
+	require.NoError(t, err)
+}

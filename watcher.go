@@ -460,6 +460,7 @@ func (n *watcher) publish(r tried) {
 	if old.Answer != v.Answer {
 		v.Since = time.Now()
 	}
+	v.Starting = time.Time{}
 	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // this look is older than that
 	if v.NoPledge != "" && v.Term == 0 {                                       // a vote that can not be read now was not taken back
 		v.Term, v.Candidate, v.Chosen, v.Paused, v.PauseSeq = old.Term, old.Candidate, old.Chosen, old.Paused, old.PauseSeq

@@ -213,10 +213,11 @@ type Policy struct {
 	Quorum     bool          // synchronous_mode=quorum
 	Acks       int           // synchronous_node_count
 	Required   bool          // durability=required: once a standby has what is acknowledged, commits never wait for nobody again
+	MaxLag     int64         // maximum_lag_on_failover, in bytes; 0: any
 	TooMany    bool          // failovers_per_hour is reached
 	Location   string        // of the former primary
 	Adopts     int32         // a node that runs as primary on a branch of its own, and asks to be elected there
-	Forced     bool          // an operator asks: pause, manual daemons, failovers_per_hour and primary_start_timeout do not count
+	Forced     bool          // an operator asks: pause, manual daemons, failovers_per_hour, maximum_lag_on_failover and primary_start_timeout do not count
 }
 
 // Step is the whole policy: the first case that applies decides, the most

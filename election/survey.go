@@ -279,6 +279,7 @@ const (
 	RefusedElection   Refusal = "another election is going on"
 	RefusedPledges    Refusal = "not enough voters pledged themselves"
 	RefusedUsurper    Refusal = "another node was promoted by nobody's vote, and no daemon there can stop it"
+	RefusedLag        Refusal = "the best node that may be promoted may lack more of the primary's WAL than maximum_lag_on_failover"
 	RefusedBehind     Refusal = "no node that may be promoted has all acknowledged commits"
 )
 
@@ -319,10 +320,36 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedLocation
 	case !fit:
 		return RefusedNoneFit
+	case p.LacksTooMuch(r, primary, p.best(r, peers)):
+		return RefusedLag
 	case p.TooMany && !p.Forced:
 		return RefusedTooMany
 	}
 	return ""
+}
+
+// best is the one that would win if everybody who answers pledged themselves now.
+func (p Policy) best(r Rule, peers []Peer) Peer {
+	up := slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers })
+	rules := standing(r, up)
+	line := rules[len(rules)-1]
+	fit := slices.DeleteFunc(up, func(o Peer) bool { return p.Fit(line, o) != "" })
+	if len(fit) == 0 {
+		return Peer{}
+	}
+	return slices.MinFunc(fit, func(a, b Peer) int { return p.rank(line, p.Location, a, b) })
+}
+
+// LacksTooMuch reports whether a winner lacks more of the WAL that the former
+// primary was seen to have than maximum_lag_on_failover allows, or may: where the
+// primary was never seen, nobody knows. With quorum the winner has all that was
+// acknowledged, and the rest does not count.
+func (p Policy) LacksTooMuch(r Rule, former, winner Peer) bool {
+	if p.MaxLag <= 0 || r.Quorum || p.Forced || winner.ID == former.ID {
+		return false
+	}
+	lacks := behind(winner, former)
+	return lacks < 0 || lacks > p.MaxLag
 }
 
 // Unguarded names why a primary that is cut off may not stop itself.

@@ -217,6 +217,39 @@ func TestPolicy_Survey(t *testing.T) {
 	}
 }
 
+// A limit of what may be lost holds where anything can be.
+func TestPolicy_LacksTooMuch(t *testing.T) {
+	t.Parallel()
+	limited, forced := failoverPolicy, failoverPolicy
+	limited.MaxLag, forced.MaxLag, forced.Forced = 10, 10, true
+	primaryAt := func(lsn wal.LSN) election.Peer {
+		return gone(election.Refused, ended, func(p *election.Peer) { p.Position.LSN = lsn })
+	}
+	low := func(p *election.Peer) { p.Priority = 0 }
+	tests := map[string]struct {
+		policy  election.Policy
+		quorum  bool
+		primary election.Peer
+		two     func(*election.Peer)
+		want    election.Refusal
+	}{
+		"as much as the limit":                {limited, false, primaryAt(110), func(*election.Peer) {}, ""},
+		"more":                                {limited, false, primaryAt(111), func(*election.Peer) {}, election.RefusedLag},
+		"no limit":                            {failoverPolicy, false, primaryAt(999), func(*election.Peer) {}, ""},
+		"an operator insists":                 {forced, false, primaryAt(999), func(*election.Peer) {}, ""},
+		"with quorum the rest does not count": {limited, true, primaryAt(999), func(*election.Peer) {}, ""},
+		"the primary was never seen":          {limited, false, primaryAt(0), func(*election.Peer) {}, election.RefusedLag},
+		"on another timeline":                 {limited, false, primaryAt(100), func(p *election.Peer) { p.Position.Timeline = 2 }, election.RefusedLag},
+		"the one that has it may not":         {limited, false, primaryAt(105), low, election.RefusedLag},
+	}
+	for name, test := range tests {
+		peers := []election.Peer{test.primary, answers(2, election.Standby, 100, test.two), answers(3, election.Standby, 90)}
+		if got := test.policy.Survey(start, three(test.quorum), peers); got != test.want {
+			t.Errorf("%s: got %q, want %q", name, got, test.want)
+		}
+	}
+}
+
 func TestPolicy_Fit(t *testing.T) {
 	t.Parallel()
 	set := func(f func(*election.Peer)) election.Peer { return answers(2, election.Standby, 1, f) }
