@@ -275,6 +275,7 @@ func (m *Monitor) wasPrimary() bool {
 
 // action is a long action under way.
 type action struct {
+	why    string // the reason of the decision
 	verb   election.Verb
 	cancel context.CancelCauseFunc
 	done   chan error // capacity 1: its end waits for Run
@@ -322,7 +323,7 @@ func (m *Monitor) begin(ctx context.Context, a election.Action) {
 		return
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	act := &action{verb: a.Verb, cancel: cancel, done: make(chan error, 1), firm: a.Verb != election.Follow && a.Verb != election.Rejoin}
+	act := &action{verb: a.Verb, why: string(m.state.Reason), cancel: cancel, done: make(chan error, 1), firm: a.Verb != election.Follow && a.Verb != election.Rejoin}
 	m.action = act
 	c := m.cluster
 	target := m.watch.record(a.Child)
@@ -366,7 +367,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Reco
 	case election.Rejoin:
 		return m.rejoin(ctx, c, act, target)
 	case election.Fence:
-		m.fence(ctx, c, "another node was elected")
+		m.fence(ctx, c, act.why)
 	}
 	return nil
 }

@@ -13,7 +13,6 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // candidate is what the pledges of this process are made out to.
@@ -39,8 +38,8 @@ type campaign struct {
 	slots   map[NodeID]string // that the winner has for its followers
 
 	mu      sync.Mutex // over these, and over the rule of the tally from the promotion on
-	rowEnd  wal.LSN    // where the row of the rule ends
-	holders []int32    // followers that show it
+	hasRow  bool       // the rule is written
+	holders []int32    // data nodes that show it, or know of it
 }
 
 func (c *Cluster) campaign(w *watch, p election.Policy) *campaign {
@@ -183,7 +182,7 @@ func (a *campaign) validate(ctx context.Context) error {
 func (a *campaign) recruit(ctx context.Context) error {
 	peers := a.w.peers()
 	for _, p := range peers {
-		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term)
+		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term, p.Told.Term)
 	}
 	a.res.Term++
 	asked := slices.DeleteFunc(answering(peers), func(p election.Peer) bool { // one that was promoted by nobody's vote pledges to nobody

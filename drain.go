@@ -104,8 +104,7 @@ func inConflict(waits string) bool {
 	return kind == "Lock" || kind == "BufferPin" || strings.HasPrefix(event, "RecoveryConflict")
 }
 
-// tellRule writes down on a data node that its WAL holds a rule, for as long as its
-// tables do not show it.
+// tellRule tells a data node of a rule that its tables do not show yet.
 func (n *Node) tellRule(ctx context.Context, r election.Rule) error {
 	text, err := json.Marshal(r)
 	if err != nil {
@@ -117,44 +116,33 @@ func (n *Node) tellRule(ctx context.Context, r election.Rule) error {
 	return n.reload(ctx) // nobody needs it in force, but the Monitors notice that something changed
 }
 
-// tellIfHeld is tellRule, where the WAL receiver of the server itself says that it
-// has flushed the rule's row, which ends at end.
-func (n *Node) tellIfHeld(ctx context.Context, r election.Rule, end wal.LSN) (held bool, err error) {
-	err = n.conn.QueryRow(ctx, `SELECT coalesce((SELECT received_tli = $1 AND flushed_lsn >= $2 FROM pg_stat_wal_receiver), false)`, int32(r.Line.Timeline), end).Scan(&held)
-	switch {
-	case err != nil:
-		return false, n.queryError("look at the WAL receiver", err)
-	case !held:
-		return false, nil
+// confirm asks whether a data node shows the rule, and, once that is written, tells
+// it to one that does not in time: where that is slow to replay, or can not stream
+// yet, it is enough that it knows.
+func (a *campaign) confirm(ctx context.Context, n *Node, id int32, tell bool) (knows bool, err error) {
+	if err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
+		return false, n.queryError("look for the rule", err)
 	}
-	return true, n.tellRule(ctx, r)
+	if rule := a.written(); !knows && tell && rule.Known() {
+		if err := n.tellRule(ctx, rule); err != nil {
+			return false, err
+		}
+		knows = true
+	}
+	if knows {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.holders = append(a.holders, id)
+	}
+	return knows, nil
 }
 
-// confirm waits until a follower of the winner shows the rule, or has it in its
-// WAL and is told so.
-func (a *campaign) confirm(ctx context.Context, id int32) error {
-	return a.w.node(id).do(ctx, func(n *Node) error {
-		begun := time.Now()
-		return n.poll(ctx, func() (shows bool, err error) {
-			if err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&shows); err != nil {
-				return false, n.queryError("look for the rule", err)
-			}
-			if rule, end := a.written(); !shows && end > 0 && time.Since(begun) > nudgeInterval/2 {
-				shows, err = n.tellIfHeld(ctx, rule, end)
-			}
-			if shows && err == nil {
-				a.mu.Lock()
-				a.holders = append(a.holders, id)
-				a.mu.Unlock()
-			}
-			return shows, err
-		})
-	})
-}
-
-// written is the rule as its row has it, and where that ends; 0: it is not written yet.
-func (a *campaign) written() (election.Rule, wal.LSN) {
+// written is the rule as its row has it; the zero Rule as long as there is none.
+func (a *campaign) written() election.Rule {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.tally.Rule, a.rowEnd
+	if !a.hasRow {
+		return election.Rule{}
+	}
+	return a.tally.Rule
 }

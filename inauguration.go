@@ -13,7 +13,6 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // tellWitnesses gives the new rule to the voters without data, before anybody
@@ -209,16 +208,11 @@ func (a *campaign) open(ctx context.Context) error {
 			continue
 		}
 		wg.Go(func() {
-			if followers[i] = a.repoint(ctx, a.w.record(p.ID)); followers[i] != nil {
+			if followers[i] = a.w.node(p.ID).do(ctx, func(n *Node) error { return a.follow(ctx, n, a.w.record(p.ID)) }); followers[i] != nil {
 				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
-			switch {
-			case errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum:
+			if errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum {
 				cancel()
-			case followers[i] == nil && a.tally.Rule.Quorum:
-				if err := a.confirm(ctx, p.ID); err != nil {
-					a.c.log.Debug("standby does not show the rule yet", "node_id", p.ID, "err", err)
-				}
 			}
 		})
 	}
@@ -252,43 +246,54 @@ const inaugurationLimit = 3
 
 var errNoStandby = errors.New("no standby")
 
-// repoint lets a pledged standby stream from the winner, and waits until it does,
-// for as long as is usual. One that was below another standby is below the winner,
-// too, until the term is open: only then it counts whom it is sent by.
-func (a *campaign) repoint(ctx context.Context, r Record) error {
-	theirs, ours := peerOf(a.pledged, int32(r.ID)), peerOf(a.pledged, a.tally.Winner).Position
-	if theirs.Position.LSN > ours.LSN || !theirs.On(election.Rule{Line: wal.Line{Timeline: ours.Timeline, Past: peerOf(a.pledged, a.tally.Winner).Past}}) {
-		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, ours)
+// follow lets a pledged standby stream from the winner, and waits until it does,
+// for as long as is usual, and until it knows of the rule. One that was below
+// another standby is below the winner, too, until the term is open: only then it
+// counts whom it is sent by.
+func (a *campaign) follow(ctx context.Context, n *Node, r Record) error {
+	apart := a.repoint(ctx, n, r)
+	if errors.Is(apart, errSuperseded) {
+		return apart
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout, fmt.Errorf("it does not stream after %s", a.c.cfg.SilenceTimeout))
+	defer cancel()
+	begun, streams, knows := time.Now(), apart != nil, !a.tally.Rule.Quorum
+	err := n.poll(limited, func() (_ bool, err error) {
+		if !streams {
+			err = n.conn.QueryRow(limited, `SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')`).Scan(&streams)
+		}
+		if err == nil && !knows {
+			knows, err = a.confirm(limited, n, int32(r.ID), time.Since(begun) > nudgeInterval/2)
+		}
+		return streams && knows, err
+	})
+	p := peerOf(a.pledged, int32(r.ID))
+	if err = errors.Join(apart, err); err == nil && !(p.Monitored && p.Automatic) { // else its daemon does it when it has to
+		err = ballot.GiveArchive(ctx, n.conn)
+	}
+	return err
+}
+
+// repoint gives a standby the settings to stream from the winner, if it can.
+func (a *campaign) repoint(ctx context.Context, n *Node, r Record) error {
+	winner, theirs := peerOf(a.pledged, a.tally.Winner), peerOf(a.pledged, int32(r.ID))
+	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
+		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
 	}
 	set, err := a.c.standbySettings(*a.res.Winner, r.Name, a.slots[r.ID])
 	if err != nil {
 		return err
 	}
-	return a.w.node(int32(r.ID)).do(ctx, func(n *Node) error {
-		err := ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
-			if b.Term > a.res.Term {
-				return fmt.Errorf("%w: %s holds %q", errSuperseded, r, b)
-			}
-			return n.alterSystem(ctx, set)
-		})
-		if err == nil {
-			err = ballot.ResumeReplay(ctx, n.conn)
+	err = ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+		if b.Term > a.res.Term {
+			return fmt.Errorf("%w: %s holds %q", errSuperseded, r, b)
 		}
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout, fmt.Errorf("it does not stream after %s", a.c.cfg.SilenceTimeout))
-		defer cancel()
-		err = n.poll(ctx, func() (bool, error) {
-			var streams bool
-			err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')`).Scan(&streams)
-			return streams, err
-		})
-		if err == nil && !(theirs.Monitored && theirs.Automatic) { // else its daemon does it when it has to
-			err = ballot.GiveArchive(ctx, n.conn)
-		}
-		return err
+		return n.alterSystem(ctx, set)
 	})
+	if err == nil {
+		err = ballot.ResumeReplay(ctx, n.conn)
+	}
+	return err
 }
 
 // commit opens the term, over a connection of its own: it may have to wait. With
@@ -321,12 +326,8 @@ func (a *campaign) commit(ctx context.Context) error {
 	if err := n.writeRule(ctx, a.tally.Rule, a.c.candidate()); err != nil {
 		return err
 	}
-	var end wal.LSN
-	if err := n.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()`).Scan(&end); err != nil {
-		return n.queryError("find the end of the rule", err)
-	}
 	a.mu.Lock()
-	a.rowEnd = end
+	a.hasRow = true
 	a.mu.Unlock()
 	wait := "local"
 	if a.tally.Rule.Quorum {
@@ -380,7 +381,7 @@ func (n *Node) installPrimary(ctx context.Context, primary, former int32, follow
 }
 
 // held reports whether no election can miss the new rule any more: the pledged
-// witnesses were told, the standbys show its row, or were told that they have it.
+// witnesses were told, the standbys show its row, or were told of it, too.
 func (a *campaign) held() bool {
 	holders := []int32{a.tally.Winner}
 	for _, p := range a.pledged {

@@ -49,8 +49,8 @@ const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type
 // Tables of a former version lack columns.
 const rulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
 
-// toldSetting is what a data node was told: its WAL holds this rule, though its
-// tables may not show it yet. As JSON, in the file of ALTER SYSTEM.
+// toldSetting is a rule that a data node was told of, because its tables do not
+// show it yet: see [election.Peer.Learned]. As JSON, in the file of ALTER SYSTEM.
 const toldSetting = "repmgr.rule"
 
 // peerView reads the view of a node from its server.
@@ -118,17 +118,16 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 			v.Position.LSN, whole = n.lastRecordEnd(ctx, v.Position.Timeline, s.Replay, v.Position.LSN)
 			// Since its start it has received nothing, and may have more than it has looked at.
 			sure = sure && whole && (s.LSN != 0 || s.Idle)
-			v.Halt = n.halt(ctx, s.Target, s.ReplayPaused)
 		}
+		v.Halt = n.halt(ctx, s.Target, s.ReplayPaused)
 		v.Receives = int32(w.sender(s.Host, s.Port))
 		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
 	v.Unsure = !sure
-	switch told := toldRule(v, set[toldSetting]); {
-	case s.InRecovery && told.Known():
-		v.Rule = told
-	case told.Primary == int32(rec.ID): // a primary's tables show what it has
-		v.Told = told
+	var told election.Rule
+	if text := set[toldSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {
+		v.ID, v.Role = int32(rec.ID), election.Role(rec.Role)
+		v = v.Learned(told)
 	}
 	all, err := parsePresences(s.Presences)
 	if err != nil {
@@ -162,15 +161,6 @@ func readVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 		return set, ballot.Ballot{}, "its vote can not be read: " + connectCause(err)
 	}
 	return set, b, ""
-}
-
-// toldRule is what a node was told, where that is newer than what its tables show
-// and the node is on that rule's line.
-func toldRule(v election.Peer, told string) (r election.Rule) {
-	if told == "" || json.Unmarshal([]byte(told), &r) != nil || r.Compare(v.Rule) <= 0 || !v.On(r) {
-		return election.Rule{}
-	}
-	return r
 }
 
 // look asks one question. The first one on a connection takes one round trip:

@@ -18,10 +18,10 @@ import (
 // tender looks after the rule of the local primary: whose votes count, and which
 // standbys a commit waits for. It is owned by the goroutine of Run.
 type tender struct {
-	rule  election.Rule // whose row ended at lsn
-	lsn   wal.LSN
-	mark  wal.LSN             // where the primary wrote at the last look
-	sound map[int32]time.Time // when a standby was last seen to have what was written by then
+	rule    election.Rule       // the newest
+	ruledAt time.Time           // since when it is known
+	mark    wal.LSN             // where the primary wrote at the last look
+	sound   map[int32]time.Time // when a standby was last seen to have what was written by then
 
 	proven string    // the synchronous_standby_names that is in force and known to make commits wait
 	begun  bool      // it was looked at
@@ -171,7 +171,7 @@ func (m *Monitor) syncValue(s election.SyncSetting) string {
 
 func highestTerm(peers []election.Peer) (term int64) {
 	for _, p := range peers {
-		term = max(term, p.Term, p.Rule.Term)
+		term = max(term, p.Term, p.Rule.Term, p.Told.Term)
 	}
 	return term
 }
@@ -207,8 +207,7 @@ func (n *Node) rules(ctx context.Context) ([]election.Rule, error) {
 	return rules, nil
 }
 
-// commitRule writes a rule on the local primary, and remembers where it ends in
-// the WAL: who has that has the rule.
+// commitRule writes a rule on the local primary.
 func (m *Monitor) commitRule(ctx context.Context, before, r election.Rule) error {
 	m.noteBefore(before, false) // until it is known to be held
 	if err := m.local.writeRule(ctx, r, m.cluster.candidate()); err != nil {
@@ -216,26 +215,18 @@ func (m *Monitor) commitRule(ctx context.Context, before, r election.Rule) error
 	}
 	m.log.Info("rule changed", "term", r.Term, "seq", r.Seq, "voters", r.Voters, "sync_standbys", r.Sync, "acks", r.Acks)
 	m.lookNow()
-	return m.noteRule(ctx, r)
-}
-
-func (m *Monitor) noteRule(ctx context.Context, r election.Rule) error {
-	m.tender.rule = r
-	if err := m.local.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()`).Scan(&m.tender.lsn); err != nil {
-		return m.local.queryError("find the end of the rule", err)
-	}
 	return nil
 }
 
 // holders are the voters that are known to have the rule: their tables show it, or
-// they were told that their WAL has it.
+// they were told of it.
 func (m *Monitor) holders(r election.Rule) []int32 {
 	ids := []int32{int32(m.cluster.cfg.NodeID)}
 	if m.tender.rule.Compare(r) != 0 {
-		m.tender.rule, m.tender.lsn = r, m.sample.local.CurrentLSN // after a start: surely not before its end
+		m.tender.rule, m.tender.ruledAt = r, time.Now()
 	}
 	for _, p := range m.watch.peers() {
-		if p.ID != ids[0] && p.Rule.Compare(r) == 0 {
+		if p.ID != ids[0] && p.Knows().Compare(r) == 0 {
 			ids = append(ids, p.ID)
 		}
 	}
@@ -284,14 +275,14 @@ func (m *Monitor) noteBefore(before election.Rule, held bool) {
 }
 
 // pushRule gives the rule to the voters that do not stream, witnesses and the
-// arbiter, and tells it to standbys that have it and do not replay it yet. How much an arbiter's vote weighs depends on the voters, so of other
+// arbiter, and tells it to standbys that do not show it. How much an arbiter's vote weighs depends on the voters, so of other
 // voters it hears only when the nodes hold them.
 func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders []int32) {
 	for _, p := range m.watch.peers() {
 		if p.ID == election.Arbiter && before.Known() && !slices.Equal(r.Voters, before.Voters) && !election.Held(r, before, holders) {
 			continue
 		}
-		if p.Answer != election.Answers || p.Rule.Compare(r) >= 0 {
+		if p.Answer != election.Answers || p.Knows().Compare(r) >= 0 {
 			continue
 		}
 		var err error
@@ -302,8 +293,8 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 			}
 		case p.Role == election.Witness:
 			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { return m.cluster.copyMetadata(ctx, m.local, n) })
-		case p.Streams && m.tender.lsn > 0: // it is slow to replay it
-			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { _, err := n.tellIfHeld(ctx, r, m.tender.lsn); return err })
+		case p.Running == election.Standby && time.Since(m.tender.ruledAt) > m.cluster.pulse(): // it is slow to replay it, or can not stream
+			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { return n.tellRule(ctx, r) })
 		default:
 			continue
 		}
@@ -398,13 +389,21 @@ func (m *Monitor) tendArchive(ctx context.Context) error {
 
 // giveArchive leaves the local standby with its archive.
 func (m *Monitor) giveArchive(ctx context.Context) {
-	if m.local == nil || m.local.conn.IsClosed() || m.state.Role != election.Standby {
+	if m.state.Role != election.Standby || m.cluster.cfg.NodeID == 0 {
 		return
 	}
 	ctx, cancel := m.lookLimit(context.WithoutCancel(ctx))
 	defer cancel()
-	if err := ballot.GiveArchive(ctx, m.local.conn); err != nil {
-		m.log.Warn("restore_command is not given back", "err", err, "hint", "ALTER SYSTEM RESET restore_command, where it is empty.")
+	n, err := m.cluster.connectLocal(ctx)
+	if errors.Is(err, ErrConnect) {
+		return // there is no server to give it to
+	}
+	if err == nil {
+		err = ballot.GiveArchive(ctx, n.conn)
+		n.Close()
+	}
+	if err != nil {
+		m.log.Warn("restore_command is not given back", "err", err, "hint", "Where it is empty: ALTER SYSTEM RESET restore_command; SELECT pg_reload_conf();")
 	}
 }
 

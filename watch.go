@@ -213,8 +213,8 @@ func (w *watch) lookAt(ctx context.Context, limit time.Duration, which func(elec
 // newest is the newest rule that any voter holds.
 func newest(peers []election.Peer) (r election.Rule) {
 	for _, p := range peers {
-		if p.Rule.Compare(r) > 0 {
-			r = p.Rule
+		if k := p.Knows(); k.Compare(r) > 0 {
+			r = k
 		}
 	}
 	return r

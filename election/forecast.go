@@ -79,7 +79,7 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	}
 	term := r.Term
 	for _, o := range after {
-		term = max(term, o.Term, o.Rule.Term)
+		term = max(term, o.Term, o.Rule.Term, o.Told.Term)
 	}
 	pledged = slices.DeleteFunc(pledged, func(o Peer) bool { return o.NoPledge != "" })
 	t := p.Count(r, term+1, f.Health, pledged)

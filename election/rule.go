@@ -52,11 +52,35 @@ func (r Rule) shared(p Peer) wal.LSN {
 		}
 		return p.Position.LSN
 	}
-	return r.Line.Shared(p.line(), p.Position.LSN)
+	return r.Line.Shared(p.Line(), p.Position.LSN)
 }
 
-func (p Peer) line() wal.Line {
+// Line is the line that the peer is on.
+func (p Peer) Line() wal.Line {
 	return wal.Line{Timeline: p.Position.Timeline, Past: p.Past, Mark: p.Mark}
+}
+
+// Learned is the peer, once it was told of a rule. What a node was told counts as
+// what its WAL has where that went on past the fork that the rule's line begins
+// with: whoever has that has all of the line before. Else it knows of the rule, as
+// a witness does.
+func (p Peer) Learned(told Rule) Peer {
+	switch {
+	case told.Compare(p.Rule) <= 0:
+	case p.Running == Standby && p.data() && told.Line.Extends(p.Rule.Line) && p.On(told) && p.Position.LSN > told.Line.Past[len(told.Line.Past)-1].SwitchLSN:
+		p.Rule = told
+	case p.Running == Standby || told.Primary == p.ID && p.On(told):
+		p.Told = told
+	}
+	return p
+}
+
+// Knows is the newest rule that the peer can tell of. A primary tells of its own row.
+func (p Peer) Knows() Rule {
+	if p.Running == Standby && p.Told.Compare(p.Rule) > 0 {
+		return p.Told
+	}
+	return p.Rule
 }
 
 // On reports whether all WAL of the peer is on the line of the rule.

@@ -140,8 +140,8 @@ func (m *monitor) wake() {
 
 func (m *monitor) newest() (r election.Rule) {
 	for _, h := range m.w.hosts {
-		if v := m.view[h.id]; v.Rule.Compare(r) > 0 {
-			r = v.Rule
+		if k := m.view[h.id].Knows(); k.Compare(r) > 0 {
+			r = k
 		}
 	}
 	return r

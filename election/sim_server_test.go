@@ -93,20 +93,7 @@ func (s *server) rule() election.Rule {
 			r = s.rules[i].rule
 		}
 	}
-	me := election.Peer{Position: wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, Past: s.past, Mark: s.mark}
-	if s.recovery && s.told.Compare(r) > 0 && me.On(s.told) {
-		return s.told
-	}
 	return r
-}
-
-// won is what a primary was told of its election, and has not written yet.
-func (s *server) won() election.Rule {
-	me := election.Peer{Position: wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, Past: s.past, Mark: s.mark}
-	if !s.recovery && s.data() && s.told.Primary == s.h.id && s.told.Compare(s.rule()) > 0 && me.On(s.told) {
-		return s.told
-	}
-	return election.Rule{}
 }
 
 func (s *server) fsync() time.Duration {
@@ -116,7 +103,7 @@ func (s *server) fsync() time.Duration {
 // look is what a monitor reads in one snapshot.
 func (s *server) look(id int32) election.Peer {
 	p := election.Peer{
-		Told: s.won(), ID: id, Role: s.role, Priority: s.priority, Location: s.location, Running: election.Primary,
+		ID: id, Role: s.role, Priority: s.priority, Location: s.location, Running: election.Primary,
 		Term: s.ballot.term, Candidate: s.ballot.candidate, Rule: s.rule(), Paused: s.w.paused,
 		Monitored: s.h.m.up, Automatic: true, CanFence: true,
 	}
@@ -131,7 +118,7 @@ func (s *server) look(id int32) election.Peer {
 			p.Detached = s.conninfo == 0
 		}
 	}
-	return p
+	return p.Learned(s.told)
 }
 
 // lock runs f in a session that holds the ballot lock.

@@ -58,7 +58,7 @@ type Peer struct {
 	Chosen       bool          // its ballot says that it won that election
 	Forsaken     bool          // the monitor that its ballot is made out to has ended since
 	Rule         Rule          // the newest that it holds
-	Told         Rule          // of a primary that was elected and whose own row is not written yet: its rule
+	Told         Rule          // a newer one that it was told of: of a primary the one that it was elected by, whose row is not written yet
 	Paused       bool
 	PauseSeq     int64     // how new its word on that is
 	Started      time.Time // when its server was started
@@ -484,7 +484,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	var fit []Peer
 	peers = slices.Clone(peers)
 	for i, o := range peers {
-		if o.Told.Compare(o.Rule) > 0 {
+		if o.Running == Primary && o.Told.Compare(o.Rule) > 0 {
 			peers[i].Rule = o.Told
 		}
 	}
@@ -533,7 +533,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 // primary stays as it is.
 func branch(winner Peer) wal.Line {
 	if winner.Running == Primary {
-		return winner.line()
+		return winner.Line()
 	}
 	if winner.Position.Timeline > 1 && len(winner.Past) == 0 {
 		return wal.Line{} // its history can not be read
@@ -567,8 +567,8 @@ func mayBeBetween(newest Rule, term int64, pledged []int32) bool {
 func standing(r Rule, peers []Peer) []Rule {
 	newest, onData := r, Rule{}
 	for _, o := range peers {
-		if o.Rule.Compare(newest) > 0 {
-			newest = o.Rule
+		if o.Knows().Compare(newest) > 0 {
+			newest = o.Knows()
 		}
 		if o.data() && o.Rule.Compare(onData) > 0 {
 			onData = o.Rule
@@ -582,7 +582,9 @@ func standing(r Rule, peers []Peer) []Rule {
 
 // electable reports whether a standby may count among those that hold what is
 // acknowledged: only one that could be promoted with it.
-func electable(o Peer) bool { return o.data() && o.Priority > 0 && !o.Delayed }
+func electable(o Peer) bool {
+	return o.data() && o.Priority > 0 && !o.Delayed && !o.ReplayPaused && o.Halt == ""
+}
 
 // holdsAll reports whether nobody pledged, who may count, has more of the line than
 // best. The former primary may have more: what is beyond was never acknowledged,
