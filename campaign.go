@@ -26,6 +26,7 @@ type campaign struct {
 	w        *watch
 	policy   election.Policy
 	known    int64 // the highest term of a ballot when it was decided to begin
+	presume  bool  // an operator asks: where there is no rule, the rows of the nodes are one
 	reaffirm bool  // the local node is the living primary, and the only one that may win
 
 	res     FailoverResult
@@ -83,6 +84,9 @@ func (a *campaign) survey(ctx context.Context) error {
 	for {
 		peers := a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4)
 		a.rule = newest(peers)
+		if a.presume && !a.rule.Known() {
+			a.rule = presumed(a.w.records(), peers)
+		}
 		now := time.Now()
 		a.res.Health, a.res.Rule = a.policy.Diagnose(now, a.rule, peers), a.rule
 		if a.reaffirm {

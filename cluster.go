@@ -82,7 +82,7 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 	if err != nil {
 		return nil, err
 	}
-	return &Node{name: r.String(), conninfo: conninfo, conn: conn, schema: true, loose: true}, nil
+	return &Node{name: r.String(), conninfo: conninfo, conn: conn, schema: schemaOurs, loose: true}, nil
 }
 
 // dialInfo is a node's conninfo, with what only we know: records hold no
@@ -164,7 +164,7 @@ const recordsSQL = `SELECT ` + recordColumns + `
 
 // records reads repmgr.nodes as this server has it.
 func (n *Node) records(ctx context.Context) ([]Record, error) {
-	if err := n.needSchema(ctx); err != nil {
+	if err := n.needNodes(ctx); err != nil {
 		return nil, err
 	}
 	rows, err := n.conn.Query(ctx, recordsSQL)
@@ -178,35 +178,90 @@ func (n *Node) records(ctx context.Context) ([]Record, error) {
 	return recs, nil
 }
 
-// needSchema says in our words that there is no metadata, and keeps the server's log quiet.
-func (n *Node) needSchema(ctx context.Context) error {
-	if n.schema {
+// schemaLevel is how much of the metadata a server has.
+type schemaLevel int
+
+const (
+	schemaNone  schemaLevel = iota
+	schemaBare              // the tables of repmgr 5, which nobody has adopted: nodes, events, monitoring_history
+	schemaOther             // ours, of another version
+	schemaOurs
+)
+
+// seeSchema finds out what metadata a server has, without an error in its log.
+// What is ours stays so; the rest is looked for again.
+func (n *Node) seeSchema(ctx context.Context) (version int, err error) {
+	if n.schema == schemaOurs {
+		return SchemaVersion, nil
+	}
+	var nodes, ours bool
+	err = n.conn.QueryRow(ctx, `SELECT bool_and(found) FILTER (WHERE t IN ('nodes', 'events', 'monitoring_history')), bool_and(found) FILTER (WHERE t <> 'monitoring_history')
+		FROM unnest(ARRAY['metadata', 'nodes', 'events', 'standby_state', 'monitoring_history']) t, LATERAL (SELECT to_regclass('repmgr.' || t) IS NOT NULL AS found) f`).Scan(&nodes, &ours)
+	if err != nil {
+		return 0, n.queryError("look for the metadata", err)
+	}
+	n.schema = schemaNone
+	if nodes {
+		n.schema = schemaBare
+	}
+	if !ours {
+		return 0, nil
+	}
+	if err := n.conn.QueryRow(ctx, `SELECT coalesce(max(schema_version), 0) FROM repmgr.metadata`).Scan(&version); err != nil {
+		return 0, n.queryError("read the version of the metadata", err)
+	}
+	if version > 0 {
+		n.schema = schemaOther
+	}
+	if version == SchemaVersion {
+		n.schema = schemaOurs
+	}
+	return version, nil
+}
+
+// needNodes is needSchema for what only reads or writes the tables that repmgr 5
+// has, too: those work before anybody adopts them.
+func (n *Node) needNodes(ctx context.Context) error {
+	if n.schema == schemaBare {
 		return nil
 	}
-	var found bool
-	err := n.conn.QueryRow(ctx, `SELECT bool_and(to_regclass('repmgr.' || t) IS NOT NULL) FROM unnest(ARRAY['metadata', 'nodes', 'events', 'standby_state']) t`).Scan(&found)
-	if err != nil {
-		return n.queryError("look for the metadata", err)
+	err := n.needSchema(ctx)
+	if n.schema == schemaBare {
+		return nil
 	}
-	version := 0
-	if found {
-		if err := n.conn.QueryRow(ctx, `SELECT coalesce(max(schema_version), 0) FROM repmgr.metadata`).Scan(&version); err != nil {
-			return n.queryError("read the version of the metadata", err)
-		}
+	return err
+}
+
+// hasSchema reports whether the server has all of our tables, and not only those
+// of repmgr 5, where there are no rules, failovers and samples.
+func (n *Node) hasSchema(ctx context.Context) (bool, error) {
+	err := n.needSchema(ctx)
+	if n.schema == schemaBare {
+		return false, nil
 	}
-	n.schema = version == SchemaVersion
+	return err == nil, err
+}
+
+// needSchema says in our words that there is no metadata, and keeps the server's log quiet.
+func (n *Node) needSchema(ctx context.Context) error {
+	version, err := n.seeSchema(ctx)
 	switch {
+	case err != nil:
+		return err
+	case n.schema == schemaOurs:
+		return nil
 	case version > SchemaVersion:
 		return hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.name, version, SchemaVersion),
 			"Use the repmgr that made it, or a newer one.")
-	case version > 0 && version < SchemaVersion:
+	case version > 0:
 		return hint(kind(ErrNotRegistered, "the metadata of %s has version %d, this program needs %d", n.name, version, SchemaVersion),
 			"Bring it up to date, on the primary: repmgr primary register --force")
-	case !n.schema:
-		return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.conn.Config().Database, n.name),
-			"Run repmgr primary register on the primary first, with a conninfo that names this database.")
+	case n.schema == schemaBare:
+		return hint(kind(ErrNotRegistered, "the metadata in database %q of %s is that of repmgr 5, and was not adopted", n.conn.Config().Database, n.name),
+			"Stop every repmgrd of repmgr 5. Then, on the primary: repmgr primary register --force")
 	}
-	return nil
+	return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.conn.Config().Database, n.name),
+		"Run repmgr primary register on the primary first, with a conninfo that names this database.")
 }
 
 // Nodes reads repmgr.nodes from the local node, in the order of their ids.
@@ -245,7 +300,8 @@ func othersThan(recs []Record, id NodeID) []Record {
 type probe struct {
 	record  Record
 	status  NodeStatus
-	records []Record // a primary's own copy of the rows: the one that counts
+	records []Record       // a primary's own copy of the rows: the one that counts
+	foreign *ForeignDaemon // nil: none lives
 	err     error
 }
 
@@ -277,6 +333,9 @@ func (c *Cluster) look(ctx context.Context, r Record) probe {
 	p := probe{record: r}
 	if p.status, p.err = n.Status(ctx); p.err == nil && !p.status.InRecovery {
 		p.records, _ = n.records(ctx) // without them the caller's copy serves
+	}
+	if p.err == nil {
+		p.foreign, _ = n.foreignDaemon(ctx) // who can not be asked is not known to have one
 	}
 	return p
 }
@@ -325,7 +384,7 @@ func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error
 			seen = append(seen, fmt.Sprintf("%s: %s", p.record, what))
 		}
 		return Record{}, hint(kind(ErrNoPrimary, "no registered node is a reachable primary (%s)", strings.Join(seen, "; ")),
-			"Start the primary, or promote a standby with: repmgr standby promote")
+			"%s", noPrimaryHint(probes))
 	default:
 		var names []string
 		for _, p := range found {
@@ -334,6 +393,22 @@ func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error
 		return Record{}, hint(kind(ErrRefused, "more than one node runs as primary: %s", strings.Join(names, "; ")),
 			"Stop the one whose data is not wanted before anything else. It can then be cloned anew as a standby.")
 	}
+}
+
+// noPrimaryHint does not advise to replace a primary that lives.
+func noPrimaryHint(probes []probe) string {
+	for _, p := range probes {
+		switch reach := p.reach(); {
+		case p.record.Role != RolePrimary || !p.record.Active || p.err == nil || !reach.Answers():
+		case reach == ReachRejected:
+			return fmt.Sprintf("%s lives, and rejects this login: look at its pg_hba.conf, and at the password.", p.record)
+		case reach == ReachFull:
+			return fmt.Sprintf("%s lives, and has no free connection: end some, or raise max_connections.", p.record)
+		default:
+			return fmt.Sprintf("%s is starting up, shutting down or recovering: wait for it, and look at its log.", p.record)
+		}
+	}
+	return "Start the primary. If it is lost, this says which standby to promote, and how: repmgr cluster explain"
 }
 
 // connectPrimary returns a connection to the primary: local itself where that
@@ -390,7 +465,7 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 		return nil, err
 	}
 	defer local.Close()
-	if err := local.needSchema(ctx); err != nil {
+	if err := local.needNodes(ctx); err != nil {
 		return nil, err
 	}
 	rows, err := local.conn.Query(ctx, `
@@ -438,7 +513,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 	}
 	res := CleanupResult{DryRun: o.DryRun}
 	err := c.withPrimary(ctx, func(primary *Node) error {
-		if err := primary.needSchema(ctx); err != nil {
+		if err := primary.needNodes(ctx); err != nil {
 			return err
 		}
 		const old = `repmgr.monitoring_history WHERE last_monitor_time < now() - make_interval(days => $1) AND ($2 = 0 OR standby_node_id = $2)`

@@ -86,6 +86,7 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedVisible:    "Look at the network between the nodes.",
 	election.RefusedPledges:    "Another election may be going on. It is tried again.",
 	election.RefusedLag:        "Start the primary again, if that can be done. To give up what only it has: repmgr cluster failover --force. With synchronous_mode=quorum there is no such choice to make.",
+	election.RefusedForeign:    "Stop repmgrd of repmgr 5 on every node. Then: repmgr cluster failover. Or let repmgr 5 do it.",
 	election.RefusedBehind:     "Start the node that has them, or raise its priority above 0.",
 }
 
@@ -122,7 +123,7 @@ func (c *Cluster) Failover(ctx context.Context, o FailoverOptions) (FailoverResu
 	policy.Forced, policy.OnShutdown = o.Force, true
 	w.judge(ctx, policy)
 	a := c.campaign(w, policy)
-	a.known = highestTerm(w.peers())
+	a.known, a.presume = highestTerm(w.peers()), true
 	res, err := a.run(ctx, o.DryRun)
 	if err == nil && !o.DryRun {
 		a.record(ctx)
@@ -144,6 +145,12 @@ func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 		err = hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
 	}
 	return nil, err
+}
+
+// presumed is what the rows of the nodes, and what runs, say in the place of a rule.
+func presumed(recs []Record, peers []election.Peer) election.Rule {
+	of, _ := primaryRecord(recs)
+	return election.Presume(int32(of.ID), peers)
 }
 
 // settle waits until every voter was tried once.

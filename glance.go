@@ -34,7 +34,7 @@ FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON t
 
 // glance asks, on a connection that has looked before.
 func (n *Node) glance(ctx context.Context) (g glance, err error) {
-	if !n.schema {
+	if n.schema != schemaOurs {
 		return g, nil
 	}
 	if err := n.conn.QueryRow(ctx, glanceSQL, pgx.QueryExecModeCacheStatement).Scan(&g.state, &g.lsn, &g.heard); err != nil {

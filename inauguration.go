@@ -59,7 +59,11 @@ func ruleArgs(r election.Rule, coordinator string) ([]any, error) {
 	return []any{string(text), coordinator}, err
 }
 
+// Where there are only the tables of repmgr 5 there is no place for a rule.
 func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
+	if ok, err := n.hasSchema(ctx); !ok {
+		return err
+	}
 	args, err := ruleArgs(r, coordinator)
 	if err != nil {
 		return err
@@ -418,6 +422,9 @@ func (a *campaign) record(ctx context.Context) {
 
 // recordFailover writes the history row of a failover, on the new primary.
 func (n *Node) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
+	if ok, err := n.hasSchema(ctx); !ok {
+		return err
+	}
 	steps, err := json.Marshal(res.Steps)
 	if err != nil {
 		return err

@@ -206,6 +206,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil // what a cancelled look did not see is no evidence
 		}
+		m.noteForeigners(o.Peers)
 		d := m.policy().Step(m.state, o)
 		m.transition(d)
 		m.watch.calm.Store(m.calm(o.Rule))
@@ -388,6 +389,8 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 	}
 }
 
+// register writes the row of the node, as what it runs as. What repmgr 5 or an
+// older version of this program has made is brought up to date first.
 func (m *Monitor) register(ctx context.Context, force bool) error {
 	o := RegisterOptions{Force: force, WaitStart: DefaultConnectTimeout}
 	status, _, err := m.observeLocal(ctx)
@@ -397,9 +400,26 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	if m.witness {
 		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
 	}
-	if status.InRecovery {
+	recs, errRecs := m.local.records(ctx)
+	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
+		return errRecs
+	}
+	if err := standAside(foreigners(m.cluster.survey(ctx, recs))); err != nil {
+		return err
+	}
+	switch old := m.local.schema == schemaBare || m.local.schema == schemaOther; {
+	case old && status.InRecovery:
+		return m.local.needSchema(ctx) // the primary's to do
+	case old:
+		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
+			_, err = m.local.createSchema(ctx)
+		}
+	case status.InRecovery:
 		_, err = m.cluster.RegisterStandby(ctx, o)
-	} else {
+	case len(status.Senders) == 0:
+		return hint(kind(ErrNotRegistered, "%s is not registered, and nothing streams from it: it may be meant for a primary or for a witness", m.cluster.self()),
+			"Run on it: repmgr primary register. Or, for a witness: repmgr witness register -h PRIMARY")
+	default: // what sends WAL is no witness
 		_, err = m.cluster.RegisterPrimary(ctx, o)
 	}
 	if err == nil {

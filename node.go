@@ -22,10 +22,11 @@ type Node struct {
 	name     string // as messages call it
 	conninfo string // may hold a password: never printed
 	conn     *pgx.Conn
-	schema   bool   // whether the metadata schema was seen
-	looked   bool   // whether it was looked at for an election
-	loose    bool   // its session is not settled yet: see lookFirst
-	known    glance // what was there before its newest look of a watcher
+	schema   schemaLevel  // of the metadata, as last seen
+	foreign  foreignState // of the extension of repmgr 5
+	looked   bool         // whether it was looked at for an election
+	loose    bool         // its session is not settled yet: see lookFirst
+	known    glance       // what was there before its newest look of a watcher
 
 	checked time.Time                    // when its configuration was last looked at
 	fault   string                       // what was wrong with it

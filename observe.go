@@ -78,6 +78,15 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 func (m *Monitor) readRecords(ctx context.Context, n *Node) ([]Record, error) {
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
+	return n.ownRecords(ctx)
+}
+
+// ownRecords are the rows of a server that has all of our tables: those of repmgr
+// 5 are none of a Monitor's before they are adopted.
+func (n *Node) ownRecords(ctx context.Context) ([]Record, error) {
+	if err := n.needSchema(ctx); err != nil {
+		return nil, err
+	}
 	return n.records(ctx)
 }
 
@@ -96,7 +105,7 @@ func (m *Monitor) observeLocal(ctx context.Context) (NodeStatus, []Record, error
 		}
 		status, err := m.local.Status(ctx)
 		if err == nil {
-			recs, errRecs := m.local.records(ctx)
+			recs, errRecs := m.local.ownRecords(ctx)
 			if errRecs == nil || errors.Is(errRecs, ErrNotRegistered) {
 				return status, recs, nil // without metadata there are no rows
 			}

@@ -37,6 +37,7 @@ SELECT json_build_object(
   'settings', %s,
   'fault', %s,
   'presences', ` + presencesSQL + `,
+  'extension', to_regprocedure('repmgr.repmgrd_is_running()') IS NOT NULL,
   'rule', %s)
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + idleSQL + ` d`
 
@@ -93,6 +94,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Settings     string        `json:"settings"`
 		Fault        string        `json:"fault"`
 		Presences    string        `json:"presences"`
+		Extension    bool          `json:"extension"` // of repmgr 5
 		Rule         election.Rule `json:"rule"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
@@ -110,6 +112,13 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	}
 	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)
 	v.Feeds = w.fed(s.Senders)
+	if s.Extension {
+		foreign, err := n.foreignDaemon(ctx)
+		if err != nil {
+			return election.Peer{}, Presence{}, err
+		}
+		v.Foreign = foreign != nil
+	}
 	sure := n.readLine(ctx, &v, s.Line)
 	if s.InRecovery {
 		v.Running, v.ReplayPaused = election.Standby, s.ReplayPaused

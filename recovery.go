@@ -153,7 +153,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 			"To move the primary here, stop that server first, and make sure that it stays down.")
 	}
 	if !o.Force {
-		if err := errors.Join(refuseLivingPrimary(append(probes, probe{record: self, status: status})), refuseBehind(self, status, probes)); err != nil {
+		if err := errors.Join(refuseAnsweringPrimary(probes), refuseLivingPrimary(append(probes, probe{record: self, status: status})), refuseBehind(self, status, probes)); err != nil {
 			return nil, err
 		}
 	}
@@ -186,6 +186,17 @@ func (n *Node) mayPromote(ctx context.Context, command string) error {
 	if !may {
 		return hint(kind(ErrPromotion, "promote %s: user %q may not", n.name, n.conn.Config().User),
 			"Connect as a superuser, or set service_promote_command. While there is a primary: GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO %s;", n.conn.Config().User)
+	}
+	return nil
+}
+
+// refuseAnsweringPrimary takes the word of a primary that lives and does not let
+// us look: its login is to be repaired, not the primary to be replaced.
+func refuseAnsweringPrimary(probes []probe) error {
+	for _, p := range probes {
+		if p.record.Role == RolePrimary && p.record.Active && p.err != nil && p.reach().Answers() {
+			return hint(kind(ErrRefused, "the primary lives: %w", p.err), "%s If it is surely to be replaced, stop it first, or use --force.", noPrimaryHint(probes))
+		}
 	}
 	return nil
 }

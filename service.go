@@ -210,8 +210,9 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	return st, nil
 }
 
-const serviceSQL = `SELECT ` + presencesSQL + `,
-	(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)::text`
+const serviceSQL = `SELECT ` + presencesSQL + `, %s::text`
+
+const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)`
 
 // askService fills in what one server knows of its Monitor. What can be read is
 // filled in also where the rest can not.
@@ -221,12 +222,17 @@ func (c *Cluster) askService(ctx context.Context, r Record, s *ServiceNode) erro
 		return err
 	}
 	defer n.Close()
-	if err := n.needSchema(ctx); err != nil {
+	ours, err := n.hasSchema(ctx)
+	if err != nil {
 		return err
+	}
+	from := "NULL"
+	if ours {
+		from = newestRuleSQL
 	}
 	var says string
 	var rule *string
-	if err := n.conn.QueryRow(ctx, serviceSQL).Scan(&says, &rule); err != nil {
+	if err := n.conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &rule); err != nil {
 		return n.queryError("read the monitor", err)
 	}
 	all, err := parsePresences(says)

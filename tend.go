@@ -190,6 +190,9 @@ func (m *Monitor) registered() (ids []int32) {
 
 // rules are the newest two rules of a server, the newest first.
 func (n *Node) rules(ctx context.Context) ([]election.Rule, error) {
+	if ok, err := n.hasSchema(ctx); !ok {
+		return nil, err
+	}
 	rows, err := n.conn.Query(ctx, rulesSQL+` LIMIT 2`)
 	if err != nil {
 		return nil, n.queryError("read the rules", err)

@@ -28,16 +28,16 @@ type watcher struct {
 	wg     sync.WaitGroup
 
 	// Of the goroutine:
-	idle    []*Node   // open connections; the end of the first is noticed at once
-	open    int       // tries under way
-	begun   time.Time // when the newest of them began
-	first   time.Time // when the first of all began, or since when we run again
-	turned  time.Time // when the goroutine was last here
-	late    time.Time // when an answer was last late
-	looked  time.Time // when the last look began that was answered
-	schema  bool      // the server has our tables
-	refused bool      // a spare connection: the next question goes over an open one
-	waiting []job     // for an answer to a try that began since
+	idle    []*Node     // open connections; the end of the first is noticed at once
+	open    int         // tries under way
+	begun   time.Time   // when the newest of them began
+	first   time.Time   // when the first of all began, or since when we run again
+	turned  time.Time   // when the goroutine was last here
+	late    time.Time   // when an answer was last late
+	looked  time.Time   // when the last look began that was answered
+	schema  schemaLevel // of the server
+	refused bool        // a spare connection: the next question goes over an open one
+	waiting []job       // for an answer to a try that began since
 
 	primary chan struct{} // capacity 1: it was just seen as a primary
 
@@ -183,7 +183,7 @@ func (n *watcher) try() {
 		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
 		defer cancel()
 		if r.node == nil {
-			r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, !schema)
+			r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, schema != schemaOurs)
 		}
 		if r.at = time.Now(); r.err == nil {
 			r.look(ctx, n, due, asked)
@@ -293,7 +293,7 @@ func (n *watcher) take(r tried) {
 		return
 	default:
 		r.node.Close()
-		n.schema = false
+		n.schema = schemaNone
 		if v := n.snapshot(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
 			n.answer(answerOf(r.err), r.began)
 		}

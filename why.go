@@ -118,7 +118,7 @@ func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(cont
 			n, err := c.connectTo(ctx, r)
 			if err == nil {
 				defer n.Close()
-				if err = n.needSchema(ctx); err == nil {
+				if err = n.needNodes(ctx); err == nil {
 					replies[i].said, err = ask(ctx, n)
 				}
 			}
@@ -136,6 +136,9 @@ SELECT f.term, coalesce(f.former_primary_id, 0) AS former_id, coalesce(o.node_na
  ORDER BY f.term DESC LIMIT nullif($1::int, 0)`
 
 func (n *Node) failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
+	if ok, err := n.hasSchema(ctx); !ok {
+		return nil, err
+	}
 	rows, err := n.conn.Query(ctx, failoversSQL, limit)
 	if err != nil {
 		return nil, n.queryError("read repmgr.failovers", err)

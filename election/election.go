@@ -222,7 +222,10 @@ type Policy struct {
 
 // Step is the whole policy: the first case that applies decides, the most
 // dangerous first.
+//
+// Beside a daemon of repmgr 5, which knows nothing of pledges, a monitor only watches.
 func (p Policy) Step(s State, o Observation) Decision {
+	p.Automatic = p.Automatic && !Foreign(o.Peers)
 	s = p.remember(s, o)
 	switch {
 	case p.deposed(o):

@@ -87,6 +87,36 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	return f
 }
 
+// Presume is the rule that an operator goes by where no daemon has ever written
+// one: the primary is the one node that runs as it, else the one that is
+// registered as it, and every registered node has a vote. No node holds it, and
+// no monitor acts on it.
+func Presume(registered int32, peers []Peer) Rule {
+	r := Rule{Term: 1, Primary: registered}
+	var run []int32
+	for _, o := range peers {
+		if o.ID != Arbiter {
+			r.Voters = append(r.Voters, o.ID)
+		}
+		if o.data() && o.Answer == Answers && o.Running == Primary {
+			run = append(run, o.ID)
+		}
+	}
+	if len(run) == 1 {
+		r.Primary = run[0]
+	}
+	return r
+}
+
+// ByHand is the forecast for an operator who promotes the best of those that
+// answer: that needs no votes, and no daemon.
+func (f Forecast) ByHand() Forecast {
+	if f.Refusal != "" && f.Refusal != RefusedHealth && len(f.Candidates) > 0 && f.Candidates[0].Unfit == "" {
+		f.Refusal, f.Winner = "", f.Candidates[0].ID
+	}
+	return f
+}
+
 // lose is what the voters look like once one of them is dead.
 func lose(r Rule, peers []Peer, lost int32) []Peer {
 	after := slices.Clone(peers)

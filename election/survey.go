@@ -67,6 +67,7 @@ type Peer struct {
 	CanFence     bool      // and has shown that it can stop its server
 	Replied      time.Time // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
 	NoPledge     string    // why it could not pledge itself now, although it answers; empty: it could
+	Foreign      bool      // a daemon of repmgr 5 runs with it, which fails over by rules of its own
 }
 
 // attached reports whether a standby is on the line of the primary of the rule.
@@ -280,6 +281,7 @@ const (
 	RefusedPledges    Refusal = "not enough voters pledged themselves"
 	RefusedUsurper    Refusal = "another node was promoted by nobody's vote, and no daemon there can stop it"
 	RefusedLag        Refusal = "the best node that may be promoted may lack more of the primary's WAL than maximum_lag_on_failover"
+	RefusedForeign    Refusal = "a repmgrd of repmgr 5 runs beside ours, and may promote another node"
 	RefusedBehind     Refusal = "no node that may be promoted has all acknowledged commits"
 )
 
@@ -304,6 +306,8 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 	switch {
 	case !h.Lost():
 		return RefusedHealth
+	case Foreign(peers) && !p.Forced:
+		return RefusedForeign
 	case Paused(peers) && !p.Forced:
 		return RefusedPaused
 	case !r.Majority(up):
@@ -388,6 +392,11 @@ func usurped(r Rule, peers []Peer, adopts int32) bool {
 	return slices.ContainsFunc(peers, func(o Peer) bool {
 		return o.ID != r.Primary && o.ID != adopts && o.data() && o.Answer == Answers && o.Running == Primary && !(o.Monitored && o.Automatic)
 	})
+}
+
+// Foreign reports whether a daemon of repmgr 5 runs with any node that answers.
+func Foreign(peers []Peer) bool {
+	return slices.ContainsFunc(peers, func(o Peer) bool { return o.Foreign && o.Answer == Answers })
 }
 
 // Paused reports whether monitors may not act by themselves. The newest word
