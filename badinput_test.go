@@ -207,8 +207,8 @@ func TestSecrets_StayOut(t *testing.T) {
 	node2.Start(t)
 	_, err = node2.RegisterStandby(t.Context(), repmgr.RegisterOptions{})
 	require.NoError(t, err)
-	require.Equal(t, "  running", node1.view(t, 2).Status)
-	require.Equal(t, "  running", node2.view(t, 2).Status)
+	require.Equal(t, "running", node1.view(t, 2).Status)
+	require.Equal(t, "running", node2.view(t, 2).Status)
 
 	dump, err := os.ReadFile(filepath.Join(node2.Dir, "postgresql.auto.conf"))
 	require.NoError(t, err)

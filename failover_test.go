@@ -282,7 +282,7 @@ func TestFailover_OldPrimaryReturns(t *testing.T) {
 	waitSame(t, winner, nodes[0])
 	winner.Exec(t, `CREATE TABLE after_the_failover (i int)`)
 	waitSame(t, winner, nodes[0])
-	require.Equal(t, "  running", winner.view(t, 1).Status)
+	require.Equal(t, "running", winner.view(t, 1).Status)
 }
 
 // A Monitor on a machine without a node holds the election when the nodes' own are gone.

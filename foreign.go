@@ -66,6 +66,18 @@ func (n *Node) foreignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 	return &d, nil
 }
 
+// pauseForeign tells a daemon of repmgr 5 the same as ours, where one lives.
+func (n *Node) pauseForeign(ctx context.Context, paused bool) error {
+	d, err := n.foreignDaemon(ctx)
+	if err != nil || d == nil || d.Paused == paused {
+		return err
+	}
+	if _, err := n.conn.Exec(ctx, `SELECT repmgr.repmgrd_pause($1)`, paused); err != nil {
+		return n.queryError("pause the daemon of repmgr 5", err)
+	}
+	return nil
+}
+
 // asideHint says what to do where daemons of both programs run.
 const asideHint = "Daemons of both programs would make two primaries. Stop those of repmgr 5 on every node, or those of this one."
 

@@ -83,8 +83,8 @@ type MonitorStatus struct {
 	Node     string         `json:"node_name"`
 	Phase    election.Phase `json:"phase"`
 	Reason   string         `json:"reason"`
-	Since    time.Time      `json:"since"` // of the reason
-	LookedAt time.Time      `json:"looked_at"`
+	Since    time.Time      `json:"since,omitzero"` // of the reason
+	LookedAt time.Time      `json:"looked_at,omitzero"`
 	Primary  string         `json:"primary,omitempty"`    // as a standby's monitor knows it
 	Lag      *Lag           `json:"lag,omitempty"`        // of a standby: the newest sample
 	Error    string         `json:"last_error,omitempty"` // why the last look or act was not complete

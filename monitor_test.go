@@ -44,17 +44,26 @@ func waitPhase(t *testing.T, m *repmgr.Monitor, want election.Phase) {
 	})
 }
 
-// repmgrd registers its node if it is not, as the manual says; it starts before
-// the servers do; and the manual's query shows the lag of every standby.
+// repmgrd registers its standby if it is not, as the manual says; it starts before
+// the servers do; and the manual's query shows the lag of every standby. A server
+// that nothing streams from may be meant for a witness: it is left alone.
 func TestMonitor_RegistersAndRecordsLag(t *testing.T) {
 	t.Parallel()
 	node1 := newNode(t, 1, pgtest.Start(t, pgtest.Options{Name: "node1"}))
 	m1, _ := node1.monitor(t)
-	node1.events.wait(t, repmgr.EventPrimaryRegister)
+	pgtest.WaitFor(t, "the monitor to say that it does not register this", func(context.Context) error {
+		if s := m1.Status(); s.Phase != election.Unregistered || !strings.Contains(s.Error, "it may be meant for a primary or for a witness") {
+			return fmt.Errorf("%s: %s", s.Phase, s.Error)
+		}
+		return nil
+	})
+	require.Equal(t, "f", node1.QueryString(t, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'repmgr')`))
+	_, err := node1.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
 	node2 := prepareStandby(t, node1, 2, func(c *repmgr.Config) { c.MonitoringHistory = true })
 	m2, _ := node2.monitor(t)
 	waitPhase(t, m2, election.Waiting)
-	_, err := node2.Clone(t.Context(), repmgr.CloneOptions{Source: node1.Conninfo(), Dir: node2.Dir, FastCheckpoint: true})
+	_, err = node2.Clone(t.Context(), repmgr.CloneOptions{Source: node1.Conninfo(), Dir: node2.Dir, FastCheckpoint: true})
 	require.NoError(t, err)
 	node2.Start(t)
 	waitPhase(t, m2, election.AsStandby)
@@ -107,7 +116,7 @@ func TestMonitor_LivesThroughRestarts(t *testing.T) {
 	node2.StartAgain()
 	node2.events.wait(t, repmgr.EventStandbyRecovery)
 	waitPhase(t, m2, election.AsStandby)
-	require.Equal(t, "  running", node1.view(t, 2).Status)
+	require.Equal(t, "running", node1.view(t, 2).Status)
 
 	node1.Kill()
 	node2.events.wait(t, repmgr.EventUpstreamDisconnect)

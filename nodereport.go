@@ -12,13 +12,14 @@ import (
 type NodeReport struct {
 	Record          Record        `json:"node"`
 	Status          NodeStatus    `json:"status"`
-	DataBytes       int64         `json:"data_bytes"`      // of all databases; -1: not ours to read
-	ArchiveReady    int           `json:"archive_ready"`   // WAL segments waiting for the archiver; -1: not ours to read
-	ReplicationLag  time.Duration `json:"replication_lag"` // how long ago a standby was last in step; -1: unknown, or not a standby
-	MissingSlots    []string      `json:"missing_slots"`   // of registered downstream nodes
+	DataBytes       int64         `json:"data_bytes"`         // of all databases; -1: not ours to read
+	ArchiveReady    int           `json:"archive_ready"`      // WAL segments waiting for the archiver; -1: not ours to read
+	ReplicationLag  time.Duration `json:"replication_lag_ns"` // how long ago a standby was last in step; -1: unknown, or not a standby
+	MissingSlots    []string      `json:"missing_slots"`      // of registered downstream nodes
 	InactiveSlots   []string      `json:"inactive_slots"`
 	MissingChildren []string      `json:"missing_downstream"` // registered downstream nodes that are not attached
-	Issues          []string      `json:"issues"`
+	Issues          []string      `json:"issues"`             // empty: all is well
+	Findings        []Finding     `json:"findings"`           // the issues, each with a code that stays the same
 }
 
 // NodeStatus reports on the local node.
@@ -86,25 +87,27 @@ func (r *NodeReport) judge(recs []Record) {
 			r.MissingChildren = append(r.MissingChildren, d.String())
 		}
 	}
-	issue := func(format string, args ...any) { r.Issues = append(r.Issues, fmt.Sprintf(format, args...)) }
+	found := findings{}
+	issue := func(code FindingCode, format string, args ...any) { found.add(code, r.Record.ID, format, args...) }
 	if r.Record.Role != RoleWitness && r.Record.Role != r.Status.Role() {
-		issue("node is registered as %s but running as %s", r.Record.Role, r.Status.Role())
+		issue(FindingWrongRole, "node is registered as %s but running as %s", r.Record.Role, r.Status.Role())
 	}
 	if len(r.MissingChildren) > 0 {
-		issue("downstream nodes not attached: %s", strings.Join(r.MissingChildren, ", "))
+		issue(FindingDownstreamMissing, "downstream nodes not attached: %s", strings.Join(r.MissingChildren, ", "))
 	}
 	if len(r.MissingSlots) > 0 {
-		issue("replication slots missing: %s", strings.Join(r.MissingSlots, ", "))
+		issue(FindingSlotsMissing, "replication slots missing: %s", strings.Join(r.MissingSlots, ", "))
 	}
 	if len(r.InactiveSlots) > 0 {
-		issue("replication slots inactive, keeping WAL: %s", strings.Join(r.InactiveSlots, ", "))
+		issue(FindingSlotsInactive, "replication slots inactive, keeping WAL: %s", strings.Join(r.InactiveSlots, ", "))
 	}
 	if r.Status.ReplayPaused {
-		issue("WAL replay is paused")
+		issue(FindingReplayPaused, "WAL replay is paused")
 	}
 	if r.Status.InRecovery && r.Status.Receiver == nil {
-		issue("no WAL receiver is running: the node receives nothing")
+		issue(FindingNoReceiver, "no WAL receiver is running: the node receives nothing")
 	}
+	r.Issues, r.Findings = append(r.Issues, found.texts()...), found
 }
 
 // ReportRow is one line of the node status. Where Text is empty, only CSV has it.

@@ -27,17 +27,17 @@ type Presence struct {
 	Mode      FailoverMode `json:"mode"`
 	Phase     string       `json:"phase"`
 	Reason    string       `json:"reason"`
-	Since     time.Time    `json:"since"`
-	SeenAt    time.Time    `json:"upstream_seen_at"`           // when the primary was last seen, of a standby or witness; zero: never
+	Since     time.Time    `json:"since,omitzero"`
+	SeenAt    time.Time    `json:"upstream_seen_at,omitzero"`  // when the primary was last seen, of a standby or witness; zero: never
 	Guarded   bool         `json:"upstream_guarded,omitempty"` // when the primary was last seen, its Monitor could stop it, and would
-	LeaseLeft *float64     `json:"lease_left"`                 // of a primary that fails over: seconds until it would fence itself; nil: it needs no lease, or its Monitor can not stop it
+	LeaseLeft *float64     `json:"lease_left_seconds"`         // of a primary that fails over: seconds until it would fence itself; nil: it needs no lease, or its Monitor can not stop it
 	CanFence  *bool        `json:"can_fence"`                  // it has shown that it can stop its server; nil: not tried yet, or it is of a version that does not try
 	Unable    string       `json:"can_not_fence,omitempty"`    // why not
 	LostVote  string       `json:"lost_vote,omitempty"`        // the vote that the node has given and its server has lost, until it has that again
 	Error     string       `json:"last_error,omitempty"`
 
-	At  time.Time `json:"at"`            // when it said so, by its clock
-	Age float64   `json:"age,omitempty"` // seconds since then, by the server's clock
+	At  time.Time `json:"at,omitzero"`           // when it said so, by its clock
+	Age float64   `json:"age_seconds,omitempty"` // seconds since then, by the server's clock
 }
 
 // SeenAgo is how long ago the primary was last seen. The clocks of the machines need not agree.

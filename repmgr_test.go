@@ -142,7 +142,7 @@ func TestStoryOfTheManual(t *testing.T) {
 	node2 := addStandby(t, node1, 2)
 	node3 := addStandby(t, node1, 3)
 	require.Equal(t, "* running", node1.view(t, 1).Status)
-	require.Equal(t, "  running", node1.view(t, 2).Status)
+	require.Equal(t, "running", node1.view(t, 2).Status)
 	require.Equal(t, "node1", node1.view(t, 3).Upstream)
 
 	w := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{node1.Conninfo(), node2.Conninfo()}})

@@ -142,22 +142,27 @@ func (n *Node) setPaused(ctx context.Context, id NodeID, paused bool, seq int64)
 	if err := n.reload(ctx); err != nil && sqlState(err) != codeInsufficientPrivilege {
 		return err
 	}
-	return nil
+	return n.pauseForeign(ctx, paused)
 }
 
 // ServiceStatus is every registered node with what its Monitor says, and the
 // rule that is in force.
 type ServiceStatus struct {
-	Nodes  []ServiceNode  `json:"nodes"`
-	Rule   *election.Rule `json:"rule"`   // the newest that any node has; nil: none was ever written
-	Issues []string       `json:"issues"` // empty: all is well
+	Nodes    []ServiceNode  `json:"nodes"`
+	Rule     *election.Rule `json:"rule"`     // the newest that any node has; nil: none was ever written
+	Issues   []string       `json:"issues"`   // empty: all is well
+	Findings []Finding      `json:"findings"` // the issues, each with a code that stays the same
 
 	Durability Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
 }
 
+// NoPrimary reports whether nobody is the primary.
+func (s ServiceStatus) NoPrimary() bool { return findings(s.Findings).has(FindingNoPrimary) }
+
 // ServiceNode is a registered node with what was seen of its Monitor.
 type ServiceNode struct {
 	NodeView
+	Foreign   *ForeignDaemon `json:"repmgr5_daemon"`      // a daemon of repmgr 5 that runs there; nil: none does
 	Monitored *bool          `json:"monitored"`           // whether a Monitor runs there; nil: not known
 	Monitor   *Presence      `json:"monitor"`             // what it says; nil: none runs, or not known
 	Paused    *bool          `json:"paused"`              // nil: not known
@@ -178,10 +183,10 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 		return ServiceStatus{}, err
 	}
 	seen := judge(probes)
-	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues, Durability: c.durability()}
+	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues, Findings: seen.Findings, Durability: c.durability()}
 	var wg sync.WaitGroup
 	for i, p := range probes {
-		st.Nodes[i].NodeView = seen.Nodes[i]
+		st.Nodes[i].NodeView, st.Nodes[i].Foreign = seen.Nodes[i], p.foreign
 		if p.err != nil {
 			continue
 		}
@@ -206,7 +211,8 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 			st.Rule = n.Rule
 		}
 	}
-	st.Issues = append(st.Issues, st.serviceIssues(c.cfg.Failover == FailoverAutomatic)...)
+	found := st.serviceFindings(c.cfg.Failover == FailoverAutomatic)
+	st.Issues, st.Findings = append(st.Issues, found.texts()...), append(st.Findings, found...)
 	return st, nil
 }
 
@@ -277,65 +283,82 @@ func (n *Node) askVote(ctx context.Context, id NodeID, s *ServiceNode) error {
 	return nil
 }
 
-// serviceIssues says what keeps the cluster from failing over by itself.
-// automatic says that our own configuration asks for it.
-func (s ServiceStatus) serviceIssues(automatic bool) (issues []string) {
-	add := func(format string, args ...any) { issues = append(issues, fmt.Sprintf(format, args...)) }
+// serviceFindings says what keeps the cluster from failing over by itself.
+// automatic says that our own configuration asks for it. Where nobody asks for it,
+// a node without a daemon lacks nothing but its lag samples, which the table shows.
+func (s ServiceStatus) serviceFindings(automatic bool) (found findings) {
 	names := map[FailoverMode][]string{}
-	var paused []string
+	var paused, foreign []string
 	var recs []Record
 	for _, n := range s.Nodes {
 		recs = append(recs, n.Record)
 	}
 	for _, r := range recs {
 		if problem := nameProblem(r, recs); problem != "" {
-			add("%s", problem)
+			found.add(FindingName, r.ID, "%s", problem)
 		}
 	}
 	for _, n := range s.Nodes {
 		if n.Paused != nil && *n.Paused {
 			paused = append(paused, n.Name)
 		}
-		m := n.Monitor
-		switch {
-		case n.ServiceError != "":
-			add("what runs on %s is not all known: %s", n.Record, n.ServiceError)
-		case n.Monitored != nil && m == nil:
-			add("repmgrd is not running on %s", n.Record)
+		if n.Foreign != nil {
+			foreign = append(foreign, n.Name)
 		}
-		if n.NoPledge != "" {
-			add("%s could not pledge itself in an election: %s", n.Record, n.NoPledge)
+		if n.Monitor != nil {
+			names[n.Monitor.Mode] = append(names[n.Monitor.Mode], n.Name)
 		}
-		if m == nil {
-			continue
-		}
-		names[m.Mode] = append(names[m.Mode], n.Name)
-		if m.Mode == FailoverAutomatic && n.Role != RoleWitness {
-			switch {
-			case m.CanFence == nil:
-				add("repmgrd on %s has not shown that it can stop its server: it has just started, or is of an older version", n.Record)
-			case !*m.CanFence:
-				add("repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
-			}
-		}
-		if m.Error != "" {
-			add("repmgrd on %s: %s", n.Record, m.Error)
-		}
-		if m.Age > presenceSilent.Seconds() {
-			add("repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)
-		}
-	}
-	if len(paused) > 0 {
-		add("failover is paused on %s; to end that: repmgr service unpause", strings.Join(paused, ", "))
 	}
 	manual, auto := names[FailoverManual], names[FailoverAutomatic]
+	automatic = automatic || len(auto) > 0
+	for _, n := range s.Nodes {
+		n.findings(automatic, &found)
+		if automatic && n.Monitored != nil && n.Monitor == nil && n.Foreign == nil {
+			found.add(FindingDaemonMissing, n.ID, "repmgrd is not running on %s", n.Record)
+		}
+	}
+	if len(paused) > 0 && automatic {
+		found.add(FindingPaused, 0, "failover is paused on %s; to end that: repmgr service unpause", strings.Join(paused, ", "))
+	}
 	if len(manual) > 0 && len(auto) > 0 {
-		add("failover is automatic on %s, manual on %s", strings.Join(auto, ", "), strings.Join(manual, ", "))
+		found.add(FindingMixedFailover, 0, "failover is automatic on %s, manual on %s", strings.Join(auto, ", "), strings.Join(manual, ", "))
 	}
-	if issue := s.voteIssue(); issue != "" && (automatic || len(auto) > 0) {
-		add("%s", issue)
+	if len(foreign) > 0 && len(manual)+len(auto) > 0 {
+		found.add(FindingForeignDaemon, 0, "a repmgrd of repmgr 5 runs on %s, ours on %s: ours only watch, until those are stopped", strings.Join(foreign, ", "), strings.Join(append(manual, auto...), ", "))
 	}
-	return issues
+	if issue := s.voteIssue(); issue != "" && automatic {
+		found.add(FindingCanNotFailOver, 0, "%s", issue)
+	}
+	return found
+}
+
+// findings are what is wrong with one node's part in a failover. Where there is none,
+// it does not matter that this login may not read votes.
+func (n ServiceNode) findings(automatic bool, found *findings) {
+	if n.ServiceError != "" && (automatic || n.Monitored == nil) {
+		found.add(FindingDaemonUnknown, n.ID, "what runs on %s is not all known: %s", n.Record, n.ServiceError)
+	}
+	if n.NoPledge != "" && automatic {
+		found.add(FindingNoPledge, n.ID, "%s could not pledge itself in an election: %s", n.Record, n.NoPledge)
+	}
+	m := n.Monitor
+	if m == nil {
+		return
+	}
+	if m.Mode == FailoverAutomatic && n.Role != RoleWitness {
+		switch {
+		case m.CanFence == nil:
+			found.add(FindingCanNotFence, n.ID, "repmgrd on %s has not shown that it can stop its server: it has just started, or is of an older version", n.Record)
+		case !*m.CanFence:
+			found.add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
+		}
+	}
+	if m.Error != "" {
+		found.add(FindingDaemonTrouble, n.ID, "repmgrd on %s: %s", n.Record, m.Error)
+	}
+	if m.Age > presenceSilent.Seconds() {
+		found.add(FindingDaemonSilent, n.ID, "repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)
+	}
 }
 
 // voteIssue says why the loss of the primary could not be answered by a failover.

@@ -3,7 +3,6 @@ package repmgr
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -12,8 +11,9 @@ import (
 
 // ClusterStatus is every registered node, as it is and as it should be.
 type ClusterStatus struct {
-	Nodes  []NodeView `json:"nodes"`
-	Issues []string   `json:"issues"` // empty: all is well
+	Nodes    []NodeView `json:"nodes"`
+	Issues   []string   `json:"issues"`   // empty: all is well
+	Findings []Finding  `json:"findings"` // the issues, each with a code that stays the same
 }
 
 // NodeView is a registered node with what was seen of it.
@@ -21,7 +21,7 @@ type NodeView struct {
 	Record
 	Reach    Reach        `json:"reach"`
 	Running  Role         `json:"running,omitempty"`  // what it runs as; empty: unknown
-	Status   string       `json:"status"`             // repmgr's cell with its marker: "* running", "  running", "! running as primary", "? unreachable", "- failed"
+	Status   string       `json:"status"`             // repmgr's cell with its marker, where it has one: "* running", "running", "! running as primary", "? unreachable", "- failed"
 	Upstream string       `json:"upstream"`           // repmgr's cell: "node1", or with "? " unknown, "! " wrong
 	Timeline wal.Timeline `json:"timeline,omitempty"` // 0: unknown
 	Attached string       `json:"attached,omitempty"` // streaming, catchup, or empty: not attached, or unknown
@@ -82,6 +82,7 @@ func (c *Cluster) newest(ctx context.Context, probes []probe, recs []Record) []p
 // judge holds what was seen against what is registered.
 func judge(probes []probe) ClusterStatus {
 	st := ClusterStatus{Nodes: []NodeView{}, Issues: []string{}}
+	found := findings{}
 	for _, p := range probes {
 		v := NodeView{Record: p.record, Reach: p.reach()}
 		v.Conninfo = Redact(v.Conninfo) // rows of a C repmgr may hold a password
@@ -91,21 +92,16 @@ func judge(probes []probe) ClusterStatus {
 				v.Running = RoleWitness
 			}
 			if p.record.Role == RoleWitness && p.status.InRecovery {
-				st.Issues = append(st.Issues, fmt.Sprintf("%s is registered as witness but running as standby: it can keep no vote", p.record))
+				found.add(FindingWrongRole, p.record.ID, "%s is registered as witness but running as standby: it can keep no vote", p.record)
 			}
 			if p.status.ReplayPaused {
-				st.Issues = append(st.Issues, fmt.Sprintf("WAL replay is paused on %s", p.record))
+				found.add(FindingReplayPaused, p.record.ID, "WAL replay is paused on %s", p.record)
 			}
 		} else {
 			v.Error = p.err.Error()
 		}
-		var issue string
-		if v.Status, issue = statusCell(p); issue != "" {
-			st.Issues = append(st.Issues, issue)
-		}
-		if v.Upstream, v.Attached, issue = upstreamCell(p, probes); issue != "" {
-			st.Issues = append(st.Issues, issue)
-		}
+		v.Status = statusCell(p, &found)
+		v.Upstream, v.Attached = upstreamCell(p, probes, &found)
 		st.Nodes = append(st.Nodes, v)
 	}
 	recs := make([]Record, len(probes))
@@ -115,61 +111,76 @@ func judge(probes []probe) ClusterStatus {
 	for _, r := range recs {
 		if up, ok := recordByID(recs, r.UpstreamID); ok {
 			if err := checkLoop(recs, r.ID, up); err != nil {
-				st.Issues = append(st.Issues, fmt.Sprintf("%s receives nothing: its upstreams are a circle", r))
+				found.add(FindingUpstreamCircle, r.ID, "%s receives nothing: its upstreams are a circle", r)
 			}
 		}
 	}
-	st.Issues = append(st.Issues, namesakes(probes)...)
-	if found := primaries(probes); len(found) > 1 {
-		var names []string
-		for _, p := range found {
-			names = append(names, p.record.String())
-		}
-		st.Issues = append(st.Issues, fmt.Sprintf("%d nodes run as primary: %s", len(found), strings.Join(names, ", ")))
-	}
+	namesakes(probes, &found)
+	judgePrimary(probes, &found)
+	st.Issues, st.Findings = append(st.Issues, found.texts()...), found
 	return st
 }
 
+// judgePrimary says where there is not exactly one primary. One that lives and
+// does not let us look is one.
+func judgePrimary(probes []probe, found *findings) {
+	var names []string
+	for _, p := range primaries(probes) {
+		names = append(names, p.record.String())
+	}
+	lives := slices.ContainsFunc(probes, func(p probe) bool {
+		return p.record.Role == RolePrimary && p.record.Active && p.err != nil && p.reach().Answers()
+	})
+	switch {
+	case len(names) > 1:
+		found.add(FindingTwoPrimaries, 0, "%d nodes run as primary: %s", len(names), strings.Join(names, ", "))
+	case len(names) == 0 && !lives:
+		found.add(FindingNoPrimary, 0, "no node that answers runs as primary; who should be promoted, and how: repmgr cluster explain")
+	}
+}
+
 // namesakes says under whose name more streams than one server.
-func namesakes(probes []probe) (issues []string) {
+func namesakes(probes []probe, found *findings) {
 	for _, up := range probes {
 		for _, p := range probes {
 			switch senders := sendersOf(up.status, p.record.Name); {
 			case up.err != nil || len(senders) == 0:
 			case len(senders) > 1:
-				issues = append(issues, fmt.Sprintf("%d servers stream from %s under the name of %s, from %s: one of them is not that node, or its connection has just broken", len(senders), up.record, p.record, addressesOf(senders)))
+				found.add(FindingNamesake, p.record.ID, "%d servers stream from %s under the name of %s, from %s: one of them is not that node, or its connection has just broken", len(senders), up.record, p.record, addressesOf(senders))
 			case p.err == nil && p.status.Receiver == nil:
-				issues = append(issues, fmt.Sprintf("a server at %s streams from %s under the name of %s, which receives from nobody", addressesOf(senders), up.record, p.record))
+				found.add(FindingNamesake, p.record.ID, "a server at %s streams from %s under the name of %s, which receives from nobody", addressesOf(senders), up.record, p.record)
 			}
 		}
 	}
-	return issues
 }
 
-// statusCell is the node's cell in the Status column, and what is wrong with it.
-func statusCell(p probe) (cell, issue string) {
+// statusCell is the node's cell in the Status column. What is wrong with it is found.
+func statusCell(p probe, found *findings) string {
 	r := p.record
+	bad := func(cell string, code FindingCode, format string, args ...any) string {
+		found.add(code, r.ID, format, args...)
+		return cell
+	}
 	switch reach := p.reach(); {
 	case reach == ReachOK && r.Role == RoleWitness, reach == ReachOK && r.Role == p.status.Role():
-		mark := map[Role]string{RolePrimary: "* ", RoleWitness: "* ", RoleStandby: "  "}[r.Role]
 		if !r.Active {
-			return "! running", fmt.Sprintf("%s is running but registered as inactive", r)
+			return bad("! running", FindingInactive, "%s is running but registered as inactive", r)
 		}
-		return mark + "running", ""
+		return map[Role]string{RolePrimary: "* ", RoleWitness: "* "}[r.Role] + "running"
 	case reach == ReachOK:
-		return "! running as " + string(p.status.Role()), fmt.Sprintf("%s is registered as %s but running as %s", r, r.Role, p.status.Role())
+		return bad("! running as "+string(p.status.Role()), FindingWrongRole, "%s is registered as %s but running as %s", r, r.Role, p.status.Role())
 	case reach.Answers() && r.Role == RoleWitness && r.Active:
-		return "? rejected", fmt.Sprintf("unable to connect to %s: %s", r, connectReason(p.err))
+		return bad("? rejected", FindingRejected, "unable to connect to %s: %s", r, connectReason(p.err))
 	case reach.Answers() && r.Role == RoleWitness:
-		return "! failed", fmt.Sprintf("unable to connect to %s, registered as inactive: %s", r, connectReason(p.err))
+		return bad("! failed", FindingRejected, "unable to connect to %s, registered as inactive: %s", r, connectReason(p.err))
 	case reach.Answers() && r.Active:
-		return "? running", fmt.Sprintf("unable to connect to %s: %s", r, connectReason(p.err))
+		return bad("? running", FindingRejected, "unable to connect to %s: %s", r, connectReason(p.err))
 	case reach.Answers():
-		return "! running", fmt.Sprintf("%s is running but registered as inactive, and does not let us connect: %s", r, connectReason(p.err))
+		return bad("! running", FindingRejected, "%s is running but registered as inactive, and does not let us connect: %s", r, connectReason(p.err))
 	case r.Active:
-		return "? unreachable", fmt.Sprintf("unable to connect to %s: %s", r, connectReason(p.err))
+		return bad("? unreachable", FindingUnreachable, "unable to connect to %s: %s", r, connectReason(p.err))
 	default:
-		return "- failed", fmt.Sprintf("%s is registered as inactive and not reachable: %s", r, connectReason(p.err))
+		return bad("- failed", FindingUnreachable, "%s is registered as inactive and not reachable: %s", r, connectReason(p.err))
 	}
 }
 
@@ -184,10 +195,10 @@ func connectReason(err error) string {
 
 // upstreamCell is the node's cell in the Upstream column: the registered
 // upstream, marked where the servers tell otherwise.
-func upstreamCell(p probe, probes []probe) (cell, attached, issue string) {
+func upstreamCell(p probe, probes []probe, found *findings) (cell, attached string) {
 	r := p.record
 	if r.Role == RolePrimary || r.UpstreamID == 0 {
-		return "", "", ""
+		return "", ""
 	}
 	var up probe
 	for _, q := range probes {
@@ -197,28 +208,31 @@ func upstreamCell(p probe, probes []probe) (cell, attached, issue string) {
 	}
 	switch {
 	case r.Role == RoleWitness && p.err == nil:
-		return r.UpstreamName, "", ""
+		return r.UpstreamName, ""
 	case r.Role == RoleWitness:
-		return "? " + r.UpstreamName, "", ""
+		return "? " + r.UpstreamName, ""
 	case p.err == nil && up.err != nil && p.status.InRecovery && p.status.Receiver == nil:
-		return "? " + r.UpstreamName, "", fmt.Sprintf("%s receives nothing: its upstream, %s, is not reachable", r, up.record)
+		found.add(FindingUpstreamUnreachable, r.ID, "%s receives nothing: its upstream, %s, is not reachable", r, up.record)
+		return "? " + r.UpstreamName, ""
 	case p.err != nil || up.record.ID == 0 || up.err != nil:
-		return "? " + r.UpstreamName, "", ""
+		return "? " + r.UpstreamName, ""
 	case !p.status.InRecovery:
-		return "! " + r.UpstreamName, "", "" // the Status column says it
+		return "! " + r.UpstreamName, "" // the Status column says it
 	}
 	switch attached = attachment(up.status, r.Name); attached {
 	case "streaming":
-		return r.UpstreamName, attached, ""
+		return r.UpstreamName, attached
 	case "":
 		for _, q := range probes {
 			if q.err == nil && attachment(q.status, r.Name) != "" {
-				return "! " + q.record.Name, attachment(q.status, r.Name),
-					fmt.Sprintf("%s is attached to %s, not to its registered upstream %q (ID: %d)", r, q.record, r.UpstreamName, r.UpstreamID)
+				found.add(FindingWrongUpstream, r.ID, "%s is attached to %s, not to its registered upstream %q (ID: %d)", r, q.record, r.UpstreamName, r.UpstreamID)
+				return "! " + q.record.Name, attachment(q.status, r.Name)
 			}
 		}
-		return "! " + r.UpstreamName, "", fmt.Sprintf("%s is not attached to its upstream node %q (ID: %d)", r, r.UpstreamName, r.UpstreamID)
+		found.add(FindingNotAttached, r.ID, "%s is not attached to its upstream node %q (ID: %d)", r, r.UpstreamName, r.UpstreamID)
+		return "! " + r.UpstreamName, ""
 	default:
-		return "? " + r.UpstreamName, attached, fmt.Sprintf("%s is attached to its upstream node %q (ID: %d), in state %q", r, r.UpstreamName, r.UpstreamID, attached)
+		found.add(FindingNotStreaming, r.ID, "%s is attached to its upstream node %q (ID: %d), in state %q", r, r.UpstreamName, r.UpstreamID, attached)
+		return "? " + r.UpstreamName, attached
 	}
 }

@@ -29,7 +29,7 @@ func TestJudge_StatusCell(t *testing.T) {
 		{"inactive primary starts", rec(RolePrimary, false), "", starting, "! running", false},
 		{"primary gone", rec(RolePrimary, true), "", refused, "? unreachable", false},
 		{"inactive primary gone", rec(RolePrimary, false), "", refused, "- failed", false},
-		{"standby runs", rec(RoleStandby, true), RoleStandby, nil, "  running", true},
+		{"standby runs", rec(RoleStandby, true), RoleStandby, nil, "running", true},
 		{"standby runs, inactive", rec(RoleStandby, false), RoleStandby, nil, "! running", false},
 		{"standby runs as primary", rec(RoleStandby, true), RolePrimary, nil, "! running as primary", false},
 		{"standby starts", rec(RoleStandby, true), "", starting, "? running", false},
@@ -45,9 +45,9 @@ func TestJudge_StatusCell(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			p := probe{record: test.record, err: test.err, status: NodeStatus{InRecovery: test.runs == RoleStandby}}
-			cell, issue := statusCell(p)
-			require.Equal(t, test.want, cell)
-			require.Equal(t, test.fine, issue == "", issue)
+			var found findings
+			require.Equal(t, test.want, statusCell(p, &found))
+			require.Equal(t, test.fine, len(found) == 0, found)
 		})
 	}
 }
@@ -79,10 +79,11 @@ func TestJudge_UpstreamCell(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cell, attached, issue := upstreamCell(test.standby, []probe{test.standby, test.up, test.other})
+			var found findings
+			cell, attached := upstreamCell(test.standby, []probe{test.standby, test.up, test.other}, &found)
 			require.Equal(t, test.cell, cell)
 			require.Equal(t, test.attached, attached)
-			require.Equal(t, test.fine, issue == "", issue)
+			require.Equal(t, test.fine, len(found) == 0, found)
 		})
 	}
 }
@@ -94,6 +95,22 @@ func TestJudge_TwoPrimariesAreAnIssue(t *testing.T) {
 	}
 	require.Contains(t, judge([]probe{p(1), p(2)}).Issues, `2 nodes run as primary: node "1" (ID: 1), node "2" (ID: 2)`)
 	require.Empty(t, judge([]probe{p(1)}).Issues)
+}
+
+// Nobody is the primary where the registered one does not answer. One that rejects
+// this login, or is full, lives.
+func TestJudge_NoPrimary(t *testing.T) {
+	t.Parallel()
+	primary := Record{ID: 1, Name: "node1", Role: RolePrimary, Active: true}
+	for reach, want := range map[Reach]bool{ReachRefused: true, ReachTimeout: true, ReachNoHost: true, ReachRejected: false, ReachFull: false, ReachStarting: false} {
+		st := judge([]probe{{record: primary, err: &ConnectError{Reach: reach, Err: errors.New("x")}}})
+		require.Equal(t, want, findings(st.Findings).has(FindingNoPrimary), reach)
+		require.Len(t, st.Findings, len(st.Issues))
+		for i, f := range st.Findings {
+			require.Equal(t, st.Issues[i], f.Text)
+			require.NotEmpty(t, f.Code)
+		}
+	}
 }
 
 func TestMergeAutoConf(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
@@ -77,7 +78,7 @@ func (cmd *clusterShow) print(w io.Writer, st repmgr.ClusterStatus) {
 		case n.Timeline != 0:
 			timeline = fmt.Sprint(n.Timeline)
 		}
-		row := []string{n.ID.String(), n.Name, string(n.Role), n.Status, n.Upstream, n.Location, fmt.Sprint(n.Priority), timeline}
+		row := []string{n.ID.String(), n.Name, string(n.Role), marked(n.Status), n.Upstream, n.Location, fmt.Sprint(n.Priority), timeline}
 		if cmd.Detail {
 			row = append(row, string(n.Reach))
 		}
@@ -87,6 +88,14 @@ func (cmd *clusterShow) print(w io.Writer, st repmgr.ClusterStatus) {
 		rows = append(rows, row)
 	}
 	writeTable(w, rows)
+}
+
+// marked is the Status cell as repmgr prints it: what has no marker stands under the others.
+func marked(status string) string {
+	if status != "" && !strings.ContainsAny(status[:1], "*!?-") {
+		return "  " + status
+	}
+	return status
 }
 
 // issues reports what is wrong below an answer: on standard error, so that the

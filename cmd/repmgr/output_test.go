@@ -267,7 +267,7 @@ func TestClusterShow(t *testing.T) {
 	down.Reach, down.Running, down.Timeline = repmgr.ReachTimeout, "", 0
 	st := repmgr.ClusterStatus{Nodes: []repmgr.NodeView{
 		node(1, "node1", repmgr.RolePrimary, "", "* running"),
-		node(2, "node2", repmgr.RoleStandby, "node1", "  running"),
+		node(2, "node2", repmgr.RoleStandby, "node1", "running"),
 		down,
 		node(4, "wit", repmgr.RoleWitness, "node1", "* running"),
 	}}

@@ -29,8 +29,10 @@ func (cmd *serviceStatus) Run(ctx context.Context, a *app) error {
 	if err := a.answerAbove(st, func(w io.Writer) { cmd.print(w, st) }, st.Issues, cmd.CSV); err != nil {
 		return err
 	}
-	_ = a.issues("following issues were detected", st.Issues, cmd.CSV) // as in repmgr 5 they are no failure
-	return nil
+	if err := a.issues("following issues were detected", st.Issues, cmd.CSV); st.NoPrimary() {
+		return err
+	}
+	return nil // as in repmgr 5 the others are no failure
 }
 
 func (cmd *serviceStatus) print(w io.Writer, st repmgr.ServiceStatus) {
@@ -54,7 +56,7 @@ func (cmd *serviceStatus) print(w io.Writer, st repmgr.ServiceStatus) {
 	}
 	rows := [][]string{header}
 	for _, n := range st.Nodes {
-		row := []string{n.ID.String(), n.Name, string(n.Role), n.Status, n.Upstream}
+		row := []string{n.ID.String(), n.Name, string(n.Role), marked(n.Status), n.Upstream}
 		if cmd.Detail {
 			row = append(row, n.Location, fmt.Sprint(n.Priority))
 		}
@@ -84,18 +86,27 @@ func (cmd *serviceStatus) daemonCells(n repmgr.ServiceNode) []string {
 	if n.Paused != nil {
 		cells[2] = map[bool]string{true: "yes", false: "no"}[*n.Paused]
 	}
+	ago := func(seconds int) string {
+		unit := "second(s)"
+		if cmd.Compact {
+			unit = "sec(s)"
+		}
+		return fmt.Sprintf("%d %s ago", seconds, unit)
+	}
+	if d := n.Foreign; d != nil && n.Monitor == nil {
+		cells[0], cells[1], cells[2] = "running", fmt.Sprint(d.PID), map[bool]string{true: "yes", false: "no"}[d.Paused]
+		if d.UpstreamSeen >= 0 && n.Role != repmgr.RolePrimary {
+			cells[3] = ago(d.UpstreamSeen)
+		}
+	}
 	if n.Monitor == nil {
 		return cells
 	}
 	if n.Monitor.PID > 0 {
 		cells[1] = fmt.Sprint(n.Monitor.PID)
 	}
-	if ago, ok := n.Monitor.SeenAgo(); ok {
-		unit := "second(s)"
-		if cmd.Compact {
-			unit = "sec(s)"
-		}
-		cells[3] = fmt.Sprintf("%d %s ago", int(ago.Seconds()), unit)
+	if d, ok := n.Monitor.SeenAgo(); ok {
+		cells[3] = ago(int(d.Seconds()))
 	}
 	return cells
 }
@@ -123,6 +134,12 @@ func (cmd *serviceStatus) csvRow(n repmgr.ServiceNode) []string {
 	}
 	if n.Paused != nil {
 		row[6] = number[*n.Paused]
+	}
+	if d := n.Foreign; d != nil && n.Monitor == nil {
+		row[4], row[5], row[6] = "1", fmt.Sprint(d.PID), number[d.Paused]
+		if d.UpstreamSeen >= 0 && n.Role != repmgr.RolePrimary {
+			row[8] = fmt.Sprint(d.UpstreamSeen)
+		}
 	}
 	if n.Monitor != nil {
 		if n.Monitor.PID > 0 {

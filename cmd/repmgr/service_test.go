@@ -25,10 +25,10 @@ func serviceNodes() repmgr.ServiceStatus {
 		{NodeView: node(1, "node1", repmgr.RolePrimary, "", "* running"), Monitored: &yes, Paused: &no, Rule: rule, Monitor: &repmgr.Presence{
 			PID: 101, Mode: repmgr.FailoverAutomatic, Phase: "in office", Reason: "a majority answers, the lease holds", LeaseLeft: &lease, At: at,
 		}},
-		{NodeView: node(2, "node2", repmgr.RoleStandby, "node1", "  running"), Monitored: &yes, Paused: &yes, Rule: rule, Monitor: &repmgr.Presence{
+		{NodeView: node(2, "node2", repmgr.RoleStandby, "node1", "running"), Monitored: &yes, Paused: &yes, Rule: rule, Monitor: &repmgr.Presence{
 			PID: 102, Mode: repmgr.FailoverAutomatic, Phase: "watching", Reason: "paused", SeenAt: at.Add(-1500 * time.Millisecond), At: at, Age: 0.7,
 		}},
-		{NodeView: node(3, "node3", repmgr.RoleStandby, "node1", "  running"), Monitored: &no, Paused: &no},
+		{NodeView: node(3, "node3", repmgr.RoleStandby, "node1", "running"), Monitored: &no, Paused: &no},
 		{NodeView: gone},
 	}}
 }
