@@ -29,6 +29,14 @@ type Explanation struct {
 	Blocked  []Blocker         `json:"blocked_by"`       // empty: nothing
 
 	Durability Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
+
+	// Manual: nobody takes over by itself, because neither the configuration nor any
+	// daemon asks for it. Then Forecast is of an operator's choice, Command is to be
+	// typed on the machine of the winner, and the rule, where none was ever written,
+	// is what the rows of the nodes and what runs say.
+	Manual   bool   `json:"manual"`
+	Presumed bool   `json:"rule_presumed"` // none was ever written
+	Command  string `json:"command,omitempty"`
 }
 
 // Votes are counted as the rule weighs them: an etcd may have several.
@@ -47,9 +55,10 @@ type Voter struct {
 	Votes     int             `json:"votes"` // 0: the rule does not name it
 	Answer    election.Answer `json:"answer"`
 	Running   election.Role   `json:"running,omitempty"`
-	Monitored bool            `json:"monitored"` // a Monitor runs there
-	Automatic bool            `json:"automatic"` // and fails over by itself
-	CanFence  bool            `json:"can_fence"` // and has shown that it can stop its server
+	Monitored bool            `json:"monitored"`      // a Monitor runs there
+	Automatic bool            `json:"automatic"`      // and fails over by itself
+	CanFence  bool            `json:"can_fence"`      // and has shown that it can stop its server
+	Foreign   bool            `json:"repmgr5_daemon"` // a daemon of repmgr 5 runs there
 	Paused    bool            `json:"paused"`
 	NoPledge  string          `json:"no_pledge,omitempty"` // why it could not pledge itself; empty: it could, or is not known to be unable
 }
@@ -107,7 +116,15 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	rule := newest(peers)
 	policy := c.policy()
 	policy.TooMany = c.tooManyOf(past, now)
-	e := Explanation{At: now, Rule: rule, Health: policy.Diagnose(now, rule, peers), Durability: c.durability(), Outages: []ExpectedOutage{}, Blocked: []Blocker{}}
+	manual := c.cfg.Failover != FailoverAutomatic && !slices.ContainsFunc(peers, func(p election.Peer) bool { return p.Answer == election.Answers && p.Automatic })
+	if manual {
+		policy.Forced, policy.OnShutdown = true, true
+	}
+	presume := manual && !rule.Known()
+	if presume {
+		rule = presumed(recs, peers)
+	}
+	e := Explanation{At: now, Manual: manual, Presumed: presume, Rule: rule, Health: policy.Diagnose(now, rule, peers), Durability: c.durability(), Outages: []ExpectedOutage{}, Blocked: []Blocker{}}
 	if o.Lost == 0 {
 		o.Lost = NodeID(rule.Primary)
 		for _, r := range recs {
@@ -122,6 +139,12 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	}
 	e.Forecast = policy.Forecast(now, rule, peers, int32(o.Lost))
 	e.Voters = voters(recs, rule, peers)
+	if manual {
+		e.Forecast = e.Forecast.ByHand()
+		if livingHints[e.Health] == "" && e.Health != election.HealthMoved {
+			e.Command = e.command(recs)
+		}
+	}
 	var up, left []int32
 	for _, v := range e.Voters {
 		if v.Answer == election.Answers {
@@ -136,7 +159,7 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	e.Votes.Majority = e.Votes.All/2 + 1
 	e.Blocked = append(e.Blocked, e.blockers()...)
 	e.Loss = e.loss(c.cfg.FenceTimeout)
-	if e.Forecast.Winner != 0 {
+	if e.Forecast.Winner != 0 && !manual {
 		e.Outages = e.outages(policy, past)
 	}
 	return e, nil
@@ -152,7 +175,7 @@ func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
 	add := func(id int32, name string, role Role) {
 		p := peerOf(peers, id)
 		weight, _ := rule.Votes([]int32{id})
-		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, CanFence: p.CanFence, Paused: p.Paused && p.PauseSeq == election.LastPause(peers), NoPledge: p.NoPledge}
+		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, CanFence: p.CanFence, Foreign: p.Foreign && p.Answer == election.Answers, Paused: p.Paused && p.PauseSeq == election.LastPause(peers), NoPledge: p.NoPledge}
 		if v.Answer == "" {
 			v.Answer = election.Silent
 		}
@@ -201,6 +224,9 @@ var healthHints = map[election.Health]string{
 
 // blockers are all that stands in the way of a failover, the kernel's word first.
 func (e Explanation) blockers() (all []Blocker) {
+	if e.Manual {
+		return e.blockersByHand()
+	}
 	if r := e.Forecast.Refusal; r != "" {
 		b := Blocker{Reason: string(r), Remedy: refusalHints[r]}
 		switch r {
@@ -265,14 +291,18 @@ func (e Explanation) lacksDaemons() bool {
 
 // left are the votes once everybody is dead who is in the answer.
 func (e Explanation) left() int {
-	var ids []int32
+	n, _ := e.Rule.Votes(e.answering())
+	return n
+}
+
+// answering are those who would be left, and answer.
+func (e Explanation) answering() (ids []int32) {
 	for _, v := range e.Voters {
 		if v.Answer == election.Answers && !e.gone(v) {
 			ids = append(ids, int32(v.ID))
 		}
 	}
-	n, _ := e.Rule.Votes(ids)
-	return n
+	return ids
 }
 
 // needed says how many standbys must pledge themselves, and why.
@@ -306,12 +336,61 @@ func (e Explanation) unfit() string {
 	return " (" + strings.Join(all, "; ") + ")"
 }
 
+// blockersByHand are what keeps an operator from promoting anybody; and, once the
+// primary is lost, that it takes one.
+func (e Explanation) blockersByHand() []Blocker {
+	primary := e.name(e.Rule.Primary)
+	switch f := e.Forecast; {
+	case e.Health == election.HealthMoved:
+		return []Blocker{{"more than one node runs as primary", "See repmgr cluster show. Stop the one whose data is not wanted. To bring it back then, on its machine: repmgr node rejoin --force-rewind"}}
+	case livingHints[e.Health] != "":
+		return []Blocker{{fmt.Sprintf("%s lives: %s", primary, e.Health), livingHints[e.Health]}}
+	case f.Winner == 0 && len(f.Candidates) == 0:
+		return []Blocker{{string(election.RefusedNoneFit) + e.unfit(), fmt.Sprintf("Start another node, or keep %s running.", primary)}}
+	case f.Winner == 0:
+		return []Blocker{{string(election.RefusedNoneFit) + e.unfit(), fmt.Sprintf("Start %s, or another node. Any of these can be promoted all the same: repmgr standby promote, on its machine.", primary)}}
+	case e.Health.Lost() || e.Health == election.HealthShutDown:
+		return []Blocker{{"failover=manual: nobody takes the place of " + primary + " by itself", fmt.Sprintf("Start %s again. Or make sure that it stays down, and promote, on the machine of %s: %s", primary, e.name(f.Winner), e.Command)}}
+	}
+	return nil
+}
+
+// livingHints are what to do about a primary that lives, and is not to be replaced.
+var livingHints = map[election.Health]string{
+	election.HealthRejects:      "Do not promote: look at pg_hba.conf on the primary, and at the password (.pgpass).",
+	election.HealthNoSlots:      "Do not promote: end connections of the primary, or raise max_connections.",
+	election.HealthNotAccepting: "Wait for it, and look at its log.",
+	election.HealthReceived:     "Do not promote: others receive from it. Look at the network between here and the primary.",
+	election.HealthDoubtful:     "Ask again in some seconds.",
+}
+
+// command is what an operator types on the machine of the winner.
+func (e Explanation) command(recs []Record) string {
+	winner, ok := recordByID(recs, NodeID(e.Forecast.Winner))
+	if !ok {
+		return ""
+	}
+	text := "repmgr"
+	if winner.ConfigFile != "" {
+		text += " -f " + shellQuote(winner.ConfigFile)
+	}
+	text += " standby promote"
+	if slices.ContainsFunc(recs, func(r Record) bool {
+		return r.Role == RoleStandby && r.Active && r.ID != winner.ID && r.ID != e.Lost.ID
+	}) {
+		text += " --siblings-follow"
+	}
+	return text
+}
+
 // loss is what the winner would not have.
 func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 	f := e.Forecast
 	switch {
 	case f.Winner == 0:
 		return ExpectedLoss{-1, "nobody would be promoted, so that what the primary has stays there"}
+	case e.Manual:
+		return e.lossByHand()
 	case e.Rule.Quorum:
 		return ExpectedLoss{0, fmt.Sprintf("%s, so that one that has it always takes part. Only a session that turned synchronous_commit off, or to local, can lose its own commits", e.needed())}
 	}
@@ -331,6 +410,41 @@ func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 	}
 	l.Why += fmt.Sprintf(". If %s is not dead but cut off, %s. With synchronous_mode=quorum both would be nothing", primary, fenced)
 	return l
+}
+
+// lossByHand is what the one that an operator promotes would not have.
+func (e Explanation) lossByHand() ExpectedLoss {
+	winner, primary := e.name(e.Forecast.Winner), e.name(e.Rule.Primary)
+	l := ExpectedLoss{Bytes: e.Forecast.Candidates[0].BehindLost}
+	switch {
+	case e.Rule.Quorum && e.Rule.Covers(e.answering()):
+		return ExpectedLoss{0, "one of those that answer has each commit that was acknowledged. Only a session that turned synchronous_commit off, or to local, can lose its own commits"}
+	case e.Rule.Quorum:
+		l.Bytes, l.Why = -1, "too few of those answer that commits wait for: "+e.needed()
+	case l.Bytes < 0:
+		l.Why = fmt.Sprintf("how much more WAL %s has than %s is not known: it can not be asked", primary, winner)
+	case l.Bytes == 0:
+		l.Why = fmt.Sprintf("%s had all WAL of %s. Under load it is what was acknowledged in the moment before, and had not arrived yet", winner, primary)
+	default:
+		l.Why = fmt.Sprintf("%s had not received so much at this look, and unless synchronous_standby_names says otherwise a commit is acknowledged before a standby has it", winner)
+	}
+	l.Why += e.risksByHand(primary)
+	return l
+}
+
+// risksByHand are what a promotion by hand may lose beside what is seen.
+func (e Explanation) risksByHand(primary string) string {
+	text := fmt.Sprintf(". If %s is not dead but cut off, also all that it acknowledges until somebody stops it", primary)
+	var silent []string
+	for _, v := range e.Voters {
+		if v.Answer != election.Answers && v.Role == RoleStandby && !e.gone(v) {
+			silent = append(silent, v.Name)
+		}
+	}
+	if len(silent) > 0 {
+		text += fmt.Sprintf(". How much %s has is not known: what it has beyond %s would be lost", strings.Join(silent, ", "), e.name(e.Forecast.Winner))
+	}
+	return text
 }
 
 // What the parts of a failover that no setting names take on small idle servers.

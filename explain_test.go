@@ -37,7 +37,7 @@ func TestExplain_ForetellsTheFailover(t *testing.T) {
 	require.Empty(t, none)
 	why, err := nodes[1].Why(t.Context())
 	require.NoError(t, err)
-	require.Contains(t, why.String(), "The cluster is in term 1. No failover is recorded, and no refusal.\n")
+	require.Contains(t, why.String(), "The cluster is in term 1. No failover is recorded, no promotion, and no refusal.\n")
 
 	before := explained(t, nodes[2], repmgr.ExplainOptions{}, func(e repmgr.Explanation) bool { return len(e.Blocked) == 0 && e.Forecast.Winner == 2 })
 	t.Logf("before:\n%s", before)

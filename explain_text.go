@@ -2,6 +2,7 @@ package repmgr
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,9 @@ func (e Explanation) String() string {
 	say("%s", e.present())
 	if e.Durability != "" && e.Rule.Quorum {
 		say("%s", e.waits())
+	}
+	if e.Manual {
+		return b.String() + e.byHand()
 	}
 	for _, v := range e.Voters {
 		if v.Answer != election.Answers {
@@ -62,9 +66,78 @@ func (e Explanation) String() string {
 	return b.String()
 }
 
+// byHand is what an operator has to know where nobody takes over by itself.
+func (e Explanation) byHand() string {
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	say("failover=manual: nobody takes over by itself, an operator promotes.")
+	for _, v := range e.Voters {
+		if v.Answer != election.Answers {
+			say("  %s can not be asked: it %s.", v.Name, verbOf(v.Answer))
+		}
+		if v.Foreign {
+			say("  A repmgrd of repmgr 5 runs on %s: what that would do by itself is not foretold here.", v.Name)
+		}
+	}
+	say("")
+	choice := "nobody that answers should take its place."
+	if e.Forecast.Winner != 0 {
+		choice = fmt.Sprintf("%s should be promoted: %s.", e.name(e.Forecast.Winner), e.merit())
+	}
+	lost := e.Health.Lost() || e.Health == election.HealthShutDown
+	primary := e.name(e.Rule.Primary)
+	switch {
+	case e.Health == election.HealthMoved:
+		say("More than one node runs as primary: nobody is to be promoted.")
+	case e.ofPrimary() && lost:
+		say("%s is lost. If it does not come back, %s", primary, choice)
+	case e.ofPrimary():
+		say("If %s died now, %s", primary, choice)
+	case lost:
+		say("%s is lost already. If %s died as well, %s", primary, e.Lost.Name, choice)
+	default:
+		say("If %s died now, %s would go on as primary.", e.Lost.Name, primary)
+		say("If %s died too after that, %s", primary, choice)
+	}
+	for i, c := range e.Forecast.Candidates {
+		place := fmt.Sprintf("%d.", i+1)
+		if c.Unfit != "" {
+			place = "- "
+		}
+		if e.Health != election.HealthMoved {
+			say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.place(i))
+		}
+	}
+	if e.Command != "" && !lost {
+		say("The command, on the machine of %s: %s", e.name(e.Forecast.Winner), e.Command)
+	}
+	say("")
+	say("Expected loss: %s", e.lossText())
+	for _, blocker := range e.Blocked {
+		say("Now: %s", blocker.Reason)
+		say("  To do: %s", blocker.Remedy)
+	}
+	return b.String()
+}
+
+// incumbent says who is the primary.
+func (e Explanation) incumbent() string {
+	term := fmt.Sprintf(" of term %d", e.Rule.Term)
+	if e.Presumed {
+		term = ""
+	}
+	return fmt.Sprintf("%s is the primary%s (%s).", e.name(e.Rule.Primary), term, e.Health)
+}
+
 // present is the cluster as it is.
 func (e Explanation) present() string {
-	if !e.Rule.Known() && e.Votes.Answer == 0 {
+	if e.Manual && e.Rule.Primary == 0 {
+		return "No node runs as primary, and none is registered as one."
+	}
+	if e.Manual {
+		return e.incumbent()
+	}
+	if !slices.ContainsFunc(e.Voters, func(v Voter) bool { return v.Answer == election.Answers }) {
 		return "No registered node answers: nobody can be asked who the primary is."
 	}
 	if !e.Rule.Known() {
@@ -153,6 +226,8 @@ func (e Explanation) merit() string {
 func (e Explanation) place(i int) string {
 	c := e.Forecast.Candidates[i]
 	switch {
+	case c.Unfit != "" && e.Manual:
+		return "should not be promoted: " + string(c.Unfit)
 	case c.Unfit != "":
 		return "may not be promoted: " + string(c.Unfit)
 	case c.Key == "" && c.BehindLost == 0:

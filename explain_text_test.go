@@ -53,6 +53,12 @@ func TestExplanation_String(t *testing.T) {
 			w.peers[i].Streams = false
 		}
 	}
+	byHand := func(w *world) { // no daemon fails over, and none has ever written a rule
+		for i := range w.peers {
+			w.recs[i].ConfigFile = "/etc/repmgr.conf"
+			w.peers[i].Automatic, w.peers[i].Monitored, w.peers[i].Rule, w.peers[i].Term = false, i == 1, election.Rule{}, 0
+		}
+	}
 	past := []FailoverRecord{{Term: 3, StartedAt: now.Add(-2 * time.Hour), Steps: []FailoverStep{
 		{"surveyed", 2 * time.Millisecond, ""}, {"recruited", 25 * time.Millisecond, ""}, {"chosen", 25 * time.Millisecond, ""}, {"promoted", 60 * time.Millisecond, ""}, {"ruled", 87 * time.Millisecond, ""},
 	}}}
@@ -85,6 +91,22 @@ func TestExplanation_String(t *testing.T) {
 		{"no daemon runs, quorum", SynchronousQuorum, 0, nil, func(w *world) {
 			for i := range w.peers {
 				w.peers[i].Monitored, w.peers[i].Automatic = false, false
+			}
+		}},
+		{"manual, and nobody ever wrote a rule", SynchronousOff, 0, nil, func(w *world) { byHand(w); w.peers[0].Position.LSN += 4096; w.peers[2].Position.LSN -= 512 }},
+		{"manual: a standby dies", SynchronousOff, 3, nil, func(w *world) { byHand(w) }},
+		{"manual: the primary is lost, and a standby is silent", SynchronousOff, 0, nil, func(w *world) {
+			byHand(w)
+			lost(w)
+			w.peers[3].Answer, w.peers[3].SeenAt = election.Silent, time.Time{}
+		}},
+		{"manual: the primary rejects this login", SynchronousOff, 0, nil, func(w *world) { byHand(w); w.peers[0].Answer = election.Rejects }},
+		{"manual: two primaries", SynchronousOff, 0, nil, func(w *world) { byHand(w); w.peers[1].Running = election.Primary }},
+		{"manual: nobody is left", SynchronousOff, 0, nil, func(w *world) {
+			byHand(w)
+			lost(w)
+			for i := range w.peers[1:4] {
+				w.peers[i+1].Answer = election.Silent
 			}
 		}},
 		{"nobody may be promoted", SynchronousQuorum, 0, nil, func(w *world) {

@@ -77,3 +77,13 @@ func expand(command string, values map[byte]placeholder) string {
 	}
 	return out.String()
 }
+
+// shellQuote writes a word so that a shell takes it as one, plain where it can.
+func shellQuote(word string) string {
+	if word != "" && !strings.ContainsFunc(word, func(r rune) bool {
+		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:@%+=,", r)
+	}) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}

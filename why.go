@@ -155,16 +155,17 @@ type Reasoning struct {
 	At       time.Time       `json:"at"`
 	Rule     election.Rule   `json:"rule"`     // the newest; term 0: none was ever written
 	Failover *FailoverRecord `json:"failover"` // the newest; nil: there never was one
-	Event    *Event          `json:"event"`    // a refusal, an abort or a fence since then; nil: none is recorded
+	Event    *Event          `json:"event"`    // a refusal, an abort, a fence or a promotion by hand since then; nil: none is recorded
 	Monitors []MonitorWord   `json:"monitors"`
 }
 
 // MonitorWord is what the Monitor of a node says of itself.
 type MonitorWord struct {
-	ID      NodeID    `json:"node_id"`
-	Name    string    `json:"node_name"`
-	Monitor *Presence `json:"monitor"`         // nil: none runs, or not known
-	Error   string    `json:"error,omitempty"` // why it is not known
+	ID      NodeID         `json:"node_id"`
+	Name    string         `json:"node_name"`
+	Monitor *Presence      `json:"monitor"`         // nil: none runs, or not known
+	Foreign *ForeignDaemon `json:"repmgr5_daemon"`  // a daemon of repmgr 5 that runs there; nil: none does
+	Error   string         `json:"error,omitempty"` // why it is not known
 }
 
 // Why tells of the last decision: the newest failover, or the refusal, the abort
@@ -184,7 +185,7 @@ func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
 			word.Error = reply.err.Error()
 			errs = append(errs, reply.err)
 		} else {
-			word.Monitor = reply.said.monitor(reply.record.ID)
+			word.Monitor, word.Foreign = reply.said.monitor(reply.record.ID), reply.said.foreign
 			r.take(reply.said)
 		}
 		r.Monitors = append(r.Monitors, word)
@@ -204,6 +205,7 @@ type account struct {
 	failovers []FailoverRecord
 	events    []Event
 	monitors  map[NodeID]Presence
+	foreign   *ForeignDaemon
 }
 
 func (a account) monitor(id NodeID) *Presence {
@@ -225,12 +227,15 @@ func (n *Node) account(ctx context.Context) (a account, err error) {
 	if a.failovers, err = n.failovers(ctx, 1); err != nil {
 		return a, err
 	}
-	rows, err := n.conn.Query(ctx, decisionsSQL, []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence)})
+	rows, err := n.conn.Query(ctx, decisionsSQL, []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)})
 	if err == nil {
 		a.events, err = pgx.CollectRows(rows, pgx.RowToStructByName[Event])
 	}
 	if err != nil {
 		return a, n.queryError("read repmgr.events", err)
+	}
+	if a.foreign, err = n.foreignDaemon(ctx); err != nil {
+		return a, err
 	}
 	a.monitors, err = n.presences(ctx)
 	return a, err
@@ -263,7 +268,7 @@ func (r Reasoning) String() string {
 	case r.Failover != nil:
 		b.WriteString(r.Failover.String())
 	case r.Event == nil:
-		say("The cluster is in term %d. No failover is recorded, and no refusal.", r.Rule.Term)
+		say("%sNo failover is recorded, no promotion, and no refusal.", r.term())
 	}
 	say("")
 	say("What each repmgrd says now:")
@@ -273,8 +278,20 @@ func (r Reasoning) String() string {
 	return b.String()
 }
 
+// term begins a sentence with the term, where there is one.
+func (r Reasoning) term() string {
+	if !r.Rule.Known() {
+		return ""
+	}
+	return fmt.Sprintf("The cluster is in term %d. ", r.Rule.Term)
+}
+
 func decisionText(e Event) string {
 	switch {
+	case e.Type == EventStandbyPromote && e.Success:
+		return "an operator promoted it: standby promote"
+	case e.Type == EventStandbyPromote:
+		return "standby promote did not work"
 	case e.Type == EventFailoverRefused:
 		return "failover was refused"
 	case e.Type == EventFailoverAbort:
@@ -303,6 +320,8 @@ func (m MonitorWord) text(now time.Time) string {
 	switch {
 	case m.Error != "":
 		return "not known: " + m.Error
+	case m.Monitor == nil && m.Foreign != nil:
+		return fmt.Sprintf("a repmgrd of repmgr 5 runs there, with PID %d", m.Foreign.PID)
 	case m.Monitor == nil:
 		return "no repmgrd runs there"
 	}
@@ -354,11 +373,11 @@ func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
 	a := WhyNotAnswer{Node: node, IsPrimary: e.Rule.Known() && id == e.Rule.Primary, WouldWin: f.Winner == id, Reasons: []string{}, Explanation: e}
 	say := func(format string, args ...any) { a.Reasons = append(a.Reasons, fmt.Sprintf(format, args...)) }
 	if a.IsPrimary {
-		say("%s is the primary of term %d (%s).", node.Name, e.Rule.Term, e.Health)
+		say("%s", e.incumbent())
 		return a
 	}
 	if e.Rule.Known() {
-		say("%s is the primary of term %d (%s).", e.name(e.Rule.Primary), e.Rule.Term, e.Health)
+		say("%s", e.incumbent())
 	}
 	voter := slices.IndexFunc(e.Voters, func(v Voter) bool { return v.ID == node.ID })
 	place := slices.IndexFunc(f.Candidates, func(c election.Candidate) bool { return c.ID == id })
@@ -368,7 +387,7 @@ func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
 	case node.Role == RoleWitness:
 		say("%s is a witness: %s.", node.Name, election.UnfitWitness)
 	case place >= 0 && f.Candidates[place].Unfit != "":
-		say("%s may not be promoted: %s.", node.Name, f.Candidates[place].Unfit)
+		say("%s %s.", node.Name, e.place(place))
 	case place > 0:
 		say("%s would go before it: %s %s.", e.name(f.Candidates[place-1].ID), node.Name, e.place(place))
 	}
@@ -377,9 +396,16 @@ func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
 		blocked = nil // what stands against it is said
 	}
 	for _, b := range blocked {
-		say("No failover would happen by itself: %s. %s", b.Reason, b.Remedy)
+		if e.Manual {
+			say("Now: %s. %s", b.Reason, b.Remedy)
+		} else {
+			say("No failover would happen by itself: %s. %s", b.Reason, b.Remedy)
+		}
 	}
 	switch {
+	case e.Manual && f.Winner != 0 && len(e.Blocked) == 0:
+		say("failover=manual: nobody takes over by itself. If %s died now, %s should be promoted: %s. On its machine: %s", e.name(e.Rule.Primary), e.name(f.Winner), e.merit(), e.Command)
+	case e.Manual:
 	case a.WouldWin && len(e.Blocked) == 0 && !e.Health.Lost():
 		say("If %s died now, %s would win: %s.", e.name(e.Rule.Primary), node.Name, e.merit())
 	case f.Winner != 0:
