@@ -117,14 +117,13 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	policy := c.policy()
 	policy.TooMany = c.tooManyOf(past, now)
 	manual := c.cfg.Failover != FailoverAutomatic && !slices.ContainsFunc(peers, func(p election.Peer) bool { return p.Answer == election.Answers && p.Automatic })
-	if manual {
-		policy.Forced, policy.OnShutdown = true, true
-	}
+	policy.OnShutdown = policy.OnShutdown || manual
 	presume := manual && !rule.Known()
 	if presume {
 		rule = presumed(recs, peers)
 	}
 	e := Explanation{At: now, Manual: manual, Presumed: presume, Rule: rule, Health: policy.Diagnose(now, rule, peers), Durability: c.durability(), Outages: []ExpectedOutage{}, Blocked: []Blocker{}}
+	policy.Forced = manual
 	if o.Lost == 0 {
 		o.Lost = NodeID(rule.Primary)
 		for _, r := range recs {

@@ -3,6 +3,8 @@ package repmgr_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -111,15 +113,30 @@ func explainsThePast(t *testing.T, nodes []*node) {
 	require.Contains(t, not.Reasons[len(not.Reasons)-1], "It was the primary before. ")
 }
 
-// Two nodes, and failover=manual: it says what is missing, and what to do.
+// Two nodes. With failover=manual it says what an operator would do, and what that
+// does happens; with automatic, what is missing.
 func TestExplain_NamesWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	node1 := startPrimary(t)
 	node2 := addStandby(t, node1, 2)
 	e, err := node2.Explain(t.Context(), repmgr.ExplainOptions{})
 	require.NoError(t, err)
-	require.False(t, e.Rule.Known())
+	t.Logf("\n%s", e)
+	require.True(t, e.Manual && e.Presumed)
 	require.Equal(t, repmgr.NodeID(1), e.Lost.ID)
+	require.EqualValues(t, 2, e.Forecast.Winner)
+	require.Equal(t, "repmgr standby promote", e.Command)
+	require.Empty(t, e.Blocked)
+	require.Empty(t, e.Outages)
+	require.Contains(t, e.String(), "failover=manual: nobody takes over by itself, an operator promotes.\n")
+	not, err := node2.WhyNot(t.Context(), 2)
+	require.NoError(t, err)
+	require.Contains(t, not.Reasons[1], "If node1 died now, node2 should be promoted: ")
+
+	asked := newNode(t, 2, node2.Server, func(c *repmgr.Config) { c.Failover = repmgr.FailoverAutomatic })
+	e, err = asked.Explain(t.Context(), repmgr.ExplainOptions{})
+	require.NoError(t, err)
+	require.False(t, e.Rule.Known())
 	require.Equal(t, []repmgr.Blocker{{Reason: string(election.HealthUnknown), Remedy: "Start repmgrd with failover=automatic on the primary: it writes the first rule."}}, e.Blocked)
 	require.Contains(t, e.String(), "Whichever node died now, no other would take its place: there is no rule that names a primary.\n")
 
@@ -132,4 +149,54 @@ func TestExplain_NamesWhatIsMissing(t *testing.T) {
 	require.Equal(t, election.RefusedNoMajority, e.Forecast.Refusal)
 	require.Contains(t, e.String(), "A witness (repmgr witness register) or an etcd gives another vote.")
 	require.Contains(t, e.Blocked[1].Reason, "nobody would begin")
+}
+
+// With failover=manual a rejected login is not told to promote, and standby promote
+// refuses while the primary lives; when it is dead, what was foretold is what to do.
+func TestExplain_ByHand(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	hba := filepath.Join(node1.Dir, "pg_hba.conf")
+	old, err := os.ReadFile(hba)
+	require.NoError(t, err)
+	rejecting := "local postgres all reject\nhost postgres all all reject\n" + string(old)
+	require.NoError(t, os.WriteFile(hba, []byte(rejecting), 0o600))
+	node1.Exec(t, `SELECT pg_reload_conf()`)
+	e := explained(t, node3, repmgr.ExplainOptions{}, func(e repmgr.Explanation) bool { return e.Health == election.HealthRejects })
+	t.Logf("\n%s", e)
+	require.Empty(t, e.Command)
+	require.Contains(t, e.Blocked[0].Remedy, "Do not promote: look at pg_hba.conf")
+	st, err := node3.Status(t.Context())
+	require.NoError(t, err)
+	for _, f := range st.Findings {
+		require.NotEqual(t, repmgr.FindingNoPrimary, f.Code)
+	}
+	_, err = node3.Follow(t.Context(), repmgr.FollowOptions{})
+	require.ErrorIs(t, err, repmgr.ErrNoPrimary)
+	require.Contains(t, repmgr.Hint(err), "lives, and rejects this login")
+	_, err = node2.Promote(t.Context(), repmgr.PromoteOptions{DryRun: true})
+	require.ErrorContains(t, err, "the primary lives: ")
+
+	require.NoError(t, os.WriteFile(hba, old, 0o600))
+	node1.Kill()
+	e = explained(t, node3, repmgr.ExplainOptions{}, func(e repmgr.Explanation) bool { return e.Health.Lost() })
+	t.Logf("\n%s", e)
+	require.EqualValues(t, 2, e.Forecast.Winner)
+	require.Equal(t, "repmgr standby promote --siblings-follow", e.Command)
+	require.Contains(t, e.Blocked[0].Reason, "failover=manual: nobody takes the place of node1 by itself")
+	st, err = node3.Status(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, repmgr.FindingNoPrimary, st.Findings[len(st.Findings)-1].Code)
+	_, err = node2.Promote(t.Context(), repmgr.PromoteOptions{SiblingsFollow: true})
+	require.NoError(t, err)
+	waitSame(t, node2, node3)
+	why, err := node3.Why(t.Context())
+	require.NoError(t, err)
+	t.Logf("\n%s", why)
+	require.Contains(t, why.String(), "an operator promoted it: standby promote on node2")
+	e, err = node3.Explain(t.Context(), repmgr.ExplainOptions{})
+	require.NoError(t, err)
+	require.EqualValues(t, 2, e.Rule.Primary)
+	require.EqualValues(t, 3, e.Forecast.Winner)
 }

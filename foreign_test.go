@@ -107,11 +107,15 @@ func TestRepmgr5_DaemonsStandAside(t *testing.T) {
 	daemon := func(n *node, pid int) { // its shared memory says so; whether that process lives, its extension asks the kernel
 		n.Exec(t, fmt.Sprintf(`SELECT repmgr.set_repmgrd_pid(%d, '')`, pid))
 	}
-	daemon(nodes[2], os.Getpid())
+	for _, n := range nodes {
+		daemon(n, os.Getpid())
+	}
 	service, err := nodes[0].ServiceStatus(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, service.Issues, "daemons of repmgr 5 alone are no trouble")
 	require.Equal(t, os.Getpid(), service.Nodes[2].Foreign.PID)
+	daemon(nodes[0], 0)
+	daemon(nodes[1], 0)
 
 	var monitors []*repmgr.Monitor
 	for _, n := range nodes {
@@ -132,6 +136,7 @@ func TestRepmgr5_DaemonsStandAside(t *testing.T) {
 	require.Equal(t, "0", nodes[0].QueryString(t, adopted))
 
 	daemon(nodes[2], 0)
+	waitValue(t, nodes[0], "3", adopted) // by the daemon of the primary
 	waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
 	daemon(nodes[2], os.Getpid())
 	for _, m := range monitors {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -75,6 +76,7 @@ type Monitor struct {
 	self         Record   // the node's row; zero: none
 	sample       sample
 	lastErr      map[string]string // what was logged last of each failing thing
+	said         []election.Reason // what was logged since the phase changed
 }
 
 // MonitorStatus is a snapshot of what a Monitor does and why.
@@ -210,9 +212,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		d := m.policy().Step(m.state, o)
 		m.transition(d)
 		m.watch.calm.Store(m.calm(o.Rule))
-		if m.state.LostAt.IsZero() {
-			m.report(string(election.Elect), nil) // whatever stood against a failover is over
-		}
+		m.forget(d)
 		m.act(ctx, d.Actions)
 		m.tellShared()
 		if !started && m.self.ID != 0 {
@@ -299,7 +299,12 @@ func (m *Monitor) calm(r election.Rule) bool {
 func (m *Monitor) transition(d election.Decision) {
 	from := m.state
 	m.state = d.Next
-	if from.Phase != d.Next.Phase || from.Reason != d.Next.Reason {
+	if from.Phase != d.Next.Phase {
+		m.said = nil
+	}
+	// An election that is refused is tried again and again, for the same reasons in turn.
+	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.said, d.Reason) {
+		m.said = append(m.said, d.Reason)
 		m.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", orDefault(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
 	}
 }
@@ -341,6 +346,45 @@ func (m *Monitor) report(what string, err error) {
 		m.log.Warn(what+" does not work", "err", text, "hint", Hint(err))
 	}
 }
+
+// forget drops the troubles that nothing tries again, because what they stood in
+// the way of is done, or is not asked for any more.
+func (m *Monitor) forget(d election.Decision) {
+	phase := d.Next.Phase
+	primary := phase == election.AsPrimary || phase == election.AsWitness
+	settled := m.action == nil && d.Next.AloneAt.IsZero() && (primary || phase == election.AsStandby)
+	asked := func(v string) bool {
+		return slices.ContainsFunc(d.Actions, func(a election.Action) bool { return string(a.Verb) == v })
+	}
+	if m.state.LostAt.IsZero() {
+		m.refused = ""
+		m.report(string(election.Elect), nil) // whatever stood against a failover is over
+	}
+	for _, what := range sortedKeys(m.lastErr) {
+		over := false
+		switch election.Verb(what) {
+		case election.Register:
+			over = phase != election.Unregistered
+		case election.Adopt, election.Sample, election.MarkActive, election.MarkInactive, election.TakeOffice, election.TendStandby, election.TendWitness:
+			over = !asked(what)
+		case election.Tend:
+			over = phase != election.AsPrimary
+		case election.Reaffirm, election.Follow, election.Rejoin, election.Fence:
+			over = settled
+		case troublePrimary, troubleSlot:
+			over = primary
+		}
+		if over {
+			m.report(what, nil)
+		}
+	}
+}
+
+// What is reported by more than one function.
+const (
+	troublePrimary = "the primary"
+	troubleSlot    = "the replication slot"
+)
 
 func (m *Monitor) drop(n **Node) {
 	(*n).Close()

@@ -162,7 +162,7 @@ func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
 		m.primary, err = m.cluster.connectTo(ctx, rec)
 	}
 	if len(recs) > 0 {
-		m.report("the primary", err)
+		m.report(troublePrimary, err)
 	}
 	if err != nil {
 		return false

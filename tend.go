@@ -341,13 +341,13 @@ func (m *Monitor) mendSlot(ctx context.Context) {
 	s, now := m.sample.local, time.Now()
 	switch {
 	case m.self.SlotName == "" || s.Settings.PrimarySlotName == m.self.SlotName:
-		m.report("the replication slot", nil)
+		m.report(troubleSlot, nil)
 		return
 	case s.Receiver == nil || s.Receiver.Status != "streaming" || now.Sub(m.slotAt) < slotEvery:
 		return
 	}
 	m.slotAt = now
-	m.report("the replication slot", m.makeOwnSlot(ctx))
+	m.report(troubleSlot, m.makeOwnSlot(ctx))
 }
 
 func (m *Monitor) makeOwnSlot(ctx context.Context) error {
