@@ -140,7 +140,7 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	e.Voters = voters(recs, rule, peers)
 	if manual {
 		e.Forecast = e.Forecast.ByHand()
-		if livingHints[e.Health] == "" && e.Health != election.HealthMoved {
+		if livingHints[e.Health] == "" && !e.several() {
 			e.Command = e.command(recs)
 		}
 	}
@@ -340,7 +340,7 @@ func (e Explanation) unfit() string {
 func (e Explanation) blockersByHand() []Blocker {
 	primary := e.name(e.Rule.Primary)
 	switch f := e.Forecast; {
-	case e.Health == election.HealthMoved:
+	case e.several():
 		return []Blocker{{"more than one node runs as primary", "See repmgr cluster show. Stop the one whose data is not wanted. To bring it back then, on its machine: repmgr node rejoin --force-rewind"}}
 	case livingHints[e.Health] != "":
 		return []Blocker{{fmt.Sprintf("%s lives: %s", primary, e.Health), livingHints[e.Health]}}
@@ -352,6 +352,17 @@ func (e Explanation) blockersByHand() []Blocker {
 		return []Blocker{{"failover=manual: nobody takes the place of " + primary + " by itself", fmt.Sprintf("Start %s again. Or make sure that it stays down, and promote, on the machine of %s: %s", primary, e.name(f.Winner), e.Command)}}
 	}
 	return nil
+}
+
+// several reports whether more than one node runs as primary.
+func (e Explanation) several() bool {
+	running := 0
+	for _, v := range e.Voters {
+		if v.Role != RoleWitness && v.Answer == election.Answers && v.Running == election.Primary {
+			running++
+		}
+	}
+	return running > 1
 }
 
 // livingHints are what to do about a primary that lives, and is not to be replaced.
@@ -386,7 +397,7 @@ func (e Explanation) command(recs []Record) string {
 func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 	f := e.Forecast
 	switch {
-	case f.Winner == 0:
+	case f.Winner == 0 || e.Manual && e.several():
 		return ExpectedLoss{-1, "nobody would be promoted, so that what the primary has stays there"}
 	case e.Manual:
 		return e.lossByHand()

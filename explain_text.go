@@ -87,7 +87,7 @@ func (e Explanation) byHand() string {
 	lost := e.Health.Lost() || e.Health == election.HealthShutDown
 	primary := e.name(e.Rule.Primary)
 	switch {
-	case e.Health == election.HealthMoved:
+	case e.several():
 		say("More than one node runs as primary: nobody is to be promoted.")
 	case e.ofPrimary() && lost:
 		say("%s is lost. If it does not come back, %s", primary, choice)
@@ -104,7 +104,7 @@ func (e Explanation) byHand() string {
 		if c.Unfit != "" {
 			place = "- "
 		}
-		if e.Health != election.HealthMoved {
+		if !e.several() {
 			say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.place(i))
 		}
 	}
@@ -259,7 +259,7 @@ func (e Explanation) place(i int) string {
 
 func (e Explanation) lossText() string {
 	switch {
-	case e.Forecast.Winner == 0:
+	case e.Forecast.Winner == 0 || e.Manual && e.several():
 		return e.Loss.Why + "."
 	case e.Loss.Bytes < 0:
 		return "not known: " + e.Loss.Why + "."
