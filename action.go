@@ -595,6 +595,7 @@ func (m *Monitor) announce(ctx context.Context) {
 	s := m.Status()
 	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
 	p.CanFence, p.LostVote = m.ability.canFence(), m.vote.lost
+	p.NoStream = m.trials.noStream()
 	if m.ability.lacks != nil {
 		p.Unable = m.ability.lacks.Error()
 	}

@@ -27,6 +27,7 @@ type Explanation struct {
 	Loss     ExpectedLoss      `json:"expected_loss"`
 	Outages  []ExpectedOutage  `json:"expected_outages"` // empty: there is no failover
 	Blocked  []Blocker         `json:"blocked_by"`       // empty: nothing
+	AtRisk   []Blocker         `json:"at_risk"`          // what would keep a node that may be promoted from serving the others
 
 	Durability Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
 
@@ -157,6 +158,7 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	e.Votes.Without, _ = rule.Votes(left)
 	e.Votes.Majority = e.Votes.All/2 + 1
 	e.Blocked = append(e.Blocked, e.blockers()...)
+	e.AtRisk = e.risks()
 	e.Loss = e.loss(c.cfg.FenceTimeout)
 	if e.Forecast.Winner != 0 && !manual {
 		e.Outages = e.outages(policy, past)
@@ -277,6 +279,32 @@ func (e Explanation) lacks() string {
 		return fmt.Sprintf(": how much %s lacks is not known", e.name(best.ID))
 	}
 	return fmt.Sprintf(": %s lacks %s of what %s has", e.name(best.ID), prettyBytes(best.BehindLost), e.name(e.Rule.Primary))
+}
+
+// risks are what the nodes lack that may be promoted, in words.
+func (e Explanation) risks() []Blocker {
+	all := []Blocker{}
+	for _, u := range e.Forecast.Unserved {
+		winner := e.name(u.Winner)
+		switch u.Lacks {
+		case election.LackLogin:
+			all = append(all, Blocker{
+				fmt.Sprintf("if %s were promoted, %s could not stream from it: %s", winner, e.name(u.Node), u.Why),
+				fmt.Sprintf("Let the replication user log in to %s from there: pg_hba.conf, its password (passfile), max_wal_senders. repmgrd tries it again within %s.", winner, trialAgain),
+			})
+		case election.LackSenders:
+			all = append(all, Blocker{
+				fmt.Sprintf("if %s were promoted, it would have WAL senders for %d of %s", winner, u.Have, counted(u.Need, "standby")),
+				fmt.Sprintf("Raise max_wal_senders on %s, and restart it.", winner),
+			})
+		case election.LackSlots:
+			all = append(all, Blocker{
+				fmt.Sprintf("if %s were promoted, it would have replication slots for %d of %s; the others would stream without", winner, u.Have, counted(u.Need, "standby")),
+				fmt.Sprintf("Raise max_replication_slots on %s, and restart it, or drop slots that nobody needs there.", winner),
+			})
+		}
+	}
+	return all
 }
 
 const daemonRemedy = "Set failover=automatic and start repmgrd on every node. By hand, once the primary is dead: repmgr cluster failover --force"

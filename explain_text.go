@@ -57,11 +57,14 @@ func (e Explanation) String() string {
 	}
 	if len(e.Blocked) == 0 {
 		say("Blocked by: nothing")
-		return b.String()
 	}
 	for _, blocker := range e.Blocked {
 		say("Blocked by: %s", blocker.Reason)
 		say("  To do: %s", blocker.Remedy)
+	}
+	for _, risk := range e.AtRisk {
+		say("At risk: %s", risk.Reason)
+		say("  To do: %s", risk.Remedy)
 	}
 	return b.String()
 }
@@ -213,6 +216,8 @@ func (e Explanation) merit() string {
 		return "it is on the newest timeline, " + second + " is not"
 	case election.KeyLSN:
 		return "it has most"
+	case election.KeyServes:
+		return fmt.Sprintf("it can serve the others, and %s can not, or not all", second)
 	case election.KeyPriority:
 		return fmt.Sprintf("it has as much as %s, and the higher priority", second)
 	case election.KeyLocation:
@@ -248,6 +253,8 @@ func (e Explanation) place(i int) string {
 			return fmt.Sprintf("has %s less than the best", prettyBytes(c.BehindBest))
 		}
 		return "has less than " + before
+	case election.KeyServes:
+		return "can not serve the others as " + before + " can"
 	case election.KeyPriority:
 		return "has as much as " + before + ", with a lower priority"
 	case election.KeyLocation:

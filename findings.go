@@ -39,6 +39,7 @@ const (
 	FindingDaemonUnknown     FindingCode = "repmgrd_unknown"    // what runs there could not be read
 	FindingCanNotFence       FindingCode = "repmgrd_can_not_fence"
 	FindingNoPledge          FindingCode = "can_not_pledge"    // its vote can not be stored or read
+	FindingNoStream          FindingCode = "can_not_stream"    // it could not log in for replication to a node that may be promoted
 	FindingForeignDaemon     FindingCode = "repmgr5_daemon"    // daemons of repmgr 5 run beside ours
 	FindingPaused            FindingCode = "failover_paused"   // until somebody unpauses it
 	FindingMixedFailover     FindingCode = "failover_mixed"    // automatic on some nodes, manual on others

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
@@ -318,4 +320,65 @@ func TestFailover_MaximumLag(t *testing.T) {
 	require.NoError(t, err)
 	_, err = operator.Failover(t.Context(), repmgr.FailoverOptions{Force: true})
 	require.NoError(t, err)
+}
+
+// Of two standbys with the same WAL the one wins from which the other can stream:
+// what stands in the way of the other is tried beforehand, and named.
+func TestFailover_WinnerThatCanServe(t *testing.T) {
+	tests := map[string]struct {
+		harm func(*testing.T, *node)
+		risk string
+	}{
+		"a rejected login": {func(t *testing.T, n *node) { breakReplication(t, n) }, "could not stream from it"},
+		"no slots": {func(t *testing.T, n *node) {
+			n.Exec(t, `ALTER SYSTEM SET max_replication_slots = 0`)
+			n.Restart()
+		}, "replication slots for 0 of 1 standby"},
+		"no senders": {func(t *testing.T, n *node) {
+			for range 10 { // all that it has
+				conn, err := pgconn.Connect(t.Context(), n.Conninfo("replication=true"))
+				require.NoError(t, err)
+				t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+			}
+		}, "WAL senders for 0 of 1 standby"},
+	}
+	for name, test := range tests {
+		for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+			t.Run(name+", "+string(mode), func(t *testing.T) {
+				t.Parallel()
+				nodes := []*node{startPrimary(t, automatic(mode), withSlots)}
+				for id := repmgr.NodeID(2); id <= 3; id++ {
+					nodes = append(nodes, addStandby(t, nodes[0], id, automatic(mode), withSlots))
+				}
+				test.harm(t, nodes[1])
+				var stop1 func()
+				for _, n := range nodes {
+					n.cfg.DataDirectory = n.Dir
+					_, stop := n.monitor(t)
+					if stop1 == nil {
+						stop1 = stop
+					}
+				}
+				waitReady(t, nodes[0], 3, mode)
+				c, err := repmgr.New(nodes[2].cfg)
+				require.NoError(t, err)
+				pgtest.WaitFor(t, "the forecast to name it", func(ctx context.Context) error {
+					e, err := c.Explain(ctx, repmgr.ExplainOptions{})
+					if err == nil && (e.Forecast.Winner != 3 || !slices.ContainsFunc(e.AtRisk, func(b repmgr.Blocker) bool { return strings.Contains(b.Reason, test.risk) })) {
+						err = errors.New(e.String())
+					}
+					return err
+				})
+				if name == "a rejected login" {
+					require.Contains(t, nodes[2].events.wait(t, repmgr.EventStreamAbility).Details, "rejects replication connection")
+				}
+				stop1() // no heartbeat any more, so that both have the same
+				waitSame(t, nodes[0], nodes[1])
+				waitSame(t, nodes[0], nodes[2])
+				nodes[0].Kill()
+				require.Same(t, nodes[2], waitPrimary(t, nodes[1:]...))
+				waitValue(t, nodes[2], "1", `SELECT count(*) FROM pg_stat_replication WHERE application_name = 'node2' AND state = 'streaming'`)
+			})
+		}
+	}
 }

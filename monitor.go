@@ -43,6 +43,7 @@ type Monitor struct {
 
 	fenceOnly bool // it is a watchdog's: what it stopped, the Monitor itself starts again
 
+	trials trials // of replication logins, made by a goroutine beside Run
 	shared shared // between Run and the goroutines beside it
 
 	// Below: owned by the goroutine of Run.
@@ -52,14 +53,15 @@ type Monitor struct {
 	tender       tender
 	action       *action // the long action under way; nil: none
 	last         election.Outcome
-	diverged     bool      // following failed: the node has WAL that the primary never had
-	witness      bool      // it was one: not to be registered as a primary
-	hookless     bool      // a command failed to promote: the next election does without
-	owes         bool      // a rejoin failed, and is to be tried again
-	slotAt       time.Time // when the slot of the standby was last tried for
-	synced       time.Time // when the witness' copy was last brought in step
-	kept         kept      // what was written of it last
-	recalled     bool      // what an earlier Monitor has kept of its vote
+	diverged     bool              // following failed: the node has WAL that the primary never had
+	witness      bool              // it was one: not to be registered as a primary
+	hookless     bool              // a command failed to promote: the next election does without
+	owes         bool              // a rejoin failed, and is to be tried again
+	streams      map[NodeID]string // what was last told of a replication login to a node; empty: it works
+	slotAt       time.Time         // when the slot of the standby was last tried for
+	synced       time.Time         // when the witness' copy was last brought in step
+	kept         kept              // what was written of it last
+	recalled     bool              // what an earlier Monitor has kept of its vote
 	vote         vote
 	noPledge     string // why the node could not pledge itself, as was told last
 	stays        string // what was last told of a rejoin that was refused
@@ -184,7 +186,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	var wg, beside sync.WaitGroup
 	ctx, stopAll := context.WithCancel(ctx)
 	m.watch = newWatch(context.WithoutCancel(ctx), m.cluster, m.lookNow)
-	for _, f := range []func(context.Context){m.heart, m.guard, m.guardHang} {
+	for _, f := range []func(context.Context){m.heart, m.guard, m.guardHang, m.tryStreams} {
 		beside.Go(func() { f(ctx) })
 	}
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
@@ -215,6 +217,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.forget(d)
 		m.act(ctx, d.Actions)
 		m.tellShared()
+		m.tellStreams()
 		if !started && m.self.ID != 0 {
 			m.checkAutomatic(ctx)
 			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.runsAs())})

@@ -30,6 +30,9 @@ SELECT json_build_object(
       || current_setting('recovery_target_time') || current_setting('recovery_target_xid') <> '',
   'streams', w.status IS NOT NULL, 'receiving', coalesce(w.status = 'streaming', false), 'sender_host', w.sender_host, 'sender_port', w.sender_port,
   'senders', (SELECT coalesce(json_agg(application_name), '[]') FROM pg_stat_replication WHERE state IN ('streaming', 'catchup')),
+  'senders_free', current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication),
+  'slots_free', current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
+  'slots', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots),
   'heard', extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time),
   'detached', r.rec AND current_setting('primary_conninfo') = '',
   'delayed', current_setting('recovery_min_apply_delay') <> '0',
@@ -87,6 +90,9 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Host         string        `json:"sender_host"`
 		Port         int           `json:"sender_port"`
 		Senders      []string      `json:"senders"`
+		SendersFree  int           `json:"senders_free"`
+		SlotsFree    int           `json:"slots_free"`
+		Slots        []string      `json:"slots"`
 		Heard        float64       `json:"heard"`
 		Detached     bool          `json:"detached"`
 		Delayed      bool          `json:"delayed"`
@@ -111,7 +117,8 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		NoPledge: orDefault(unable, n.fault),
 	}
 	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)
-	v.Feeds = w.fed(s.Senders)
+	v.Feeds, v.NeedsSlot = w.fed(s.Senders), rec.SlotName != ""
+	v.Room = election.Room{Known: true, Senders: s.SendersFree + len(v.Feeds), Slots: s.SlotsFree + w.ofNodes(s.Slots)}
 	if s.Extension {
 		foreign, err := n.foreignDaemon(ctx)
 		if err != nil {
@@ -147,6 +154,12 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	if lost, err := ballot.Parse(p.LostVote); err == nil && lost.Term > 0 && lost.Term >= v.Term {
 		v.Term, v.Candidate, v.Chosen = lost.Term, strings.TrimSuffix(lost.Candidate, chosenMark), strings.HasSuffix(lost.Candidate, chosenMark)
 		v.NoPledge = "its server has lost its vote of term " + fmt.Sprint(lost.Term)
+	}
+	for id, why := range p.NoStream {
+		if v.NoStream == nil {
+			v.NoStream = map[int32]string{}
+		}
+		v.NoStream[int32(id)] = why
 	}
 	v.CanFence = ok && p.CanFence != nil && *p.CanFence
 	return v, p, nil

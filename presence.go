@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"strings"
 	"time"
@@ -23,18 +24,19 @@ const (
 // server: in the text of the last statement of a session that holds an advisory
 // lock. It needs no table, so it works on a standby, and ends with the Monitor.
 type Presence struct {
-	PID       int          `json:"pid"` // 0: this login may not read it (pg_monitor may), or the server shows no statements
-	Mode      FailoverMode `json:"mode"`
-	Phase     string       `json:"phase"`
-	Reason    string       `json:"reason"`
-	Since     time.Time    `json:"since,omitzero"`
-	SeenAt    time.Time    `json:"upstream_seen_at,omitzero"`  // when the primary was last seen, of a standby or witness; zero: never
-	Guarded   bool         `json:"upstream_guarded,omitempty"` // when the primary was last seen, its Monitor could stop it, and would
-	LeaseLeft *float64     `json:"lease_left_seconds"`         // of a primary that fails over: seconds until it would fence itself; nil: it needs no lease, or its Monitor can not stop it
-	CanFence  *bool        `json:"can_fence"`                  // it has shown that it can stop its server; nil: not tried yet, or it is of a version that does not try
-	Unable    string       `json:"can_not_fence,omitempty"`    // why not
-	LostVote  string       `json:"lost_vote,omitempty"`        // the vote that the node has given and its server has lost, until it has that again
-	Error     string       `json:"last_error,omitempty"`
+	PID       int               `json:"pid"` // 0: this login may not read it (pg_monitor may), or the server shows no statements
+	Mode      FailoverMode      `json:"mode"`
+	Phase     string            `json:"phase"`
+	Reason    string            `json:"reason"`
+	Since     time.Time         `json:"since,omitzero"`
+	SeenAt    time.Time         `json:"upstream_seen_at,omitzero"`     // when the primary was last seen, of a standby or witness; zero: never
+	Guarded   bool              `json:"upstream_guarded,omitempty"`    // when the primary was last seen, its Monitor could stop it, and would
+	LeaseLeft *float64          `json:"lease_left_seconds"`            // of a primary that fails over: seconds until it would fence itself; nil: it needs no lease, or its Monitor can not stop it
+	CanFence  *bool             `json:"can_fence"`                     // it has shown that it can stop its server; nil: not tried yet, or it is of a version that does not try
+	Unable    string            `json:"can_not_fence,omitempty"`       // why not
+	LostVote  string            `json:"lost_vote,omitempty"`           // the vote that the node has given and its server has lost, until it has that again
+	NoStream  map[NodeID]string `json:"can_not_stream_from,omitempty"` // nodes that its server could not stream from, if they were the primary, by their ids, and why
+	Error     string            `json:"last_error,omitempty"`
 
 	At  time.Time `json:"at,omitzero"`           // when it said so, by its clock
 	Age float64   `json:"age_seconds,omitempty"` // seconds since then, by the server's clock
@@ -51,7 +53,7 @@ func (p Presence) SeenAgo() (time.Duration, bool) {
 // same reports whether it says nothing new. What merely counts on is not news.
 func (p Presence) same(q Presence) bool {
 	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
-		p.Error == q.Error && p.LostVote == q.LostVote && p.Unable == q.Unable && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil)
+		p.Error == q.Error && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil)
 }
 
 // secrets are passwords in what others wrote, such as the output of a command of the user's.
@@ -59,8 +61,13 @@ var secrets = regexp.MustCompile(`(?i)((?:password|passwd)\s*[=:]\s*)(?:'[^']*'|
 
 // statement is the SQL that carries p: one line, ASCII, short enough to be shown whole.
 func (p Presence) statement() string {
-	reason, problem, unable := secrets.ReplaceAllString(p.Reason, "$1$2***$3"), secrets.ReplaceAllString(p.Error, "$1$2***$3"), p.Unable
+	reason, problem, unable := secrets.ReplaceAllString(p.Reason, "$1$2***$3"), secrets.ReplaceAllString(p.Error, "$1$2***$3"), secrets.ReplaceAllString(p.Unable, "$1$2***$3")
+	failed := p.NoStream
 	for limit := presenceBytes; ; limit /= 2 {
+		p.NoStream = map[NodeID]string{}
+		for id, why := range failed {
+			p.NoStream[id] = cut(secrets.ReplaceAllString(why, "$1$2***$3"), limit/8)
+		}
 		p.Reason, p.Error, p.Unable = cut(reason, limit), cut(problem, limit), cut(unable, limit)
 		text, _ := json.Marshal(p) // strings, numbers and times only
 		sql := presenceMark + ascii(string(text))

@@ -155,6 +155,7 @@ const (
 	EventFailoverRefused EventType = "repmgrd_failover_refused" // the primary is lost, and failover would be unsafe or is unwanted
 	EventFence           EventType = "repmgrd_fence"            // this node's server was stopped, because another one may be the primary
 	EventFenceAbility    EventType = "repmgrd_fence_ability"    // this daemon has found that it can not stop its server, or that it can again
+	EventStreamAbility   EventType = "repmgrd_stream_ability"   // this node could not stream from a node that may be promoted, or it could again
 	EventPledgeAbility   EventType = "repmgrd_pledge_ability"   // this node could not pledge itself in an election, or it could again
 	EventVoteLost        EventType = "repmgrd_vote_lost"        // this node's vote was gone from its server, or taken back there, and was it put back
 	EventSettingsLost    EventType = "repmgrd_settings_lost"    // settings that this node needs are gone from its postgresql.auto.conf

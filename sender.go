@@ -127,6 +127,18 @@ func (w *watch) sender(host string, port int) NodeID {
 	return 0
 }
 
+// ofNodes is how many of these slots are those of registered nodes.
+func (w *watch) ofNodes(slots []string) (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.recs {
+		if r.SlotName != "" && slices.Contains(slots, r.SlotName) {
+			n++
+		}
+	}
+	return n
+}
+
 // fed are the registered nodes whose names a node's WAL senders show.
 func (w *watch) fed(names []string) (ids []int32) {
 	w.mu.Lock()

@@ -353,6 +353,9 @@ func (n ServiceNode) findings(automatic bool, found *findings) {
 			found.add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
 		}
 	}
+	for _, id := range sortedIDs(m.NoStream) {
+		found.add(FindingNoStream, n.ID, "%s could not stream from the node with ID %s, if that were the primary: %s", n.Record, id, m.NoStream[id])
+	}
 	if m.Error != "" {
 		found.add(FindingDaemonTrouble, n.ID, "repmgrd on %s: %s", n.Record, m.Error)
 	}

@@ -19,6 +19,7 @@ type Forecast struct {
 	Unfenced   Unguarded   `json:"unfenced,omitempty"`       // why nobody takes over from a primary that is cut off or silent, until it is known to be dead; empty: somebody does
 	Rule       Rule        `json:"rule"`                     // of the new term; unknown where nobody wins
 	Candidates []Candidate `json:"candidates"`               // in the order of their rank, those that may not be promoted last
+	Unserved   []Unserved  `json:"unserved"`                 // what those lack that may be promoted
 	Commits    Commits     `json:"commits,omitempty"`        // while the primary lives on; empty: it is the one that is lost
 }
 
@@ -39,6 +40,7 @@ const (
 	KeyRule     Key = "rule term"
 	KeyTimeline Key = "timeline"
 	KeyLSN      Key = "LSN"
+	KeyServes   Key = "can serve the others"
 	KeyPriority Key = "priority"
 	KeyLocation Key = "location"
 	KeyID       Key = "id"
@@ -73,6 +75,8 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	}
 	pledged := slices.DeleteFunc(slices.Clone(after), func(o Peer) bool { return o.Answer != Answers })
 	f.Health = p.Diagnose(now, r, after)
+	rules := standing(r, pledged)
+	f.Unserved = p.unserved(rules[len(rules)-1], pledged)
 	f.Candidates = p.candidates(r, find(peers, r.Primary), pledged)
 	if f.Refusal = p.Survey(now, r, after); f.Refusal != "" {
 		return f
@@ -84,6 +88,12 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	pledged = slices.DeleteFunc(pledged, func(o Peer) bool { return o.NoPledge != "" })
 	t := p.Count(r, term+1, f.Health, pledged)
 	f.Refusal, f.Winner, f.Wait, f.Rule = t.Refusal, t.Winner, t.Wait, t.Rule
+	if i := slices.IndexFunc(f.Candidates, func(c Candidate) bool { return c.ID == f.Winner }); i > 0 { // see serveFirst
+		first := f.Candidates[i]
+		first.Key = ""
+		f.Candidates = append([]Candidate{first}, slices.Delete(f.Candidates, i, i+1)...)
+		f.Candidates[1].Key = KeyServes
+	}
 	return f
 }
 
@@ -134,7 +144,7 @@ func lose(r Rule, peers []Peer, lost int32) []Peer {
 
 // candidates puts those that answer in the order of the count.
 func (p Policy) candidates(r Rule, primary Peer, pledged []Peer) []Candidate {
-	all := slices.DeleteFunc(slices.Clone(pledged), func(o Peer) bool { return !o.data() })
+	all := slices.DeleteFunc(weigh(pledged), func(o Peer) bool { return !o.data() })
 	rules := standing(r, pledged)
 	line := rules[len(rules)-1]
 	fit := func(o Peer) bool { return p.Fit(line, o) == "" }
@@ -178,6 +188,7 @@ var single = []struct {
 	{KeyRule, func(o Peer) Peer { return Peer{Rule: Rule{Term: o.Rule.Term}} }},
 	{KeyTimeline, func(o Peer) Peer { return Peer{Position: wal.Position{Timeline: o.Position.Timeline}} }},
 	{KeyLSN, func(o Peer) Peer { return Peer{Position: o.Position, Past: o.Past, Mark: o.Mark} }},
+	{KeyServes, func(o Peer) Peer { return Peer{serves: o.serves} }},
 	{KeyPriority, func(o Peer) Peer { return Peer{Priority: o.Priority} }},
 	{KeyLocation, func(o Peer) Peer { return Peer{Location: o.Location} }},
 	{KeyID, func(o Peer) Peer { return Peer{ID: o.ID} }},

@@ -60,14 +60,19 @@ type Peer struct {
 	Rule         Rule          // the newest that it holds
 	Told         Rule          // a newer one that it was told of: of a primary the one that it was elected by, whose row is not written yet
 	Paused       bool
-	PauseSeq     int64     // how new its word on that is
-	Started      time.Time // when its server was started
-	Monitored    bool      // a monitor of its own runs
-	Automatic    bool      // and fails over by itself
-	CanFence     bool      // and has shown that it can stop its server
-	Replied      time.Time // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
-	NoPledge     string    // why it could not pledge itself now, although it answers; empty: it could
-	Foreign      bool      // a daemon of repmgr 5 runs with it, which fails over by rules of its own
+	PauseSeq     int64            // how new its word on that is
+	Started      time.Time        // when its server was started
+	Monitored    bool             // a monitor of its own runs
+	Automatic    bool             // and fails over by itself
+	CanFence     bool             // and has shown that it can stop its server
+	Replied      time.Time        // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
+	Room         Room             // what it has left for standbys
+	NeedsSlot    bool             // as a standby it streams through a replication slot
+	NoStream     map[int32]string // nodes that it could not stream from, as its monitor tried lately, and why
+	NoPledge     string           // why it could not pledge itself now, although it answers; empty: it could
+	Foreign      bool             // a daemon of repmgr 5 runs with it, which fails over by rules of its own
+
+	serves int // see weigh
 }
 
 // attached reports whether a standby is on the line of the primary of the rule.
@@ -334,7 +339,7 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 
 // best is the one that would win if everybody who answers pledged themselves now.
 func (p Policy) best(r Rule, peers []Peer) Peer {
-	up := slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers })
+	up := weigh(slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers }))
 	rules := standing(r, up)
 	line := rules[len(rules)-1]
 	fit := slices.DeleteFunc(up, func(o Peer) bool { return p.Fit(line, o) != "" })
@@ -489,9 +494,8 @@ type Tally struct {
 // and makes the rule of the new term. peers are the pledged ones, as they are
 // since their pledges; h is the verdict on the former primary.
 func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
-	var sync []int32
 	var fit []Peer
-	peers = slices.Clone(peers)
+	peers = weigh(peers)
 	for i, o := range peers {
 		if o.Running == Primary && o.Told.Compare(o.Rule) > 0 {
 			peers[i].Rule = o.Told
@@ -505,6 +509,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 		}
 	}
 	slices.SortFunc(fit, func(a, b Peer) int { return p.rank(line, p.Location, a, b) })
+	fit = p.serveFirst(fit, rules, peers)
 	for _, rule := range rules {
 		pledged := ids(countable(rule, peers))
 		switch {
@@ -519,12 +524,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 		}
 	}
 	winner := fit[0]
-	for _, o := range peers {
-		if o.ID != winner.ID && o.data() && electable(o) {
-			sync = append(sync, o.ID)
-		}
-	}
-	slices.Sort(sync)
+	sync := standbys(winner, peers)
 	next := Rule{Term: term, Seq: 1, Primary: winner.ID, Voters: newest.Voters, Quorum: newest.Quorum, Line: branch(winner)}
 	if next.Quorum {
 		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
@@ -631,11 +631,12 @@ func (p Policy) firstAcks(r Rule, sync []int32, peers []Peer) int {
 	return min(len(sync), max(need, min(p.acks(len(sync)), len(sync))))
 }
 
-// rank orders the candidates: the first one wins. What a node has comes before
-// what an operator prefers.
+// rank orders the candidates: the first one wins. What a node has comes first, then
+// whether it can serve the others, then what an operator prefers.
 func (p Policy) rank(line Rule, location string, a, b Peer) int {
 	return cmp.Or(
 		compareProgress(line, b, a),
+		cmp.Compare(b.serves, a.serves),
 		cmp.Compare(b.Priority, a.Priority),
 		compareTrue(a.Location == location, b.Location == location),
 		cmp.Compare(a.ID, b.ID),

@@ -287,6 +287,7 @@ func TestPolicy_Count_Ranking(t *testing.T) {
 		"term of the rule": {func(p *election.Peer) { p.Rule = newer }, func(p *election.Peer) { p.Position.LSN, p.Position.Timeline, p.Priority = 999, 9, 999 }},
 		"timeline":         {func(p *election.Peer) { p.Position.Timeline = 2 }, func(p *election.Peer) { p.Position.LSN, p.Priority = 999, 999 }},
 		"LSN":              {func(p *election.Peer) { p.Position.LSN = 101 }, func(p *election.Peer) { p.Priority = 999 }},
+		"serves":           {func(*election.Peer) {}, func(p *election.Peer) { p.Priority = 999; room(0, 0)(p) }},
 		"priority":         {func(p *election.Peer) { p.Priority = 101 }, func(p *election.Peer) {}},
 		"location":         {func(p *election.Peer) {}, elsewhere},
 	}
