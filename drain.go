@@ -87,7 +87,8 @@ func (n *Node) replayAll(ctx context.Context, p election.Peer, limit time.Durati
 			return false, hint(fmt.Errorf("replay of %s stands at %s for %s, on its way to %s", n.name, now, limit, p.Position.LSN), "Look at its log and its disk.")
 		case inConflict(waits):
 			tag, err := n.conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-				WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND application_name NOT LIKE 'repmgr%'`)
+				WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND application_name NOT LIKE 'repmgr%'
+				AND (current_setting('is_superuser') = 'on' OR NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = usesysid AND r.rolsuper))`)
 			if err != nil {
 				return false, n.queryError("end the sessions that the replay waits for", err)
 			}

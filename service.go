@@ -453,12 +453,12 @@ func (s ServiceStatus) RuleText() string {
 // What a login that is no superuser needs for a failover. The parameters are
 // those that a Monitor sets by ALTER SYSTEM.
 var (
-	failoverParameters = []string{ballot.Setting, pausedSetting, syncMark, "primary_conninfo", "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names"}
+	failoverParameters = append(slices.Clone(ballot.Parameters), pausedSetting, syncMark, toldSetting, "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names")
 	failoverFunctions  = []string{
 		"pg_show_all_file_settings()", "pg_reload_conf()", "pg_promote(boolean, integer)", "pg_wal_replay_resume()",
 		"pg_read_binary_file(text)", "pg_read_binary_file(text, bigint, bigint, boolean)", "pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)",
 	}
-	failoverRoles = []string{"pg_monitor", "pg_checkpoint"}
+	failoverRoles = []string{"pg_monitor", "pg_checkpoint", "pg_signal_backend"}
 )
 
 // failoverPrivileges says what this login lacks for a failover, or its server. The
@@ -476,11 +476,15 @@ func (n *Node) failoverPrivileges(ctx context.Context) error {
 		return nil
 	}
 	login := n.conn.Config().User
-	var version int
-	if err := n.conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+	var archive bool
+	if err := n.conn.QueryRow(ctx, `SELECT current_setting('restore_command') <> ''`).Scan(&archive); err != nil {
 		return n.queryError("look at the privileges", err)
 	}
-	if version < 150000 {
+	needed := failoverParameters
+	if archive {
+		needed = append(slices.Clone(needed), ballot.ArchiveParameters...)
+	}
+	if majorOf(n.conn.PgConn()) < 15 {
 		return hint(kind(ErrQuery, "failover on %s: user %q is no superuser, and before PostgreSQL 15 nobody else may ALTER SYSTEM", n.name, login),
 			"Make it a superuser: ALTER ROLE %s SUPERUSER;", pgx.Identifier{login}.Sanitize())
 	}
@@ -495,7 +499,7 @@ func (n *Node) failoverPrivileges(ctx context.Context) error {
 				AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')), true)
 			FROM pg_class WHERE relkind = 'r' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'repmgr')),
 		(SELECT rolreplication FROM pg_roles WHERE rolname = current_user)`,
-		failoverParameters, failoverFunctions, failoverRoles).Scan(&parameters, &functions, &roles, &files, &tables, &replication)
+		needed, failoverFunctions, failoverRoles).Scan(&parameters, &functions, &roles, &files, &tables, &replication)
 	if err != nil {
 		return n.queryError("look at the privileges", err)
 	}

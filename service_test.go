@@ -260,6 +260,52 @@ func TestFailoverPrivileges(t *testing.T) {
 	require.Contains(t, st.Nodes[0].ServiceError, "may not")
 }
 
+// With what the hint grants, and no more, a failover and the rejoin after it work,
+// also where the standbys have an archive.
+func TestFailover_Unprivileged(t *testing.T) {
+	needRejoin(t)
+	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			node1 := startPrimary(t)
+			if node1.Major < 15 {
+				t.Skip("before PostgreSQL 15 only a superuser may ALTER SYSTEM")
+			}
+			node1.Exec(t, `CREATE ROLE "re-p" LOGIN REPLICATION`)
+			as := []func(*repmgr.Config){automatic(mode), func(c *repmgr.Config) { c.Conninfo += " user=re-p"; c.RestoreCommand = "false" }}
+			_, grants, _ := strings.Cut(repmgr.Hint(repmgr.FailoverPrivileges(t.Context(), node1.Conninfo("user=re-p"))), "\n")
+			node1.Exec(t, grants)
+			require.NoError(t, repmgr.FailoverPrivileges(t.Context(), node1.Conninfo("user=re-p")))
+			node1.Exec(t, `UPDATE repmgr.nodes SET conninfo = conninfo || ' user=re-p', repluser = 're-p'`)
+			nodes := []*node{newNode(t, 1, node1.Server, as...)}
+			for id := repmgr.NodeID(2); id <= 3; id++ {
+				nodes = append(nodes, addStandby(t, nodes[0], id, as...))
+			}
+			err := repmgr.FailoverPrivileges(t.Context(), nodes[1].Conninfo("user=re-p"))
+			require.ErrorContains(t, err, "may not ALTER SYSTEM SET restore_command, repmgr.saved_restore_command")
+			_, grants, _ = strings.Cut(repmgr.Hint(err), "\n")
+			node1.Exec(t, grants)
+			waitSame(t, nodes[0], nodes[1])
+			require.NoError(t, repmgr.FailoverPrivileges(t.Context(), nodes[1].Conninfo("user=re-p")))
+			for _, n := range nodes {
+				n.cfg.DataDirectory = n.Dir
+				n.monitor(t)
+			}
+			waitReady(t, nodes[0], 3, mode)
+			nodes[0].Kill()
+			winner := waitPrimary(t, nodes[1:]...)
+			nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+			waitSame(t, winner, nodes[0])
+			winner.Exec(t, `CREATE TABLE after_the_failover (i int)`)
+			for _, n := range nodes {
+				if n != winner {
+					waitSame(t, winner, n)
+				}
+			}
+		})
+	}
+}
+
 func TestDaemon(t *testing.T) {
 	t.Parallel()
 	node1 := startPrimary(t)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 )
 
@@ -121,7 +122,6 @@ func syncValue(s election.SyncSetting, name func(id int32) string) string {
 const (
 	syncMark      = "repmgr.sync"
 	syncMarkJoint = " | "
-	syncMarkSQL   = `coalesce((SELECT setting FROM pg_catalog.pg_file_settings WHERE name = '` + syncMark + `' ORDER BY seqno DESC LIMIT 1), '')`
 )
 
 // syncState is the synchronous_standby_names of a server, and whose it is.
@@ -146,15 +146,21 @@ func (s syncState) foreign() bool { return s.value != "" && !s.ours() }
 func (n *Node) syncState(ctx context.Context) (s syncState, err error) {
 	const sql = `SELECT current_setting('synchronous_standby_names'), %s,
 		(SELECT coalesce(sourcefile || ' line ' || sourceline, source) FROM pg_catalog.pg_settings WHERE name = 'synchronous_standby_names')`
-	for _, mark := range []string{syncMarkSQL, `''`} {
-		err = n.conn.QueryRow(ctx, fmt.Sprintf(sql, mark)).Scan(&s.value, &s.mark, &s.from)
+	var text string
+	for _, settings := range []string{ballot.SettingsSQL, `''`} {
+		err = n.conn.QueryRow(ctx, fmt.Sprintf(sql, settings)).Scan(&s.value, &text, &s.from)
 		if sqlState(err) != codeInsufficientPrivilege {
 			break
 		}
 	}
+	set := map[string]string{}
+	if err == nil {
+		set, err = ballot.Settings(text)
+	}
 	if err != nil {
 		return s, n.queryError("read synchronous_standby_names", err)
 	}
+	s.mark = set[syncMark]
 	return s, nil
 }
 

@@ -13,6 +13,14 @@ import (
 // ” where there was none.
 const savedPrefix = "repmgr.saved_"
 
+// Parameters are the settings that a login which is no superuser must be allowed to
+// change by ALTER SYSTEM for a pledge.
+var Parameters = []string{Setting, "primary_conninfo", receiverTimeout, savedPrefix + receiverTimeout}
+
+// ArchiveParameters are those beside them where the standby has a restore_command.
+// Who may change that can run any command as the user of the server.
+var ArchiveParameters = []string{archive, savedPrefix + archive}
+
 // Override puts a setting in force for a while, until [GiveBack]. Of two
 // overrides the first one keeps what was there before. Whoever calls it reloads.
 func Override(ctx context.Context, conn *pgx.Conn, name, value string) error {

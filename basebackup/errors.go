@@ -110,19 +110,24 @@ func explainServer(pg *pgconn.PgError) error {
 	case codeObjectInUse:
 		return ErrSlotInUse
 	case codeUndefinedFile:
-		if pg.Routine == "XLogReadRaiseError" || strings.Contains(pg.Message, "WAL segment") {
+		switch pg.Routine {
+		case "WalSndSegmentOpen", "CheckXLogRemoved", "WALReadRaiseError", "XLogReadRaiseError":
 			return ErrWALRemoved
 		}
 	case codeAdminShutdown, codeCrashShutdown, codeCannotConnectNow:
 		return ErrSourceLost
 	case codeNotInState:
-		// One SQLSTATE for many reasons: only the server's words tell them
-		// apart. With another lc_messages they stay unnamed, not unreported.
-		if strings.Contains(pg.Message, "promoted") {
-			return ErrPromoted
-		}
-		if strings.Contains(pg.Message, "WAL level") || strings.Contains(pg.Hint, "wal_level") {
+		// One SQLSTATE for many reasons, and the words are of any language. The names
+		// of settings in them are the same in all.
+		if strings.Contains(pg.Hint, "wal_level") {
 			return ErrWALLevel
+		}
+		if strings.Contains(pg.Message, "full_page_writes") {
+			return nil
+		}
+		switch pg.Routine {
+		case "sendDir", "do_pg_backup_stop", "do_pg_stop_backup":
+			return ErrPromoted
 		}
 	}
 	return nil
