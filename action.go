@@ -154,6 +154,7 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
+	m.checkQuorum(ctx)
 	if err := m.local.failoverPrivileges(ctx); err != nil {
 		m.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
 	}

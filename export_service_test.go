@@ -23,6 +23,10 @@ func FailoverPrivileges(ctx context.Context, conninfo string) error {
 	return withNode(ctx, conninfo, func(n *Node) error { return n.failoverPrivileges(ctx) })
 }
 
+func WeakCommits(ctx context.Context, conninfo string) (all []string, err error) {
+	return all, withNode(ctx, conninfo, func(n *Node) error { all, err = n.weakCommits(ctx); return err })
+}
+
 func CopyMetadata(ctx context.Context, c *Cluster, primary, witness string) error {
 	return withNode(ctx, primary, func(p *Node) error {
 		return withNode(ctx, witness, func(w *Node) error { return c.copyMetadata(ctx, p, w) })

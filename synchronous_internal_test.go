@@ -73,3 +73,11 @@ func TestForeignAddress(t *testing.T) {
 		require.Equal(t, test.want, foreignAddress(t.Context(), Record{Conninfo: test.conninfo}, test.addr), "%+v", test)
 	}
 }
+
+func TestLeaksAtStart(t *testing.T) {
+	t.Parallel()
+	for version, want := range map[int]bool{130020: true, 130021: false, 140017: true, 140018: false, 150012: true, 150013: false, 160008: true, 160009: false, 170004: true, 170005: false, 180000: false} {
+		fixed, leaks := leaksAtStart(version)
+		require.Equal(t, want, leaks, "%d: %s", version, fixed)
+	}
+}

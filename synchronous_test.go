@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -328,4 +329,33 @@ func TestQuorum_Durability(t *testing.T) {
 			require.NoError(t, <-done)
 		})
 	}
+}
+
+// What makes commits wait for less than the disk of a standby is named at the start.
+func TestQuorum_NamesWeakCommits(t *testing.T) {
+	t.Parallel()
+	n := startPrimary(t, automatic(repmgr.SynchronousQuorum))
+	weak, err := repmgr.WeakCommits(t.Context(), n.Conninfo())
+	require.NoError(t, err)
+	require.Empty(t, weak)
+	for _, sql := range []string{
+		`CREATE DATABASE "A"`, `CREATE ROLE fast`, `ALTER SYSTEM SET synchronous_commit = remote_write`, `ALTER DATABASE "A" SET synchronous_commit = local`,
+		`ALTER ROLE fast SET synchronous_commit = off`, `ALTER ROLE fast IN DATABASE "A" SET synchronous_commit = on`, `ALTER ROLE ALL SET synchronous_commit = remote_apply`,
+	} {
+		n.Exec(t, sql)
+	}
+	weak, err = repmgr.WeakCommits(t.Context(), n.Conninfo())
+	require.NoError(t, err)
+	require.Len(t, weak, 3)
+	require.Equal(t, []string{`database "A" has local`, "role fast has off"}, weak[:2])
+	require.Regexp(t, `^the server \(.*postgresql.auto.conf line \d+\) has remote_write$`, weak[2])
+	var log lockedBuffer
+	n.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	n.monitor(t)
+	pgtest.WaitFor(t, "the warning", func(context.Context) error {
+		if text := log.String(); !strings.Contains(text, "synchronous_commit is weaker than on") || !strings.Contains(text, "role fast has off") {
+			return errors.New(text)
+		}
+		return nil
+	})
 }
