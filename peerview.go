@@ -116,6 +116,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
 		NoPledge: orDefault(unable, n.fault),
 	}
+	v.Misnamed = nameProblem(rec, w.records()) != ""
 	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)
 	v.Feeds, v.NeedsSlot = w.fed(s.Senders), rec.SlotName != ""
 	v.Room = election.Room{Known: true, Senders: s.SendersFree + len(v.Feeds), Slots: s.SlotsFree + w.ofNodes(s.Slots)}

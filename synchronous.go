@@ -99,16 +99,17 @@ func settingOf(value string, recs []Record) election.SyncSetting {
 	return set
 }
 
-// syncValue is the value of synchronous_standby_names that a setting asks for.
+// syncValue is the value of synchronous_standby_names that a setting asks for. A
+// name that PostgreSQL reads as another's is not written: nobody's word counts for it.
 func syncValue(s election.SyncSetting, name func(id int32) string) string {
 	if s.Acks <= 0 {
 		return ""
 	}
 	var names []string
 	for _, id := range s.Standbys {
-		text := closedName
-		if id != 0 {
-			text = name(id)
+		text := name(id)
+		if id == 0 || !validName.MatchString(text) {
+			text = closedName
 		}
 		names = append(names, pgx.Identifier{text}.Sanitize())
 	}

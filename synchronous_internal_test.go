@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -34,10 +35,16 @@ func TestParseSyncNames(t *testing.T) {
 		_, ok := parseSyncNames(text)
 		require.Equal(t, err == nil, ok || text == "", "%q: PostgreSQL says %v", text, err)
 	}
-	for _, s := range []election.SyncSetting{set(1, 1), set(2, 1, 2, 3), election.Closed(), none} {
-		value := syncValue(s, func(id int32) string { return recs[id-1].Name })
-		require.Equal(t, s, settingOf(value, recs))
+	name := func(id int32) string {
+		if r, ok := recordByID(recs, NodeID(id)); ok {
+			return r.Name
+		}
+		return fmt.Sprint(id) // as a watch does
 	}
+	for _, s := range []election.SyncSetting{set(1, 1), set(2, 1, 2), election.Closed(), none} {
+		require.Equal(t, s, settingOf(syncValue(s, name), recs))
+	}
+	require.Equal(t, set(1, 0, 1), settingOf(syncValue(set(1, 1, 3), name), recs), "a name that is not written")
 }
 
 func TestNameProblem(t *testing.T) {

@@ -257,3 +257,34 @@ func TestLeaseStart(t *testing.T) {
 		}
 	}
 }
+
+// What a new term begins with: nobody counts whose name PostgreSQL reads as
+// another's, and with durability=required somebody always does, where somebody did.
+func TestPolicy_Count_FirstAcks(t *testing.T) {
+	t.Parallel()
+	five := election.Rule{Term: 1, Seq: 4, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}, Quorum: true, Sync: []int32{2, 3}, Acks: 1}
+	none := five
+	none.Sync, none.Acks = nil, 0
+	misnamed := func(p *election.Peer) { p.Misnamed = true }
+	wit := func(id int32) election.Peer { return answers(id, election.Primary, 0, witness) }
+	for name, test := range map[string]struct {
+		rule     election.Rule
+		required bool
+		peers    []election.Peer
+		sync     []int32
+		acks     int
+	}{
+		"all follow":                  {five, false, []election.Peer{answers(2, election.Standby, 100), answers(3, election.Standby, 100), wit(4)}, []int32{3}, 1},
+		"one is misnamed":             {five, false, []election.Peer{answers(2, election.Standby, 100), answers(3, election.Standby, 100, misnamed), wit(4)}, nil, 0},
+		"alone with witnesses":        {three(true), false, []election.Peer{answers(2, election.Standby, 100), answers(3, election.Standby, 100, misnamed)}, nil, 0},
+		"the same, required":          {three(true), true, []election.Peer{answers(2, election.Standby, 100), answers(3, election.Standby, 100, misnamed)}, []int32{1}, 1},
+		"required, and nobody before": {none, true, []election.Peer{answers(1, election.Primary, 100), wit(4), wit(5)}, nil, 0},
+	} {
+		p := failoverPolicy
+		p.Quorum, p.Required = true, test.required
+		got := p.Count(test.rule, 2, election.HealthDead, test.peers).Rule
+		if !slices.Equal(got.Sync, test.sync) || got.Acks != test.acks {
+			t.Errorf("%s: got %d of %v, want %d of %v", name, got.Acks, got.Sync, test.acks, test.sync)
+		}
+	}
+}

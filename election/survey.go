@@ -51,6 +51,7 @@ type Peer struct {
 	Heard        time.Duration // how long ago the receiver heard from its sender, at SeenAt
 	Detached     bool          // it has no primary_conninfo: pledged, or fenced
 	Delayed      bool          // it applies WAL with a delay
+	Misnamed     bool          // synchronous_standby_names can not tell it from others
 	ReplayPaused bool          // an operator did that, or Halt says who
 	ShutDown     bool          // the last WAL record that it has is of a shutdown in order
 	Term         int64         // of its ballot
@@ -529,7 +530,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	if next.Quorum {
 		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
 		if next.Acks == 0 && p.Required {
-			next.Sync = absent(newest, winner.ID)
+			next.Sync = absent(newest, winner.ID, peers)
 			next.Acks = min(1, newest.Acks, len(next.Sync))
 		}
 	}
@@ -590,9 +591,9 @@ func standing(r Rule, peers []Peer) []Rule {
 }
 
 // electable reports whether a standby may count among those that hold what is
-// acknowledged: only one that could be promoted with it.
+// acknowledged: only one that could be promoted with it, and whose word is its own.
 func electable(o Peer) bool {
-	return o.data() && o.Priority > 0 && !o.Delayed && !o.ReplayPaused && o.Halt == ""
+	return o.data() && o.Priority > 0 && !o.Delayed && !o.ReplayPaused && o.Halt == "" && !o.Misnamed
 }
 
 // holdsAll reports whether nobody pledged, who may count, has more of the line than
@@ -611,8 +612,10 @@ func holdsAll(r, line Rule, best Peer, peers []Peer) bool {
 // absent are those that commits of a new term wait for where nobody is there who
 // could have them, and commits must not wait for nobody: whoever of the last
 // term's comes back first.
-func absent(r Rule, winner int32) []int32 {
-	all := slices.DeleteFunc(append(slices.Clone(r.Sync), r.Primary), func(id int32) bool { return id == winner || !slices.Contains(r.Voters, id) })
+func absent(r Rule, winner int32, peers []Peer) []int32 {
+	all := slices.DeleteFunc(append(slices.Clone(r.Sync), r.Primary), func(id int32) bool {
+		return id == winner || !slices.Contains(r.Voters, id) || find(peers, id).Misnamed
+	})
 	slices.Sort(all)
 	return slices.Compact(all)
 }
