@@ -597,6 +597,7 @@ func (c *Cluster) emit(ctx context.Context, primary *Node, e Event) {
 		err := primary.conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details)
 			SELECT $1, $2, $3, $4 WHERE NOT pg_is_in_recovery() RETURNING event_timestamp`,
 			int32(e.NodeID), string(e.Type), e.Success, e.Details).Scan(&e.At)
+		e.written = err == nil
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			c.log.Warn("event not written to repmgr.events", "event", e.Type, "err", primary.queryError("write an event", err))
 		}

@@ -62,6 +62,15 @@ func TestRepmgr5_WorksBeforeAdoption(t *testing.T) {
 	require.Nil(t, service.Rule)
 	_, err = node2.NodeStatus(ctx)
 	require.NoError(t, err)
+	checks, err := node2.CheckNode(ctx, "")
+	require.NoError(t, err)
+	require.Len(t, checks.Checks, 8)
+	for _, r := range checks.Checks {
+		require.Equal(t, repmgr.CheckOK, r.Status, r)
+	}
+	checks, err = node2.CheckNode(ctx, repmgr.CheckRole)
+	require.NoError(t, err)
+	require.Equal(t, []repmgr.CheckResult{{Check: repmgr.CheckRole, Status: repmgr.CheckOK, Details: "node is standby"}}, checks.Checks)
 	_, err = node2.Events(ctx, repmgr.EventFilter{})
 	require.NoError(t, err)
 	failovers, err := node2.Failovers(ctx, 0)
@@ -81,6 +90,11 @@ func TestRepmgr5_WorksBeforeAdoption(t *testing.T) {
 	require.Equal(t, "0", node2.QueryString(t, adopted))
 	require.Equal(t, "1 primary false, 2 primary true, 3 standby true", node2.QueryString(t, `SELECT string_agg(concat_ws(' ', node_id, type, active::text), ', ' ORDER BY node_id) FROM repmgr.nodes`))
 	waitSame(t, node2, nodes[2])
+	nodes[2].Stop("fast")
+	checks, err = node2.CheckNode(ctx, repmgr.CheckDownstream)
+	require.NoError(t, err)
+	require.Equal(t, `1 of 1 downstream nodes not attached; missing: node "node3" (ID: 3)`, checks.Checks[0].Details)
+	require.Equal(t, 2, checks.Checks[0].Status.ExitCode())
 }
 
 // An operator's election takes the rows of the nodes for the rule that nobody wrote.

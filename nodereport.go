@@ -15,6 +15,7 @@ type NodeReport struct {
 	DataBytes       int64         `json:"data_bytes"`         // of all databases; -1: not ours to read
 	ArchiveReady    int           `json:"archive_ready"`      // WAL segments waiting for the archiver; -1: not ours to read
 	ReplicationLag  time.Duration `json:"replication_lag_ns"` // how long ago a standby was last in step; -1: unknown, or not a standby
+	Children        int           `json:"downstream"`         // registered downstream nodes that are active
 	MissingSlots    []string      `json:"missing_slots"`      // of registered downstream nodes
 	InactiveSlots   []string      `json:"inactive_slots"`
 	MissingChildren []string      `json:"missing_downstream"` // registered downstream nodes that are not attached
@@ -80,6 +81,7 @@ func (r *NodeReport) judge(recs []Record) {
 		if d.UpstreamID != r.Record.ID || !d.Active || d.Role != RoleStandby {
 			continue
 		}
+		r.Children++
 		if _, ok := slots[d.SlotName]; d.SlotName != "" && !ok {
 			r.MissingSlots = append(r.MissingSlots, d.SlotName)
 		}

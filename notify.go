@@ -16,8 +16,21 @@ import (
 	"time"
 )
 
-// EventTimeFormat is how an event's time is given to commands: as repmgr does.
+// EventTimeFormat is how the time of an event that is in no table is given to
+// commands: as repmgr does. One that is in repmgr.events has the form that
+// PostgreSQL gives it.
 const EventTimeFormat = "2006-01-02 15:04:05-0700"
+
+// stamp is the time for a command.
+func (e Event) stamp() string {
+	if !e.written {
+		return e.At.Format(EventTimeFormat)
+	}
+	if _, offset := e.At.Zone(); offset%3600 != 0 {
+		return e.At.Format("2006-01-02 15:04:05.999999-07:00")
+	}
+	return e.At.Format("2006-01-02 15:04:05.999999-07")
+}
 
 // CommandNotifier runs a shell command for each event. Its placeholders are
 // repmgr's: %n node id, %e event, %s 1 or 0, %t time, %d details, %p, %a and %c
@@ -45,7 +58,7 @@ func (n CommandNotifier) Notify(ctx context.Context, e Event) error {
 		'n': {"REPMGR_NODE_ID", strconv.Itoa(int(e.NodeID))},
 		'e': {"REPMGR_EVENT", string(e.Type)},
 		's': {"REPMGR_SUCCESS", success},
-		't': {"REPMGR_TIMESTAMP", e.At.Format(EventTimeFormat)},
+		't': {"REPMGR_TIMESTAMP", e.stamp()},
 		'd': {"REPMGR_DETAILS", e.Details},
 		'p': {"REPMGR_PEER_ID", peer},
 		'a': {"REPMGR_PEER_NAME", e.Peer},

@@ -102,13 +102,14 @@ func (n *Node) createSchema(ctx context.Context) (created bool, err error) {
 	case !errors.Is(err, ErrNotRegistered):
 		return false, err
 	}
+	created = n.schema == schemaNone
 	ctx = limitStatement(ctx) // below the driver's tracer
 	defer endStatement(ctx)
 	// One simple-protocol query is one transaction: all of it or nothing.
 	if _, err := n.conn.PgConn().Exec(ctx, Schema).ReadAll(); err != nil {
 		return false, n.queryError("create the repmgr schema", err)
 	}
-	return true, n.needSchema(ctx)
+	return created, n.needSchema(ctx)
 }
 
 // refuseSecondPrimary asks all registered nodes whether one of them is a primary.

@@ -180,6 +180,8 @@ type Event struct {
 	PeerID       NodeID `json:"peer_node_id,omitempty" db:"-"`
 	Peer         string `json:"peer_node_name,omitempty" db:"-"`
 	PeerConninfo string `json:"peer_conninfo,omitempty" db:"-"`
+
+	written bool // it is in repmgr.events
 }
 
 // Notifier is told of each event, in order, one at a time. Notify must return

@@ -236,6 +236,9 @@ func (c *Cluster) askService(ctx context.Context, r Record, s *ServiceNode) erro
 	if ours {
 		from = newestRuleSQL
 	}
+	if s.Foreign, err = n.foreignDaemon(ctx); err != nil {
+		return err
+	}
 	var says string
 	var rule *string
 	if err := n.conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &rule); err != nil {

@@ -121,7 +121,7 @@ func TestKnownCommandLines(t *testing.T) {
 		{"repmgr standby follow -f C --log-to-file --upstream-node-id=3", "standby follow", func(t *testing.T, a *app) {
 			require.Equal(t, 3, a.Standby.Follow.UpstreamNodeID)
 		}},
-		{"repmgr node check", "!node check", nil},
+		{"repmgr node check", "node check", nil},
 		{"repmgr daemon status", "daemon status", nil},
 		{"repmgr standby promote --siblings-follow", "standby promote", func(t *testing.T, a *app) {
 			require.True(t, a.Standby.Promote.SiblingsFollow)
@@ -158,7 +158,10 @@ func TestKnownCommandLines(t *testing.T) {
 		{"repmgr cluster cleanup -k 7", "cluster cleanup", func(t *testing.T, a *app) {
 			require.Equal(t, 7, a.Cluster.Cleanup.KeepHistory)
 		}},
-		{"repmgr node check --nagios --replication-lag", "!node check", nil},
+		{"repmgr node check --nagios --replication-lag", "node check", func(t *testing.T, a *app) {
+			require.Equal(t, repmgr.CheckReplicationLag, a.Node.Check.only())
+		}},
+		{"repmgr -C /etc/old.conf --cluster=test --check-upstream-config cluster show", "cluster show", nil},
 		{"repmgr service status --csv", "service status", nil},
 		{"repmgr service pause", "service pause", nil},
 		{"repmgr daemon start -w", "daemon start", nil},

@@ -36,12 +36,16 @@ type general struct {
 	LogLevel      string `short:"L" placeholder:"LEVEL" help:"DEBUG, INFO, NOTICE, WARNING or ERROR (default: INFO)"`
 	LogToFile     bool   `help:"log to log_file of the configuration"`
 	JSON          bool   `name:"json" help:"output one JSON document, also for errors"`
+	Cluster5      string `name:"cluster" hidden:"" placeholder:"NAME" noeffect:"the name of the cluster is in the configuration"`
 	Format        string `oneof:"text,csv,json" placeholder:"FORMAT" help:"text, csv or json"`
 }
 
 type configuration struct {
 	ConfigFile string `short:"f" placeholder:"PATH" help:"path to the configuration file (also --config_file)"`
 	PgBindir   string `name:"pg_bindir" short:"b" placeholder:"DIR" help:"directory of PostgreSQL's programs"`
+
+	RemoteConfigFile    string `short:"C" hidden:"" placeholder:"PATH" noeffect:"no other machine's configuration is read"`
+	CheckUpstreamConfig bool   `hidden:"" noeffect:"the checks are always made; without the deed: --dry-run"`
 }
 
 // connection is embedded where a server other than that of repmgr.conf can be named.
@@ -63,7 +67,8 @@ func isConninfo(s string) bool {
 
 // ownAddress are the parameters of a node's conninfo that say where it is; the
 // others, such as user and database, are good for its fellows too.
-var ownAddress = []string{"host", "hostaddr", "port", "application_name", "fallback_application_name"}
+// A port is often the same on all of them, and repmgr 5 keeps it.
+var ownAddress = []string{"host", "hostaddr", "application_name", "fallback_application_name"}
 
 // conninfo is the server that the options name. What they leave open comes from
 // ours, the conninfo of the configuration, and otherwise from the PG* variables.
@@ -83,6 +88,9 @@ func (c connection) conninfo(ours string) (string, error) {
 			params = p
 			for _, key := range ownAddress {
 				delete(params, key)
+			}
+			if strings.Contains(params["port"], ",") { // of several hosts
+				delete(params, "port")
 			}
 		}
 		if c.Dbname != "" {
@@ -123,6 +131,7 @@ type primaryGroup struct {
 	Register   primaryRegister   `cmd:"" help:"register this node as the primary of the cluster"`
 	Unregister primaryUnregister `cmd:"" help:"remove the record of a former primary"`
 	Status     nodeStatus        `cmd:"" hidden:"" help:"show the state of this node"`
+	Check      nodeCheck         `cmd:"" hidden:"" help:"check this node"`
 }
 
 type standbyGroup struct {
@@ -132,6 +141,7 @@ type standbyGroup struct {
 	Promote    standbyPromote    `cmd:"" help:"make this standby the new primary"`
 	Follow     standbyFollow     `cmd:"" help:"re-point this standby to a new primary"`
 	Status     nodeStatus        `cmd:"" hidden:"" help:"show the state of this node"`
+	Check      nodeCheck         `cmd:"" hidden:"" help:"check this node"`
 }
 
 type witnessGroup struct {
@@ -167,6 +177,7 @@ type clusterGroup struct {
 
 type nodeGroup struct {
 	Status nodeStatus `cmd:"" help:"show the state of this node"`
+	Check  nodeCheck  `cmd:"" help:"check this node, for Nagios and the like"`
 	Rejoin nodeRejoin `cmd:"" help:"bring a former primary back as a standby"`
 	Screen nodeScreen `cmd:"" help:"before its server is started: may it start as a primary?"`
 }
@@ -514,6 +525,33 @@ func (nodeStatus) Help() string {
 
 Example:
   repmgr -f /etc/repmgr.conf node status`
+}
+
+type nodeCheck struct {
+	csv
+	Role                bool `xor:"check" help:"does it run as what it is registered as?"`
+	ReplicationLag      bool `xor:"check" help:"how many seconds is this standby behind?"`
+	ArchiveReady        bool `xor:"check" help:"how many WAL files wait for the archiver?"`
+	Upstream            bool `xor:"check" help:"does it receive from its registered upstream?"`
+	Downstream          bool `xor:"check" help:"do all registered downstream nodes receive from it?"`
+	Slots               bool `xor:"check" help:"does a slot that nobody uses keep WAL?"`
+	MissingSlots        bool `xor:"check" help:"is a slot of a downstream node missing?"`
+	Repmgrd             bool `xor:"check" help:"does repmgrd run here?"`
+	DataDirectoryConfig bool `xor:"check" help:"is data_directory that of the server?"`
+	HasPassfile         bool `xor:"check" hidden:""`
+	DBConnection        bool `xor:"check" hidden:"" name:"db-connection"`
+	Nagios              bool `help:"output a line for Nagios (with one check)"`
+	superuser
+}
+
+func (nodeCheck) Help() string {
+	return `All checks, or one. All: the exit code is 25 where one is not OK. One: it is that of a
+Nagios plugin, 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Where the server can not be
+reached it is 6. Limits: replication_lag_warning, ..._critical, archive_ready_warning,
+..._critical. CSV, of all checks: name, status, details.
+
+Example:
+  repmgr -f /etc/repmgr.conf node check --replication-lag --nagios`
 }
 
 type nodeRejoin struct {

@@ -60,6 +60,7 @@ func TestHelp(t *testing.T) {
 		"cluster-event":    "cluster event --help",
 		"node-status":      "node status --help",
 		"node-rejoin":      "node rejoin --help",
+		"node-check":       "standby check --help",
 		"node-screen":      "node screen --help",
 		"witness-register": "witness register --help",
 		"service-status":   "daemon status --help",
@@ -91,7 +92,7 @@ func TestCommandLineErrors(t *testing.T) {
 		"standby clone", "standby clone node1 -h node2 --upstream-node-id=1 --upstream-conninfo=x", "standby clone node1 -p 1 -p 2 -p 3", "standby clone -h",
 		"standby follow -w -W", "standby follow --wait=soon", "standby follow --wa", "standby follow --force=1",
 		"-L LOUD cluster show", "cluster show --node", "cluster show", "-f /nowhere/repmgr.conf cluster show",
-		"standby switchover --siblings-follow", "witness", "witness register", "service pause --dry-run", "daemon start -w -W", "node check -d x --role",
+		"standby switchover --siblings-follow", "witness", "witness register", "service pause --dry-run", "daemon start -w -W", "node check --nagios", "node check --role --csv", "node service --list-actions",
 		"completion", "completion csh", "-q standby clone", "-t standby clone",
 	} {
 		out, errs, code := try(t, strings.Fields(line)...)
@@ -342,7 +343,8 @@ func TestConnectionOptions(t *testing.T) {
 		ours string
 		want map[string]string
 	}{
-		{"the host alone keeps login and database", connection{Host: "node1"}, ours, map[string]string{"host": "node1", "user": "repmgr", "dbname": "repmgr", "sslmode": "require"}},
+		{"the host alone keeps port, login and database", connection{Host: "node1"}, ours, map[string]string{"host": "node1", "port": "5433", "user": "repmgr", "dbname": "repmgr", "sslmode": "require"}},
+		{"but not the ports of several hosts", connection{Host: "node1"}, "host=a,b port=1,2 user=repmgr", map[string]string{"host": "node1", "user": "repmgr"}},
 		{"options win", connection{Host: "node1", Port: []int{1, 2}, Username: "u", Dbname: "d"}, ours, map[string]string{"host": "node1", "port": "1", "user": "u", "dbname": "d", "sslmode": "require"}},
 		{"a connection string stands alone", connection{Dbname: "host=x"}, ours, map[string]string{"host": "x"}},
 		{"a URI too, and options win over it", connection{Dbname: "postgres://u@x/d", Host: "y"}, "", map[string]string{"host": "y", "user": "u", "dbname": "d"}},

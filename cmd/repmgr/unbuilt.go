@@ -10,19 +10,16 @@ import (
 // each with the options that are only its own.
 var unbuilt = []cli.Unbuilt{
 	{Command: "standby switchover", Options: "always-promote siblings-follow repmgrd-no-pause repmgrd-force-unpause force-rewind?"},
-	{Command: "node check", Options: nodeCheckOptions},
-	{Command: "primary check", Options: nodeCheckOptions},
-	{Command: "standby check", Options: nodeCheckOptions},
-	{Command: "node service", Options: "action= list-actions checkpoint"},
+	{Command: "node service", Options: "action= list-actions checkpoint " + nodeCheckOptions},
 	{Command: "node control", Options: "disable-wal-receiver enable-wal-receiver"},
 	{Command: "cluster crosscheck"},
 	{Command: "cluster matrix"},
 }
 
-const nodeCheckOptions = "archive-ready downstream upstream replication-lag role slots missing-slots repmgrd has-passfile replication-connection " +
-	"data-directory-config replication-config-owner db-connection nagios optformat remote-node-id="
+// nodeCheckOptions are checks between nodes, which switchover of repmgr 5 makes.
+const nodeCheckOptions = "replication-connection replication-config-owner optformat remote-node-id="
 
-// unbuiltList has a line for each group, "  node check|rejoin|service|control".
+// unbuiltList has a line for each group, "  node service|control".
 func unbuiltList() string {
 	var groups []string
 	actions := map[string][]string{}
