@@ -19,12 +19,10 @@ const abilityEvery = 10 * time.Second
 // it lacks is announced, because nobody may count on a fence that does not come.
 // It is owned by the goroutine of Run.
 type ability struct {
-	at     time.Time // of the proof; zero: none was tried yet
-	conn   *Node     // over which it was made
-	lacks  error     // nil: it can
-	told   bool      // that it can not
-	srv    *localServer
-	device error // why the watchdog device can not be used although it is required
+	at    time.Time // of the proof; zero: none was tried yet
+	conn  *Node     // over which it was made
+	lacks error     // nil: it can
+	told  bool      // that it can not
 }
 
 // proveFence tries whether this Monitor could stop the local server, without doing
@@ -34,7 +32,7 @@ func (m *Monitor) proveFence(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.local == nil || m.dataDirectory() == "" && m.cluster.cfg.DataDirectory == "" {
 		return
 	}
-	if a.lacks == nil && a.conn == m.local && time.Since(a.at) < abilityEvery {
+	if a.lacks == nil && a.conn == m.local && m.deviceTrouble() == nil && time.Since(a.at) < abilityEvery {
 		return
 	}
 	ctx, cancel := m.lookLimit(ctx)
@@ -69,6 +67,9 @@ func (m *Monitor) tryFence(ctx context.Context) error {
 	if here := m.servesHere(ctx, srv); err == nil {
 		err = here
 	}
+	if err == nil {
+		err = m.mayArm()
+	}
 	if err != nil {
 		return err
 	}
@@ -84,6 +85,10 @@ func (s *localServer) mayStop() error {
 		return err
 	}
 	pid := serverPID(s.dir)
+	if pid == 0 {
+		return hint(kind(ErrRefused, "no process holds the data directory %s here", s.dir),
+			"Is data_directory in repmgr.conf the server's own? Run repmgrd on the machine, and in the container (the PID namespace), of its server.")
+	}
 	if !s.serves(pid) {
 		return hint(kind(ErrRefused, "process %d, which %s names, does not work in that directory here", pid, filepath.Join(s.dir, "postmaster.pid")),
 			"Run repmgrd in the container (the PID namespace) of its server.")

@@ -28,6 +28,9 @@ type shared struct {
 	elsewhere bool          // the local server runs on another machine: it is not ours to stop
 	rejoins   bool          // a rejoin is under way: it starts and stops the server
 	fenced    string        // why this Monitor last fenced the server
+	fencedAt  time.Time
+	device    error               // what keeps the watchdog device from being used
+	replied   map[int32]time.Time // when a standby sent a reply, or later
 }
 
 func (s *shared) setCluster(c *Cluster) {
@@ -81,7 +84,7 @@ func (m *Monitor) isRejoining() bool {
 func (m *Monitor) setLastFence(why string) {
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
-	m.shared.fenced = why
+	m.shared.fenced, m.shared.fencedAt, m.shared.office = why, time.Now(), time.Time{}
 }
 
 func (m *Monitor) lastFence() string {
@@ -101,12 +104,38 @@ func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error 
 	return m.local.setPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
 }
 
+// halfPaused says that a pause does not hold, since an election could pass it by:
+// the local primary keeps its lease then.
+func (m *Monitor) halfPaused(o election.Observation) error {
+	me := peerOf(o.Peers, o.Self)
+	if m.cluster.cfg.Failover != FailoverAutomatic || !m.inOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PauseHolds(o.Self, o.Peers) {
+		return nil
+	}
+	return hint(kind(ErrPaused, "failover is paused, but not on so many nodes that the others could elect nobody: %s keeps its lease, and is stopped where it has no contact to a majority", m.cluster.self()),
+		"Run repmgr service pause where all nodes can be reached, or repmgr service unpause.")
+}
+
+// reportRejected names the nodes that reject our login: what is known of them is old.
+func (m *Monitor) reportRejected(peers []election.Peer) {
+	for _, p := range peers {
+		if p.ID == election.Arbiter {
+			continue
+		}
+		rec := m.watch.record(p.ID)
+		var err error
+		if p.Answer == election.Rejects {
+			err = hint(kind(ErrConnect, "%s rejects the login of this daemon", rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
+		}
+		m.report("the login to "+rec.Name, err)
+	}
+}
+
 // noteOffice keeps since when the local server is seen as the primary.
 func (m *Monitor) noteOffice(me election.Peer) {
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
 	switch {
-	case me.Role == election.Witness || me.Running != election.Primary || me.Answer == election.Refused:
+	case me.Role == election.Witness || me.Running != election.Primary || me.Answer == election.Refused || me.SeenAt.Before(m.shared.fencedAt):
 		m.shared.office = time.Time{} // what is down is none until it is seen as one again
 	case m.shared.office.IsZero() && me.Answer == election.Answers:
 		m.shared.office = time.Now()
@@ -132,7 +161,7 @@ func (m *Monitor) noteFence(e Event) {
 // tellShared tells what the goroutines beside Run have to say.
 func (m *Monitor) tellShared() {
 	m.shared.mu.Lock()
-	events, trouble := m.shared.events, m.shared.trouble
+	events, trouble, device := m.shared.events, m.shared.trouble, m.shared.device
 	m.shared.events = nil
 	m.shared.mu.Unlock()
 	for _, e := range events {
@@ -143,6 +172,7 @@ func (m *Monitor) tellShared() {
 		err = errors.New(trouble)
 	}
 	m.report("the heartbeat", err)
+	m.report("the watchdog device", device)
 }
 
 // checkAutomatic says at the start what will keep failover from working, and
@@ -375,6 +405,9 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Reco
 
 // rejoin brings the local server back, and leaves a mark as long as it has not.
 func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Record) error {
+	if m.unmarked() {
+		return notBegun{kind(ErrRefused, "the server was fenced, and is not marked as a standby yet")}
+	}
 	m.setRejoining(true)
 	defer m.setRejoining(false)
 	srv, err := c.localServer(m.dataDirectory())

@@ -346,6 +346,16 @@ type Config struct {
 	// and 30 with SynchronousMode quorum, where that loses nothing, as long as no standby
 	// still receives from it. Key primary_start_timeout, in seconds, -1 or more. Defaults to 0.
 	PrimaryStartTimeout time.Duration
+	// WatchdogDevice is a watchdog device of the kernel, such as /dev/watchdog. While the
+	// local server is the primary, with failover automatic, its Monitor feeds the device
+	// as long as it has contact to a majority; so a machine on which nothing runs any
+	// more is reset before another node becomes the primary. A Monitor that is killed
+	// takes the machine with it. Key watchdog_device. Defaults to none.
+	WatchdogDevice string
+	// WatchdogRequired keeps a node whose watchdog device can not be used from being
+	// promoted with synchronous_mode off, and from being replaced unless it is known to be
+	// dead. Key watchdog_required. Defaults to false.
+	WatchdogRequired bool
 	// FailoverOnShutdown fails over also when the primary was shut down in order.
 	// Key failover_on_shutdown. Defaults to false.
 	FailoverOnShutdown bool

@@ -109,6 +109,8 @@ var confKeys = []confKey{
 	{"fence_timeout", reloads, confTime(time.Second, 1, DefaultFenceTimeout, func(c *Config) *time.Duration { return &c.FenceTimeout })},
 	{"hang_timeout", reloads, confTime(time.Second, 1, DefaultHangTimeout, func(c *Config) *time.Duration { return &c.HangTimeout })},
 	{"primary_start_timeout", reloads, confTime(time.Second, -1, 0, func(c *Config) *time.Duration { return &c.PrimaryStartTimeout })},
+	{"watchdog_device", reloads, confPath(func(c *Config) *string { return &c.WatchdogDevice })},
+	{"watchdog_required", reloads, confBool(func(c *Config) *bool { return &c.WatchdogRequired })},
 	{"failover_on_shutdown", reloads, confBool(func(c *Config) *bool { return &c.FailoverOnShutdown })},
 	{"maximum_lag_on_failover", reloads, confSize(func(c *Config) *int64 { return &c.MaximumLagOnFailover })},
 	{"failovers_per_hour", reloads, confInt(-1, DefaultFailoversPerHour, func(c *Config) *int { return &c.FailoversPerHour })},

@@ -26,19 +26,18 @@ import (
 // A stopped primary is started again as a standby of nobody.
 func (m *Monitor) guard(ctx context.Context) {
 	defer m.beat(nil, true)
-	last := time.Now()
+	defer m.endMarking()
+	defer m.device.disarm()
 	for {
 		c := m.settings()
 		if pause(ctx, c.pulse()/2) != nil {
 			return
 		}
-		slept := time.Since(last) > c.pulse()
-		if last = time.Now(); slept { // this process was stopped: what it knows is old
-			m.watch.refreshAll(ctx, 2*c.pulse())
-		}
+		m.awake(ctx, c)
 		left := m.guardOnce(ctx, c)
 		m.setLease(left)
 		m.beat(left, false)
+		m.feed(c, left)
 	}
 }
 
@@ -46,6 +45,9 @@ func (m *Monitor) guard(ctx context.Context) {
 func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
 	me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
 	if c.cfg.Failover != FailoverAutomatic || me.Role == election.Witness || me.Role == "" {
+		return nil
+	}
+	if !m.keepDown(ctx, c) {
 		return nil
 	}
 	if me.Answer == election.Refused {
@@ -61,8 +63,10 @@ func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
 	}
 	if left <= 0 {
 		m.beat(nil, false) // the watchdog leaves it to us
-		m.fence(ctx, c, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", c.cfg.FenceTimeout))
-		return nil
+		if m.fence(ctx, c, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", c.cfg.FenceTimeout)) {
+			return nil
+		}
+		left = 0 // only a reset of the machine helps now
 	}
 	return &left
 }
@@ -96,7 +100,7 @@ func (m *Monitor) guardHang(ctx context.Context) {
 func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.Duration, needed bool) {
 	r := me.Rule
 	peers := m.watch.peers()
-	if !r.Known() || election.Paused(peers) { // who is paused elects nobody
+	if !r.Known() {
 		return 0, false
 	}
 	if r.Primary != me.ID { // promoted, and the row that says so is not written yet
@@ -105,20 +109,21 @@ func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.
 			r.Term = max(r.Term, me.Term)
 		}
 	}
-	for i, p := range peers { // who is pledged to us elects nobody else by that
-		if p.Candidate == c.candidate() {
+	for i, p := range peers {
+		if p.Candidate == c.candidate() { // who is pledged to us elects nobody else by that
 			peers[i].Term = min(p.Term, r.Term)
 		}
+		peers[i].SeenAt, peers[i].Tried, peers[i].Replied = m.sleeps.aged(p.SeenAt), m.sleeps.aged(p.Tried), m.sleeps.aged(m.repliedAt(p.ID))
 	}
 	left = c.cfg.FenceTimeout
 	for _, rule := range []election.Rule{r, m.ruleBefore()} {
-		if !rule.Known() {
+		if !rule.Known() || rule.PauseHolds(me.ID, peers) { // who is paused elects nobody
 			continue
 		}
 		rule.Primary, rule.Term = r.Primary, r.Term
 		start := election.LeaseStart(now, rule, me.ID, peers)
 		if start.IsZero() {
-			start = m.inOfficeSince() // nobody was reached yet: the election that promoted it was the contact
+			start = m.sleeps.aged(m.inOfficeSince()) // nobody was reached yet: the election that promoted it was the contact
 		}
 		left, needed = min(left, c.cfg.FenceTimeout-now.Sub(start)), true
 	}
@@ -141,48 +146,6 @@ func (c *Cluster) hangs(ctx context.Context) bool {
 	}
 	n.Close()
 	return false
-}
-
-// fencedName is the file, in the data directory, that says that the Monitor
-// stopped this server and has to start it again, as a standby of nobody. It is
-// written first, so that a Monitor that dies in between goes on with it.
-const fencedName = "repmgr_fenced"
-
-var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": "", "recovery_target_timeline": "latest"}
-
-// fence stops the local server at once, and starts it as a standby of nobody.
-func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) {
-	start := time.Now()
-	srv, err := c.localServer(m.dataDirectory())
-	if m.isElsewhere() {
-		srv, err = nil, kind(ErrRefused, "its server runs on another machine")
-	}
-	if err == nil {
-		err = writeStandby(srv.dir, detached, nil)
-	}
-	if err == nil {
-		err = writeFile(filepath.Join(srv.dir, fencedName), []byte(why+"\n"))
-	}
-	unmarked := err
-	if srv != nil { // whatever else fails: this is the fence
-		err = srv.fence(ctx)
-	}
-	if err == nil && unmarked != nil {
-		m.log.Error("this node was stopped, and stays down: it could not be made a standby", "reason", why, "err", unmarked, "hint", "Make room on its disk. Start it as a standby only: repmgr node rejoin")
-		m.noteFence(Event{Type: EventFence, Success: true, Details: fmt.Sprintf("%s; stopped, and not made a standby: %v", why, unmarked)})
-		return
-	}
-	if err != nil {
-		m.log.Error("this node could not be fenced: it may accept writes while another node is the primary", "reason", why, "err", err, "hint", Hint(err))
-		m.noteFence(Event{Type: EventFence, Details: fmt.Sprintf("not fenced (%s): %v", why, err)})
-		return
-	}
-	m.log.Warn("this node was fenced", "reason", why, "elapsed", time.Since(start))
-	m.setLastFence(why)
-	m.noteFence(Event{Type: EventFence, Success: true, Details: why})
-	if !m.fenceOnly {
-		m.startFenced(ctx, c)
-	}
 }
 
 func (m *Monitor) isElsewhere() bool {

@@ -41,6 +41,12 @@ type Monitor struct {
 	watch *watch    // of all voters; made by Run
 	beats io.Writer // to the watchdog; nil: there is none
 
+	boot    func() time.Duration // CLOCK_BOOTTIME
+	marks   marks
+	contact contact // of the goroutine of the heartbeat
+	sleeps  sleeps  // of the goroutine that guards
+	device  device  // of that, too
+
 	fenceOnly bool // it is a watchdog's: what it stopped, the Monitor itself starts again
 
 	trials trials // of replication logins, made by a goroutine beside Run
@@ -131,7 +137,7 @@ func NewMonitor(cfg Config) (*Monitor, error) {
 	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
-	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), queue: newNotifyQueue(), lastErr: map[string]string{}}
+	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), queue: newNotifyQueue(), lastErr: map[string]string{}, boot: bootTime}
 	m.presence.node = cfg.NodeID
 	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
 	return m, nil
@@ -225,6 +231,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 		}
 		m.warnOfTwo()
 		m.report("the flag of a pause", m.learnPause(ctx, o))
+		m.report("a pause", m.halfPaused(o))
+		m.reportRejected(o.Peers)
 		m.proveFence(ctx)
 		m.tellPledge()
 		m.keepVote(ctx)

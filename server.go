@@ -115,6 +115,31 @@ func (s *localServer) postmaster(pids []int) int {
 	return 0
 }
 
+// chief is the postmaster among the processes of one server, or 0. Unlike
+// [localServer.postmaster] it reads nothing on the server's disk. What a postmaster
+// starts is its child and calls itself "postgres: ".
+func chief(pids []int) int {
+	for _, pid := range pids {
+		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && !strings.HasPrefix(string(title), "postgres: ") && !slices.Contains(pids, parentOf(pid)) {
+			return pid
+		}
+	}
+	return 0
+}
+
+// parentOf is the parent of a process, or 0.
+func parentOf(pid int) int {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if i := strings.LastIndex(string(stat), ") "); i >= 0 {
+		if fields := strings.Fields(string(stat[i+2:])); len(fields) > 1 {
+			parent, _ := strconv.Atoi(fields[1])
+			return parent
+		}
+	}
+	return 0
+}
+
 // runs says whether the server has a living postmaster.
 func (s *localServer) runs() bool { return s.postmaster(s.processes()) != 0 }
 
@@ -130,7 +155,7 @@ func (s *localServer) stopImmediate(ctx context.Context) error {
 	if len(pids) == 0 {
 		return nil
 	}
-	if pm := s.postmaster(pids); pm != 0 && processState(pm) != 'T' {
+	if pm := chief(pids); pm != 0 && processState(pm) != 'T' {
 		if err := syscall.Kill(pm, syscall.SIGQUIT); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return s.mayNotSignal(pm, err)
 		}

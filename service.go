@@ -43,6 +43,30 @@ type PauseResult struct {
 	Nodes  []PausedNode `json:"nodes"`
 	Paused bool         `json:"paused"` // what was asked for
 	DryRun bool         `json:"dry_run,omitempty"`
+
+	Warning string `json:"warning,omitempty"` // what does not hold, because not enough nodes were reached
+}
+
+// warn says what nodes that were not reached mean for the rule in force.
+func (res *PauseResult) warn(r election.Rule, seq int64) {
+	var peers []election.Peer
+	var reached []string
+	primary := r.Primary == 0
+	for _, n := range res.Nodes {
+		if n.Error == "" {
+			peers = append(peers, election.Peer{ID: int32(n.ID), Paused: res.Paused, PauseSeq: seq})
+			reached = append(reached, n.Name)
+			primary = primary || int32(n.ID) == r.Primary
+		}
+	}
+	switch {
+	case !r.Known() || res.DryRun || len(reached) == len(res.Nodes):
+	case res.Paused && !r.PauseHolds(r.Primary, peers):
+		res.Warning = fmt.Sprintf("paused on %d of %d nodes (%s): the others could elect a primary, so the primary keeps its lease, and is stopped where it has no contact to a majority for fence_timeout",
+			len(reached), len(res.Nodes), orDefault(strings.Join(reached, ", "), "none"))
+	case !res.Paused && !primary:
+		res.Warning = "the primary was not reached, and may hold the pause: with synchronous_mode=off nobody takes its place unless it is known to be dead, or an operator forces it"
+	}
 }
 
 // PausedNode is a node, and why it could not be paused or unpaused.
@@ -73,7 +97,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 	if err != nil {
 		return res, err
 	}
-	errs, seqs := make([]error, len(probes)), make([]int64, len(probes))
+	errs, seqs, rules := make([]error, len(probes)), make([]int64, len(probes)), make([]election.Rule, len(probes))
 	each := func(f func(i int, n *Node) error) {
 		var wg sync.WaitGroup
 		for i, p := range probes {
@@ -87,10 +111,14 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 			return err
 		}
+		if all, err := n.rules(ctx); err == nil && len(all) > 0 { // without one nobody fails over
+			rules[i] = all[0]
+		}
 		seqs[i], err = n.pauseSeq(ctx, probes[i].record.ID)
 		return err
 	})
-	if seq := slices.Max(seqs) + 1; !o.DryRun {
+	seq := slices.Max(seqs) + 1
+	if !o.DryRun {
 		each(func(i int, n *Node) error { return n.setPaused(ctx, probes[i].record.ID, paused, seq) })
 	}
 	for i, p := range probes {
@@ -100,6 +128,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		}
 		res.Nodes = append(res.Nodes, n)
 	}
+	res.warn(slices.MaxFunc(rules, election.Rule.Compare), seq)
 	return res, errors.Join(errs...)
 }
 

@@ -444,8 +444,7 @@ func (m *Monitor) heart(ctx context.Context) {
 					return err
 				}
 			}
-			_, err = n.conn.Exec(limit, `INSERT INTO repmgr.heartbeat AS h (at) VALUES (clock_timestamp()) ON CONFLICT (one_row) DO UPDATE SET at = EXCLUDED.at`)
-			return err
+			return m.beatHeart(limit, n)
 		}()
 		cancel()
 		m.noteHeart(err)

@@ -18,6 +18,7 @@ type Beat struct {
 	PID    int           `json:"pid"`
 	Left   *float64      `json:"left"`           // seconds until this primary would be fenced; nil: there is nothing to guard
 	Dir    string        `json:"data_directory"` // of the local server
+	Shown  bool          `json:"shown"`          // that the Monitor can end the server in that directory, which is named without symbolic links
 	Before election.Rule `json:"before"`         // the rule before the newest, while an election could miss the newest
 	Bye    bool          `json:"bye,omitempty"`  // the Monitor ends in order
 }
@@ -32,6 +33,11 @@ func (m *Monitor) beat(left *time.Duration, bye bool) {
 		return
 	}
 	b := Beat{PID: os.Getpid(), Dir: m.dataDirectory(), Before: m.ruleBefore(), Bye: bye}
+	m.shared.mu.Lock()
+	if srv := m.shared.srv; srv != nil {
+		b.Dir, b.Shown = srv.dir, true
+	}
+	m.shared.mu.Unlock()
 	if left != nil && !m.isElsewhere() {
 		seconds := left.Seconds()
 		b.Left = &seconds
@@ -67,7 +73,7 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 			}
 		}
 	})
-	d := watchdog{c: c, at: time.Now()}
+	d := watchdog{c: c, at: readClocks(bootTime)}
 	defer wg.Wait()
 	defer r.Close()
 	defer cancel()
@@ -86,8 +92,10 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 				beats, d.orphan = nil, true
 				break
 			}
-			d.rest()
-			d.beat, d.at = b, time.Now()
+			if d.m == nil || !d.m.unmarked() {
+				d.rest()
+			}
+			d.beat, d.at = b, readClocks(bootTime)
 		case <-tick.C:
 		}
 		if over, err := d.guard(ctx); over || err != nil {
@@ -100,16 +108,20 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 type watchdog struct {
 	c      *Cluster
 	beat   Beat // the last
-	at     time.Time
+	at     reading
 	orphan bool     // the Monitor's process is gone
+	stop   func()   // ends what m has begun
 	m      *Monitor // looks at the voters while the Monitor is silent; nil: it is not
 }
 
 // guard does the Monitor's part while that is silent. over says that there is
 // nothing left to do.
 func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
+	if d.m != nil && !d.m.keepDown(ctx, d.c) {
+		return false, nil
+	}
 	switch {
-	case !d.orphan && time.Since(d.at) < 2*d.c.pulse():
+	case !d.orphan && d.silence() < 2*d.c.pulse():
 		return false, nil
 	case d.beat.Left == nil:
 		return d.orphan, nil
@@ -118,7 +130,8 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 			return false, err
 		}
 	}
-	left := seconds(*d.beat.Left) - time.Since(d.at)
+	d.m.awake(ctx, d.c)
+	left := seconds(*d.beat.Left) - d.silence()
 	me := peerOf(d.m.watch.peers(), int32(d.c.cfg.NodeID))
 	if me.Rule.Known() { // it was seen since
 		lease, needed := d.m.lease(time.Now(), d.c, me)
@@ -131,10 +144,17 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 	case running && me.Running != election.Primary, d.orphan && d.succeeded(running), d.orphan && !d.serverRuns(ctx):
 		return d.orphan, nil
 	case left <= 0:
-		d.m.fence(ctx, d.c, fmt.Sprintf("repmgrd (PID %d) is silent, and there was no contact to a majority of the voters for fence_timeout (%s)", d.beat.PID, d.c.cfg.FenceTimeout))
-		d.beat.Left = nil
+		if d.m.fence(ctx, d.c, fmt.Sprintf("repmgrd (PID %d) is silent, and there was no contact to a majority of the voters for fence_timeout (%s)", d.beat.PID, d.c.cfg.FenceTimeout)) {
+			d.beat.Left = nil
+		}
 	}
 	return false, nil
+}
+
+// silence is how long ago the last beat came, a sleep of the machine counted.
+func (d *watchdog) silence() time.Duration {
+	now := readClocks(bootTime)
+	return now.at.Sub(d.at.at) + asleep(d.at, now, d.c.cfg.FenceTimeout)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -148,7 +168,10 @@ func (d *watchdog) begin(ctx context.Context) error {
 	m.use(m.cfg)
 	m.fenceOnly = true
 	m.shared.dir, m.shared.before = d.beat.Dir, d.beat.Before
-	m.shared.office = d.at.Add(seconds(*d.beat.Left) - d.c.cfg.FenceTimeout)
+	if d.beat.Shown {
+		m.shared.srv = &localServer{m.cfg, d.beat.Dir}
+	}
+	m.shared.office = d.at.at.Add(seconds(*d.beat.Left) - d.c.cfg.FenceTimeout)
 	recs := d.c.keptRecords()
 	if len(recs) == 0 {
 		limit, cancel := context.WithTimeout(ctx, d.c.pulse())
@@ -158,6 +181,10 @@ func (d *watchdog) begin(ctx context.Context) error {
 	d.m = m
 	m.watch = newWatch(ctx, m.cluster, func() {})
 	m.watch.follow(recs)
+	hearts, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { m.heart(hearts) }) // and what the standbys reply is contact
+	d.stop = func() { end(); wg.Wait(); m.endMarking(); m.watch.close() }
 	m.log.Warn("repmgrd is silent: its watchdog guards the server", "pid", d.beat.PID, "gone", d.orphan, "lease_left", *d.beat.Left)
 	return nil
 }
@@ -165,7 +192,7 @@ func (d *watchdog) begin(ctx context.Context) error {
 // rest ends the looking: the Monitor is back.
 func (d *watchdog) rest() {
 	if d.m != nil {
-		d.m.watch.close()
+		d.stop()
 		d.m = nil
 	}
 }

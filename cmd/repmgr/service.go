@@ -187,6 +187,9 @@ func (a *app) pause(cmd pauseService, done string, do func(*repmgr.Cluster, repm
 			a.notice(fmt.Sprintf("node %d (%s) %s", n.ID, n.Name, done))
 		}
 	}
+	if res.Warning != "" && !a.json {
+		a.log.Warn(res.Warning)
+	}
 	if err := a.answer(res, nil); err != nil {
 		return err
 	}

@@ -1,0 +1,115 @@
+package repmgr
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// reading is one moment by three clocks: the wall's, CLOCK_MONOTONIC, which stands
+// still while the machine sleeps, and CLOCK_BOOTTIME, which does not.
+type reading struct {
+	at   time.Time // of the wall, and monotonic
+	boot time.Duration
+}
+
+// tight is how close the clocks of a reading must be read after each other.
+const tight = time.Millisecond
+
+// readClocks reads them as if at once: where something came in between, again.
+func readClocks(boot func() time.Duration) (r reading) {
+	best := time.Hour
+	for range 5 {
+		before := time.Now()
+		b := boot()
+		if after := time.Now(); after.Sub(before) < best {
+			best, r = after.Sub(before), reading{after, b}
+		}
+		if best < tight {
+			break
+		}
+	}
+	return r
+}
+
+func bootTime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0 // it never differs from itself
+	}
+	return time.Duration(ts.Nano())
+}
+
+// asleep is how much longer it was from one reading to another than the monotonic
+// clock says: by CLOCK_BOOTTIME where the machine was suspended, and by the wall
+// clock where it was stopped from outside, which nothing inside can tell from a
+// clock that was set forward by more than step. 0: it was awake.
+func asleep(from, to reading, step time.Duration) time.Duration {
+	mono := to.at.Sub(from.at)
+	lost := to.boot - from.boot - mono
+	if lost < 20*tight {
+		lost = 0
+	}
+	if jump := to.at.Round(0).Sub(from.at.Round(0)) - mono; jump > step {
+		lost = max(lost, jump)
+	}
+	return lost
+}
+
+// sleeps are those of the machine since the Monitor runs, the last ones.
+type sleeps struct {
+	last reading
+	past []sleep
+}
+
+type sleep struct {
+	woke time.Time
+	lost time.Duration
+}
+
+const sleepsKept = 64
+
+// note takes a reading in, and returns how long the machine slept since the last.
+func (s *sleeps) note(now reading, step time.Duration) (lost time.Duration) {
+	if !s.last.at.IsZero() {
+		lost = asleep(s.last, now, step)
+	}
+	s.last = now
+	if lost > 0 {
+		s.past = append(s.past, sleep{now.at, lost})
+		s.past = s.past[max(0, len(s.past)-sleepsKept):]
+	}
+	return lost
+}
+
+// aged is a moment of the monotonic clock, as long ago as it truly is: what was
+// seen before a sleep is older by that.
+func (s *sleeps) aged(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	lost := time.Duration(0)
+	for _, p := range s.past {
+		if t.Before(p.woke) {
+			lost += p.lost
+		}
+	}
+	return t.Add(-lost)
+}
+
+// awake notices that this machine or this process did not run for a while. What is
+// known is then old: everybody is asked anew.
+func (m *Monitor) awake(ctx context.Context, c *Cluster) {
+	was := m.sleeps.last.at
+	now := readClocks(m.boot)
+	lost := m.sleeps.note(now, c.pulse())
+	stopped := !was.IsZero() && now.at.Sub(was) > c.pulse()
+	if lost > 0 {
+		m.log.Warn("this machine was asleep, or its clock was set forward: what was known is older than it seemed, and the voters are asked anew", "for", lost.Round(time.Millisecond))
+	}
+	if lost > 0 || stopped {
+		m.watch.refreshAll(ctx, 2*c.pulse())
+		m.sleeps.last = readClocks(m.boot) // the waiting was none
+	}
+}

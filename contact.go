@@ -1,0 +1,173 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// contact is what a primary learns of its standbys from their replies, also where
+// they reject our login: a standby that has WAL which was not there at a moment has
+// sent its reply after that moment, and its WAL receiver, which a pledge ends, ran then.
+// It is owned by the goroutine of the heartbeat.
+type contact struct {
+	marks     []walMark // the newest last
+	addresses map[string]addresses
+}
+
+// walMark says that WAL beyond lsn was written after at.
+type walMark struct {
+	at  time.Time
+	lsn wal.LSN
+}
+
+// walSender is a row of pg_stat_replication.
+type walSender struct {
+	Name    string  `json:"name"`
+	Address string  `json:"address"` // empty: over a Unix socket
+	Write   wal.LSN `json:"write"`   // what the standby says that it has
+}
+
+const (
+	marksKept    = 64
+	addressesFor = time.Minute            // until a host name is looked up anew
+	lookupLimit  = 200 * time.Millisecond // of that: the next heartbeat waits for it
+)
+
+// A heartbeat first notes where the WAL ends and who has how much; the heartbeat
+// itself is WAL that was not there before.
+const (
+	sendersSQL = `SELECT pg_current_wal_insert_lsn(), coalesce((SELECT json_agg(json_build_object('name', application_name,
+		'address', coalesce(host(client_addr), ''), 'write', coalesce(write_lsn, '0/0')))
+		FROM pg_stat_replication WHERE state IN ('catchup', 'streaming')), '[]')::text`
+	heartbeatSQL = `INSERT INTO repmgr.heartbeat AS h (at) VALUES (clock_timestamp()) ON CONFLICT (one_row) DO UPDATE SET at = EXCLUDED.at`
+)
+
+// beatHeart writes the sign of life, and hears those of the standbys.
+func (m *Monitor) beatHeart(ctx context.Context, n *Node) error {
+	at := time.Now()
+	var b pgx.Batch
+	b.Queue(sendersSQL)
+	b.Queue(heartbeatSQL)
+	res := n.conn.SendBatch(ctx, &b)
+	var end wal.LSN
+	var text string
+	err := res.QueryRow().Scan(&end, &text)
+	if err == nil {
+		_, err = res.Exec()
+	}
+	if closing := res.Close(); err == nil {
+		err = closing
+	}
+	var senders []walSender
+	if text != "" && json.Unmarshal([]byte(text), &senders) == nil {
+		m.hear(ctx, senders)
+		m.contact.mark(walMark{at, end})
+	}
+	return err
+}
+
+// hear notes which standbys have replied since when.
+func (m *Monitor) hear(ctx context.Context, senders []walSender) {
+	for _, rec := range m.watch.records() {
+		if rec.Role != RoleStandby {
+			continue
+		}
+		s, ok := only(senders, rec.Name)
+		at := m.contact.since(s.Write)
+		if !ok || at.IsZero() || !m.contact.isAt(ctx, rec, s.Address) {
+			continue
+		}
+		m.shared.mu.Lock()
+		if m.shared.replied == nil {
+			m.shared.replied = map[int32]time.Time{}
+		}
+		if at.After(m.shared.replied[int32(rec.ID)]) {
+			m.shared.replied[int32(rec.ID)] = at
+		}
+		m.shared.mu.Unlock()
+	}
+}
+
+// only is the one sender of that name. Of two nobody knows which is the node's.
+func only(senders []walSender, name string) (found walSender, ok bool) {
+	for _, s := range senders {
+		switch {
+		case s.Name != name:
+		case ok:
+			return walSender{}, false
+		default:
+			found, ok = s, true
+		}
+	}
+	return found, ok
+}
+
+func (c *contact) mark(w walMark) {
+	c.marks = append(c.marks, w)
+	c.marks = c.marks[max(0, len(c.marks)-marksKept):]
+}
+
+// since is the last moment at which WAL that ends at lsn was not there yet.
+func (c *contact) since(lsn wal.LSN) (at time.Time) {
+	for _, w := range c.marks {
+		if w.lsn < lsn {
+			at = w.at
+		}
+	}
+	return at
+}
+
+// addresses are those of a host name, as of a moment.
+type addresses struct {
+	all []string
+	at  time.Time
+}
+
+// isAt reports whether the address is that of the node's conninfo: a copy of the
+// node's server somewhere else has the same name.
+func (c *contact) isAt(ctx context.Context, rec Record, address string) bool {
+	params, err := ParseConninfo(rec.Conninfo)
+	host := orDefault(params["hostaddr"], params["host"])
+	if err != nil || strings.Contains(host, ",") {
+		return false
+	}
+	if address == "" || host == "" || strings.HasPrefix(host, "/") {
+		return address == "" && (host == "" || strings.HasPrefix(host, "/"))
+	}
+	if ip := net.ParseIP(host); ip != nil {
+		return ip.Equal(net.ParseIP(address))
+	}
+	known := c.addresses[host]
+	if time.Since(known.at) > addressesFor {
+		ctx, cancel := context.WithTimeout(ctx, lookupLimit)
+		defer cancel()
+		if all, err := net.DefaultResolver.LookupHost(ctx, host); err == nil {
+			known.all = all
+		}
+		known.at = time.Now() // where it can not be looked up, what was known serves
+		if c.addresses == nil {
+			c.addresses = map[string]addresses{}
+		}
+		c.addresses[host] = known
+	}
+	for _, a := range known.all {
+		if net.ParseIP(a).Equal(net.ParseIP(address)) {
+			return true
+		}
+	}
+	return false
+}
+
+// repliedAt is when a standby sent a reply, or later. Zero time: it is not known.
+func (m *Monitor) repliedAt(id int32) time.Time {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.replied[id]
+}

@@ -1,0 +1,105 @@
+package repmgr
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// device is a watchdog device of the kernel, such as /dev/watchdog: it resets the
+// machine when nobody has fed it for its timeout. It is armed while the local
+// server is a primary with a lease, so that a machine on which nothing runs any
+// more, not even the watchdog process, ends it too. It is owned by one goroutine.
+type device struct {
+	f       *os.File // nil: it is not armed
+	timeout time.Duration
+}
+
+// arm opens the device, which starts it, and sets its timeout: whole seconds, no
+// more than fence_timeout, so that the reset comes before another primary does.
+func (d *device) arm(path string, fence time.Duration) error {
+	if d.f != nil {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return hint(kind(ErrConfig, "open watchdog_device: %w", err), "Is the module loaded (modprobe softdog), and may this user write the device? Another program may hold it.")
+	}
+	d.f, d.timeout = f, max(time.Second, fence.Truncate(time.Second))
+	if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice == 0 {
+		return nil // a file takes no orders
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, int(d.timeout/time.Second)); err != nil {
+		d.disarm()
+		return hint(kind(ErrConfig, "set the timeout of watchdog_device %s to %s: %w", path, d.timeout, err), "A device that can not do that does not serve: set fence_timeout higher, or use softdog.")
+	}
+	return nil
+}
+
+// feed says that the primary may go on for left, if that is more than the device
+// would wait, but for the margin that a candidate waits beyond.
+func (d *device) feed(left time.Duration) error {
+	if d.f == nil || left+election.Margin < d.timeout {
+		return nil
+	}
+	if _, err := d.f.Write([]byte{'1'}); err != nil {
+		return fmt.Errorf("feed watchdog_device: %w", err)
+	}
+	return nil
+}
+
+// disarm stops the device: there is no primary here.
+func (d *device) disarm() {
+	if d.f == nil {
+		return
+	}
+	_, _ = d.f.Write([]byte{'V'})
+	_ = d.f.Close()
+	d.f = nil
+}
+
+// feed keeps the watchdog device in step with the lease: nil disarms it.
+func (m *Monitor) feed(c *Cluster, left *time.Duration) {
+	if left == nil || c.cfg.WatchdogDevice == "" {
+		m.device.disarm()
+		m.noteDevice(nil)
+		return
+	}
+	err := m.device.arm(c.cfg.WatchdogDevice, c.cfg.FenceTimeout)
+	if err == nil {
+		err = m.device.feed(*left)
+	}
+	m.noteDevice(err)
+}
+
+func (m *Monitor) noteDevice(err error) {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	m.shared.device = err
+}
+
+func (m *Monitor) deviceTrouble() error {
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	return m.shared.device
+}
+
+// mayArm says whether a required watchdog device could be used. It is not opened:
+// that would start it.
+func (m *Monitor) mayArm() error {
+	c := m.cluster.cfg
+	if c.WatchdogDevice == "" || !c.WatchdogRequired {
+		return nil
+	}
+	if err := m.deviceTrouble(); err != nil {
+		return err
+	}
+	if err := unix.Access(c.WatchdogDevice, unix.W_OK); err != nil {
+		return hint(kind(ErrConfig, "watchdog_required is on, and watchdog_device %s can not be used: %w", c.WatchdogDevice, err), "Load its module (modprobe softdog), let this user write the device, or turn watchdog_required off.")
+	}
+	return nil
+}
