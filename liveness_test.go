@@ -100,8 +100,8 @@ func TestMonitor_MakesItsSlotLater(t *testing.T) {
 }
 
 // breakReplication lets no standby stream from the node any more, and leaves all
-// other logins alone.
-func breakReplication(t *testing.T, n *node) {
+// other logins alone. It returns what mends it.
+func breakReplication(t *testing.T, n *node) (mend func()) {
 	t.Helper()
 	path := filepath.Join(n.Dir, "pg_hba.conf")
 	old, err := os.ReadFile(path)
@@ -114,6 +114,10 @@ func breakReplication(t *testing.T, n *node) {
 		}
 		return nil
 	})
+	return func() {
+		require.NoError(t, os.WriteFile(path, old, 0o600))
+		n.Exec(t, `SELECT pg_reload_conf()`)
+	}
 }
 
 // A follow that waits, or hangs in follow_command, is ended as soon as the primary is lost.
@@ -129,7 +133,7 @@ func TestFailover_AFollowGivesWay(t *testing.T) {
 				monitors = append(monitors, m)
 			}
 			waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
-			breakReplication(t, nodes[0])
+			_ = breakReplication(t, nodes[0])
 			for _, m := range monitors[1:] {
 				pgtest.WaitFor(t, "a follow to be under way", func(context.Context) error {
 					if s := m.Status(); s.Doing != string(election.Follow) {
@@ -300,7 +304,7 @@ func TestFailover_MaximumLag(t *testing.T) {
 	nodes := startNodes(t, 3, repmgr.SynchronousOff)
 	nodes[0].monitor(t)
 	waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
-	breakReplication(t, nodes[0])
+	_ = breakReplication(t, nodes[0])
 	nodes[0].Exec(t, `CREATE TABLE not_sent AS SELECT generate_series(1, 100000)`)
 	for _, n := range nodes[1:] {
 		n.cfg.MaximumLagOnFailover = 1 << 20
@@ -329,7 +333,7 @@ func TestFailover_WinnerThatCanServe(t *testing.T) {
 		harm func(*testing.T, *node)
 		risk string
 	}{
-		"a rejected login": {func(t *testing.T, n *node) { breakReplication(t, n) }, "could not stream from it"},
+		"a rejected login": {func(t *testing.T, n *node) { _ = breakReplication(t, n) }, "could not stream from it"},
 		"no slots": {func(t *testing.T, n *node) {
 			n.Exec(t, `ALTER SYSTEM SET max_replication_slots = 0`)
 			n.Restart()
@@ -380,5 +384,49 @@ func TestFailover_WinnerThatCanServe(t *testing.T) {
 				waitValue(t, nodes[2], "1", `SELECT count(*) FROM pg_stat_replication WHERE application_name = 'node2' AND state = 'streaming'`)
 			})
 		}
+	}
+}
+
+// Where nobody can serve, somebody is promoted all the same, the cause is named once,
+// and all goes on as soon as it is mended.
+func TestFailover_NobodyCanServe(t *testing.T) {
+	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			nodes := startNodes(t, 3, mode)
+			mend2, mend3 := breakReplication(t, nodes[1]), breakReplication(t, nodes[2])
+			monitors := map[*node]*repmgr.Monitor{}
+			for _, n := range nodes {
+				monitors[n], _ = n.monitor(t)
+			}
+			waitReady(t, nodes[0], 3, mode)
+			for _, n := range nodes[1:] {
+				require.Contains(t, n.events.wait(t, repmgr.EventStreamAbility).Details, "rejects replication connection")
+			}
+			nodes[0].Kill()
+			winner, other := nodes[1], nodes[2]
+			pgtest.WaitFor(t, "one of the two to be promoted", func(context.Context) error {
+				if nodes[2].QueryString(t, `SELECT pg_is_in_recovery()`) == "f" {
+					winner, other = nodes[2], nodes[1]
+				}
+				if winner.QueryString(t, `SELECT pg_is_in_recovery()`) == "t" {
+					return errors.New("none is")
+				}
+				return nil
+			})
+			if mode == repmgr.SynchronousOff {
+				pgtest.WaitFor(t, "the other one to know whom it should follow", func(context.Context) error {
+					if s := monitors[other].Status(); s.Reason != string(election.FollowingWinner) {
+						return errors.New(s.Reason)
+					}
+					return nil
+				})
+			}
+			mend2()
+			mend3()
+			waitValue(t, winner, "1", `SELECT count(*) FROM pg_stat_replication WHERE application_name = '`+other.cfg.NodeName+`' AND state = 'streaming'`)
+			winner.Exec(t, `CREATE TABLE it_goes_on ()`)
+			require.Equal(t, "t", winner.QueryString(t, `SELECT count(*) <= 2 FROM repmgr.events WHERE event = 'repmgrd_upstream_reconnect' AND node_id = `+other.cfg.NodeID.String()))
+		})
 	}
 }

@@ -173,11 +173,9 @@ func (m *Monitor) tellStreams() {
 	if m.streams == nil {
 		m.streams = map[NodeID]string{}
 	}
-	what := func(id NodeID) string { return fmt.Sprintf("a replication login to %s", m.watch.record(int32(id))) }
 	for id := range m.streams {
 		if _, ok := known[id]; !ok { // its server is down, or it is no standby's any more
 			delete(m.streams, id)
-			delete(m.lastErr, what(id))
 		}
 	}
 	for _, id := range sortedIDs(known) {
@@ -194,8 +192,7 @@ func (m *Monitor) tellStreams() {
 		if text != "" {
 			e.Details = fmt.Sprintf("this node could not stream from %s, if that were the primary: %s", r, text)
 		}
-		m.report(what(id), known[id])
-		m.tell(e)
+		m.tell(e) // which logs it, too
 	}
 }
 

@@ -140,15 +140,25 @@ func (o Observation) winnerRuns() bool {
 func (p Policy) strays(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
 	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !Paused(o.Peers) && !me.attached(find(o.Peers, o.Rule.Primary)) &&
-		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.AloneAt) >= p.Silence) &&
-		!o.Busy && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter)
+		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.AloneAt) >= p.Silence)
 }
 
+// follow brings a stray back. Until that has worked it is one, also while an
+// attempt is under way or has just failed: it is not told each time that the
+// primary is there.
 func (p Policy) follow(s State, o Observation) Decision {
+	actions := p.returned(s, o)
+	why, verb := FollowingWinner, Follow
 	if o.Diverged {
-		return p.enter(s, o, Orphaned, Rejoining, Action{Verb: Rejoin, Child: o.Rule.Primary})
+		why, verb = Rejoining, Rejoin
 	}
-	return p.enter(s, o, Orphaned, FollowingWinner, Action{Verb: Follow, Child: o.Rule.Primary})
+	switch {
+	case !o.Busy && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter):
+		actions = append(actions, Action{Verb: verb, Child: o.Rule.Primary})
+	case o.Upstream.Up:
+		actions = append(actions, Action{Verb: TendStandby}, Action{Verb: Sample})
+	}
+	return p.enter(s, o, Orphaned, why, actions...)
 }
 
 // waits reports whether such an action failed so lately that it is too early for another.

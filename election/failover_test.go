@@ -77,6 +77,15 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		"but not one of an older term than its pledge": {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule = mine; o.Upstream = primary }, answers(2, election.Standby, 100, held, ballot(3), detached), answers(3, election.Primary, 100, holding(mine))), election.WatchingStandby, "",
 		},
+		"it waits a little after an attempt that failed, and is no standby of it yet": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) {
+				o.Rule, o.Upstream, o.Last = mine, primary, election.Outcome{Verb: election.Follow, At: start}
+			}, answers(2, election.Standby, 100, held, ballot(2), detached), answers(3, election.Primary, 100, holding(mine))), election.FollowingWinner, "",
+		},
+		"nor while it is being pointed there": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule, o.Upstream, o.Busy = mine, primary, true },
+				answers(2, election.Standby, 100, held, ballot(2), detached), answers(3, election.Primary, 100, holding(mine))), election.FollowingWinner, "",
+		},
 		"one that has what the winner never had": {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule, o.Diverged = mine, true }, answers(2, election.Standby, 100, held, detached), answers(3, election.Primary, 100, holding(mine))), election.Rejoining, election.Rejoin,
 		},
@@ -91,7 +100,7 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		},
 		"a follow that only waits gives way": {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Yields = true, true }, lost...), election.GivingWay, election.GiveWay},
 		"what must not be ended does not":    {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy = true }, lost...), "", ""},
-		"nor while the primary lives":        {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Yields, o.Upstream = true, true, primary }, answers(1, election.Primary, 100, held), answers(2, election.Standby, 100, held)), election.WatchingStandby, ""},
+		"nor while the primary lives":        {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Yields, o.Upstream = true, true, primary }, answers(1, election.Primary, 100, held), answers(2, election.Standby, 100, held)), election.FollowingWinner, ""},
 		"an observer comes last":             {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, lost...), election.NotMyTurn, ""},
 		"an observer watches":                {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, answers(1, election.Primary, 100, held)), election.WatchingCluster, ""},
 	}
