@@ -43,6 +43,9 @@ func startWithSlots(t *testing.T, mode repmgr.SynchronousMode, settings ...strin
 		n.monitor(t)
 	}
 	waitReady(t, nodes[0], 3, mode)
+	if mode == repmgr.SynchronousOff { // they prove the death of the primary
+		waitValue(t, nodes[0], "3", `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'repmgrd listener'`)
+	}
 	return nodes
 }
 
