@@ -87,6 +87,29 @@ func TestQuorum_BelievesASettingWhenACommitWaits(t *testing.T) {
 	waitSync(t, nodes[0], `ANY 1 ("node2", "node3")`, 1)
 }
 
+// What was acknowledged while no commit waits is with the primary alone: nobody
+// takes its place, and nothing is missing when it is back.
+func TestQuorum_LosesNothingWhileNoCommitWaits(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+	goOn := stopCheckpointer(t, nodes[0])
+	for _, n := range nodes {
+		n.monitor(t)
+	}
+	nodes[0].events.wait(t, repmgr.EventSyncUnproven)
+	w := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{nodes[0].Conninfo()}})
+	w.WaitForMore(t, 20)
+	nodes[0].Kill()
+	w.Stop()
+	e := nodes[1].events.wait(t, repmgr.EventFailoverRefused)
+	require.Contains(t, e.Details, string(election.RefusedSync))
+	goOn()
+	nodes[0].StartAgain()
+	waitSync(t, nodes[0], `ANY 1 ("node2", "node3")`, 1)
+	require.Equal(t, "1", nodes[0].QueryString(t, `SELECT max(term) FROM repmgr.rules`))
+	w.Verify(t, nodes[0].Conninfo())
+}
+
 // A winner whose checkpointer has not read the setting does not open its term.
 func TestQuorum_OpensNoTermBeforeACommitWaits(t *testing.T) {
 	t.Parallel()
