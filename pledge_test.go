@@ -102,8 +102,8 @@ func TestFailover_ReplayThatDoesNotEnd(t *testing.T) {
 			nodes[2].amend(t, `recovery_target_name = 'here'`)
 			nodes[2].StartAgain()
 			waitValue(t, nodes[2], "t", `SELECT pg_is_wal_replay_paused()`)
-		}, 2, 2},
-		"max_connections lower on a voter": {func(t *testing.T, nodes []*node) { growMaxConnections(t, nodes[0], nodes[1], nodes[2]) }, 2, 2},
+		}, 2, 1},
+		"max_connections lower on a voter": {func(t *testing.T, nodes []*node) { growMaxConnections(t, nodes[0], nodes[1], nodes[2]) }, 2, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

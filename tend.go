@@ -260,7 +260,7 @@ func (m *Monitor) healthy() (ids []int32) {
 	for _, r := range m.recs {
 		p := peerOf(m.watch.peers(), int32(r.ID))
 		at, ok := t.sound[int32(r.ID)]
-		if ok && r.Role == RoleStandby && r.Priority > 0 && !p.Delayed && now.Sub(at) < 2*m.cluster.cfg.SilenceTimeout {
+		if ok && r.Role == RoleStandby && r.Priority > 0 && !p.Delayed && p.Halt == "" && now.Sub(at) < 2*m.cluster.cfg.SilenceTimeout {
 			ids = append(ids, int32(r.ID))
 		}
 	}

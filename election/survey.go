@@ -322,7 +322,7 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedNoPledge
 	case !r.Covers(able):
 		return RefusedSync
-	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && (!p.Forced || h == HealthStuck):
+	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && (!p.Forced && p.Adopts == 0 || h == HealthStuck):
 		return RefusedUnfenced
 	case !r.Quorum && usurped(r, peers, p.Adopts) && !p.Forced:
 		return RefusedUsurper
