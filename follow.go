@@ -306,7 +306,7 @@ func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record)
 	if rules, err := up.rules(ctx); err == nil && len(rules) > 0 {
 		term = rules[0].Term
 	}
-	err = ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+	err = n.withBallot(ctx, func(b ballot.Ballot) error {
 		if b.Term > term && term > 0 {
 			return hint(kind(ErrRefused, "%s has pledged itself to term %d, and %s is of term %d: it may have been deposed", node, b.Term, target, term),
 				"An election is going on, or came to nothing. See repmgr service status; the daemons sort it out.")

@@ -92,7 +92,7 @@ func (a *campaign) promote(ctx context.Context) error {
 	}
 	defer wg.Wait()
 	err := a.w.node(int32(winner.ID)).do(ctx, func(n *Node) error {
-		return ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+		return n.withBallot(ctx, func(b ballot.Ballot) error {
 			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
 				return fmt.Errorf("%w: %s holds %q", errSuperseded, winner, b)
 			}
@@ -288,7 +288,7 @@ func (a *campaign) repoint(ctx context.Context, n *Node, r Record) error {
 	if err != nil {
 		return err
 	}
-	err = ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+	err = n.withBallot(ctx, func(b ballot.Ballot) error {
 		if b.Term > a.res.Term {
 			return fmt.Errorf("%w: %s holds %q", errSuperseded, r, b)
 		}

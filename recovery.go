@@ -64,6 +64,10 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 		return res, err
 	}
 	rule, err := c.ruleOfPromotion(ctx, local, recs)
+	if o.Force && (errors.Is(err, ballot.ErrUnheeded) || errors.Is(err, ballot.ErrUnreadable)) {
+		c.log.Warn("the server is promoted although it keeps no vote", "err", err, "hint", Hint(err))
+		err = nil
+	}
 	if err != nil {
 		return res, err
 	}
@@ -108,7 +112,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *Node, recs []Recor
 	w.settle(ctx)
 	r := rules[0]
 	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, highestTerm(w.peers())), 1, int32(c.cfg.NodeID), nil, 0
-	err = ballot.Locked(ctx, local.conn, func(b ballot.Ballot) error { // its daemon is to know that it was not promoted past everybody
+	err = local.withBallot(ctx, func(b ballot.Ballot) error { // its daemon is to know that it was not promoted past everybody
 		return ballot.Write(ctx, local.conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + chosenMark})
 	})
 	if err == nil {

@@ -497,12 +497,8 @@ var (
 // hint has the statements that grant it: on a standby nobody can, once the primary
 // is lost.
 func (n *Node) failoverPrivileges(ctx context.Context) error {
-	var fault string
-	if err := n.conn.QueryRow(ctx, `SELECT coalesce(`+ballot.FaultSQL+`, '')`).Scan(&fault); err != nil && sqlState(err) != codeInsufficientPrivilege {
-		return n.queryError("look at the configuration", err)
-	}
-	if fault != "" {
-		return hint(kind(ErrQuery, "failover on %s: it could not pledge itself: %s", n.name, fault), "Correct that on its machine. Then, on it: SELECT pg_reload_conf();")
+	if err := n.heeds(ctx); err != nil {
+		return fmt.Errorf("failover: %w", err)
 	}
 	if n.conn.PgConn().ParameterStatus("is_superuser") == "on" {
 		return nil

@@ -3,6 +3,7 @@ package repmgr
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/ballot"
 )
 
 // primaryConninfo is how a standby of that name reaches its upstream: the
@@ -93,6 +96,11 @@ func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
 	if err := n.mayAlterSystem(ctx, sortedKeys(set)); err != nil {
 		return err
 	}
+	if len(set) > 0 {
+		if err := n.heeds(ctx); err != nil {
+			return err
+		}
+	}
 	for _, name := range sortedKeys(set) {
 		sql := fmt.Sprintf("ALTER SYSTEM SET %s = %s", name, quoteLiteral(set[name]))
 		if _, err := n.conn.Exec(ctx, sql); err != nil {
@@ -124,6 +132,30 @@ func (n *Node) mayAlterSystem(ctx context.Context, names []string) error {
 			"Connect as a superuser. Or, from PostgreSQL 15 on, once, on the primary: GRANT ALTER SYSTEM ON PARAMETER %s TO %s;", strings.Join(missing, ", "), n.conn.Config().User)
 	}
 	return nil
+}
+
+// heeds says whether the server would heed a new setting. A login that may not look finds nothing wrong.
+func (n *Node) heeds(ctx context.Context) error {
+	var fault string
+	err := n.conn.QueryRow(ctx, `SELECT coalesce(`+ballot.FaultSQL+`, '')`).Scan(&fault)
+	switch {
+	case err != nil && sqlState(err) != codeInsufficientPrivilege:
+		return n.queryError("look at the configuration", err)
+	case fault != "":
+		return hint(kind(ErrQuery, "%s would heed no new setting: %s", n.name, fault), heedHint)
+	}
+	return nil
+}
+
+const heedHint = "Correct that on its machine. Then, on it: SELECT pg_reload_conf();"
+
+// withBallot runs f while nobody else can change or act upon the server's ballot.
+func (n *Node) withBallot(ctx context.Context, f func(ballot.Ballot) error) error {
+	err := ballot.Locked(ctx, n.conn, f)
+	if errors.Is(err, ballot.ErrUnheeded) {
+		return hint(fmt.Errorf("change the settings of %s: %w", n.name, err), heedHint)
+	}
+	return err
 }
 
 // reload makes the server read its settings again. It also wakes a startup

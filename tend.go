@@ -369,7 +369,7 @@ func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 		return hint(err, "%s", orDefault(Hint(err), slotHint))
 	}
 	term := newest(m.watch.peers()).Term
-	return ballot.Locked(ctx, m.local.conn, func(b ballot.Ballot) error {
+	return m.local.withBallot(ctx, func(b ballot.Ballot) error {
 		if b.Term > term {
 			return nil // an election is going on: who wins gives it its slot
 		}

@@ -158,3 +158,48 @@ func TestVote_LostIsNotCounted(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "its server has lost its vote of term 9", x.Voters[1].NoPledge)
 }
+
+// Where ALTER SYSTEM is not allowed (17), or the configuration has an error, that is
+// said to superusers, too, and no command changes half of what it should.
+func TestVote_SettingsNotHeeded(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 2, repmgr.SynchronousOff)
+	ctx := t.Context()
+	refused := func(why string) {
+		t.Helper()
+		require.ErrorContains(t, repmgr.FailoverPrivileges(ctx, nodes[1].Conninfo()), why)
+		_, err := nodes[1].Follow(ctx, repmgr.FollowOptions{})
+		require.ErrorContains(t, err, why)
+		require.NotEmpty(t, repmgr.Hint(err))
+		x, err := nodes[0].Explain(ctx, repmgr.ExplainOptions{})
+		require.NoError(t, err)
+		require.Contains(t, x.Voters[1].NoPledge, why)
+		st, err := nodes[0].ServiceStatus(ctx)
+		require.NoError(t, err)
+		require.Contains(t, strings.Join(st.Issues, "\n"), why)
+	}
+	nodes[0].Exec(t, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (1, 1, 1, '{1,2}', false, '{}', 0)`)
+	mend := breakConfig(t, nodes[1])
+	refused("its configuration file has an error")
+	mend()
+	require.NoError(t, repmgr.FailoverPrivileges(ctx, nodes[1].Conninfo()))
+	if nodes[1].Major >= 17 {
+		f, err := os.OpenFile(filepath.Join(nodes[1].Dir, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+		require.NoError(t, err)
+		_, err = f.WriteString("allow_alter_system = off\n")
+		require.NoError(t, errors.Join(err, f.Close()))
+		nodes[1].Exec(t, `SELECT pg_reload_conf()`)
+		waitValue(t, nodes[1], "off", `SHOW allow_alter_system`)
+		refused("allow_alter_system is off")
+	}
+
+	breakConfig(t, nodes[1])
+	waitSame(t, nodes[0], nodes[1])
+	nodes[0].Kill()
+	_, err := nodes[1].Promote(ctx, repmgr.PromoteOptions{})
+	require.ErrorIs(t, err, ballot.ErrUnheeded)
+	require.Equal(t, "t", nodes[1].QueryString(t, `SELECT pg_is_in_recovery()`))
+	_, err = nodes[1].Promote(ctx, repmgr.PromoteOptions{Force: true})
+	require.NoError(t, err)
+	require.Equal(t, "2", nodes[1].QueryString(t, `SELECT primary_node_id FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1`))
+}
