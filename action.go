@@ -502,6 +502,8 @@ func (m *Monitor) tellRefusal(v election.Verb, err error) {
 	case err == nil:
 		m.refused = ""
 	case errors.As(err, &refusal) && (refusal.Refusal == election.RefusedHealth || string(refusal.Refusal) == m.refused):
+	case errors.As(err, &refusal) && (refusal.Refusal == election.RefusedElection || refusal.Refusal == election.RefusedPledges) && time.Since(m.state.LostAt) < 3*m.cluster.cfg.SilenceTimeout:
+		// Daemons that begin at one time get into each other's way: that is part of a failover.
 	case errors.As(err, &refusal):
 		m.refused = string(refusal.Refusal)
 		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})

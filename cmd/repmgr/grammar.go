@@ -345,7 +345,7 @@ type serviceStatus struct {
 
 func (serviceStatus) Help() string {
 	return `Every node is asked at once. What is wrong is told below the table; the exit code
-stays 0.
+is 25 where there is no primary, and stays 0 otherwise.
 CSV: node_id, name, role, PostgreSQL runs (1, 0), repmgrd runs (1, 0, -1 unknown), pid
 (-1 unknown), paused (1, 0, -1 unknown), priority, upstream last seen (seconds ago, -1
 unknown), location; with --detail also mode, phase, reason, lease (seconds), term.
@@ -455,8 +455,9 @@ type clusterExplain struct {
 
 func (clusterExplain) Help() string {
 	return `Asks every node once, and changes nothing. It says who would win and why, what would be
-lost, how long it would take, what stands in the way and what to do about that. The exit
-code is 25 where something stands in the way.
+lost, how long it would take, what stands in the way and what to do about that. With
+failover=manual: whom to promote, and the command. The exit code is 25 where something
+stands in the way.
 
 Example:
   repmgr -f /etc/repmgr.conf cluster explain`
@@ -467,8 +468,8 @@ type clusterWhy struct {
 }
 
 func (clusterWhy) Help() string {
-	return `The last decision is the newest failover, with its steps, or what was refused, given up
-or fenced since.
+	return `The last decision is the newest failover, with its steps, or what was refused, given up,
+fenced or promoted by hand since.
 
 Example:
   repmgr -f /etc/repmgr.conf cluster why`

@@ -69,7 +69,7 @@ type grammar struct {
 	ConfigFile        string `short:"f" placeholder:"PATH" help:"path to the configuration file (also --config_file)"`
 	PgBindir          string `name:"pg_bindir" short:"b" placeholder:"DIR" help:"directory of PostgreSQL's programs"`
 	Daemonize         bool   `short:"d" default:"true" placeholder:"BOOL" help:"run in the background (default: true); under systemd and in\ncontainers say --daemonize=false"`
-	PidFile           string `short:"p" xor:"pid" placeholder:"PATH" help:"pid file (default: repmgrd_pid_file, or /tmp/repmgrd.pid)"`
+	PidFile           string `short:"p" xor:"pid" placeholder:"PATH" help:"pid file (default: repmgrd_pid_file; else repmgrd-<node_id>.pid\nin /run/repmgr, $XDG_RUNTIME_DIR or /run/postgresql; else\n/tmp/repmgrd.pid)"`
 	NoPidFile         bool   `xor:"pid" help:"write no pid file"`
 	ShowPidFile       bool   `short:"s" help:"output the path of the pid file, then exit"`
 	MonitoringHistory bool   `short:"m" help:"write monitoring history, as monitoring_history=on does"`
@@ -185,10 +185,8 @@ func (d *daemon) pidFile() string {
 	case d.NoPidFile:
 		return ""
 	case path != "":
-	case d.cfg.RepmgrdPidFile != "":
-		path = d.cfg.RepmgrdPidFile
 	default:
-		path = filepath.Join(os.TempDir(), "repmgrd.pid")
+		path = d.cfg.PidFile()
 	}
 	if p, err := filepath.Abs(path); err == nil {
 		path = p

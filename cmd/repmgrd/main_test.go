@@ -120,7 +120,7 @@ func TestCommandLine(t *testing.T) {
 	for line, want := range map[string]string{
 		"-s -f " + conf: "/run/x.pid",
 		"--show-pid-file --pid-file=/y -f " + conf:   "/y",
-		"-s --config_file " + config(t, ""):          filepath.Join(os.TempDir(), "repmgrd.pid"),
+		"-s --config_file " + config(t, ""):          repmgr.Config{NodeID: 1}.PidFile(),
 		"-vs -d --no-pid-file -m -b /bin -f " + conf: "",
 		"-s -dfalse --no-pid-file -f " + conf:        "",
 	} {
@@ -165,6 +165,24 @@ func TestPidFile(t *testing.T) {
 	_, err = takePidFile(link)
 	require.Error(t, err)
 	require.NoFileExists(t, path)
+}
+
+// What says that a daemon runs already names the node, and the option for another one.
+func TestPidFileNamesTheNode(t *testing.T) {
+	t.Parallel()
+	d := &daemon{cfg: repmgr.Config{NodeID: 7, NodeName: "node7", File: "/etc/repmgr.conf"}}
+	path := filepath.Join(t.TempDir(), "repmgrd-7.pid")
+	first, err := d.takePidFile(path)
+	require.NoError(t, err)
+	defer first.remove()
+	_, err = d.takePidFile(path)
+	var coded *exitError
+	require.ErrorAs(t, err, &coded)
+	require.Equal(t, cli.ExitPidFile, coded.code)
+	require.ErrorContains(t, err, `node "node7" (ID: 7): repmgrd runs already, with PID `)
+	require.Contains(t, coded.hint, "repmgrd_pid_file in /etc/repmgr.conf, or --pid-file")
+	require.False(t, startedWith(os.Getpid(), "/etc/repmgr.conf"))
+	require.True(t, startedWith(os.Getpid(), os.Args[0]))
 }
 
 // A repmgrd that does not lock its pid file is respected while it lives: not

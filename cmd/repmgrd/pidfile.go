@@ -2,10 +2,14 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/pgrepmgr/repmgr/internal/cli"
@@ -14,6 +18,46 @@ import (
 // heldPidFile is the pid file of a running daemon, locked for as long as it runs:
 // the number in it may be reused by another process, the lock can not.
 type heldPidFile struct{ f *os.File }
+
+// formerPidFile is the default of repmgr 5, and of our first version.
+func formerPidFile() string { return filepath.Join(os.TempDir(), "repmgrd.pid") }
+
+// takePidFile writes our pid to path, unless a daemon of this node runs that was
+// started when the default was another one.
+func (d *daemon) takePidFile(path string) (*heldPidFile, error) {
+	another := func(hint string) string {
+		return fmt.Sprintf("A node has one repmgrd. %s Another node on this machine needs a pid file of its own: repmgrd_pid_file in %s, or --pid-file.", hint, d.cfg.File)
+	}
+	if pid := pidIn(formerPidFile()); path != formerPidFile() && isDaemon(pid) && pid != os.Getpid() && startedWith(pid, d.cfg.File) {
+		return nil, &exitError{
+			cli.ExitPidFile, fmt.Errorf("repmgrd of node %q (ID: %d) runs already, with PID %d, by its former pid file %s", d.cfg.NodeName, d.cfg.NodeID, pid, formerPidFile()),
+			another(fmt.Sprintf("Stop that one: kill %d.", pid)),
+		}
+	}
+	held, err := takePidFile(path)
+	var coded *exitError
+	if errors.As(err, &coded) {
+		coded.err = fmt.Errorf("node %q (ID: %d): %w", d.cfg.NodeName, d.cfg.NodeID, coded.err)
+		coded.hint = another("")
+	}
+	return held, err
+}
+
+// pidIn is the number in a pid file. 0: there is none.
+func pidIn(path string) int {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(string(bytes.TrimSpace(text)))
+	return pid
+}
+
+// startedWith reports whether a daemon was started with that configuration file.
+func startedWith(pid int, config string) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && slices.ContainsFunc(bytes.Split(line, []byte{0}), func(arg []byte) bool { return strings.TrimPrefix(string(arg), "--config-file=") == config })
+}
 
 // takePidFile writes our pid to path. A file that a dead daemon left is
 // replaced; a daemon that lives is an error with the exit code that says so.

@@ -49,7 +49,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	if path := d.pidFile(); path != "" {
-		pid, err := takePidFile(path)
+		pid, err := d.takePidFile(path)
 		if err != nil {
 			return err
 		}

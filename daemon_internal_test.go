@@ -1,0 +1,24 @@
+package repmgr
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The default pid file is not where anybody could have made it before us.
+func TestConfig_PidFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	mine, open, locked := filepath.Join(dir, "mine"), filepath.Join(dir, "open"), filepath.Join(dir, "locked")
+	for path, mode := range map[string]os.FileMode{mine: 0o775, open: 0o1777, locked: 0o555} {
+		require.NoError(t, os.Mkdir(path, 0o700))
+		require.NoError(t, os.Chmod(path, mode))
+	}
+	require.Equal(t, filepath.Join(mine, "repmgrd-7.pid"), defaultPidFile(7, "", filepath.Join(dir, "none"), open, locked, mine))
+	require.Equal(t, filepath.Join(os.TempDir(), "repmgrd.pid"), defaultPidFile(7, open, locked))
+	require.Equal(t, filepath.Join(os.TempDir(), "repmgrd.pid"), defaultPidFile(0, mine))
+	require.Equal(t, "/x.pid", Config{RepmgrdPidFile: "/x.pid"}.PidFile())
+}
