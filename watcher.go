@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -46,7 +45,9 @@ type watcher struct {
 	view election.Peer
 	last Presence
 
-	endedAt time.Time // when the server last ended our connection
+	endedAt time.Time // when the server last ended our connection, the last that was open
+	conns   map[*Node]bool
+	wordAt  time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
 }
 
 const (
@@ -184,6 +185,7 @@ func (n *watcher) try() {
 		defer cancel()
 		if r.node == nil {
 			r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, schema != schemaOurs)
+			n.opened(r.node, r.err)
 		}
 		if r.at = time.Now(); r.err == nil {
 			r.look(ctx, n, due, asked)
@@ -276,7 +278,7 @@ func (n *watcher) take(r tried) {
 		if most := n.open + len(n.idle); most < fewOpen || !n.fair() && most < mostOpen {
 			n.idle = append(n.idle, r.node)
 		} else {
-			r.node.Close()
+			n.closed(r.node)
 		}
 		n.publish(r)
 		if r.brief != nil {
@@ -292,7 +294,10 @@ func (n *watcher) take(r tried) {
 		n.try()
 		return
 	default:
-		r.node.Close()
+		if r.node != nil && r.node.conn.IsClosed() && !errors.Is(r.err, context.DeadlineExceeded) {
+			n.ended(r.node, r.err)
+		}
+		n.closed(r.node)
 		n.schema = schemaNone
 		if v := n.snapshot(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
 			n.answer(answerOf(r.err), r.began)
@@ -317,16 +322,22 @@ func (n *watcher) work(j job) {
 	var node *Node
 	for node == nil && len(n.idle) > 0 {
 		if node, n.idle = n.idle[0], n.idle[1:]; node.conn.IsClosed() {
+			n.closed(node)
 			node = nil
 		}
 	}
 	var err error
 	if node == nil {
 		node, err = n.w.cluster().connectTo(j.ctx, n.record())
+		n.opened(node, err)
 	}
 	if err == nil {
 		if err = j.f(node); !node.conn.IsClosed() {
 			n.idle = append([]*Node{node}, n.idle...)
+		} else if j.ctx.Err() == nil {
+			n.ended(node, err)
+		} else {
+			n.closed(node)
 		}
 	}
 	j.done <- err
@@ -366,7 +377,7 @@ func (n *watcher) listen() {
 			n.w.wake()
 			_ = n.do(n.ctx, nil)
 		}
-		node.Close()
+		n.closed(node)
 	}
 }
 
@@ -383,20 +394,56 @@ func (n *watcher) connectListener() (*Node, error) {
 	if _, err = node.conn.Exec(ctx, `SELECT set_config('application_name', $1, false)`, listenerName); err != nil {
 		node.Close()
 	}
+	n.opened(node, err)
 	return node, err
 }
 
-// ended notes that the server closed our connection: only its own kernel sends
-// that, or the server itself in its last message. A reset can come from elsewhere.
-func (n *watcher) ended(node *Node, err error) {
-	node.Close()
-	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !strings.HasPrefix(sqlState(err), "57P") {
+// opened and closed keep what is open to the server.
+func (n *watcher) opened(node *Node, err error) {
+	if err != nil {
 		return
 	}
 	n.mu.Lock()
-	n.endedAt = time.Now()
-	n.view.Ended = true
+	defer n.mu.Unlock()
+	if n.conns == nil {
+		n.conns = map[*Node]bool{}
+	}
+	n.conns[node] = true
+}
+
+func (n *watcher) closed(node *Node) {
+	node.Close()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.conns, node)
+}
+
+// ended notes that a connection has ended, not by us. Where none is left, and the
+// server's own kernel or its last message has closed one, the server has ended:
+// one session alone may have been terminated, or have been idle for too long.
+func (n *watcher) ended(node *Node, err error) {
+	node.Close()
+	n.mu.Lock()
+	delete(n.conns, node)
+	if endsServer(err) {
+		n.wordAt = time.Now()
+	}
+	over := !n.wordAt.IsZero() && len(n.conns) == 0
+	if over {
+		n.endedAt, n.view.Ended = time.Now(), true
+	}
 	n.mu.Unlock()
+	if over {
+		n.w.wake()
+	}
+}
+
+// endsServer reports whether an error is what the end of a server says. A reset can
+// come from elsewhere; idle_session_timeout (57P05) and a dropped database (57P04) end
+// a session alone.
+func endsServer(err error) bool {
+	state := sqlState(err)
+	return state == "57P01" || state == "57P02" || state == "" && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF))
 }
 
 // answerOf is what a failed attempt says of the server.
@@ -435,6 +482,9 @@ func (n *watcher) answer(a election.Answer, at time.Time) {
 	case a == election.NotAccepting && n.view.Starting.IsZero():
 		n.view.Starting = time.Now()
 	}
+	if a != election.Refused && a != election.NotAccepting { // the end of a server is followed by a port that refuses
+		n.view.Ended, n.wordAt = false, time.Time{}
+	}
 	n.view.Answer, n.view.Tried = a, at
 	if changed {
 		n.view.Since = time.Now()
@@ -461,6 +511,9 @@ func (n *watcher) publish(r tried) {
 		v.Since = time.Now()
 	}
 	v.Starting = time.Time{}
+	if at.After(n.wordAt) {
+		n.wordAt = time.Time{}
+	}
 	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // this look is older than that
 	if v.NoPledge != "" && v.Term == 0 {                                       // a vote that can not be read now was not taken back
 		v.Term, v.Candidate, v.Chosen, v.Paused, v.PauseSeq = old.Term, old.Candidate, old.Chosen, old.Paused, old.PauseSeq
