@@ -434,7 +434,9 @@ type Config struct {
 	// answer after a follow; -1 s stands for StandbyReconnectTimeout. Key
 	// repmgrd_standby_startup_timeout, in seconds, -1 or more. Defaults to -1.
 	RepmgrdStandbyStartupTimeout time.Duration
-	// RepmgrdPidFile is the daemon's pid file. Key repmgrd_pid_file.
+	// RepmgrdPidFile is the daemon's pid file; each node of a machine needs its own.
+	// Key repmgrd_pid_file. Empty: repmgrd-<node_id>.pid in /run/repmgr, $XDG_RUNTIME_DIR
+	// or /run/postgresql, else /tmp/repmgrd.pid.
 	RepmgrdPidFile string
 	// RepmgrdExitOnInactiveNode ends the daemon of a node that is registered as
 	// inactive. Key repmgrd_exit_on_inactive_node. Defaults to false.
