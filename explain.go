@@ -490,6 +490,7 @@ const (
 	typicalNotice  = 10 * time.Millisecond
 	typicalPledges = 40 * time.Millisecond
 	typicalPromote = 60 * time.Millisecond
+	typicalReplay  = 100 << 20 // bytes of WAL in a second
 )
 
 // outages are those of a server that dies, which its machine says at once, and
@@ -516,6 +517,10 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 	}
 	if !e.Rule.Quorum {
 		silent.Parts[3] = fence
+	}
+	if owed := e.Forecast.Candidates[0].ToReplay; owed > typicalReplay/10 { // the winner's
+		replay := OutagePart{"replay of " + prettyBytes(owed), time.Duration(float64(owed) / typicalReplay * float64(time.Second)), "typical"}
+		dies.Parts, silent.Parts = slices.Insert(dies.Parts, 3, replay), slices.Insert(silent.Parts, 3, replay)
 	}
 	all := []ExpectedOutage{dies, silent}
 	if e.Forecast.Unfenced != "" {

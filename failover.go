@@ -183,7 +183,8 @@ func (c *Cluster) policy() election.Policy {
 	return election.Policy{
 		Interval: c.cfg.MonitorInterval, RegisterEvery: registerEvery,
 		Automatic: c.cfg.Failover == FailoverAutomatic, Silence: c.cfg.SilenceTimeout, Fence: c.cfg.FenceTimeout,
-		Patience: time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,
-		MaxLag:   c.cfg.MaximumLagOnFailover, OnShutdown: c.cfg.FailoverOnShutdown, Start: c.cfg.PrimaryStartTimeout, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,
+		Promotion: c.cfg.PromoteCheckTimeout,
+		Patience:  time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,
+		MaxLag:    c.cfg.MaximumLagOnFailover, OnShutdown: c.cfg.FailoverOnShutdown, Start: c.cfg.PrimaryStartTimeout, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,
 	}
 }

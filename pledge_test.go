@@ -1,12 +1,15 @@
 package repmgr_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -96,6 +99,17 @@ func TestFailover_ReplayThatDoesNotEnd(t *testing.T) {
 				n.Exec(t, `SELECT pg_wal_replay_pause()`)
 			}
 		}, 0, 2},
+		"much to replay": {func(t *testing.T, nodes []*node) { // as much as REPMGR_TEST_BACKLOG_MB says
+			mb, err := strconv.Atoi(cmp.Or(os.Getenv("REPMGR_TEST_BACKLOG_MB"), "20"))
+			require.NoError(t, err)
+			for _, n := range nodes[1:] {
+				n.Exec(t, `SELECT pg_wal_replay_pause()`)
+			}
+			nodes[0].Exec(t, `CREATE TABLE much (t text)`)
+			for range mb {
+				nodes[0].Exec(t, `INSERT INTO much SELECT repeat(md5(i::text), 30) FROM generate_series(1, 1000) i`)
+			}
+		}, 0, 2},
 		"a recovery target on a voter": {func(t *testing.T, nodes []*node) {
 			nodes[0].Exec(t, `SELECT pg_create_restore_point('here')`)
 			nodes[2].Stop("fast")
@@ -127,6 +141,7 @@ func TestFailover_ReplayThatDoesNotEnd(t *testing.T) {
 			winner := waitPrimary(t, nodes[1:]...)
 			w.WaitForMore(t, 30)
 			w.Stop()
+			t.Logf("outage %s, foretold %s", w.LongestGap().Duration().Round(time.Millisecond), explanation.Outages[0].Total)
 			w.Verify(t, winner.Conninfo())
 			if test.winner != 0 { // else it is who has more, of two that are under load
 				require.EqualValues(t, test.winner, explanation.Forecast.Winner)

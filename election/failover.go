@@ -194,7 +194,7 @@ func (p Policy) elect(s State, o Observation) Decision {
 		return d(s.Reason, p.Interval)
 	case since < p.Patience:
 		return d(BeingPatient, p.Patience-since)
-	case s.BallotFor > o.Rule.Term && o.Now.Sub(s.BallotAt) < p.grace(o.Rule) && !p.ownBallot(o) && !forsaken(o.Peers):
+	case (s.BallotFor > o.Rule.Term || o.awaited()) && o.Now.Sub(s.BallotAt) < p.grace(o.Rule, o.Peers) && !p.ownBallot(o) && !forsaken(o.Peers):
 		return d(OthersElect, retryAfter)
 	case o.Now.Sub(s.TurnsAt) < p.turn(o):
 		return d(NotMyTurn, p.turn(o)-o.Now.Sub(s.TurnsAt))
@@ -205,12 +205,27 @@ func (p Policy) elect(s State, o Observation) Decision {
 	}
 }
 
-// grace is how long a begun election is left alone.
-func (p Policy) grace(r Rule) time.Duration {
-	if r.Quorum {
-		return 2 * time.Second
+// awaited: the newest rule names a node that runs as a standby with a ballot of that
+// very term. A witness is told before the promotion, which is what it waits for.
+func (o Observation) awaited() bool {
+	winner := find(o.Peers, o.Rule.Primary)
+	return winner.Answer == Answers && winner.Running == Standby && winner.Term == o.Rule.Term
+}
+
+// grace is how long a begun election is left alone. Its winner may have much to
+// replay, which another election would not shorten.
+func (p Policy) grace(r Rule, peers []Peer) time.Duration {
+	grace := 2 * time.Second
+	if !r.Quorum {
+		grace += p.Fence + Margin
 	}
-	return 2*time.Second + p.Fence + Margin
+	term := highestBallot(peers)
+	if slices.ContainsFunc(peers, func(o Peer) bool {
+		return o.Term == term && o.Answer == Answers && o.data() && o.Running == Standby && toReplay(o) > 0 && p.Fit(r, o) == ""
+	}) {
+		grace = max(grace, p.Promotion)
+	}
+	return grace
 }
 
 // forsaken: the election of the highest ballots has lost its coordinator.

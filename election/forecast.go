@@ -29,6 +29,7 @@ type Candidate struct {
 	Position   wal.Position `json:"position"`
 	BehindLost int64        `json:"bytes_behind_primary"` // of the WAL that the primary was seen to have; -1: not known
 	BehindBest int64        `json:"bytes_behind_best"`    // of the candidate that has most; -1: on another timeline
+	ToReplay   int64        `json:"bytes_to_replay"`      // of what it has: before its promotion it replays all that
 	Unfit      Unfit        `json:"unfit,omitempty"`      // why it may not be promoted; empty: it may
 	Key        Key          `json:"decided_by,omitempty"` // what put it behind the one before it; empty: it is the first, or unfit
 }
@@ -162,7 +163,7 @@ func (p Policy) candidates(r Rule, primary Peer, pledged []Peer) []Candidate {
 	}
 	list := []Candidate{}
 	for i, o := range all {
-		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), Unfit: p.Fit(line, o)}
+		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), ToReplay: toReplay(o), Unfit: p.Fit(line, o)}
 		if i > 0 && c.Unfit == "" {
 			c.Key = p.decider(line, all[i-1], o)
 		}
@@ -178,6 +179,9 @@ func behind(o, ahead Peer) int64 {
 	}
 	return max(0, ahead.Position.LSN.Bytes(o.Position.LSN))
 }
+
+// toReplay is how much of its WAL a standby has not replayed.
+func toReplay(o Peer) int64 { return max(0, o.Position.LSN.Bytes(o.Replayed)) }
 
 // single are the nodes as rank sees them through one key alone, in the order in
 // which rank asks. A test holds that against rank itself.

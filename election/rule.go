@@ -69,7 +69,7 @@ func (p Peer) Learned(told Rule) Peer {
 	case told.Compare(p.Rule) <= 0:
 	case p.Running == Standby && p.data() && told.Line.Extends(p.Rule.Line) && p.On(told) && p.Position.LSN > told.Line.Past[len(told.Line.Past)-1].SwitchLSN:
 		p.Rule = told
-	case p.Running == Standby || told.Primary == p.ID && p.On(told):
+	case p.Running == Standby && told.Primary != p.ID, p.Running == Primary && told.Primary == p.ID && p.On(told): // a winner is told before its promotion
 		p.Told = told
 	}
 	return p
