@@ -84,9 +84,9 @@ func TestFailover_WithoutFreeSlots(t *testing.T) {
 // A standby that follows without its slot is given it as soon as there is room.
 func TestMonitor_MakesItsSlotLater(t *testing.T) {
 	t.Parallel()
-	nodes := startWithSlots(t, repmgr.SynchronousOff, `max_replication_slots = 1`)
+	nodes := startWithSlots(t, repmgr.SynchronousOff, `max_replication_slots = 2`) // one is for the former primary
 	for _, n := range nodes[1:] {
-		n.Exec(t, `SELECT pg_create_physical_replication_slot('in_the_way')`)
+		n.Exec(t, `SELECT pg_create_physical_replication_slot('in_the_way'), pg_create_physical_replication_slot('too')`)
 	}
 	nodes[0].Kill()
 	winner := waitPrimary(t, nodes[1:]...)
@@ -96,7 +96,7 @@ func TestMonitor_MakesItsSlotLater(t *testing.T) {
 	}
 	waitValue(t, winner, "1", `SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'`)
 	require.Empty(t, other.QueryString(t, `SHOW primary_slot_name`))
-	winner.Exec(t, `SELECT pg_drop_replication_slot('in_the_way')`)
+	winner.Exec(t, `SELECT pg_drop_replication_slot('in_the_way'), pg_drop_replication_slot('too')`)
 	slot := "repmgr_slot_" + other.cfg.NodeID.String()
 	waitValue(t, other, slot, `SHOW primary_slot_name`)
 	waitValue(t, winner, "t", `SELECT active FROM pg_replication_slots WHERE slot_name = '`+slot+`'`)
