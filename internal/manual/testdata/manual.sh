@@ -115,6 +115,6 @@ types node3 'PATH=$PGDIR/bin:$PATH $BIN/repmgr standby promote' 'promoted to pri
 
 types node4 'repmgr standby follow' 'follows node "node3"'
 
-for n in node2 node3; do on $n 'kill $(cat repmgrd.pid)'; done
-for n in node2 node3; do until_true $n '! test -e repmgrd.pid'; done
+for n in node2 node3; do on $n 'kill $(cat $(repmgrd -s -f /home/postgres/repmgr.conf))'; done
+for n in node2 node3; do until_true $n '! test -e $(repmgrd -s -f /home/postgres/repmgr.conf)'; done
 echo "== all of it was typed"
