@@ -205,7 +205,7 @@ func (m *machine) place(id int) (*server, string, error) {
 	return s, conf, os.WriteFile(conf, []byte(text), 0o600)
 }
 
-// freePort looks below the ports that the kernel gives to outgoing connections.
+// freePort looks for one that nobody listens on, at no address, below the ports that the kernel gives to outgoing connections.
 func (m *machine) freePort() (int, error) {
 	var err error
 	for range 1000 {
@@ -214,7 +214,7 @@ func (m *machine) freePort() (int, error) {
 			continue
 		}
 		var l net.Listener
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+		if l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); err == nil {
 			return port, l.Close()
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,6 +82,7 @@ func newCluster(o options) (c *cluster, err error) {
 			return nil, err
 		}
 	}
+	port := plainPort + 10*(os.Getpid()%100)
 	for id := 1; id <= count; id++ {
 		n := &node{id: id, witness: id > o.Topology.data(), c: c, port: 5432}
 		n.dir = filepath.Join(o.Dir, n.name())
@@ -88,7 +90,10 @@ func newCluster(o options) (c *cluster, err error) {
 			return nil, err
 		}
 		if o.Plain {
-			n.port = plainPort + 10*(os.Getpid()%100) + id
+			if port, err = freePort(port + 1); err != nil {
+				return nil, err
+			}
+			n.port = port
 		}
 		c.nodes = append(c.nodes, n)
 	}
@@ -104,6 +109,16 @@ func newCluster(o options) (c *cluster, err error) {
 
 // plainPort is where ports of plain clusters begin.
 const plainPort = 27400
+
+// freePort is the first from there on that nobody listens on, at any address.
+func freePort(from int) (int, error) {
+	for port := from; port < from+1000; port++ {
+		if l, err := net.Listen("tcp", fmt.Sprintf(":%d", port)); err == nil {
+			return port, l.Close()
+		}
+	}
+	return 0, fmt.Errorf("find a free port from %d on: 1,000 are taken", from)
+}
 
 func (c *cluster) machine(name string, host int) (*machine, error) {
 	if c.net == nil {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Port reserves a TCP port of 127.0.0.1 that nothing listens on, until the test
-// ends. No other test of this machine gets it meanwhile, in any process: the
+// Port reserves a TCP port that nothing listens on, at no address of this machine,
+// until the test ends. No other test of this machine gets it meanwhile, in any process: the
 // name of an abstract Unix socket is the lock. The range is below the one the
 // kernel takes ports from for outgoing connections.
 func Port(t testing.TB) int {
@@ -23,13 +23,7 @@ func Port(t testing.TB) int {
 		if err != nil {
 			continue
 		}
-		// Asked by dialling, not by listening: a child that is being forked in this
-		// moment would hold the listener, and with it the port, until it executes.
-		conn, err := net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
-		if err == nil {
-			conn.Close()
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) {
+		if !free(port) {
 			lock.Close()
 			continue
 		}
@@ -38,6 +32,27 @@ func Port(t testing.TB) int {
 	}
 	t.Fatal("pgtest: no free port")
 	return 0
+}
+
+// free reports whether nothing listens on a port: not on 127.0.0.1, not on ::1 and
+// on no other address. It binds and does not listen: so a child that is being
+// forked in this moment, and holds the socket until it executes, is in nobody's way.
+func free(port int) bool {
+	for _, a := range []struct {
+		family  int
+		address syscall.Sockaddr
+	}{{syscall.AF_INET, &syscall.SockaddrInet4{Port: port}}, {syscall.AF_INET6, &syscall.SockaddrInet6{Port: port}}} {
+		fd, err := syscall.Socket(a.family, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			continue // no such addresses here
+		}
+		err = errors.Join(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1), syscall.Bind(fd, a.address))
+		_ = syscall.Close(fd)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return false
+		}
+	}
+	return true
 }
 
 // Blackhole returns a loopback address that drops SYNs, as a host does that is

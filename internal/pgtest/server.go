@@ -209,6 +209,9 @@ func (s *Server) TryStart() error {
 		}
 		return s.answers(ctx)
 	})
+	if err == nil {
+		err = s.listens()
+	}
 	if err != nil {
 		return fmt.Errorf("start %s: %w\n%s", s.Name, err, tail(s.Log(), 30))
 	}
@@ -228,6 +231,39 @@ func (s *Server) answers(ctx context.Context) error {
 	}
 	defer c.Close(ctx)
 	return c.Ping(ctx)
+}
+
+// listens tries that what listens on the port is the server, or that nothing is:
+// a test may have chosen other addresses.
+func (s *Server) listens() error {
+	ctx, cancel := context.WithTimeout(context.Background(), Timeout(5*time.Second))
+	defer cancel()
+	c, err := pgx.Connect(ctx, s.Conninfo("sslmode=disable"))
+	if err != nil {
+		return nil //nolint:nilerr // nobody can write there
+	}
+	defer c.Close(ctx)
+	return s.owns(c)
+}
+
+// owns proves that a connection leads to the server and to no other one that has
+// got its port: the process at its end works in the data directory.
+func (s *Server) owns(c *pgx.Conn) error {
+	if s.Dir == "" {
+		return nil // nobody knows
+	}
+	want, err := filepath.EvalSymlinks(s.Dir)
+	if err != nil {
+		return fmt.Errorf("prove that port %d is that of %s: %w", s.Port, s.Name, err)
+	}
+	dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", c.PgConn().PID()))
+	switch {
+	case err != nil:
+		return fmt.Errorf("the server on port %d is not %s, or has just died: %w", s.Port, s.Name, err)
+	case dir != want:
+		return fmt.Errorf("the server on port %d is not %s in %s: it works in %s", s.Port, s.Name, want, dir)
+	}
+	return nil
 }
 
 func (s *Server) socketConninfo() string {
@@ -251,7 +287,11 @@ func quoteConninfo(v string) string {
 // Conn connects through TCP. The connection is closed when t ends.
 func (s *Server) Conn(t testing.TB) *pgx.Conn {
 	t.Helper()
-	return connect(t, s.Conninfo("sslmode=disable"))
+	c := connect(t, s.Conninfo("sslmode=disable"))
+	if err := s.owns(c); err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	return c
 }
 
 func (s *Server) connectLocally() *pgx.Conn {
@@ -320,6 +360,9 @@ func (s *Server) with(ctx context.Context, fn func(*pgx.Conn) error) error {
 		return err
 	}
 	defer c.Close(ctx)
+	if err := s.owns(c); err != nil {
+		return err
+	}
 	return fn(c)
 }
 

@@ -3,6 +3,9 @@ package pgtest
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -107,6 +110,9 @@ func (w *Writer) write(ctx context.Context, c *pgx.Conn, server int, id int64) (
 		if c, err = pgx.Connect(ctx, w.o.Conninfos[server]); err != nil {
 			return nil, err
 		}
+		if err := ofThisRun(c); err != nil {
+			return c, err
+		}
 		if id == 1 || w.count() == 0 {
 			if _, err := c.Exec(ctx, "CREATE TABLE IF NOT EXISTS "+w.o.Table+" (id bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())"); err != nil {
 				return c, err
@@ -120,6 +126,19 @@ func (w *Writer) write(ctx context.Context, c *pgx.Conn, server int, id int64) (
 	defer w.mu.Unlock()
 	w.acks = append(w.acks, ack{id, time.Now()})
 	return c, nil
+}
+
+// ofThisRun proves that a server is one of the tests of this run: its data is among their files.
+func ofThisRun(c *pgx.Conn) error {
+	dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", c.PgConn().PID()))
+	if err != nil {
+		return fmt.Errorf("prove whose server it is: %w", err)
+	}
+	base, err := filepath.EvalSymlinks(os.Getenv(baseEnv))
+	if err == nil && !strings.HasPrefix(dir, base+"/") {
+		err = fmt.Errorf("a server that works in %s is none of this run, which has its files in %s", dir, base)
+	}
+	return err
 }
 
 func (w *Writer) drop(c *pgx.Conn) {

@@ -1,0 +1,4 @@
+package pgtest
+
+// Free is free, for its test.
+var Free = free
