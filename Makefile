@@ -38,13 +38,16 @@ test-matrix: ## the tests on each of MAJORS (13 to 18), fetched once
 		REPMGR_PG_BINDIR=$$bin $(GO) test -count=1 -timeout 10m ./... || failed="$$failed $$major"; \
 	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed"; exit 1; }
 
-bench: ## speed and size beside the peers, in 10 minutes; REPMGR_BENCH_LONG=1 for more
+bench: ## speed and size beside the peers, in 15 minutes, into docs/benchmarks.md; an error where a limit falls short; REPMGR_BENCH_LONG=1 for more
 	@scripts/deps bench
-	@set -e; dir=$$(mktemp -d -p "$${REPMGR_BENCH_DIR:-/var/tmp}" repmgr-bench-XXXX); trap 'rm -rf "$$dir"' EXIT; chmod 1777 "$$dir"; \
+	@set -e; code=0; dir=$$(mktemp -d -p "$${REPMGR_BENCH_DIR:-/var/tmp}" repmgr-bench-XXXX); trap 'rm -rf "$$dir"' EXIT; chmod 1777 "$$dir"; \
 	CGO_ENABLED=0 $(GO) build -trimpath -o "$$dir/bin/" ./cmd/...; $(GO) test -c -o "$$dir/bench.test" ./internal/bench; \
 	mkdir -m 1777 "$$dir/out"; mkdir -p bin; cd "$$dir"; \
-	TMPDIR="$$dir" REPMGR_BENCH=1 REPMGR_BENCH_BIN="$$dir/bin" REPMGR_BENCH_JSON="$$dir/out/bench.json" ./bench.test -test.timeout 40m -test.parallel 8 $(BENCHFLAGS); \
-	cp "$$dir/out/bench.json" "$(CURDIR)/bin/bench.json"; echo "every sample: bin/bench.json"
+	TMPDIR="$$dir" REPMGR_BENCH=1 REPMGR_BENCH_BIN="$$dir/bin" REPMGR_BENCH_JSON="$$dir/out/bench.json" REPMGR_BENCH_PAGE="$$dir/out/page.md" \
+		./bench.test -test.timeout 40m -test.parallel 8 $(BENCHFLAGS) || code=$$?; \
+	cp "$$dir/out/bench.json" "$(CURDIR)/bin/bench.json"; echo "every sample: bin/bench.json"; \
+	[ ! -e "$$dir/out/page.md" ] || { cat "$$dir/out/page.md" > "$(CURDIR)/docs/benchmarks.md"; echo "the page: docs/benchmarks.md"; }; \
+	exit $$code
 
 chaos: ## break real clusters 1,000 times, in about an hour, as root; CHAOSFLAGS="-faults 20 -v", internal/chaos/doc.go
 	@scripts/deps chaos

@@ -37,6 +37,17 @@ func (r reporting) Run() int {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
 	}
+	if code != 0 {
+		return code
+	}
+	if err := results.page(os.Getenv("REPMGR_BENCH_PAGE")); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	for _, short := range results.short() {
+		fmt.Fprintln(os.Stderr, "bench: SHORT:", short)
+		code = 1
+	}
 	return code
 }
 

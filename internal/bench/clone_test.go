@@ -15,6 +15,7 @@ import (
 )
 
 const (
+	cloning     = "6. Clone of 2 GB on this machine, everything cached, ours and pg_basebackup with their fsync"
 	cloneScale  = 135 // of pgbench: 2 GB
 	cloneRounds = 5
 )
@@ -110,7 +111,6 @@ func (w *copying) measure(t *testing.T, source *pgtest.Server) {
 }
 
 func report(ways map[string]*copying) {
-	const section = "5. Clone of 2 GB on this machine, everything cached, ours and pg_basebackup with their fsync"
 	our := ways["ours"]
 	for _, peer := range []struct {
 		name  string
@@ -121,7 +121,7 @@ func report(ways map[string]*copying) {
 		{"cp -r, then sync -f", limit{Times: 1.5}}, // the like of ours: on disk when it ends
 		{"rsync -a --whole-file", limit{}},
 	} {
-		results.add(figure{Section: section, What: "standby clone", Unit: "s", Peer: peer.name, Theirs: ways[peer.name].seconds, Ours: our.seconds, Limit: peer.bound})
+		results.add(figure{Section: cloning, What: "standby clone", Unit: "s", Peer: peer.name, Theirs: ways[peer.name].seconds, Ours: our.seconds, Limit: peer.bound})
 	}
 	base := ways["pg_basebackup -X stream"]
 	over, plain := ways["ours, clone_method=rsync"], ways["rsync -a over ssh"]
@@ -132,7 +132,7 @@ func report(ways map[string]*copying) {
 		{What: "standby clone: CPU of the server", Unit: "s", Peer: base.name, Theirs: base.server, Ours: our.server},
 		{What: "standby clone: resident memory at most", Unit: "MB", Peer: base.name, Theirs: base.memory, Ours: our.memory, Limit: limit{Value: 64}},
 	} {
-		f.Section = section
+		f.Section = cloning
 		results.add(f)
 	}
 }

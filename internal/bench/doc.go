@@ -5,7 +5,7 @@
 // them.
 //
 // The peers are the C repmgr 5 (Debian's postgresql-NN-repmgr), pg_basebackup,
-// cp and rsync. A peer that is not installed leaves its column empty.
+// cp and rsync. Where a limit falls short the run ends with an error. A peer that is not installed leaves its column empty.
 //
 // # Environment
 //
@@ -13,6 +13,8 @@
 //   - REPMGR_BENCH_BIN: the directory of our repmgr and repmgrd.
 //   - REPMGR_BENCH_JSON: the file for the figures, with every sample. Defaults
 //     to none.
+//   - REPMGR_BENCH_PAGE: the file for the page of the manual, where everything was
+//     measured. Defaults to none. Its text is testdata/page.md.
 //   - REPMGR_BENCH_LONG=1: the status views over 30 million rows, too.
 //   - TMPDIR: where servers and copies live. "make bench" sets it to a new
 //     directory in REPMGR_BENCH_DIR, by default /var/tmp: a real disk.
