@@ -227,7 +227,15 @@ func (m *Monitor) servesHere(ctx context.Context, srv *localServer) error {
 }
 
 // ruler is the node that the newest rule names.
-func (m *Monitor) ruler() NodeID { return NodeID(newest(m.watch.peers()).Primary) }
+func (m *Monitor) ruler() NodeID {
+	if m.manual() {
+		return NodeID(m.rule.Primary)
+	}
+	return NodeID(newest(m.watch.peers()).Primary)
+}
+
+// manual reports whether this Monitor only watches.
+func (m *Monitor) manual() bool { return m.cluster.cfg.Failover != FailoverAutomatic }
 
 // silent reports whether a node is known not to answer, so that nobody waits for it.
 func (m *Monitor) silent(id NodeID) bool {
@@ -246,7 +254,7 @@ func (m *Monitor) observeFrom(ctx context.Context) {
 	for _, p := range peers { // over what is open: a host of conninfo may be silent
 		if err != nil && p.ID != election.Arbiter {
 			ctx, cancel := m.peerLimit(ctx)
-			err = m.watch.node(p.ID).do(ctx, func(n *Node) (err error) { recs, err = n.records(ctx); return err })
+			err = m.watch.node(p.ID).with(ctx, func(n *Node) (err error) { recs, err = n.records(ctx); return err })
 			cancel()
 		}
 	}
@@ -263,7 +271,13 @@ func (m *Monitor) observeFrom(ctx context.Context) {
 
 // observeVoters adds what the election wants to know.
 func (m *Monitor) observeVoters(o *election.Observation) {
-	m.watch.follow(m.recs)
+	own := m.rule
+	if m.manual() {
+		m.watch.follow(nil) // nobody here decides anything
+	} else {
+		m.watch.follow(m.recs)
+		own = peerOf(m.watch.peers(), int32(m.cluster.cfg.NodeID)).Rule
+	}
 	self := int32(m.cluster.cfg.NodeID)
 	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
 	o.Peers = m.watch.peers()
@@ -280,7 +294,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 		o.WasPrimary = m.wasPrimary()
 	}
 	if len(m.recs) > 0 && o.Local.Up && self != 0 {
-		m.keep(me.Rule)
+		m.keep(own)
 	}
 }
 
@@ -540,7 +554,7 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 		return read(m.local) == nil && count >= limit
 	}
 	for _, p := range answering(m.watch.peers()) {
-		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.node(p.ID).do(ctx, read) == nil {
+		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.node(p.ID).with(ctx, read) == nil {
 			return count >= limit
 		}
 	}
@@ -589,11 +603,15 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 	}
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	n, err := m.cluster.connectTo(ctx, primary)
+	n, of, err := m.open(ctx, primary.ID, func(ctx context.Context) (*Node, error) { return m.cluster.connectTo(ctx, primary) })
 	if err != nil {
 		return err
 	}
-	defer n.Close()
+	if of == nil {
+		defer n.Close()
+	} else {
+		defer of.giveBack(n, nil)
+	}
 	return m.cluster.copyMetadata(ctx, n, m.local)
 }
 
@@ -639,7 +657,9 @@ func (m *Monitor) announce(ctx context.Context) {
 		left := s.Lease.Seconds()
 		p.LeaseLeft = &left
 	}
-	if ruler := peerOf(m.watch.peers(), int32(m.ruler())); int32(m.cluster.cfg.NodeID) != ruler.ID {
+	if ruler := peerOf(m.watch.peers(), int32(m.ruler())); m.manual() {
+		p.SeenAt = m.primSeen
+	} else if int32(m.cluster.cfg.NodeID) != ruler.ID {
 		p.SeenAt = ruler.SeenAt
 		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.peers()) == ""
 	}

@@ -53,12 +53,16 @@ const (
 func (m *Monitor) beatHeart(ctx context.Context, n *Node) error {
 	at := time.Now()
 	var b pgx.Batch
+	b.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
 	b.Queue(sendersSQL)
 	b.Queue(heartbeatSQL)
 	res := n.conn.SendBatch(ctx, &b)
 	var end wal.LSN
 	var text string
-	err := res.QueryRow().Scan(&end, &text)
+	_, err := res.Exec()
+	if err == nil {
+		err = res.QueryRow().Scan(&end, &text)
+	}
 	if err == nil {
 		_, err = res.Exec()
 	}

@@ -2,6 +2,7 @@ package repmgr
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
@@ -25,9 +26,11 @@ type glance struct {
 // In the configuration are the ballot and the flag of a pause: whoever writes there
 // what a look reads has the server load it. A standby that does not stream is
 // always looked at.
-const glanceSQL = `
+var glanceSQL = `
 SELECT CASE WHEN NOT r.rec OR w.status = 'streaming' THEN concat_ws('/', r.rec, pg_postmaster_start_time(), pg_conf_load_time(),
-    w.received_tli, w.sender_host, w.sender_port, (SELECT term || '.' || seq FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1)) END,
+    w.received_tli, w.sender_host, w.sender_port, (SELECT term || '.' || seq FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1),
+    (SELECT string_agg(concat(pid, state), ',') FROM pg_stat_get_wal_senders()),
+    (SELECT string_agg(concat(objid, '.', pid), ',') FROM pg_lock_status() WHERE locktype = 'advisory' AND classid = ` + fmt.Sprint(presenceLock) + ` AND objsubid = 2 AND granted)) END,
   CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_flush_lsn() END,
   coalesce(extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time), 0)::float8
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true`

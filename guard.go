@@ -28,15 +28,17 @@ func (m *Monitor) guard(ctx context.Context) {
 	defer m.beat(nil, true)
 	defer m.endMarking()
 	defer m.device.disarm()
-	for {
+	for turn := 0; ; turn++ {
 		c := m.settings()
-		if pause(ctx, c.pulse()/2) != nil {
+		if m.pulse(ctx, 2) != nil {
 			return
 		}
 		m.awake(ctx, c)
 		left := m.guardOnce(ctx, c)
+		if had := m.shared.leaseLeft() != nil; turn%2 == 0 || had != (left != nil) {
+			m.beat(left, false)
+		}
 		m.setLease(left)
-		m.beat(left, false)
 		m.feed(c, left)
 	}
 }
@@ -78,7 +80,11 @@ func (m *Monitor) guardHang(ctx context.Context) {
 	var since time.Time
 	for {
 		c := m.settings()
-		if pause(ctx, c.cfg.HangTimeout/10) != nil {
+		rest := c.cfg.HangTimeout / 4 // each costs the server a new process
+		if !since.IsZero() {
+			rest = c.cfg.HangTimeout / 10
+		}
+		if pause(ctx, rest) != nil {
 			return
 		}
 		peers := m.watch.peers()

@@ -62,7 +62,7 @@ func (m *Monitor) keep(own election.Rule) {
 			now.Rules = append(now.Rules, r)
 		}
 	}
-	if ruler := m.ruler(); ruler != 0 && ruler != m.cluster.cfg.NodeID {
+	if ruler := m.ruler(); ruler != m.cluster.cfg.NodeID && m.watch.node(int32(ruler)) != nil {
 		now.Guard = guardedOf(peerOf(m.watch.peers(), int32(ruler)))
 	}
 	same := func(a, b election.Rule) bool { return a.Compare(b) == 0 }

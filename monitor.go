@@ -77,8 +77,13 @@ type Monitor struct {
 	log          *slog.Logger
 	state        election.State
 	local        *Node
-	primary      *Node  // of a standby: the connection to its primary
-	primRec      Record // and who that is
+	localOf      *watcher // who lent that; nil: it is our own
+	primary      *Node    // of a standby: the connection to its primary
+	primaryOf    *watcher
+	knows        bool // the primary was known at the end of the last turn
+	primSeen     time.Time
+	rule         election.Rule // the newest of the local server; only with failover=manual
+	primRec      Record        // and who that is
 	primTimeline wal.Timeline
 	recs         []Record // the rows, as last read
 	self         Record   // the node's row; zero: none
@@ -238,6 +243,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.keepVote(ctx)
 		m.publish(now)
 		m.announce(ctx)
+		m.rest()
 		if err := m.wait(ctx, d.Again); err != nil {
 			return nil
 		}
@@ -252,6 +258,9 @@ func (m *Monitor) runsAs() election.Role {
 }
 
 func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
+	if pulse := m.cluster.pulse(); d > pulse {
+		d -= sinceTick(pulse)
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -303,7 +312,7 @@ func (m *Monitor) policy() election.Policy {
 
 // calm reports whether there are no signs of an election.
 func (m *Monitor) calm(r election.Rule) bool {
-	return m.cluster.cfg.Failover != FailoverAutomatic || m.state.Health == election.HealthAlive && m.state.BallotFor <= r.Term
+	return m.manual() || m.state.Health == election.HealthAlive && m.state.BallotFor <= r.Term
 }
 
 // transition takes the decision's state over, and logs a change of mind once.
@@ -329,6 +338,9 @@ func (m *Monitor) publish(now time.Time) {
 		s.Lag, s.Primary = &lag, m.primRec.String()
 	}
 	s.Health, s.Rule = m.state.Health, newest(m.watch.peers())
+	if s.Rule.Compare(m.rule) < 0 {
+		s.Rule = m.rule
+	}
 	if m.ability.lacks == nil { // it would stop nothing
 		s.Lease = m.shared.leaseLeft()
 	}
@@ -399,7 +411,7 @@ const (
 
 func (m *Monitor) drop(n **Node) {
 	(*n).Close()
-	*n = nil
+	m.release(n)
 }
 
 // act does what was decided. A failure is reported, and decides nothing: the
@@ -609,8 +621,10 @@ func (m *Monitor) reachAgain(ctx context.Context) {
 	var err error
 	switch {
 	case m.state.Phase == election.AsPrimary && (m.local == nil || m.local.conn.IsClosed()):
+		m.drop(&m.local)
 		m.local, err = m.cluster.connectLocal(ctx)
 	case m.state.Phase == election.AsStandby && (m.primary == nil || m.primary.conn.IsClosed()) && m.primRec.ID != 0:
+		m.drop(&m.primary)
 		m.primary, err = m.cluster.connectTo(ctx, m.primRec)
 	}
 	if err != nil {

@@ -26,7 +26,10 @@ type Node struct {
 	foreign  foreignState // of the extension of repmgr 5
 	looked   bool         // whether it was looked at for an election
 	loose    bool         // its session is not settled yet: see lookFirst
-	known    glance       // what was there before its newest look of a watcher
+
+	// As the newest look over it showed:
+	free  int    // connections that the server could still take
+	known glance // what was there just before
 
 	checked time.Time                    // when its configuration was last looked at
 	fault   string                       // what was wrong with it

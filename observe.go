@@ -24,9 +24,7 @@ func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observati
 }
 
 func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
-	if m.primary != nil && m.silent(m.primRec.ID) {
-		m.drop(&m.primary)
-	}
+	m.resume(ctx)
 	if m.primary != nil {
 		o.Upstream = m.readPrimary(ctx)
 	}
@@ -42,6 +40,7 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 		return
 	}
 	m.sample.local = status
+	m.readRule(ctx)
 	switch {
 	case !status.InRecovery:
 		m.drop(&m.primary)
@@ -75,6 +74,19 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 	}
 }
 
+// readRule reads what the looks tell otherwise.
+func (m *Monitor) readRule(ctx context.Context) {
+	m.rule = election.Rule{}
+	if !m.manual() {
+		return
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	if rules, err := m.local.rules(ctx); err == nil && len(rules) > 0 {
+		m.rule = rules[0]
+	}
+}
+
 func (m *Monitor) readRecords(ctx context.Context, n *Node) ([]Record, error) {
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
@@ -90,18 +102,76 @@ func (n *Node) ownRecords(ctx context.Context) ([]Record, error) {
 	return n.records(ctx)
 }
 
-// observeLocal keeps one connection to the local server, and makes it anew when it broke.
+// open borrows a connection of those that are open for the looks, where there are
+// such, and makes one otherwise.
+func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Context) (*Node, error)) (*Node, *watcher, error) {
+	if w := m.watch.node(int32(id)); w != nil && w.snapshot().Answer == election.Answers {
+		if n, err := w.borrow(ctx); err == nil {
+			return n, w, nil
+		}
+	}
+	n, err := connect(ctx)
+	return n, nil, err
+}
+
+// release gives a connection back that was borrowed, and forgets it.
+func (m *Monitor) release(n **Node) {
+	of := &m.localOf
+	if n == &m.primary {
+		of = &m.primaryOf
+	}
+	if *n != nil && *of != nil {
+		(*of).giveBack(*n, nil)
+	}
+	*n, *of = nil, nil
+}
+
+// rest gives back at the end of a turn what the looks can use meanwhile. With
+// failover=manual there are none, and the connections stay.
+func (m *Monitor) rest() {
+	if m.manual() {
+		return
+	}
+	m.knows = m.primary != nil
+	for _, c := range []struct {
+		n  **Node
+		of *watcher
+	}{{&m.local, m.localOf}, {&m.primary, m.primaryOf}} {
+		if c.of == nil {
+			m.drop(c.n)
+		} else {
+			m.release(c.n)
+		}
+	}
+}
+
+// resume takes up the connection to the primary that was known.
+func (m *Monitor) resume(ctx context.Context) {
+	silent := m.silent(m.primRec.ID)
+	switch {
+	case m.primary != nil && silent:
+		m.drop(&m.primary)
+	case m.primary == nil && m.knows && !silent:
+		ctx, cancel := m.peerLimit(ctx)
+		defer cancel()
+		var err error
+		m.primary, m.primaryOf, err = m.open(ctx, m.primRec.ID, func(ctx context.Context) (*Node, error) { return m.cluster.connectTo(ctx, m.primRec) })
+		m.report("the primary", err)
+	}
+	m.knows = false
+}
+
+// observeLocal asks the local server, again over a new connection where the old one broke.
 func (m *Monitor) observeLocal(ctx context.Context) (NodeStatus, []Record, error) {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	fresh := m.local == nil
 	for {
 		if m.local == nil {
-			n, err := m.cluster.connectLocal(ctx)
-			if err != nil {
+			var err error
+			if m.local, m.localOf, err = m.open(ctx, m.cluster.cfg.NodeID, m.cluster.connectLocal); err != nil {
 				return NodeStatus{}, nil, err
 			}
-			m.local = n
 		}
 		status, err := m.local.Status(ctx)
 		if err == nil {
@@ -147,6 +217,7 @@ func (m *Monitor) readPrimary(ctx context.Context) election.View {
 		m.drop(&m.primary)
 		return election.View{}
 	}
+	m.primSeen = time.Now()
 	return election.View{Up: true, Position: wal.Position{LSN: m.sample.primaryLSN}}
 }
 
@@ -159,7 +230,7 @@ func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
 		return false // it became the primary while we looked: the next look sees it as that
 	}
 	if err == nil {
-		m.primary, err = m.cluster.connectTo(ctx, rec)
+		m.primary, m.primaryOf, err = m.open(ctx, rec.ID, func(ctx context.Context) (*Node, error) { return m.cluster.connectTo(ctx, rec) })
 	}
 	if len(recs) > 0 {
 		m.report(troublePrimary, err)

@@ -37,6 +37,8 @@ SELECT json_build_object(
   'detached', r.rec AND current_setting('primary_conninfo') = '',
   'delayed', current_setting('recovery_min_apply_delay') <> '0',
   'started', pg_postmaster_start_time(),
+  'free', current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+      - coalesce(current_setting('reserved_connections', true)::int, 0) - (SELECT sum(numbackends)::int FROM pg_stat_database),
   'settings', %s,
   'fault', %s,
   'presences', ` + presencesSQL + `,
@@ -97,6 +99,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Detached     bool          `json:"detached"`
 		Delayed      bool          `json:"delayed"`
 		Started      time.Time     `json:"started"`
+		Free         int           `json:"free"`
 		Settings     string        `json:"settings"`
 		Fault        string        `json:"fault"`
 		Presences    string        `json:"presences"`
@@ -110,6 +113,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	if fault != "NULL" {
 		n.checked, n.fault = time.Now(), s.Fault
 	}
+	n.free = max(0, s.Free)
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{LSN: max(s.LSN, s.Replay)}, Replayed: s.Replay, Idle: s.Idle,
 		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,

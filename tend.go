@@ -295,7 +295,7 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 				err = nil // an election goes on: the ballots tell
 			}
 		case p.Role == election.Witness:
-			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { return m.cluster.copyMetadata(ctx, m.local, n) })
+			err = m.watch.node(p.ID).with(ctx, func(n *Node) error { return m.cluster.copyMetadata(ctx, m.local, n) })
 		case p.Running == election.Standby && time.Since(m.tender.ruledAt) > m.cluster.pulse(): // it is slow to replay it, or can not stream
 			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { return n.tellRule(ctx, r) })
 		default:
@@ -426,29 +426,27 @@ func (n *Node) addLine(ctx context.Context) error {
 // heart writes the sign of life of the local primary, so that the silence of a
 // standby's WAL receiver means something.
 func (m *Monitor) heart(ctx context.Context) {
-	var n *Node
-	defer func() { n.Close() }()
-	for pause(ctx, m.settings().pulse()) == nil {
+	for m.pulse(ctx, 1) == nil {
 		c := m.settings()
 		if c.cfg.Failover != FailoverAutomatic || !m.inOffice() {
 			m.noteHeart(nil)
 			continue
 		}
 		limit, cancel := context.WithTimeout(ctx, c.cfg.SilenceTimeout)
-		err := func() (err error) {
-			if n == nil || n.conn.IsClosed() {
-				if n, err = c.connectLocal(limit); err != nil {
-					return err
-				}
-				if _, err = n.conn.Exec(limit, `SET synchronous_commit = off`); err != nil {
-					return err
-				}
-			}
-			return m.beatHeart(limit, n)
-		}()
+		err := m.watch.node(int32(c.cfg.NodeID)).with(limit, func(n *Node) error { return m.beatHeart(limit, n) })
 		cancel()
 		m.noteHeart(err)
 	}
+}
+
+// pulse lets a part of a pulse pass; with failover=manual nothing is that urgent.
+func (m *Monitor) pulse(ctx context.Context, part int) error {
+	c := m.settings()
+	if c.cfg.Failover != FailoverAutomatic {
+		return pause(ctx, c.cfg.MonitorInterval)
+	}
+	d := c.pulse() / time.Duration(part)
+	return pause(ctx, d-sinceTick(d))
 }
 
 // heartTrouble names what keeps a server that answers from writing.

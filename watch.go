@@ -77,15 +77,21 @@ func (w *watch) follow(recs []Record) {
 			n.setRecord(r)
 			continue
 		}
-		n := &watcher{w: w, rec: r, jobs: make(chan job), tries: make(chan tried, mostOpen), primary: make(chan struct{}, 1)}
+		n := &watcher{w: w, rec: r, jobs: make(chan job), tries: make(chan tried, mostOpen)}
 		n.view = election.Peer{ID: int32(r.ID)}
 		w.guard.recall(&n.view)
 		n.setRecord(r)
 		n.ctx, n.cancel = context.WithCancel(w.ctx)
 		w.nodes[r.ID] = n
 		w.wg.Go(n.run)
-		w.wg.Go(n.listen)
 	}
+}
+
+// daemons is how many look at each node.
+func (w *watch) daemons() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return max(1, len(w.recs))
 }
 
 // peers are the newest views, in the order of the ids.

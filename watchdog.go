@@ -12,8 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// Beat is what a [Monitor] tells its watchdog, four times and more in each
-// silence_timeout.
+// Beat is what a [Monitor] tells its watchdog, four times in each silence_timeout.
 type Beat struct {
 	PID    int           `json:"pid"`
 	Left   *float64      `json:"left"`           // seconds until this primary would be fenced; nil: there is nothing to guard
@@ -78,7 +77,7 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 	defer r.Close()
 	defer cancel()
 	defer d.rest()
-	tick := time.NewTicker(c.pulse() / 2)
+	tick := time.NewTimer(c.pulse())
 	defer tick.Stop()
 	for {
 		select {
@@ -95,9 +94,13 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 			if d.m == nil || !d.m.unmarked() {
 				d.rest()
 			}
-			d.beat, d.at = b, readClocks(bootTime)
+			if d.beat, d.at = b, readClocks(bootTime); d.m == nil { // all is well
+				tick.Reset(2 * c.pulse())
+				continue
+			}
 		case <-tick.C:
 		}
+		tick.Reset(c.pulse() / 2)
 		if over, err := d.guard(ctx); over || err != nil {
 			return err
 		}

@@ -80,7 +80,7 @@ func TestWatchdog_GuardsUntilAnotherMonitorIsThere(t *testing.T) {
 	announce(t, n, repmgr.Presence{PID: 4711, Mode: repmgr.FailoverAutomatic}).Close() // the dead one's
 	tell(nil)
 	pgtest.WaitFor(t, "its own look at the voters", func(context.Context) error {
-		if got := n.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'repmgrd listener'`); got == "0" {
+		if got := n.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'repmgr'`); got == "0" {
 			return errors.New("none yet")
 		}
 		return nil

@@ -12,33 +12,37 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// watcher looks at one node, over connections that stay open, in turn. Where an
-// answer is late it asks again over the next one, more often, and opens more of
-// them: under loss of packets any of them may be the one that gets through,
-// opening a new one takes several round trips, and a hung postmaster answers old
-// ones only. What is late is still waited for. Its goroutine owns the
-// connections; others give it jobs.
+// watcher looks at one node, over connections that stay open. In fair weather it
+// asks over one and listens on the other: a server that dies over a question resets
+// that connection, which proves nothing, and closes the one that is silent. Where an
+// answer is late it asks over all of them, more often, and opens more: under loss of
+// packets any may be the one that gets through, opening a new one takes several
+// round trips, and a hung postmaster answers old ones only. What is late is still
+// waited for. Its goroutine owns the connections; others borrow them.
 type watcher struct {
 	w      *watch
 	ctx    context.Context
 	cancel context.CancelFunc
 	jobs   chan job   // unbuffered: handed over when the goroutine is free
-	tries  chan tried // capacity mostOpen: nobody waits for a reader
+	tries  chan tried // capacity mostOpen; while a connection is out, it is read
 	wg     sync.WaitGroup
 
 	// Of the goroutine:
-	idle    []*Node     // open connections; the end of the first is noticed at once
-	open    int         // tries under way
-	begun   time.Time   // when the newest of them began
+	idle    []*Node // open connections
+	ear     *ear    // on one of them; nil: none is open
+	open    int     // tries under way
+	lent    int     // connections that somebody works on
+	queue   []job   // for a connection
+	timer   *time.Timer
+	begun   time.Time   // when the newest try began
 	first   time.Time   // when the first of all began, or since when we run again
-	turned  time.Time   // when the goroutine was last here
+	turn    time.Time   // when the goroutine was to be here again at the latest
 	late    time.Time   // when an answer was last late
 	looked  time.Time   // when the last look began that was answered
+	free    int         // connections that the server could still take then
 	schema  schemaLevel // of the server
 	refused bool        // a spare connection: the next question goes over an open one
 	waiting []job       // for an answer to a try that began since
-
-	primary chan struct{} // capacity 1: it was just seen as a primary
 
 	mu   sync.Mutex
 	rec  Record
@@ -51,22 +55,24 @@ type watcher struct {
 }
 
 const (
-	fewOpen  = 2           // connections where no answer is late
+	fewOpen  = 2           // connections where no answer is late; to the own server one, beside that of the announcement
 	mostOpen = 8           // and where some are
 	fairFor  = time.Minute // without a late answer, until few are enough again
+	spare    = 4           // of the server's free connections, all daemons together take one in so many
 )
 
-// job is work on a connection of the watcher. Without f it is a look.
+// job is somebody who waits: for a connection, or, without lend, for a look.
 type job struct {
 	ctx  context.Context
-	f    func(*Node) error
+	lend chan tried // capacity 1
 	done chan error // capacity 1: nobody waits for a reader
 	at   time.Time  // when it was given
 }
 
-// tried is what came of one try over one connection.
+// tried is a connection that comes back, and what came of one try over it.
 type tried struct {
 	node  *Node
+	lent  bool      // it was lent
 	old   bool      // the connection was open before
 	began time.Time // the try
 	at    time.Time // the question
@@ -74,6 +80,13 @@ type tried struct {
 	view  election.Peer
 	pres  Presence
 	err   error
+}
+
+// ear waits for the end of a connection on which nothing is asked.
+type ear struct {
+	node  *Node
+	stop  context.CancelFunc
+	ended chan error // capacity 1
 }
 
 func (n *watcher) setRecord(r Record) {
@@ -89,22 +102,17 @@ func (n *watcher) snapshot() election.Peer {
 	return n.view
 }
 
-// do runs f on an open connection as soon as the goroutine is free, and makes one
-// where there is none. Without f it waits for an answer that was asked for since.
+// do runs f on an open connection, and makes one where there is none. It looks
+// afterwards. Without f it waits for an answer that was asked for since.
 func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
-	if n == nil {
-		return kind(ErrNotRegistered, "the node is not registered any more")
-	}
-	j := job{ctx, f, make(chan error, 1), time.Now()}
-	select {
-	case n.jobs <- j:
-	case <-n.ctx.Done():
-		return context.Cause(n.ctx)
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 	if f != nil {
-		return <-j.done // it ends with ctx
+		err := n.with(ctx, f)
+		n.give(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()})
+		return err
+	}
+	j := job{ctx: ctx, done: make(chan error, 1), at: time.Now()}
+	if err := n.give(ctx, j); err != nil {
+		return err
 	}
 	select {
 	case err := <-j.done:
@@ -116,38 +124,159 @@ func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
 	}
 }
 
+// with is do without a look.
+func (n *watcher) with(ctx context.Context, f func(*Node) error) error {
+	node, err := n.borrow(ctx)
+	if err != nil {
+		return err
+	}
+	if err = f(node); ctx.Err() == nil {
+		n.giveBack(node, err)
+	} else {
+		n.giveBack(node, nil)
+	}
+	return err
+}
+
+// borrow hands out an open connection, and makes one where none is free soon.
+// Whoever gets one gives it back.
+func (n *watcher) borrow(ctx context.Context) (*Node, error) {
+	j := job{ctx: ctx, lend: make(chan tried, 1), at: time.Now()}
+	if err := n.give(ctx, j); err != nil {
+		return nil, err
+	}
+	r := <-j.lend // it ends with either context
+	return r.node, r.err
+}
+
+// giveBack ends a loan. err is what the server may have said over it.
+func (n *watcher) giveBack(node *Node, err error) {
+	n.tries <- tried{node: node, lent: true, err: err}
+}
+
+func (n *watcher) give(ctx context.Context, j job) error {
+	if n == nil {
+		return kind(ErrNotRegistered, "the node is not registered any more")
+	}
+	select {
+	case n.jobs <- j:
+		return nil
+	case <-n.ctx.Done():
+		return context.Cause(n.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 func (n *watcher) run() {
-	defer func() {
-		for ; n.open > 0; n.open-- { // each says one word, and its context has ended
-			(<-n.tries).node.Close()
-		}
-		n.wg.Wait()
-		for _, node := range n.idle {
-			node.Close()
-		}
-	}()
-	for n.turned = time.Now(); n.ctx.Err() == nil; {
+	n.timer = time.NewTimer(0)
+	for n.turn = time.Now(); n.ctx.Err() == nil; {
+		n.serve()
 		n.ask()
 		n.markLate()
 		n.wait()
 	}
+	for _, j := range n.queue {
+		j.lend <- tried{err: context.Cause(n.ctx)}
+	}
+	n.deafen()
+	for n.open+n.lent > 0 { // each says one word: its context has ended, or somebody gives it back
+		r := <-n.tries
+		n.count(r)
+		r.node.Close()
+	}
+	n.wg.Wait()
+	for _, node := range n.idle {
+		node.Close()
+	}
 }
 
-// ask begins a try where one is due: a pulse after the one before, whether that
-// was answered or not; half of that where answers are late; and twice, so that
-// some are left for later, where a new connection would come too late for a lease.
-func (n *watcher) ask() {
+// few is how many connections are enough in fair weather.
+func (n *watcher) few() int {
+	if n.record().ID == n.w.cluster().cfg.NodeID {
+		return fewOpen - 1
+	}
+	return fewOpen
+}
+
+// most is how many may be open at once: few, and this daemon's share of what the
+// server has free, so that all of them together leave most of that to others.
+func (n *watcher) most() int {
+	if n.looked.IsZero() {
+		return 2 * fewOpen
+	}
+	return min(mostOpen, n.few()+n.free/(spare*n.w.daemons()))
+}
+
+// patience is how long a connection is waited for in fair weather before another
+// one is opened.
+func (n *watcher) patience() time.Duration {
+	if n.fair() && n.open+n.lent > 0 {
+		return n.w.cluster().pulse() / 8
+	}
+	return 0
+}
+
+// serve hands out connections.
+func (n *watcher) serve() {
+	for len(n.queue) > 0 {
+		j := n.queue[0]
+		var node *Node
+		if j.ctx.Err() == nil {
+			node = n.pop()
+		}
+		switch {
+		case j.ctx.Err() != nil && node == nil:
+			j.lend <- tried{err: context.Cause(j.ctx)}
+		case node != nil:
+			n.lent++
+			j.lend <- tried{node: node}
+		case time.Since(j.at) < n.patience():
+			return
+		default:
+			n.lent++
+			n.wg.Go(func() {
+				node, err := n.w.cluster().connectTo(j.ctx, n.record())
+				n.opened(node, err)
+				if err != nil {
+					n.tries <- tried{lent: true}
+				}
+				j.lend <- tried{node: node, err: err}
+			})
+		}
+		n.queue = n.queue[1:]
+	}
+}
+
+// every is the time between two tries: a pulse, whether the one before was
+// answered or not; half of that where answers are late; and twice, so that some
+// are left for later, where a new connection would come too late for a lease.
+func (n *watcher) every() time.Duration {
 	every := n.w.cluster().pulse()
 	switch {
 	case n.open >= mostOpen/2 && n.quiet() > 3*every:
-		every *= 2
+		return every * 2
 	case !n.fair():
-		every /= 2
+		return every / 2
 	}
-	if time.Since(n.begun) >= every {
+	return every
+}
+
+// ask begins a try where one is due, and a connection is free, or none will be soon.
+func (n *watcher) ask() {
+	over := time.Since(n.begun) - n.every()
+	if over >= 0 && (n.lent == 0 || len(n.idle) > 0 || over >= n.patience()) {
 		n.try()
+		n.begun = n.begun.Add(-sinceTick(n.every()))
 	}
 }
+
+// began is when this process did.
+var began = time.Now()
+
+// sinceTick is how long ago the last multiple of d was: what is due again and again
+// is due at the same moments, so that the process wakes less often.
+func sinceTick(d time.Duration) time.Duration { return time.Since(began) % d }
 
 // quiet is how long ago the question was asked that was answered last.
 func (n *watcher) quiet() time.Duration {
@@ -161,15 +290,33 @@ func (n *watcher) quiet() time.Duration {
 // fair says that no answer was late for a while.
 func (n *watcher) fair() bool { return time.Since(n.late) >= fairFor }
 
+// pop takes an open connection, if there is one: the one that is listened on last.
+func (n *watcher) pop() *Node {
+	i := slices.IndexFunc(n.idle, func(node *Node) bool { return n.ear == nil || n.ear.node != node })
+	if i < 0 {
+		n.deafen()
+		i = 0
+	}
+	if len(n.idle) == 0 {
+		return nil
+	}
+	node := n.idle[i]
+	n.idle = slices.Delete(n.idle, i, i+1)
+	return node
+}
+
 // try asks once more, unless too much is under way.
 func (n *watcher) try() {
-	if n.open >= mostOpen {
-		return
-	}
 	r := tried{began: time.Now()}
-	if len(n.idle) > 0 && (n.refused || n.open+len(n.idle) >= fewOpen) {
-		r.node, r.old, n.refused = n.idle[0], true, false
-		n.idle = n.idle[1:]
+	total := n.open + len(n.idle)
+	if n.refused || total >= n.few() {
+		r.node = n.pop()
+	}
+	switch {
+	case r.node != nil:
+		r.old, n.refused = true, false
+	case n.open+len(n.idle) >= n.most():
+		return
 	}
 	n.open++
 	n.begun = r.began
@@ -215,16 +362,15 @@ func (r *tried) look(ctx context.Context, n *watcher, due, asked bool) {
 // long, that the node counts as silent.
 func (n *watcher) markLate() {
 	seen := n.snapshot()
-	if time.Since(n.turned) > n.w.cluster().pulse() { // this process was stopped: its own silence is none of theirs
+	if time.Since(n.turn) > n.w.cluster().pulse() { // this process was stopped: its own silence is none of theirs
 		n.first = time.Now()
 	}
-	n.turned = time.Now()
 	if n.open == 0 {
 		return
 	}
 	quiet := n.quiet()
 	waited := slices.Contains([]election.Answer{election.Answers, election.Silent, election.Hangs, ""}, seen.Answer)
-	if waited && quiet > n.w.cluster().pulse()+n.w.cluster().pulse()/2 {
+	if waited && quiet > n.lateAfter() {
 		n.late = time.Now()
 	}
 	if quiet > n.w.cluster().cfg.SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
@@ -232,59 +378,125 @@ func (n *watcher) markLate() {
 	}
 }
 
-// wait lets things rest for a part of a pulse, and notices at once what comes.
-func (n *watcher) wait() {
-	ctx, cancel := context.WithTimeout(n.ctx, n.w.cluster().pulse()/4)
-	defer cancel()
-	ended := make(chan error, 1)
-	var wg sync.WaitGroup
-	var listened *Node
-	if len(n.idle) > 0 {
-		listened = n.idle[0]
-		wg.Go(func() {
-			_, err := listened.conn.WaitForNotification(ctx)
-			ended <- err
-		})
-	}
-	var then func()
-	select {
-	case j := <-n.jobs:
-		then = func() { n.work(j) }
-	case r := <-n.tries:
-		then = func() { n.take(r) }
-	case err := <-ended:
-		if ctx.Err() == nil && listened.conn.IsClosed() {
-			then = func() {
-				n.idle = n.idle[1:]
-				n.ended(listened, err)
-				n.try()
+// lateAfter is how long after a question that was answered another one is late.
+func (n *watcher) lateAfter() time.Duration { return n.w.cluster().pulse() * 3 / 2 }
+
+// next is how long nothing is due.
+func (n *watcher) next() time.Duration {
+	pulse := n.w.cluster().pulse()
+	due := n.every() - time.Since(n.begun)
+	if n.open > 0 {
+		quiet := n.quiet()
+		for _, limit := range []time.Duration{n.lateAfter(), n.w.cluster().cfg.SilenceTimeout / 2} {
+			if quiet <= limit {
+				due = min(due, limit-quiet+time.Millisecond)
 			}
 		}
-	case <-ctx.Done():
 	}
-	cancel()
-	wg.Wait()
-	if then != nil {
-		then()
+	if len(n.queue) > 0 {
+		due = min(due, n.patience()-time.Since(n.queue[0].at))
 	}
+	return max(due, pulse/32) // where too much is under way, what is due waits
+}
+
+// wait lets things rest until something is due, and notices at once what comes.
+func (n *watcher) wait() {
+	rest := n.next()
+	n.turn = time.Now().Add(rest)
+	n.timer.Reset(rest)
+	var ended chan error
+	if n.listen(); n.ear != nil {
+		ended = n.ear.ended
+	}
+	select {
+	case j := <-n.jobs:
+		n.work(j)
+	case r := <-n.tries:
+		n.take(r)
+	case err := <-ended:
+		node := n.ear.node
+		n.ear.stop()
+		n.ear = nil
+		n.gone(node, err)
+	case <-n.timer.C:
+	case <-n.ctx.Done():
+	}
+}
+
+// listen waits for the end of an open connection, where it does for none.
+func (n *watcher) listen() {
+	if n.ear != nil || len(n.idle) == 0 {
+		return
+	}
+	ctx, cancel := context.WithCancel(n.ctx)
+	e := &ear{n.idle[0], cancel, make(chan error, 1)}
+	n.ear = e
+	n.wg.Go(func() {
+		_, err := e.node.conn.WaitForNotification(ctx)
+		e.ended <- err
+	})
+}
+
+// deafen ends the listening.
+func (n *watcher) deafen() {
+	if e := n.ear; e != nil {
+		e.stop()
+		n.ear = nil
+		n.gone(e.node, <-e.ended)
+	}
+}
+
+// gone notes the end of a connection that was listened on, if it has ended.
+func (n *watcher) gone(node *Node, err error) {
+	if !node.conn.IsClosed() || n.ctx.Err() != nil {
+		return
+	}
+	n.idle = slices.DeleteFunc(n.idle, func(other *Node) bool { return other == node })
+	n.ended(node, err)
+	n.try()
+}
+
+// count notes that a connection is back.
+func (n *watcher) count(r tried) {
+	if r.lent {
+		n.lent--
+	} else {
+		n.open--
+	}
+}
+
+// keep leaves a connection open for later, where it is wanted.
+func (n *watcher) keep(node *Node) {
+	if total := n.open + len(n.idle); !node.conn.IsClosed() && (total < n.few() || !n.fair() && total < n.most()) {
+		n.idle = append(n.idle, node)
+		return
+	}
+	n.wg.Go(func() { n.closed(node) })
 }
 
 // take puts a try's outcome to use.
 func (n *watcher) take(r tried) {
-	n.open--
+	n.count(r)
 	switch {
+	case r.lent:
+		switch {
+		case r.node == nil:
+		case r.node.conn.IsClosed() && r.err != nil:
+			n.ended(r.node, r.err)
+		default:
+			n.keep(r.node)
+		}
+		return
 	case r.err == nil:
 		n.schema = r.node.schema
-		if most := n.open + len(n.idle); most < fewOpen || !n.fair() && most < mostOpen {
-			n.idle = append(n.idle, r.node)
-		} else {
-			n.closed(r.node)
+		if r.brief == nil {
+			n.looked, n.free = r.began, r.node.free
 		}
+		n.keep(r.node)
 		n.publish(r)
 		if r.brief != nil {
 			return
 		}
-		n.looked = r.began
 	case r.old && n.ctx.Err() == nil && r.node.conn.IsClosed() && time.Since(r.began) < n.w.cluster().cfg.SilenceTimeout:
 		n.ended(r.node, r.err) // it may be back already
 		n.try()
@@ -297,7 +509,7 @@ func (n *watcher) take(r tried) {
 		if r.node != nil && r.node.conn.IsClosed() && !errors.Is(r.err, context.DeadlineExceeded) {
 			n.ended(r.node, r.err)
 		}
-		n.closed(r.node)
+		n.wg.Go(func() { n.closed(r.node) })
 		n.schema = schemaNone
 		if v := n.snapshot(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
 			n.answer(answerOf(r.err), r.began)
@@ -312,35 +524,13 @@ func (n *watcher) take(r tried) {
 	})
 }
 
-// work does a job. Its connection may have died with a server that is back already.
+// work takes a job.
 func (n *watcher) work(j job) {
-	if j.f == nil {
-		n.waiting = append(n.waiting, j)
-		n.try()
+	if j.lend != nil {
+		n.queue = append(n.queue, j)
 		return
 	}
-	var node *Node
-	for node == nil && len(n.idle) > 0 {
-		if node, n.idle = n.idle[0], n.idle[1:]; node.conn.IsClosed() {
-			n.closed(node)
-			node = nil
-		}
-	}
-	var err error
-	if node == nil {
-		node, err = n.w.cluster().connectTo(j.ctx, n.record())
-		n.opened(node, err)
-	}
-	if err == nil {
-		if err = j.f(node); !node.conn.IsClosed() {
-			n.idle = append([]*Node{node}, n.idle...)
-		} else if j.ctx.Err() == nil {
-			n.ended(node, err)
-		} else {
-			n.closed(node)
-		}
-	}
-	j.done <- err
+	n.waiting = append(n.waiting, j)
 	n.try()
 }
 
@@ -348,54 +538,6 @@ func (n *watcher) record() Record {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.rec
-}
-
-// listen keeps a second connection to a primary, on which nothing is ever asked,
-// where an election without proof of its death would have to wait for the fence:
-// a server that dies over a question resets that connection, which proves nothing,
-// and closes this one.
-func (n *watcher) listen() {
-	for {
-		select {
-		case <-n.ctx.Done():
-			return
-		case <-n.primary:
-		}
-		v := n.snapshot()
-		if v.Role == election.Witness || v.Rule.Quorum {
-			continue
-		}
-		node, err := n.connectListener()
-		if err != nil {
-			continue
-		}
-		for err == nil {
-			_, err = node.conn.WaitForNotification(n.ctx)
-		}
-		if n.ctx.Err() == nil && n.snapshot().Started.Equal(v.Started) { // it says nothing of a later start
-			n.ended(node, err)
-			n.w.wake()
-			_ = n.do(n.ctx, nil)
-		}
-		n.closed(node)
-	}
-}
-
-// listenerName is what pg_stat_activity shows of a connection that only listens.
-const listenerName = "repmgrd listener"
-
-func (n *watcher) connectListener() (*Node, error) {
-	ctx, cancel := context.WithTimeout(n.ctx, n.w.cluster().cfg.SilenceTimeout)
-	defer cancel()
-	node, err := n.w.cluster().connectTo(ctx, n.record())
-	if err != nil {
-		return nil, err
-	}
-	if _, err = node.conn.Exec(ctx, `SELECT set_config('application_name', $1, false)`, listenerName); err != nil {
-		node.Close()
-	}
-	n.opened(node, err)
-	return node, err
 }
 
 // opened and closed keep what is open to the server.
@@ -520,12 +662,6 @@ func (n *watcher) publish(r tried) {
 	}
 	n.view, n.last = v, p
 	n.mu.Unlock()
-	if v.Running == election.Primary {
-		select {
-		case n.primary <- struct{}{}:
-		default:
-		}
-	}
 	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Chosen != v.Chosen || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq || old.NoPledge != v.NoPledge {
 		n.w.wake()
 	}
