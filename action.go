@@ -473,7 +473,7 @@ func (m *Monitor) finish(err error) {
 	var hook hookError
 	m.hookless = v == election.Elect && errors.As(err, &hook) || m.hookless && v != election.Elect
 	m.owes = v == election.Rejoin && err != nil && !errors.Is(err, ErrRefused) || m.owes && v != election.Rejoin
-	m.diverged = v == election.Follow && errors.Is(err, ErrTimelineDiverged) || v == election.Rejoin && err != nil
+	m.diverged = v == election.Follow && (errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone)) || v == election.Rejoin && err != nil
 	if v != election.Elect || refusal == nil || refusal.Refusal != election.RefusedHealth {
 		m.report(string(v), err)
 	}

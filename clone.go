@@ -75,6 +75,8 @@ type CloneOptions struct {
 	ReplicationConfOnly bool // copy nothing: write the standby settings into an existing data directory
 
 	Progress func(CopyProgress) // about ten times a second, never after Clone has returned
+
+	runs bool // with DryRun: the server in Dir may run, it will be stopped
 }
 
 // CloneResult is what cloning did.
@@ -268,7 +270,7 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 }
 
 func (r *cloning) copy(ctx context.Context) (err error) {
-	target, err := openTarget(r.o.Dir, r.o.Force)
+	target, err := openTarget(r.o.Dir, r.o.Force, false)
 	if err != nil {
 		return err
 	}
@@ -478,13 +480,14 @@ func (r *cloning) writeConf(ctx context.Context) error {
 
 // tablespace is one beside the default ones. The default ones' row has no location.
 type tablespace struct {
+	Name     string
 	Location string
 	Bytes    int64 // -1: not ours to read
 }
 
 func (n *Node) tablespaces(ctx context.Context) ([]tablespace, error) {
 	rows, err := n.conn.Query(ctx, `
-		SELECT coalesce(pg_tablespace_location(oid), ''),
+		SELECT spcname, coalesce(pg_tablespace_location(oid), ''),
 		       CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') OR has_tablespace_privilege(oid, 'CREATE') THEN pg_tablespace_size(oid) ELSE -1 END
 		  FROM pg_tablespace`)
 	if err != nil {
@@ -494,7 +497,7 @@ func (n *Node) tablespaces(ctx context.Context) ([]tablespace, error) {
 	var list []tablespace
 	for rows.Next() {
 		var t tablespace
-		if err := rows.Scan(&t.Location, &t.Bytes); err != nil {
+		if err := rows.Scan(&t.Name, &t.Location, &t.Bytes); err != nil {
 			return nil, n.queryError("read the tablespaces", err)
 		}
 		list = append(list, t)

@@ -124,7 +124,7 @@ func (r *cloning) checkHint() string {
 		case "space":
 			hints = append(hints, "Free some space, or clone into another file system.")
 		case "tablespace":
-			hints = append(hints, "Set tablespace_mapping = 'old=new' to put it elsewhere.")
+			hints = append(hints, "Set tablespace_mapping = 'old=new' in repmgr.conf, with a new directory outside of the data directory that is empty or does not exist.")
 		case "identity":
 			hints = append(hints, "Correct node_id and node_name in repmgr.conf, or unregister the other node.")
 		}
@@ -176,7 +176,7 @@ func (r *cloning) checkIdentity(add func(string, bool, string, ...any)) {
 // checkDirectories looks at where the data will go, and whether it will fit.
 func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any)) {
 	ours := map[string]bool{} // what a killed clone has left, and will be cleared away
-	target, err := openTarget(r.o.Dir, r.o.Force)
+	target, err := openTarget(r.o.Dir, r.o.Force, r.o.runs)
 	if err != nil {
 		add("directory", false, "%s", err.Error())
 	} else {
@@ -193,8 +193,12 @@ func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any))
 			if _, claimed := ours[dir]; claimed {
 				continue
 			}
+			if err := placeOfTablespace(t.Location, dir, r.o.Dir); err != nil {
+				add("tablespace", false, "tablespace %q: %s", t.Name, err.Error())
+				continue
+			}
 			if err := usableTablespace(dir); err != nil {
-				add("tablespace", false, "tablespace %s: %s", t.Location, err.Error())
+				add("tablespace", false, "tablespace %q (%s on the source): %s", t.Name, t.Location, err.Error())
 			}
 		}
 		known = known && t.Bytes >= 0
@@ -218,6 +222,41 @@ func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any))
 		}
 		add("space", free >= bytes+spaceMargin, "%s needed at %s, %s free", prettyBytes(bytes+spaceMargin), where[fs], prettyBytes(free))
 	}
+}
+
+// placeOfTablespace refuses a place that no copy of a tablespace can be in.
+func placeOfTablespace(location, to, dir string) error {
+	switch {
+	case !filepath.IsAbs(location):
+		return fmt.Errorf("it is an in-place tablespace (%s, made with allow_in_place_tablespaces), which is meant for tests of PostgreSQL: it can not be cloned. Move its tables elsewhere (ALTER TABLE ... SET TABLESPACE) and drop it", location)
+	}
+	real, root := placeOf(to), placeOf(dir)
+	switch {
+	case within(real, root) && location == to:
+		return fmt.Errorf("its directory on the source, %s, would lie inside the new data directory, %s", to, dir)
+	case within(real, root):
+		return fmt.Errorf("tablespace_mapping puts it into %s, inside the new data directory, %s", to, dir)
+	case within(root, real):
+		return fmt.Errorf("the new data directory, %s, would lie inside its own directory, %s", dir, to)
+	}
+	return nil
+}
+
+// placeOf is a path without symbolic links, as far as it exists.
+func placeOf(path string) string {
+	there := existing(path)
+	real, err := filepath.EvalSymlinks(there)
+	rest, errRel := filepath.Rel(there, path)
+	if err != nil || errRel != nil {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(real, rest)
+}
+
+// within says whether path is dir or lies below it.
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
 // existing is the nearest directory on the way to dir that exists.

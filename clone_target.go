@@ -45,7 +45,7 @@ type cloneTarget struct {
 
 // openTarget looks at the directory and changes nothing. The error says why it
 // can not be used.
-func openTarget(dir string, force bool) (*cloneTarget, error) {
+func openTarget(dir string, force, runs bool) (*cloneTarget, error) {
 	t := &cloneTarget{dir: dir, staging: filepath.Join(dir, stagingName), force: force}
 	t.data = filepath.Join(t.staging, "data")
 	entries, err := os.ReadDir(dir)
@@ -64,7 +64,7 @@ func openTarget(dir string, force bool) (*cloneTarget, error) {
 			t.replace = append(t.replace, e.Name())
 		}
 	}
-	if pid := serverPID(dir); pid != 0 {
+	if pid := serverPID(dir); pid != 0 && !runs {
 		return nil, kind(ErrDirectory, "a server runs in %s (pid %d)", dir, pid)
 	}
 	switch {
@@ -142,7 +142,7 @@ func (t *cloneTarget) begin(mode string) error {
 	if err := os.Chmod(t.dir, perm); err != nil {
 		return kind(ErrDirectory, "set the directory's mode: %w", err)
 	}
-	now, err := openTarget(t.dir, t.force) // somebody may have been here since we looked
+	now, err := openTarget(t.dir, t.force, false) // somebody may have been here since we looked
 	if err != nil {
 		return err
 	}

@@ -302,6 +302,7 @@ type probe struct {
 	status  NodeStatus
 	records []Record       // a primary's own copy of the rows: the one that counts
 	foreign *ForeignDaemon // nil: none lives
+	lost    *LostWAL       // of a standby that can not go on; see seekLostWAL
 	err     error
 }
 

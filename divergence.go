@@ -3,6 +3,7 @@ package repmgr
 import (
 	"context"
 	"fmt"
+	"os"
 	"strconv"
 
 	"github.com/pgrepmgr/repmgr/pgcontrol"
@@ -40,7 +41,8 @@ func (r *rejoining) compare(ctx context.Context) (string, error) {
 
 // measure compares the two lines, and the WAL behind the point where they part.
 func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, error) {
-	var received wal.LSN // a server that receives has no other end than this one, but what it has replayed
+	var received, next wal.LSN // a server that receives has no other end than this one, but what it has replayed
+	archive := r.cfg.RestoreCommand != ""
 	if r.local != nil {
 		status, err := r.local.Status(ctx)
 		if err != nil {
@@ -49,6 +51,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		if status.Receiver != nil {
 			received = max(status.ReceivedLSN, status.ReplayedLSN)
 		}
+		next, archive = status.next, archive || status.archive
 		if now, err := r.primary.Status(ctx); err == nil { // later than our own
 			r.status = now
 		}
@@ -61,7 +64,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	r.shared = wal.Position{Timeline: common, LSN: fork}
 	damaged := !r.server.hasSegment(r.control.Redo, r.control.WALSegmentSize)
 	switch {
-	case common != r.timeline, damaged:
+	case r.writes, common != r.timeline, damaged:
 		r.diverged = true
 	case received != 0:
 		r.diverged = received > fork
@@ -78,11 +81,20 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		return "", err
 	}
 	needed := fork
-	if r.control.State == pgcontrol.ShutDown && r.timeline == common {
+	switch {
+	case r.diverged, r.timeline != common:
+	case next != 0:
+		needed = min(fork, next)
+	case r.control.State == pgcontrol.ShutDown:
 		needed = min(fork, r.control.Position().LSN)
+	case r.local == nil:
+		needed = min(fork, r.server.walEnd(r.control))
 	}
-	gone := r.walGone(ctx, needed)
-	if !r.diverged && gone != "" && received == 0 {
+	gone := ""
+	if !archive {
+		gone = r.walGone(ctx, needed)
+	}
+	if !r.diverged && gone != "" {
 		r.impossible = gone
 		return gone, nil
 	}
@@ -157,17 +169,43 @@ func (r *rejoining) findTwin(ctx context.Context, common wal.Timeline, theirs wa
 }
 
 // walGone says that the primary does not have the WAL any more that the node
-// will ask for. It is not asked where an archive may have it.
+// will ask for. It is asked only where no archive may have it.
 func (r *rejoining) walGone(ctx context.Context, lsn wal.LSN) string {
-	if r.cfg.RestoreCommand != "" || lsn >= r.status.CurrentLSN {
+	lost := r.primary.lostWAL(ctx, r.res.Primary, NodeStatus{InRecovery: true, Timeline: r.shared.Timeline, next: lsn})
+	if lost == nil { // a login that may not look finds out later
 		return ""
 	}
-	var have bool
-	err := r.primary.conn.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_ls_waldir() WHERE length(name) = 24 AND substr(name, 9) = $1`, wal.SegmentName(0, lsn, r.control.WALSegmentSize)[8:]).Scan(&have)
-	if err != nil || have { // a login that may not look finds out later
-		return ""
+	return fmt.Sprintf("%s does not have the WAL from %s on any more (segment %s; its first one is %s)", r.res.Primary, lsn, lost.Needed, lost.Oldest)
+}
+
+// walEnd is about where the WAL of a server that is down ends: behind the last of
+// its pages that are whole, from its control file's position on.
+func (s *localServer) walEnd(c pgcontrol.ControlFile) wal.LSN {
+	const page = 8 << 10
+	size := wal.LSN(c.WALSegmentSize)
+	end := wal.PageStart(c.Position().LSN)
+	for {
+		start := end / size * size
+		name, ok := s.segment(start, c.WALSegmentSize)
+		if !ok {
+			return end
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return end
+		}
+		header := make([]byte, 16)
+		for end < start+size {
+			if _, err := f.ReadAt(header, int64(end-start)); err != nil || !wal.IsPage(header, end) {
+				break
+			}
+			end += page
+		}
+		_ = f.Close()
+		if end < start+size {
+			return end
+		}
 	}
-	return fmt.Sprintf("%s does not have the WAL from %s on any more", r.res.Primary, lsn)
 }
 
 // decide settles the method, or why there is none.

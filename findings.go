@@ -25,6 +25,8 @@ const (
 	FindingNotStreaming        FindingCode = "not_streaming"        // it is attached, and has not caught up
 	FindingWrongUpstream       FindingCode = "wrong_upstream"       // it receives from another node than the registered one
 	FindingUpstreamUnreachable FindingCode = "upstream_unreachable" // it receives nothing, and its upstream does not answer
+	FindingWALGone             FindingCode = "wal_gone"             // a standby needs WAL that its upstream does not have any more
+	FindingSlotLost            FindingCode = "slot_lost"            // the slot of a standby is invalid: nothing streams through it
 	FindingUpstreamCircle      FindingCode = "upstream_circle"      // nodes are registered as each other's upstream
 
 	FindingNamesake          FindingCode = "namesake"           // another server streams under the name of a node

@@ -38,7 +38,8 @@ type FollowResult struct {
 // Follow re-points the local standby to another upstream, by SQL and without a
 // restart, and waits until it streams from it. It refuses with
 // [ErrTimelineDiverged] where the standby has WAL that the upstream never had,
-// judged through every timeline that the upstream went through. An
+// judged through every timeline that the upstream went through, and with
+// [ErrWALGone] where the upstream has recycled what the standby needs next. An
 // [ErrNotAttached] means that it was re-pointed but did not stream in time.
 func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, error) {
 	res := FollowResult{DryRun: o.DryRun}
@@ -153,6 +154,9 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 	if primary != up {
 		defer primary.Close()
 	}
+	if err := c.refuseLostWAL(ctx, up, primary, node, target, status); err != nil {
+		return res, err
+	}
 	now, err := primary.records(ctx)
 	if err != nil {
 		return res, err
@@ -182,6 +186,26 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 		c.dropFormerSlot(ctx, recs, node)
 	}
 	return res, err
+}
+
+// refuseLostWAL refuses before anything is changed where the standby would wait
+// for ever. Where an archive may have the WAL, that is only said.
+func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *Node, node, target Record, status NodeStatus) error {
+	lost := up.lostWAL(ctx, target, status)
+	switch {
+	case lost == nil:
+		return nil
+	case lost.Archive:
+		c.log.Warn(fmt.Sprintf("%s can stream only when the archive has brought what comes next: %s", node, lost))
+		return nil
+	}
+	from := target
+	if recs, err := primary.records(ctx); err == nil {
+		if r, ok := primaryRecord(recs); ok {
+			from = r
+		}
+	}
+	return hint(kind(ErrWALGone, "%s can not follow %s: %s", node, target, lost), "It has to be copied anew. Run on %s: %s", node.Name, recloneCommand(node, from))
 }
 
 // checkAncestry proves that all WAL of the standby is WAL of the target, too.

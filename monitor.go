@@ -69,11 +69,13 @@ type Monitor struct {
 	kept         kept              // what was written of it last
 	recalled     bool              // what an earlier Monitor has kept of its vote
 	vote         vote
-	noPledge     string // why the node could not pledge itself, as was told last
-	stays        string // what was last told of a rejoin that was refused
-	two          bool   // it was said that two voters are too few
-	refused      string // what was last told of a failover that did not happen
-	hooked       int64  // the term that follow_command was run for
+	noPledge     string    // why the node could not pledge itself, as was told last
+	stays        string    // what was last told of a rejoin that was refused
+	gone         string    // what was last told of WAL that this standby needs and its upstream lacks
+	goneAt       time.Time // when that was last looked for
+	two          bool      // it was said that two voters are too few
+	refused      string    // what was last told of a failover that did not happen
+	hooked       int64     // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
 	local        *Node
@@ -238,6 +240,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.report("the flag of a pause", m.learnPause(ctx, o))
 		m.report("a pause", m.halfPaused(o))
 		m.reportRejected(o.Peers)
+		m.watchWAL(ctx)
 		m.proveFence(ctx)
 		m.tellPledge()
 		m.keepVote(ctx)

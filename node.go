@@ -81,6 +81,9 @@ type NodeStatus struct {
 	Senders          []WALSender  `json:"wal_senders"`
 	Slots            []Slot       `json:"slots"`
 	Settings         Settings     `json:"settings"`
+
+	next    wal.LSN // what a standby that has come to the end of its own WAL asks for next; 0: that is not known
+	archive bool    // a standby has a restore_command
 }
 
 // Role is what the server runs as.
@@ -164,6 +167,8 @@ SELECT json_build_object(
   'line', ` + lineSQL + `,
   'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
   'idle', d.idle,
+  'asked', r.rec AND (d.idle OR pg_last_wal_receive_lsn() IS NOT NULL),
+  'archive', r.rec AND coalesce(current_setting('restore_command', true), '') || coalesce(current_setting('repmgr.restore_command', true), '') <> '',
   'received_lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
   'replayed_lsn', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
   'replayed_at', CASE WHEN r.rec THEN pg_last_xact_replay_timestamp() END,
@@ -192,12 +197,17 @@ func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
 		NodeStatus
 		PrimaryConninfo string       `json:"primary_conninfo"`
 		Idle            bool         `json:"idle"`
+		Asked           bool         `json:"asked"`
+		Archive         bool         `json:"archive"`
 		Line            lineEvidence `json:"line"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.name, err)
 	}
-	s.Settings.PrimaryConninfo = s.PrimaryConninfo
+	s.Settings.PrimaryConninfo, s.archive = s.PrimaryConninfo, s.Archive
+	if s.Asked {
+		s.next = s.ReceivedLSN
+	}
 	s.Timeline, _ = n.timeline(ctx, s.Line, s.Line.surely(), s.ReplayedLSN)
 	if s.InRecovery && s.Receiver == nil && s.Idle {
 		s.ReceivedLSN, _ = n.lastRecordEnd(ctx, s.Timeline, s.ReplayedLSN, s.ReceivedLSN)

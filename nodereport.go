@@ -16,6 +16,7 @@ type NodeReport struct {
 	ArchiveReady    int           `json:"archive_ready"`      // WAL segments waiting for the archiver; -1: not ours to read
 	ReplicationLag  time.Duration `json:"replication_lag_ns"` // how long ago a standby was last in step; -1: unknown, or not a standby
 	Children        int           `json:"downstream"`         // registered downstream nodes that are active
+	LostWAL         *LostWAL      `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
 	MissingSlots    []string      `json:"missing_slots"`      // of registered downstream nodes
 	InactiveSlots   []string      `json:"inactive_slots"`
 	MissingChildren []string      `json:"missing_downstream"` // registered downstream nodes that are not attached
@@ -52,14 +53,31 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	if rep.Status.InRecovery {
 		rep.ReplicationLag = standbyLag(rep.Status)
 	}
-	rep.judge(recs)
+	var above []Record // whom it may stream from
+	for _, r := range recs {
+		if rep.Status.InRecovery && (r.ID == rep.Record.UpstreamID || r.Role == RolePrimary && r.Active) {
+			above = append(above, r)
+		}
+	}
+	probes := append(c.survey(ctx, above), probe{record: rep.Record, status: rep.Status})
+	c.seekLostWAL(ctx, probes)
+	if rep.LostWAL = probes[len(above)].lost; rep.LostWAL != nil {
+		rep.ReplicationLag = -1
+	}
+	remedy := ""
+	if rep.LostWAL != nil {
+		remedy = rep.LostWAL.remedy(rep.Record, probes)
+	}
+	rep.judge(recs, remedy)
 	return rep, nil
 }
 
 // standbyLag is how long ago the standby had replayed all that it had received:
-// 0 where it has now, else the age of the last transaction that it replayed.
+// unknown where it receives nothing, 0 where it has now, else the age of the last transaction that it replayed.
 func standbyLag(s NodeStatus) time.Duration {
 	switch {
+	case s.Receiver == nil: // it does not learn how far the others are
+		return -1
 	case s.ReplayedLSN >= s.ReceivedLSN:
 		return 0
 	case s.ReplayedAt == nil:
@@ -69,7 +87,7 @@ func standbyLag(s NodeStatus) time.Duration {
 	}
 }
 
-func (r *NodeReport) judge(recs []Record) {
+func (r *NodeReport) judge(recs []Record, remedy string) {
 	slots := map[string]Slot{}
 	for _, s := range r.Status.Slots {
 		slots[s.Name] = s
@@ -108,6 +126,9 @@ func (r *NodeReport) judge(recs []Record) {
 	}
 	if r.Status.InRecovery && r.Status.Receiver == nil {
 		issue(FindingNoReceiver, "no WAL receiver is running: the node receives nothing")
+	}
+	if r.LostWAL != nil {
+		issue(FindingWALGone, "the node can not go on: %s. %s", r.LostWAL, remedy)
 	}
 	r.Issues, r.Findings = append(r.Issues, found.texts()...), found
 }

@@ -70,6 +70,7 @@ type rejoining struct {
 	o       RejoinOptions
 	server  *localServer
 	local   *Node // the local server, when it runs in recovery
+	writes  bool  // it runs as a primary, and is to be stopped
 	primary *Node
 	status  NodeStatus // of primary
 	recs    []Record
@@ -129,8 +130,15 @@ func (r *rejoining) run(ctx context.Context) error {
 	if err := r.step(ctx, "compare", r.compare); err != nil {
 		return err
 	}
-	if err := r.decide(); err != nil || r.o.DryRun {
+	if err := r.decide(); err != nil {
 		return err
+	}
+	if err := r.step(ctx, "prerequisites", r.preflight); err != nil {
+		r.res.Method = "" // nothing was begun
+		return err
+	}
+	if r.o.DryRun {
+		return nil
 	}
 	if err := r.hold(true); err != nil {
 		return err
@@ -251,10 +259,9 @@ func (r *rejoining) findLocal(ctx context.Context) (string, error) {
 		case !r.o.Force:
 			return "", hint(kind(ErrRefused, "the server in %s %s", r.server.dir, why),
 				"Make sure that it is not the one in use (repmgr cluster show), then stop it, or let this command do that: --force")
-		case r.o.DryRun:
-			return why + "; it would be stopped", nil
+		default: // perform does it, when all that can be known before is known
+			return why + "; to be stopped", nil
 		}
-		return why + "; stopped", r.server.stop(ctx)
 	}
 	n, err := r.connectLocal(ctx)
 	if err != nil {
@@ -272,6 +279,7 @@ func (r *rejoining) findLocal(ctx context.Context) (string, error) {
 		return "", hint(kind(ErrRefused, "the server that conninfo names is not the one that runs in %s", r.server.dir), "Correct conninfo or data_directory in repmgr.conf.")
 	case !inRecovery:
 		n.Close()
+		r.writes = true
 		return stop("runs as a primary")
 	}
 	r.local = n
@@ -453,6 +461,7 @@ func (r *rejoining) stopLocal(ctx context.Context) (string, error) {
 	if err := r.server.stop(ctx); err != nil {
 		return "", err
 	}
+	r.writes = false
 	r.server.forgetDead()
 	return "", nil
 }

@@ -159,6 +159,7 @@ const (
 	EventPledgeAbility   EventType = "repmgrd_pledge_ability"   // this node could not pledge itself in an election, or it could again
 	EventVoteLost        EventType = "repmgrd_vote_lost"        // this node's vote was gone from its server, or taken back there, and was it put back
 	EventSettingsLost    EventType = "repmgrd_settings_lost"    // settings that this node needs are gone from its postgresql.auto.conf
+	EventWALGone         EventType = "repmgrd_standby_wal_gone" // this standby needs WAL that its upstream does not have any more
 	EventTermReaffirmed  EventType = "repmgrd_term_reaffirmed"  // an election came to nothing; the primary goes on in a higher term
 	EventSyncUnproven    EventType = "repmgrd_sync_unproven"    // synchronous_standby_names is set, and commits do not wait: no standby counts as having them
 	EventSyncReplaced    EventType = "repmgrd_sync_replaced"    // a synchronous_standby_names that somebody else wrote was replaced
@@ -221,6 +222,8 @@ var (
 	ErrSystemIdentifier = errors.New("system identifiers differ")
 	// ErrTimelineDiverged: the server has WAL that its new upstream never had.
 	ErrTimelineDiverged = errors.New("timelines diverged")
+	// ErrWALGone: the upstream does not have the WAL any more that the standby needs next.
+	ErrWALGone = errors.New("WAL is gone")
 	// ErrNotAttached: the standby was told to follow, but was not seen streaming in time.
 	ErrNotAttached = errors.New("standby is not streaming")
 	// ErrPromotion: the standby did not become a primary.

@@ -384,14 +384,19 @@ func (r *rejoining) reclone(ctx context.Context) error {
 
 func (r *rejoining) clone(ctx context.Context) (string, error) {
 	r.unlock() // Clone locks the directory itself
-	res, err := r.Clone(ctx, CloneOptions{
-		Source: r.dialInfo(r.res.Primary), Dir: r.server.dir, UpstreamID: r.res.Primary.ID,
-		FastCheckpoint: true, Force: true, Progress: r.o.Progress,
-	})
+	res, err := r.Clone(ctx, r.cloneOptions(false))
 	if err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%d bytes", res.Bytes), r.acquire()
+}
+
+// cloneOptions are those of a new clone; beforehand nothing is changed, and the server may still run.
+func (r *rejoining) cloneOptions(beforehand bool) CloneOptions {
+	return CloneOptions{
+		Source: r.dialInfo(r.res.Primary), Dir: r.server.dir, UpstreamID: r.res.Primary.ID,
+		FastCheckpoint: true, Force: true, DryRun: beforehand, runs: beforehand, Progress: r.o.Progress,
+	}
 }
 
 // configure puts the node's own files back: with its settings, its ballot and its pause.

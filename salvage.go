@@ -122,8 +122,17 @@ func (s *localServer) walBeyond(ctx context.Context, b branch, segmentSize uint3
 // hasSegment says whether the WAL at an LSN is there, on whatever timeline: a
 // promotion moves the segment that it happens in to the new one.
 func (s *localServer) hasSegment(at wal.LSN, segmentSize uint32) bool {
+	_, ok := s.segment(at, segmentSize)
+	return ok
+}
+
+// segment is the file that holds the WAL at an LSN, on the newest timeline that has it.
+func (s *localServer) segment(at wal.LSN, segmentSize uint32) (path string, ok bool) {
 	found, _ := filepath.Glob(filepath.Join(s.dir, "pg_wal", "????????"+wal.SegmentName(0, at, segmentSize)[8:]))
-	return len(found) > 0
+	if len(found) == 0 {
+		return "", false
+	}
+	return slices.Max(found), true
 }
 
 // present finds the segments that the server still has of each branch: the

@@ -25,6 +25,7 @@ type NodeView struct {
 	Upstream string       `json:"upstream"`           // repmgr's cell: "node1", or with "? " unknown, "! " wrong
 	Timeline wal.Timeline `json:"timeline,omitempty"` // 0: unknown
 	Attached string       `json:"attached,omitempty"` // streaming, catchup, or empty: not attached, or unknown
+	LostWAL  *LostWAL     `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
 	Error    string       `json:"error,omitempty"`    // why it could not be read
 }
 
@@ -56,6 +57,7 @@ func (c *Cluster) probeNodes(ctx context.Context) ([]probe, error) {
 	if found := primaries(probes); len(found) == 1 && len(found[0].records) > 0 {
 		probes = c.newest(ctx, probes, found[0].records)
 	}
+	c.seekLostWAL(ctx, probes)
 	return probes, nil
 }
 
@@ -84,7 +86,7 @@ func judge(probes []probe) ClusterStatus {
 	st := ClusterStatus{Nodes: []NodeView{}, Issues: []string{}}
 	found := findings{}
 	for _, p := range probes {
-		v := NodeView{Record: p.record, Reach: p.reach()}
+		v := NodeView{Record: p.record, Reach: p.reach(), LostWAL: p.lost}
 		v.Conninfo = Redact(v.Conninfo) // rows of a C repmgr may hold a password
 		if p.err == nil {
 			v.Running, v.Timeline = p.status.Role(), p.status.Timeline
@@ -219,9 +221,20 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 	case !p.status.InRecovery:
 		return "! " + r.UpstreamName, "" // the Status column says it
 	}
-	switch attached = attachment(up.status, r.Name); attached {
-	case "streaming":
+	attached = attachment(up.status, r.Name)
+	slot, _ := slotOf(up.status, r.SlotName)
+	switch {
+	case attached == "streaming":
 		return r.UpstreamName, attached
+	case p.lost != nil:
+		found.add(FindingWALGone, r.ID, "%s can not go on: %s. %s", r, p.lost, p.lost.remedy(r, probes))
+		return "! " + r.UpstreamName, attached
+	case slot.WALStatus == "lost":
+		found.add(FindingSlotLost, r.ID, "%s can not stream: its slot %q on %s is lost (see max_slot_wal_keep_size there). A new one is made by, on %s: repmgr%s standby follow",
+			r, slot.Name, up.record, r.Name, confOption(r))
+		return "! " + r.UpstreamName, attached
+	}
+	switch attached {
 	case "":
 		for _, q := range probes {
 			if q.err == nil && attachment(q.status, r.Name) != "" {

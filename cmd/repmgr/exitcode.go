@@ -44,6 +44,7 @@ var commandCodes = map[string][]codeFor{
 	"standby follow": {
 		{repmgr.ErrNoPrimary, cli.ExitFollow},
 		{repmgr.ErrTimelineDiverged, cli.ExitFollow},
+		{repmgr.ErrWALGone, cli.ExitFollow},
 		{repmgr.ErrNotAttached, cli.ExitFollow},
 		{repmgr.ErrSystemIdentifier, cli.ExitFollow},
 		{repmgr.ErrTimeout, cli.ExitFollow},

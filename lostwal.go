@@ -1,0 +1,188 @@
+package repmgr
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// LostWAL says why a standby can not go on: the server that it would stream from
+// does not have the WAL any more that comes next.
+type LostWAL struct {
+	Upstream string `json:"upstream"`       // the node that was asked for it
+	Needed   string `json:"needed_segment"` // the first segment that the standby would ask for
+	Oldest   string `json:"oldest_segment"` // the first one that the upstream has
+	Archive  bool   `json:"archive"`        // the standby has a restore_command: an archive may still bring it
+}
+
+func (l LostWAL) String() string {
+	text := fmt.Sprintf("%s does not have WAL segment %s any more, only %s and later", l.Upstream, l.Needed, l.Oldest)
+	if l.Archive {
+		text += ", and restore_command has not brought it from the archive so far"
+	}
+	return text
+}
+
+// lostWAL asks the server up whether it still has what the standby of status s
+// would ask it for. It is nil where it has, and where that can not be told: where
+// the standby has not come to the end of its own WAL yet, or the login may not
+// list the files of the upstream (pg_monitor may).
+func (up *Node) lostWAL(ctx context.Context, of Record, s NodeStatus) *LostWAL {
+	if !s.InRecovery || s.next == 0 {
+		return nil
+	}
+	var size uint32
+	var end *wal.LSN
+	var names []string
+	err := up.conn.QueryRow(ctx, `SELECT setting::bigint,
+		CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END,
+		(SELECT coalesce(array_agg(name), '{}') FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$')
+		FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&size, &end, &names)
+	if err != nil || end == nil || s.next >= *end {
+		return nil
+	}
+	needed := wal.SegmentName(s.Timeline, s.next, size)
+	oldest := missingFrom(names, needed)
+	if oldest == "" {
+		return nil
+	}
+	return &LostWAL{Upstream: of.String(), Needed: needed, Oldest: oldest, Archive: s.archive}
+}
+
+// missingFrom is the oldest of the segments names, where needed is none of them
+// on any timeline: a promotion moves the segment that it happens in to the new
+// one. It is empty where needed is there.
+func missingFrom(names []string, needed string) string {
+	byPlace := func(a, b string) int { return strings.Compare(a[8:], b[8:]) }
+	if len(names) == 0 || slices.ContainsFunc(names, func(n string) bool { return n[8:] == needed[8:] }) {
+		return ""
+	}
+	return slices.MinFunc(names, byPlace)
+}
+
+// remedy is what an operator does about it: one command, on the node itself.
+func (l LostWAL) remedy(node Record, probes []probe) string {
+	primary, _ := recordByID(recordsOf(probes), node.UpstreamID)
+	if found := primaries(probes); len(found) == 1 {
+		primary = found[0].record
+	}
+	if l.Archive {
+		return "Look at its log for what restore_command says. To copy it anew, on " + node.Name + ": " + recloneCommand(node, primary)
+	}
+	return "It has to be copied anew. Run on " + node.Name + ": " + recloneCommand(node, primary)
+}
+
+func recordsOf(probes []probe) []Record {
+	recs := make([]Record, len(probes))
+	for i, p := range probes {
+		recs[i] = p.record
+	}
+	return recs
+}
+
+// recloneCommand is what an operator runs on node to have it copied anew from the primary.
+func recloneCommand(node, primary Record) string {
+	return fmt.Sprintf("repmgr%s node rejoin -d '%s' --reclone", confOption(node), strings.ReplaceAll(Redact(primary.Conninfo), "'", `'\''`))
+}
+
+// confOption names the node's own configuration file, where it is known.
+func confOption(node Record) string {
+	if node.ConfigFile == "" {
+		return ""
+	}
+	return " -f " + node.ConfigFile
+}
+
+// slotOf is the slot of that name.
+func slotOf(s NodeStatus, name string) (Slot, bool) {
+	for _, slot := range s.Slots {
+		if slot.Name == name {
+			return slot, true
+		}
+	}
+	return Slot{}, false
+}
+
+// seekLostWAL looks for the standbys that receive nothing and never will again,
+// and notes it in their probes. All of them are looked at at once.
+func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
+	ctx, cancel := context.WithTimeout(ctx, DefaultConnectTimeout)
+	defer cancel()
+	found := make([]*LostWAL, len(probes))
+	var wg sync.WaitGroup
+	for i, p := range probes {
+		up, ok := upstreamProbe(probes, p.record)
+		if !ok || p.err != nil || p.record.Role != RoleStandby || p.status.next == 0 || attachedAnywhere(probes, p.record.Name) {
+			continue
+		}
+		wg.Go(func() {
+			if n, err := c.connectTo(ctx, up.record); err == nil {
+				defer n.Close()
+				found[i] = n.lostWAL(ctx, up.record, p.status)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range probes {
+		probes[i].lost = found[i]
+	}
+}
+
+// attachedAnywhere says whether one of the servers sends to the standby of that name.
+func attachedAnywhere(probes []probe, name string) bool {
+	return slices.ContainsFunc(probes, func(p probe) bool { return p.err == nil && attachment(p.status, name) == "streaming" })
+}
+
+// upstreamProbe is the server that a standby would stream from: its registered
+// upstream where that answers, else the primary.
+func upstreamProbe(probes []probe, r Record) (probe, bool) {
+	for _, p := range probes {
+		if p.record.ID == r.UpstreamID && p.err == nil {
+			return p, true
+		}
+	}
+	if found := primaries(probes); len(found) == 1 {
+		return found[0], true
+	}
+	return probe{}, false
+}
+
+// goneEvery is how often a monitor asks again whether the WAL is gone.
+const goneEvery = 2 * time.Second
+
+// watchWAL tells once when this standby needs WAL that its upstream does not have
+// any more: nothing else will bring it back than a new copy.
+func (m *Monitor) watchWAL(ctx context.Context) {
+	s := m.sample.local
+	if m.local == nil || m.primary == nil || m.witness || m.self.ID == 0 || s.next == 0 || m.action != nil || time.Since(m.goneAt) < goneEvery {
+		return
+	}
+	m.goneAt = time.Now()
+	up, of := m.primary, m.primRec
+	ctx, cancel := m.peerLimit(ctx)
+	defer cancel()
+	if r, ok := recordByID(m.recs, m.self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
+		if n, err := m.cluster.connectTo(ctx, r); err == nil {
+			defer n.Close()
+			up, of = n, r
+		}
+	}
+	var err error
+	if s.Receiver == nil || up == m.primary && s.next < m.sample.primaryLSN {
+		if lost := up.lostWAL(ctx, of, s); lost != nil {
+			probes := []probe{{record: m.primRec, status: NodeStatus{}}}
+			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.self, lost), "%s", lost.remedy(m.self, probes))
+		}
+	}
+	m.report("replication", err)
+	if text := errText(err); text != m.gone {
+		if m.gone = text; err != nil {
+			m.tell(Event{Type: EventWALGone, Details: text + ". " + Hint(err)})
+		}
+	}
+}
