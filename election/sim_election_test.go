@@ -5,11 +5,13 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // election1 is one election of a coordinator: what it has found out so far.
 type election1 struct {
 	m        *monitor
+	p        election.Policy
 	w        *world
 	reaffirm bool
 	rule     election.Rule
@@ -21,6 +23,9 @@ type election1 struct {
 	tally    election.Tally
 	token    int64 // of the lock of the winner's ballot
 	over     bool
+	hasRow   bool
+	holders  []int32
+	before   []election.Peer // as they were before the pledges
 }
 
 // each runs call for every id, and then goes on when all are done.
@@ -76,7 +81,7 @@ func (m *monitor) elect(reaffirm bool) {
 		return
 	}
 	m.busy = true
-	c := &election1{m: m, w: m.w, reaffirm: reaffirm}
+	c := &election1{m: m, p: m.p, w: m.w, reaffirm: reaffirm}
 	began := m.now()
 	c.rule = m.newest()
 	ids := c.rule.Voters
@@ -91,8 +96,13 @@ func (c *election1) survey(began time.Time) {
 		if v.Answer == election.Answers && v.SeenAt.Before(began) {
 			views[i].Answer = election.Silent
 		}
-		c.term = max(c.term, v.Term, v.Rule.Term)
-		if views[i].Answer == election.Answers {
+		c.term = max(c.term, v.Term, v.Rule.Term, v.Told.Term)
+	}
+	if me := *m.view[m.h.id]; c.reaffirm && c.rule.Primary != me.ID && !(me.Chosen && me.Term > c.rule.Term) {
+		c.p.Adopts = me.ID // nobody voted for it: there must be grounds for a failover
+	}
+	for _, v := range views { // one that was promoted by nobody's vote pledges itself to nobody
+		if v.Answer == election.Answers && (v.Running != election.Primary || !m.w.host(v.ID).s.data() || v.ID == c.rule.Primary || v.ID == c.p.Adopts || v.Chosen) {
 			c.up = append(c.up, v.ID)
 		}
 	}
@@ -102,11 +112,12 @@ func (c *election1) survey(began time.Time) {
 	}
 	c.term++
 	c.mine = ballotOf{c.term, m.candidate()}
-	c.health = m.p.Diagnose(m.now(), c.rule, views)
-	if why := m.p.Survey(m.now(), c.seen(c.rule, views), c.forget(views)); why != "" && !c.reaffirm {
+	c.health = c.p.Diagnose(m.now(), c.rule, views)
+	if why := c.p.Survey(m.now(), c.seen(c.rule, views), c.forget(views)); why != "" && (!c.reaffirm || c.p.Adopts != 0) {
 		c.end(string(why))
 		return
 	}
+	c.before = views
 	c.at("surveyed", c.recruit)
 }
 
@@ -148,6 +159,8 @@ func (c *election1) seen(r election.Rule, peers []election.Peer) election.Rule {
 		}
 	case "coverage ignored":
 		r.Quorum = false
+	case "stray may win", "a segment names the timeline":
+		r.Line = wal.Line{}
 	}
 	return r
 }
@@ -155,7 +168,7 @@ func (c *election1) seen(r election.Rule, peers []election.Peer) election.Rule {
 func (c *election1) forget(peers []election.Peer) []election.Peer {
 	changed := slices.Clone(peers)
 	for i, p := range changed {
-		changed[i].Rule = c.seen(p.Rule, peers)
+		changed[i].Rule, changed[i].Told = c.seen(p.Rule, peers), c.seen(p.Told, peers)
 		if c.w.bug == "reversed ranking" {
 			changed[i].Position.LSN = 1<<40 - p.Position.LSN
 		}
@@ -163,27 +176,35 @@ func (c *election1) forget(peers []election.Peer) []election.Peer {
 	return changed
 }
 
-func (c *election1) count() {
-	m := c.m
-	c.tally = m.p.Count(c.seen(c.rule, c.pledged), c.term, c.health, c.forget(c.pledged))
-	if c.tally.Refusal != "" {
-		c.end(string(c.tally.Refusal))
-		return
+// tallied is the outcome of the pledges, with what is planted in it.
+func (c *election1) tallied() election.Tally {
+	t := c.p.Count(c.seen(c.rule, c.pledged), c.term, c.health, c.forget(c.pledged))
+	if t.Refusal != "" {
+		return t
 	}
 	switch c.w.bug {
 	case "no quorum", "dead voters not counted":
-		c.tally.Rule.Voters = c.rule.Voters
+		t.Rule.Voters = c.rule.Voters
 	case "coverage ignored":
-		if c.tally.Wait = c.tally.Wait && !c.rule.Quorum; c.rule.Quorum {
-			c.tally.Rule.Quorum = true
+		if t.Wait = t.Wait && !c.rule.Quorum; c.rule.Quorum {
+			t.Rule.Quorum = true
 			for _, p := range c.pledged {
-				if p.ID != c.tally.Winner && c.w.host(p.ID).s.data() {
-					c.tally.Rule.Sync = append(c.tally.Rule.Sync, p.ID)
+				if p.ID != t.Winner && c.w.host(p.ID).s.data() {
+					t.Rule.Sync = append(t.Rule.Sync, p.ID)
 				}
 			}
-			slices.Sort(c.tally.Rule.Sync)
-			c.tally.Rule.Acks = (len(c.tally.Rule.Sync) + 1) / 2
+			slices.Sort(t.Rule.Sync)
+			t.Rule.Acks = (len(t.Rule.Sync) + 1) / 2
 		}
+	}
+	return t
+}
+
+func (c *election1) count() {
+	m := c.m
+	if c.tally = c.tallied(); c.tally.Refusal != "" {
+		c.end(string(c.tally.Refusal))
+		return
 	}
 	if c.reaffirm && c.tally.Winner != m.h.id {
 		c.end("another has more")
@@ -192,11 +213,13 @@ func (c *election1) count() {
 	}
 	c.w.logf("election of %d in term %d: %s %+v of %v", m.h.id, c.term, c.health, c.tally, c.who())
 	c.at("counted", func() {
-		if c.tally.Wait && !c.reaffirm && c.w.bug != "no wait" {
-			c.w.sleep(m.h, &m.proc, m.p.Fence+election.Margin, c.verify)
-			return
-		}
-		c.verify()
+		c.drain(func() {
+			if c.tally.Wait && !c.reaffirm && c.w.bug != "no wait" {
+				c.w.sleep(m.h, &m.proc, m.p.Fence+election.Margin, c.verify)
+				return
+			}
+			c.verify()
+		})
 	})
 }
 
@@ -215,7 +238,7 @@ func (c *election1) verify() {
 	each(c.who(), func(id int32, done func()) {
 		s, ok := w.host(id).s, false
 		w.rpc(&m.proc, m.h, s, patient, func(ret func()) {
-			ok = s.ballot == c.mine && !w.paused
+			ok = s.ballot == c.mine && !s.h.paused
 			ret()
 		}, func(ans election.Answer) {
 			if ok && ans == election.Answers {
@@ -318,71 +341,140 @@ func (c *election1) prepare() {
 		c.locked(func(s *server, ret func()) { s.told = c.tally.Rule; s.promote(c.term, ret) }, func() { c.at("promoted", then) })
 	}
 	if c.w.bug == "set after promote" {
-		open(func() { c.write(); c.w.sleep(c.m.h, &c.m.proc, 300*time.Millisecond, func() { settle(func() {}) }) })
+		open(func() {
+			c.write()
+			c.w.sleep(c.m.h, &c.m.proc, 300*time.Millisecond, func() { c.ask(func(s *server, ret func()) { s.set(set, ret) }, func() {}) })
+		})
 		return
 	}
 	settle(func() { open(c.write) })
 }
 
+// ask does something on the winner, over a session without the lock.
+func (c *election1) ask(f func(s *server, ret func()), then func()) {
+	c.w.rpc(&c.m.proc, c.m.h, c.w.host(c.tally.Winner).s, 6*patient, func(ret func()) {
+		f(c.w.host(c.tally.Winner).s, ret)
+	}, func(ans election.Answer) {
+		if ans != election.Answers {
+			c.end("lost the session with the winner")
+			return
+		}
+		then()
+	})
+}
+
 // write re-points the others, and makes the rule row the primary's first commit.
 func (c *election1) write() {
 	w, m := c.w, c.m
+	w.host(c.tally.Winner).s.unlock(c.token)
+	c.token = 0
 	for _, p := range c.pledged {
 		if p.ID != c.tally.Winner && w.host(p.ID).s.data() {
-			m.point(w.host(p.ID).s, c.tally.Winner, c.term, func(bool) {})
+			m.point(w.host(p.ID).s, c.upstream(p.ID), c.term, func(ok bool) { c.follows(p.ID, 0, ok) })
 		}
 	}
-	c.locked(func(s *server, ret func()) {
-		w.seq++
-		c.tally.Rule.Line = s.line()
-		rule := c.tally.Rule
-		s.commit(rec{id: -int64(w.seq), rule: &rule}, nil)
-		w.after(&s.proc, 5*time.Millisecond+s.slow, ret)
+	waits := false
+	c.ask(func(s *server, ret func()) {
+		if !c.tally.Rule.Quorum || w.bug == "believes the setting" || w.bug == "set after promote" || w.bug == "open at once" {
+			waits = true
+			ret()
+			return
+		}
+		s.probe(2*m.p.Silence, func(ok bool) { waits = ok; ret() })
 	}, func() {
-		c.at("written", func() {
-			c.open(0)
-		})
+		if !waits {
+			c.end("no commit was seen to wait")
+			return
+		}
+		c.row()
+	})
+}
+
+func (c *election1) row() {
+	written := false
+	c.ask(func(s *server, ret func()) {
+		c.w.seq++
+		if c.tally.Rule.Line = s.line(); s.rule().Compare(c.tally.Rule) >= 0 {
+			ret()
+			return
+		}
+		rule := c.tally.Rule
+		written = true
+		s.commit(rec{id: -int64(c.w.seq), rule: &rule}, nil)
+		c.w.after(&s.proc, 5*time.Millisecond+s.slow, ret)
+	}, func() {
+		if !written {
+			c.end("it has a rule as new")
+			return
+		}
+		c.hasRow = true
+		c.at("written", func() { c.open(0) })
+	})
+}
+
+// upstream is from whom a standby is to receive: from the winner, until the term is open.
+func (c *election1) upstream(id int32) int32 {
+	for _, p := range c.before {
+		if up := c.w.host(p.Receives); c.w.bug == "cascade left in place" && p.ID == id && up != nil && up.s.recovery && p.Receives != c.tally.Winner {
+			return p.Receives
+		}
+	}
+	return c.tally.Winner
+}
+
+// follows waits until a standby that was re-pointed knows of the rule, and tells
+// it to one that is slow to show it.
+func (c *election1) follows(id int32, tries int, _ bool) {
+	s := c.w.host(id).s
+	shows := false
+	c.w.rpc(&c.m.proc, c.m.h, s, patient, func(ret func()) {
+		shows = s.rule().Term >= c.term
+		ret()
+	}, func(ans election.Answer) {
+		switch {
+		case c.over || tries > 40:
+		case shows && ans == election.Answers:
+			c.holders = append(c.holders, id)
+		case c.hasRow && tries > 4 && ans == election.Answers:
+			c.m.inform(s, c.tally.Rule, func(ok bool) {
+				if ok {
+					c.holders = append(c.holders, id)
+				}
+			})
+		default:
+			c.w.sleep(c.m.h, &c.m.proc, 25*time.Millisecond, func() { c.follows(id, tries+1, true) })
+		}
 	})
 }
 
 // open lets the primary's commits be acknowledged, when the rule is held.
 func (c *election1) open(tries int) {
-	held, rule, set := false, c.tally.Rule, c.tally.Rule.SyncSetting()
+	rule := c.tally.Rule
 	if c.rule.Quorum != rule.Quorum || !rule.Quorum {
 		c.end("")
 		return
 	}
-	c.locked(func(s *server, ret func()) {
-		newest, before := standing(s)
-		if newest.Compare(rule) > 0 {
-			held = true // the winner's monitor goes on
-			ret()
-			return
+	holders := []int32{c.tally.Winner}
+	for _, p := range c.pledged {
+		if !c.w.host(p.ID).s.data() {
+			holders = append(holders, p.ID)
 		}
-		holders := []int32{s.h.id}
-		for _, p := range c.pledged {
-			if !c.w.host(p.ID).s.data() {
-				holders = append(holders, p.ID)
-			}
-		}
-		for _, id := range s.standbys() {
-			if s.senders[id].flush >= s.rules[len(s.rules)-1].lsn {
-				holders = append(holders, id)
-			}
-		}
-		if held = election.Held(newest, before, holders); held && newest.Compare(rule) == 0 {
-			s.set(set, ret)
-			return
-		}
-		ret()
-	}, func() {
-		switch {
-		case held:
-			c.at("opened", func() { c.end("") })
-		case tries > 20:
-			c.end("the rule is not held")
-		default:
-			c.w.sleep(c.m.h, &c.m.proc, 10*time.Millisecond, func() { c.open(tries + 1) })
-		}
-	})
+	}
+	if c.w.bug == "cascade left in place" {
+		holders = append(holders, c.w.host(c.tally.Winner).s.standbys()...)
+	} else {
+		holders = append(holders, c.holders...)
+	}
+	switch {
+	case election.Held(rule, c.rule, holders):
+		c.at("held", func() {
+			c.ask(func(s *server, ret func()) { s.set(rule.SyncSetting(), ret) }, func() {
+				c.at("opened", func() { c.end("") })
+			})
+		})
+	case tries > 200:
+		c.end("the rule is not held")
+	default:
+		c.w.sleep(c.m.h, &c.m.proc, 25*time.Millisecond, func() { c.open(tries + 1) })
+	}
 }

@@ -32,6 +32,10 @@ var (
 		"crash", "crash", "host crash", "monitor crash", "hang", "monitor hang", "host hang", "isolate", "isolate", "one way in", "one way out",
 		"cut", "one way", "flap", "slow link", "slow disk", "lazy", "reclone",
 	}
+	worldFaults = []string{
+		"long query", "long query", "delay", "pause replay", "target", "narrow", "backlog", "copy", "broken", "cascade", "cascade",
+		"outside promotion", "outside promotion", "outside and back", "login changed", "full", "endless recovery", "suspend",
+	}
 	operators = []string{"pause", "unregister", "stop", "sync on", "register"}
 	steps     = []string{"surveyed", "recruited", "counted", "verified", "told", "locked", "set", "promoted", "promoted", "written", "written", "opened"}
 	stepFault = []string{"crash", "crash", "host crash", "monitor crash", "monitor crash", "monitor hang", "host hang", "isolate", "one way out"}
@@ -49,7 +53,16 @@ func newWorld(seed uint64, bug string) *world {
 	if w.chance(30) {
 		witnesses = 1 + w.rng.IntN(2)
 	}
+	if w.busy = true; seed%3 == 1 {
+		w.policy.Start = 0
+	}
+	if w.chance(25) {
+		w.archives = map[int32]archived{}
+	}
 	w.build(witnesses, w.chance(15))
+	for _, h := range w.hosts {
+		h.unable, h.manual, h.unnamed = w.chance(4), w.chance(4), w.chance(10)
+	}
 	w.plot()
 	return w
 }
@@ -60,11 +73,21 @@ type stage struct {
 	quorum           bool
 	low              int32 // a node with priority 0
 	plan             []fault
+	archive          bool
+	busy             bool          // checkpointers may be
+	served           int32         // who must acknowledge when all is healed: this node, or any but 1; 0: nobody need
+	strict           time.Duration // see world
 }
+
+const another int32 = -3
 
 func (st stage) world(seed uint64, bug string) *world {
 	w := emptyWorld(seed, bug)
 	w.nodes, w.quorum, w.plan, w.name = st.nodes, st.quorum, st.plan, "staged"
+	w.served, w.strict, w.busy = st.served, st.strict, st.busy
+	if st.archive {
+		w.archives = map[int32]archived{}
+	}
 	w.build(st.witnesses, false)
 	for _, h := range w.hosts {
 		if h.s.priority = 100; h.id == st.low {
@@ -78,7 +101,10 @@ func (st stage) world(seed uint64, bug string) *world {
 func emptyWorld(seed uint64, bug string) *world {
 	w := &world{seed: seed, bug: bug, rng: rand.New(rand.NewPCG(seed, 7)), byID: map[int32]*host{}, links: map[[2]int32]*link{}, points: map[string][]func(*election1){}}
 	w.judge = judge{w: w, votes: map[int32]int64{}, winners: map[int64]int32{}}
-	w.policy = election.Policy{Interval: 2 * time.Second, Automatic: true, Silence: 2 * time.Second, Fence: 2500 * time.Millisecond}
+	w.policy = election.Policy{Interval: 2 * time.Second, Automatic: true, Silence: 2 * time.Second, Fence: 2500 * time.Millisecond, Start: 3 * time.Second}
+	if bug == "recovery for ever" {
+		w.policy.Start = -1
+	}
 	return w
 }
 
@@ -106,8 +132,14 @@ func (w *world) build(witnesses int, arbiter bool) {
 		}
 		s.reign = 1
 	}
+	if w.archives != nil {
+		w.after(nil, time.Second, w.archive)
+	}
 	for _, h := range w.hosts {
 		h := h
+		if h.s.recovery && w.quorum {
+			h.s.ssn = anySync
+		}
 		h.s.start()
 		if h.s.data() {
 			h.s.watchReceiver()
@@ -141,7 +173,7 @@ func (w *world) plot() {
 		w.harmless()
 	case n < 18:
 		w.name = "paused"
-		w.plan = append(w.plan, fault{kind: "pause", at: time.Second, d: time.Hour}, w.random(1))
+		w.plan = append(w.plan, fault{kind: "pause", at: time.Second, a: 1, d: time.Hour}, w.random(1))
 	default:
 		w.name = "faults"
 		who := int32(1)
@@ -177,6 +209,12 @@ func (w *world) schedule() {
 func (w *world) random(who int32) fault {
 	f := fault{kind: nodeFaults[w.rng.IntN(len(nodeFaults))], at: w.between(2*time.Second, 9*time.Second), a: who, d: w.between(50*time.Millisecond, 7*time.Second)}
 	f.b = w.hosts[w.rng.IntN(len(w.hosts))].id
+	if w.chance(35) {
+		f.kind = worldFaults[w.rng.IntN(len(worldFaults))]
+		if w.chance(50) { // before the others
+			f.at = w.between(time.Second, 4*time.Second)
+		}
+	}
 	if w.chance(30) {
 		f.d = time.Hour // until all is healed
 	}
@@ -190,7 +228,8 @@ func (w *world) harmless() {
 		return
 	}
 	f := w.random(2 + int32(w.rng.IntN(w.nodes-1)))
-	f.kind = []string{"crash", "host crash", "hang", "host hang", "monitor crash", "monitor hang", "isolate", "cut", "one way", "slow disk", "reclone"}[w.rng.IntN(11)]
+	f.kind = []string{"crash", "host crash", "hang", "host hang", "monitor crash", "monitor hang", "isolate", "cut", "one way", "slow disk", "reclone",
+		"long query", "delay", "pause replay", "backlog", "broken", "login changed", "full", "suspend", "outside promotion"}[w.rng.IntN(20)]
 	f.b = 1
 	if w.chance(30) && w.quorum {
 		f.a, f.kind = 1, "monitor crash"
@@ -292,7 +331,9 @@ func (w *world) inject(f fault) {
 	case "reclone":
 		w.reclone(h)
 	default:
-		w.operate(f, h, undo)
+		if !w.inject2(f, h, undo) {
+			w.operate(f, h, undo)
+		}
 	}
 }
 
@@ -306,8 +347,8 @@ func (h *host) boot() {
 func (w *world) operate(f fault, h *host, undo func(time.Duration, func())) {
 	switch f.kind {
 	case "pause":
-		w.paused = true
-		undo(f.d, func() { w.paused = false })
+		w.pause(h, true)
+		undo(f.d, func() { w.pause(h, false) })
 	case "unregister":
 		if h.id != 1 && h.id != election.Arbiter {
 			w.members = slices.DeleteFunc(w.members, func(id int32) bool { return id == h.id })
@@ -393,18 +434,20 @@ func (w *world) reclone(h *host) {
 func (w *world) heal() {
 	w.logf("all is healed")
 	w.healed = w.now
-	w.paused = false
+	w.mustServe()
 	w.points = map[string][]func(*election1){}
 	for _, h := range w.hosts {
+		w.mend(h)
 		h.down = false
 		h.s.until, h.m.until = min(h.s.until, w.now), min(h.m.until, w.now)
-		h.s.slow, h.s.lazy = 0, 0
+		h.s.slow = 0
 		w.register(h)
 		for _, o := range w.hosts {
 			w.setCut(h.id, o.id, false)
 			w.link(h.id, o.id).slow = 0
 		}
 	}
+	w.pause(w.hosts[0], false)
 	for _, h := range w.hosts {
 		h.s.start()
 		h.boot()

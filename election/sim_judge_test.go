@@ -23,11 +23,12 @@ type judge struct {
 }
 
 type ack struct {
-	id  int64
-	srv int32
-	lsn int
-	at  time.Duration
-	run *span
+	id    int64
+	srv   int32
+	lsn   int
+	at    time.Duration
+	run   *span
+	reign int64
 }
 
 // span is the time in which one server accepted writes without a break.
@@ -68,7 +69,7 @@ func (j *judge) promoted(s *server, term int64) {
 			j.break_("node %d was promoted alone", s.h.id)
 		}
 	}
-	if j.w.paused && j.w.name == "paused" {
+	if j.w.name == "paused" && j.w.healed == 0 {
 		j.break_("node %d was promoted while failover is paused", s.h.id)
 	}
 }
@@ -78,7 +79,7 @@ func (j *judge) reaffirmed(s *server, term int64) {
 		j.break_("term %d has two winners: %d and %d", term, other, s.h.id)
 	}
 	j.winners[term] = s.h.id
-	s.reign = max(s.reign, term)
+	s.reign, s.rogue = max(s.reign, term), false
 }
 
 // returned: a server came back as a primary by itself.
@@ -96,8 +97,24 @@ func (j *judge) acked(standby, primary *server) {
 	}
 }
 
+// restored: WAL that a primary has archived reaches a standby. Nothing of an older
+// term may, while the election goes on that it has pledged itself in.
+func (j *judge) restored(s *server, a archived) {
+	if s.bound > a.reign && !s.forgot {
+		j.break_("node %d, pledged in term %d, takes WAL of term %d from the archive", s.h.id, s.bound, a.reign)
+	}
+}
+
+// read is a look at the rows by a client: those that were acknowledged in an
+// earlier term are there.
+func (j *judge) read(s *server) {
+	if j.w.quorum && !s.rogue && j.top.reign < s.reign && (len(s.wal) < j.top.lsn || j.top.lsn > 0 && s.wal[j.top.lsn-1].id != j.top.id) {
+		j.break_("a read on node %d, the primary of term %d, lacks commit %d of term %d", s.h.id, s.reign, j.top.id, j.top.reign)
+	}
+}
+
 func (j *judge) accepted(s *server) {
-	if !j.w.mixed {
+	if !j.w.mixed && !((s.rogue || s.back) && (s.h.manual || s.h.unable)) { // what nobody can stop is named
 		j.wrote(s)
 	}
 }
@@ -118,7 +135,10 @@ func (j *judge) acknowledged(s *server, id int64) {
 	for lsn > 0 && s.wal[lsn-1].id != id {
 		lsn--
 	}
-	a := ack{id, s.h.id, lsn, j.w.now, s.writing}
+	a := ack{id, s.h.id, lsn, j.w.now, s.writing, s.reign}
+	if s.rogue || !s.promised() { // whoever writes to a server that nobody elected
+		return
+	}
 	switch other := j.w.host(j.top.srv); {
 	case !j.w.quorum || j.top.lsn == 0:
 	case len(s.wal) >= j.top.lsn && s.wal[j.top.lsn-1].id == j.top.id:
@@ -178,6 +198,8 @@ func (j *judge) overlaps() {
 			}
 			from, to := b.from, min(a.to, b.to)
 			switch {
+			case j.w.strict > 0 && to > j.excused+j.w.strict:
+				j.break_("nodes %d and %d both accepted writes from %v to %v, and nothing was stopped or missing since %v", a.srv, b.srv, from, to, j.excused)
 			case j.excused == 0 || j.excused+j.w.policy.Fence < from-2*time.Second:
 				j.break_("nodes %d and %d both accepted writes from %v to %v", a.srv, b.srv, from, to)
 			case to > max(from, j.excused)+2*j.w.policy.Fence+2*time.Second:

@@ -27,6 +27,13 @@ type monitor struct {
 	self time.Time // since when the local server is seen as a primary
 
 	seen map[int32]time.Duration // when a standby was last seen streaming
+
+	tending time.Duration // a setting is being put in force, until then at most
+	again   time.Duration // when to try that again
+	begun   bool
+	proven  election.SyncSetting // under which commits were seen to wait
+	ruled   election.Rule        // the newest
+	ruledAt time.Duration
 }
 
 func (m *monitor) start() {
@@ -37,6 +44,8 @@ func (m *monitor) start() {
 	m.up, m.st, m.last, m.busy, m.soon, m.self = true, election.State{}, election.Outcome{}, false, false, time.Time{}
 	m.view, m.seen = map[int32]*election.Peer{}, map[int32]time.Duration{}
 	m.p = w.policy
+	m.p.Automatic = !m.h.manual
+	m.tending, m.again, m.begun, m.proven, m.ruled = 0, 0, false, election.SyncSetting{}, election.Rule{}
 	for _, h := range w.hosts {
 		m.view[h.id] = &election.Peer{ID: h.id, Role: h.s.role, Priority: h.s.priority, Location: h.s.location}
 	}
@@ -97,7 +106,15 @@ func (m *monitor) look(id int32, done func()) {
 		if v.Tried.After(at) {
 			ans = v.Answer // an older look that took longer
 		} else {
+			if ans != v.Answer {
+				v.Since = at
+			}
 			v.Tried, v.Answer = at, ans
+			if ans != election.NotAccepting {
+				v.Starting = time.Time{}
+			} else if v.Starting.IsZero() {
+				v.Starting = at
+			}
 		}
 		if ans == election.Answers && !got.Detached && got.ID != 0 || got.ID != 0 {
 			seen := at
@@ -106,9 +123,9 @@ func (m *monitor) look(id int32, done func()) {
 			}
 			if !seen.Before(v.SeenAt) {
 				change = change || got.Term != v.Term || got.Running != v.Running || got.Rule.Compare(v.Rule) != 0
-				tried, answer := v.Tried, v.Answer
+				was := *v
 				*v = got
-				v.Tried, v.Answer, v.SeenAt = tried, answer, seen
+				v.Tried, v.Answer, v.Since, v.Starting, v.SeenAt = was.Tried, was.Answer, was.Since, was.Starting, seen
 			}
 		}
 		if change {
@@ -194,6 +211,9 @@ func (m *monitor) decide() {
 	}
 	m.st = d.Next
 	for _, a := range d.Actions {
+		if w.bug == "rogue is left alone" && (d.Reason == election.Unelected || d.Reason == election.Claiming) {
+			continue
+		}
 		switch a.Verb {
 		case election.Fence:
 			m.fence(string(d.Reason))
@@ -207,6 +227,8 @@ func (m *monitor) decide() {
 			m.rejoin(a.Child)
 		case election.Tend:
 			m.tend()
+		case election.TendStandby:
+			m.tendStandby(o, d.Next)
 		}
 	}
 }
@@ -222,7 +244,7 @@ func (m *monitor) did(v election.Verb, why string) {
 // fence makes the local server a standby of nobody, whatever it is doing.
 func (m *monitor) fence(why string) {
 	s := m.h.s
-	if m.w.bug == "no fence" || s.recovery || m.busy {
+	if m.w.bug == "no fence" || s.recovery || m.busy || m.h.unable {
 		return
 	}
 	m.w.logf("monitor %d: fences: %s", m.h.id, why)
@@ -230,7 +252,7 @@ func (m *monitor) fence(why string) {
 	s.crash()
 	m.w.after(&m.proc, m.w.between(20*time.Millisecond, 100*time.Millisecond), func() {
 		if !s.up {
-			s.recovery, s.conninfo = true, 0
+			s.recovery, s.conninfo, s.rogue = true, 0, false
 			s.start()
 		}
 		m.did(election.Fence, "")
@@ -256,7 +278,7 @@ func standing(s *server) (newest, before election.Rule) {
 func (m *monitor) guard() {
 	m.w.sleep(m.h, &m.proc, 100*time.Millisecond, m.guard)
 	s := m.h.s
-	if !s.data() || !s.up || s.recovery || s.starting || m.busy && m.last.Verb == election.Fence {
+	if !s.data() || !s.up || s.recovery || s.starting || m.h.manual || m.busy && m.last.Verb == election.Fence {
 		m.self = time.Time{}
 		return
 	}
@@ -267,14 +289,10 @@ func (m *monitor) guard() {
 	if s.chosen == s.ballot.term { // it won that election, whether or not its rule is written yet
 		newest.Term = max(newest.Term, s.chosen)
 	}
-	var views []election.Peer
-	for _, h := range m.w.hosts {
-		views = append(views, *m.view[h.id])
-	}
-	lease := election.LeaseStart(m.now(), newest, m.h.id, views)
-	held := m.held(newest, before)
-	if !held && before.Known() {
-		if l := election.LeaseStart(m.now(), before, m.h.id, views); before.Primary == m.h.id && l.Before(lease) {
+	views := m.contacts()
+	lease, held := m.lease(newest, views), m.held(newest, before)
+	if !held && before.Known() && before.Primary == m.h.id {
+		if l := m.lease(before, views); l.Before(lease) {
 			lease = l
 		}
 	}
@@ -290,24 +308,37 @@ func (m *monitor) guard() {
 	}
 }
 
+// lease is the last sure contact by a rule. A pause that nobody could outvote suspends it.
+func (m *monitor) lease(r election.Rule, views []election.Peer) time.Time {
+	if r.PauseHolds(m.h.id, views) || m.w.bug == "one-sided pause" && election.Paused(views) {
+		return m.now()
+	}
+	return election.LeaseStart(m.now(), r, m.h.id, views)
+}
+
+// contacts are the views, with what the WAL senders have heard.
+func (m *monitor) contacts() (views []election.Peer) {
+	for _, h := range m.w.hosts {
+		v := *m.view[h.id]
+		if snd := m.h.s.senders[h.id]; snd != nil && m.w.bug != "rejected is fenced" {
+			v.Replied = m.h.at(snd.replied)
+		}
+		views = append(views, v)
+	}
+	return views
+}
+
 // held: no election can miss the newest rule.
 func (m *monitor) held(newest, before election.Rule) bool {
 	return election.Held(newest, before, m.holders(newest))
 }
 
+// holders are the voters whose tables show the rule, or that were told of it.
 func (m *monitor) holders(r election.Rule) []int32 {
-	s, all := m.h.s, []int32{m.h.id}
-	lsn := 0
-	for _, at := range s.rules {
-		if at.rule.Compare(r) == 0 {
-			lsn = at.lsn
-		}
-	}
+	all := []int32{m.h.id}
 	for _, h := range m.w.hosts {
-		switch snd := s.senders[h.id]; {
-		case snd != nil && snd.flush >= lsn && lsn > 0:
-			all = append(all, h.id)
-		case !h.s.data() && m.view[h.id].Rule.Compare(r) == 0:
+		streams := !h.s.data() || m.h.s.senders[h.id] != nil || m.w.bug != "cascade left in place"
+		if h != m.h && m.view[h.id].Knows().Compare(r) == 0 && streams {
 			all = append(all, h.id)
 		}
 	}
@@ -317,42 +348,91 @@ func (m *monitor) holders(r election.Rule) []int32 {
 // tend does one step of what the kernel asks for.
 func (m *monitor) tend() {
 	w, s := m.w, m.h.s
-	if s.hung(w.now) || !s.up || s.starting || s.recovery || s.locked != 0 {
+	if s.hung(w.now) || !s.up || s.starting || s.recovery || s.full || m.tending > w.now {
 		return
 	}
 	newest, before := standing(s)
-	if newest.Primary != m.h.id || s.ballot.term > newest.Term {
+	if newest.Primary != m.h.id {
 		return
 	}
-	set := s.ssn
-	if w.now < s.wasUntil {
-		return // not in force everywhere
+	if m.ruled.Compare(newest) != 0 {
+		m.ruled, m.ruledAt = newest, w.now
 	}
-	c := election.Cohort{Rule: newest, Held: m.held(newest, before), Set: set, Registered: w.voters()}
-	for _, h := range w.hosts {
-		if s.senders[h.id] != nil && h.s.data() {
-			m.seen[h.id] = w.now
-		}
-		if at, ok := m.seen[h.id]; ok && h.s.data() && h.s.priority > 0 && w.now-at <= w.patience() {
-			c.Healthy = append(c.Healthy, h.id)
-		}
+	c := election.Cohort{Rule: newest, Held: m.held(newest, before), Registered: w.voters(), Healthy: m.healthy()}
+	if m.p.Quorum || newest.Quorum || before.Quorum {
+		c.Set = m.believed(newest)
 	}
-	for _, h := range w.hosts {
-		if !h.s.data() && slices.Contains(newest.Voters, h.id) && m.view[h.id].Rule.Compare(newest) < 0 {
-			m.tell(h.s, newest, func(bool) {})
-		}
-	}
+	m.push(newest)
 	change := m.p.Tend(c)
-	if w.bug == "lower first" && change == (election.Change{}) == false && change.Rule != nil && !change.Rule.SyncSetting().Equal(s.ssn) {
+	if w.bug == "lower first" && change.Rule != nil && !change.Rule.SyncSetting().Equal(s.ssn) {
 		s.set(change.Rule.SyncSetting(), nil)
 	}
 	switch {
 	case change.Set != nil:
-		s.set(*change.Set, nil)
+		m.put(newest, c.Set, *change.Set)
 	case change.Rule != nil:
 		w.logf("node %d: rule %+v", m.h.id, *change.Rule)
 		w.seq++
 		s.commit(rec{id: -int64(w.seq), rule: change.Rule}, nil)
+	}
+}
+
+// healthy are the standbys that stream, answer and may be promoted, and in whose
+// name nobody else streams.
+func (m *monitor) healthy() (ids []int32) {
+	w, s := m.w, m.h.s
+	for _, h := range w.hosts {
+		v := m.view[h.id]
+		switch {
+		case s.noticed(h.id, time.Second) && w.bug != "duplicate counts":
+			delete(m.seen, h.id)
+		case s.senders[h.id] != nil && h.s.data() && v.Answer == election.Answers:
+			m.seen[h.id] = w.now
+		}
+		if at, ok := m.seen[h.id]; ok && h.s.data() && h.s.priority > 0 && !v.Delayed && w.now-at <= w.patience() {
+			ids = append(ids, h.id)
+		}
+	}
+	return ids
+}
+
+// push gives the rule to witnesses, and tells it to standbys that do not show it.
+func (m *monitor) push(r election.Rule) {
+	for _, h := range m.w.hosts {
+		v := m.view[h.id]
+		if !slices.Contains(r.Voters, h.id) || v.Answer != election.Answers || v.Knows().Compare(r) >= 0 {
+			continue
+		}
+		switch {
+		case !h.s.data():
+			m.tell(h.s, r, func(bool) {})
+		case v.Running == election.Standby && m.w.now-m.ruledAt > pulse:
+			m.inform(h.s, r, func(bool) {})
+		}
+	}
+}
+
+// inform tells a data node of a rule that its tables do not show yet.
+func (m *monitor) inform(s *server, r election.Rule, done func(bool)) {
+	m.w.rpc(&m.proc, m.h, s, patient, func(ret func()) {
+		m.w.after(&s.proc, s.fsync(), func() {
+			s.told = r
+			ret()
+		})
+	}, func(ans election.Answer) { done(ans == election.Answers) })
+}
+
+// tendStandby keeps the local standby ready for its promotion.
+func (m *monitor) tendStandby(o election.Observation, st election.State) {
+	s := m.h.s
+	switch none := s.ssn.Acks == 0; {
+	case o.Rule.Quorum && none:
+		s.set(anySync, nil)
+	case !o.Rule.Quorum && !none:
+		s.set(election.SyncSetting{}, nil)
+	}
+	if !st.AloneAt.IsZero() && m.now().Sub(st.AloneAt) > 2*m.p.Silence && st.Health == election.HealthAlive && s.cutoff {
+		s.cutoff, s.forgot = false, true
 	}
 }
 
@@ -405,6 +485,9 @@ func (m *monitor) point(s *server, to int32, term int64, done func(bool)) {
 					if s.conninfo != to {
 						s.detach()
 						s.conninfo = to
+					}
+					if s.halt() == "" {
+						s.delay = s.wait
 					}
 					s.attach()
 				}

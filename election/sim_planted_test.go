@@ -26,38 +26,104 @@ var planted = map[string]string{
 	"witness told late":               "",
 	"follows an older term":           "",
 	"open at once":                    "",
+
+	// How a former version of the protocol did it.
+	"believes the setting":         "",
+	"pledge waits for replay":      "nobody serves",
+	"archive stays attached":       "from the archive",
+	"blind resume":                 "",
+	"duplicate counts":             "",
+	"unreadable ballot votes":      "voted in term",
+	"cascade left in place":        "nobody serves",
+	"stray may win":                "",
+	"a segment names the timeline": "",
+	"rogue is left alone":          "",
+	"fence is believed":            "both accepted writes",
+	"manual is replaced":           "both accepted writes",
+	"one-sided pause":              "both accepted writes",
+	"rejected is fenced":           "nobody serves",
+	"recovery for ever":            "nobody serves",
+	"monotonic lease":              "both accepted writes",
 }
 
 const forGood = time.Hour
 
 // stages are clusters in which a planted fault must show, and without it nothing.
 var stages = map[string]stage{
+	// The standby comes back after a long absence, the checkpointer is busy, and the primary is cut off.
+	"believes the setting": {nodes: 2, witnesses: 1, quorum: true, busy: true, plan: []fault{
+		{kind: "crash", at: 3 * time.Second, a: 2, d: 6 * time.Second}, {kind: "isolate", at: 11500 * time.Millisecond, a: 1, d: forGood},
+	}},
+	"pledge waits for replay": {nodes: 3, quorum: true, served: another, plan: []fault{
+		{kind: "long query", at: 3 * time.Second, a: 3, d: forGood}, {kind: "host crash", at: 6 * time.Second, a: 1, d: forGood},
+	}},
+	"blind resume": {nodes: 3, quorum: true, served: another, plan: []fault{
+		{kind: "narrow", at: 3 * time.Second, a: 3, d: forGood}, {kind: "host crash", at: 6 * time.Second, a: 1, d: forGood},
+	}},
+	"archive stays attached": {nodes: 3, quorum: true, archive: true, served: another, plan: []fault{{kind: "isolate", at: 5 * time.Second, a: 1, d: forGood}}},
+	"duplicate counts": {nodes: 3, quorum: true, plan: []fault{
+		{kind: "copy", at: 2 * time.Second, a: 2, d: forGood}, {kind: "isolate", at: 9 * time.Second, a: 1, d: forGood},
+	}},
+	"unreadable ballot votes": {nodes: 3, quorum: true, plan: []fault{
+		{kind: "broken", at: 3 * time.Second, a: 2, d: forGood}, {kind: "broken", at: 3 * time.Second, a: 3, d: forGood}, {kind: "host crash", at: 5 * time.Second, a: 1, d: forGood},
+	}},
+	"cascade left in place": {nodes: 4, quorum: true, served: another, plan: []fault{
+		{kind: "cascade", at: 2 * time.Second, a: 4, b: 3, d: forGood}, {kind: "host crash", at: 8 * time.Second, a: 1, d: forGood},
+	}},
+	// Node 3 was promoted by hand, killed, and started as a standby: it has another timeline, and less.
+	"stray may win": {nodes: 3, quorum: true, plan: []fault{
+		{kind: "monitor crash", at: 2900 * time.Millisecond, a: 3, d: forGood}, {kind: "outside and back", at: 3 * time.Second, a: 3, d: forGood},
+		{kind: "host crash", at: 10 * time.Second, a: 1, d: forGood},
+	}},
+	// Node 3 was rewound, and fell behind.
+	"a segment names the timeline": {nodes: 3, quorum: true, plan: []fault{
+		{kind: "outside promotion", at: 3 * time.Second, a: 3, d: forGood},
+		{kind: "cut", at: 11 * time.Second, a: 1, b: 3, d: forGood}, {kind: "host crash", at: 11300 * time.Millisecond, a: 1, d: forGood},
+	}},
+	"rogue is left alone": {nodes: 3, served: 1, plan: []fault{{kind: "outside promotion", at: 4 * time.Second, a: 3, d: forGood}}},
+	"fence is believed": {nodes: 3, served: 1, plan: []fault{
+		{kind: "can not fence", at: time.Second, a: 1, d: forGood}, {kind: "isolate", at: 5 * time.Second, a: 1, d: forGood},
+	}},
+	"manual is replaced": {nodes: 3, served: 1, plan: []fault{
+		{kind: "manual", at: time.Second, a: 1, d: forGood}, {kind: "isolate", at: 5 * time.Second, a: 1, d: forGood},
+	}},
+	"one-sided pause": {nodes: 3, served: another, plan: []fault{
+		{kind: "isolate", at: 4 * time.Second, a: 1, d: forGood}, {kind: "pause", at: 4100 * time.Millisecond, a: 1, d: forGood},
+	}},
+	"rejected is fenced": {nodes: 3, served: 1, plan: []fault{
+		{kind: "login changed", at: 4 * time.Second, a: 2, d: forGood}, {kind: "login changed", at: 4 * time.Second, a: 3, d: forGood},
+	}},
+	"recovery for ever": {nodes: 3, served: another, plan: []fault{{kind: "endless recovery", at: 4 * time.Second, a: 1, d: forGood}}},
+	// The host of the primary stands still, and its network is not back when it wakes up.
+	"monotonic lease": {nodes: 3, served: another, strict: 1200 * time.Millisecond, plan: []fault{
+		{kind: "isolate", at: 4 * time.Second, a: 1, d: forGood}, {kind: "suspend", at: 4 * time.Second, a: 1, d: 7 * time.Second},
+	}},
 	// Cut from its standby, but not from the witness: the primary finds out at its next look.
-	"no wait": {2, 1, false, 0, []fault{{kind: "cut", at: 4 * time.Second, a: 1, b: 2, d: forGood}}},
+	"no wait": {nodes: 2, witnesses: 1, quorum: false, low: 0, plan: []fault{{kind: "cut", at: 4 * time.Second, a: 1, b: 2, d: forGood}}},
 	// What only node 2 acknowledged is lost with it; node 3 is behind.
-	"coverage ignored": {3, 2, true, 0, []fault{
+	"coverage ignored": {nodes: 3, witnesses: 2, quorum: true, low: 0, plan: []fault{
 		{kind: "cut", at: 6 * time.Second, a: 1, b: 3, d: forGood},
 		{kind: "host crash", at: 6300 * time.Millisecond, a: 1, d: forGood},
 		{kind: "host crash", at: 6300 * time.Millisecond, a: 2, d: forGood},
 	}},
 	// The winner is lost with its first commits; the former primary is back, and the witness knows of the term.
-	"witness told late": {2, 1, true, 0, []fault{
+	"witness told late": {nodes: 2, witnesses: 1, quorum: true, low: 0, plan: []fault{
 		{kind: "crash", at: 4 * time.Second, a: 1, d: 3 * time.Second}, {kind: "host crash", step: "opened", a: 0, d: forGood},
 	}},
 	// Node 3 is behind when the primary is lost.
-	"reversed ranking": {3, 0, true, 0, []fault{
+	"reversed ranking": {nodes: 3, witnesses: 0, quorum: true, low: 0, plan: []fault{
 		{kind: "cut", at: 6 * time.Second, a: 1, b: 3, d: forGood}, {kind: "host crash", at: 6300 * time.Millisecond, a: 1, d: forGood},
 	}},
 	// Node 2 may not be promoted and acknowledges nothing: the winner goes on alone, and is cut off with what it acknowledged.
-	"open at once": {3, 0, true, 2, []fault{
+	"open at once": {nodes: 3, witnesses: 0, quorum: true, low: 2, plan: []fault{
 		{kind: "host hang", at: 4 * time.Second, a: 1, d: 5 * time.Second}, {kind: "isolate", step: "promoted", a: 0, d: 8 * time.Second},
 	}},
 	// The primary is stopped, and goes on while the coordinator is stopped.
-	"pledge keeps the receiver": {3, 0, true, 0, []fault{
+	"pledge keeps the receiver": {nodes: 3, witnesses: 0, quorum: true, low: 0, plan: []fault{
 		{kind: "host hang", at: 4 * time.Second, a: 1, d: 3200 * time.Millisecond}, {kind: "monitor hang", step: "counted", a: 1, d: 2 * time.Second},
 	}},
 	// An answer that was on its way for long says that the voter was free when it was asked.
-	"lease from the end of the round": {2, 1, false, 0, []fault{
+	"lease from the end of the round": {nodes: 2, witnesses: 1, quorum: false, low: 0, plan: []fault{
 		{kind: "slow answers", at: 2 * time.Second, a: 3},
 		{kind: "cut", at: 4 * time.Second, a: 1, b: 2, d: forGood},
 		{kind: "isolate", step: "recruited", a: 2, d: forGood},

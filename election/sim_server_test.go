@@ -22,9 +22,10 @@ type ballotOf struct {
 
 // sender is what a primary knows of a standby that streams from it.
 type sender struct {
-	conn  int64
-	flush int
-	busy  bool // WAL is on its way
+	conn    int64
+	flush   int
+	replied time.Duration // when it last said so
+	busy    bool          // WAL is on its way
 }
 
 // waiter is a client whose commit waits for acknowledgement.
@@ -52,19 +53,22 @@ type server struct {
 	rules    []ruleAt // in the WAL; or the copies of a witness
 	recovery bool
 	conninfo int32
-	ssn      election.SyncSetting
+	cutoff   bool // restore_command is out of force
 	ballot   ballotOf
 	chosen   int64         // the term that it won: a mark on the ballot
 	told     election.Rule // that its WAL has, though its tables may not show it
+	segment  wal.Timeline  // of the highest segment that a rewind left behind
+	broken   bool          // its configuration does not parse
+	inForce
+	replaying
 
 	proc
 	w        *world
 	h        *host
 	starting bool
-	was      election.SyncSetting // in force in some backends until wasUntil
-	wasUntil time.Duration
-	replayed int
-	replays  bool
+	rejects  bool  // the login of the monitors has changed
+	full     bool  // no connection is free
+	recovers bool  // from a crash, and does not come to an end
 	upstream int32 // of the WAL receiver
 	conn     int64 // of the WAL receiver; 0: none
 	heard    time.Duration
@@ -74,7 +78,11 @@ type server struct {
 	holder   *proc
 	queue    []func()
 	slow     time.Duration // of its disk
-	lazy     time.Duration // of its replay
+	twins    []twin
+	weak     bool // the acknowledgement that is being given is a twin's
+	forgot   bool // it takes WAL from the archive again, long after its pledge
+	back     bool // a primary that came back by itself
+	rogue    bool // made a primary by nobody's vote
 	diverged bool
 	reign    int64 // term in which it was made primary; the judge's
 	bound    int64 // term of its last complete pledge; the judge's
@@ -104,17 +112,28 @@ func (s *server) fsync() time.Duration {
 func (s *server) look(id int32) election.Peer {
 	p := election.Peer{
 		ID: id, Role: s.role, Priority: s.priority, Location: s.location, Running: election.Primary,
-		Term: s.ballot.term, Candidate: s.ballot.candidate, Rule: s.rule(), Paused: s.w.paused,
-		Monitored: s.h.m.up, Automatic: true, CanFence: true,
+		Term: s.ballot.term, Candidate: s.ballot.candidate, Rule: s.rule(), Paused: s.h.paused, PauseSeq: s.h.pauseSeq,
+		Monitored: s.h.m.up, Automatic: !s.h.manual || s.w.bug == "manual is replaced", CanFence: !s.h.unable || s.w.bug == "fence is believed",
+	}
+	if s.broken {
+		if p.NoPledge = "its configuration does not parse"; s.w.bug == "unreadable ballot votes" {
+			p.NoPledge, p.Term, p.Candidate = "", 0, ""
+		}
 	}
 	if s.data() {
 		p.Position, p.Past, p.Chosen = wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, s.past, s.chosen == s.ballot.term && s.chosen > 0
-		p.Mark = s.mark
-
+		p.Mark, p.Feeds = s.mark, s.standbys()
+		if s.w.bug == "a segment names the timeline" {
+			p.Position.Timeline = max(s.tl, s.segment)
+		}
+		p.Replayed, p.Idle, p.Halt, p.Delayed, p.ReplayPaused = wal.LSN(s.replayed), s.replayed >= len(s.wal), s.halt(), s.wait > 0, s.paused || s.target
 		p.ShutDown = len(s.wal) > 0 && s.wal[len(s.wal)-1].stop
 		if s.recovery {
 			p.Running = election.Standby
 			p.Streams, p.Receiving, p.Receives, p.Heard = s.conn != 0, s.conn != 0, s.upstream, s.w.now-s.heard
+			if s.h.unnamed {
+				p.Receives = 0
+			}
 			p.Detached = s.conninfo == 0
 		}
 	}
@@ -152,149 +171,6 @@ func (s *server) vote(b ballotOf) {
 	s.ballot = b
 }
 
-// pledge stores a ballot; a standby's receiver stops and what it has is replayed.
-func (s *server) pledge(from *proc, b ballotOf, self bool, done func(ok bool)) {
-	s.lock(from, func(token int64) {
-		if b.term <= s.ballot.term || s.primary() && !self || !s.primary() && self {
-			s.unlock(token)
-			done(false)
-			return
-		}
-		s.w.after(&s.proc, s.fsync(), func() {
-			s.vote(b)
-			if !s.data() || s.primary() {
-				s.unlock(token)
-				done(true)
-				return
-			}
-			s.conninfo = 0
-			s.w.after(&s.proc, s.w.between(time.Millisecond, 20*time.Millisecond)+s.slow/4, func() {
-				if s.w.bug != "pledge keeps the receiver" {
-					s.detach()
-				}
-				s.unlock(token)
-				s.drain(b, done)
-			})
-		})
-	})
-}
-
-func (s *server) drain(b ballotOf, done func(bool)) {
-	if s.w.bug == "pledge keeps the receiver" {
-		s.replayed = len(s.wal)
-	}
-	if s.replayed < len(s.wal) {
-		s.w.after(&s.proc, 5*time.Millisecond, func() { s.drain(b, done) })
-		return
-	}
-	s.bound = max(s.bound, b.term)
-	done(s.recovery)
-}
-
-func (s *server) detach() {
-	if up := s.w.host(s.upstream); up != nil && s.conn != 0 {
-		if snd := up.s.senders[s.h.id]; snd != nil && snd.conn == s.conn {
-			delete(up.s.senders, s.h.id)
-		}
-	}
-	s.conn, s.upstream = 0, 0
-}
-
-// attach tries to stream from the upstream of primary_conninfo.
-func (s *server) attach() {
-	if !s.up || !s.recovery || s.conninfo == 0 || s.conn != 0 || s.starting {
-		return
-	}
-	w, target := s.w, s.conninfo
-	up := w.host(target)
-	w.rpc(&s.proc, s.h, up.s, time.Second, func(ret func()) {
-		if s.conninfo != target || s.conn != 0 || !s.recovery || up.s.recovery || !up.s.data() {
-			return // there it is refused; the standby tries again
-		}
-		if n := len(s.wal); n > len(up.s.wal) || n > 0 && s.wal[n-1].id != up.s.wal[n-1].id {
-			s.diverged = true
-			return
-		}
-		w.seq++
-		s.diverged, s.upstream, s.conn, s.heard = false, target, int64(w.seq), w.now
-		s.setLine(up.s.line())
-		up.s.senders[s.h.id] = &sender{conn: s.conn, flush: len(s.wal)}
-		up.s.pump(s.h.id)
-		up.s.release()
-		ret()
-	}, func(election.Answer) {})
-	w.after(&s.proc, w.between(150*time.Millisecond, 400*time.Millisecond), func() {
-		if s.conninfo == target {
-			s.attach()
-		}
-	})
-}
-
-// pump sends WAL to a standby, as it is flushed here.
-func (s *server) pump(id int32) {
-	snd, to := s.senders[id], s.w.host(id)
-	if snd == nil || snd.busy || !s.w.open(s.h, to) {
-		return
-	}
-	snd.busy = true
-	s.w.after(&s.proc, s.w.between(0, time.Millisecond), func() {
-		recs, line, conn := s.wal[:len(s.wal):len(s.wal)], s.line(), snd.conn
-		s.w.send(s.h, to, &to.s.proc, func() { to.s.receive(conn, recs, line) })
-		if s.senders[id] == snd {
-			snd.busy = false
-		}
-	})
-}
-
-func (s *server) line() wal.Line { return wal.Line{Timeline: s.tl, Past: s.past, Mark: s.mark} }
-
-func (s *server) setLine(l wal.Line) { s.tl, s.past, s.mark = l.Timeline, l.Past, l.Mark }
-
-func (s *server) receive(conn int64, recs []rec, line wal.Line) {
-	if s.conn != conn {
-		return
-	}
-	s.heard = s.w.now
-	s.w.after(&s.proc, s.fsync(), func() {
-		if s.conn != conn {
-			return
-		}
-		for i := len(s.wal); i < len(recs); i++ {
-			s.append(recs[i])
-		}
-		s.setLine(line)
-		s.replay()
-		s.reply(conn)
-	})
-}
-
-// reply tells the sender how far this standby has flushed.
-func (s *server) reply(conn int64) {
-	up := s.w.host(s.upstream)
-	flush := len(s.wal)
-	if up == nil || !s.w.open(s.h, up) {
-		return // with the next one, or when the link is healed
-	}
-	s.w.send(s.h, up, &up.s.proc, func() {
-		snd := up.s.senders[s.h.id]
-		if snd == nil || snd.conn != conn {
-			return
-		}
-		s.w.judge.acked(s, up.s)
-		snd.flush = max(snd.flush, flush)
-		up.s.release()
-	})
-}
-
-func (s *server) linkHealed(a, b int32) {
-	if s.up && s.h.id == a {
-		s.pump(b)
-	}
-	if s.up && s.h.id == a && s.conn != 0 && s.upstream == b {
-		s.reply(s.conn)
-	}
-}
-
 // append puts a record into the flushed WAL.
 func (s *server) append(r rec) {
 	s.wal = append(s.wal, r)
@@ -304,16 +180,6 @@ func (s *server) append(r rec) {
 	if !s.recovery {
 		s.replayed = len(s.wal)
 	}
-}
-
-func (s *server) replay() {
-	if s.replays || s.replayed == len(s.wal) {
-		return
-	}
-	s.replays = true
-	s.w.after(&s.proc, s.w.between(100*time.Microsecond, 3*time.Millisecond)+s.lazy, func() {
-		s.replays, s.replayed = false, len(s.wal)
-	})
 }
 
 // commit writes a record as a session of a primary does. ack is called when the
@@ -345,43 +211,6 @@ func (s *server) standbys() []int32 {
 	return all
 }
 
-// release answers the commits that enough standbys have.
-func (s *server) release() {
-	for len(s.waiting) > 0 && s.up && !s.recovery {
-		first := s.waiting[0]
-		if !s.satisfied(s.ssn, first.lsn) && (s.w.now >= s.wasUntil || !s.satisfied(s.was, first.lsn)) {
-			return
-		}
-		s.waiting = s.waiting[1:]
-		if first.ack != nil {
-			first.ack()
-		}
-	}
-}
-
-func (s *server) satisfied(set election.SyncSetting, lsn int) bool {
-	n := 0
-	for _, id := range set.Standbys {
-		if snd := s.senders[id]; snd != nil && snd.flush >= lsn {
-			n++
-		}
-	}
-	return n >= set.Acks
-}
-
-// set changes synchronous_standby_names. The processes of the server read it one
-// after another; ret is called when the session that asked has.
-func (s *server) set(set election.SyncSetting, ret func()) {
-	s.w.after(&s.proc, s.fsync(), func() {
-		s.was, s.wasUntil, s.ssn = s.ssn, s.w.now+s.w.between(0, 20*time.Millisecond), set
-		s.w.logf("node %d: synchronous_standby_names = ANY %d %v", s.h.id, set.Acks, set.Standbys)
-		s.release()
-		if ret != nil {
-			ret()
-		}
-	})
-}
-
 // promote ends recovery on a new timeline.
 func (s *server) promote(term int64, ret func()) {
 	s.w.after(&s.proc, s.w.between(15*time.Millisecond, 40*time.Millisecond), func() {
@@ -390,12 +219,8 @@ func (s *server) promote(term int64, ret func()) {
 			return
 		}
 		s.detach()
-		s.conninfo, s.recovery, s.chosen = 0, false, term
-		s.past = append(slices.Clone(s.past), wal.HistoryEntry{Timeline: s.tl, SwitchLSN: wal.LSN(len(s.wal))})
-		s.tl++
-		s.w.seq++
-		s.mark = uint32(s.w.seq)
-		s.append(rec{id: -int64(s.w.seq)})
+		s.conninfo, s.chosen = 0, term
+		s.branch()
 		s.w.judge.promoted(s, term)
 		s.w.logf("node %d: promoted in term %d at %d on timeline %d", s.h.id, term, len(s.wal), s.tl)
 		ret()
@@ -432,27 +257,40 @@ func (s *server) crash() {
 	s.die()
 	s.senders, s.waiting, s.locked, s.holder, s.queue = map[int32]*sender{}, nil, 0, nil, nil
 	s.starting, s.replays, s.writing = false, false, nil
+	s.idle, s.wasUntil = 0, 0
 }
 
 // start brings the server up as what its data directory is.
 func (s *server) start() {
-	if s.up || s.h.down {
+	if s.up || s.h.down || s.broken || s.narrow && s.recovery {
 		return
 	}
-	s.up, s.starting, s.replayed = true, true, len(s.wal)
+	s.up, s.starting, s.delay = true, true, s.wait
+	if !s.recovery || !s.target {
+		s.replayed = len(s.wal)
+	}
 	if s.w.bug == "vote not durable" && s.data() {
 		s.ballot = ballotOf{}
 	}
 	s.w.judge.restarted(s)
 	s.w.logf("node %d: server starts, standby=%v", s.h.id, s.recovery)
+	s.ready()
+	s.client()
+}
+
+// ready lets clients in, when what the server recovers from is behind it.
+func (s *server) ready() {
 	s.w.after(&s.proc, s.w.between(20*time.Millisecond, 200*time.Millisecond), func() {
+		if s.recovers && s.primary() {
+			s.ready()
+			return
+		}
 		s.starting = false
-		if s.primary() {
+		if s.back = s.primary() && s.w.now > time.Second; s.primary() {
 			s.w.judge.returned(s)
 		}
 		s.attach()
 	})
-	s.client()
 }
 
 // client writes on the server's own host as long as the server accepts it.
@@ -461,6 +299,9 @@ func (s *server) client() {
 		return
 	}
 	s.w.after(&s.proc, s.w.between(20*time.Millisecond, 60*time.Millisecond), func() {
+		if s.primary() && !s.starting {
+			s.w.judge.read(s)
+		}
 		if s.primary() && !s.starting && len(s.waiting) < 20 {
 			s.w.seq++
 			id := int64(s.w.seq)
@@ -470,35 +311,17 @@ func (s *server) client() {
 	})
 }
 
-// watchReceiver ends a WAL receiver that hears nothing for wal_receiver_timeout,
-// and gives a standby a keepalive now and then.
-func (s *server) watchReceiver() {
-	s.w.after(nil, 500*time.Millisecond, func() {
-		up := s.w.host(s.upstream)
-		if s.up && s.conn != 0 && s.until <= s.w.now {
-			alive := up != nil && up.s.up && !up.s.recovery && up.s.until <= s.w.now && up.s.senders[s.h.id] != nil && up.s.senders[s.h.id].conn == s.conn
-			if alive && s.w.open(up, s.h) && s.w.open(s.h, up) {
-				up.s.pump(s.h.id)
-			} else if s.w.now-s.heard > s.w.receiverTimeout() {
-				s.detach()
-				s.attach()
-			}
-		}
-		s.watchReceiver()
-	})
-}
-
 // copyFrom makes the data directory that of another server, as pg_rewind or a
 // clone does. The ballot stays the node's own.
 func (s *server) copyFrom(recs []rec, line wal.Line, upstream int32) {
-	s.wal = slices.Clone(recs)
-	s.rules = nil
+	s.wal, s.replayed, s.rules = slices.Clone(recs), len(recs), nil
 	for i, r := range s.wal {
 		if r.rule != nil {
 			s.rules = append(s.rules, ruleAt{*r.rule, i + 1})
 		}
 	}
-	s.recovery, s.conninfo, s.diverged = true, upstream, false
+	s.segment = max(s.segment, s.tl) // a segment that straddles the fork stays
+	s.recovery, s.conninfo, s.diverged, s.rogue = true, upstream, false, false
 	s.setLine(line)
 }
 
@@ -511,12 +334,4 @@ func (s *server) tell(r election.Rule) bool {
 		s.rules = append(s.rules, ruleAt{rule: r})
 	}
 	return true
-}
-
-// receiverTimeout is wal_receiver_timeout: that of the operator, or PostgreSQL's.
-func (w *world) receiverTimeout() time.Duration {
-	if w.seed%3 == 0 {
-		return time.Minute
-	}
-	return w.policy.Silence - 500*time.Millisecond
 }

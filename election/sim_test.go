@@ -27,7 +27,7 @@ func (w *world) converged() *server {
 		return nil
 	}
 	for _, h := range w.hosts {
-		if s := h.s; s != one && s.data() && (s.conn == 0 || s.upstream != one.h.id || one.senders[h.id] == nil) {
+		if s := h.s; s.data() && !s.leads(one) {
 			return nil
 		}
 	}
@@ -90,11 +90,14 @@ func count(name string, otherwise uint64) uint64 {
 }
 
 // TestSim runs clusters of the seeds 1 to SIM_SEEDS (1500), or the one of
-// SIM_SEED with its trace.
+// SIM_SEED with its trace, as the stage SIM_STAGE where that is given.
 func TestSim(t *testing.T) {
 	t.Parallel()
 	if seed := count("SIM_SEED", 0); seed > 0 {
 		w := newWorld(seed, os.Getenv("SIM_BUG"))
+		if st, ok := stages[os.Getenv("SIM_STAGE")]; ok {
+			w = st.world(seed, os.Getenv("SIM_BUG"))
+		}
 		w.tracing = true
 		broken := w.run()
 		t.Logf("%s\n%s", w.describe(), w.trace.String())

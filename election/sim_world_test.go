@@ -44,33 +44,44 @@ type host struct {
 	s    *server
 	m    *monitor
 	down bool
-	rate float64 // of its monotonic clock
+	rate float64       // of its monotonic clock
+	lost time.Duration // what a clock that stands still while the host is suspended has missed
+
+	unable   bool // its monitor can not stop its server
+	manual   bool // its monitor runs with failover=manual
+	unnamed  bool // whose stream its server receives can not be told by the address
+	paused   bool
+	pauseSeq int64
 }
 
 // world is one virtual cluster in virtual time. It is a function of its seed.
 type world struct {
-	seed    uint64
-	now     time.Duration
-	seq     uint64
-	queue   []event
-	rng     *rand.Rand
-	bug     string // the planted fault
-	hosts   []*host
-	byID    map[int32]*host
-	links   map[[2]int32]*link
-	policy  election.Policy
-	name    string
-	quorum  bool // guarantees of synchronous_mode=quorum from the beginning
-	mixed   bool // it was turned on on the way
-	nodes   int  // that hold data
-	members []int32
-	paused  bool
-	healed  time.Duration // when all faults were over; 0: not yet
-	plan    []fault
-	points  map[string][]func(c *election1)
-	tracing bool
-	trace   strings.Builder
-	judge   judge
+	seed     uint64
+	now      time.Duration
+	seq      uint64
+	queue    []event
+	rng      *rand.Rand
+	bug      string // the planted fault
+	hosts    []*host
+	byID     map[int32]*host
+	links    map[[2]int32]*link
+	policy   election.Policy
+	name     string
+	quorum   bool          // guarantees of synchronous_mode=quorum from the beginning
+	mixed    bool          // it was turned on on the way
+	nodes    int           // that hold data
+	strict   time.Duration // for how long two may accept writes beyond what is excused
+	members  []int32
+	pauses   int64              // words on the pause
+	served   int32              // see stage
+	busy     bool               // checkpointers may be
+	archives map[int32]archived // nil: there is no archive
+	healed   time.Duration      // when all faults were over; 0: not yet
+	plan     []fault
+	points   map[string][]func(c *election1)
+	tracing  bool
+	trace    strings.Builder
+	judge    judge
 }
 
 func (w *world) logf(format string, args ...any) {
@@ -143,7 +154,12 @@ func (w *world) step() {
 
 // clock is the time on a host.
 func (w *world) clock(h *host) time.Time {
-	return start.Add(time.Duration(float64(w.now) * h.rate))
+	return h.at(w.now)
+}
+
+// at is what the host's clock shows at an instant.
+func (h *host) at(t time.Duration) time.Time {
+	return start.Add(time.Duration(float64(t-h.lost) * h.rate))
 }
 
 // sleep is after by the host's own clock.
@@ -237,12 +253,18 @@ func (w *world) rpc(from *proc, a *host, s *server, timeout time.Duration, exec 
 	w.send(a, b, &s.proc, func() {
 		ans := election.Answers
 		ret := func() { w.send(b, a, from, func() { finish(ans) }) }
-		if s.starting {
+		switch monitor := from == &a.m.proc; {
+		case s.starting:
 			ans = election.NotAccepting
-			ret()
+		case monitor && s.full:
+			ans = election.NoSlots
+		case monitor && s.rejects && a != b:
+			ans = election.Rejects
+		default:
+			exec(ret)
 			return
 		}
-		exec(ret)
+		ret()
 	})
 }
 
