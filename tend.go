@@ -60,7 +60,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 		return err
 	}
 	m.watchNames(ctx)
-	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy()}
+	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy(), Doubled: m.doubled()}
 	var before election.Rule
 	if len(rules) > 1 {
 		before = rules[1]
@@ -267,6 +267,16 @@ func (m *Monitor) healthy() (ids []int32) {
 	return ids
 }
 
+// doubled are the nodes that are known to share their name with another server.
+func (m *Monitor) doubled() (ids []int32) {
+	for id, n := range m.tender.namesakes {
+		if !n.since.IsZero() {
+			ids = append(ids, int32(id))
+		}
+	}
+	return ids
+}
+
 // noteBefore tells the guard which rule an election may still find.
 func (m *Monitor) noteBefore(before election.Rule, held bool) {
 	if held {
@@ -385,7 +395,13 @@ func (m *Monitor) tendArchive(ctx context.Context) error {
 	case m.sample.local.Receiver != nil && m.sample.local.Receiver.Status == "streaming":
 		return ballot.CutArchive(ctx, m.local.conn)
 	case !alone.IsZero() && time.Since(alone) > 2*m.cluster.cfg.SilenceTimeout && m.state.Health == election.HealthAlive:
-		return ballot.GiveArchive(ctx, m.local.conn)
+		term := newest(m.watch.peers()).Term
+		return ballot.Locked(ctx, m.local.conn, func(b ballot.Ballot) error {
+			if b.Term > term {
+				return nil // it has pledged itself since: nothing of the old term is to reach it
+			}
+			return ballot.GiveArchive(ctx, m.local.conn)
+		})
 	}
 	return nil
 }

@@ -60,6 +60,19 @@ type Cohort struct {
 	Set        SyncSetting // in force on the server
 	Registered []int32     // all nodes, and the arbiter where there is one
 	Healthy    []int32     // standbys that stream and may be promoted
+	Doubled    []int32     // standbys in whose name another server streams, too
+}
+
+// sure is a setting without the standbys whose acknowledgement may be another
+// server's. It asks for more, so it serves every rule that the setting serves.
+func (c Cohort) sure(s SyncSetting) SyncSetting {
+	if s.Acks <= 0 {
+		return s
+	}
+	if s.Standbys = without(s.Standbys, c.Doubled); len(s.Standbys) < s.Acks {
+		return Closed()
+	}
+	return s
 }
 
 // Change is one step towards what should be. At most one of the two is asked
@@ -76,21 +89,23 @@ type Change struct {
 // less after its rule is held.
 func (p Policy) Tend(c Cohort) Change {
 	want, narrows := p.next(c)
+	set := c.sure(c.Rule.SyncSetting())
 	switch {
+	case !c.Set.Equal(c.sure(c.Set)):
+		set = c.sure(c.Set)
+		return Change{Set: &set}
 	case !c.Held:
 		return Change{} // two rules may be found: what is in force serves both
-	case want == nil && !c.Set.Equal(c.Rule.SyncSetting()):
-		set := c.Rule.SyncSetting()
+	case want == nil && !c.Set.Equal(set):
 		return Change{Set: &set}
 	case want == nil:
 		return Change{}
 	case want.Acks == 0 && c.Set.Acks <= 0:
 		return Change{Rule: want} // commits wait for nobody already
-	case narrows && !c.Set.Equal(want.SyncSetting()):
-		set := want.SyncSetting()
+	case narrows && !c.Set.Equal(c.sure(want.SyncSetting())):
+		set = c.sure(want.SyncSetting())
 		return Change{Set: &set}
-	case !narrows && !c.Set.Equal(c.Rule.SyncSetting()):
-		set := c.Rule.SyncSetting()
+	case !narrows && !c.Set.Equal(set):
 		return Change{Set: &set}
 	default:
 		return Change{Rule: want}

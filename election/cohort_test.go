@@ -288,3 +288,33 @@ func TestPolicy_Count_FirstAcks(t *testing.T) {
 		}
 	}
 }
+
+// What a copy acknowledges in a standby's name must count for nobody at once,
+// whether or not the rule can be changed.
+func TestPolicy_Tend_Doubled(t *testing.T) {
+	t.Parallel()
+	set := func(acks int, ids ...int32) election.SyncSetting {
+		return election.SyncSetting{Acks: acks, Standbys: ids}
+	}
+	for name, test := range map[string]struct {
+		sync, healthy, doubled []int32
+		acks                   int
+		held                   bool
+		want                   []string
+	}{
+		"another standby is left":        {[]int32{2, 3}, []int32{3}, []int32{2}, 1, true, []string{"set 1 of [3]", "rule 1 of [3]"}},
+		"nobody is left":                 {[]int32{2, 3}, nil, []int32{2, 3}, 1, true, []string{"set 1 of [0]", "rule 0 of [2 3]", "set 0 of []", "rule 0 of [3]", "rule 0 of []"}},
+		"the rule can not be changed":    {[]int32{2, 3}, nil, []int32{2}, 1, false, []string{"set 1 of [3]"}},
+		"so many as a commit needs":      {[]int32{2, 3}, nil, []int32{2}, 2, false, []string{"set 1 of [0]"}},
+		"nobody waits for it in any way": {[]int32{3}, []int32{3}, []int32{2}, 1, true, nil},
+	} {
+		s := quorumOf([]int32{1, 2, 3})
+		s.c.Rule.Sync, s.c.Rule.Acks, s.c.Held, s.c.Healthy, s.c.Doubled = test.sync, test.acks, test.held, test.healthy, test.doubled
+		s.c.Set = set(test.acks, test.sync...)
+		for n := 0; n < 10 && s.step(); n++ {
+		}
+		if !slices.Equal(s.steps, test.want) {
+			t.Errorf("%s: got\n%q, want\n%q", name, s.steps, test.want)
+		}
+	}
+}

@@ -137,7 +137,7 @@ func (w *world) build(witnesses int, arbiter bool) {
 	}
 	for _, h := range w.hosts {
 		h := h
-		if h.s.recovery && w.quorum {
+		if h.s.recovery && w.quorum && w.bug != "set after promote" {
 			h.s.ssn = anySync
 		}
 		h.s.start()

@@ -358,7 +358,7 @@ func (m *monitor) tend() {
 	if m.ruled.Compare(newest) != 0 {
 		m.ruled, m.ruledAt = newest, w.now
 	}
-	c := election.Cohort{Rule: newest, Held: m.held(newest, before), Registered: w.voters(), Healthy: m.healthy()}
+	c := election.Cohort{Rule: newest, Held: m.held(newest, before), Registered: w.voters(), Healthy: m.healthy(), Doubled: m.doubled()}
 	if m.p.Quorum || newest.Quorum || before.Quorum {
 		c.Set = m.believed(newest)
 	}
@@ -396,6 +396,16 @@ func (m *monitor) healthy() (ids []int32) {
 	return ids
 }
 
+// doubled are the standbys in whose name a copy is seen to stream.
+func (m *monitor) doubled() (ids []int32) {
+	for _, h := range m.w.hosts {
+		if m.h.s.noticed(h.id, time.Second) && m.w.bug != "duplicate counts" {
+			ids = append(ids, h.id)
+		}
+	}
+	return ids
+}
+
 // push gives the rule to witnesses, and tells it to standbys that do not show it.
 func (m *monitor) push(r election.Rule) {
 	for _, h := range m.w.hosts {
@@ -426,13 +436,18 @@ func (m *monitor) inform(s *server, r election.Rule, done func(bool)) {
 func (m *monitor) tendStandby(o election.Observation, st election.State) {
 	s := m.h.s
 	switch none := s.ssn.Acks == 0; {
-	case o.Rule.Quorum && none:
+	case o.Rule.Quorum && none && m.w.bug != "set after promote":
 		s.set(anySync, nil)
 	case !o.Rule.Quorum && !none:
 		s.set(election.SyncSetting{}, nil)
 	}
 	if !st.AloneAt.IsZero() && m.now().Sub(st.AloneAt) > 2*m.p.Silence && st.Health == election.HealthAlive && s.cutoff {
-		s.cutoff, s.forgot = false, true
+		s.lock(&m.proc, func(token int64) {
+			if s.ballot.term <= o.Rule.Term {
+				s.cutoff, s.forgot = false, true
+			}
+			s.unlock(token)
+		})
 	}
 }
 

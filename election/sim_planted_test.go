@@ -171,4 +171,4 @@ func TestSim_Staged(t *testing.T) {
 }
 
 // suspects are where to begin to look for what is rare.
-var suspects = map[string]uint64{"ballot not checked": 230, "follows an older term": 270, "lower first": 70, "set after promote": 145}
+var suspects = map[string]uint64{"ballot not checked": 225, "follows an older term": 380, "lower first": 160, "set after promote": 320, "no quorum": 50, "dead voters not counted": 50}
