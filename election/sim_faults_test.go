@@ -34,7 +34,7 @@ var (
 	}
 	worldFaults = []string{
 		"long query", "long query", "delay", "pause replay", "target", "narrow", "backlog", "copy", "broken", "cascade", "cascade",
-		"outside promotion", "outside promotion", "outside and back", "login changed", "full", "endless recovery", "suspend",
+		"outside promotion", "outside promotion", "outside and back", "login changed", "full", "endless recovery", "suspend", "stalled volume",
 	}
 	operators = []string{"pause", "unregister", "stop", "sync on", "register"}
 	steps     = []string{"surveyed", "recruited", "counted", "verified", "told", "locked", "set", "promoted", "promoted", "written", "written", "opened"}

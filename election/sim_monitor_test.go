@@ -248,9 +248,22 @@ func (m *monitor) fence(why string) {
 		return
 	}
 	m.w.logf("monitor %d: fences: %s", m.h.id, why)
+	if m.h.stalled && m.w.bug == "markers before the kill" {
+		return
+	}
 	m.busy = true
 	s.crash()
+	m.restart()
+}
+
+// restart makes the stopped server a standby of nobody, and starts it.
+func (m *monitor) restart() {
+	s := m.h.s
 	m.w.after(&m.proc, m.w.between(20*time.Millisecond, 100*time.Millisecond), func() {
+		if m.h.stalled {
+			m.restart()
+			return
+		}
 		if !s.up {
 			s.recovery, s.conninfo, s.rogue = true, 0, false
 			s.start()

@@ -59,6 +59,11 @@ func (w *world) inject2(f fault, h *host, undo func(time.Duration, func())) bool
 		h.unable = true
 	case "manual":
 		h.manual, h.m.p.Automatic = true, false
+	case "unnamed":
+		h.unnamed = true
+	case "stalled volume": // of the data; the WAL is on another one
+		h.stalled = true
+		undo(f.d, func() { h.stalled = false })
 	case "suspend":
 		w.freeze(f.d, &s.proc, &h.m.proc)
 		if w.bug == "monotonic lease" {
@@ -96,7 +101,7 @@ func (w *world) mend(h *host) {
 	s := h.s
 	s.query, s.paused, s.target, s.narrow, s.wait, s.delay, s.lazy = false, false, false, false, 0, 0, 0
 	s.broken, s.rejects, s.full, s.recovers, s.twins = false, false, false, false, nil
-	h.unable, h.manual, h.m.p.Automatic = false, false, true
+	h.stalled, h.unable, h.manual, h.m.p.Automatic = false, false, false, true
 	h.paused, h.pauseSeq = false, w.pauses+1
 	if s.rogue || s.back && s.primary() {
 		w.judge.excuse(2 * time.Second) // now there is who can stop it

@@ -32,7 +32,10 @@ var planted = map[string]string{
 	"pledge waits for replay":      "nobody serves",
 	"archive stays attached":       "from the archive",
 	"blind resume":                 "",
+	"elected at its target":        "lacks",
 	"duplicate counts":             "",
+	"unknown sender is life":       "nobody serves",
+	"markers before the kill":      "both accepted writes",
 	"unreadable ballot votes":      "voted in term",
 	"cascade left in place":        "nobody serves",
 	"stray may win":                "",
@@ -59,6 +62,16 @@ var stages = map[string]stage{
 	}},
 	"blind resume": {nodes: 3, quorum: true, served: another, plan: []fault{
 		{kind: "narrow", at: 3 * time.Second, a: 3, d: forGood}, {kind: "host crash", at: 6 * time.Second, a: 1, d: forGood},
+	}},
+	// Node 3 stands at a recovery target: to resume it promotes it, with what it had replayed.
+	"elected at its target": {nodes: 3, quorum: true, plan: []fault{
+		{kind: "target", at: 3 * time.Second, a: 3, d: forGood}, {kind: "host crash", at: 6 * time.Second, a: 1, d: forGood},
+	}},
+	"unknown sender is life": {nodes: 4, served: another, plan: []fault{
+		{kind: "unnamed", at: time.Second, a: 4, d: forGood}, {kind: "cascade", at: 2 * time.Second, a: 4, b: 2, d: forGood}, {kind: "crash", at: 6 * time.Second, a: 1, d: forGood},
+	}},
+	"markers before the kill": {nodes: 3, served: another, plan: []fault{
+		{kind: "stalled volume", at: 4 * time.Second, a: 1, d: forGood}, {kind: "isolate", at: 4 * time.Second, a: 1, d: forGood},
 	}},
 	"archive stays attached": {nodes: 3, quorum: true, archive: true, served: another, plan: []fault{{kind: "isolate", at: 5 * time.Second, a: 1, d: forGood}}},
 	"duplicate counts": {nodes: 3, quorum: true, plan: []fault{

@@ -96,7 +96,7 @@ func (s *server) stop(b ballotOf, conn int64, done func(ok bool)) {
 		case s.w.bug == "pledge waits for replay":
 			s.resume()
 			s.drained(func() { s.stopped(b, done) })
-		case s.w.bug == "blind resume":
+		case s.w.blind():
 			s.resume()
 			s.stopped(b, done)
 		case s.conn != 0 && !keeps: // it was pointed elsewhere since
@@ -110,14 +110,19 @@ func (s *server) stop(b ballotOf, conn int64, done func(ok bool)) {
 func (s *server) stopped(b ballotOf, done func(ok bool)) {
 	s.bound = max(s.bound, b.term)
 	s.forgot = false
-	done(s.recovery || s.w.bug == "blind resume")
+	done(s.recovery || s.w.blind())
 }
+
+// blind: a pledge resumes whatever stands.
+func (w *world) blind() bool { return w.bug == "blind resume" || w.bug == "elected at its target" }
 
 // resume is pg_wal_replay_resume, whatever the pause is for.
 func (s *server) resume() {
 	switch {
 	case s.target:
 		s.target = false
+		s.wal = s.wal[:s.replayed:s.replayed]
+		s.rules = slices.DeleteFunc(s.rules, func(r ruleAt) bool { return r.lsn > s.replayed })
 		s.usurp()
 	case s.narrow:
 		s.crash()

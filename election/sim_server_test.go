@@ -123,6 +123,9 @@ func (s *server) look(id int32) election.Peer {
 	if s.data() {
 		p.Position, p.Past, p.Chosen = wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, s.past, s.chosen == s.ballot.term && s.chosen > 0
 		p.Mark, p.Feeds = s.mark, s.standbys()
+		if s.w.bug == "unknown sender is life" {
+			p.Feeds = nil
+		}
 		if s.w.bug == "a segment names the timeline" {
 			p.Position.Timeline = max(s.tl, s.segment)
 		}
@@ -178,7 +181,9 @@ func (s *server) append(r rec) {
 		s.rules = append(s.rules, ruleAt{*r.rule, len(s.wal)})
 	}
 	if !s.recovery {
-		s.replayed = len(s.wal)
+		if s.replayed = len(s.wal); r.rule != nil && r.rule.Primary == s.h.id {
+			s.rogue, s.reign = false, max(s.reign, r.rule.Term)
+		}
 	}
 }
 

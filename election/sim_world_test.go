@@ -47,6 +47,7 @@ type host struct {
 	rate float64       // of its monotonic clock
 	lost time.Duration // what a clock that stands still while the host is suspended has missed
 
+	stalled  bool // the volume of its data takes no writes
 	unable   bool // its monitor can not stop its server
 	manual   bool // its monitor runs with failover=manual
 	unnamed  bool // whose stream its server receives can not be told by the address
