@@ -105,8 +105,19 @@ func inConflict(waits string) bool {
 	return kind == "Lock" || kind == "BufferPin" || strings.HasPrefix(event, "RecoveryConflict")
 }
 
-// tellRule tells a data node of a rule that its tables do not show yet.
+// tellRule tells a data node of a rule that its tables do not show yet. One that
+// has pledged itself in a later term hears nothing: its pledge was counted without.
 func (n *Node) tellRule(ctx context.Context, r election.Rule) error {
+	return ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+		if b.Term > r.Term {
+			return nil // an election goes on: the ballots tell
+		}
+		return n.storeRule(ctx, r)
+	})
+}
+
+// storeRule is tellRule for who holds the ballot's lock.
+func (n *Node) storeRule(ctx context.Context, r election.Rule) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -124,18 +135,26 @@ func (a *campaign) confirm(ctx context.Context, n *Node, id int32, tell bool) (k
 	if err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
 		return false, n.queryError("look for the rule", err)
 	}
-	if rule := a.written(); !knows && tell && rule.Known() {
-		if err := n.tellRule(ctx, rule); err != nil {
-			return false, err
+	rule := a.written()
+	if !knows && !(tell && rule.Known()) {
+		return false, nil
+	}
+	err = ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+		switch {
+		case b.Term > a.res.Term: // its pledge was counted without the rule
+			return fmt.Errorf("%w: it holds %q", errSuperseded, b)
+		case knows:
+			return nil
 		}
-		knows = true
+		return n.storeRule(ctx, rule)
+	})
+	if err != nil {
+		return false, err
 	}
-	if knows {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.holders = append(a.holders, id)
-	}
-	return knows, nil
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.holders = append(a.holders, id)
+	return true, nil
 }
 
 // written is the rule as its row has it; the zero Rule as long as there is none.

@@ -104,7 +104,7 @@ func (a *campaign) promote(ctx context.Context) error {
 				return err
 			}
 			if !a.reaffirm {
-				if err := n.tellRule(ctx, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
+				if err := n.storeRule(ctx, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
 					return err
 				}
 				b.Candidate += chosenMark

@@ -229,7 +229,7 @@ func (m *Monitor) holders(r election.Rule) []int32 {
 		m.tender.rule, m.tender.ruledAt = r, time.Now()
 	}
 	for _, p := range m.watch.peers() {
-		if p.ID != ids[0] && p.Knows().Compare(r) == 0 {
+		if p.ID != ids[0] && p.Holds(r) {
 			ids = append(ids, p.ID)
 		}
 	}

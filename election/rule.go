@@ -83,6 +83,11 @@ func (p Peer) Knows() Rule {
 	return p.Rule
 }
 
+// Holds reports whether every later pledge of the peer shows the rule. One that has
+// pledged itself in a later term may have learned of it since, and its pledge is
+// counted without.
+func (p Peer) Holds(r Rule) bool { return p.Knows().Compare(r) == 0 && p.Term <= r.Term }
+
 // On reports whether all WAL of the peer is on the line of the rule.
 func (p Peer) On(r Rule) bool { return r.shared(p) == p.Position.LSN }
 

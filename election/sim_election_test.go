@@ -428,7 +428,7 @@ func (c *election1) follows(id int32, tries int, _ bool) {
 	s := c.w.host(id).s
 	shows := false
 	c.w.rpc(&c.m.proc, c.m.h, s, patient, func(ret func()) {
-		shows = s.rule().Term >= c.term
+		shows = s.rule().Term >= c.term && (s.ballot.term <= c.term || c.w.bug == "held by a later pledge")
 		ret()
 	}, func(ans election.Answer) {
 		switch {

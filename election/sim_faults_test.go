@@ -184,7 +184,12 @@ func (w *world) plot() {
 		for w.chance(45) && len(w.plan) < 4 {
 			w.plan = append(w.plan, w.random(anybody()))
 		}
-		for w.chance(45) && len(w.plan) < 6 {
+		for w.chance(40) && len(w.plan) < 6 { // most of them before the others
+			f := w.random(anybody())
+			f.kind, f.at = worldFaults[w.rng.IntN(len(worldFaults))], w.between(time.Second, 7*time.Second)
+			w.plan = append(w.plan, f)
+		}
+		for w.chance(45) && len(w.plan) < 8 {
 			w.plan = append(w.plan, fault{kind: stepFault[w.rng.IntN(len(stepFault))], step: steps[w.rng.IntN(len(steps))], a: int32(w.rng.IntN(4)), d: w.between(200*time.Millisecond, 6*time.Second)})
 		}
 		if w.chance(15) {
@@ -209,12 +214,6 @@ func (w *world) schedule() {
 func (w *world) random(who int32) fault {
 	f := fault{kind: nodeFaults[w.rng.IntN(len(nodeFaults))], at: w.between(2*time.Second, 9*time.Second), a: who, d: w.between(50*time.Millisecond, 7*time.Second)}
 	f.b = w.hosts[w.rng.IntN(len(w.hosts))].id
-	if w.chance(35) {
-		f.kind = worldFaults[w.rng.IntN(len(worldFaults))]
-		if w.chance(50) { // before the others
-			f.at = w.between(time.Second, 4*time.Second)
-		}
-	}
 	if w.chance(30) {
 		f.d = time.Hour // until all is healed
 	}

@@ -351,11 +351,18 @@ func (m *monitor) holders(r election.Rule) []int32 {
 	all := []int32{m.h.id}
 	for _, h := range m.w.hosts {
 		streams := !h.s.data() || m.h.s.senders[h.id] != nil || m.w.bug != "cascade left in place"
-		if h != m.h && m.view[h.id].Knows().Compare(r) == 0 && streams {
+		if h != m.h && m.holds(h.id, r) && streams {
 			all = append(all, h.id)
 		}
 	}
 	return all
+}
+
+func (m *monitor) holds(id int32, r election.Rule) bool {
+	if m.w.bug == "held by a later pledge" {
+		return m.view[id].Knows().Compare(r) == 0
+	}
+	return m.view[id].Holds(r)
 }
 
 // tend does one step of what the kernel asks for.
@@ -402,7 +409,7 @@ func (m *monitor) healthy() (ids []int32) {
 		case s.senders[h.id] != nil && h.s.data() && v.Answer == election.Answers:
 			m.seen[h.id] = w.now
 		}
-		if at, ok := m.seen[h.id]; ok && h.s.data() && h.s.priority > 0 && !v.Delayed && w.now-at <= w.patience() {
+		if at, ok := m.seen[h.id]; ok && h.s.data() && h.s.priority > 0 && !v.Delayed && v.Halt == "" && w.now-at <= w.patience() {
 			ids = append(ids, h.id)
 		}
 	}
@@ -437,12 +444,18 @@ func (m *monitor) push(r election.Rule) {
 
 // inform tells a data node of a rule that its tables do not show yet.
 func (m *monitor) inform(s *server, r election.Rule, done func(bool)) {
+	ok := false
 	m.w.rpc(&m.proc, m.h, s, patient, func(ret func()) {
-		m.w.after(&s.proc, s.fsync(), func() {
-			s.told = r
-			ret()
+		s.lock(&m.proc, func(token int64) {
+			m.w.after(&s.proc, s.fsync(), func() {
+				if ok = s.ballot.term <= r.Term || m.w.bug == "held by a later pledge"; ok {
+					s.told = r
+				}
+				s.unlock(token)
+				ret()
+			})
 		})
-	}, func(ans election.Answer) { done(ans == election.Answers) })
+	}, func(ans election.Answer) { done(ok && ans == election.Answers) })
 }
 
 // tendStandby keeps the local standby ready for its promotion.

@@ -37,6 +37,7 @@ var planted = map[string]string{
 	"unknown sender is life":       "nobody serves",
 	"markers before the kill":      "both accepted writes",
 	"unreadable ballot votes":      "voted in term",
+	"held by a later pledge":       "",
 	"cascade left in place":        "nobody serves",
 	"stray may win":                "",
 	"a segment names the timeline": "",
@@ -79,6 +80,10 @@ var stages = map[string]stage{
 	}},
 	"unreadable ballot votes": {nodes: 3, quorum: true, plan: []fault{
 		{kind: "broken", at: 3 * time.Second, a: 2, d: forGood}, {kind: "broken", at: 3 * time.Second, a: 3, d: forGood}, {kind: "host crash", at: 5 * time.Second, a: 1, d: forGood},
+	}},
+	// The primary wakes up beside a winner that has no rule yet, and tells a pledged standby of its own.
+	"held by a later pledge": {nodes: 3, quorum: true, plan: []fault{
+		{kind: "hang", at: 6 * time.Second, a: 1, d: 4500 * time.Millisecond}, {kind: "monitor crash", step: "promoted", a: 1, d: 5 * time.Second},
 	}},
 	"cascade left in place": {nodes: 4, quorum: true, served: another, plan: []fault{
 		{kind: "cascade", at: 2 * time.Second, a: 4, b: 3, d: forGood}, {kind: "host crash", at: 8 * time.Second, a: 1, d: forGood},
