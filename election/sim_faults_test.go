@@ -110,7 +110,7 @@ func emptyWorld(seed uint64, bug string) *world {
 
 // build makes the hosts: node 1 is the primary, the others stream from it.
 func (w *world) build(witnesses int, arbiter bool) {
-	w.policy.Quorum, w.policy.Required = w.quorum, w.quorum && w.seed%4 == 1
+	w.policy.Quorum, w.policy.Required = w.quorum, w.quorum && w.seed%4 == 1 && w.served == 0
 	for id := int32(1); id <= int32(w.nodes+witnesses); id++ {
 		w.add(id, int(id) > w.nodes)
 	}

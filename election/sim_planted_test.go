@@ -155,7 +155,7 @@ func TestSim_Planted(t *testing.T) {
 		t.Run(bug, func(t *testing.T) {
 			t.Parallel()
 			stage, staged := stages[bug]
-			first, most := max(1, suspects[bug]), count("SIM_PLANTED", 200)
+			first, most := max(1, suspects[bug]), count("SIM_PLANTED", 500)
 			for seed := first; seed < first+most; seed++ {
 				w := newWorld(seed, bug)
 				if staged {
@@ -189,4 +189,4 @@ func TestSim_Staged(t *testing.T) {
 }
 
 // suspects are where to begin to look for what is rare.
-var suspects = map[string]uint64{"ballot not checked": 225, "follows an older term": 380, "lower first": 160, "set after promote": 320, "no quorum": 50, "dead voters not counted": 50}
+var suspects = map[string]uint64{"ballot not checked": 290, "follows an older term": 1500, "lower first": 335, "set after promote": 525, "no quorum": 50, "dead voters not counted": 50}
