@@ -309,6 +309,9 @@ func (m *Monitor) wasPrimary() bool {
 	if err != nil || srv.runs() {
 		return false
 	}
+	if srv.incomplete() {
+		return true
+	}
 	_, errSignal := os.Stat(filepath.Join(srv.dir, "standby.signal"))
 	_, errMark := os.Stat(filepath.Join(srv.dir, rejoinName))
 	if errSignal == nil && errMark != nil && !m.owes {
@@ -428,8 +431,10 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
-		return fmt.Errorf("mark the rejoin: %w", err)
+	if !srv.incomplete() { // a clone takes no directory with a file in it that it does not know
+		if err := writeFile(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
+			return fmt.Errorf("mark the rejoin: %w", err)
+		}
 	}
 	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir, slotOptional: true, hold: func(firm bool) error { return act.hold(ctx, firm) }})
 	if err != nil && res.Method == "" {

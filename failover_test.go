@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -283,6 +285,30 @@ func TestFailover_OldPrimaryReturns(t *testing.T) {
 	winner.Exec(t, `CREATE TABLE after_the_failover (i int)`)
 	waitSame(t, winner, nodes[0])
 	require.Equal(t, "running", winner.view(t, 1).Status)
+}
+
+// A former primary whose new clone failed half-way, because its source was lost or
+// its daemon was killed, has no data any more: its daemon clones it all the same.
+func TestFailover_OldPrimaryReturnsWithoutData(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	state := filepath.Join(nodes[0].Dir+".salvage", "incomplete-node1", "config") // what a rejoin keeps meanwhile
+	require.NoError(t, os.MkdirAll(state, 0o700))
+	nodes[0].Kill()
+	entries, err := os.ReadDir(nodes[0].Dir)
+	require.NoError(t, err)
+	for _, e := range entries {
+		path := filepath.Join(nodes[0].Dir, e.Name())
+		if filepath.Ext(path) == ".conf" {
+			require.NoError(t, os.Rename(path, filepath.Join(state, e.Name())))
+			continue
+		}
+		require.NoError(t, os.RemoveAll(path))
+	}
+	winner := waitPrimary(t, nodes[1:]...)
+	nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+	waitSame(t, winner, nodes[0])
 }
 
 // A Monitor on a machine without a node holds the election when the nodes' own are gone.

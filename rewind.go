@@ -35,8 +35,18 @@ const guardMode = 0o001
 
 // stateDir exists while the data is neither the old one nor the new one. It
 // holds the node's own files.
-func (r *rejoining) stateDir() string {
-	return filepath.Join(r.server.salvageRoot(), fmt.Sprintf("incomplete-node%d", r.cfg.NodeID))
+func (r *rejoining) stateDir() string { return r.server.stateDir() }
+
+func (s *localServer) stateDir() string {
+	return filepath.Join(s.salvageRoot(), fmt.Sprintf("incomplete-node%d", s.cfg.NodeID))
+}
+
+// incomplete reports whether a rejoin has taken the old data away and has not put
+// new data in its place: its clone failed, or was ended.
+func (s *localServer) incomplete() bool {
+	_, errState := os.Stat(s.stateDir())
+	_, errData := os.Stat(filepath.Join(s.dir, "global", "pg_control"))
+	return errState == nil && errors.Is(errData, fs.ErrNotExist)
 }
 
 // guard makes the data unusable for anybody but us until release.
