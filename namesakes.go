@@ -63,10 +63,26 @@ type namesake struct {
 	since time.Time // since when it is known; zero: it may be a connection that has just broken
 }
 
+// proven reports whether one of the senders is not the node. Of several, that is so
+// when two of them have acknowledged what was written after they were seen together,
+// or when one is at an address that is not the node's: the other one may be the node
+// itself, which was cut off since. One alone needs a look at the node besides.
+func (s namesake) proven(senders []WALSender, tried time.Time, foreign func(WALSender) bool) bool {
+	fresh := 0
+	for _, w := range senders {
+		if len(senders) > 1 && foreign(w) {
+			return true
+		}
+		if w.FlushedLSN > s.lsn {
+			fresh++
+		}
+	}
+	return fresh > 1 || len(senders) == 1 && fresh == 1 && tried.After(s.at)
+}
+
 // watchNames finds the nodes under whose name another server streams: what that
 // one acknowledges the node may not have. One look proves nothing, because the WAL
-// sender of a connection that broke lives on for a while: it is known when each of
-// them has acknowledged what was written after they were seen together.
+// sender of a connection that broke lives on for a while: see [namesake.proven].
 func (m *Monitor) watchNames(ctx context.Context) {
 	t, status := &m.tender, m.sample.local
 	known := map[NodeID]namesake{}
@@ -86,17 +102,15 @@ func (m *Monitor) watchNames(ctx context.Context) {
 			continue
 		}
 		s, who := t.namesakes[r.ID], fmt.Sprint(pidsOf(senders))
-		fresh := 0
-		for _, w := range senders {
-			if w.FlushedLSN > s.lsn {
-				fresh++
-			}
+		foreign := func(w WALSender) bool {
+			return w.ClientAddr != t.addresses[r.ID] && foreignAddress(ctx, r, w.ClientAddr)
+		}
+		if s.since.IsZero() && s.who != who {
+			s = namesake{who: who, lsn: status.CurrentLSN, at: time.Now()}
 		}
 		switch {
 		case !s.since.IsZero():
-		case s.who != who:
-			s = namesake{who: who, lsn: status.CurrentLSN, at: time.Now()}
-		case fresh >= min(2, len(senders)) && (len(senders) > 1 || p.Tried.After(s.at)):
+		case s.proven(senders, p.Tried, foreign):
 			s.since = time.Now()
 			m.tell(Event{Type: EventDuplicateNode, PeerID: r.ID, Peer: r.Name, Details: why})
 		}

@@ -3,11 +3,13 @@ package repmgr
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // The setting is read as PostgreSQL reads it: what it refuses is no setting.
@@ -59,6 +61,28 @@ func TestNameProblem(t *testing.T) {
 }
 
 // An address is foreign only where that is sure.
+// Which of two servers of one name is not the node.
+func TestNamesakeProven(t *testing.T) {
+	t.Parallel()
+	seen := namesake{lsn: 100, at: time.Unix(1000, 0)}
+	foreign := func(w WALSender) bool { return w.ClientAddr == "copy" }
+	at := func(addr string, lsn wal.LSN) WALSender { return WALSender{ClientAddr: addr, FlushedLSN: lsn} }
+	for name, test := range map[string]struct {
+		want    bool
+		tried   int64
+		senders []WALSender
+	}{
+		"both acknowledge":                           {true, 0, []WALSender{at("node", 101), at("node", 102)}},
+		"an old connection of the node":              {false, 0, []WALSender{at("node", 100), at("node", 102)}},
+		"the copy acknowledges, the node is cut off": {true, 0, []WALSender{at("node", 100), at("copy", 102)}},
+		"the copy has not acknowledged anything":     {true, 0, []WALSender{at("node", 102), at("copy", 100)}},
+		"one, and the node was asked since":          {true, 1001, []WALSender{at("copy", 102)}},
+		"one, and the node was not asked since":      {false, 999, []WALSender{at("copy", 102)}},
+	} {
+		require.Equal(t, test.want, seen.proven(test.senders, time.Unix(test.tried, 0), foreign), name)
+	}
+}
+
 func TestForeignAddress(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
