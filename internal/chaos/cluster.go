@@ -56,6 +56,7 @@ type cluster struct {
 	net       *network // nil when plain
 	nodes     []*node  // data nodes, then the witness
 	client    *machine // where the main client lives
+	spare     *node    // where a copy of a node can be started; nil when plain. It is no node of the cluster.
 	confLines []string
 	etcd      *etcdServer // of 2+etcd
 
@@ -100,12 +101,20 @@ func newCluster(o options) (c *cluster, err error) {
 	if c.client, err = c.machine("client", 100); err != nil {
 		return nil, err
 	}
+	if !o.Plain && !o.Suite.Peer {
+		c.spare = &node{id: spareID, c: c, port: 5432, dir: filepath.Join(o.Dir, "spare")}
+		if c.spare.m, err = c.machine("spare", spareID); err != nil {
+			return nil, err
+		}
+	}
 	c.confLines = append(c.confLines, c.modeLines()...)
 	if o.Topology == TwoEtcd {
 		c.etcd, err = newEtcd(c)
 	}
 	return c, err
 }
+
+const spareID = 80
 
 // plainPort is where ports of plain clusters begin.
 const plainPort = 27400
@@ -137,6 +146,14 @@ func (c *cluster) modeLines() []string {
 	return []string{"synchronous_mode=off"}
 }
 
+// machines are the nodes, and the spare one.
+func (c *cluster) machines() []*node {
+	if c.spare == nil {
+		return c.nodes
+	}
+	return append(slices.Clone(c.nodes), c.spare)
+}
+
 func (c *cluster) dataNodes() []*node { return c.nodes[:c.o.Topology.data()] }
 
 func (c *cluster) names() (names []string) {
@@ -153,7 +170,7 @@ func (c *cluster) close() {
 	_ = c.halt(ctx)
 	c.cancel()
 	c.wg.Wait()
-	for _, n := range c.nodes {
+	for _, n := range c.machines() {
 		_ = n.clear()
 		n.m.close()
 	}
@@ -162,10 +179,11 @@ func (c *cluster) close() {
 
 // halt cuts the power of all machines and mends the network.
 func (c *cluster) halt(ctx context.Context) error {
-	errs := make([]error, len(c.nodes))
+	all := c.machines()
+	errs := make([]error, len(all))
 	var wg sync.WaitGroup
-	for i, n := range c.nodes {
-		_ = freeze(n.disk(), false)
+	for i, n := range all {
+		n.thaw()
 		wg.Go(func() { errs[i] = n.power(ctx) })
 	}
 	wg.Wait()
@@ -201,6 +219,9 @@ func (c *cluster) build(ctx context.Context) error {
 	if err := c.copyTemplate(ctx, "data", first); err != nil {
 		return err
 	}
+	if err := first.moveWAL(ctx); err != nil {
+		return err
+	}
 	if err := first.startServer(ctx); err != nil {
 		return err
 	}
@@ -233,6 +254,9 @@ func (c *cluster) join(ctx context.Context, n *node) error {
 		return n.repmgr(ctx, append(at, "witness", "register")...)
 	}
 	if err := n.repmgr(ctx, append(at, "standby", "clone", "--fast-checkpoint")...); err != nil {
+		return err
+	}
+	if err := n.moveWAL(ctx); err != nil {
 		return err
 	}
 	if err := n.startServer(ctx); err != nil {

@@ -8,7 +8,7 @@
 //	make chaos                                   1,000 faults, about an hour
 //	make chaos CHAOSFLAGS="-faults 20 -v"        some
 //	make chaos CHAOSFLAGS="-outage 100"          outages, beside repmgr 5, alone on the machine
-//	make chaos CHAOSFLAGS="-ext4 -faults 100"    also disks that stall: each is an ext4 that is frozen
+//	make chaos CHAOSFLAGS="-ext4 -faults 100"    also disks that stall: each is an ext4 that is frozen, and WAL has one of its own
 //	make soak                                    an hour of bad weather: no failover may happen
 //	go test ./internal/chaos                     a short form, where root and namespaces are to be had
 //
@@ -43,6 +43,14 @@
 // every cut. Every acknowledged row is looked for afterwards. A commit that ended
 // in an error may or may not be there: it counts for nothing.
 //
+// A reader looks ten times in a second, on whoever takes writes, whether it sees the
+// newest rows that had been acknowledged to the others before it asked. One that is missing
+// on a primary of the same or a later term counts, also where it is there in the end
+// (with synchronous_mode=off: of the same term).
+//
+// What a server acknowledges that somebody promoted by hand is nobody's promise: only
+// for how long it does so is judged.
+//
 // # Where it runs
 //
 // Each node has a network namespace of its own, with a cable to a bridge that is
@@ -56,6 +64,11 @@
 // With -plain, and without root, all nodes are processes of this machine: then
 // there are the faults of processes only, and whatever kills the harness itself
 // leaves servers behind.
+//
+// A machine is suspended by stopping all of its processes: server, daemon and
+// watchdog at once. The clocks go on meanwhile, CLOCK_BOOTTIME and CLOCK_MONOTONIC
+// alike: that the one runs on and the other does not, as when a host suspends a
+// virtual machine, can not be had here.
 //
 // Settings are the shipped defaults with failover=automatic, and
 // failovers_per_hour=-1, because a run has more failovers in an hour than any

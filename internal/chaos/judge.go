@@ -84,6 +84,53 @@ func losses(acks []Ack, there map[int64]bool, ps []promotion, began time.Time) (
 	return l
 }
 
+// without leaves out the first promotion of a node: the one that was made by hand.
+func without(ps []promotion, node int) []promotion {
+	i := slices.IndexFunc(ps[1:], func(p promotion) bool { return p.Node == node })
+	if i < 0 {
+		return ps
+	}
+	return slices.Delete(slices.Clone(ps), i+1, i+2)
+}
+
+// apart takes out what a node acknowledged from then on.
+func apart(acks []Ack, node int, from time.Time) (rest, its []Ack) {
+	for _, a := range acks {
+		if a.Node == node && a.At.After(from) {
+			its = append(its, a)
+		} else {
+			rest = append(rest, a)
+		}
+	}
+	return rest, its
+}
+
+// vanished counts the rows that were acknowledged, and that a read that was sent
+// afterwards to a primary of the same or a later term did not show. With
+// synchronous_mode=off a later term may have lost them: only the same one counts.
+// Of a node that was promoted by hand nothing counts; 0: there is none.
+func vanished(missing []absence, ps []promotion, stray int, quorum bool) int {
+	rows := map[absence]bool{}
+	for _, m := range missing {
+		own := timelineAt(ps, m.Ack.Node, m.Ack.At)
+		if m.Node == stray || m.Ack.Node == stray || m.Timeline < own || !quorum && m.Timeline != own || supersededAt(ps, m.Ack.Node, m.Ack.Sent) {
+			continue
+		}
+		rows[absence{Client: m.Client, Ack: m.Ack}] = true
+	}
+	return len(rows)
+}
+
+// timelineAt is the newest timeline that the node had been promoted to at t; 0: none.
+func timelineAt(ps []promotion, node int, t time.Time) (timeline int) {
+	for i, p := range ps {
+		if p.Node == node && (i == 0 || !p.At.After(t)) {
+			timeline = max(timeline, p.Timeline)
+		}
+	}
+	return timeline
+}
+
 // supersededAt tells whether at t a server of a higher timeline than the node's
 // newest had been promoted.
 func supersededAt(ps []promotion, node int, t time.Time) bool {

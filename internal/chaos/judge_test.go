@@ -54,6 +54,35 @@ func TestLosses(t *testing.T) {
 	require.Equal(t, loss{Lost: 2, Fenced: 2, Last: at(121)}, l)
 }
 
+// What a server acknowledged that was promoted by hand is nobody's promise; its promotion supersedes nobody.
+func TestStray(t *testing.T) {
+	t.Parallel()
+	ps := []promotion{{Node: 1, Timeline: 1}, {at(10), 3, 2}, {at(50), 2, 2}, {at(90), 3, 3}}
+	require.Equal(t, []promotion{{Node: 1, Timeline: 1}, {at(50), 2, 2}, {at(90), 3, 3}}, without(ps, 3), "a later promotion was an election")
+	require.Equal(t, ps[:1], without(ps[:1], 3))
+	rest, its := apart([]Ack{{1, at(1), at(2), 3}, {2, at(20), at(21), 3}, {3, at(22), at(23), 1}}, 3, at(10))
+	require.Equal(t, []Ack{{1, at(1), at(2), 3}, {3, at(22), at(23), 1}}, rest)
+	require.Equal(t, []Ack{{2, at(20), at(21), 3}}, its)
+}
+
+func TestVanished(t *testing.T) {
+	t.Parallel()
+	ps := []promotion{{Node: 1, Timeline: 1}, {at(50), 2, 2}}
+	row := func(node, timeline int, a Ack) absence { return absence{node, timeline, 1, a} }
+	early, late := Ack{1, at(10), at(11), 1}, Ack{2, at(60), at(61), 2}
+	missing := []absence{
+		row(2, 2, early), row(2, 2, early), // twice the same row, on a later primary
+		row(1, 1, late),                      // the former primary can not know it
+		row(3, 4, early),                     // promoted by hand
+		row(2, 2, Ack{3, at(55), at(56), 1}), // acknowledged by one that was superseded: counted elsewhere
+		row(2, 2, Ack{4, at(12), at(13), 3}), // acknowledged by the one that was promoted by hand
+	}
+	require.Equal(t, 1, vanished(missing, ps, 3, true))
+	require.Zero(t, vanished(missing, ps, 3, false), "with off a later term may have lost it")
+	require.Equal(t, 2, vanished(append(missing, row(2, 2, late)), ps, 3, true))
+	require.Equal(t, 1, vanished(append(missing, row(2, 2, late)), ps, 3, false), "never its own")
+}
+
 func TestLasting(t *testing.T) {
 	t.Parallel()
 	ps := []promotion{{Node: 1}, {Node: 2, Timeline: 2}, {Node: 3, Timeline: 3}}

@@ -24,6 +24,8 @@ type Nemesis struct {
 	Weight  int              // how often a plan draws it; 0: 10
 	Pairs   bool             // it may come together with another one
 	Patient bool             // clients wait longer for their answers meanwhile: the line is slow
+	Steady  bool             // the primary's server must not be ended by anybody
+	Helped  bool             // it may be that an operator has to start the primary again: nobody could take its place without a loss
 	Do      func(ctx context.Context, s *scene) error
 	Undo    func(ctx context.Context, s *scene) error // nil: the fault is over by itself, or what every fault's end does is enough
 }
@@ -58,7 +60,14 @@ type scene struct {
 	rng     *rand.Rand
 	target  string // who was hit, for the report
 	cleanup []func()
+	at      time.Time                         // when the fault began, where there was something to prepare; zero: at once
+	expect  Expect                            // where it depends on the cluster; empty: as the nemesis says
+	stray   *node                             // it was promoted by hand: what it acknowledges is nobody's promise
+	after   []func(ctx context.Context) error // when all is well again: what had to stay until then is taken back
 }
+
+// now ends the preparation: the fault begins.
+func (s *scene) now() { s.at = time.Now() }
 
 func (s *scene) primary() *node { return s.before.Primary }
 
@@ -121,6 +130,10 @@ func Nemeses() []Nemesis {
 	all = append(all, cuts()...)
 	all = append(all, refusals()...)
 	all = append(all, weathers()...)
+	all = append(all, replays()...)
+	all = append(all, strays()...)
+	all = append(all, configurations()...)
+	all = append(all, namesakes()...)
 	for i := range all {
 		if all[i].Weight == 0 {
 			all[i].Weight = 10

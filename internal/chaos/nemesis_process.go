@@ -123,6 +123,7 @@ func dieAt(step string) Nemesis {
 		if err == nil {
 			err = sleep(ctx, 2*time.Second) // they have looked around
 		}
+		s.now()
 		return errors.Join(err, s.hit(s.primary()).killPostmaster(ctx))
 	}, Undo: func(_ context.Context, s *scene) error {
 		for _, n := range s.c.nodes { // who did not die must not do so later
@@ -176,9 +177,18 @@ func stops() []Nemesis {
 	}
 	long := stop("stop postmaster 15 s", Failover, false, 15*time.Second, 17*time.Second, func(s *scene) []int { return []int{s.hit(s.primary()).postmaster()} })
 	long.Weight = 2
+	suspend := stop("suspend machine 20-30 s", Failover, false, 20*time.Second, 30*time.Second, func(s *scene) []int { return s.hit(s.primary()).processes() })
+	suspend.Weight = 2
+	suspendAll := stop("suspend all machines 2-12 s", Either, false, 2*time.Second, 12*time.Second, func(s *scene) (all []int) {
+		for _, n := range s.c.nodes {
+			all = append(all, n.processes()...)
+		}
+		s.target = "all"
+		return all
+	})
 	return []Nemesis{
 		stop("stop postmaster 1-5 s", None, true, time.Second, 5*time.Second, func(s *scene) []int { return []int{s.hit(s.primary()).postmaster()} }),
-		long,
+		long, suspend, suspendAll,
 		stop("stop server under 1 s", None, true, 100*time.Millisecond, 900*time.Millisecond, func(s *scene) []int { return s.hit(s.primary()).serverProcesses() }),
 		stop("stop server 4-12 s", Either, true, 4*time.Second, 12*time.Second, func(s *scene) []int { return s.hit(s.primary()).serverProcesses() }),
 		stop("stop machine 8-10 s", Failover, true, 8*time.Second, 10*time.Second, func(s *scene) []int { return s.hit(s.primary()).processes() }),
@@ -258,14 +268,17 @@ func exhaustions() []Nemesis {
 			return fillDisk(n.disk())
 		}},
 		{Name: "disk of primary stalls", Expect: Either, Needs: needsExt4, Weight: 20, Hold: span(2*time.Second, 14*time.Second), Do: func(_ context.Context, s *scene) error {
+			return s.stall(s.hit(s.primary()).disks()...)
+		}},
+		{Name: "data volume of primary stalls, its WAL goes on", Expect: Either, Needs: needsExt4, Hold: span(2*time.Second, 14*time.Second), Do: func(_ context.Context, s *scene) error {
+			return s.stall(s.hit(s.primary()).disk())
+		}},
+		{Name: "data volume of primary stalls, and it is cut off, clients reach it", Expect: Failover, Needs: needsExt4, Hold: span(6*time.Second, 9*time.Second), Do: func(_ context.Context, s *scene) error {
 			n := s.hit(s.primary())
-			s.cleanup = append(s.cleanup, func() { _ = freeze(n.disk(), false) })
-			return freeze(n.disk(), true)
+			return errors.Join(s.stall(n.disk()), s.c.net.set(dropped, both(named(n), s.others(false, n))...))
 		}},
 		{Name: "disk of standby stalls", Expect: None, Needs: needsExt4, Hold: span(2*time.Second, 8*time.Second), Do: func(_ context.Context, s *scene) error {
-			n := s.hit(s.standby())
-			s.cleanup = append(s.cleanup, func() { _ = freeze(n.disk(), false) })
-			return freeze(n.disk(), true)
+			return s.stall(s.hit(s.standby()).disks()...)
 		}},
 		{Name: "disk of standby full", Expect: None, Needs: needsNetwork, Weight: 5, Hold: span(2*time.Second, 4*time.Second), Do: func(ctx context.Context, s *scene) error {
 			n := s.hit(s.standby())
@@ -298,6 +311,15 @@ func exhaustions() []Nemesis {
 			return nil
 		}},
 	}
+}
+
+// stall stops all writing to the disks for the time of the fault.
+func (s *scene) stall(disks ...string) (err error) {
+	for _, disk := range disks {
+		s.cleanup = append(s.cleanup, func() { _ = freeze(disk, false) })
+		err = errors.Join(err, freeze(disk, true))
+	}
+	return err
 }
 
 // occupy takes every connection that the server gives to an ordinary user.

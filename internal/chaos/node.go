@@ -30,9 +30,10 @@ type node struct {
 
 	mu     sync.Mutex
 	daemon *daemon
-	keep   bool     // the daemon is to be started again when it ends
-	env    []string // of the next daemon only
-	deaths []string // ends of the daemon that we did not cause
+	keep   bool      // the daemon is to be started again when it ends
+	env    []string  // of the next daemon only
+	unable inability // of the daemons that are started from now on
+	deaths []string  // ends of the daemon that we did not cause
 }
 
 // daemon is one process of repmgrd.
@@ -42,11 +43,28 @@ type daemon struct {
 	ended chan struct{}
 }
 
+// inability is what keeps a daemon from ending its server.
+type inability string
+
+const (
+	foreignUser  inability = "as another OS user"
+	foreignSpace inability = "in a PID namespace of its own"
+)
+
 // restartAfter is when a supervisor starts a dead daemon again.
 const restartAfter = time.Second
 
+// number is the id; 0 of nobody.
+func (n *node) number() int {
+	if n == nil {
+		return 0
+	}
+	return n.id
+}
+
 func (n *node) name() string     { return fmt.Sprintf("node%d", n.id) }
 func (n *node) disk() string     { return filepath.Join(n.dir, "disk") }
+func (n *node) wal() string      { return filepath.Join(n.dir, "wal") }
 func (n *node) data() string     { return filepath.Join(n.disk(), "data") }
 func (n *node) confFile() string { return filepath.Join(n.dir, "repmgr.conf") }
 func (n *node) logFile() string  { return filepath.Join(n.dir, "log", "server.log") }
@@ -111,7 +129,27 @@ func (n *node) prepare() error {
 	if err := os.WriteFile(n.confFile(), []byte(n.c.o.Suite.conf(n)), 0o644); err != nil {
 		return err
 	}
-	return n.own(n.dir, n.disk(), filepath.Join(n.dir, "log"))
+	n.mu.Lock()
+	n.unable = ""
+	n.mu.Unlock()
+	if err := n.configure(); err != nil {
+		return err
+	}
+	return n.own(append(n.disks(), n.dir, filepath.Join(n.dir, "log"))...)
+}
+
+// disks are where data and WAL are: two where they can be frozen.
+func (n *node) disks() []string {
+	if n.c.o.Ext4 {
+		return []string{n.disk(), n.wal()}
+	}
+	return []string{n.disk()}
+}
+
+func (n *node) thaw() {
+	for _, disk := range n.disks() {
+		_ = freeze(disk, false)
+	}
 }
 
 // mountDisk mounts a tmpfs, or an ext4 in a file of one: only that can be frozen.
@@ -120,12 +158,32 @@ func (n *node) mountDisk() error {
 	if !n.c.o.Ext4 {
 		return unix.Mount("chaos", n.disk(), "tmpfs", 0, "mode=700,size="+size)
 	}
-	image := filepath.Join(n.dir, "image")
+	for _, disk := range n.disks() {
+		if err := mountExt4(disk+".image", size, disk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveWAL moves the WAL of a server that does not run to its own disk, where there is one.
+func (n *node) moveWAL(ctx context.Context) error {
+	if !n.c.o.Ext4 || n.m.fd < 0 {
+		return nil
+	}
+	from, to := filepath.Join(n.data(), "pg_wal"), filepath.Join(n.wal(), "pg_wal")
+	return n.run(ctx, "sh", "-c", fmt.Sprintf("cp -a %q %q && rm -r %q && ln -s %q %q", from, to, from, to, from))
+}
+
+func mountExt4(image, size, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	for _, args := range [][]string{
 		{"truncate", "-s", size, image},
 		{"mkfs.ext4", "-q", image},
-		{"mount", "-o", "loop", image, n.disk()},
-		{"rmdir", filepath.Join(n.disk(), "lost+found")},
+		{"mount", "-o", "loop", image, dir},
+		{"rmdir", filepath.Join(dir, "lost+found")},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
@@ -147,8 +205,10 @@ func (n *node) own(paths ...string) error {
 }
 
 func (n *node) clear() error {
-	_ = freeze(n.disk(), false)
-	_ = unix.Unmount(n.disk(), unix.MNT_DETACH)
+	n.thaw()
+	for _, disk := range n.disks() {
+		_ = unix.Unmount(disk, unix.MNT_DETACH)
+	}
 	return os.RemoveAll(n.dir)
 }
 
@@ -172,7 +232,21 @@ func (n *node) launchServer(ctx context.Context) error {
 			return err
 		}
 	}
+	return n.launchUnscreened(ctx)
+}
+
+func (n *node) launchUnscreened(ctx context.Context) error {
 	return n.run(ctx, filepath.Join(n.c.o.BinDir, "pg_ctl"), "-D", n.data(), "-W", "-s", "-l", filepath.Join(n.dir, "log", "start.log"), "start")
+}
+
+// configure gives the server these settings besides those that it has, or takes
+// them back: none. It does not wait until they are in force.
+func (n *node) configure(settings ...string) error {
+	err := os.WriteFile(filepath.Join(n.dir, "chaos.conf"), []byte(strings.Join(settings, "\n")+"\n"), 0o644)
+	if pid := n.postmaster(); err == nil && pid != 0 {
+		err = syscall.Kill(pid, syscall.SIGHUP)
+	}
+	return err
 }
 
 // stopServer is an operator's clean shutdown.
@@ -249,12 +323,23 @@ func (n *node) launchDaemon() error {
 		return err
 	}
 	defer log.Close()
-	cmd := n.command(context.Background(), n.c.o.Suite.Repmgrd, "-f", n.confFile(), "--daemonize=false", "--no-pid-file")
+	program, as := []string{n.c.o.Suite.Repmgrd, "-f", n.confFile(), "--daemonize=false", "--no-pid-file"}, n.c.user
+	switch n.unable {
+	case foreignUser:
+		as = &syscall.Credential{Uid: 65534, Gid: 65534}
+	case foreignSpace:
+		program = append([]string{
+			"unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
+			"setpriv", fmt.Sprintf("--reuid=%d", as.Uid), fmt.Sprintf("--regid=%d", as.Gid), "--clear-groups", "--pdeathsig", "KILL",
+		}, program...)
+		as = nil
+	}
+	cmd := n.command(context.Background(), program[0], program[1:]...)
 	cmd.Env = append(cmd.Env, n.env...)
 	toDie := len(n.env) > 0 // its end is wanted
 	n.env = nil
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := n.m.start(cmd, n.c.user); err != nil {
+	if err := n.m.start(cmd, as); err != nil {
 		return fmt.Errorf("start repmgrd of %s: %w", n.name(), err)
 	}
 	d := &daemon{cmd: cmd, ours: toDie, ended: make(chan struct{})}

@@ -35,6 +35,8 @@ type Result struct {
 	HealedMS      int64   `json:"healed_ms"`     // from the end of the fault until all was well again
 	Acked         int     `json:"acked"`         // rows that were acknowledged, of all clients
 	Lost          int     `json:"lost"`          // of those, missing afterwards
+	Vanished      int     `json:"vanished"`      // acknowledged rows that a later read on a primary did not show
+	StrayForMS    int64   `json:"stray_for_ms"`  // how long a server that was promoted by hand acknowledged
 	Fenced        int     `json:"fenced"`        // of those, acknowledged by a server that had been superseded
 	FencedForMS   int64   `json:"fenced_for_ms"` // from the fault until the last of those
 	Promotions    int     `json:"promotions"`    // servers promoted
@@ -61,6 +63,7 @@ const (
 	failoverLimit = 20 * time.Second // until a failover that is due
 	helpAfter     = 15 * time.Second // until an operator starts a server that nobody starts
 	idleFor       = 5 * time.Second  // that nobody works at bringing it back: a daemon at work has no process of its own now and then
+	strayMS       = 5000             // how long a server that was promoted by hand may acknowledge beside the primary
 	fenceMS       = 3000             // how long the wrong side may acknowledge with synchronous_mode=off: fence_timeout, and half a second
 	mainEvery     = 5 * time.Millisecond
 	sideEvery     = 25 * time.Millisecond
@@ -74,6 +77,7 @@ type runner struct {
 	evict   string // directory for what is kept of findings
 	sides   bool   // a client on every data node's machine, too
 	writers []*writer
+	reader  *reader
 	log     func(string, ...any)
 	emit    func(Result)
 }
@@ -127,11 +131,18 @@ func (r *runner) rebuild(ctx context.Context) error {
 			}
 			r.writers = append(r.writers, w)
 		}
+		if r.reader, err = r.c.startReader(r.c.client, r.c.dataNodes(), r.writers); err != nil {
+			return err
+		}
 	}
 	return r.writes(ctx, 50)
 }
 
 func (r *runner) stopWriters() {
+	if r.reader != nil {
+		r.reader.stop()
+		r.reader = nil
+	}
 	for _, w := range r.writers {
 		w.stop()
 	}
@@ -201,6 +212,7 @@ func (r *runner) faultOf(ctx context.Context, f Fault, list ...Nemesis) (Result,
 		_, end := n.readLog(0)
 		o.logs = append(o.logs, end)
 	}
+	_ = r.reader.take()
 	held := r.inject(ctx, f.Later, list, s, &o, &res)
 	res.Target, res.HeldMS = s.target, held.Milliseconds()
 	res.HealedMS = -1
@@ -210,7 +222,12 @@ func (r *runner) faultOf(ctx context.Context, f Fault, list ...Nemesis) (Result,
 	}
 	o.healthy = time.Now()
 	res.HealedMS = o.healthy.Sub(o.ended).Milliseconds()
-	r.judge(ctx, s, &o, &res)
+	r.judge(ctx, s, &o, &res, list)
+	for _, undo := range s.after {
+		if err := undo(ctx); err != nil && !res.Rebuilt && ctx.Err() == nil {
+			res.Problems = append(res.Problems, fmt.Sprintf("harness: take back: %v", err))
+		}
+	}
 	if len(res.Problems) > 0 {
 		r.keep(fmt.Sprintf("%d-%d", r.plan.Seed, f.N), append([]string{fmt.Sprintf("%+v", res)}, res.Problems...)...)
 	}
@@ -263,18 +280,25 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 		res.Expect = Either
 	}
 	o.began = time.Now()
+	postmaster := s.primary().postmaster()
 	for i, n := range list {
 		if i > 0 {
 			_ = sleep(ctx, later)
 		}
 		o.newest = time.Now()
 		fail("do", n.Name, n.Do(ctx, s))
-		if strings.HasPrefix(n.Name, "die when") {
-			o.began, o.newest = time.Now(), time.Now() // what came before was preparation
+		if !s.at.IsZero() {
+			o.began, o.newest = s.at, s.at // what came before was preparation
 		}
+	}
+	if s.expect != "" && len(list) == 1 {
+		res.Expect = s.expect
 	}
 	held := time.Now()
 	_ = sleep(ctx, hold)
+	if list[0].Steady && s.primary().postmaster() != postmaster {
+		res.Problems = append(res.Problems, "the primary's server was ended")
+	}
 	if res.Expect == Failover {
 		r.awaitPromotion(ctx, o)
 	}
@@ -290,7 +314,7 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 		fail("mend", "the network", r.c.net.mend())
 	}
 	for _, n := range r.c.nodes {
-		_ = freeze(n.disk(), false)
+		n.thaw()
 		fail("start", "daemon", n.startDaemon())
 	}
 	for _, w := range r.writers {
@@ -354,13 +378,16 @@ func (r *runner) heal(ctx context.Context, limit time.Duration, res *Result) err
 }
 
 // judge fills in what clients and logs say.
-func (r *runner) judge(ctx context.Context, s *scene, o *observation, res *Result) {
+func (r *runner) judge(ctx context.Context, s *scene, o *observation, res *Result, list []Nemesis) {
 	for i, n := range r.c.nodes {
 		events, _ := n.readLog(o.logs[i])
 		o.events = append(o.events, events...)
 		res.Problems = append(res.Problems, n.takeDeaths()...)
 	}
 	ps := promotions(promotion{Node: s.before.Primary.id, Timeline: s.before.Timeline}, o.events)
+	if s.stray != nil {
+		ps = without(ps, s.stray.id)
+	}
 	res.Promotions = len(ps) - 1
 	res.FalseFailover = res.Expect == None && res.Promotions > 0
 	if res.Promotions > 0 {
@@ -372,7 +399,7 @@ func (r *runner) judge(ctx context.Context, s *scene, o *observation, res *Resul
 	}
 	main := r.writers[0].since(o.marks[0])
 	res.OutageMS = float64(outage(main, o.began, o.healthy).Microseconds()) / 1000
-	if err := r.rows(ctx, ps, o, res); err != nil {
+	if err := r.rows(ctx, s, ps, o, res); err != nil {
 		res.Problems = append(res.Problems, fmt.Sprintf("read the rows: %v", err))
 	}
 	problem := func(wrong bool, format string, args ...any) {
@@ -381,13 +408,17 @@ func (r *runner) judge(ctx context.Context, s *scene, o *observation, res *Resul
 		}
 	}
 	quorum := res.Mode == "quorum"
+	res.Vanished = vanished(r.reader.take(), ps, s.stray.number(), quorum)
+	problem(res.Vanished > 0, "%d acknowledged rows were missing in reads on a later primary", res.Vanished)
+	problem(res.StrayForMS > strayMS, "a server that was promoted by hand acknowledged for %d ms", res.StrayForMS)
+	problem(!r.c.o.Suite.Peer && res.Expect == Failover && res.PromotedMS > float64(failoverLimit.Milliseconds()), "a failover only after %.0f ms", res.PromotedMS)
 	problem(quorum && res.Lost > 0, "%d acknowledged rows lost", res.Lost)
 	problem(res.Expect == None && res.Lost > 0 && !quorum, "%d acknowledged rows lost without a failover", res.Lost)
 	problem(quorum && res.Fenced > 0, "%d rows acknowledged by the wrong side", res.Fenced)
 	problem(!quorum && !r.c.o.Suite.Peer && res.Expect == Failover && res.FencedForMS > fenceMS, "the wrong side acknowledged for %d ms", res.FencedForMS)
 	problem(res.FalseFailover, "false failover")
 	problem(res.Expect == Failover && res.Promotions == 0, "no failover")
-	problem(res.Helped, "a server did not come back by itself")
+	problem(res.Helped && !slices.ContainsFunc(list, func(n Nemesis) bool { return n.Helped }), "a server did not come back by itself")
 }
 
 // notHit are the standbys of the new primary that the fault did not concern.
@@ -401,7 +432,7 @@ func (r *runner) notHit(s *scene, primary int) (ids []int) {
 }
 
 // rows looks for every acknowledged row on the primary, and compares the standbys with it.
-func (r *runner) rows(ctx context.Context, ps []promotion, o *observation, res *Result) error {
+func (r *runner) rows(ctx context.Context, sc *scene, ps []promotion, o *observation, res *Result) error {
 	var s state
 	if r.c.o.Suite.Peer || res.Rebuilt { // whose former primary may still be one, or where not all is well
 		s.Primary = r.c.nodes[ps[len(ps)-1].Node-1]
@@ -416,6 +447,12 @@ func (r *runner) rows(ctx context.Context, ps []promotion, o *observation, res *
 	}
 	for i, w := range r.writers {
 		acks := w.since(o.marks[i])
+		if sc.stray != nil && sc.stray != s.Primary {
+			var strays []Ack
+			if acks, strays = apart(acks, sc.stray.id, o.newest); len(strays) > 0 {
+				res.StrayForMS = max(res.StrayForMS, strays[len(strays)-1].At.Sub(o.newest).Milliseconds())
+			}
+		}
 		there := map[int64]bool{}
 		err := s.Primary.with(ctx, func(ctx context.Context, c *pgx.Conn) error {
 			rows, _ := c.Query(ctx, "SELECT id FROM chaos WHERE client = $1 AND id >= $2", w.id, o.marks[i])

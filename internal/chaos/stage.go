@@ -184,8 +184,7 @@ func ownMounts() error {
 // thawAll lets frozen file systems go on: a process that waits for one can not
 // even be killed.
 func thawAll() {
-	mounts, _ := filepath.Glob(filepath.Join(home, "*", "disk"))
-	for _, dir := range mounts {
+	for _, dir := range append(globs(filepath.Join(home, "*", "disk")), globs(filepath.Join(home, "*", "wal"))...) {
 		_ = freeze(dir, false)
 	}
 }

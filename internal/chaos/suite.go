@@ -93,6 +93,9 @@ func (c *cluster) serverConf() string {
 		"logging_collector = on", "log_directory = '../../log'", "log_filename = 'server.log'", "log_file_mode = 0644",
 		"log_rotation_age = 0", "log_rotation_size = 0",
 	}
+	if !c.o.Suite.Peer { // what a nemesis needs in a node's configuration; an archive has to be there from the start
+		lines = append(lines, "archive_mode = on", "archive_command = '/bin/true'", "include = '../../chaos.conf'")
+	}
 	return "\n" + strings.Join(append(lines, c.o.Suite.Settings...), "\n") + "\n"
 }
 

@@ -155,6 +155,13 @@ func (w *writer) since(from int64) []Ack {
 	return append([]Ack(nil), w.acks[i:]...)
 }
 
+// newest returns the last acknowledgements, at most n.
+func (w *writer) newest(n int) []Ack {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]Ack(nil), w.acks[max(0, len(w.acks)-n):]...)
+}
+
 func (w *writer) lastError() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
