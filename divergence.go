@@ -110,8 +110,8 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
 		return detail + ", and " + r.impossible, nil
-	case r.twin:
-		r.impossible, r.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", common), true
+	case r.twin, common < r.timeline && r.timeline == r.status.Timeline:
+		r.impossible, r.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", r.timeline), true
 	case r.control.State.Clean() && version < 160000 && !rewindSees(r.control.Timeline, r.timeline, r.ours, r.status.Position(), theirs):
 		r.impossible, r.cloneOnly = fmt.Sprintf("its control file names timeline %d, and pg_rewind of PostgreSQL 15 and older takes that for the one that it is on", r.control.Timeline), true
 	case gone != "":

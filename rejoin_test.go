@@ -372,6 +372,24 @@ func TestRejoin_DetachedStandbyRewinds(t *testing.T) {
 	c.requireEqualEverywhere(t)
 }
 
+// Two nodes that were promoted apart from one timeline are on timelines of one number:
+// pg_rewind finds nothing to rewind then, and what it leaves never follows.
+func TestRejoin_PromotedApart(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crashWithRows)
+	require.NoError(t, os.WriteFile(filepath.Join(c.node1.Dir, "standby.signal"), nil, 0o600))
+	c.node1.StartAgain()
+	require.True(t, pgtest.Query[bool](t, c.node1.Server, `SELECT pg_promote()`))
+	c.node1.Exec(t, `CHECKPOINT`)
+	c.node1.Stop("fast")
+	res, err := c.rejoin(t, repmgr.RejoinOptions{})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByClone, res.Method)
+	require.Contains(t, res.Reason, "promoted apart")
+	require.NotNil(t, res.Salvage)
+	c.requireEqualEverywhere(t)
+}
+
 // Nothing is taken back that could not be saved, unless an operator insists.
 func TestRejoin_WhatCanNotBeSavedIsNotLost(t *testing.T) {
 	t.Parallel()
