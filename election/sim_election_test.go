@@ -23,6 +23,7 @@ type election1 struct {
 	tally    election.Tally
 	token    int64 // of the lock of the winner's ballot
 	over     bool
+	stopped  time.Time // when the last pledge was there
 	hasRow   bool
 	holders  []int32
 	before   []election.Peer // as they were before the pledges
@@ -141,7 +142,10 @@ func (c *election1) recruit() {
 			}
 			done()
 		})
-	}, func() { c.at("recruited", c.count) })
+	}, func() {
+		c.stopped = m.now()
+		c.at("recruited", c.count)
+	})
 }
 
 // seen and forget are where faults of counting are planted.
@@ -231,8 +235,30 @@ func (c *election1) who() (all []int32) {
 	return all
 }
 
-// verify asks whether a majority still holds the ballot.
+// verify looks whether the former primary answers again, and asks whether a
+// majority still holds the ballot.
 func (c *election1) verify() {
+	if c.reaffirm || c.rule.Quorum && !c.tally.Wait || c.w.bug == "no wait" || c.w.bug == "lease from the end of the round" {
+		c.still()
+		return
+	}
+	looked := false
+	then := func() {
+		if looked {
+			return
+		}
+		looked = true
+		if v := c.m.view[c.rule.Primary]; v.Answer == election.Answers && v.Running == election.Primary && v.SeenAt.After(c.stopped) {
+			c.end(string(election.RefusedHealth))
+			return
+		}
+		c.still()
+	}
+	c.m.look(c.rule.Primary, then)
+	c.w.sleep(c.m.h, &c.m.proc, c.m.p.Silence/4, then)
+}
+
+func (c *election1) still() {
 	w, m := c.w, c.m
 	var still []int32
 	each(c.who(), func(id int32, done func()) {

@@ -30,6 +30,7 @@ type monitor struct {
 
 	tending time.Duration // a setting is being put in force, until then at most
 	again   time.Duration // when to try that again
+	fencing bool
 	begun   bool
 	proven  election.SyncSetting // under which commits were seen to wait
 	ruled   election.Rule        // the newest
@@ -45,6 +46,7 @@ func (m *monitor) start() {
 	m.view, m.seen = map[int32]*election.Peer{}, map[int32]time.Duration{}
 	m.p = w.policy
 	m.p.Automatic = !m.h.manual
+	m.fencing = false
 	m.tending, m.again, m.begun, m.proven, m.ruled = 0, 0, false, election.SyncSetting{}, election.Rule{}
 	for _, h := range w.hosts {
 		m.view[h.id] = &election.Peer{ID: h.id, Role: h.s.role, Priority: h.s.priority, Location: h.s.location}
@@ -251,7 +253,7 @@ func (m *monitor) fence(why string) {
 	if m.h.stalled && m.w.bug == "markers before the kill" {
 		return
 	}
-	m.busy = true
+	m.busy, m.fencing = true, true
 	s.crash()
 	m.restart()
 }
@@ -268,6 +270,7 @@ func (m *monitor) restart() {
 			s.recovery, s.conninfo, s.rogue = true, 0, false
 			s.start()
 		}
+		m.fencing = false
 		m.did(election.Fence, "")
 	})
 }
@@ -291,7 +294,7 @@ func standing(s *server) (newest, before election.Rule) {
 func (m *monitor) guard() {
 	m.w.sleep(m.h, &m.proc, 100*time.Millisecond, m.guard)
 	s := m.h.s
-	if !s.data() || !s.up || s.recovery || s.starting || m.h.manual || m.busy && m.last.Verb == election.Fence {
+	if !s.data() || !s.up || s.recovery || s.starting || m.h.manual || m.fencing {
 		m.self = time.Time{}
 		return
 	}

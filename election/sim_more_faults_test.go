@@ -100,6 +100,10 @@ func (w *world) pause(from *host, paused bool) {
 func (w *world) mend(h *host) {
 	s := h.s
 	s.query, s.paused, s.target, s.narrow, s.wait, s.delay, s.lazy = false, false, false, false, 0, 0, 0
+	if up := w.host(s.conninfo); up != nil && up.s.recovery && s.recovery && up.s.conninfo != s.h.id { // the operator takes the cascade back
+		s.detach()
+		s.conninfo = up.s.conninfo
+	}
 	s.broken, s.rejects, s.full, s.recovers, s.twins = false, false, false, false, nil
 	h.stalled, h.unable, h.manual, h.m.p.Automatic = false, false, false, true
 	h.paused, h.pauseSeq = false, w.pauses+1

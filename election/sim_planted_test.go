@@ -189,4 +189,4 @@ func TestSim_Staged(t *testing.T) {
 }
 
 // suspects are where to begin to look for what is rare.
-var suspects = map[string]uint64{"ballot not checked": 290, "follows an older term": 1500, "lower first": 335, "set after promote": 525, "no quorum": 50, "dead voters not counted": 50}
+var suspects = map[string]uint64{"ballot not checked": 3050, "follows an older term": 2515, "lower first": 335, "set after promote": 525, "no quorum": 50, "dead voters not counted": 50}

@@ -191,8 +191,8 @@ func (s *server) append(r rec) {
 // session gets its answer.
 func (s *server) commit(r rec, ack func()) {
 	s.w.after(&s.proc, s.fsync(), func() {
-		if s.recovery {
-			return
+		if s.recovery || r.rule != nil && len(s.rules) > 0 && s.rules[len(s.rules)-1].rule.Compare(*r.rule) >= 0 {
+			return // a row is only ever the newest
 		}
 		s.append(r)
 		if r.rule == nil {
