@@ -215,7 +215,7 @@ func TestFailover_Paused(t *testing.T) {
 	_, err := nodes[0].Pause(t.Context(), repmgr.PauseOptions{})
 	require.NoError(t, err)
 	pgtest.WaitFor(t, "those who would notice its death", func(context.Context) error {
-		if !pgtest.Query[bool](t, nodes[0].Server, `SELECT count(*) >= 5 FROM pg_stat_activity WHERE application_name = 'repmgr'`) { // two each, the own one needs but one
+		if !pgtest.Query[bool](t, nodes[0].Server, `SELECT count(*) >= 6 FROM pg_stat_activity WHERE application_name = 'repmgr'`) { // two each
 			return errors.New("not yet")
 		}
 		return nil

@@ -44,7 +44,7 @@ func startWithSlots(t *testing.T, mode repmgr.SynchronousMode, settings ...strin
 	}
 	waitReady(t, nodes[0], 3, mode)
 	if mode == repmgr.SynchronousOff { // they prove the death of the primary
-		waitValue(t, nodes[0], "t", `SELECT count(*) >= 5 FROM pg_stat_activity WHERE application_name = 'repmgr'`) // two each, the own one needs but one
+		waitValue(t, nodes[0], "t", `SELECT count(*) >= 6 FROM pg_stat_activity WHERE application_name = 'repmgr'`) // two each
 	}
 	return nodes
 }

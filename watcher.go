@@ -55,7 +55,7 @@ type watcher struct {
 }
 
 const (
-	fewOpen  = 2           // connections where no answer is late; to the own server one, beside that of the announcement
+	fewOpen  = 2           // connections where no answer is late: an election finds one that the Monitor does not need itself
 	mostOpen = 8           // and where some are
 	fairFor  = time.Minute // without a late answer, until few are enough again
 	spare    = 4           // of the server's free connections, all daemons together take one in so many
@@ -191,21 +191,13 @@ func (n *watcher) run() {
 	}
 }
 
-// few is how many connections are enough in fair weather.
-func (n *watcher) few() int {
-	if n.record().ID == n.w.cluster().cfg.NodeID {
-		return fewOpen - 1
-	}
-	return fewOpen
-}
-
-// most is how many may be open at once: few, and this daemon's share of what the
+// most is how many may be open at once: a few, and this daemon's share of what the
 // server has free, so that all of them together leave most of that to others.
 func (n *watcher) most() int {
 	if n.looked.IsZero() {
 		return 2 * fewOpen
 	}
-	return min(mostOpen, n.few()+n.free/(spare*n.w.daemons()))
+	return min(mostOpen, fewOpen+n.free/(spare*n.w.daemons()))
 }
 
 // patience is how long a connection is waited for in fair weather before another
@@ -309,7 +301,7 @@ func (n *watcher) pop() *Node {
 func (n *watcher) try() {
 	r := tried{began: time.Now()}
 	total := n.open + len(n.idle)
-	if n.refused || total >= n.few() {
+	if n.refused || total >= fewOpen {
 		r.node = n.pop()
 	}
 	switch {
@@ -467,7 +459,7 @@ func (n *watcher) count(r tried) {
 
 // keep leaves a connection open for later, where it is wanted.
 func (n *watcher) keep(node *Node) {
-	if total := n.open + len(n.idle); !node.conn.IsClosed() && (total < n.few() || !n.fair() && total < n.most()) {
+	if total := n.open + len(n.idle); !node.conn.IsClosed() && (total < fewOpen || !n.fair() && total < n.most()) {
 		n.idle = append(n.idle, node)
 		return
 	}
