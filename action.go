@@ -615,7 +615,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 	if of == nil {
 		defer n.Close()
 	} else {
-		defer of.giveBack(n, nil)
+		defer func() { of.giveBack(n, n.broke) }()
 	}
 	return m.cluster.copyMetadata(ctx, n, m.local)
 }

@@ -22,6 +22,7 @@ type Node struct {
 	name     string // as messages call it
 	conninfo string // may hold a password: never printed
 	conn     *pgx.Conn
+	broke    error        // over what the connection ended
 	schema   schemaLevel  // of the metadata, as last seen
 	foreign  foreignState // of the extension of repmgr 5
 	looked   bool         // whether it was looked at for an election
@@ -287,6 +288,9 @@ func (n *Node) walSegmentSize(ctx context.Context) (size uint32, err error) {
 // queryError names the statement's purpose and the node, and keeps a lost
 // connection apart from a refused statement.
 func (n *Node) queryError(purpose string, err error) error {
+	if n.conn.IsClosed() {
+		n.broke = err
+	}
 	if errors.Is(err, ballot.ErrUnreadable) {
 		return hint(kind(ErrQuery, "%s of %s: %w", purpose, n.name, err), "Nobody but ALTER SYSTEM should write or remove that file. The login needs EXECUTE on pg_read_binary_file(text).")
 	}

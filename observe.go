@@ -121,7 +121,7 @@ func (m *Monitor) release(n **Node) {
 		of = &m.primaryOf
 	}
 	if *n != nil && *of != nil {
-		(*of).giveBack(*n, nil)
+		(*of).giveBack(*n, (*n).broke)
 	}
 	*n, *of = nil, nil
 }

@@ -473,7 +473,7 @@ func (n *watcher) take(r tried) {
 	case r.lent:
 		switch {
 		case r.node == nil:
-		case r.node.conn.IsClosed() && r.err != nil:
+		case r.node.conn.IsClosed() && r.err != nil && !errors.Is(r.err, context.DeadlineExceeded) && !errors.Is(r.err, context.Canceled):
 			n.ended(r.node, r.err)
 		default:
 			n.keep(r.node)
