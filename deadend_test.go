@@ -2,6 +2,7 @@ package repmgr_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -61,6 +63,18 @@ func TestLostWAL(t *testing.T) {
 	require.Contains(t, st.Issues[0], "does not have WAL segment")
 	require.Contains(t, st.Issues[0], "node rejoin -d ")
 	require.Contains(t, st.Issues[0], "--reclone")
+	require.False(t, st.Nodes[1].LostWAL.Archive)
+	require.NoError(t, ballot.Store(t.Context(), node2.Conn(t), "repmgr.saved_restore_command", "=false")) // as a pledge leaves it
+	node2.Exec(t, `SELECT pg_reload_conf()`)
+	pgtest.WaitFor(t, "the archive that is out of force to be known", func(context.Context) error {
+		st, err := node1.Status(t.Context())
+		if err == nil && !st.Nodes[1].LostWAL.Archive {
+			err = errors.New("it may still have the WAL, and nobody says so")
+		}
+		return err
+	})
+	node2.Exec(t, `ALTER SYSTEM RESET repmgr.saved_restore_command`)
+	node2.Exec(t, `SELECT pg_reload_conf()`)
 	report, err := node2.NodeStatus(t.Context())
 	require.NoError(t, err)
 	require.Contains(t, strings.Join(report.Issues, "\n"), "--reclone")

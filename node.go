@@ -169,7 +169,7 @@ SELECT json_build_object(
   'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
   'idle', d.idle,
   'asked', r.rec AND (d.idle OR pg_last_wal_receive_lsn() IS NOT NULL),
-  'archive', r.rec AND coalesce(current_setting('restore_command', true), '') || coalesce(current_setting('repmgr.restore_command', true), '') <> '',
+  'archive', r.rec AND coalesce(current_setting('restore_command', true), '') || ltrim(coalesce(current_setting('repmgr.saved_restore_command', true), ''), '=') <> '',
   'received_lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
   'replayed_lsn', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
   'replayed_at', CASE WHEN r.rec THEN pg_last_xact_replay_timestamp() END,

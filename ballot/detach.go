@@ -21,16 +21,19 @@ var Parameters = []string{Setting, "primary_conninfo", receiverTimeout, savedPre
 // Who may change that can run any command as the user of the server.
 var ArchiveParameters = []string{archive, savedPrefix + archive}
 
-// Override puts a setting in force for a while, until [GiveBack]. Of two
-// overrides the first one keeps what was there before. Whoever calls it reloads.
+// Override puts a setting in force for a while, until [GiveBack] with the same
+// value. It keeps what was there before: where somebody has changed the setting
+// since an earlier override, or a clone has brought that of its source, what is
+// there now. Whoever calls it reloads.
 func Override(ctx context.Context, conn *pgx.Conn, name, value string) error {
 	set, err := ReadSettings(ctx, conn)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
-	if _, kept := set[savedPrefix+name]; !kept {
+	was, there := set[name]
+	if _, kept := set[savedPrefix+name]; !kept || !there || was != value {
 		keep := ""
-		if was, ok := set[name]; ok {
+		if there {
 			keep = "=" + was
 		}
 		if err := alter(ctx, conn, savedPrefix+name, &keep); err != nil {
@@ -40,9 +43,9 @@ func Override(ctx context.Context, conn *pgx.Conn, name, value string) error {
 	return alter(ctx, conn, name, &value)
 }
 
-// GiveBack ends an override. It reports whether there was one: then whoever
-// called it reloads.
-func GiveBack(ctx context.Context, conn *pgx.Conn, name string) (changed bool, err error) {
+// GiveBack ends an override by value; what somebody has set in its place since
+// stays. It reports whether there was one: then whoever called it reloads.
+func GiveBack(ctx context.Context, conn *pgx.Conn, name, value string) (changed bool, err error) {
 	set, err := ReadSettings(ctx, conn)
 	if err != nil {
 		return false, fmt.Errorf("read %s: %w", savedPrefix+name, err)
@@ -51,12 +54,14 @@ func GiveBack(ctx context.Context, conn *pgx.Conn, name string) (changed bool, e
 	if !ok {
 		return false, nil
 	}
-	var was *string
-	if value, ok := strings.CutPrefix(kept, "="); ok {
-		was = &value
-	}
-	if err := alter(ctx, conn, name, was); err != nil {
-		return false, err
+	if now, there := set[name]; there && now == value {
+		var was *string
+		if text, ok := strings.CutPrefix(kept, "="); ok {
+			was = &text
+		}
+		if err := alter(ctx, conn, name, was); err != nil {
+			return false, err
+		}
 	}
 	return true, alter(ctx, conn, savedPrefix+name, nil)
 }
@@ -130,7 +135,7 @@ func stopArchive(ctx context.Context, conn *pgx.Conn) error {
 
 // GiveArchive lets a standby fetch WAL from its archive again.
 func GiveArchive(ctx context.Context, conn *pgx.Conn) error {
-	changed, err := GiveBack(ctx, conn, archive)
+	changed, err := GiveBack(ctx, conn, archive, "")
 	if err == nil && changed {
 		err = reload(ctx, conn)
 	}
@@ -159,10 +164,13 @@ func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
 // also where the startup process is too busy to see that it was detached.
 const receiverTimeout = "wal_receiver_timeout"
 
+// briefly is what it is then, in milliseconds.
+const briefly = "1"
+
 // HurryReceiver makes the WAL receiver of a detached standby end as soon as
 // nothing comes for a moment. [Settle] takes that back.
 func HurryReceiver(ctx context.Context, conn *pgx.Conn) error {
-	if err := Override(ctx, conn, receiverTimeout, "1"); err != nil {
+	if err := Override(ctx, conn, receiverTimeout, briefly); err != nil {
 		return err
 	}
 	return reload(ctx, conn)
@@ -170,7 +178,7 @@ func HurryReceiver(ctx context.Context, conn *pgx.Conn) error {
 
 // Settle takes back what [HurryReceiver] did.
 func Settle(ctx context.Context, conn *pgx.Conn) error {
-	changed, err := GiveBack(ctx, conn, receiverTimeout)
+	changed, err := GiveBack(ctx, conn, receiverTimeout, briefly)
 	if err == nil && changed {
 		err = reload(ctx, conn)
 	}
