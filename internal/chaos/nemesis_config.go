@@ -188,7 +188,8 @@ func (s *scene) copyOf(ctx context.Context, n *node) error {
 	})
 	err := errors.Join(
 		spare.prepare(),
-		spare.run(ctx, filepath.Join(s.c.o.BinDir, "pg_basebackup"), "-h", n.m.ip, "-p", fmt.Sprint(n.port), "-U", "repmgr", "-D", spare.data(), "-X", "stream", "-c", "fast"),
+		spare.run(ctx, filepath.Join(s.c.o.BinDir, "pg_basebackup"), "-h", s.primary().m.ip, "-p", fmt.Sprint(s.primary().port), "-U", "repmgr", "-D", spare.data(), "-X", "stream", "-c", "fast"),
+		spare.run(ctx, "cp", filepath.Join(n.data(), "postgresql.auto.conf"), spare.data()),
 		spare.run(ctx, "touch", filepath.Join(spare.data(), "standby.signal")),
 		spare.launchUnscreened(ctx))
 	if err != nil {
