@@ -29,13 +29,13 @@ test: ## everything, on the installed PostgreSQL or on REPMGR_PG_BINDIR
 	@scripts/deps
 	$(GO) build ./...
 	$(GO) vet ./...
-	$(GO) test $(RACE) -count=1 -timeout 10m ./...
+	$(GO) test $(RACE) -count=1 -timeout 30m ./...
 
 test-matrix: ## the tests on each of MAJORS (13 to 18), fetched once
 	@scripts/deps matrix
 	@failed=; for major in $(MAJORS); do \
 		bin=$$(scripts/postgres-major $$major) && $$bin/postgres -V && \
-		REPMGR_PG_BINDIR=$$bin $(GO) test -count=1 -timeout 10m ./... || failed="$$failed $$major"; \
+		REPMGR_PG_BINDIR=$$bin $(GO) test -count=1 -timeout 30m ./... || failed="$$failed $$major"; \
 	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed"; exit 1; }
 
 bench: ## speed and size beside the peers, in 15 minutes, into docs/benchmarks.md; an error where a limit falls short; REPMGR_BENCH_LONG=1 for more

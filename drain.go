@@ -34,6 +34,9 @@ func (a *campaign) drain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if view.Idle && view.Replayed < view.Position.LSN { // what comes next on its disk is no record
+		view.Position.LSN = view.Replayed
+	}
 	for i, p := range a.pledged {
 		if p.ID == a.tally.Winner {
 			a.pledged[i] = pledged(p, view)
