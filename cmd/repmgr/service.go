@@ -72,7 +72,7 @@ func (cmd *serviceStatus) print(w io.Writer, st repmgr.ServiceStatus) {
 	}
 	for _, n := range st.Nodes {
 		if n.Monitor != nil && n.Monitor.LeaseLeft != nil {
-			fmt.Fprintf(w, "%s stops itself in %.1f s unless a majority answers it\n", n.Name, *n.Monitor.LeaseLeft)
+			fmt.Fprintf(w, "%s stops itself in %.1f s unless a majority answers it\n", n.Name, max(0, *n.Monitor.LeaseLeft))
 		}
 	}
 }
