@@ -29,7 +29,7 @@ func strays() []Nemesis {
 			_, err := promote(ctx, s)
 			return err
 		}},
-		{Name: "promotion by hand undone, then kill server", Expect: Either, Needs: needsFailover | needsTwo, Hold: span(6*time.Second, 9*time.Second), Do: func(ctx context.Context, s *scene) error {
+		{Name: "promotion by hand undone, then kill server", Expect: Either, Helped: true, Needs: needsFailover | needsTwo, Hold: span(6*time.Second, 9*time.Second), Do: func(ctx context.Context, s *scene) error {
 			n, err := promote(ctx, s)
 			if err == nil {
 				err = waitFor(ctx, 10*time.Second, "the promotion", func(ctx context.Context) error {
