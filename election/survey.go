@@ -301,6 +301,9 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		if o.Answer != Answers {
 			continue
 		}
+		if o.usurps(r) && o.ID != p.Adopts {
+			continue
+		}
 		up = append(up, o.ID)
 		if o.NoPledge == "" {
 			able = append(able, o.ID)
@@ -396,8 +399,14 @@ func Unfenced(primary Peer, peers []Peer) Unguarded {
 // nobody who would stop it once there is a new one.
 func usurped(r Rule, peers []Peer, adopts int32) bool {
 	return slices.ContainsFunc(peers, func(o Peer) bool {
-		return o.ID != r.Primary && o.ID != adopts && o.data() && o.Answer == Answers && o.Running == Primary && !(o.Monitored && o.Automatic)
+		return o.ID != adopts && o.usurps(r) && !(o.Monitored && o.Automatic)
 	})
+}
+
+// usurps reports whether a node runs as a primary that nobody elected: it pledges
+// itself to nobody else.
+func (p Peer) usurps(r Rule) bool {
+	return p.ID != r.Primary && p.data() && p.Answer == Answers && p.Running == Primary && !p.elected(r)
 }
 
 // Foreign reports whether a daemon of repmgr 5 runs with any node that answers.

@@ -45,7 +45,7 @@ func TestQuickstart(t *testing.T) {
 	for _, want := range []string{
 		"$ repmgr -f node1/repmgr.conf primary register\n",
 		" 1  | node1 | primary | - failed  |          | default  | 100   | ?\n",
-		" 4  | node4 | standby |   running | ", // of node2, or of node3 where that had more WAL
+		" 4  | node4 | standby | running   | ", // of node2, or of node3 where that had more WAL
 		"is the primary, on timeline 2",
 		"receipts that ",
 		"standby_promote",
