@@ -86,8 +86,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		select {
 		case <-hangups:
 			notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
-			d.reload(monitor, logs)
-			dog.keep(ctx, d.cfg)
+			if d.reload(monitor, logs) {
+				dog.keep(ctx, d.cfg)
+			}
 			notify(systemd.SdNotifyReady)
 		case <-watchdog:
 			if d.looksAlive(monitor.Status().LookedAt, started, interval) {
@@ -137,8 +138,8 @@ func (d *daemon) ended(ctx context.Context, err error, log *slog.Logger) error {
 }
 
 // reload takes the configuration over that is in the file now. Where that is
-// wrong, everything stays as it is.
-func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) {
+// wrong, everything stays as it is, the watchdog too: a new one could not read it.
+func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) (taken bool) {
 	var restart []string
 	cfg, err := d.load()
 	if err == nil {
@@ -149,7 +150,7 @@ func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) {
 		logs.logger.Error("configuration not reloaded: the old one stays", "err", err)
 		cfg = d.cfg // the log file is reopened all the same, for logrotate
 	} else {
-		d.cfg = cfg
+		d.cfg, taken = cfg, true
 		for _, w := range cfg.Warnings {
 			logs.logger.Warn(w.String(), "hint", w.Remedy)
 		}
@@ -163,6 +164,7 @@ func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) {
 	if err == nil {
 		logs.logger.Log(context.Background(), repmgr.LevelNotice, "configuration reloaded", "config_file", cfg.File)
 	}
+	return taken
 }
 
 // notify tells systemd, where it is systemd that runs us.

@@ -80,11 +80,11 @@ func (k *watchdogKeeper) keep(ctx context.Context, cfg repmgr.Config) {
 			if ctx.Err() != nil {
 				return
 			}
-			reason := "it was told to end"
 			if err != nil {
-				reason = err.Error()
+				k.log.Warn("the watchdog has ended, and is started again", "reason", err)
+			} else {
+				k.log.Info("the watchdog is started again, to read the configuration anew")
 			}
-			k.log.Warn("the watchdog has ended, and is started again", "reason", reason)
 			select {
 			case <-ctx.Done():
 			case <-time.After(watchdogAgain):
