@@ -36,7 +36,7 @@ const SettingsSQL = fileLines + ` WHERE line ~* '^\s*repmgr\.')`
 // setting, NULL where nothing does. It costs the server ten times as much as SettingsSQL.
 const FaultSQL = `(SELECT CASE WHEN pg_catalog.current_setting('allow_alter_system', true) = 'off' THEN 'allow_alter_system is off'
 	WHEN NOT coalesce(pg_catalog.bool_or(applied), true) THEN 'its configuration file has an error: ' ||
-		(pg_catalog.array_agg(pg_catalog.format('%s line %s: %s', sourcefile, sourceline, error) ORDER BY seqno) FILTER (WHERE error IS NOT NULL))[1]
+		(pg_catalog.array_agg(pg_catalog.format('%s line %s: %s', sourcefile, sourceline, pg_catalog.concat_ws(' ', error, '"' || name || '"')) ORDER BY seqno) FILTER (WHERE error IS NOT NULL))[1]
 	END FROM pg_catalog.pg_file_settings)`
 
 // Settings reads what SettingsSQL returned, as PostgreSQL does: of several of one

@@ -78,6 +78,9 @@ func TestPledge_BrokenConfiguration(t *testing.T) {
 			err = ballot.Pledge(ctx, standby.Conn(t), ballot.Ballot{Node: 2, Term: term, Candidate: "b"}, ballot.Standby)
 			require.ErrorIs(t, err, ballot.ErrUnheeded)
 			require.ErrorContains(t, err, "its configuration file has an error: "+conf+" line ")
+			if strings.HasPrefix(broken, "no_such_setting") {
+				require.ErrorContains(t, err, `: unrecognized configuration parameter "no_such_setting"`)
+			}
 		}
 		undo()
 	}
