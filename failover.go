@@ -74,7 +74,7 @@ func (e *RefusalError) Is(target error) bool {
 }
 
 var refusalHints = map[election.Refusal]string{
-	election.RefusedHealth:     "Nothing to do while the primary lives. To move it in order, use a switchover.",
+	election.RefusedHealth:     "Nothing to do while the primary lives. To move it, stop that server first, and make sure that it stays down; then run repmgr standby promote on the other node.",
 	election.RefusedPaused:     "Run repmgr service unpause, or repmgr cluster failover --force.",
 	election.RefusedNoMajority: "Start more of the nodes, or their network. A witness (repmgr witness register) or an etcd gives another vote. If the others are lost for good, decide yourself: repmgr standby promote --force on the node that has most.",
 	election.RefusedNoPledge:   "repmgr service status says what is wrong with each of them.",

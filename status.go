@@ -45,7 +45,7 @@ func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 func (c *Cluster) probeNodes(ctx context.Context) ([]probe, error) {
 	recs, err := c.Nodes(ctx)
 	if errors.Is(err, ErrConnect) {
-		return nil, hint(err, "%s To ask another node: repmgr -h HOST cluster show", Hint(err))
+		return nil, hint(err, "%s To ask another node, add its address: -h HOST -p PORT", Hint(err))
 	}
 	if err != nil {
 		return nil, err
