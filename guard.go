@@ -188,8 +188,12 @@ func (m *Monitor) killLeftovers(ctx context.Context, c *Cluster) {
 	if err != nil || srv.runs() {
 		return
 	}
-	if killed, err := srv.killChildren(ctx); killed > 0 || err != nil {
-		m.log.Warn("the postmaster is dead: the processes that it left behind were killed", "processes", killed, "err", err)
+	killed, err := srv.killChildren(ctx)
+	if killed > 0 {
+		m.log.Warn("the postmaster is dead: processes that it left behind were killed", "processes", killed)
+	}
+	if err != nil {
+		m.log.Warn("the postmaster is dead, and processes that it left behind may still run", "err", err)
 	}
 }
 
