@@ -160,12 +160,9 @@ func (n *Node) setPaused(ctx context.Context, id NodeID, paused bool, seq int64)
 	if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 		return err
 	}
-	change := fmt.Sprintf(`ALTER SYSTEM SET %s = '%d/%s/%d'`, pausedSetting, id, map[bool]string{true: "on", false: "off"}[paused], seq)
-	// A setting that no module has defined needs a placeholder in the session.
-	for _, sql := range []string{`SET ` + pausedSetting + ` = ''`, change} {
-		if _, err := n.conn.Exec(ctx, sql); err != nil {
-			return n.queryError("set "+pausedSetting, err)
-		}
+	word := fmt.Sprintf("%d/%s/%d", id, map[bool]string{true: "on", false: "off"}[paused], seq)
+	if err := ballot.Store(ctx, n.conn, pausedSetting, word); err != nil {
+		return n.queryError("set "+pausedSetting, err)
 	}
 	// Nobody needs it in force, but the Monitors notice at once that something changed.
 	if err := n.reload(ctx); err != nil && sqlState(err) != codeInsufficientPrivilege {
