@@ -30,7 +30,7 @@ func TestMonitor_LeavesConnectionsToOthers(t *testing.T) {
 		m, _ := n.monitor(t)
 		monitors = append(monitors, m)
 	}
-	waitReady(t, nodes[0], 3, repmgr.SynchronousQuorum)
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
 	primary := nodes[0]
 	for range 2 {
 		freeze(t, primary, syscall.SIGSTOP)

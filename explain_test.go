@@ -143,7 +143,7 @@ func TestExplain_NamesWhatIsMissing(t *testing.T) {
 	automatic(repmgr.SynchronousOff)(&node1.cfg)
 	node1.cfg.DataDirectory = node1.Dir
 	node1.monitor(t)
-	waitReady(t, node1, 2, repmgr.SynchronousOff)
+	waitReady(t, []*node{node1}, 2, repmgr.SynchronousOff)
 	e = explained(t, node2, repmgr.ExplainOptions{}, func(e repmgr.Explanation) bool { return e.Rule.Known() && len(e.Blocked) == 2 })
 	t.Logf("\n%s", e)
 	require.Equal(t, election.RefusedNoMajority, e.Forecast.Refusal)

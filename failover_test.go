@@ -48,13 +48,15 @@ func startCluster(t *testing.T, nodes int, mode repmgr.SynchronousMode) (all []*
 		m, _ := n.monitor(t)
 		monitors = append(monitors, m)
 	}
-	waitReady(t, all[0], nodes, mode)
+	waitReady(t, all, nodes, mode)
 	return all, monitors
 }
 
-// waitReady waits until all nodes are voters, and, with quorum, commits wait for them.
-func waitReady(t *testing.T, primary *node, nodes int, mode repmgr.SynchronousMode) {
+// waitReady waits until so many nodes are voters, the daemons of those given see
+// the first one as their primary, and, with quorum, its commits wait for the others.
+func waitReady(t *testing.T, all []*node, nodes int, mode repmgr.SynchronousMode) {
 	t.Helper()
+	primary := all[0]
 	sync := 0
 	if mode == repmgr.SynchronousQuorum {
 		sync = nodes - 1
@@ -65,6 +67,14 @@ func waitReady(t *testing.T, primary *node, nodes int, mode repmgr.SynchronousMo
 		want := fmt.Sprintf("%d voters, %d sync, %d acks, set %s, 1 heartbeat", nodes, sync, (sync+1)/2, map[bool]string{true: "t", false: "f"}[sync > 0])
 		if got != want {
 			return fmt.Errorf("got %q, want %q", got, want)
+		}
+		for _, n := range all {
+			if n.daemon == nil || n.cfg.Failover != repmgr.FailoverAutomatic {
+				continue
+			}
+			if s := n.daemon.Status(); s.Health != election.HealthAlive || s.Rule.Primary != int32(primary.cfg.NodeID) {
+				return fmt.Errorf("the daemon of %s sees: %s (%s), primary %q", n.cfg.NodeName, s.Phase, s.Error, s.Health)
+			}
 		}
 		return nil
 	})
@@ -318,7 +328,7 @@ func TestFailover_Observer(t *testing.T) {
 	node1.cfg.DataDirectory = node1.Dir
 	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
 	_, stop := node1.monitor(t)
-	waitReady(t, node1, 3, repmgr.SynchronousQuorum)
+	waitReady(t, []*node{node1, node2, node3}, 3, repmgr.SynchronousQuorum)
 	cfg := repmgr.Config{Conninfo: node2.Conninfo(), Failover: repmgr.FailoverAutomatic, SynchronousMode: repmgr.SynchronousQuorum, Logger: testLogger(t)}
 	observer, err := repmgr.NewMonitor(cfg)
 	require.NoError(t, err)

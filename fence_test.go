@@ -60,7 +60,7 @@ func TestFailover_NotFromAPrimaryThatNobodyStops(t *testing.T) {
 			for _, n := range nodes[1:] {
 				n.monitor(t)
 			}
-			waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+			waitReady(t, nodes, 3, repmgr.SynchronousOff)
 			stop()
 			test.change(t, &nodes[0].cfg)
 			nodes[0].monitor(t)
@@ -108,7 +108,7 @@ func TestFailover_OfAPrimaryThatWasNotSeenSince(t *testing.T) {
 				_, stop := n.monitor(t)
 				stops = append(stops, stop)
 			}
-			waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+			waitReady(t, nodes, 3, repmgr.SynchronousOff)
 			for _, n := range nodes[1:] {
 				pgtest.WaitFor(t, "what is kept of the primary", func(context.Context) error {
 					if k := readKept(t, n); k.Guard == nil || !k.Guard.CanFence || len(k.Nodes) != 3 {
@@ -328,7 +328,7 @@ func TestFence_NotForARejectedLogin(t *testing.T) {
 				_, stop := n.monitor(t)
 				stops = append(stops, stop)
 			}
-			waitReady(t, nodes[0], 3, mode)
+			waitReady(t, nodes, 3, mode)
 			for _, stop := range stops {
 				stop()
 			}

@@ -151,7 +151,7 @@ func TestRepmgr5_DaemonsStandAside(t *testing.T) {
 
 	daemon(nodes[2], 0)
 	waitValue(t, nodes[0], "3", adopted) // by the daemon of the primary
-	waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
 	daemon(nodes[2], os.Getpid())
 	for _, m := range monitors {
 		says(m)

@@ -42,7 +42,7 @@ func startWithSlots(t *testing.T, mode repmgr.SynchronousMode, settings ...strin
 		n.cfg.DataDirectory = n.Dir
 		n.monitor(t)
 	}
-	waitReady(t, nodes[0], 3, mode)
+	waitReady(t, nodes, 3, mode)
 	if mode == repmgr.SynchronousOff { // they prove the death of the primary
 		waitValue(t, nodes[0], "t", `SELECT count(*) >= 6 FROM pg_stat_activity WHERE application_name = 'repmgr'`) // two each
 	}
@@ -135,7 +135,7 @@ func TestFailover_AFollowGivesWay(t *testing.T) {
 				m, _ := n.monitor(t)
 				monitors = append(monitors, m)
 			}
-			waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+			waitReady(t, nodes, 3, repmgr.SynchronousOff)
 			_ = breakReplication(t, nodes[0])
 			for _, m := range monitors[1:] {
 				pgtest.WaitFor(t, "a follow to be under way", func(context.Context) error {
@@ -162,7 +162,7 @@ func TestFailover_HooksHang(t *testing.T) {
 	_, stop1 := nodes[0].monitor(t)
 	m2, _ := nodes[1].monitor(t)
 	nodes[2].monitor(t)
-	waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
 	nodes[0].Kill()
 	stop1()
 	e := nodes[1].events.wait(t, repmgr.EventFailoverRefused)
@@ -185,7 +185,7 @@ func TestFailover_PromoteCommandHangs(t *testing.T) {
 				n.cfg.PromoteCommand, n.cfg.PromoteCheckTimeout = command, time.Second
 				n.monitor(t)
 			}
-			waitReady(t, nodes[0], 3, repmgr.SynchronousQuorum)
+			waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
 			nodes[0].Kill()
 			waitPrimary(t, nodes[1:]...)
 		})
@@ -211,7 +211,7 @@ func TestFailover_CascadeByAnotherAddress(t *testing.T) {
 			for _, n := range nodes {
 				n.monitor(t)
 			}
-			waitReady(t, nodes[0], 4, repmgr.SynchronousOff)
+			waitReady(t, nodes, 4, repmgr.SynchronousOff)
 			nodes[0].Signal(syscall.SIGKILL)
 			waitPrimary(t, nodes[1:]...)
 		})
@@ -235,7 +235,7 @@ func TestFailover_ShutdownHangs(t *testing.T) {
 				m, _ := n.monitor(t)
 				monitors = append(monitors, m)
 			}
-			waitReady(t, nodes[0], 3, mode)
+			waitReady(t, nodes, 3, mode)
 			nodes[0].Exec(t, `SELECT pg_switch_wal()`)
 			nodes[0].Signal(syscall.SIGINT)
 			waitHealth(t, monitors[1], election.HealthStuck)
@@ -306,7 +306,7 @@ func TestFailover_MaximumLag(t *testing.T) {
 	t.Parallel()
 	nodes := startNodes(t, 3, repmgr.SynchronousOff)
 	nodes[0].monitor(t)
-	waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
 	_ = breakReplication(t, nodes[0])
 	nodes[0].Exec(t, `CREATE TABLE not_sent AS SELECT generate_series(1, 100000)`)
 	for _, n := range nodes[1:] {
@@ -366,7 +366,7 @@ func TestFailover_WinnerThatCanServe(t *testing.T) {
 						stop1 = stop
 					}
 				}
-				waitReady(t, nodes[0], 3, mode)
+				waitReady(t, nodes, 3, mode)
 				c, err := repmgr.New(nodes[2].cfg)
 				require.NoError(t, err)
 				pgtest.WaitFor(t, "the forecast to name it", func(ctx context.Context) error {
@@ -402,7 +402,7 @@ func TestFailover_NobodyCanServe(t *testing.T) {
 			for _, n := range nodes {
 				monitors[n], _ = n.monitor(t)
 			}
-			waitReady(t, nodes[0], 3, mode)
+			waitReady(t, nodes, 3, mode)
 			for _, n := range nodes[1:] {
 				require.Contains(t, n.events.wait(t, repmgr.EventStreamAbility).Details, "rejects replication connection")
 			}

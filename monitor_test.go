@@ -22,10 +22,14 @@ func (n *node) monitor(t *testing.T) (*repmgr.Monitor, func()) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
+	n.daemon = m
 	stopped := false
 	stop := func() {
 		if !stopped {
 			stopped = true
+			if n.daemon == m {
+				n.daemon = nil
+			}
 			cancel(errors.New("stopped by the test"))
 			require.NoError(t, <-done)
 		}

@@ -128,7 +128,7 @@ func TestFailover_ReplayThatDoesNotEnd(t *testing.T) {
 				_, stop := n.monitor(t)
 				stops = append(stops, stop)
 			}
-			waitReady(t, nodes[0], 3, repmgr.SynchronousQuorum)
+			waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
 			test.hinder(t, nodes)
 			waitValue(t, nodes[0], fmt.Sprintf("3/%d/1", test.sync), standing)
 			w := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{nodes[0].Conninfo(), nodes[1].Conninfo(), nodes[2].Conninfo()}})
@@ -200,7 +200,7 @@ func TestFailover_StrayNeverWins(t *testing.T) {
 			_, stop1 := nodes[0].monitor(t)
 			nodes[1].monitor(t)
 			_, stop3 := nodes[2].monitor(t)
-			waitReady(t, nodes[0], 3, repmgr.SynchronousQuorum)
+			waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
 			stop3()
 			nodes[2].stray(t, map[string]func(){"killed": nodes[2].Kill, "stopped": func() { nodes[2].Stop("fast") }}[how])
 			waitValue(t, nodes[0], "{2}/1", `SELECT coalesce((SELECT format('%s/%s', sync_standbys, acks) `+newestRule+`), 'none')`)
@@ -229,7 +229,7 @@ func TestFailover_FileNamesAreNoEvidence(t *testing.T) {
 		_, stop := n.monitor(t)
 		stops = append(stops, stop)
 	}
-	waitReady(t, nodes[0], 3, repmgr.SynchronousQuorum)
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
 	segment := nodes[0].QueryString(t, `SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 9)`)
 	lsn := nodes[1].QueryString(t, `SELECT pg_last_wal_replay_lsn()`)
 	nodes[0].Exec(t, `CREATE TABLE beyond AS SELECT generate_series(1, 1000) AS i`)
@@ -278,7 +278,7 @@ func TestUnelected_IsElectedOrGivesWay(t *testing.T) {
 				_, stop := n.monitor(t)
 				stops = append(stops, stop)
 			}
-			waitReady(t, nodes[0], 3, mode)
+			waitReady(t, nodes, 3, mode)
 			for _, stop := range stops {
 				stop()
 			}

@@ -21,6 +21,7 @@ type node struct {
 	*repmgr.Cluster
 	cfg    repmgr.Config
 	events *recorder
+	daemon *repmgr.Monitor // the last one that was started; nil: none, or it was stopped
 }
 
 // recorder is a Notifier that remembers.
@@ -71,7 +72,7 @@ func newNode(t *testing.T, id repmgr.NodeID, s *pgtest.Server, change ...func(*r
 	}
 	c, err := repmgr.New(cfg)
 	require.NoError(t, err)
-	return &node{s, c, cfg, rec}
+	return &node{Server: s, Cluster: c, cfg: cfg, events: rec}
 }
 
 // startPrimary starts a server and registers it.

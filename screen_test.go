@@ -33,7 +33,7 @@ func stoppable(t *testing.T) (nodes []*node, stop []func()) {
 		_, end := n.monitor(t)
 		stop = append(stop, end)
 	}
-	waitReady(t, nodes[0], 3, repmgr.SynchronousOff)
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
 	return nodes, stop
 }
 

@@ -291,7 +291,7 @@ func TestFailover_Unprivileged(t *testing.T) {
 				n.cfg.DataDirectory = n.Dir
 				n.monitor(t)
 			}
-			waitReady(t, nodes[0], 3, mode)
+			waitReady(t, nodes, 3, mode)
 			nodes[0].Kill()
 			winner := waitPrimary(t, nodes[1:]...)
 			nodes[0].events.wait(t, repmgr.EventNodeRejoin)

@@ -200,7 +200,7 @@ func TestSessions_WorstDefaults(t *testing.T) {
 				m, _ := n.monitor(t)
 				monitors = append(monitors, m)
 			}
-			waitReady(t, node1, 3, repmgr.SynchronousOff)
+			waitReady(t, nodes, 3, repmgr.SynchronousOff)
 			waitSame(t, node1, nodes[2])
 			for _, n := range nodes {
 				healthy(t, n)

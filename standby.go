@@ -77,16 +77,22 @@ func (c *Cluster) recoverySettings(set map[string]string, minApplyDelay string) 
 }
 
 // alterSystem changes settings of a running server, durably, and reloads them.
-// Those that have the value already need no privilege.
+// Those that have the value already need no privilege. What the session says
+// counts only where the file does not say otherwise: a session that was idle, or one
+// of a server whose configuration has an error, may not have read the newest settings.
 func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
 	set = maps.Clone(set)
+	written, err := ballot.ReadSettings(ctx, n.conn)
+	if err != nil && !errors.Is(err, ballot.ErrUnreadable) && !errors.Is(err, ballot.ErrMissing) {
+		return n.queryError("read the settings", err)
+	}
 	rows, err := n.conn.Query(ctx, `SELECT name, setting FROM pg_settings WHERE name = ANY ($1) AND name <> 'primary_conninfo'`, sortedKeys(set))
 	if err != nil {
 		return n.queryError("read the settings", err)
 	}
 	var name, value string
 	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
-		if set[name] == value {
+		if file, ok := written[name]; set[name] == value && (!ok || file == value) {
 			delete(set, name)
 		}
 		return nil

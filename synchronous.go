@@ -302,9 +302,9 @@ func (n *Node) commitWaits(ctx context.Context, probe *Node, until time.Time) (w
 			break
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	_, _ = n.conn.Exec(ctx, `SELECT pg_catalog.pg_terminate_backend($1)`, pid)
+	_, _ = n.conn.Exec(limit, `SELECT pg_catalog.pg_terminate_backend($1)`, pid)
 	_ = probe.conn.PgConn().Conn().SetDeadline(time.Now().Add(time.Second)) // should that not have reached it
 	<-done
 	if err == nil && !waits {

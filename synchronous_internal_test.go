@@ -1,7 +1,11 @@
 package repmgr
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -111,4 +115,81 @@ func TestLeaksAtStart(t *testing.T) {
 		fixed, leaks := leaksAtStart(version)
 		require.Equal(t, want, leaks, "%d: %s", version, fixed)
 	}
+}
+
+// idleSession is a session that has not read the newest settings of its server, and
+// can not any more: its value of work_mem and of synchronous_standby_names is an old one.
+func idleSession(t *testing.T, sync string) (s *pgtest.Server, idle *Node, mend func()) {
+	t.Helper()
+	s = pgtest.Start(t, pgtest.Options{Name: "node1"})
+	idle, err := connectNode(t.Context(), "idle", s.Conninfo())
+	require.NoError(t, err)
+	t.Cleanup(func() { idle.Close() })
+	for name, value := range map[string]string{"work_mem": "5MB", "synchronous_standby_names": sync} {
+		s.Exec(t, `ALTER SYSTEM SET `+name+` = `+quoteLiteral(value))
+	}
+	s.Exec(t, `SELECT pg_reload_conf()`)
+	pgtest.WaitFor(t, "the server to read them", func(context.Context) error {
+		if got := s.QueryString(t, `SELECT current_setting('work_mem') || current_setting('synchronous_standby_names')`); got != "5MB"+sync {
+			return errors.New(got)
+		}
+		return nil
+	})
+	path := filepath.Join(s.Dir, "postgresql.conf")
+	conf, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, append(conf, "work_mem = '6MB\n"...), 0o600))
+	var sees string
+	require.NoError(t, idle.conn.QueryRow(t.Context(), `SELECT current_setting('work_mem') || current_setting('synchronous_standby_names')`).Scan(&sees))
+	require.Equal(t, "4MB", sees)
+	return s, idle, func() { require.NoError(t, os.WriteFile(path, conf, 0o600)) }
+}
+
+// What an idle session remembers of the settings is no reason to leave them alone.
+func TestAlterSystem_IdleSession(t *testing.T) {
+	t.Parallel()
+	s, idle, mend := idleSession(t, "")
+	ctx, set := t.Context(), map[string]string{"work_mem": "4096"}
+	require.ErrorContains(t, idle.alterSystem(ctx, set), "would heed no new setting")
+	mend()
+	require.NoError(t, idle.alterSystem(ctx, set))
+	pgtest.WaitFor(t, "the server to read it", func(context.Context) error {
+		if got := s.QueryString(t, `SHOW work_mem`); got != "4MB" {
+			return errors.New(got)
+		}
+		return nil
+	})
+}
+
+// Nor does it say that commits wait for nobody any more, or for whom they wait.
+func TestSyncInForce_IdleSession(t *testing.T) {
+	t.Parallel()
+	const value = `ANY 1 ("node2")`
+	s, idle, mend := idleSession(t, value)
+	defer mend()
+	cfg := Config{NodeID: 1, NodeName: "node1", Conninfo: s.Conninfo(), DataDirectory: s.Dir, Failover: FailoverAutomatic, SynchronousMode: SynchronousQuorum}
+	m, err := NewMonitor(cfg)
+	require.NoError(t, err)
+	m.use(m.cfg)
+	m.watch = newWatch(t.Context(), m.cluster, func() {})
+	defer m.watch.close()
+	m.recs, m.local = []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}}, idle
+	rule := election.Rule{Term: 3, Seq: 1, Primary: 1, Voters: []int32{1, 2}, Quorum: true, Sync: []int32{2}, Acks: 1}
+	want := election.SyncSetting{Acks: 1, Standbys: []int32{2}}
+	for _, seq := range []int{1, 2} {
+		rule.Seq = seq
+		set, err := m.syncInForce(t.Context(), []election.Rule{rule})
+		require.NoError(t, err)
+		require.Equal(t, want, set, "the rule says so, and what is in force was proven, seq %d", seq)
+	}
+	// In a new term, whoever opened it saw a commit wait. Later nobody did.
+	m.tender.proven = ""
+	rule.Term, rule.Seq = 4, 1
+	set, err := m.syncInForce(t.Context(), []election.Rule{rule})
+	require.NoError(t, err)
+	require.Equal(t, want, set)
+	m.tender.proven, rule.Seq = "", 2
+	set, err = m.syncInForce(t.Context(), []election.Rule{rule})
+	require.NoError(t, err)
+	require.Equal(t, -1, set.Acks)
 }

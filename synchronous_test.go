@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -381,4 +382,28 @@ func TestQuorum_NamesWeakCommits(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A configuration that can not be read any more changes nothing that is in force,
+// although sessions that were idle since read it in vain: the rule stays, and so
+// does the failover.
+func TestQuorum_OutlivesABrokenConfiguration(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	require.Equal(t, "1", nodes[0].QueryString(t, `SELECT min(acks) FROM repmgr.rules WHERE term = 1 AND acks > 0`))
+	last := `SELECT term || '/' || seq || ', acks ' || acks FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1`
+	before := nodes[0].QueryString(t, last)
+	breakConfig(t, nodes[0])
+	nodes[0].Exec(t, `SELECT pg_reload_conf()`)
+	nodes[0].events.wait(t, repmgr.EventPledgeAbility)
+	since := time.Now()
+	pgtest.WaitFor(t, "some looks", func(context.Context) error {
+		if at := nodes[0].daemon.Status().LookedAt; at.Sub(since) < 2*nodes[0].cfg.SilenceTimeout {
+			return fmt.Errorf("looked last at %s", at)
+		}
+		return nil
+	})
+	require.Equal(t, before, nodes[0].QueryString(t, last))
+	nodes[0].Kill()
+	waitPrimary(t, nodes[1:]...)
 }

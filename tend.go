@@ -109,6 +109,10 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 		return none, nil
 	}
 	s, err := m.local.syncState(ctx)
+	usual := s.value == t.proven && settingOf(s.value, m.recs).Equal(rules[0].SyncSetting())
+	if err == nil && !usual && (quorum || rules[0].Quorum) { // this session may not have read the newest settings: a new one has them
+		s, err = m.freshSyncState(ctx)
+	}
 	former := m.ofFormerBuild(s, rules[0])
 	switch {
 	case err != nil:
@@ -119,8 +123,8 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 		err = m.local.writeMark(ctx, s, s.value)
 	}
 	set := settingOf(s.value, m.recs)
-	if !t.begun && set.Equal(rules[0].SyncSetting()) {
-		t.proven = s.value // whoever wrote the rule saw it
+	if (!t.begun || rules[0].Seq == 1) && set.Equal(rules[0].SyncSetting()) {
+		t.proven = s.value // whoever wrote the rule, or opened the term, saw a commit wait
 	}
 	if t.begun = true; s.value != t.proven {
 		t.proven = ""
@@ -129,6 +133,17 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 		set.Acks = -1
 	}
 	return set, err
+}
+
+// freshSyncState is what a new session of the local server says: it has the settings
+// of the server itself, whatever the sessions that were there before have read.
+func (m *Monitor) freshSyncState(ctx context.Context) (syncState, error) {
+	n, err := m.cluster.connectLocal(ctx)
+	if err != nil {
+		return syncState{}, err
+	}
+	defer n.Close()
+	return n.syncState(ctx)
 }
 
 // ofFormerBuild reports whether a value without our mark is the one that the rule
