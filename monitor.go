@@ -223,6 +223,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil // what a cancelled look did not see is no evidence
 		}
+		m.mendHistory()
 		m.noteForeigners(o.Peers)
 		d := m.policy().Step(m.state, o)
 		m.transition(d)

@@ -28,6 +28,8 @@ type tender struct {
 	failed error     // why the last one could not be put in force
 	again  time.Time // when to try that again
 
+	mended wal.Timeline // the timeline whose past the server can send
+
 	namesakes map[NodeID]namesake // nodes under whose name another server streams
 	addresses map[NodeID]string   // from where a node was seen to stream
 }

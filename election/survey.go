@@ -257,12 +257,20 @@ func upstream(o Peer, peers []Peer) int32 {
 
 // shutDown reports whether the most advanced standby on the line of the rule ends
 // with the record that a server writes when it is shut down in order: nothing was
-// committed after it. What a node on another branch ends with says nothing.
+// committed after it. What a node on another branch ends with says nothing. Of those
+// that are equally advanced one word is enough: the others may have been seen a moment
+// before their WAL receivers ended.
 func shutDown(r Rule, peers []Peer) bool {
 	var best Peer
 	for _, o := range peers {
-		if o.Answer == Answers && o.Running == Standby && o.data() && !o.Unsure && o.On(r) && (best.ID == 0 || comparePosition(o.Position, best.Position) > 0) {
+		if o.Answer != Answers || o.Running != Standby || !o.data() || o.Unsure || !o.On(r) {
+			continue
+		}
+		switch c := comparePosition(o.Position, best.Position); {
+		case best.ID == 0 || c > 0:
 			best = o
+		case c == 0:
+			best.ShutDown = best.ShutDown || o.ShutDown
 		}
 	}
 	return best.ShutDown

@@ -66,7 +66,10 @@ func TestPolicy_Diagnose(t *testing.T) {
 			{gone(election.Refused), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })},
 		},
 		election.HealthDoubtful: {{gone(election.Silent, func(p *election.Peer) {}), two}},
-		election.HealthShutDown: {{gone(election.Refused, ended), answers(2, election.Standby, 100, func(p *election.Peer) { p.ShutDown = true })}},
+		election.HealthShutDown: {
+			{gone(election.Refused, ended), answers(2, election.Standby, 100, func(p *election.Peer) { p.ShutDown = true })},
+			{gone(election.Refused, ended, func(p *election.Peer) { p.Since = start }), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.SeenAt = start.Add(-time.Second) }), answers(3, election.Standby, 100, func(p *election.Peer) { p.ShutDown = true })},
+		},
 		election.HealthDemoted:  {{answers(1, election.Standby, 100), two}},
 		election.HealthDead:     {{gone(election.Refused, ended), two}},
 		election.HealthRefused:  {{gone(election.Refused), two}},

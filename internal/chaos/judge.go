@@ -28,18 +28,21 @@ func promotions(start promotion, events []logEvent) []promotion {
 	return ps
 }
 
-// lasting are the promotions without those after the last one of whoever is the
-// primary in the end: what nobody acknowledged to was no right to acknowledge.
-func lasting(ps []promotion, primary int) []promotion {
-	for i := len(ps) - 1; i > 0; i-- {
-		if ps[i].Node == primary {
-			return ps[:i+1]
+// lasting are the promotions that gave a right to acknowledge: those of whoever is
+// the primary in the end, and those after which the server did acknowledge. One that
+// was promoted and never came to office took nobody's right away.
+func lasting(ps []promotion, primary int, acks []Ack) []promotion {
+	var kept []promotion
+	for i, p := range ps {
+		until := func(a Ack) bool { // the server's own next promotion
+			return !slices.ContainsFunc(ps[i+1:], func(n promotion) bool { return n.Node == p.Node && !a.At.Before(n.At) })
+		}
+		used := slices.ContainsFunc(acks, func(a Ack) bool { return a.Node == p.Node && !a.At.Before(p.At) && until(a) })
+		if i == 0 || used || p.Node == primary {
+			kept = append(kept, p)
 		}
 	}
-	if ps[0].Node == primary {
-		return ps[:1]
-	}
-	return ps
+	return kept
 }
 
 // outage is the longest time without an acknowledged commit between from and to.

@@ -86,9 +86,16 @@ func TestVanished(t *testing.T) {
 func TestLasting(t *testing.T) {
 	t.Parallel()
 	ps := []promotion{{Node: 1}, {Node: 2, Timeline: 2}, {Node: 3, Timeline: 3}}
-	require.Equal(t, ps, lasting(ps, 3))
-	require.Equal(t, ps[:2], lasting(ps, 2), "node 3 never came to office")
-	require.Equal(t, ps[:1], lasting(ps, 1))
+	at := func(sec int) time.Time { return time.Unix(int64(sec), 0) }
+	for i := range ps {
+		ps[i].At = at(10 * i)
+	}
+	require.Equal(t, []promotion{ps[0], ps[2]}, lasting(ps, 3, nil), "node 2 never came to office")
+	require.Equal(t, ps[:1], lasting(ps, 1, nil))
+	require.Equal(t, ps, lasting(ps, 3, []Ack{{1, at(11), at(12), 2}}))
+	require.Equal(t, ps[:2], lasting(ps, 1, []Ack{{1, at(11), at(12), 2}, {2, at(15), at(16), 3}}), "node 3 acknowledged before it was promoted")
+	again := append(ps, promotion{At: at(30), Node: 2, Timeline: 4})
+	require.Equal(t, []promotion{ps[0], again[3]}, lasting(again, 1, []Ack{{1, at(31), at(32), 2}}), "its second term, not its first")
 }
 
 func TestFollowed(t *testing.T) {

@@ -59,6 +59,7 @@ type scene struct {
 	before  state
 	rng     *rand.Rand
 	target  string // who was hit, for the report
+	second  bool   // another fault of the same moment came before
 	cleanup []func()
 	at      time.Time                         // when the fault began, where there was something to prepare; zero: at once
 	expect  Expect                            // where it depends on the cluster; empty: as the nemesis says

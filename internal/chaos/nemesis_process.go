@@ -137,7 +137,7 @@ func dieAt(step string) Nemesis {
 }
 
 // freeze stops processes for the time of the fault. It waits for some, where
-// another fault of the same moment has ended them.
+// another fault of the same moment has ended them; that one may keep them down.
 func (s *scene) freeze(ctx context.Context, list func(s *scene) []int) error {
 	var stopped []int
 	target := s.target
@@ -149,6 +149,9 @@ func (s *scene) freeze(ctx context.Context, list func(s *scene) []int) error {
 		}
 		return nil
 	})
+	if s.second && len(stopped) == 0 {
+		return nil
+	}
 	signalAll(stopped, syscall.SIGSTOP)
 	s.cleanup = append(s.cleanup, func() { signalAll(stopped, syscall.SIGCONT) })
 	return err

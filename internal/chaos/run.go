@@ -285,7 +285,7 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 		if i > 0 {
 			_ = sleep(ctx, later)
 		}
-		o.newest = time.Now()
+		o.newest, s.second = time.Now(), i > 0
 		fail("do", n.Name, n.Do(ctx, s))
 		if !s.at.IsZero() {
 			o.began, o.newest = s.at, s.at // what came before was preparation
@@ -443,7 +443,11 @@ func (r *runner) rows(ctx context.Context, sc *scene, ps []promotion, o *observa
 		return err
 	}
 	if !r.c.o.Suite.Peer {
-		ps = lasting(ps, s.Primary.id)
+		var all []Ack
+		for i, w := range r.writers {
+			all = append(all, w.since(o.marks[i])...)
+		}
+		ps = lasting(ps, s.Primary.id, all)
 	}
 	for i, w := range r.writers {
 		acks := w.since(o.marks[i])
