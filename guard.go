@@ -28,15 +28,19 @@ func (m *Monitor) guard(ctx context.Context) {
 	defer m.beat(nil, true)
 	defer m.endMarking()
 	defer m.device.disarm()
+	parts, had := 1, false // of a pulse: a lease is looked at twice in each
 	for turn := 0; ; turn++ {
 		c := m.settings()
-		if m.pulse(ctx, 2) != nil {
+		if m.pulse(ctx, parts) != nil {
 			return
 		}
 		m.awake(ctx, c)
 		left := m.guardOnce(ctx, c)
-		if had := m.shared.leaseLeft() != nil; turn%2 == 0 || had != (left != nil) {
+		if turn%parts == 0 || had != (left != nil) {
 			m.beat(left, false)
+		}
+		if parts, had = 1, left != nil; had {
+			parts = 2
 		}
 		m.setLease(left)
 		m.feed(c, left)
