@@ -407,3 +407,32 @@ func TestQuorum_OutlivesABrokenConfiguration(t *testing.T) {
 	nodes[0].Kill()
 	waitPrimary(t, nodes[1:]...)
 }
+
+// Neither a new term nor a new daemon of its primary makes commits wait for less,
+// because nobody has looked at the standbys yet.
+func TestQuorum_WaitsOnAcrossTermsAndDaemons(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+	_, stop := nodes[0].monitor(t)
+	nodes[1].monitor(t)
+	nodes[2].monitor(t)
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
+	looks := func(n *node) {
+		t.Helper()
+		pgtest.WaitFor(t, "the daemon of the primary to look", func(context.Context) error {
+			if s := n.daemon.Status(); s.Phase != election.AsPrimary || s.LookedAt.Sub(s.Since) < n.cfg.SilenceTimeout {
+				return fmt.Errorf("%s since %s", s.Phase, s.Since)
+			}
+			return nil
+		})
+	}
+	seq := nodes[0].QueryString(t, `SELECT max(seq) FROM repmgr.rules`)
+	stop()
+	nodes[0].monitor(t)
+	looks(nodes[0])
+	require.Equal(t, "0", nodes[0].QueryString(t, `SELECT count(*) FROM repmgr.rules WHERE seq > $1::int AND acks = 0`, seq))
+	nodes[0].Kill()
+	winner := waitPrimary(t, nodes[1:]...)
+	looks(winner)
+	require.Equal(t, "1", winner.QueryString(t, `SELECT min(acks) FROM repmgr.rules WHERE term = 2`))
+}

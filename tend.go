@@ -22,6 +22,7 @@ type tender struct {
 	ruledAt time.Time           // since when it is known
 	mark    wal.LSN             // where the primary wrote at the last look
 	sound   map[int32]time.Time // when a standby was last seen to have what was written by then
+	term    int64               // the one that sound is of
 
 	proven string    // the synchronous_standby_names that is in force and known to make commits wait
 	begun  bool      // it was looked at
@@ -62,7 +63,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 		return err
 	}
 	m.watchNames(ctx)
-	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy(), Doubled: m.doubled()}
+	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy(rules[0]), Doubled: m.doubled()}
 	var before election.Rule
 	if len(rules) > 1 {
 		before = rules[1]
@@ -255,13 +256,17 @@ func (m *Monitor) holders(r election.Rule) []int32 {
 
 // healthy are the standbys that stream, keep up, answer and may be promoted: one
 // that lets nobody ask gives no pledge. One that fell silent a moment ago still is:
-// short outages do not change the rule. One under whose name another server
+// short outages do not change the rule. So is one that the rule names while nobody has
+// looked for that long: at the begin of a term, or of this daemon. One under whose name another server
 // streams is not, from the moment in which that is known.
-func (m *Monitor) healthy() (ids []int32) {
+func (m *Monitor) healthy(rule election.Rule) (ids []int32) {
 	now := time.Now()
 	t := &m.tender
-	if t.sound == nil {
-		t.sound = map[int32]time.Time{}
+	if t.sound == nil || t.term != rule.Term {
+		t.sound, t.term = map[int32]time.Time{}, rule.Term
+		for _, id := range rule.Sync {
+			t.sound[id] = now
+		}
 	}
 	for _, r := range m.recs {
 		p, id := peerOf(m.watch.peers(), int32(r.ID)), int32(r.ID)
