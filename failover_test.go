@@ -159,10 +159,15 @@ func TestFailover_NotAfterAShutdownInOrder(t *testing.T) {
 	nodes[0].StartAgain()
 	waitHealth(t, monitors[1], election.HealthAlive)
 
-	_, err := nodes[1].Failover(t.Context(), repmgr.FailoverOptions{})
-	var refusal *repmgr.RefusalError
-	require.ErrorAs(t, err, &refusal)
-	require.Equal(t, election.HealthAlive, refusal.Health)
+	pgtest.WaitFor(t, "the refusal", func(context.Context) error {
+		_, err := nodes[1].Failover(t.Context(), repmgr.FailoverOptions{})
+		var refusal *repmgr.RefusalError
+		require.ErrorAs(t, err, &refusal)
+		if refusal.Health != election.HealthAlive { // an answer was late
+			return err
+		}
+		return nil
+	})
 	nodes[0].Stop("fast")
 	res, err := nodes[2].Failover(t.Context(), repmgr.FailoverOptions{})
 	require.NoError(t, err)
@@ -203,7 +208,7 @@ func TestFailover_WitnessAndRejoin(t *testing.T) {
 	nodes[0].Kill()
 	winner := waitPrimary(t, nodes[1])
 	writer.WaitForMore(t, 20)
-	nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+	nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
 	pgtest.WaitFor(t, "the old primary to be a standby that commits wait for", func(context.Context) error {
 		if got := winner.QueryString(t, `SELECT current_setting('synchronous_standby_names')`); got != `ANY 1 ("node1")` {
 			return errors.New(got)
@@ -238,7 +243,7 @@ func TestFailover_Paused(t *testing.T) {
 	_, err = nodes[1].Unpause(t.Context(), repmgr.PauseOptions{})
 	require.Error(t, err) // node1 is down
 	waitPrimary(t, nodes[1:]...)
-	nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+	nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
 	pgtest.WaitFor(t, "node1 to learn that the pause is over", func(context.Context) error {
 		flag := nodes[0].QueryString(t, `SELECT setting FROM pg_file_settings WHERE name = 'repmgr.paused' ORDER BY seqno DESC LIMIT 1`)
 		if !strings.HasPrefix(flag, "1/off/") {
@@ -290,7 +295,7 @@ func TestFailover_OldPrimaryReturns(t *testing.T) {
 	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
 	nodes[0].Kill()
 	winner := waitPrimary(t, nodes[1:]...)
-	nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+	nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
 	waitSame(t, winner, nodes[0])
 	winner.Exec(t, `CREATE TABLE after_the_failover (i int)`)
 	waitSame(t, winner, nodes[0])
@@ -317,7 +322,7 @@ func TestFailover_OldPrimaryReturnsWithoutData(t *testing.T) {
 		require.NoError(t, os.RemoveAll(path))
 	}
 	winner := waitPrimary(t, nodes[1:]...)
-	nodes[0].events.wait(t, repmgr.EventNodeRejoin)
+	nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
 	waitSame(t, winner, nodes[0])
 }
 

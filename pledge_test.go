@@ -259,7 +259,7 @@ func TestUnelected_GivesWay(t *testing.T) {
 	nodes[2].Exec(t, `SELECT pg_promote()`)
 	e := nodes[2].events.wait(t, repmgr.EventFence)
 	require.Contains(t, e.Details, string(election.Unelected))
-	nodes[2].events.wait(t, repmgr.EventNodeRejoin)
+	nodes[2].events.waitSuccess(t, repmgr.EventNodeRejoin)
 	require.Equal(t, "f", nodes[0].QueryString(t, `SELECT pg_is_in_recovery()`))
 	nodes[0].Exec(t, `CREATE TABLE after (i int)`)
 	waitSame(t, nodes[0], nodes[2])

@@ -53,6 +53,16 @@ func (r *recorder) wait(t *testing.T, typ repmgr.EventType) repmgr.Event {
 	}
 }
 
+// waitSuccess leaves out the attempts that failed, as where an overloaded machine answers late.
+func (r *recorder) waitSuccess(t *testing.T, typ repmgr.EventType) repmgr.Event {
+	t.Helper()
+	for {
+		if e := r.wait(t, typ); e.Success {
+			return e
+		}
+	}
+}
+
 // config is the manual's three lines for a server, and what tests need beside.
 func config(t *testing.T, id repmgr.NodeID, s *pgtest.Server) (repmgr.Config, *recorder) {
 	rec := &recorder{ch: make(chan repmgr.Event, 1000)} // more than any test has events
