@@ -373,6 +373,9 @@ func (m *Monitor) begin(ctx context.Context, a election.Action) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	act := &action{verb: a.Verb, why: string(m.state.Reason), cancel: cancel, done: make(chan error, 1), firm: a.Verb != election.Follow && a.Verb != election.Rejoin}
 	m.action = act
+	if a.Verb == election.Follow { // follow_command is run once for it
+		m.hooked = max(m.hooked, newest(m.watch.peers()).Term)
+	}
 	c := m.cluster
 	target := m.watch.record(a.Child)
 	policy := m.policy()

@@ -123,6 +123,7 @@ const (
 	GivingWay       Reason = "primary is lost: ending what is under way"
 	FollowingWinner Reason = "following the primary that the rule names"
 	Rejoining       Reason = "bringing the former primary back as a standby"
+	Returning       Reason = "bringing this standby back: it can not follow the primary with the data that it has"
 )
 
 // Verb is what an action does.

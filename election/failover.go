@@ -150,15 +150,21 @@ func (p Policy) follow(s State, o Observation) Decision {
 	actions := p.returned(s, o)
 	why, verb := FollowingWinner, Follow
 	if o.Diverged {
-		why, verb = Rejoining, Rejoin
+		why, verb = Returning, Rejoin
 	}
 	switch {
-	case !o.Busy && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter):
+	case !o.Busy && !o.justFollowed() && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter):
 		actions = append(actions, Action{Verb: verb, Child: o.Rule.Primary})
 	case o.Upstream.Up:
 		actions = append(actions, Action{Verb: TendStandby}, Action{Verb: Sample})
 	}
 	return p.enter(s, o, Orphaned, why, actions...)
+}
+
+// justFollowed: a follow has worked, and the local server was not looked at since.
+// What is known of it is from before, and no ground for another one.
+func (o Observation) justFollowed() bool {
+	return o.Last.Verb == Follow && o.Last.OK && !find(o.Peers, o.Self).SeenAt.After(o.Last.At)
 }
 
 // waits reports whether such an action failed so lately that it is too early for another.

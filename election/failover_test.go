@@ -86,8 +86,18 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule, o.Upstream, o.Busy = mine, primary, true },
 				answers(2, election.Standby, 100, held, ballot(2), detached), answers(3, election.Primary, 100, holding(mine))), election.FollowingWinner, "",
 		},
+		"nor before it was looked at again after it was pointed there": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) {
+				o.Rule, o.Upstream, o.Last = mine, primary, election.Outcome{Verb: election.Follow, At: start, OK: true}
+			}, answers(2, election.Standby, 100, held, ballot(2), detached), answers(3, election.Primary, 100, holding(mine))), election.FollowingWinner, "",
+		},
+		"but again when it has strayed since": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) {
+				o.Rule, o.Upstream, o.Last = mine, primary, election.Outcome{Verb: election.Follow, At: start.Add(-time.Millisecond), OK: true}
+			}, answers(2, election.Standby, 100, held, ballot(2), detached), answers(3, election.Primary, 100, holding(mine))), election.FollowingWinner, election.Follow,
+		},
 		"one that has what the winner never had": {
-			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule, o.Diverged = mine, true }, answers(2, election.Standby, 100, held, detached), answers(3, election.Primary, 100, holding(mine))), election.Rejoining, election.Rejoin,
+			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule, o.Diverged = mine, true }, answers(2, election.Standby, 100, held, detached), answers(3, election.Primary, 100, holding(mine))), election.Returning, election.Rejoin,
 		},
 		"lost, and it is its turn":          {failoverPolicy, election.State{LostAt: start.Add(-time.Second)}, of(nil, lost...), election.Electing, election.Elect},
 		"lost, and another goes first":      {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Self = 3 }, lost...), election.NotMyTurn, ""},
