@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
 
@@ -369,13 +370,36 @@ func (r *cloning) finish(ctx context.Context, target *cloneTarget) error {
 	if err != nil {
 		return err
 	}
-	if err := writeStandby(target.data, set, ownSettings); err != nil {
+	if err := r.writeSettings(target.data, set); err != nil {
 		return kind(ErrCopy, "write the standby settings: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
 		return kind(ErrCopy, "clone into %s: stopped: %w", r.o.Dir, context.Cause(ctx))
 	}
 	return target.commit()
+}
+
+// writeSettings writes the settings of the new standby in place of what was the
+// source's own: its settings of ALTER SYSTEM, and the mark of a fence.
+func (r *cloning) writeSettings(dir string, set map[string]string) error {
+	text, err := os.ReadFile(filepath.Join(dir, autoConf))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	old, err := ballot.Settings(strings.ReplaceAll(string(text), `\`, `\\`))
+	if err != nil {
+		return fmt.Errorf("in %s: %w", autoConf, err)
+	}
+	give, drop := ballot.Inherited(old)
+	for name, value := range set {
+		give[name] = value
+	}
+	for _, name := range []string{fencedName, rejoinName} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return writeStandby(dir, give, append(drop, ownSettings...))
 }
 
 func (r *cloning) settings() (map[string]string, error) {

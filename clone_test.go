@@ -30,7 +30,9 @@ func entries(t *testing.T, dir string) []string {
 	return names
 }
 
-// Every Cloner makes the same standby: tablespaces moved, slot used, rows there.
+// Every Cloner makes the same standby: tablespaces moved, slot used, rows there. What
+// was the source's own stays there: its vote, its pause, the rule that it was told of,
+// what was put in force on it for a while, the mark of a fence.
 func TestClone_EveryMethod(t *testing.T) {
 	t.Parallel()
 	node1 := startPrimary(t, func(c *repmgr.Config) { c.UseReplicationSlots = true })
@@ -40,6 +42,21 @@ func TestClone_EveryMethod(t *testing.T) {
 	node1.Exec(t, `CREATE TABLE here AS SELECT generate_series(1, 5000) AS n`)
 	node1.Exec(t, `CREATE TABLE there TABLESPACE extra AS SELECT generate_series(1, 5000) AS n`)
 	w := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{node1.Conninfo()}})
+
+	auto := filepath.Join(node1.Dir, "postgresql.auto.conf")
+	text, err := os.ReadFile(auto)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(auto, append(text, `repmgr.ballot = '1/7/node1.1'
+repmgr.paused = '1/on/3'
+repmgr.rule = '{"term": 7}'
+repmgr.sync = 'ANY 1 (node9)'
+restore_command = ''
+repmgr.saved_restore_command = '=cp "/archive\\a''s/%f" %p'
+wal_receiver_timeout = '1'
+repmgr.saved_wal_receiver_timeout = ''
+work_mem = '5MB'
+`...), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(node1.Dir, "repmgr_fenced"), []byte("x"), 0o600))
 
 	methods := map[string]func(*testing.T, *repmgr.Config){
 		"basebackup": func(*testing.T, *repmgr.Config) {},
@@ -78,7 +95,10 @@ func TestClone_EveryMethod(t *testing.T) {
 			require.Equal(t, fmt.Sprintf("repmgr_slot_%d", nodeID), res.Slot)
 			require.Equal(t, `node "node1" (ID: 1)`, res.Upstream)
 			require.NotContains(t, entries(t, n.Dir), ".repmgr-clone")
+			require.NotContains(t, entries(t, n.Dir), "repmgr_fenced")
 			n.Start(t)
+			require.Equal(t, `repmgr.sync=ANY 1 (node9); restore_command=cp "/archive\a's/%f" %p; work_mem=5MB`,
+				n.QueryString(t, `SELECT string_agg(name || '=' || setting, '; ' ORDER BY name) FROM pg_file_settings WHERE sourcefile ~ 'auto.conf' AND name ~ '^repmgr\.|^restore_command|^wal_receiver_timeout|^work_mem'`))
 			_, err = n.RegisterStandby(t.Context(), repmgr.RegisterOptions{})
 			require.NoError(t, err)
 			w.WaitForMore(t, 5)

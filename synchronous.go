@@ -121,7 +121,7 @@ func syncValue(s election.SyncSetting, name func(id int32) string) string {
 // between the two ALTER SYSTEMs leaves no doubt. What is not named there is the
 // user's. A clone brings both from its source, and they belong together there, too.
 const (
-	syncMark      = "repmgr.sync"
+	syncMark      = ballot.SyncMark
 	syncMarkJoint = " | "
 )
 

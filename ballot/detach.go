@@ -66,6 +66,33 @@ func GiveBack(ctx context.Context, conn *pgx.Conn, name, value string) (changed 
 	return true, alter(ctx, conn, savedPrefix+name, nil)
 }
 
+// Inherited says what of its source's settings in the file of ALTER SYSTEM a copy of
+// that server must not have: settings that get another value, and those that go. A
+// vote and a pause are one node's own, as is the rule that a node was told of ahead of
+// its tables; what was put in force for a while on the source is none of the copy's.
+// The mark of synchronous_standby_names stays beside it: it says whose that value is.
+func Inherited(set map[string]string) (give map[string]string, drop []string) {
+	give = map[string]string{}
+	for name, value := range set {
+		of, saved := strings.CutPrefix(name, savedPrefix)
+		was, there := strings.CutPrefix(value, "=")
+		override := of == archive && set[of] == "" || of == receiverTimeout && set[of] == briefly
+		switch {
+		case saved && override && there:
+			give[of] = was
+		case saved && override:
+			drop = append(drop, of)
+		}
+		if strings.HasPrefix(name, "repmgr.") && name != SyncMark {
+			drop = append(drop, name)
+		}
+	}
+	return give, drop
+}
+
+// SyncMark says which value of synchronous_standby_names the daemons have set.
+const SyncMark = "repmgr.sync"
+
 // Store writes a setting of ours into the file of ALTER SYSTEM.
 func Store(ctx context.Context, conn *pgx.Conn, name, value string) error {
 	return alter(ctx, conn, name, &value)
