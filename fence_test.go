@@ -103,11 +103,7 @@ func TestFailover_OfAPrimaryThatWasNotSeenSince(t *testing.T) {
 			nodes := startNodes(t, 3, repmgr.SynchronousOff)
 			patient(&nodes[0].cfg)
 			nodes[0].monitor(t)
-			var stops []func()
-			for _, n := range nodes[1:] {
-				_, stop := n.monitor(t)
-				stops = append(stops, stop)
-			}
+			startMonitors(t, nodes[1:])
 			waitReady(t, nodes, 3, repmgr.SynchronousOff)
 			for _, n := range nodes[1:] {
 				pgtest.WaitFor(t, "what is kept of the primary", func(context.Context) error {
@@ -117,9 +113,7 @@ func TestFailover_OfAPrimaryThatWasNotSeenSince(t *testing.T) {
 					return nil
 				})
 			}
-			for _, stop := range stops {
-				stop()
-			}
+			stopMonitors(nodes[1:])
 			if !kept {
 				for _, n := range nodes[1:] {
 					require.NoError(t, os.Remove(filepath.Join(n.Dir, "repmgr_nodes.json")))
@@ -322,16 +316,8 @@ func TestFence_NotForARejectedLogin(t *testing.T) {
 	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
-			nodes := startNodes(t, 3, mode)
-			var stops []func()
-			for _, n := range nodes {
-				_, stop := n.monitor(t)
-				stops = append(stops, stop)
-			}
-			waitReady(t, nodes, 3, mode)
-			for _, stop := range stops {
-				stop()
-			}
+			nodes, _ := startCluster(t, 3, mode)
+			stopMonitors(nodes)
 			for _, n := range nodes[1:] {
 				hba := filepath.Join(n.Dir, "pg_hba.conf")
 				text, err := os.ReadFile(hba)

@@ -34,8 +34,23 @@ func (n *node) monitor(t *testing.T) (*repmgr.Monitor, func()) {
 			require.NoError(t, <-done)
 		}
 	}
+	n.stop = stop
 	t.Cleanup(stop)
 	return m, stop
+}
+
+// startMonitors runs one for each node; its field stop ends it.
+func startMonitors(t *testing.T, nodes []*node) {
+	t.Helper()
+	for _, n := range nodes {
+		n.monitor(t)
+	}
+}
+
+func stopMonitors(nodes []*node) {
+	for _, n := range nodes {
+		n.stop()
+	}
 }
 
 func waitPhase(t *testing.T, m *repmgr.Monitor, want election.Phase) {

@@ -123,11 +123,7 @@ func TestFailover_ReplayThatDoesNotEnd(t *testing.T) {
 			t.Parallel()
 			nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
 			waitSame(t, nodes[0], nodes[2])
-			var stops []func()
-			for _, n := range nodes {
-				_, stop := n.monitor(t)
-				stops = append(stops, stop)
-			}
+			startMonitors(t, nodes)
 			waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
 			test.hinder(t, nodes)
 			waitValue(t, nodes[0], fmt.Sprintf("3/%d/1", test.sync), standing)
@@ -137,7 +133,7 @@ func TestFailover_ReplayThatDoesNotEnd(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, explanation.Blocked)
 			nodes[0].Kill()
-			stops[0]()
+			nodes[0].stop()
 			winner := waitPrimary(t, nodes[1:]...)
 			w.WaitForMore(t, 30)
 			w.Stop()
@@ -223,13 +219,7 @@ func TestFailover_StrayNeverWins(t *testing.T) {
 // pg_rewind leaves them, is not taken for one that is on that branch.
 func TestFailover_FileNamesAreNoEvidence(t *testing.T) {
 	t.Parallel()
-	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
-	var stops []func()
-	for _, n := range nodes {
-		_, stop := n.monitor(t)
-		stops = append(stops, stop)
-	}
-	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
 	segment := nodes[0].QueryString(t, `SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 9)`)
 	lsn := nodes[1].QueryString(t, `SELECT pg_last_wal_replay_lsn()`)
 	nodes[0].Exec(t, `CREATE TABLE beyond AS SELECT generate_series(1, 1000) AS i`)
@@ -242,7 +232,7 @@ func TestFailover_FileNamesAreNoEvidence(t *testing.T) {
 	w := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{nodes[0].Conninfo(), nodes[2].Conninfo()}})
 	w.WaitForMore(t, 30)
 	nodes[0].Kill()
-	stops[0]()
+	nodes[0].stop()
 	nodes[1].StartAgain() // the history comes when it runs: it would go there at its start
 	require.NoError(t, os.WriteFile(filepath.Join(nodes[1].Dir, "pg_wal", "00000009.history"), []byte("1\t"+lsn+"\tno recovery target specified\n"), 0o600))
 	require.Equal(t, repmgr.NodeID(3), waitPrimary(t, nodes[1:]...).cfg.NodeID)
@@ -272,16 +262,8 @@ func TestUnelected_IsElectedOrGivesWay(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			needRejoin(t)
-			nodes := startNodes(t, 3, mode)
-			var stops []func()
-			for _, n := range nodes {
-				_, stop := n.monitor(t)
-				stops = append(stops, stop)
-			}
-			waitReady(t, nodes, 3, mode)
-			for _, stop := range stops {
-				stop()
-			}
+			nodes, _ := startCluster(t, 3, mode)
+			stopMonitors(nodes)
 			nodes[0].Kill()
 			nodes[1].Exec(t, `SELECT pg_promote()`)
 			nodes[1].monitor(t)
@@ -317,16 +299,12 @@ func TestFailover_Cascade(t *testing.T) {
 	nodes := startNodes(t, 4, repmgr.SynchronousQuorum)
 	_, err := nodes[3].Follow(t.Context(), repmgr.FollowOptions{UpstreamID: 3})
 	require.NoError(t, err)
-	var stops []func()
-	for _, n := range nodes {
-		_, stop := n.monitor(t)
-		stops = append(stops, stop)
-	}
+	startMonitors(t, nodes)
 	waitValue(t, nodes[0], "4/2/1", standing)
 	w := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{nodes[0].Conninfo(), nodes[1].Conninfo(), nodes[2].Conninfo()}})
 	w.WaitForMore(t, 30)
 	nodes[0].Kill()
-	stops[0]()
+	nodes[0].stop()
 	winner := waitPrimary(t, nodes[1:]...)
 	w.WaitForMore(t, 30)
 	w.Stop()

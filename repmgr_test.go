@@ -22,6 +22,7 @@ type node struct {
 	cfg    repmgr.Config
 	events *recorder
 	daemon *repmgr.Monitor // the last one that was started; nil: none, or it was stopped
+	stop   func()          // stops it, once; nil: none was started
 }
 
 // recorder is a Notifier that remembers.

@@ -25,28 +25,16 @@ func (n *node) screen(t *testing.T, o repmgr.ScreenOptions) repmgr.ScreenResult 
 	return res
 }
 
-// stoppable is a cluster of three, with what stops the Monitors.
-func stoppable(t *testing.T) (nodes []*node, stop []func()) {
-	t.Helper()
-	nodes = startNodes(t, 3, repmgr.SynchronousOff)
-	for _, n := range nodes {
-		_, end := n.monitor(t)
-		stop = append(stop, end)
-	}
-	waitReady(t, nodes, 3, repmgr.SynchronousOff)
-	return nodes, stop
-}
-
 // A former primary that is screened before it is started never accepts a write
 // beside the one that was elected while it was down.
 func TestScreen_FormerPrimary(t *testing.T) {
 	t.Parallel()
 	needRejoin(t)
-	nodes, stop := stoppable(t)
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
 	signal := filepath.Join(nodes[0].Dir, "standby.signal")
 	require.Empty(t, nodes[0].screen(t, repmgr.ScreenOptions{}).As, "it runs")
 
-	stop[0]()
+	nodes[0].stop()
 	nodes[0].Stop("fast")
 	res := nodes[0].screen(t, repmgr.ScreenOptions{})
 	require.Equal(t, repmgr.RolePrimary, res.As)
@@ -80,9 +68,9 @@ func TestScreen_FormerPrimary(t *testing.T) {
 // Where nobody answers, others may have elected one of them.
 func TestScreen_Alone(t *testing.T) {
 	t.Parallel()
-	nodes, stop := stoppable(t)
-	for i, n := range nodes {
-		stop[i]()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	for _, n := range nodes {
+		n.stop()
 		n.Stop("fast")
 	}
 	res := nodes[0].screen(t, repmgr.ScreenOptions{})
