@@ -70,11 +70,11 @@ func TestPolicy_Diagnose(t *testing.T) {
 			{gone(election.Refused, ended), answers(2, election.Standby, 100, func(p *election.Peer) { p.ShutDown = true })},
 			{gone(election.Refused, ended, func(p *election.Peer) { p.Since = start }), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.SeenAt = start.Add(-time.Second) }), answers(3, election.Standby, 100, func(p *election.Peer) { p.ShutDown = true })},
 		},
-		election.HealthDemoted:  {{answers(1, election.Standby, 100), two}},
-		election.HealthDead:     {{gone(election.Refused, ended), two}},
-		election.HealthRefused:  {{gone(election.Refused), two}},
-		election.HealthSilent:   {{gone(election.Silent), two}, {gone(election.Silent), answers(2, election.Primary, 100), answers(3, election.Standby, 100)}, {gone(election.Silent), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })}},
-		election.HealthHangs:    {{gone(election.Hangs), two}},
+		election.HealthDemoted: {{answers(1, election.Standby, 100), two}},
+		election.HealthDead:    {{gone(election.Refused, ended), two}},
+		election.HealthRefused: {{gone(election.Refused), two}},
+		election.HealthSilent:  {{gone(election.Silent), two}, {gone(election.Silent), answers(2, election.Primary, 100), answers(3, election.Standby, 100)}, {gone(election.Silent), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })}},
+		election.HealthHangs:   {{gone(election.Hangs), two}},
 	}
 	tests[election.HealthDoubtful][0][0].SeenAt = start.Add(-time.Second)
 	fresh := func(found time.Duration) election.Peer { // of a monitor that was just started
