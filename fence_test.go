@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
@@ -24,19 +25,24 @@ import (
 // freeze stops every process of the server: it falls silent, and is not dead.
 func (n *node) freeze(t *testing.T) {
 	t.Helper()
+	n.signalEach(t, syscall.SIGSTOP)
+}
+
+func (n *node) signalEach(t *testing.T, signal syscall.Signal) {
+	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	require.NoError(t, err)
-	frozen := 0
+	reached := 0
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
-		if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && cwd == n.Dir && syscall.Kill(pid, syscall.SIGSTOP) == nil {
-			frozen++
+		if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && cwd == n.Dir && syscall.Kill(pid, signal) == nil {
+			reached++
 		}
 	}
-	require.Positive(t, frozen)
+	require.Positive(t, reached)
 }
 
 // patient lets the Monitor of a frozen server leave it alone.
@@ -338,6 +344,107 @@ func TestFence_NotForARejectedLogin(t *testing.T) {
 			require.Contains(t, nodes[0].events.wait(t, repmgr.EventFence).Details, "no contact to a majority")
 		})
 	}
+}
+
+// rejectLogins makes the server reject every login over the network but replication.
+func (n *node) rejectLogins(t *testing.T) {
+	t.Helper()
+	hba := filepath.Join(n.Dir, "pg_hba.conf")
+	text, err := os.ReadFile(hba)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(hba, append([]byte("host all all all reject\n"), text...), 0o600))
+	n.Signal(syscall.SIGHUP)
+	pgtest.WaitFor(t, "the login to be rejected", func(ctx context.Context) error {
+		s, err := repmgr.Connect(ctx, n.Conninfo())
+		if err == nil {
+			s.Close()
+			return errors.New("it is not")
+		}
+		return nil
+	})
+}
+
+// Where every server rejects the daemons, the primary's own, too, nobody is seen any
+// more. With off a primary is stopped then. With quorum it goes on as long as the
+// others are there to reject the login: what it acknowledges, standbys have.
+func TestFence_RejectedByItsOwnServer(t *testing.T) {
+	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+		for _, how := range []string{"daemons anew", "sessions ended"} {
+			t.Run(string(mode)+", "+how, func(t *testing.T) {
+				t.Parallel()
+				nodes := startNodes(t, 3, mode)
+				var stops []func()
+				for _, n := range nodes {
+					_, stop := n.monitor(t)
+					stops = append(stops, stop)
+				}
+				waitReady(t, nodes, 3, mode)
+				nodes[0].Exec(t, `CREATE TABLE written (at timestamptz)`)
+				waitRuleKept(t, nodes[0])
+				if how == "daemons anew" {
+					for _, stop := range stops {
+						stop()
+					}
+				}
+				var conns []*pgx.Conn // of a client, from before
+				for _, n := range nodes {
+					conns = append(conns, n.Conn(t))
+					n.rejectLogins(t)
+				}
+				ask := func(conn *pgx.Conn, sql string, args ...any) (text string) {
+					require.NoError(t, conn.QueryRow(t.Context(), sql, args...).Scan(&text))
+					return text
+				}
+				m := nodes[0].daemon
+				if how == "daemons anew" {
+					for _, n := range nodes {
+						n.monitor(t)
+					}
+					m = nodes[0].daemon
+				} else {
+					for _, conn := range conns {
+						ask(conn, `SELECT count(pg_terminate_backend(pid))::text FROM pg_stat_activity WHERE application_name LIKE 'repmgr%' AND pid <> pg_backend_pid()`)
+					}
+				}
+				if mode == repmgr.SynchronousQuorum {
+					begin := ask(conns[0], `SELECT clock_timestamp()::text`)
+					pgtest.WaitFor(t, "a commit after all leases would have ended", func(context.Context) error {
+						if ask(conns[0], `INSERT INTO written VALUES (clock_timestamp()) RETURNING (at > $1::timestamptz + interval '6 s')::text`, begin) != "true" {
+							return errors.New("not yet")
+						}
+						return nil
+					})
+					require.Contains(t, m.Status().Error, "rejects the login")
+					require.NotNil(t, m.Status().Lease, "it is guarded")
+					require.Equal(t, "quorum quorum", ask(conns[0], `SELECT string_agg(sync_state, ' ') FROM pg_stat_replication WHERE state = 'streaming'`), "they acknowledge its commits")
+					nodes[1].freeze(t)
+					nodes[2].freeze(t)
+				}
+				e := nodes[0].events.wait(t, repmgr.EventFence)
+				require.Contains(t, e.Details, "no contact to a majority")
+				require.Contains(t, e.Details, "its own server rejects the login")
+			})
+		}
+	}
+}
+
+// waitRuleKept waits until the daemon of the primary has kept its newest rule.
+func waitRuleKept(t *testing.T, n *node) {
+	t.Helper()
+	want := n.QueryString(t, `SELECT format('%s/%s', term, seq) FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1`)
+	pgtest.WaitFor(t, "the rule to be kept", func(context.Context) error {
+		var k struct {
+			Rules []election.Rule `json:"rules"`
+		}
+		text, err := os.ReadFile(filepath.Join(n.Dir, "repmgr_nodes.json"))
+		if err == nil {
+			err = json.Unmarshal(text, &k)
+		}
+		if err == nil && (len(k.Rules) == 0 || fmt.Sprintf("%d/%d", k.Rules[0].Term, k.Rules[0].Seq) != want) {
+			err = fmt.Errorf("%+v, not %s", k.Rules, want)
+		}
+		return err
+	})
 }
 
 // The watchdog device is fed while the lease holds, and let go when there is no

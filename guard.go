@@ -49,7 +49,7 @@ func (m *Monitor) guard(ctx context.Context) {
 
 // guardOnce looks and acts once. It returns how long the lease lasts; nil: none is needed.
 func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
-	me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
+	me := m.localPeer(c)
 	if c.cfg.Failover != FailoverAutomatic || me.Role == election.Witness || me.Role == "" {
 		return nil
 	}
@@ -69,12 +69,43 @@ func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
 	}
 	if left <= 0 {
 		m.beat(nil, false) // the watchdog leaves it to us
-		if m.fence(ctx, c, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", c.cfg.FenceTimeout)) {
+		if m.fence(ctx, c, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", c.cfg.FenceTimeout)+rejecting(me)) {
 			return nil
 		}
 		left = 0 // only a reset of the machine helps now
 	}
 	return &left
+}
+
+// localPeer is the local server as it was last seen. One that has rejected the login
+// of this daemon since that began is what was kept of it: where it was the primary,
+// and runs as one, it is to be guarded all the same.
+func (m *Monitor) localPeer(c *Cluster) election.Peer {
+	me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
+	if me.Answer != election.Rejects || !me.SeenAt.IsZero() || me.Role == election.Witness {
+		return me
+	}
+	srv, err := c.localServer(m.dataDirectory())
+	if err != nil || !srv.runs() || isStandby(srv.dir) {
+		return me
+	}
+	if k, err := c.kept(srv.dir); err == nil && len(k.Rules) > 0 && k.Rules[0].Primary == me.ID {
+		me.Rule, me.Running = k.Rules[0], election.Primary
+		m.shared.mu.Lock()
+		if len(k.Rules) > 1 {
+			m.shared.before = k.Rules[1]
+		}
+		m.shared.mu.Unlock()
+	}
+	return me
+}
+
+// rejecting names, in the reason of a fence, why the daemon could not look at its own server.
+func rejecting(me election.Peer) string {
+	if me.Answer == election.Rejects {
+		return "; its own server rejects the login of repmgrd"
+	}
+	return ""
 }
 
 // guardHang kills a local primary that leaves new connections without an answer
@@ -174,7 +205,10 @@ func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 	if _, err := os.Stat(mark); err != nil || m.isRejoining() {
 		return
 	}
-	if err := srv.startAsStandby(ctx, detached); err != nil {
+	if err = srv.detach(); err == nil {
+		err = srv.start(ctx)
+	}
+	if err != nil {
 		m.log.Warn("the fenced server does not start as a standby yet", "err", err, "hint", Hint(err))
 		_ = pause(ctx, c.cfg.SilenceTimeout)
 		return

@@ -13,8 +13,6 @@ import (
 // that dies in between goes on with it.
 const fencedName = "repmgr_fenced"
 
-var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": "", "recovery_target_timeline": "latest"}
-
 const (
 	markLimit = time.Second     // a fence waits for its marks; they go on being written beside it
 	markAgain = time.Second     // between two attempts that failed
@@ -136,7 +134,7 @@ var errUnmarked = fmt.Errorf("its disk does not answer within %s", markLimit)
 
 // mark makes the data directory that of a standby which its Monitor has to start.
 func (s *localServer) mark(why string) error {
-	if err := writeStandby(s.dir, detached, nil); err != nil {
+	if err := s.detach(); err != nil {
 		return err
 	}
 	return writeFile(filepath.Join(s.dir, fencedName), []byte(why+"\n"))

@@ -405,13 +405,18 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 			}
 		}()
 	}
-	if r.res.Method == RejoinByFollow && r.local != nil {
+	// Before PostgreSQL 14 it takes a restart to give a restore_command back.
+	if r.res.Method == RejoinByFollow && r.local != nil && !(r.server.archiveKept() && majorOf(r.local.conn.PgConn()) < 14) {
 		if err := r.step(ctx, "re-point", func(ctx context.Context) (string, error) {
 			return "without a restart", r.repoint(ctx, r.local, r.primary, node, r.res.Primary)
 		}); err != nil {
 			return err
 		}
-		return r.finish(ctx)
+		err := r.finish(ctx)
+		if errArchive := ballot.GiveArchive(ctx, r.local.conn); errArchive != nil && sqlState(errArchive) != codeInsufficientPrivilege {
+			r.log.Warn("restore_command is not given back", "node", node.Name, "err", errArchive)
+		}
+		return err
 	}
 	if err := r.step(ctx, "stop", r.stopLocal); err != nil {
 		return err
@@ -479,7 +484,11 @@ func (r *rejoining) startStandby(ctx context.Context) (string, error) {
 	if err := os.Remove(filepath.Join(r.server.dir, "recovery.signal")); err != nil && !os.IsNotExist(err) {
 		return "", kind(ErrDirectory, "remove recovery.signal: %w", err)
 	}
-	if err := writeStandby(r.server.dir, set, nil); err != nil {
+	err = r.server.giveArchive()
+	if err == nil {
+		err = writeStandby(r.server.dir, set, nil)
+	}
+	if err != nil {
 		return "", kind(ErrDirectory, "write the standby settings: %w", err)
 	}
 	if err := r.release(); err != nil {

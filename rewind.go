@@ -146,7 +146,7 @@ func (r *rejoining) saveFailed(err error) error {
 // detach makes the data that of a standby without upstream: if we die here and
 // somebody starts it, it accepts no write.
 func (r *rejoining) detach(context.Context) (string, error) {
-	if err := writeStandby(r.server.dir, map[string]string{"primary_conninfo": ""}, nil); err != nil {
+	if err := r.server.detach(); err != nil {
 		return "", kind(ErrDirectory, "make %s a standby: %w", r.server.dir, err)
 	}
 	return "", nil
@@ -212,12 +212,15 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := r.guard(ctx); err != nil {
+		return "", err
+	}
+	if err := r.server.giveArchive(); err != nil { // pg_rewind asks for it; the server does not start under guard
+		return "", kind(ErrRejoin, "give %s its restore_command for pg_rewind: %w", r.res.Node, err)
+	}
 	args := []string{"--target-pgdata=" + r.server.dir, "--source-server=" + source, "--no-ensure-shutdown"}
 	if restore, err := r.restoreArgs(ctx); err == nil {
 		args = append(args, restore...)
-	}
-	if err := r.guard(ctx); err != nil {
-		return "", err
 	}
 	before, err := r.server.lastChange()
 	if err != nil {
@@ -229,7 +232,8 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	out, err := r.tool(ctx, program, env, args...)
 	if err != nil {
 		if after, errLook := r.server.lastChange(); errLook == nil && after.Equal(before) {
-			return "", errors.Join(r.rewindError(ctx, "is not possible", out, err), r.release()) // it looked and left
+			_, errDetach := r.detach(ctx)
+			return "", errors.Join(r.rewindError(ctx, "is not possible", out, err), errDetach, r.release()) // it looked and left
 		}
 		return "", r.rewindError(ctx, "was interrupted, and the data can not be used any more", out, err)
 	}

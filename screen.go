@@ -58,7 +58,7 @@ func (c *Cluster) Screen(ctx context.Context, o ScreenOptions) (ScreenResult, er
 	}
 	res.As, res.Reason, err = c.screen(ctx, srv)
 	if err == nil && res.As == RoleStandby && !isStandby(srv.dir) && !o.DryRun {
-		if err = writeStandby(srv.dir, detached, nil); err != nil {
+		if err = srv.detach(); err != nil {
 			err = kind(ErrDirectory, "make %s a standby: %w", srv.dir, err)
 		}
 		res.Changed = err == nil

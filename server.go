@@ -268,16 +268,6 @@ func (s *localServer) stop(ctx context.Context) error {
 	return s.waitGone(ctx, pids)
 }
 
-// startAsStandby writes standby.signal and settings, and starts the server. With
-// primary_conninfo = ” it follows nobody until it is told to, and can neither
-// accept a write nor acknowledge one.
-func (s *localServer) startAsStandby(ctx context.Context, set map[string]string) error {
-	if err := writeStandby(s.dir, set, nil); err != nil {
-		return kind(ErrDirectory, "make %s a standby: %w", s.dir, err)
-	}
-	return s.start(ctx)
-}
-
 // start starts the server and returns when it accepts connections, or in
 // recovery when it has begun; no later than standby_reconnect_timeout. The
 // server outlives this process. A server that runs is no error.

@@ -130,7 +130,8 @@ func TestLocalServer_FencesAndStartsDetached(t *testing.T) {
 	require.Empty(t, server.processes())
 	require.NoError(t, server.fence(t.Context()), "twice is harmless")
 	start = time.Now()
-	require.NoError(t, server.startAsStandby(t.Context(), map[string]string{"primary_conninfo": ""}))
+	require.NoError(t, server.detach())
+	require.NoError(t, server.start(t.Context()))
 	t.Logf("started detached after %s", time.Since(start))
 	pgtest.WaitFor(t, "the standby to answer", func(ctx context.Context) error {
 		n, err := Connect(ctx, pg.Conninfo())

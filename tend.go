@@ -416,6 +416,7 @@ func (m *Monitor) tendArchive(ctx context.Context) error {
 	switch alone := m.state.AloneAt; {
 	case m.sample.local.Receiver != nil && m.sample.local.Receiver.Status == "streaming":
 		return ballot.CutArchive(ctx, m.local.conn)
+	case peerOf(m.watch.peers(), int32(m.self.ID)).Detached: // it has no upstream: whoever gives it one gives it the archive
 	case !alone.IsZero() && time.Since(alone) > 2*m.cluster.cfg.SilenceTimeout && m.state.Health == election.HealthAlive:
 		term := newest(m.watch.peers()).Term
 		return ballot.Locked(ctx, m.local.conn, func(b ballot.Ballot) error {
@@ -440,7 +441,10 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 		return // there is no server to give it to
 	}
 	if err == nil {
-		err = ballot.GiveArchive(ctx, n.conn)
+		var detached bool // then it was fenced or has voted, and whoever points it to a primary gives it back
+		if err = n.conn.QueryRow(ctx, `SELECT current_setting('primary_conninfo') = ''`).Scan(&detached); err == nil && !detached {
+			err = ballot.GiveArchive(ctx, n.conn)
+		}
 		n.Close()
 	}
 	if err != nil {

@@ -187,6 +187,46 @@ func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
 	return alter(ctx, conn, replayPause, nil)
 }
 
+// ArchiveCut says what puts the archive out of force where the server is down:
+// what to set in the file of ALTER SYSTEM with this text. It works on every version.
+func ArchiveCut(file string) (set map[string]string, err error) {
+	now, err := settings(file, strings.Clone)
+	if err != nil {
+		return nil, err
+	}
+	set = map[string]string{archive: ""}
+	was, there := now[archive]
+	if _, kept := now[savedPrefix+archive]; !kept || !there || was != "" {
+		set[savedPrefix+archive] = ""
+		if there {
+			set[savedPrefix+archive] = "=" + was
+		}
+	}
+	return set, nil
+}
+
+// ArchiveGiven takes that back: what to set, and what to take out of the file. kept
+// is false where there is nothing to take back.
+func ArchiveGiven(file string) (set map[string]string, unset []string, kept bool, err error) {
+	now, err := settings(file, strings.Clone)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	saved, kept := now[savedPrefix+archive]
+	if !kept {
+		return nil, nil, false, nil
+	}
+	set, unset = map[string]string{}, []string{savedPrefix + archive}
+	if was, there := now[archive]; there && was == "" {
+		if text, ok := strings.CutPrefix(saved, "="); ok {
+			set[archive] = text
+		} else {
+			unset = append(unset, archive)
+		}
+	}
+	return set, unset, true, nil
+}
+
 // receiverTimeout is the setting that ends a WAL receiver which hears nothing,
 // also where the startup process is too busy to see that it was detached.
 const receiverTimeout = "wal_receiver_timeout"

@@ -42,7 +42,9 @@ const FaultSQL = `(SELECT CASE WHEN pg_catalog.current_setting('allow_alter_syst
 // Settings reads what SettingsSQL returned, as PostgreSQL does: of several of one
 // name the last one counts. It is strict: with a line that it does not
 // understand, the error is an [ErrUnreadable].
-func Settings(text string) (map[string]string, error) {
+func Settings(text string) (map[string]string, error) { return settings(text, unescape) }
+
+func settings(text string, unescape func(string) string) (map[string]string, error) {
 	set := map[string]string{}
 	for line := range strings.SplitSeq(text, "\n") {
 		name, value, err := parseLine(unescape(line))

@@ -1,0 +1,87 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+)
+
+// A standby of nobody gets nothing from an archive either: there may be WAL of a
+// branch there that no rule knows. Its restore_command is kept in a setting of ours,
+// as a pledge keeps it, and is given back when the node has an upstream again.
+
+var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": "", "recovery_target_timeline": "latest"}
+
+// detach makes the data directory of a server that is down that of a standby of nobody:
+// it can neither accept a write nor acknowledge one until it is told whom to follow.
+func (s *localServer) detach() error {
+	set := maps.Clone(detached)
+	if s.hasArchive() {
+		text, err := readAutoConf(s.dir)
+		if err != nil {
+			return err
+		}
+		if cut, err := ballot.ArchiveCut(text); err == nil { // a server does not start with a line that can not be read
+			maps.Copy(set, cut)
+		}
+	}
+	return writeStandby(s.dir, set, nil)
+}
+
+// programLimit is for a program of the server that only reads its configuration.
+const programLimit = 5 * time.Second
+
+// hasArchive reports whether the server has a restore_command, wherever it is set.
+// Where that can not be known it may have one.
+func (s *localServer) hasArchive() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), programLimit)
+	defer cancel()
+	postgres, err := s.program("postgres")
+	if err != nil {
+		return true
+	}
+	cmd := exec.CommandContext(ctx, postgres, append(s.args(), "-C", "restore_command")...)
+	cmd.Dir, cmd.WaitDelay = s.dir, time.Second
+	endWithGroup(cmd)
+	out, err := cmd.Output()
+	return err != nil || strings.TrimSpace(string(out)) != ""
+}
+
+// archiveKept reports whether the restore_command of the server is out of force.
+func (s *localServer) archiveKept() bool {
+	text, err := readAutoConf(s.dir)
+	if err != nil {
+		return false
+	}
+	_, _, kept, err := ballot.ArchiveGiven(text)
+	return err == nil && kept
+}
+
+// giveArchive gives a server that is down its restore_command back.
+func (s *localServer) giveArchive() error {
+	text, err := readAutoConf(s.dir)
+	if err != nil {
+		return err
+	}
+	set, unset, kept, err := ballot.ArchiveGiven(text)
+	if err != nil || !kept {
+		return err
+	}
+	return writeFile(filepath.Join(s.dir, autoConf), mergeAutoConf([]byte(text), set, unset))
+}
+
+func readAutoConf(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, autoConf))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return string(text), err
+}
