@@ -124,7 +124,11 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 		rec := m.watch.record(p.ID)
 		var err error
 		if p.Answer == election.Rejects {
-			err = hint(kind(ErrConnect, "%s rejects the login of this daemon", rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
+			text := "%s rejects the login of this daemon"
+			if int32(m.cluster.cfg.NodeID) == p.ID && m.inOffice() {
+				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
+			}
+			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
 		}
 		m.report("the login to "+rec.Name, err)
 	}
@@ -134,10 +138,12 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 func (m *Monitor) noteOffice(me election.Peer) {
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
+	unseen := me.Answer == election.Rejects && me.SeenAt.IsZero()
 	switch {
-	case me.Role == election.Witness || me.Running != election.Primary || me.Answer == election.Refused || me.SeenAt.Before(m.shared.fencedAt):
+	case unseen && me.Running == "": // what was kept of it may say more
+	case me.Role == election.Witness || me.Running != election.Primary || me.Answer == election.Refused || !unseen && me.SeenAt.Before(m.shared.fencedAt):
 		m.shared.office = time.Time{} // what is down is none until it is seen as one again
-	case m.shared.office.IsZero() && me.Answer == election.Answers:
+	case m.shared.office.IsZero() && (me.Answer == election.Answers || unseen):
 		m.shared.office = time.Now()
 	}
 }

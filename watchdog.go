@@ -18,7 +18,8 @@ type Beat struct {
 	Left   *float64      `json:"left"`           // seconds until this primary would be fenced; nil: there is nothing to guard
 	Dir    string        `json:"data_directory"` // of the local server
 	Shown  bool          `json:"shown"`          // that the Monitor can end the server in that directory, which is named without symbolic links
-	Before election.Rule `json:"before"`         // the rule before the newest, while an election could miss the newest
+	Rule   election.Rule `json:"rule"`           // the newest that the local server holds
+	Before election.Rule `json:"before"`         // the rule before that, while an election could miss the newest
 	Bye    bool          `json:"bye,omitempty"`  // the Monitor ends in order
 }
 
@@ -31,7 +32,7 @@ func (m *Monitor) beat(left *time.Duration, bye bool) {
 	if m.beats == nil {
 		return
 	}
-	b := Beat{PID: os.Getpid(), Dir: m.dataDirectory(), Before: m.ruleBefore(), Bye: bye}
+	b := Beat{PID: os.Getpid(), Dir: m.dataDirectory(), Rule: m.localPeer(m.settings()).Rule, Before: m.ruleBefore(), Bye: bye}
 	m.shared.mu.Lock()
 	if srv := m.shared.srv; srv != nil {
 		b.Dir, b.Shown = srv.dir, true
@@ -136,7 +137,10 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 	d.m.awake(ctx, d.c)
 	left := seconds(*d.beat.Left) - d.silence()
 	me := peerOf(d.m.watch.peers(), int32(d.c.cfg.NodeID))
-	if me.Rule.Known() { // it was seen since
+	if !me.Rule.Known() { // it was not seen since, and may reject our login
+		me.Rule = d.beat.Rule
+	}
+	if me.Rule.Known() {
 		lease, needed := d.m.lease(time.Now(), d.c, me)
 		if left = lease; !needed {
 			left = d.c.cfg.FenceTimeout
@@ -147,7 +151,7 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 	case running && me.Running != election.Primary, d.orphan && d.succeeded(running), d.orphan && !d.serverRuns(ctx):
 		return d.orphan, nil
 	case left <= 0:
-		if d.m.fence(ctx, d.c, fmt.Sprintf("repmgrd (PID %d) is silent, and there was no contact to a majority of the voters for fence_timeout (%s)", d.beat.PID, d.c.cfg.FenceTimeout)) {
+		if d.m.fence(ctx, d.c, fmt.Sprintf("repmgrd (PID %d) is silent, and there was no contact to a majority of the voters for fence_timeout (%s)", d.beat.PID, d.c.cfg.FenceTimeout)+rejecting(me)) {
 			d.beat.Left = nil
 		}
 	}

@@ -218,11 +218,15 @@ func LeaseStart(now time.Time, r Rule, self int32, peers []Peer) time.Time {
 // unpledged is when the voter was last known to be pledged to nobody in a later
 // term. A pledge ends the WAL receiver, so the reply of one is as good as a look.
 // One whose server has ended gives no pledge until it is back: to stop the
-// standbys is no reason to stop the primary.
+// standbys is no reason to stop the primary. Neither is it, where commits wait for
+// standbys, to reject its login: that proves no vote, but whoever was elected by it
+// has ended the receivers that they wait for. Only a cut must not go unnoticed.
 func (p Peer) unpledged(r Rule) time.Time {
 	switch {
 	case p.Term > r.Term:
 		return time.Time{}
+	case p.Answer == Rejects && r.Quorum && r.Acks > 0:
+		return p.Tried
 	case p.Answer == Refused && p.Ended && !p.SeenAt.IsZero():
 		return p.Tried
 	case p.Replied.After(p.SeenAt):

@@ -236,7 +236,11 @@ func TestLeaseStart(t *testing.T) {
 	}
 	two := func(f func(*election.Peer)) election.Peer { return answers(2, election.Standby, 1, f) }
 	other := func(f func(*election.Peer)) election.Peer { return answers(3, election.Standby, 1, f) }
-	r := three(false)
+	rejects := func(p *election.Peer) {
+		p.SeenAt, p.Answer, p.Tried = start.Add(-time.Hour), election.Rejects, start.Add(-time.Second)
+	}
+	r, waits, lowered := three(false), three(true), three(true)
+	lowered.Sync, lowered.Acks = nil, 0
 	tests := map[string]struct {
 		rule  election.Rule
 		peers []election.Peer
@@ -249,6 +253,10 @@ func TestLeaseStart(t *testing.T) {
 		"a reply is contact":           {r, []election.Peer{two(replied(time.Minute, time.Second, 0)), other(at(time.Minute, 0))}, start.Add(-time.Second)},
 		"of one that was never seen":   {r, []election.Peer{two(func(p *election.Peer) { p.SeenAt, p.Replied = time.Time{}, start.Add(-time.Second) }), other(at(time.Minute, 0))}, start.Add(-time.Second)},
 		"not of one that is pledged":   {r, []election.Peer{two(replied(time.Minute, time.Second, 2)), other(at(time.Minute, 0))}, start.Add(-time.Minute)},
+		"off: a rejection is none":     {r, []election.Peer{two(rejects), other(at(time.Minute, 0))}, start.Add(-time.Minute)},
+		"quorum: a rejection is one":   {waits, []election.Peer{two(rejects), other(at(time.Minute, 0))}, start.Add(-time.Second)},
+		"nobody is waited for":         {lowered, []election.Peer{two(rejects), other(at(time.Minute, 0))}, start},
+		"quorum: not of a later term":  {waits, []election.Peer{two(func(p *election.Peer) { rejects(p); p.Term = 2 }), other(at(time.Minute, 0))}, start.Add(-time.Minute)},
 		"two nodes elect nobody alone": {election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2}}, []election.Peer{two(at(time.Hour, 2))}, start},
 	}
 	for name, test := range tests {

@@ -63,6 +63,7 @@ type scene struct {
 	cleanup []func()
 	at      time.Time                         // when the fault began, where there was something to prepare; zero: at once
 	expect  Expect                            // where it depends on the cluster; empty: as the nemesis says
+	steady  bool                              // the primary's server must not be ended by anybody
 	stray   *node                             // it was promoted by hand: what it acknowledges is nobody's promise
 	after   []func(ctx context.Context) error // when all is well again: what had to stay until then is taken back
 }

@@ -86,8 +86,12 @@ func configurations() []Nemesis {
 		{Name: "logins rejected, daemons of standbys anew", Expect: None, Steady: true, Needs: needsFailover, Hold: span(5*time.Second, 9*time.Second), Do: func(ctx context.Context, s *scene) error {
 			return s.reject(ctx, s.c.standbys(s.primary()))
 		}},
-		// The primary's own server rejects its daemon then: nobody sees the standbys' replies, and it is fenced.
+		// The primary's own server rejects its daemon then, and nobody sees the standbys' replies: with off it is
+		// fenced, and with quorum it is not, since all are there to reject the login.
 		{Name: "logins rejected, all daemons anew", Expect: Either, Needs: needsFailover, Hold: span(5*time.Second, 9*time.Second), Do: func(ctx context.Context, s *scene) error {
+			if s.c.o.Quorum {
+				s.expect, s.steady = None, true
+			}
 			return s.reject(ctx, s.c.dataNodes())
 		}},
 		alone("manual daemon of primary", func(s *scene, n *node) (func(), error) {

@@ -296,7 +296,7 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 	}
 	held := time.Now()
 	_ = sleep(ctx, hold)
-	if list[0].Steady && s.primary().postmaster() != postmaster {
+	if (list[0].Steady || s.steady) && s.primary().postmaster() != postmaster {
 		res.Problems = append(res.Problems, "the primary's server was ended")
 	}
 	if res.Expect == Failover {
