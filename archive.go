@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,17 +22,18 @@ var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": ""
 // detach makes the data directory of a server that is down that of a standby of nobody:
 // it can neither accept a write nor acknowledge one until it is told whom to follow.
 func (s *localServer) detach() error {
-	set := maps.Clone(detached)
-	if s.hasArchive() {
-		text, err := readAutoConf(s.dir)
-		if err != nil {
-			return err
-		}
-		if cut, err := ballot.ArchiveCut(text); err == nil { // a server does not start with a line that can not be read
-			maps.Copy(set, cut)
-		}
+	if err := writeStandby(s.dir, detached, nil); err != nil || !s.hasArchive() {
+		return err
 	}
-	return writeStandby(s.dir, set, nil)
+	text, err := readAutoConf(s.dir)
+	if err != nil {
+		return err
+	}
+	cut, err := ballot.ArchiveCut(text)
+	if err != nil {
+		return nil //nolint:nilerr // a server does not start with a line that can not be read
+	}
+	return writeStandby(s.dir, cut, nil)
 }
 
 // programLimit is for a program of the server that only reads its configuration.

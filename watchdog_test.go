@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -62,7 +63,10 @@ func TestWatchdog_FencesForASilentMonitor(t *testing.T) {
 		}
 		return nil
 	})
-	require.FileExists(t, filepath.Join(n.Dir, "repmgr_fenced"))
+	pgtest.WaitFor(t, "the marks", func(context.Context) error { // they are written after its end
+		_, err := os.Stat(filepath.Join(n.Dir, "repmgr_fenced"))
+		return err
+	})
 	require.FileExists(t, filepath.Join(n.Dir, "standby.signal"))
 	tell(&repmgr.Beat{PID: 4711, Dir: n.Dir})
 	require.False(t, n.Started(), "it leaves that to the Monitor")
