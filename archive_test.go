@@ -93,10 +93,10 @@ func TestFence_KeepsTheArchiveOut(t *testing.T) {
 // So does one that is screened.
 func TestScreen_KeepsTheArchiveOut(t *testing.T) {
 	t.Parallel()
-	nodes, stop := stoppable(t)
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
 	nodes[0].Exec(t, `ALTER SYSTEM SET restore_command = 'false'`)
-	for i, n := range nodes {
-		stop[i]()
+	for _, n := range nodes {
+		n.stop()
 		n.Stop("fast")
 	}
 	res := nodes[0].screen(t, repmgr.ScreenOptions{})
