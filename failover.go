@@ -25,7 +25,7 @@ type FailoverResult struct {
 	Health    election.Health `json:"health"` // the verdict on the former primary
 	Former    *Record         `json:"former_primary,omitempty"`
 	Winner    *Record         `json:"winner,omitempty"`
-	Rule      election.Rule   `json:"rule"`
+	Rule      election.Rule   `json:"rule,omitzero"`
 	StartedAt time.Time       `json:"started_at"`
 	Outage    time.Duration   `json:"outage_ns"`  // from the last sign of life of the former primary until the new one's first commit
 	LostBytes *int64          `json:"lost_bytes"` // WAL that the former primary is known to have had beyond the winner; nil: not known

@@ -107,7 +107,7 @@ type MonitorStatus struct {
 	Error    string         `json:"last_error,omitempty"` // why the last look or act was not complete
 
 	Health election.Health `json:"primary_health,omitempty"` // the verdict on the primary, with failover=automatic
-	Rule   election.Rule   `json:"rule"`                     // the newest that is known
+	Rule   election.Rule   `json:"rule,omitzero"`            // the newest; left out: none is known
 	Lease  *time.Duration  `json:"lease_left_ns"`            // until this primary would fence itself; nil: it needs no lease, or its Monitor can not stop it
 	Doing  string          `json:"doing,omitempty"`          // the long action under way
 }

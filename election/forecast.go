@@ -17,7 +17,7 @@ type Forecast struct {
 	Winner     int32       `json:"winner_node_id,omitempty"` // 0: nobody
 	Wait       bool        `json:"waits_for_fence"`          // although the death is seen
 	Unfenced   Unguarded   `json:"unfenced,omitempty"`       // why nobody takes over from a primary that is cut off or silent, until it is known to be dead; empty: somebody does
-	Rule       Rule        `json:"rule"`                     // of the new term; unknown where nobody wins
+	Rule       Rule        `json:"rule,omitzero"`            // of the new term; left out: nobody wins
 	Candidates []Candidate `json:"candidates"`               // in the order of their rank, those that may not be promoted last
 	Unserved   []Unserved  `json:"unserved"`                 // what those lack that may be promoted
 	Commits    Commits     `json:"commits,omitempty"`        // while the primary lives on; empty: it is the one that is lost

@@ -30,7 +30,7 @@ type Rule struct {
 	// votes, never wins, and counts for what it has up to where it left the line. Of
 	// a rule that is told before the promotion the timeline has no number yet. Unknown
 	// where a former version wrote the rule: then the timeline's number decides.
-	Line wal.Line `json:"line"`
+	Line wal.Line `json:"line,omitzero"`
 }
 
 // Known reports whether there is a rule at all.

@@ -98,7 +98,7 @@ func TestArbiter_HoldsABallotAndARuleInJSON(t *testing.T) {
 	c := raw(t, e)
 	stored := func(name string) string { value, _ := get(t, c, "/other/test/"+name); return value }
 	require.JSONEq(t, `{"node_id":-1,"term":7,"candidate":"node2.4711"}`, stored("ballot"))
-	require.Contains(t, stored("rule"), `{"term":7,"seq":1,"primary_node_id":2,"voters":[1,2,-1],"quorum":false,"sync_standbys":[],"acks":0,"line":{"timeline":0,"past":null},"nodes":[{"node_id":1,`)
+	require.Contains(t, stored("rule"), `{"term":7,"seq":1,"primary_node_id":2,"voters":[1,2,-1],"quorum":false,"sync_standbys":[],"acks":0,"nodes":[{"node_id":1,`)
 	require.Contains(t, stored("primary"), `{"term":7,"ttl_seconds":60,"node_id":2,`)
 	require.Contains(t, stored("primary"), `"conninfo":"host=node2"`)
 }

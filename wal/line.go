@@ -4,7 +4,7 @@ package wal
 // and the forks by which it came there. A Timeline of 0 stands for the one that
 // begins at the last fork, whatever its number will be.
 type Line struct {
-	Timeline Timeline `json:"timeline"`
+	Timeline Timeline `json:"timeline,omitempty"` // 0: the one that begins at the last fork
 	Past     History  `json:"past"`
 	// Mark tells it from a line of the same numbers: two servers that are promoted
 	// where the log of both ends begin the same timeline at the same place. It is the
