@@ -19,15 +19,15 @@ type ExplainOptions struct {
 type Explanation struct {
 	At       time.Time         `json:"at"`
 	Lost     Record            `json:"lost"`
-	Health   election.Health   `json:"health"` // the verdict on the primary, as it is
-	Rule     election.Rule     `json:"rule"`   // in force; term 0: none was ever written
+	Health   election.Health   `json:"health"`        // the verdict on the primary, as it is
+	Rule     election.Rule     `json:"rule,omitzero"` // in force; left out: none was ever written
 	Voters   []Voter           `json:"voters"`
 	Votes    Votes             `json:"votes"`
 	Forecast election.Forecast `json:"forecast"`
 	Loss     ExpectedLoss      `json:"expected_loss"`
 	Outages  []ExpectedOutage  `json:"expected_outages"` // empty: there is no failover
 	Blocked  []Blocker         `json:"blocked_by"`       // empty: nothing
-	AtRisk   []Blocker         `json:"at_risk"`          // what would keep a node that may be promoted from serving the others
+	AtRisk   []Blocker         `json:"at_risk"`          // what would keep a node that may be promoted from serving the others, and the standbys that can not go on
 
 	Durability Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
 
@@ -62,6 +62,7 @@ type Voter struct {
 	Foreign   bool            `json:"repmgr5_daemon"` // a daemon of repmgr 5 runs there
 	Paused    bool            `json:"paused"`
 	NoPledge  string          `json:"no_pledge,omitempty"` // why it could not pledge itself; empty: it could, or is not known to be unable
+	LostWAL   *LostWAL        `json:"lost_wal,omitempty"`  // of a standby that receives nothing, because what it needs next is gone
 }
 
 // ExpectedLoss is the acknowledged work that would be gone.
@@ -109,7 +110,42 @@ func (c *Cluster) Explain(ctx context.Context, o ExplainOptions) (Explanation, e
 		return Explanation{}, context.Cause(ctx)
 	}
 	past, _ := c.failovers(ctx, recs, 0) // without them the typical times serve
-	return c.explain(time.Now(), recs, peers, past, o)
+	e, err := c.explain(time.Now(), recs, peers, past, o)
+	if err == nil {
+		e.addLostWAL(c.lostWALs(ctx, recs, peers))
+	}
+	return e, err
+}
+
+// lostWALs asks for the WAL of the standbys that answer and receive nothing.
+func (c *Cluster) lostWALs(ctx context.Context, recs []Record, peers []election.Peer) []probe {
+	var up []Record
+	alone := false
+	for _, r := range recs {
+		if p := peerOf(peers, int32(r.ID)); p.Answer == election.Answers {
+			up = append(up, r)
+			alone = alone || p.Running == election.Standby && !p.Receiving
+		}
+	}
+	if !alone {
+		return nil
+	}
+	probes := c.survey(ctx, up)
+	c.seekLostWAL(ctx, probes)
+	return probes
+}
+
+// addLostWAL names the standbys that fall behind for ever. They may be promoted all
+// the same, with what they have.
+func (e *Explanation) addLostWAL(probes []probe) {
+	for _, p := range probes {
+		i := slices.IndexFunc(e.Voters, func(v Voter) bool { return v.ID == p.record.ID })
+		if i < 0 || p.lost == nil {
+			continue
+		}
+		e.Voters[i].LostWAL = p.lost
+		e.AtRisk = append(e.AtRisk, Blocker{fmt.Sprintf("%s can not go on: %s", p.record.Name, p.lost), p.lost.remedy(p.record, probes)})
+	}
 }
 
 // explain is Explain, once everybody was asked.

@@ -62,9 +62,13 @@ func (e Explanation) String() string {
 		say("Blocked by: %s", blocker.Reason)
 		say("  To do: %s", blocker.Remedy)
 	}
+	return b.String() + e.risksText()
+}
+
+func (e Explanation) risksText() string {
+	var b strings.Builder
 	for _, risk := range e.AtRisk {
-		say("At risk: %s", risk.Reason)
-		say("  To do: %s", risk.Remedy)
+		fmt.Fprintf(&b, "At risk: %s\n  To do: %s\n", risk.Reason, risk.Remedy)
 	}
 	return b.String()
 }
@@ -120,7 +124,7 @@ func (e Explanation) byHand() string {
 		say("Now: %s", blocker.Reason)
 		say("  To do: %s", blocker.Remedy)
 	}
-	return b.String()
+	return b.String() + e.risksText()
 }
 
 // incumbent says who is the primary.

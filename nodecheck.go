@@ -165,6 +165,9 @@ func checkUpstream(ctx context.Context, c *Cluster, rep NodeReport) CheckResult 
 	if !rep.Status.InRecovery {
 		return finding(CheckOK, "N/A - node is %s", r.Role)
 	}
+	if rep.LostWAL != nil {
+		return finding(CheckCritical, "%s can not go on: %s. %s", r, rep.LostWAL, rep.remedy)
+	}
 	local, err := c.connectLocal(ctx)
 	if err != nil {
 		return finding(CheckUnknown, "%v", err)

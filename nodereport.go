@@ -22,6 +22,8 @@ type NodeReport struct {
 	MissingChildren []string      `json:"missing_downstream"` // registered downstream nodes that are not attached
 	Issues          []string      `json:"issues"`             // empty: all is well
 	Findings        []Finding     `json:"findings"`           // the issues, each with a code that stays the same
+
+	remedy string // of LostWAL
 }
 
 // NodeStatus reports on the local node.
@@ -61,14 +63,11 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	}
 	probes := append(c.survey(ctx, above), probe{record: rep.Record, status: rep.Status})
 	c.seekLostWAL(ctx, probes)
-	if rep.LostWAL = probes[len(above)].lost; rep.LostWAL != nil {
-		rep.ReplicationLag = -1
-	}
-	remedy := ""
+	rep.LostWAL = probes[len(above)].lost
 	if rep.LostWAL != nil {
-		remedy = rep.LostWAL.remedy(rep.Record, probes)
+		rep.ReplicationLag, rep.remedy = -1, rep.LostWAL.remedy(rep.Record, probes)
 	}
-	rep.judge(recs, remedy)
+	rep.judge(recs)
 	return rep, nil
 }
 
@@ -87,7 +86,7 @@ func standbyLag(s NodeStatus) time.Duration {
 	}
 }
 
-func (r *NodeReport) judge(recs []Record, remedy string) {
+func (r *NodeReport) judge(recs []Record) {
 	slots := map[string]Slot{}
 	for _, s := range r.Status.Slots {
 		slots[s.Name] = s
@@ -128,7 +127,7 @@ func (r *NodeReport) judge(recs []Record, remedy string) {
 		issue(FindingNoReceiver, "no WAL receiver is running: the node receives nothing")
 	}
 	if r.LostWAL != nil {
-		issue(FindingWALGone, "the node can not go on: %s. %s", r.LostWAL, remedy)
+		issue(FindingWALGone, "the node can not go on: %s. %s", r.LostWAL, r.remedy)
 	}
 	r.Issues, r.Findings = append(r.Issues, found.texts()...), found
 }

@@ -153,9 +153,9 @@ func (n *Node) failovers(ctx context.Context, limit int) ([]FailoverRecord, erro
 // Reasoning is the last decision, and what every Monitor says now.
 type Reasoning struct {
 	At       time.Time       `json:"at"`
-	Rule     election.Rule   `json:"rule"`     // the newest; term 0: none was ever written
-	Failover *FailoverRecord `json:"failover"` // the newest; nil: there never was one
-	Event    *Event          `json:"event"`    // a refusal, an abort, a fence or a promotion by hand since then; nil: none is recorded
+	Rule     election.Rule   `json:"rule,omitzero"` // the newest; left out: none was ever written
+	Failover *FailoverRecord `json:"failover"`      // the newest; nil: there never was one
+	Event    *Event          `json:"event"`         // a refusal, an abort, a fence or a promotion by hand since then; nil: none is recorded
 	Monitors []MonitorWord   `json:"monitors"`
 }
 
@@ -390,6 +390,9 @@ func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
 		say("%s %s.", node.Name, e.place(place))
 	case place > 0:
 		say("%s would go before it: %s %s.", e.name(f.Candidates[place-1].ID), node.Name, e.place(place))
+	}
+	if voter >= 0 && e.Voters[voter].LostWAL != nil {
+		say("%s can not go on: %s.", node.Name, e.Voters[voter].LostWAL)
 	}
 	blocked := e.Blocked
 	if place < 0 || f.Candidates[place].Unfit != "" {

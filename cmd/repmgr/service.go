@@ -72,7 +72,7 @@ func (cmd *serviceStatus) print(w io.Writer, st repmgr.ServiceStatus) {
 	}
 	for _, n := range st.Nodes {
 		if n.Monitor != nil && n.Monitor.LeaseLeft != nil {
-			fmt.Fprintf(w, "%s stops itself in %.1f s unless a majority answers it\n", n.Name, max(0, *n.Monitor.LeaseLeft))
+			fmt.Fprintf(w, "%s %s\n", n.Name, n.Monitor.Lease())
 		}
 	}
 }
@@ -116,8 +116,8 @@ func detailCells(n repmgr.ServiceNode, unit string) []string {
 	cells := make([]string, 5)
 	if m := n.Monitor; m != nil {
 		cells[0], cells[1], cells[2] = string(m.Mode), m.Phase, m.Reason
-		if m.LeaseLeft != nil {
-			cells[3] = fmt.Sprintf("%.1f%s", *m.LeaseLeft, unit)
+		if m.LeaseLeft != nil && (*m.LeaseLeft > 0 || *m.LeaseLeft+m.Age <= 0) { // else it may have been renewed
+			cells[3] = fmt.Sprintf("%.1f%s", max(0, *m.LeaseLeft), unit)
 		}
 	}
 	if n.Rule != nil {

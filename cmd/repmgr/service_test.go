@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/cli"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // serviceNodes are a primary, a paused standby, one without a daemon, and one that is gone.
@@ -42,6 +44,47 @@ func TestServiceStatus(t *testing.T) {
 		cmd.print(&out, serviceNodes())
 		golden(t, "service-status-"+name, out.String())
 	}
+}
+
+// A lease is told as what it is: one that lasts, one of which nothing newer is known,
+// and one that is over while nobody could stop the server.
+func TestServiceStatus_Lease(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		left, age  float64
+		text, cell string
+	}{
+		"lasts":      {1.94, 0.3, "node1 stops itself in 1.9 s unless a majority answers it\n", "1.9 s"},
+		"is old":     {-0.4, 2.8, "node1 has not said for 2.8 s how long it goes on without a majority: it was 2.4 s then, and each contact renews it\n", ""},
+		"can not be": {-0.3, 0.3, "node1 has no contact to a majority any more, and its repmgrd could not stop it: only a reset of its machine helps now\n", "0.0 s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			st := serviceNodes()
+			st.Nodes[0].Monitor.LeaseLeft, st.Nodes[0].Monitor.Age = &test.left, test.age
+			var out bytes.Buffer
+			(&serviceStatus{}).print(&out, st)
+			require.Contains(t, out.String(), test.text)
+			require.Equal(t, test.cell, detailCells(st.Nodes[0], " s")[3])
+		})
+	}
+}
+
+// What is not known is left out: a rule that nobody has written is no rule of term 0.
+func TestJSONLeavesOutUnknownRules(t *testing.T) {
+	t.Parallel()
+	for _, doc := range []any{repmgr.Explanation{}, repmgr.Reasoning{}, repmgr.FailoverResult{}, repmgr.MonitorStatus{}, election.Forecast{}} {
+		text, err := json.Marshal(doc)
+		require.NoError(t, err)
+		require.NotContains(t, string(text), `"rule":`, "%T", doc)
+	}
+	text, err := json.Marshal(election.Rule{Term: 1, Line: wal.Line{Past: wal.History{{Timeline: 1, SwitchLSN: 16}}}})
+	require.NoError(t, err)
+	require.Contains(t, string(text), `"line":{"past":[{"timeline":1,`)
+	var older, newer election.Rule
+	require.NoError(t, json.Unmarshal([]byte(`{"term":1,"line":{"timeline":0,"past":null}}`), &older))
+	require.NoError(t, json.Unmarshal([]byte(`{"term":1}`), &newer))
+	require.Equal(t, older, newer)
 }
 
 // A node that could not be paused makes exit code 26; what was done is told all the same.
