@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -176,12 +177,13 @@ func (r *cloning) checkIdentity(add func(string, bool, string, ...any)) {
 // checkDirectories looks at where the data will go, and whether it will fit.
 func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any)) {
 	ours := map[string]bool{} // what a killed clone has left, and will be cleared away
+	var old []string          // the tablespaces of the data that is deleted
 	target, err := openTarget(r.o.Dir, r.o.Force, r.o.runs)
 	if err != nil {
 		add("directory", false, "%s", err.Error())
 	} else {
 		add("directory", true, "%s can be used", r.o.Dir)
-		ours = target.claimed()
+		ours, old = target.claimed(), target.ownTablespaces()
 	}
 	need := map[uint64]int64{}
 	where := map[uint64]string{}
@@ -197,7 +199,7 @@ func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any))
 				add("tablespace", false, "tablespace %q: %s", t.Name, err.Error())
 				continue
 			}
-			if err := usableTablespace(dir); err != nil {
+			if err := usableTablespace(dir); err != nil && !slices.Contains(old, placeOf(dir)) {
 				add("tablespace", false, "tablespace %q (%s on the source): %s", t.Name, t.Location, err.Error())
 			}
 		}
@@ -219,6 +221,11 @@ func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any))
 		}
 		if own, err := fileSystem(r.o.Dir); err == nil && own == fs {
 			free += treeBytes(r.o.Dir) // it will be deleted, or there is nothing
+		}
+		for _, dir := range old {
+			if own, err := fileSystem(dir); err == nil && own == fs {
+				free += treeBytes(dir)
+			}
 		}
 		add("space", free >= bytes+spaceMargin, "%s needed at %s, %s free", prettyBytes(bytes+spaceMargin), where[fs], prettyBytes(free))
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,6 +112,50 @@ func usable(dir string) error {
 	return nil
 }
 
+// tablespaceContents are what tablespaces of PostgreSQL hold: a directory for each release.
+var tablespaceContents = regexp.MustCompile(`^PG_\d+(\.\d+)?_\d{9}$`)
+
+// ownTablespaces are the directories outside that the old data keeps its tablespaces
+// in: with force what is in them is deleted with it. One that holds anything else, or
+// that a running server uses, too, is none.
+func (t *cloneTarget) ownTablespaces() (dirs []string) {
+	if !t.force {
+		return nil
+	}
+	for _, dir := range tablespacesOf(t.dir) {
+		entries, err := os.ReadDir(dir)
+		foreign := func(e fs.DirEntry) bool { return !e.IsDir() || !tablespaceContents.MatchString(e.Name()) }
+		if err == nil && !slices.ContainsFunc(entries, foreign) && !usedElsewhere(dir, t.dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// tablespacesOf are the directories, without symbolic links, that data links to.
+func tablespacesOf(data string) (dirs []string) {
+	links, _ := filepath.Glob(filepath.Join(data, "pg_tblspc", "*"))
+	for _, link := range links {
+		if dir, err := filepath.EvalSymlinks(link); err == nil && !within(dir, placeOf(data)) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// usedElsewhere reports whether a server of this machine that works in other data
+// than that has a tablespace in dir.
+func usedElsewhere(dir, data string) bool {
+	works, _ := filepath.Glob("/proc/[0-9]*/cwd")
+	for _, link := range works {
+		cwd, err := os.Readlink(link)
+		if err == nil && cwd != placeOf(data) && slices.Contains(tablespacesOf(cwd), dir) {
+			return true
+		}
+	}
+	return false
+}
+
 // usableTablespace says whether a tablespace can be put there.
 func usableTablespace(dir string) error {
 	entries, err := os.ReadDir(dir)
@@ -151,6 +196,14 @@ func (t *cloneTarget) begin(mode string) error {
 	// pg_control goes first, and PG_VERSION last, so that --force knows the rest again:: data that is being deleted must not be startable.
 	if len(t.replace) > 0 {
 		_ = os.Remove(filepath.Join(t.dir, "global", "pg_control"))
+	}
+	for _, dir := range t.ownTablespaces() { // while the data still says which they are
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return kind(ErrDirectory, "delete the old data of a tablespace: %w", err)
+			}
+		}
 	}
 	slices.SortStableFunc(t.replace, func(a, b string) int { return strings.Compare(versionLast(a), versionLast(b)) })
 	for _, name := range t.replace {

@@ -434,6 +434,9 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 			if r.o.Policy != RejoinReclone || ctx.Err() != nil {
 				return err
 			}
+			if lost := r.sourceLost(ctx); lost != nil { // there is nothing to clone from: the data stays until there is
+				return errors.Join(err, lost)
+			}
 			r.log.Warn("rejoin by pg_rewind did not work: cloning anew", "err", err)
 			r.res.Method, r.res.Reason = RejoinByClone, err.Error()
 		}
@@ -447,6 +450,20 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 		return err
 	}
 	return r.finish(ctx)
+}
+
+// sourceLost says why the primary that the node was to come back to is none any more.
+func (r *rejoining) sourceLost(ctx context.Context) error {
+	n, err := r.connectTo(ctx, r.res.Primary)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	now, err := n.Status(ctx)
+	if err == nil && (now.InRecovery || now.Timeline != r.status.Timeline) {
+		err = kind(ErrNoPrimary, "%s is not the primary of timeline %d any more", r.res.Primary, r.status.Timeline)
+	}
+	return err
 }
 
 // wasStarted reports whether somebody has started the server since its data was

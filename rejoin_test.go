@@ -495,3 +495,71 @@ func TestRejoin_StandbyWithMoreThanTheWinner(t *testing.T) {
 	waitSame(t, c.node1, c.node3)
 	require.Equal(t, "0", c.node3.QueryString(t, `SELECT count(*) FROM t WHERE id BETWEEN 4001 AND 4100`))
 }
+
+// A primary that is lost while the node is brought back to it is nothing to clone
+// from: the node's data stays until there is one again, whatever the policy.
+func TestRejoin_SourceIsLost(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crashWithRows)
+	fake := filepath.Join(t.TempDir(), "pg_rewind")
+	script := fmt.Sprintf("#!/bin/sh\nkill -9 $(head -n 1 %s/postmaster.pid)\nexit 1\n", c.node2.Dir)
+	require.NoError(t, os.WriteFile(fake, []byte(script), 0o700))
+	_, err := c.rejoin(t, repmgr.RejoinOptions{PgRewind: fake, Policy: repmgr.RejoinReclone})
+	requireError(t, err, repmgr.ErrRejoin, "pg_rewind", "node2")
+	require.ErrorIs(t, err, repmgr.ErrConnect)
+	require.FileExists(t, filepath.Join(c.node1.Dir, "global", "pg_control"))
+	c.node2.Kill()
+	c.node2.StartAgain()
+	res, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinReclone})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method)
+	c.requireEqualEverywhere(t)
+}
+
+// The tablespaces of the data that is replaced go with it, and those of the new data
+// may take their place. What else lies there is nobody's to delete.
+func TestRejoin_RecloneWithTablespaces(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	var spaces []string
+	for i := range 3 {
+		spaces = append(spaces, filepath.Join(root, fmt.Sprintf("space%d", i+1)))
+		require.NoError(t, os.Mkdir(spaces[i], 0o700))
+	}
+	node1 := startPrimary(t)
+	node1.cfg.DataDirectory = node1.Dir
+	node1.Exec(t, fmt.Sprintf(`CREATE TABLESPACE extra LOCATION '%s'`, spaces[0]))
+	node1.Exec(t, `CREATE TABLE t TABLESPACE extra AS SELECT generate_series(1, 1000) AS id`)
+	mapped := func(from, to int) func(*repmgr.Config) {
+		return func(c *repmgr.Config) { c.TablespaceMapping = map[string]string{spaces[from]: spaces[to]} }
+	}
+	node2 := addStandby(t, node1, 2, mapped(0, 1))
+	waitSame(t, node1, node2)
+	leaveAlone(t, formerPrimary{node1, node2, node2})
+	node1.Exec(t, `INSERT INTO t VALUES (2001)`)
+	node1.Kill()
+	_, err := node2.Promote(t.Context(), repmgr.PromoteOptions{})
+	require.NoError(t, err)
+	fake := filepath.Join(root, "pg_rewind")
+	require.NoError(t, os.WriteFile(fake, []byte("#!/bin/sh\nexit 1\n"), 0o700))
+	reclone := func() error {
+		t.Helper()
+		cfg := node1.cfg
+		mapped(1, 0)(&cfg)
+		c, err := repmgr.New(cfg)
+		require.NoError(t, err)
+		_, err = c.Rejoin(t.Context(), repmgr.RejoinOptions{Policy: repmgr.RejoinReclone, Target: node2.Conninfo(), PgRewind: fake})
+		return err
+	}
+	note := filepath.Join(spaces[0], "note.txt")
+	require.NoError(t, os.WriteFile(note, nil, 0o600))
+	requireError(t, reclone(), repmgr.ErrDirectory, spaces[0], "is not empty")
+	require.FileExists(t, note)
+	require.FileExists(t, filepath.Join(node1.Dir, "global", "pg_control"))
+	require.NoError(t, os.Remove(note))
+	require.NoError(t, reclone())
+	node2.Exec(t, `INSERT INTO t VALUES (9999)`)
+	waitSame(t, node2, node1)
+	require.Equal(t, "1001", node1.QueryString(t, `SELECT count(*) FROM t`))
+	require.Equal(t, spaces[0], node1.QueryString(t, `SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'extra'`))
+}
