@@ -1,0 +1,31 @@
+package repmgr
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// A tablespace that a running server uses is not the old data's to delete, although
+// that links to it, as a copy that was made by hand does.
+func TestOwnTablespaces(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Start(t, pgtest.Options{})
+	space, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	s.Exec(t, `CREATE TABLESPACE extra LOCATION `+quoteLiteral(space))
+	byHand := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(byHand, "pg_tblspc"), 0o700))
+	require.NoError(t, os.Symlink(space, filepath.Join(byHand, "pg_tblspc", "1")))
+	own := func(dir string) []string { return (&cloneTarget{dir: dir, force: true}).ownTablespaces() }
+	require.Empty(t, own(byHand))
+	require.Equal(t, []string{space}, own(s.Dir))
+	s.Stop("fast")
+	require.Equal(t, []string{space}, own(byHand))
+	require.NoError(t, os.WriteFile(filepath.Join(space, "PG_note"), nil, 0o600))
+	require.Empty(t, own(byHand))
+}
