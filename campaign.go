@@ -118,7 +118,7 @@ func (a *campaign) survey(ctx context.Context) error {
 			return refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
 		}
 		a.at("surveyed", "%s; %s", a.res.Health, describe(peers))
-		best := a.policy.Count(a.rule, 0, a.res.Health, answering(peers))
+		best := a.policy.Count(a.rule, 0, a.res.Health, election.Able(a.policy.Recruits(a.rule, peers)))
 		if r := a.w.record(best.Winner); best.Winner != 0 {
 			a.res.Winner = &r
 		}
@@ -189,9 +189,7 @@ func (a *campaign) recruit(ctx context.Context) error {
 		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term, p.Told.Term)
 	}
 	a.res.Term++
-	asked := slices.DeleteFunc(answering(peers), func(p election.Peer) bool { // one that was promoted by nobody's vote pledges to nobody
-		return p.Running == election.Primary && p.Role != election.Witness && p.ID != election.Arbiter && p.ID != a.rule.Primary && p.ID != a.policy.Adopts && !p.Chosen
-	})
+	asked := a.policy.Recruits(a.rule, peers)
 	got := make([]election.Peer, len(asked))
 	errs := make([]error, len(asked))
 	var wg sync.WaitGroup

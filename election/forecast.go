@@ -1,6 +1,7 @@
 package election
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -74,11 +75,12 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	if !p.Diagnose(now, r, peers).Lost() {
 		after = lose(r, after, r.Primary)
 	}
-	pledged := slices.DeleteFunc(slices.Clone(after), func(o Peer) bool { return o.Answer != Answers })
+	pledged := Able(p.Recruits(r, after))
+	l := p.lineup(r, pledged)
+	up := slices.DeleteFunc(slices.Clone(after), func(o Peer) bool { return o.Answer != Answers })
 	f.Health = p.Diagnose(now, r, after)
-	rules := standing(r, pledged)
-	f.Unserved = p.unserved(rules[len(rules)-1], pledged)
-	f.Candidates = p.candidates(r, find(peers, r.Primary), pledged)
+	f.Unserved = p.unserved(l.line, up)
+	f.Candidates = p.candidates(l, find(peers, r.Primary), up)
 	if f.Refusal = p.Survey(now, r, after); f.Refusal != "" {
 		return f
 	}
@@ -86,15 +88,8 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	for _, o := range after {
 		term = max(term, o.Term, o.Rule.Term, o.Told.Term)
 	}
-	pledged = slices.DeleteFunc(pledged, func(o Peer) bool { return o.NoPledge != "" })
 	t := p.Count(r, term+1, f.Health, pledged)
 	f.Refusal, f.Winner, f.Wait, f.Rule = t.Refusal, t.Winner, t.Wait, t.Rule
-	if i := slices.IndexFunc(f.Candidates, func(c Candidate) bool { return c.ID == f.Winner }); i > 0 { // see serveFirst
-		first := f.Candidates[i]
-		first.Key = ""
-		f.Candidates = append([]Candidate{first}, slices.Delete(f.Candidates, i, i+1)...)
-		f.Candidates[1].Key = KeyServes
-	}
 	return f
 }
 
@@ -143,29 +138,28 @@ func lose(r Rule, peers []Peer, lost int32) []Peer {
 	return after
 }
 
-// candidates puts those that answer in the order of the count.
-func (p Policy) candidates(r Rule, primary Peer, pledged []Peer) []Candidate {
-	all := slices.DeleteFunc(weigh(pledged), func(o Peer) bool { return !o.data() })
-	rules := standing(r, pledged)
-	line := rules[len(rules)-1]
-	fit := func(o Peer) bool { return p.Fit(line, o) == "" }
-	slices.SortFunc(all, func(a, b Peer) int {
-		if c := compareTrue(fit(a), fit(b)); c != 0 {
-			return c
-		}
-		return p.rank(line, p.Location, a, b)
-	})
+// candidates are those that answer: whom the count may choose, in its order, and
+// then the others.
+func (p Policy) candidates(l lineup, primary Peer, up []Peer) []Candidate {
+	others := slices.DeleteFunc(weigh(up), func(o Peer) bool { return !o.data() || slices.Contains(ids(l.fit), o.ID) })
+	slices.SortFunc(others, func(a, b Peer) int { return p.rank(l.line, p.Location, a, b) })
+	all := append(slices.Clone(l.fit), others...)
 	var best Peer
 	for _, o := range all {
-		if best.ID == 0 || compareProgress(line, o, best) > 0 {
+		if best.ID == 0 || compareProgress(l.line, o, best) > 0 {
 			best = o
 		}
 	}
 	list := []Candidate{}
 	for i, o := range all {
-		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), ToReplay: toReplay(o), Unfit: p.Fit(line, o)}
-		if i > 0 && c.Unfit == "" {
-			c.Key = p.decider(line, all[i-1], o)
+		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), ToReplay: toReplay(o)}
+		switch {
+		case i >= len(l.fit):
+			c.Unfit = cmp.Or(p.Fit(l.line, o), UnfitBranch) // that of one that nobody elected
+		case i == 1 && l.moved:
+			c.Key = KeyServes
+		case i > 0:
+			c.Key = p.decider(l.line, all[i-1], o)
 		}
 		list = append(list, c)
 	}

@@ -1,6 +1,7 @@
 package election_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -239,4 +240,44 @@ func TestPolicy_Forecast_LeavesItsInputAlone(t *testing.T) {
 	guessing.Forecast(start, r, peers, 1)
 	guessing.Forecast(start, r, peers, 3)
 	require.Equal(t, before, peers)
+}
+
+// A voter that can not pledge itself takes no part, in the forecast either: what it
+// alone knows, such as a newer rule with another line, puts nobody in order.
+func TestPolicy_Forecast_GoesThroughTheCount(t *testing.T) {
+	t.Parallel()
+	fork := func(at wal.LSN) wal.Line {
+		return wal.Line{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: at}}}
+	}
+	var later election.Rule
+	_, peers := cluster(5, false, func(r *election.Rule, p []election.Peer) {
+		r.Line = fork(500)
+		for i := range p {
+			p[i].Past, p[i].Rule = r.Line.Past, *r
+		}
+		later = *r
+		later.Term, later.Line = 4, fork(400)
+		p[4].Past, p[4].Rule, p[4].NoPledge = later.Line.Past, later, "its configuration is broken"
+		p[2].Position.LSN++
+	})
+	f := guessing.Forecast(start, later, peers, 1)
+	require.Empty(t, f.Refusal)
+	require.EqualValues(t, 3, f.Winner)
+	var got []string
+	for _, c := range f.Candidates {
+		got = append(got, fmt.Sprintf("%d %s%s", c.ID, c.Key, c.Unfit))
+	}
+	require.Equal(t, []string{"3 ", "2 LSN", "4 id", "5 " + string(election.UnfitNoPledge)}, got)
+}
+
+// One that was promoted by nobody's vote is asked for no pledge, and is no candidate.
+func TestPolicy_Forecast_WithoutUsurper(t *testing.T) {
+	t.Parallel()
+	r, peers := cluster(4, false, func(_ *election.Rule, p []election.Peer) {
+		p[1].Running, p[1].Receives, p[1].Streams = election.Primary, 0, false
+	})
+	f := guessing.Forecast(start, r, peers, 1)
+	require.Equal(t, election.RefusedNoMajority, f.Refusal, "two of four are left")
+	require.EqualValues(t, 2, f.Candidates[2].ID)
+	require.Equal(t, election.UnfitBranch, f.Candidates[2].Unfit)
 }

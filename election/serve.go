@@ -51,10 +51,10 @@ func weigh(peers []Peer) []Peer {
 // and from which so many could stream as the first commit of its term needs: the
 // commits of another one would wait for ever. Where there is none such, the order
 // stays: a login that was tried is no proof of what the servers can do.
-func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) []Peer {
+func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) (order []Peer, moved bool) {
 	newest, line := rules[0], rules[len(rules)-1]
 	if !newest.Quorum {
-		return fit
+		return fit, false
 	}
 	can := func(o Peer) bool {
 		for _, r := range rules {
@@ -68,9 +68,9 @@ func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) []Peer {
 	}
 	if i := slices.IndexFunc(fit, can); i > 0 {
 		first := fit[i]
-		return append([]Peer{first}, slices.Delete(fit, i, i+1)...)
+		return append([]Peer{first}, slices.Delete(fit, i, i+1)...), true
 	}
-	return fit
+	return fit, false
 }
 
 // standbys are the nodes that commits of a term of o can wait for.

@@ -302,23 +302,10 @@ const (
 // Survey says whether an election may begin, before anybody is asked for a
 // pledge: elections that come to nothing detach standbys in vain.
 func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
-	var up, able []int32
-	fit, here := false, false
-	primary := find(peers, r.Primary)
-	for _, o := range peers {
-		if o.Answer != Answers {
-			continue
-		}
-		if o.usurps(r) && o.ID != p.Adopts {
-			continue
-		}
-		up = append(up, o.ID)
-		if o.NoPledge == "" {
-			able = append(able, o.ID)
-		}
-		fit = fit || p.Fit(r, o) == ""
-		here = here || o.Location == primary.Location || o.ID == Arbiter
-	}
+	primary, asked := find(peers, r.Primary), p.Recruits(r, peers)
+	fit := p.lineup(r, Able(asked)).fit
+	up, able := ids(asked), ids(Able(asked))
+	here := slices.ContainsFunc(asked, func(o Peer) bool { return o.Location == primary.Location || o.ID == Arbiter })
 	h := p.Diagnose(now, r, peers)
 	switch {
 	case !h.Lost():
@@ -339,9 +326,9 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedUsurper
 	case !here:
 		return RefusedLocation
-	case !fit:
+	case len(fit) == 0:
 		return RefusedNoneFit
-	case p.LacksTooMuch(r, primary, p.best(r, peers)):
+	case p.LacksTooMuch(r, primary, fit[0]):
 		return RefusedLag
 	case p.TooMany && !p.Forced:
 		return RefusedTooMany
@@ -349,16 +336,15 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 	return ""
 }
 
-// best is the one that would win if everybody who answers pledged themselves now.
-func (p Policy) best(r Rule, peers []Peer) Peer {
-	up := weigh(slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers }))
-	rules := standing(r, up)
-	line := rules[len(rules)-1]
-	fit := slices.DeleteFunc(up, func(o Peer) bool { return p.Fit(line, o) != "" })
-	if len(fit) == 0 {
-		return Peer{}
-	}
-	return slices.MinFunc(fit, func(a, b Peer) int { return p.rank(line, p.Location, a, b) })
+// Recruits are those that an election under the rule asks for their pledges: all
+// that answer. One that was promoted by nobody's vote pledges itself to nobody.
+func (p Policy) Recruits(r Rule, peers []Peer) []Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers || o.usurps(r) && o.ID != p.Adopts })
+}
+
+// Able are those that are not known to be unable to pledge themselves.
+func Able(peers []Peer) []Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.NoPledge != "" })
 }
 
 // LacksTooMuch reports whether a winner lacks more of the WAL that the former
@@ -508,26 +494,40 @@ type Tally struct {
 	Rule    Rule // of the new term
 }
 
+// lineup is what the count goes by.
+type lineup struct {
+	peers []Peer // the pledged
+	rules []Rule // that may hold what was acknowledged
+	line  Rule   // whose line decides who has more
+	fit   []Peer // who may be promoted, the winner first
+	moved bool   // the first one has not most, or is not the operator's choice: it can serve the others
+}
+
+func (p Policy) lineup(r Rule, pledged []Peer) lineup {
+	l := lineup{peers: weigh(pledged)}
+	for i, o := range l.peers {
+		if o.Running == Primary && o.Told.Compare(o.Rule) > 0 {
+			l.peers[i].Rule = o.Told
+		}
+	}
+	l.rules = standing(r, l.peers)
+	l.line = l.rules[len(l.rules)-1]
+	for _, o := range l.peers {
+		if p.Fit(l.line, o) == "" {
+			l.fit = append(l.fit, o)
+		}
+	}
+	slices.SortFunc(l.fit, func(a, b Peer) int { return p.rank(l.line, p.Location, a, b) })
+	l.fit, l.moved = p.serveFirst(l.fit, l.rules, l.peers)
+	return l
+}
+
 // Count chooses the winner among the pledged voters, whose positions are frozen,
 // and makes the rule of the new term. peers are the pledged ones, as they are
 // since their pledges; h is the verdict on the former primary.
 func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
-	var fit []Peer
-	peers = weigh(peers)
-	for i, o := range peers {
-		if o.Running == Primary && o.Told.Compare(o.Rule) > 0 {
-			peers[i].Rule = o.Told
-		}
-	}
-	rules := standing(r, peers)
-	newest, line := rules[0], rules[len(rules)-1]
-	for _, o := range peers {
-		if p.Fit(line, o) == "" {
-			fit = append(fit, o)
-		}
-	}
-	slices.SortFunc(fit, func(a, b Peer) int { return p.rank(line, p.Location, a, b) })
-	fit = p.serveFirst(fit, rules, peers)
+	l := p.lineup(r, peers)
+	fit, rules, newest, line, peers := l.fit, l.rules, l.rules[0], l.line, l.peers
 	for _, rule := range rules {
 		pledged := ids(countable(rule, peers))
 		switch {
