@@ -57,16 +57,18 @@ func (o Observation) runsPrimary() bool {
 }
 
 // deposed: a data node has the rule of a later term, so another node was promoted.
+// What a winner has of its own may be older than what others have seen of the lost
+// primary: it was elected after that.
 func (p Policy) deposed(o Observation) bool {
 	if !p.Automatic || !o.runsPrimary() || o.Busy {
 		return false
 	}
 	me := find(o.Peers, o.Self)
-	if me.Answer != Answers {
-		return false // what it holds itself is not known yet
+	if me.Answer != Answers || me.Running != Primary {
+		return false // what it holds itself, since it is one, is not known yet
 	}
 	for _, peer := range o.Peers {
-		if peer.ID != o.Self && peer.data() && peer.Rule.Term > me.Rule.Term && peer.Rule.Primary != o.Self {
+		if peer.ID != o.Self && peer.data() && peer.Rule.Term > me.Rule.Term && peer.Rule.Primary != o.Self && !me.elected(peer.Rule) {
 			return true
 		}
 	}

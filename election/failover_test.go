@@ -42,6 +42,15 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		verb   election.Verb // of the first action; empty: none
 	}{
 		"a primary meets the rule of another": {failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, holding(later))), election.Deposed, election.Fence},
+		"a winner whose own rule is older than the lost primary's is not deposed": {
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, ballot(2), won)), election.WatchingPrimary, election.Tend,
+		},
+		"nor before it is seen as a primary itself": {
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Standby, 100, ballot(2))), election.WatchingPrimary, election.Tend,
+		},
+		"but it is by a later election": {
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 3 }, answers(2, election.Primary, 100, holding(later)), answers(3, election.Primary, 100, ballot(1), won)), election.Deposed, election.Fence,
+		},
 		"a witness's word alone deposes nobody: it stands for a later term": {
 			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(3, election.Primary, 0, witness, holding(later))), election.MetHigherTerm, election.Reaffirm,
 		},

@@ -104,3 +104,20 @@ func TestPeer_Learned(t *testing.T) {
 	}
 	require.EqualValues(t, 2, answers(2, election.Primary, 510, held, on(2, 7, 500)).Learned(told).Told.Term, "it was elected, and has not written its row yet")
 }
+
+// No commit of a new term waits for a node that is on a branch: it streams only
+// when it was brought back, and the term would stay closed until then.
+func TestPolicy_Count_WaitsForNoStray(t *testing.T) {
+	t.Parallel()
+	r, peers := cluster(3, true, func(r *election.Rule, p []election.Peer) {
+		r.Line, r.Sync = wal.Line{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 500}}}, []int32{2}
+		for i := range p {
+			p[i].Past, p[i].Rule = r.Line.Past, *r
+		}
+		p[2].Position.Timeline, p[2].Past = 3, wal.History{{Timeline: 1, SwitchLSN: 500}, {Timeline: 2, SwitchLSN: 900}}
+	})
+	got := guessing.Count(r, 4, election.HealthDead, peers[1:])
+	require.EqualValues(t, 2, got.Winner)
+	require.Empty(t, got.Rule.Sync)
+	require.Zero(t, got.Rule.Acks)
+}

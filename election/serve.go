@@ -62,7 +62,7 @@ func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) (order []Peer
 				return false
 			}
 		}
-		sync := standbys(o, peers)
+		sync := standbys(o, line, peers)
 		n, _ := served(o, slices.DeleteFunc(slices.Clone(peers), func(f Peer) bool { return !slices.Contains(sync, f.ID) }))
 		return n >= p.firstAcks(newest, sync, peers)
 	}
@@ -73,10 +73,11 @@ func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) (order []Peer
 	return fit, false
 }
 
-// standbys are the nodes that commits of a term of o can wait for.
-func standbys(o Peer, peers []Peer) (ids []int32) {
+// standbys are the nodes that commits of a term of o can wait for. One on a branch
+// streams from nobody before it was brought back.
+func standbys(o Peer, line Rule, peers []Peer) (ids []int32) {
 	for _, f := range peers {
-		if f.ID != o.ID && f.data() && electable(f) {
+		if f.ID != o.ID && f.data() && electable(f) && f.On(line) {
 			ids = append(ids, f.ID)
 		}
 	}

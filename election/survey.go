@@ -542,7 +542,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 		}
 	}
 	winner := fit[0]
-	sync := standbys(winner, peers)
+	sync := standbys(winner, line, peers)
 	next := Rule{Term: term, Seq: 1, Primary: winner.ID, Voters: newest.Voters, Quorum: newest.Quorum, Line: branch(winner)}
 	if next.Quorum {
 		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
