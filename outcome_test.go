@@ -20,6 +20,8 @@ import (
 const (
 	off    = repmgr.SynchronousOff
 	quorum = repmgr.SynchronousQuorum
+
+	behind = `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn IS DISTINCT FROM pg_current_wal_insert_lsn()` // how many do not have all
 )
 
 // foretold is a cluster in some trouble, and what becomes of it when its primary dies.
@@ -30,6 +32,7 @@ type foretold struct {
 	stage   func(t *testing.T, nodes []*node) []*node                          // returns a node that was added
 	holds   string                                                             // what standing says then; empty: no matter
 	keeps   bool                                                               // the daemon of the primary runs on
+	freeze  bool                                                               // the primary falls silent, and is not killed
 	ask     int                                                                // index of the standby that is asked; 0: the last one
 	winner  repmgr.NodeID                                                      // 0: nobody
 	refusal election.Refusal                                                   //
@@ -155,7 +158,40 @@ func forecasts() map[string]foretold {
 			nodes[4].stop()
 			nodes[4].Exec(t, `SELECT pg_promote()`)
 		}), ask: 1, refusal: election.RefusedUsurper},
-		"failovers_per_hour": {mode: off, start: startWith(func(c *repmgr.Config) { c.FailoversPerHour = 0 }), refusal: election.RefusedTooMany},
+		"a long query on the likely winner": {mode: off, stage: only(func(t *testing.T, nodes []*node) { nodes[1].holdReplay(t, nodes[0]) }), winner: 2},
+		"a slow archive": {mode: quorum, stage: only(func(t *testing.T, nodes []*node) {
+			if nodes[0].Major < 14 {
+				t.Skip("before PostgreSQL 14 restore_command needs a restart")
+			}
+			for _, n := range nodes[1:] {
+				n.set(t, `restore_command = 'sleep 1; false'`)
+			}
+		}), holds: "3/2/1", winner: 2},
+		"a likely winner that rejects replication": {mode: quorum, start: func(t *testing.T, count int, mode repmgr.SynchronousMode) []*node {
+			nodes := startNodes(t, count, mode)
+			_ = breakReplication(t, nodes[1])
+			startMonitors(t, nodes)
+			waitReady(t, nodes, count, mode)
+			return nodes
+		}, winner: 3, check: func(e repmgr.Explanation) bool {
+			return e.Forecast.Candidates[1].Key == election.KeyServes && len(e.AtRisk) > 0
+		}},
+		"a daemon that can not stop the likely winner": {mode: off, stage: only(func(t *testing.T, nodes []*node) {
+			nodes[1].stop()
+			nodes[1].cfg.DataDirectory = t.TempDir()
+			nodes[1].monitor(t)
+			nodes[1].events.wait(t, repmgr.EventFenceAbility)
+		}), winner: 3},
+		"a witness, off": {mode: off, nodes: 2, stage: func(t *testing.T, nodes []*node) []*node {
+			w := startWitness(t, 9, automatic(off))
+			_, err := w.RegisterWitness(t.Context(), repmgr.WitnessOptions{PrimaryConninfo: nodes[0].Conninfo()})
+			require.NoError(t, err)
+			w.monitor(t)
+			waitValue(t, w, "3/0/0", standing)
+			return []*node{w}
+		}, ask: 1, winner: 2},
+		"a primary that falls silent": {mode: quorum, freeze: true, holds: "3/2/1", winner: 2},
+		"failovers_per_hour":          {mode: off, start: startWith(func(c *repmgr.Config) { c.FailoversPerHour = 0 }), refusal: election.RefusedTooMany},
 		"maximum_lag_on_failover": {mode: off, start: startWith(func(c *repmgr.Config) { c.MaximumLagOnFailover = 1 << 20 }), stage: only(func(t *testing.T, nodes []*node) {
 			_ = breakReplication(t, nodes[0])
 			nodes[0].Exec(t, `CREATE TABLE not_sent AS SELECT generate_series(1, 100000)`)
@@ -207,11 +243,18 @@ func (f foretold) run(t *testing.T) {
 	var err error
 	asked.Cluster, err = repmgr.New(asked.cfg)
 	require.NoError(t, err)
+	wrote := ""
 	e := explained(t, asked, repmgr.ExplainOptions{}, func(e repmgr.Explanation) bool {
-		return e.Forecast.Refusal == f.refusal && e.Forecast.Winner == int32(f.winner) && (f.check == nil || f.check(e))
+		last := wrote // to look may write, too: hints on pages
+		wrote = nodes[0].QueryString(t, `SELECT pg_current_wal_insert_lsn() || ' ' || (`+behind+`)`)
+		return wrote == last && strings.HasSuffix(wrote, " 0") && e.Forecast.Refusal == f.refusal && e.Forecast.Winner == int32(f.winner) && (f.check == nil || f.check(e))
 	})
 	t.Logf("\n%s", e)
-	nodes[0].Kill()
+	if f.freeze {
+		nodes[0].freeze(t)
+	} else {
+		nodes[0].Kill()
+	}
 	if f.refusal != "" {
 		for !strings.Contains(asked.events.wait(t, repmgr.EventFailoverRefused).Details, string(f.refusal)) {
 		}
@@ -255,7 +298,7 @@ func quiet(t *testing.T, nodes []*node) {
 	c := nodes[0].Conn(t)
 	_, err := c.Exec(t.Context(), `BEGIN; LOCK TABLE repmgr.standby_state, repmgr.heartbeat, repmgr.events IN EXCLUSIVE MODE`) // a session that waits for it has written nothing
 	require.NoError(t, err)
-	waitValue(t, nodes[0], "0", `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn IS DISTINCT FROM pg_current_wal_insert_lsn()`)
+	waitValue(t, nodes[0], "0", behind)
 	daemons := 0
 	for _, n := range nodes[1:] {
 		if n.daemon != nil {
@@ -315,7 +358,7 @@ func startWithTwin(t *testing.T, count int, mode repmgr.SynchronousMode) []*node
 func startWithLostWAL(last int) func(*testing.T, int, repmgr.SynchronousMode) []*node {
 	return func(t *testing.T, count int, mode repmgr.SynchronousMode) []*node {
 		t.Helper()
-		server := pgtest.Start(t, pgtest.Options{Name: "node1", WALSegmentSizeMB: 1, Settings: map[string]string{"max_wal_size": "2MB", "min_wal_size": "2MB", "wal_keep_size": "0"}})
+		server := pgtest.Start(t, pgtest.Options{Name: "node1", WALSegmentSizeMB: 1, Settings: map[string]string{"max_wal_size": "2MB", "min_wal_size": "2MB", "wal_keep_size": "64MB"}})
 		nodes := []*node{newNode(t, 1, server, automatic(mode))}
 		_, err := nodes[0].RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
 		require.NoError(t, err)
@@ -335,6 +378,7 @@ func startWithLostWAL(last int) func(*testing.T, int, repmgr.SynchronousMode) []
 			nodes[count-1].set(t, `primary_slot_name = 'kept'`)
 			waitValue(t, nodes[0], "t", `SELECT active FROM pg_replication_slots`)
 		}
+		nodes[0].set(t, `wal_keep_size = 0`)
 		recycle(t, nodes[0])
 		for _, n := range nodes[1:last] {
 			n.StartAgain()
