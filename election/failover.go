@@ -221,7 +221,7 @@ func (o Observation) awaited() bool {
 }
 
 // grace is how long a begun election is left alone. Its winner may have much to
-// replay, which another election would not shorten.
+// replay, which another election would not shorten; of split votes there is none.
 func (p Policy) grace(r Rule, peers []Peer) time.Duration {
 	grace := 2 * time.Second
 	if !r.Quorum {
@@ -229,11 +229,21 @@ func (p Policy) grace(r Rule, peers []Peer) time.Duration {
 	}
 	term := highestBallot(peers)
 	if slices.ContainsFunc(peers, func(o Peer) bool {
-		return o.Term == term && o.Answer == Answers && o.data() && o.Running == Standby && toReplay(o) > 0 && p.Fit(r, o) == ""
+		return o.Term == term && o.Answer == Answers && o.data() && o.Running == Standby && toReplay(o) > 0 && p.Fit(r, o) == "" && r.Majority(pledgedWith(o, peers))
 	}) {
 		grace = max(grace, p.Promotion)
 	}
 	return grace
+}
+
+// pledgedWith are those who hold the same ballot as o.
+func pledgedWith(o Peer, peers []Peer) (ids []int32) {
+	for _, other := range peers {
+		if other.Term == o.Term && other.Candidate == o.Candidate {
+			ids = append(ids, other.ID)
+		}
+	}
+	return ids
 }
 
 // forsaken: the election of the highest ballots has lost its coordinator.
