@@ -139,3 +139,27 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		t.Errorf("failover=manual: got %q", d.Reason)
 	}
 }
+
+// An election that has a majority of the pledges is left alone while its winner may
+// replay; split votes are not, for they have none.
+func TestPolicy_Step_AfterSplitVotes(t *testing.T) {
+	t.Parallel()
+	for third, want := range map[string]election.Reason{"a": election.OthersElect, "b": election.Electing} {
+		r, peers := cluster(3, true)
+		for i, candidate := range []string{"", "a", third} {
+			peers[i].Candidate, peers[i].Term, peers[i].Streams, peers[i].Receiving = candidate, 4, false, false
+			peers[i].Replayed = 500
+		}
+		peers[0].Answer, peers[0].Ended, peers[0].Term = election.Refused, true, 3
+		p := guessing
+		p.Promotion = time.Minute
+		s := election.State{LostAt: start.Add(-time.Minute), TurnsAt: start.Add(-time.Minute), BallotFor: 4, BallotAt: start.Add(-10 * time.Second)}
+		d := p.Step(s, election.Observation{
+			Now: start, Self: 2, RowKnown: true, Rule: r, Candidate: "c", Peers: peers, Node: election.Node{Registered: true, Role: election.Standby, Active: true},
+			Local: election.View{Up: true, InRecovery: true},
+		})
+		if d.Reason != want {
+			t.Errorf("%s: %s, want %s", third, d.Reason, want)
+		}
+	}
+}
