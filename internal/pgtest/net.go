@@ -67,6 +67,7 @@ func Blackhole(t testing.TB) (host string, port int) {
 	t.Cleanup(func() { syscall.Close(fd) })
 	port = Port(t)
 	if err := errors.Join(
+		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1), // a connection of who had the port before may linger
 		syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}),
 		syscall.Listen(fd, 0),
 	); err != nil {
