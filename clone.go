@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -382,18 +383,15 @@ func (r *cloning) finish(ctx context.Context, target *cloneTarget) error {
 // writeSettings writes the settings of the new standby in place of what was the
 // source's own: its settings of ALTER SYSTEM, and the mark of a fence.
 func (r *cloning) writeSettings(dir string, set map[string]string) error {
-	text, err := os.ReadFile(filepath.Join(dir, autoConf))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	text, err := readAutoConf(dir)
+	if err != nil {
 		return err
 	}
-	old, err := ballot.Settings(strings.ReplaceAll(string(text), `\`, `\\`))
+	give, drop, err := ballot.Inherited(text)
 	if err != nil {
 		return fmt.Errorf("in %s: %w", autoConf, err)
 	}
-	give, drop := ballot.Inherited(old)
-	for name, value := range set {
-		give[name] = value
-	}
+	maps.Copy(give, set)
 	for _, name := range []string{fencedName, rejoinName} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

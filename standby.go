@@ -82,22 +82,30 @@ func (c *Cluster) recoverySettings(set map[string]string, minApplyDelay string) 
 // of a server whose configuration has an error, may not have read the newest settings.
 func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
 	set = maps.Clone(set)
-	written, err := ballot.ReadSettings(ctx, n.conn)
-	if err != nil && !errors.Is(err, ballot.ErrUnreadable) && !errors.Is(err, ballot.ErrMissing) {
-		return n.queryError("read the settings", err)
-	}
 	rows, err := n.conn.Query(ctx, `SELECT name, setting FROM pg_settings WHERE name = ANY ($1) AND name <> 'primary_conninfo'`, sortedKeys(set))
 	if err != nil {
 		return n.queryError("read the settings", err)
 	}
 	var name, value string
+	var same []string
 	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
-		if file, ok := written[name]; set[name] == value && (!ok || file == value) {
-			delete(set, name)
+		if set[name] == value {
+			same = append(same, name)
 		}
 		return nil
 	}); err != nil {
 		return n.queryError("read the settings", err)
+	}
+	if len(same) > 0 {
+		written, err := ballot.ReadSettings(ctx, n.conn)
+		if err != nil && !errors.Is(err, ballot.ErrUnreadable) && !errors.Is(err, ballot.ErrMissing) {
+			return n.queryError("read the settings", err)
+		}
+		for _, name := range same {
+			if file, ok := written[name]; !ok || file == set[name] {
+				delete(set, name)
+			}
+		}
 	}
 	if err := n.mayAlterSystem(ctx, sortedKeys(set)); err != nil {
 		return err

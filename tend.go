@@ -262,7 +262,7 @@ func (m *Monitor) holders(r election.Rule) []int32 {
 func (m *Monitor) healthy(rule election.Rule) (ids []int32) {
 	now := time.Now()
 	t := &m.tender
-	if t.sound == nil || t.term != rule.Term {
+	if t.term != rule.Term {
 		t.sound, t.term = map[int32]time.Time{}, rule.Term
 		for _, id := range rule.Sync {
 			t.sound[id] = now

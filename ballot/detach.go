@@ -66,12 +66,16 @@ func GiveBack(ctx context.Context, conn *pgx.Conn, name, value string) (changed 
 	return true, alter(ctx, conn, savedPrefix+name, nil)
 }
 
-// Inherited says what of its source's settings in the file of ALTER SYSTEM a copy of
-// that server must not have: settings that get another value, and those that go. A
+// Inherited says what of its source's settings in the file of ALTER SYSTEM, with this
+// text, a copy of that server must not have: settings that get another value, and those that go. A
 // vote and a pause are one node's own, as is the rule that a node was told of ahead of
 // its tables; what was put in force for a while on the source is none of the copy's.
 // The mark of synchronous_standby_names stays beside it: it says whose that value is.
-func Inherited(set map[string]string) (give map[string]string, drop []string) {
+func Inherited(file string) (give map[string]string, drop []string, err error) {
+	set, err := settings(file, strings.Clone)
+	if err != nil {
+		return nil, nil, err
+	}
 	give = map[string]string{}
 	for name, value := range set {
 		of, saved := strings.CutPrefix(name, savedPrefix)
@@ -87,7 +91,7 @@ func Inherited(set map[string]string) (give map[string]string, drop []string) {
 			drop = append(drop, name)
 		}
 	}
-	return give, drop
+	return give, drop, nil
 }
 
 // SyncMark says which value of synchronous_standby_names the daemons have set.
