@@ -139,7 +139,7 @@ func (a *campaign) confirm(ctx context.Context, n *Node, id int32, tell bool) (k
 		return false, n.queryError("look for the rule", err)
 	}
 	rule := a.written()
-	if !knows && !(tell && rule.Known()) {
+	if !knows && (!tell || !rule.Known()) {
 		return false, nil
 	}
 	err = ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {

@@ -208,7 +208,7 @@ func TestFailover_WitnessAndRejoin(t *testing.T) {
 	nodes[0].Kill()
 	winner := waitPrimary(t, nodes[1])
 	writer.WaitForMore(t, 20)
-	nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
+	nodes[0].events.waitRejoin(t)
 	pgtest.WaitFor(t, "the old primary to be a standby that commits wait for", func(context.Context) error {
 		if got := winner.QueryString(t, `SELECT current_setting('synchronous_standby_names')`); got != `ANY 1 ("node1")` {
 			return errors.New(got)
@@ -243,7 +243,7 @@ func TestFailover_Paused(t *testing.T) {
 	_, err = nodes[1].Unpause(t.Context(), repmgr.PauseOptions{})
 	require.Error(t, err) // node1 is down
 	waitPrimary(t, nodes[1:]...)
-	nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
+	nodes[0].events.waitRejoin(t)
 	pgtest.WaitFor(t, "node1 to learn that the pause is over", func(context.Context) error {
 		flag := nodes[0].QueryString(t, `SELECT setting FROM pg_file_settings WHERE name = 'repmgr.paused' ORDER BY seqno DESC LIMIT 1`)
 		if !strings.HasPrefix(flag, "1/off/") {
@@ -295,7 +295,7 @@ func TestFailover_OldPrimaryReturns(t *testing.T) {
 	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
 	nodes[0].Kill()
 	winner := waitPrimary(t, nodes[1:]...)
-	nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
+	nodes[0].events.waitRejoin(t)
 	waitSame(t, winner, nodes[0])
 	winner.Exec(t, `CREATE TABLE after_the_failover (i int)`)
 	waitSame(t, winner, nodes[0])
@@ -322,7 +322,7 @@ func TestFailover_OldPrimaryReturnsWithoutData(t *testing.T) {
 		require.NoError(t, os.RemoveAll(path))
 	}
 	winner := waitPrimary(t, nodes[1:]...)
-	nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
+	nodes[0].events.waitRejoin(t)
 	waitSame(t, winner, nodes[0])
 }
 

@@ -144,7 +144,8 @@ func readKept(t *testing.T, n *node) (k struct {
 	Guard *struct {
 		CanFence bool `json:"can_fence"`
 	} `json:"guard"`
-}) {
+},
+) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(n.Dir, "repmgr_nodes.json"))
 	if err == nil {

@@ -36,7 +36,7 @@ func startRepmgr5(t *testing.T, change ...func(*repmgr.Config)) []*node {
 			role, upstream = "primary", "NULL"
 		}
 		primary.Exec(t, fmt.Sprintf(`INSERT INTO repmgr.nodes (node_id, upstream_node_id, node_name, type, conninfo, repluser, config_file)
-			VALUES (%d, %s, '%s', '%s', '%s', 'postgres', '/etc/repmgr.conf')`, n.cfg.NodeID, upstream, n.cfg.NodeName, role, n.Server.Conninfo()))
+			VALUES (%d, %s, '%s', '%s', '%s', 'postgres', '/etc/repmgr.conf')`, n.cfg.NodeID, upstream, n.cfg.NodeName, role, n.Conninfo()))
 	}
 	for _, n := range nodes[1:] {
 		waitSame(t, nodes[0], n)

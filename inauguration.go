@@ -272,7 +272,7 @@ func (a *campaign) follow(ctx context.Context, n *Node, r Record) error {
 		return streams && knows, err
 	})
 	p := peerOf(a.pledged, int32(r.ID))
-	if err = errors.Join(apart, err); err == nil && !(p.Monitored && p.Automatic) { // else its daemon does it when it has to
+	if err = errors.Join(apart, err); err == nil && (!p.Monitored || !p.Automatic) { // else its daemon does it when it has to
 		err = ballot.GiveArchive(ctx, n.conn)
 	}
 	return err

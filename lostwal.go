@@ -28,18 +28,18 @@ func (l LostWAL) String() string {
 	return text
 }
 
-// lostWAL asks the server up whether it still has what the standby of status s
+// lostWAL asks the server whether it still has what the standby of status s
 // would ask it for. It is nil where it has, and where that can not be told: where
 // the standby has not come to the end of its own WAL yet, or the login may not
 // list the files of the upstream (pg_monitor may).
-func (up *Node) lostWAL(ctx context.Context, of Record, s NodeStatus) *LostWAL {
+func (n *Node) lostWAL(ctx context.Context, of Record, s NodeStatus) *LostWAL {
 	if !s.InRecovery || s.next == 0 {
 		return nil
 	}
 	var size uint32
 	var end *wal.LSN
 	var names []string
-	err := up.conn.QueryRow(ctx, `SELECT setting::bigint,
+	err := n.conn.QueryRow(ctx, `SELECT setting::bigint,
 		CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END,
 		(SELECT coalesce(array_agg(name), '{}') FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$')
 		FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&size, &end, &names)

@@ -158,7 +158,7 @@ func (m *Monitor) endMarking() {
 		return
 	}
 	select {
-	case <-done:
+	case <-done: //nolint:errcheck // whoever starts the server next looks for the marks
 	case <-time.After(markEnd):
 		m.log.Error("the marks of a fenced server are not written: its disk does not answer")
 	}

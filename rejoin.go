@@ -406,7 +406,7 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 		}()
 	}
 	// Before PostgreSQL 14 it takes a restart to give a restore_command back.
-	if r.res.Method == RejoinByFollow && r.local != nil && !(r.server.archiveKept() && majorOf(r.local.conn.PgConn()) < 14) {
+	if r.res.Method == RejoinByFollow && r.local != nil && (!r.server.archiveKept() || majorOf(r.local.conn.PgConn()) >= 14) {
 		if err := r.step(ctx, "re-point", func(ctx context.Context) (string, error) {
 			return "without a restart", r.repoint(ctx, r.local, r.primary, node, r.res.Primary)
 		}); err != nil {

@@ -54,13 +54,11 @@ func (r *recorder) wait(t *testing.T, typ repmgr.EventType) repmgr.Event {
 	}
 }
 
-// waitSuccess leaves out the attempts that failed, as where an overloaded machine answers late.
-func (r *recorder) waitSuccess(t *testing.T, typ repmgr.EventType) repmgr.Event {
+// waitRejoin leaves out the attempts that failed, as where an overloaded machine answers late.
+func (r *recorder) waitRejoin(t *testing.T) {
 	t.Helper()
-	for {
-		if e := r.wait(t, typ); e.Success {
-			return e
-		}
+	for !r.wait(t, repmgr.EventNodeRejoin).Success {
+		continue
 	}
 }
 

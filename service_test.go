@@ -294,7 +294,7 @@ func TestFailover_Unprivileged(t *testing.T) {
 			waitReady(t, nodes, 3, mode)
 			nodes[0].Kill()
 			winner := waitPrimary(t, nodes[1:]...)
-			nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
+			nodes[0].events.waitRejoin(t)
 			waitSame(t, winner, nodes[0])
 			winner.Exec(t, `CREATE TABLE after_the_failover (i int)`)
 			for _, n := range nodes {

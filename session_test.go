@@ -216,7 +216,7 @@ func TestSessions_WorstDefaults(t *testing.T) {
 
 			nodes[0].Kill()
 			winner := waitPrimary(t, nodes[1:]...)
-			nodes[0].events.waitSuccess(t, repmgr.EventNodeRejoin)
+			nodes[0].events.waitRejoin(t)
 			waitSame(t, winner, nodes[0])
 			for _, m := range monitors {
 				require.NotEqual(t, election.Fenced, m.Status().Phase)

@@ -306,7 +306,7 @@ func (n *Node) commitWaits(ctx context.Context, probe *Node, until time.Time) (w
 	defer cancel()
 	_, _ = n.conn.Exec(limit, `SELECT pg_catalog.pg_terminate_backend($1)`, pid)
 	_ = probe.conn.PgConn().Conn().SetDeadline(time.Now().Add(time.Second)) // should that not have reached it
-	<-done
+	<-done                                                                  //nolint:errcheck // it was ended by us
 	if err == nil && !waits {
 		err = hint(fmt.Errorf("%s: %w: it took longer than expected to tell", n.name, errUnproven), "Its disk or its processor may be overloaded. It is tried again.")
 	}

@@ -107,7 +107,7 @@ func (n *watcher) snapshot() election.Peer {
 func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
 	if f != nil {
 		err := n.with(ctx, f)
-		n.give(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()})
+		_ = n.give(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // nobody waits for that look
 		return err
 	}
 	j := job{ctx: ctx, done: make(chan error, 1), at: time.Now()}

@@ -99,7 +99,7 @@ func (c *election1) survey(began time.Time) {
 		}
 		c.term = max(c.term, v.Term, v.Rule.Term, v.Told.Term)
 	}
-	if me := *m.view[m.h.id]; c.reaffirm && c.rule.Primary != me.ID && !(me.Chosen && me.Term > c.rule.Term) {
+	if me := *m.view[m.h.id]; c.reaffirm && c.rule.Primary != me.ID && (!me.Chosen || me.Term <= c.rule.Term) {
 		c.p.Adopts = me.ID // nobody voted for it: there must be grounds for a failover
 	}
 	for _, v := range views { // one that was promoted by nobody's vote pledges itself to nobody

@@ -227,8 +227,10 @@ func (w *world) harmless() {
 		return
 	}
 	f := w.random(2 + int32(w.rng.IntN(w.nodes-1)))
-	f.kind = []string{"crash", "host crash", "hang", "host hang", "monitor crash", "monitor hang", "isolate", "cut", "one way", "slow disk", "reclone",
-		"long query", "delay", "pause replay", "backlog", "broken", "login changed", "full", "suspend", "outside promotion"}[w.rng.IntN(20)]
+	f.kind = []string{
+		"crash", "host crash", "hang", "host hang", "monitor crash", "monitor hang", "isolate", "cut", "one way", "slow disk", "reclone",
+		"long query", "delay", "pause replay", "backlog", "broken", "login changed", "full", "suspend", "outside promotion",
+	}[w.rng.IntN(20)]
 	f.b = 1
 	if w.chance(30) && w.quorum {
 		f.a, f.kind = 1, "monitor crash"

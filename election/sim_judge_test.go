@@ -114,7 +114,7 @@ func (j *judge) read(s *server) {
 }
 
 func (j *judge) accepted(s *server) {
-	if !j.w.mixed && !((s.rogue || s.back) && (s.h.manual || s.h.unable)) { // what nobody can stop is named
+	if !j.w.mixed && (!s.rogue && !s.back || !s.h.manual && !s.h.unable) { // what nobody can stop is named
 		j.wrote(s)
 	}
 }

@@ -90,13 +90,15 @@ var stages = map[string]stage{
 	}},
 	// Node 3 was promoted by hand, killed, and started as a standby: it has another timeline, and less.
 	"stray may win": {nodes: 3, quorum: true, plan: []fault{
-		{kind: "monitor crash", at: 2900 * time.Millisecond, a: 3, d: forGood}, {kind: "outside and back", at: 3 * time.Second, a: 3, d: forGood},
+		{kind: "monitor crash", at: 2900 * time.Millisecond, a: 3, d: forGood},
+		{kind: "outside and back", at: 3 * time.Second, a: 3, d: forGood},
 		{kind: "host crash", at: 10 * time.Second, a: 1, d: forGood},
 	}},
 	// Node 3 was rewound, and fell behind.
 	"a segment names the timeline": {nodes: 3, quorum: true, plan: []fault{
 		{kind: "outside promotion", at: 3 * time.Second, a: 3, d: forGood},
-		{kind: "cut", at: 11 * time.Second, a: 1, b: 3, d: forGood}, {kind: "host crash", at: 11300 * time.Millisecond, a: 1, d: forGood},
+		{kind: "cut", at: 11 * time.Second, a: 1, b: 3, d: forGood},
+		{kind: "host crash", at: 11300 * time.Millisecond, a: 1, d: forGood},
 	}},
 	"rogue is left alone": {nodes: 3, served: 1, plan: []fault{{kind: "outside promotion", at: 4 * time.Second, a: 3, d: forGood}}},
 	"fence is believed": {nodes: 3, served: 1, plan: []fault{

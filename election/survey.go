@@ -393,7 +393,7 @@ func Unfenced(primary Peer, peers []Peer) Unguarded {
 // nobody who would stop it once there is a new one.
 func usurped(r Rule, peers []Peer, adopts int32) bool {
 	return slices.ContainsFunc(peers, func(o Peer) bool {
-		return o.ID != adopts && o.usurps(r) && !(o.Monitored && o.Automatic)
+		return o.ID != adopts && o.usurps(r) && (!o.Monitored || !o.Automatic)
 	})
 }
 
