@@ -246,7 +246,7 @@ func TestUnelected_GivesWay(t *testing.T) {
 	t.Parallel()
 	needRejoin(t)
 	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
-	nodes[2].Exec(t, `SELECT pg_promote()`)
+	nodes[2].Exec(t, `SELECT pg_promote(false)`) // with true, the fence may end the session before it answers
 	e := nodes[2].events.wait(t, repmgr.EventFence)
 	require.Contains(t, e.Details, string(election.Unelected))
 	nodes[2].events.waitRejoin(t)
