@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -48,8 +47,8 @@ func TestFence_KeepsTheArchiveOut(t *testing.T) {
 			for _, stop := range stops {
 				stop()
 			}
-			nodes[1].freeze(t)
-			nodes[2].freeze(t)
+			nodes[1].Freeze()
+			nodes[2].Freeze()
 			nodes[0].events.wait(t, repmgr.EventFence)
 			pgtest.WaitFor(t, "the fenced node to be back", func(ctx context.Context) error {
 				s, err := repmgr.Connect(ctx, nodes[0].Conninfo())
@@ -58,8 +57,8 @@ func TestFence_KeepsTheArchiveOut(t *testing.T) {
 				}
 				return err
 			})
-			nodes[1].wakeUp(t)
-			nodes[2].wakeUp(t)
+			nodes[1].Thaw()
+			nodes[2].Thaw()
 			stop()
 
 			nodes[1].Exec(t, `SELECT pg_promote()`)
@@ -115,10 +114,4 @@ func (n *node) appendConf(t *testing.T, line string) {
 	require.NoError(t, err)
 	_, err = f.WriteString(line + "\n")
 	require.NoError(t, errors.Join(err, f.Close()))
-}
-
-// wakeUp takes back what freeze did.
-func (n *node) wakeUp(t *testing.T) {
-	t.Helper()
-	n.signalEach(t, syscall.SIGCONT)
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,29 +20,6 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
-
-// freeze stops every process of the server: it falls silent, and is not dead.
-func (n *node) freeze(t *testing.T) {
-	t.Helper()
-	n.signalEach(t, syscall.SIGSTOP)
-}
-
-func (n *node) signalEach(t *testing.T, signal syscall.Signal) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc")
-	require.NoError(t, err)
-	reached := 0
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && cwd == n.Dir && syscall.Kill(pid, signal) == nil {
-			reached++
-		}
-	}
-	require.Positive(t, reached)
-}
 
 // patient lets the Monitor of a frozen server leave it alone.
 func patient(c *repmgr.Config) { c.HangTimeout = time.Hour }
@@ -87,7 +63,7 @@ func TestFailover_NotFromAPrimaryThatNobodyStops(t *testing.T) {
 				}
 				return err
 			})
-			nodes[0].freeze(t)
+			nodes[0].Freeze()
 			e := nodes[1].events.wait(t, repmgr.EventFailoverRefused)
 			require.Contains(t, e.Details, string(election.RefusedUnfenced))
 			require.Contains(t, e.Details, string(test.unguarded))
@@ -125,7 +101,7 @@ func TestFailover_OfAPrimaryThatWasNotSeenSince(t *testing.T) {
 					require.NoError(t, os.Remove(filepath.Join(n.Dir, "repmgr_nodes.json")))
 				}
 			}
-			nodes[0].freeze(t)
+			nodes[0].Freeze()
 			for _, n := range nodes[1:] {
 				n.monitor(t)
 			}
@@ -299,8 +275,8 @@ func TestFence_Paused(t *testing.T) {
 		}
 		return nil
 	})
-	nodes[1].freeze(t)
-	nodes[2].freeze(t)
+	nodes[1].Freeze()
+	nodes[2].Freeze()
 	nodes[0].outliveLease(t)
 }
 
@@ -340,8 +316,8 @@ func TestFence_NotForARejectedLogin(t *testing.T) {
 				return nil
 			})
 			nodes[0].outliveLease(t)
-			nodes[1].freeze(t)
-			nodes[2].freeze(t)
+			nodes[1].Freeze()
+			nodes[2].Freeze()
 			require.Contains(t, nodes[0].events.wait(t, repmgr.EventFence).Details, "no contact to a majority")
 		})
 	}
@@ -418,8 +394,8 @@ func TestFence_RejectedByItsOwnServer(t *testing.T) {
 					require.Contains(t, m.Status().Error, "rejects the login")
 					require.NotNil(t, m.Status().Lease, "it is guarded")
 					require.Equal(t, "quorum quorum", ask(conns[0], `SELECT string_agg(sync_state, ' ') FROM pg_stat_replication WHERE state = 'streaming'`), "they acknowledge its commits")
-					nodes[1].freeze(t)
-					nodes[2].freeze(t)
+					nodes[1].Freeze()
+					nodes[2].Freeze()
 				}
 				e := nodes[0].events.wait(t, repmgr.EventFence)
 				require.Contains(t, e.Details, "no contact to a majority")

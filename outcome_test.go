@@ -250,7 +250,7 @@ func (f foretold) run(t *testing.T) {
 	})
 	t.Logf("\n%s", e)
 	if f.freeze {
-		nodes[0].freeze(t)
+		nodes[0].Freeze()
 	} else {
 		nodes[0].Kill()
 	}

@@ -59,6 +59,7 @@ type scene struct {
 	before  state
 	rng     *rand.Rand
 	target  string // who was hit, for the report
+	picked  *node  // the standby of the fault
 	second  bool   // another fault of the same moment came before
 	cleanup []func()
 	at      time.Time                         // when the fault began, where there was something to prepare; zero: at once
@@ -73,10 +74,13 @@ func (s *scene) now() { s.at = time.Now() }
 
 func (s *scene) primary() *node { return s.before.Primary }
 
-// standby picks one standby.
+// standby picks one standby, for the whole fault.
 func (s *scene) standby() *node {
-	all := s.c.standbys(s.before.Primary)
-	return all[s.rng.IntN(len(all))]
+	if s.picked == nil {
+		all := s.c.standbys(s.before.Primary)
+		s.picked = all[s.rng.IntN(len(all))]
+	}
+	return s.picked
 }
 
 // hit notes the target.

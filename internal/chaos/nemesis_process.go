@@ -138,6 +138,7 @@ func dieAt(step string) Nemesis {
 
 // freeze stops processes for the time of the fault. It waits for some, where
 // another fault of the same moment has ended them; that one may keep them down.
+// What they have begun meanwhile is stopped as well.
 func (s *scene) freeze(ctx context.Context, list func(s *scene) []int) error {
 	var stopped []int
 	target := s.target
@@ -152,7 +153,12 @@ func (s *scene) freeze(ctx context.Context, list func(s *scene) []int) error {
 	if s.second && len(stopped) == 0 {
 		return nil
 	}
-	signalAll(stopped, syscall.SIGSTOP)
+	for more := stopped; len(more) > 0; {
+		signalAll(more, syscall.SIGSTOP)
+		s.target = target
+		more = slices.DeleteFunc(list(s), func(pid int) bool { return pid <= 1 || slices.Contains(stopped, pid) })
+		stopped = append(stopped, more...)
+	}
 	s.cleanup = append(s.cleanup, func() { signalAll(stopped, syscall.SIGCONT) })
 	return err
 }

@@ -285,7 +285,7 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 		if i > 0 {
 			_ = sleep(ctx, later)
 		}
-		o.newest, s.second = time.Now(), i > 0
+		o.newest, s.second, s.picked = time.Now(), i > 0, nil
 		fail("do", n.Name, n.Do(ctx, s))
 		if !s.at.IsZero() {
 			o.began, o.newest = s.at, s.at // what came before was preparation

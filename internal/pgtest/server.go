@@ -369,6 +369,30 @@ func (s *Server) with(ctx context.Context, fn func(*pgx.Conn) error) error {
 // Started says whether any process of the server lives.
 func (s *Server) Started() bool { return len(running(s.Dir)) > 0 }
 
+// Freeze stops all processes of the server, also those that it forks meanwhile.
+func (s *Server) Freeze() {
+	s.t.Helper()
+	stopped := map[int]bool{}
+	for more := true; more; {
+		more = false
+		for _, pid := range running(s.Dir) {
+			if !stopped[pid] && syscall.Kill(pid, syscall.SIGSTOP) == nil {
+				stopped[pid], more = true, true
+			}
+		}
+	}
+	if len(stopped) == 0 {
+		s.t.Fatalf("pgtest: freeze %s: it does not run", s.Name)
+	}
+}
+
+// Thaw lets them go on.
+func (s *Server) Thaw() {
+	for _, pid := range running(s.Dir) {
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+	}
+}
+
 // Signal sends a signal to the postmaster, whoever started it.
 func (s *Server) Signal(signal syscall.Signal) {
 	s.t.Helper()
