@@ -138,8 +138,8 @@ func (m *EtcdMember) Kill() {
 	<-m.ended
 }
 
-// Stop freezes the member by SIGSTOP: its connections stay, and nothing answers.
-func (m *EtcdMember) Stop() { _ = syscall.Kill(-m.cmd.Process.Pid, syscall.SIGSTOP) }
+// Stop freezes the member: its connections stay, and nothing answers.
+func (m *EtcdMember) Stop() { stop(m.cmd.Process.Pid) }
 
 // Continue lets a frozen member go on.
 func (m *EtcdMember) Continue() { _ = syscall.Kill(-m.cmd.Process.Pid, syscall.SIGCONT) }

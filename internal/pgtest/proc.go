@@ -60,6 +60,24 @@ func running(dir string) (pids []int) {
 	return pids
 }
 
+// stop sends SIGSTOP and waits until no thread of the process goes on: the signal
+// is delivered a moment after it was sent. It reports whether there was a process.
+func stop(pid int) bool {
+	if syscall.Kill(pid, syscall.SIGSTOP) != nil {
+		return false
+	}
+	for goes := true; goes; {
+		goes = false
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, t := range threads {
+			text, _ := os.ReadFile(t) // empty: the thread has ended
+			_, state, _ := strings.Cut(string(text), ") ")
+			goes = goes || state != "" && !strings.Contains("TtZX", state[:1])
+		}
+	}
+	return true
+}
+
 // copyTree copies a file or a directory with its modes. Files for which skip
 // says true by their path inside the tree are left out, and so are those that
 // vanish meanwhile.

@@ -376,7 +376,7 @@ func (s *Server) Freeze() {
 	for more := true; more; {
 		more = false
 		for _, pid := range running(s.Dir) {
-			if !stopped[pid] && syscall.Kill(pid, syscall.SIGSTOP) == nil {
+			if !stopped[pid] && stop(pid) {
 				stopped[pid], more = true, true
 			}
 		}
