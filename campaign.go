@@ -36,6 +36,7 @@ type campaign struct {
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
 	conn    *Node             // to the winner, for the first commit
+	probe   *Node             // for the commit that is seen to wait; nil: none is open
 	slots   map[NodeID]string // that the winner has for its followers
 
 	mu      sync.Mutex // over these, and over the rule of the tally from the promotion on
@@ -61,7 +62,7 @@ func (a *campaign) at(step, evidence string, args ...any) {
 // run is the election. The order of its steps is what makes it safe: see docs/failover.md.
 func (a *campaign) run(ctx context.Context, dryRun bool) (FailoverResult, error) {
 	a.res.DryRun = dryRun
-	defer func() { a.conn.Close() }()
+	defer func() { a.conn.Close(); a.probe.Close() }()
 	limit := a.c.cfg.PromoteCheckTimeout + a.c.cfg.FenceTimeout + 10*time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, kind(ErrTimeout, "the election took longer than %s", limit))
 	defer cancel()

@@ -82,16 +82,22 @@ func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator strin
 // commits must wait for is in force before it accepts any.
 func (a *campaign) promote(ctx context.Context) error {
 	winner := *a.res.Winner
-	var wg sync.WaitGroup
+	var conn, probe sync.WaitGroup // they are needed soon; who commits tries again
+	limited, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout/2)
+	defer cancel()
 	if a.conn == nil {
-		wg.Go(func() { // it is needed soon; who commits tries again
-			ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout/2)
-			defer cancel()
-			a.conn, _ = a.c.connectTo(ctx, winner)
+		conn.Go(func() {
+			if a.conn, _ = a.c.connectTo(limited, winner); a.conn != nil {
+				_, _ = a.conn.hasSchema(limited)
+			}
 		})
 	}
-	defer wg.Wait()
+	defer conn.Wait()
+	defer probe.Wait()
 	err := a.w.node(int32(winner.ID)).do(ctx, func(n *Node) error {
+		if a.tally.Rule.Quorum {
+			probe.Go(func() { a.probe, _ = n.commitProbe(limited) })
+		}
 		return n.withBallot(ctx, func(b ballot.Ballot) error {
 			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
 				return fmt.Errorf("%w: %s holds %q", errSuperseded, winner, b)
@@ -112,7 +118,7 @@ func (a *campaign) promote(ctx context.Context) error {
 					return err
 				}
 			}
-			a.makeSlots(ctx, &wg)
+			a.makeSlots(ctx, &conn)
 			if a.reaffirm {
 				return nil
 			}
@@ -314,7 +320,12 @@ func (a *campaign) commit(ctx context.Context) error {
 	}
 	ctx = unlimited(ctx)
 	if a.tally.Rule.Quorum {
-		if err := n.proveSync(ctx, 2*a.c.cfg.SilenceTimeout); err != nil {
+		if a.probe == nil {
+			if a.probe, err = n.commitProbe(ctx); err != nil {
+				return err
+			}
+		}
+		if err := n.proveSync(ctx, a.probe, 2*a.c.cfg.SilenceTimeout); err != nil {
 			return err
 		}
 	}

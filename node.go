@@ -25,6 +25,8 @@ type Node struct {
 	broke    error        // over what the connection ended
 	schema   schemaLevel  // of the metadata, as last seen
 	foreign  foreignState // of the extension of repmgr 5
+	segment  uint32       // the size of its WAL segments; 0: not read yet
+	heeded   bool         // its ballot is locked: it was seen to heed a new setting
 	looked   bool         // whether it was looked at for an election
 	loose    bool         // its session is not settled yet: see lookFirst
 
@@ -278,11 +280,13 @@ func (n *Node) readWAL(ctx context.Context, t wal.Timeline, at wal.LSN, length i
 }
 
 // walSegmentSize is the size of the server's WAL segment files, in bytes.
-func (n *Node) walSegmentSize(ctx context.Context) (size uint32, err error) {
-	if err := n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&size); err != nil {
-		return 0, n.queryError("read wal_segment_size", err)
+func (n *Node) walSegmentSize(ctx context.Context) (uint32, error) {
+	if n.segment == 0 {
+		if err := n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&n.segment); err != nil {
+			return 0, n.queryError("read wal_segment_size", err)
+		}
 	}
-	return size, nil
+	return n.segment, nil
 }
 
 // queryError names the statement's purpose and the node, and keeps a lost

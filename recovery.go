@@ -21,9 +21,15 @@ import (
 // reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
 const nudgeInterval = 100 * time.Millisecond
 
-// pollInterval is how often a server is asked whether it is there yet. A
-// promotion takes about 30 ms: asking costs less than missing it.
+// pollInterval is how often a server is asked whether it is there yet.
 const pollInterval = 5 * time.Millisecond
+
+// pauseSince waits between two questions whether something is over that began then:
+// the longer, the longer it lasts already. A promotion takes about 30 ms: asking costs
+// less than missing it.
+func pauseSince(ctx context.Context, begun time.Time) error {
+	return pause(ctx, min(max(time.Since(begun)/16, pollInterval/5), 4*pollInterval))
+}
 
 // PromoteOptions are the choices of [Cluster.Promote].
 type PromoteOptions struct {
@@ -277,7 +283,8 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *Node) error {
 
 // poll asks until done, and nudges the server while it is not.
 func (n *Node) poll(ctx context.Context, done func() (bool, error)) error {
-	nudge := time.Now().Add(nudgeInterval)
+	begun := time.Now()
+	nudge := begun.Add(nudgeInterval)
 	for {
 		ok, err := done()
 		switch {
@@ -298,7 +305,7 @@ func (n *Node) poll(ctx context.Context, done func() (bool, error)) error {
 			}
 			nudge = time.Now().Add(nudgeInterval)
 		}
-		if err := pause(ctx, pollInterval); err != nil {
+		if err := pauseSince(ctx, begun); err != nil {
 			return err
 		}
 	}

@@ -82,7 +82,7 @@ func (c *Cluster) recoverySettings(set map[string]string, minApplyDelay string) 
 // of a server whose configuration has an error, may not have read the newest settings.
 func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
 	set = maps.Clone(set)
-	rows, err := n.conn.Query(ctx, `SELECT name, setting FROM pg_settings WHERE name = ANY ($1) AND name <> 'primary_conninfo'`, sortedKeys(set))
+	rows, err := n.conn.Query(ctx, `SELECT name, coalesce(current_setting(name, true), '') FROM unnest($1::text[]) AS name WHERE name <> 'primary_conninfo'`, sortedKeys(set))
 	if err != nil {
 		return n.queryError("read the settings", err)
 	}
@@ -110,7 +110,7 @@ func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
 	if err := n.mayAlterSystem(ctx, sortedKeys(set)); err != nil {
 		return err
 	}
-	if len(set) > 0 {
+	if len(set) > 0 && !n.heeded {
 		if err := n.heeds(ctx); err != nil {
 			return err
 		}
@@ -165,7 +165,11 @@ const heedHint = "Correct that on its machine. Then, on it: SELECT pg_reload_con
 
 // withBallot runs f while nobody else can change or act upon the server's ballot.
 func (n *Node) withBallot(ctx context.Context, f func(ballot.Ballot) error) error {
-	err := ballot.Locked(ctx, n.conn, f)
+	err := ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+		n.heeded = true
+		defer func() { n.heeded = false }()
+		return f(b)
+	})
 	if errors.Is(err, ballot.ErrUnheeded) {
 		return hint(fmt.Errorf("change the settings of %s: %w", n.name, err), heedHint)
 	}

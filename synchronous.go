@@ -228,9 +228,14 @@ var errUnproven = errors.New("commits do not wait for a standby, although synchr
 // before anybody believes that commits do. Where none is, the setting is back
 // afterwards, with an [errUnproven].
 func (c *Cluster) raiseSync(ctx context.Context, n *Node, w *watch, back, s election.SyncSetting) error {
-	err := c.setSync(ctx, n, w, election.Closed())
+	probe, err := n.commitProbe(ctx)
+	if err != nil {
+		return err
+	}
+	defer probe.Close()
+	err = c.setSync(ctx, n, w, election.Closed())
 	if err == nil {
-		err = n.proveSync(ctx, c.cfg.SilenceTimeout/2)
+		err = n.proveSync(ctx, probe, c.cfg.SilenceTimeout/2)
 	}
 	if err == nil {
 		return c.setSync(ctx, n, w, s)
@@ -249,16 +254,10 @@ func (c *Cluster) raiseSync(ctx context.Context, n *Node, w *watch, back, s elec
 // sets, when it reads its settings; in some phases of a checkpoint it does not for
 // long. Until then commits are acknowledged whatever current_setting and
 // pg_stat_replication say.
-func (n *Node) proveSync(ctx context.Context, limit time.Duration) error {
+// The commit is made over a connection to the same server, see [Node.commitProbe],
+// which does not last.
+func (n *Node) proveSync(ctx context.Context, probe *Node, limit time.Duration) error {
 	until := time.Now().Add(limit)
-	probe, err := connectNode(ctx, n.name, n.conninfo)
-	if err != nil {
-		return err
-	}
-	defer probe.Close()
-	if _, err := probe.conn.Exec(ctx, `SELECT set_config('application_name', 'repmgr commit probe', false), set_config('synchronous_commit', 'on', false)`); err != nil {
-		return probe.queryError("prepare a commit", err)
-	}
 	for {
 		switch waits, err := n.commitWaits(ctx, probe, until); {
 		case err != nil || waits:
@@ -273,10 +272,24 @@ func (n *Node) proveSync(ctx context.Context, limit time.Duration) error {
 	}
 }
 
+// commitProbe opens a connection for a commit that is to wait.
+func (n *Node) commitProbe(ctx context.Context) (*Node, error) {
+	probe, err := connectNode(ctx, n.name, n.conninfo)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := probe.conn.Exec(ctx, `SELECT set_config('application_name', 'repmgr commit probe', false), set_config('synchronous_commit', 'on', false)`); err != nil {
+		probe.Close()
+		return nil, probe.queryError("prepare a commit", err)
+	}
+	return probe, nil
+}
+
 // commitWaits makes a tiny commit, and reports whether it was seen to wait for a
 // standby. Then it ends the session that waits. It locks nothing that others need.
 func (n *Node) commitWaits(ctx context.Context, probe *Node, until time.Time) (waits bool, err error) {
 	pid := int32(probe.conn.PgConn().PID())
+	begun := time.Now()
 	done := make(chan error, 1)
 	go func() {
 		_, err := probe.conn.Exec(ctx, `SELECT pg_catalog.pg_logical_emit_message(true, 'repmgr', '')`)
@@ -298,7 +311,7 @@ func (n *Node) commitWaits(ctx context.Context, probe *Node, until time.Time) (w
 		if waits || err != nil || time.Now().After(until) {
 			break
 		}
-		if err = pause(ctx, pollInterval); err != nil {
+		if err = pauseSince(ctx, begun); err != nil {
 			break
 		}
 	}

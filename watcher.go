@@ -301,7 +301,7 @@ func (n *watcher) pop() *Node {
 func (n *watcher) try() {
 	r := tried{began: time.Now()}
 	total := n.open + len(n.idle)
-	if n.refused || total >= fewOpen {
+	if n.refused || total >= fewOpen || len(n.waiting) > 0 {
 		r.node = n.pop()
 	}
 	switch {
