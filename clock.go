@@ -104,7 +104,7 @@ func (m *Monitor) awake(ctx context.Context, c *Cluster) {
 	was := m.sleeps.last.at
 	now := readClocks(m.boot)
 	lost := m.sleeps.note(now, c.pulse())
-	stopped := !was.IsZero() && now.at.Sub(was) > c.pulse()
+	stopped := !was.IsZero() && now.at.Sub(was) > c.pulse()*3/2
 	if lost > 0 {
 		m.log.Warn("this machine was asleep, or its clock was set forward: what was known is older than it seemed, and the voters are asked anew", "for", lost.Round(time.Millisecond))
 	}

@@ -28,23 +28,26 @@ func (m *Monitor) guard(ctx context.Context) {
 	defer m.beat(nil, true)
 	defer m.endMarking()
 	defer m.device.disarm()
-	parts, had := 1, false // of a pulse: a lease is looked at twice in each
-	for turn := 0; ; turn++ {
+	var left *time.Duration
+	for {
 		c := m.settings()
-		if m.pulse(ctx, parts) != nil {
+		if m.untilDue(ctx, c, left) != nil {
 			return
 		}
 		m.awake(ctx, c)
-		left := m.guardOnce(ctx, c)
-		if turn%parts == 0 || had != (left != nil) {
-			m.beat(left, false)
-		}
-		if parts, had = 1, left != nil; had {
-			parts = 2
-		}
+		left = m.guardOnce(ctx, c)
+		m.beat(left, false)
 		m.setLease(left)
 		m.feed(c, left)
 	}
+}
+
+// untilDue lets a pulse pass, or what is left of a lease where that is less.
+func (m *Monitor) untilDue(ctx context.Context, c *Cluster, left *time.Duration) error {
+	if left != nil && *left < c.pulse() {
+		return pause(ctx, max(*left, c.pulse()/8))
+	}
+	return m.pulse(ctx)
 }
 
 // guardOnce looks and acts once. It returns how long the lease lasts; nil: none is needed.
@@ -119,13 +122,13 @@ func (m *Monitor) guardHang(ctx context.Context) {
 		if !since.IsZero() {
 			rest = c.cfg.HangTimeout / 10
 		}
-		if pause(ctx, rest) != nil {
+		if m.watch.lull(ctx, rest, nil) != nil {
 			return
 		}
 		peers := m.watch.peers()
 		me := peerOf(peers, int32(c.cfg.NodeID))
 		switch now := time.Now(); {
-		case c.cfg.Failover != FailoverAutomatic || election.Paused(peers) || me.Running != election.Primary || me.Role == election.Witness || !c.hangs(ctx):
+		case c.cfg.Failover != FailoverAutomatic || election.Paused(peers) || me.Running != election.Primary || me.Role == election.Witness || !c.hangs(ctx, m.watch.node(me.ID).plain()):
 			since = time.Time{}
 		case since.IsZero():
 			since = now
@@ -178,14 +181,25 @@ func (m *Monitor) ruleBefore() election.Rule {
 	return m.shared.before
 }
 
-// hangs reports whether a new connection to the local server gets no answer.
-func (c *Cluster) hangs(ctx context.Context) bool {
-	n, err := c.connectLocal(ctx)
+// hangs reports whether a new connection to the local server gets no answer. One
+// that need not ask for TLS spares the server a second one.
+func (c *Cluster) hangs(ctx context.Context, plain bool) bool {
+	conninfo := c.cfg.Conninfo
+	if params, err := ParseConninfo(conninfo); plain && err == nil {
+		params["sslmode"] = "disable"
+		conninfo = FormatConninfo(params)
+	}
+	cfg, err := connectConfig(conninfo)
+	if err != nil {
+		return false
+	}
+	cfg.AfterConnect = nil // that it lets us in is the answer
+	conn, err := dialConfig(ctx, c.self(), cfg)
 	if err != nil {
 		var ce *ConnectError
 		return ctx.Err() == nil && errors.As(err, &ce) && ce.Reach == ReachTimeout
 	}
-	n.Close()
+	(&Node{conn: conn}).Close()
 	return false
 }
 

@@ -263,7 +263,7 @@ func (m *Monitor) runsAs() election.Role {
 
 func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	if pulse := m.cluster.pulse(); d > pulse {
-		d -= sinceTick(pulse)
+		return m.watch.lull(ctx, d-sinceTick(pulse), m.wake)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -340,6 +340,7 @@ func (s *localServer) launch(ctx context.Context) (pid int, err error) {
 	cmd := exec.CommandContext(ctx, "/bin/sh", args...)
 	cmd.Dir, cmd.WaitDelay = s.dir, time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	defer usualSlack()()
 	out, err := cmd.Output()
 	if err != nil {
 		return 0, fmt.Errorf("run %s: %w", postgres, err)

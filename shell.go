@@ -4,9 +4,12 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // placeholder is the value of a %x in a command of the user's, and the name of
@@ -25,11 +28,28 @@ func runShell(ctx context.Context, command string, values map[byte]placeholder, 
 	}
 	cmd.WaitDelay = 2 * time.Second
 	endWithGroup(cmd)
+	defer usualSlack()()
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	return out, err
+}
+
+// usualSlack gives what is started until its result is called the timer slack that the
+// kernel gives (prctl, PR_SET_TIMERSLACK), whatever this process has: repmgrd has a long
+// one, and a PostgreSQL server's short sleeps are not to grow with it.
+func usualSlack() (end func()) {
+	const usual = 50 * time.Microsecond
+	runtime.LockOSThread()
+	was, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil || was <= int(usual) || unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(usual), 0, 0, 0) != nil {
+		return runtime.UnlockOSThread
+	}
+	return func() {
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(was), 0, 0, 0)
+		runtime.UnlockOSThread()
+	}
 }
 
 // endWithGroup makes a command end together with all that it started, and keeps

@@ -468,7 +468,7 @@ func (n *Node) addLine(ctx context.Context) error {
 // heart writes the sign of life of the local primary, so that the silence of a
 // standby's WAL receiver means something.
 func (m *Monitor) heart(ctx context.Context) {
-	for m.pulse(ctx, 1) == nil {
+	for m.pulse(ctx) == nil {
 		c := m.settings()
 		if c.cfg.Failover != FailoverAutomatic || !m.inOffice() {
 			m.noteHeart(nil)
@@ -481,14 +481,13 @@ func (m *Monitor) heart(ctx context.Context) {
 	}
 }
 
-// pulse lets a part of a pulse pass; with failover=manual nothing is that urgent.
-func (m *Monitor) pulse(ctx context.Context, part int) error {
+// pulse lets a pulse pass; with failover=manual nothing is that urgent.
+func (m *Monitor) pulse(ctx context.Context) error {
 	c := m.settings()
 	if c.cfg.Failover != FailoverAutomatic {
 		return pause(ctx, c.cfg.MonitorInterval)
 	}
-	d := c.pulse() / time.Duration(part)
-	return pause(ctx, d-sinceTick(d))
+	return m.watch.lull(ctx, c.pulse()-sinceTick(c.pulse()), nil)
 }
 
 // heartTrouble names what keeps a server that answers from writing.

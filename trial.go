@@ -77,7 +77,7 @@ func (t *trials) all() map[NodeID]error {
 // tryStreams tries a login for replication to all nodes that could be promoted,
 // now and then, and at once when a server or its row is another one.
 func (m *Monitor) tryStreams(ctx context.Context) {
-	for m.pulse(ctx, 1) == nil {
+	for m.pulse(ctx) == nil {
 		c, peers := m.settings(), m.watch.peers()
 		me := peerOf(peers, int32(c.cfg.NodeID))
 		var kept []NodeID

@@ -26,6 +26,8 @@ type watch struct {
 	wg   sync.WaitGroup
 
 	hosts hosts
+	ticks ticks
+	begin sync.Once // of the ticks
 
 	mu    sync.Mutex
 	nodes map[NodeID]*watcher
@@ -66,6 +68,12 @@ func (w *watch) follow(recs []Record) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.recs = recs
+	if len(recs) > 0 {
+		w.begin.Do(func() {
+			w.ticks.start()
+			w.wg.Go(func() { w.ticks.run(w.ctx, func() time.Duration { return w.cluster().pulse() }) })
+		})
+	}
 	for id, n := range w.nodes {
 		if r, ok := recordByID(recs, id); !ok || r.Conninfo != n.rec.Conninfo {
 			n.cancel()

@@ -78,9 +78,9 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 	defer r.Close()
 	defer cancel()
 	defer d.rest()
-	tick := time.NewTimer(c.pulse())
-	defer tick.Stop()
-	for {
+	for rest := c.pulse(); ; {
+		well := false
+		tick := time.NewTimer(rest) // a new one: one that is set again may wake the process once more
 		select {
 		case <-ctx.Done():
 			return nil
@@ -95,13 +95,14 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 			if d.m == nil || !d.m.unmarked() {
 				d.rest()
 			}
-			if d.beat, d.at = b, readClocks(bootTime); d.m == nil { // all is well
-				tick.Reset(2 * c.pulse())
-				continue
-			}
+			d.beat, d.at, well = b, readClocks(bootTime), d.m == nil
 		case <-tick.C:
 		}
-		tick.Reset(c.pulse() / 2)
+		tick.Stop()
+		if rest = c.pulse() / 2; well {
+			rest = 2 * c.pulse()
+			continue
+		}
 		if over, err := d.guard(ctx); over || err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package repmgr
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -28,12 +29,11 @@ type watcher struct {
 	wg     sync.WaitGroup
 
 	// Of the goroutine:
-	idle    []*Node // open connections
-	ear     *ear    // on one of them; nil: none is open
-	open    int     // tries under way
-	lent    int     // connections that somebody works on
-	queue   []job   // for a connection
-	timer   *time.Timer
+	idle    []*Node     // open connections
+	ear     *ear        // on one of them; nil: none is open
+	open    int         // tries under way
+	lent    int         // connections that somebody works on
+	queue   []job       // for a connection
 	begun   time.Time   // when the newest try began
 	first   time.Time   // when the first of all began, or since when we run again
 	turn    time.Time   // when the goroutine was to be here again at the latest
@@ -67,6 +67,7 @@ type job struct {
 	lend chan tried // capacity 1
 	done chan error // capacity 1: nobody waits for a reader
 	at   time.Time  // when it was given
+	easy bool       // it can wait for a moment rather than for a connection that is listened on
 }
 
 // tried is a connection that comes back, and what came of one try over it.
@@ -106,7 +107,7 @@ func (n *watcher) snapshot() election.Peer {
 // afterwards. Without f it waits for an answer that was asked for since.
 func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
 	if f != nil {
-		err := n.with(ctx, f)
+		err := n.over(ctx, false, f)
 		_ = n.give(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // nobody waits for that look
 		return err
 	}
@@ -124,9 +125,11 @@ func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
 	}
 }
 
-// with is do without a look.
-func (n *watcher) with(ctx context.Context, f func(*Node) error) error {
-	node, err := n.borrow(ctx)
+// with is do without a look, for what may wait for a moment.
+func (n *watcher) with(ctx context.Context, f func(*Node) error) error { return n.over(ctx, true, f) }
+
+func (n *watcher) over(ctx context.Context, easy bool, f func(*Node) error) error {
+	node, err := n.borrow(ctx, easy)
 	if err != nil {
 		return err
 	}
@@ -140,8 +143,8 @@ func (n *watcher) with(ctx context.Context, f func(*Node) error) error {
 
 // borrow hands out an open connection, and makes one where none is free soon.
 // Whoever gets one gives it back.
-func (n *watcher) borrow(ctx context.Context) (*Node, error) {
-	j := job{ctx: ctx, lend: make(chan tried, 1), at: time.Now()}
+func (n *watcher) borrow(ctx context.Context, easy bool) (*Node, error) {
+	j := job{ctx: ctx, lend: make(chan tried, 1), at: time.Now(), easy: easy}
 	if err := n.give(ctx, j); err != nil {
 		return nil, err
 	}
@@ -169,7 +172,6 @@ func (n *watcher) give(ctx context.Context, j job) error {
 }
 
 func (n *watcher) run() {
-	n.timer = time.NewTimer(0)
 	for n.turn = time.Now(); n.ctx.Err() == nil; {
 		n.serve()
 		n.ask()
@@ -213,6 +215,9 @@ func (n *watcher) patience() time.Duration {
 func (n *watcher) serve() {
 	for len(n.queue) > 0 {
 		j := n.queue[0]
+		if j.easy && n.open > 0 && len(n.idle) == 1 && n.ear != nil && time.Since(j.at) < n.patience() {
+			return
+		}
 		var node *Node
 		if j.ctx.Err() == nil {
 			node = n.pop()
@@ -262,13 +267,6 @@ func (n *watcher) ask() {
 		n.begun = n.begun.Add(-sinceTick(n.every()))
 	}
 }
-
-// began is when this process did.
-var began = time.Now()
-
-// sinceTick is how long ago the last multiple of d was: what is due again and again
-// is due at the same moments, so that the process wakes less often.
-func sinceTick(d time.Duration) time.Duration { return time.Since(began) % d }
 
 // quiet is how long ago the question was asked that was answered last.
 func (n *watcher) quiet() time.Duration {
@@ -393,9 +391,15 @@ func (n *watcher) next() time.Duration {
 
 // wait lets things rest until something is due, and notices at once what comes.
 func (n *watcher) wait() {
-	rest := n.next()
-	n.turn = time.Now().Add(rest)
-	n.timer.Reset(rest)
+	rest, pulse := n.next(), n.w.cluster().pulse()
+	n.turn = time.Now().Add(min(rest, pulse))
+	tick := n.w.ticks.coming()
+	var due <-chan time.Time
+	if rest < pulse-sinceTick(pulse)-pulse/16 { // else it is due at the next tick
+		t := time.NewTimer(rest)
+		defer t.Stop()
+		due = t.C
+	}
 	var ended chan error
 	if n.listen(); n.ear != nil {
 		ended = n.ear.ended
@@ -410,7 +414,8 @@ func (n *watcher) wait() {
 		n.ear.stop()
 		n.ear = nil
 		n.gone(node, err)
-	case <-n.timer.C:
+	case <-tick:
+	case <-due:
 	case <-n.ctx.Done():
 	}
 }
@@ -530,6 +535,21 @@ func (n *watcher) record() Record {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.rec
+}
+
+// plain reports whether an open connection to the server is one without TLS.
+func (n *watcher) plain() bool {
+	if n == nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for node := range n.conns {
+		if _, ok := node.conn.PgConn().Conn().(*tls.Conn); !ok {
+			return true
+		}
+	}
+	return false
 }
 
 // opened and closed keep what is open to the server.

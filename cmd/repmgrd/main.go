@@ -23,9 +23,7 @@ import (
 func main() { os.Exit(start()) }
 
 func start() int {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(1) // it waits nearly all the time: a second thread would only be woken for nothing
-	}
+	calmScheduler()
 	ctx, stop := cli.SignalContext(context.Background())
 	defer stop()
 	return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)

@@ -1,0 +1,123 @@
+package repmgr
+
+import (
+	"context"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ticks come once in a pulse, at the same moment for whatever is due again and
+// again: a process that wakes seldom costs little. They are timed by a timer of the
+// kernel, on CLOCK_BOOTTIME: it costs a tenth of what the timers of Go's scheduler do,
+// and it is over at once where the machine was suspended beyond it.
+type ticks struct {
+	mu   sync.Mutex
+	next chan struct{} // closed at the next one; nil: none comes
+}
+
+// began is when this process did.
+var began = time.Now()
+
+// sinceTick is how long ago the last multiple of d was.
+func sinceTick(d time.Duration) time.Duration { return time.Since(began) % d }
+
+// coming is closed at the next tick. nil: none comes.
+func (t *ticks) coming() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.next
+}
+
+// start makes ticks come until ctx ends; run has to be called then.
+func (t *ticks) start() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next = make(chan struct{})
+}
+
+func (t *ticks) run(ctx context.Context, every func() time.Duration) {
+	timer := newTimerfd()
+	defer timer.close()
+	defer context.AfterFunc(ctx, timer.close)()
+	for {
+		d := every()
+		if timer.wait(ctx, d-sinceTick(d)) != nil {
+			return
+		}
+		t.mu.Lock()
+		close(t.next)
+		t.next = make(chan struct{})
+		t.mu.Unlock()
+	}
+}
+
+// timerfd is a timer of the kernel; nil: there is none, and Go's serve.
+type timerfd struct{ f *os.File }
+
+func newTimerfd() *timerfd {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
+	if err != nil {
+		return nil
+	}
+	return &timerfd{os.NewFile(uintptr(fd), "timerfd")}
+}
+
+func (t *timerfd) close() {
+	if t != nil {
+		_ = t.f.Close() // a second time it does nothing
+	}
+}
+
+// wait waits for d, which is more than 0, or until the timer is closed with ctx.
+func (t *timerfd) wait(ctx context.Context, d time.Duration) error {
+	if t == nil {
+		return pause(ctx, d)
+	}
+	conn, err := t.f.SyscallConn()
+	if err == nil {
+		errCall := conn.Control(func(fd uintptr) {
+			err = unix.TimerfdSettime(int(fd), 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}, nil)
+		})
+		if errCall != nil {
+			err = errCall
+		}
+	}
+	if err == nil {
+		_, err = t.f.Read(make([]byte, 8))
+	}
+	if err != nil && ctx.Err() == nil {
+		return pause(ctx, d)
+	}
+	return context.Cause(ctx)
+}
+
+// lull waits until d has passed, or, where ticks come, until the tick next to that
+// moment; and no longer than until wake says so.
+func (w *watch) lull(ctx context.Context, d time.Duration, wake <-chan struct{}) error {
+	pulse := w.cluster().pulse()
+	tick := w.ticks.coming()
+	var over <-chan time.Time
+	if tick == nil || d < pulse/4 {
+		tick = nil
+		t := time.NewTimer(d)
+		defer t.Stop()
+		over = t.C
+	}
+	for until := time.Now().Add(d - pulse/2); ; tick = w.ticks.coming() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-wake:
+			return nil
+		case <-over:
+			return nil
+		case <-tick:
+			if time.Now().After(until) {
+				return nil
+			}
+		}
+	}
+}
