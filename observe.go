@@ -106,7 +106,7 @@ func (n *Node) ownRecords(ctx context.Context) ([]Record, error) {
 // such, and makes one otherwise.
 func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Context) (*Node, error)) (*Node, *watcher, error) {
 	if w := m.watch.node(int32(id)); w != nil && w.snapshot().Answer == election.Answers {
-		if n, err := w.borrow(ctx, true); err == nil {
+		if n, err := w.borrow(ctx, false); err == nil {
 			return n, w, nil
 		}
 	}
