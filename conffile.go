@@ -100,7 +100,7 @@ func FindConfig(explicit string) (path string, found bool, err error) {
 			_, err = os.Stat(path)
 		}
 		if err != nil {
-			return "", false, unreadable(explicit, err)
+			return "", false, hint(unreadable(explicit, err), "Name the configuration file with -f, as a user who may read it.")
 		}
 		return path, true, nil
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// Beat is what a [Monitor] tells its watchdog, four times in each silence_timeout.
+// Beat is what a [Monitor] tells its watchdog, at least four times in each silence_timeout.
 type Beat struct {
 	PID    int           `json:"pid"`
 	Left   *float64      `json:"left"`           // seconds until this primary would be fenced; nil: there is nothing to guard
