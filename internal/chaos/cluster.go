@@ -429,6 +429,21 @@ func (c *cluster) healthy(ctx context.Context) (state, error) {
 	return s, c.metadata(ctx, &s)
 }
 
+// guarded returns nil when every standby's daemon has seen that the primary's would
+// stop its server: before, with synchronous_mode=off, nobody takes over.
+func (c *cluster) guarded(ctx context.Context, primary *node) error {
+	return c.each(c.standbys(primary), func(n *node) error {
+		return n.with(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) {
+			var seen bool
+			const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT 1 -- repmgrd {%"upstream_guarded":true%')`
+			if err = conn.QueryRow(ctx, sql).Scan(&seen); err == nil && !seen {
+				err = fmt.Errorf("the daemon of %s has not seen the primary's", n.name())
+			}
+			return err
+		})
+	})
+}
+
 // metadata checks the rows of the nodes, and reads the term.
 func (c *cluster) metadata(ctx context.Context, s *state) error {
 	return s.Primary.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {

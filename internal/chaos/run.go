@@ -241,7 +241,9 @@ func (r *runner) faultOf(ctx context.Context, f Fault, list ...Nemesis) (Result,
 
 func (r *runner) settle(ctx context.Context, quiet time.Duration) (before state, err error) {
 	err = waitFor(ctx, 15*time.Second, "a healthy cluster", func(ctx context.Context) error {
-		before, err = r.c.healthy(ctx)
+		if before, err = r.c.healthy(ctx); err == nil && !r.c.o.Suite.Peer {
+			err = r.c.guarded(ctx, before.Primary)
+		}
 		return err
 	})
 	if err == nil {
