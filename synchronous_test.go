@@ -158,9 +158,9 @@ func TestSynchronousOff_LeavesTheUsersSetting(t *testing.T) {
 	winner.Exec(t, `ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ("node1", "node2", "node3")'`)
 	winner.Exec(t, `SELECT pg_reload_conf()`)
 	winner.Exec(t, `CREATE TABLE waits (i int)`)
-	at := winner.QueryString(t, `SELECT at FROM repmgr.heartbeat`)
+	at := winner.QueryString(t, `SELECT coalesce((SELECT at::text FROM repmgr.heartbeat), '')`)
 	pgtest.WaitFor(t, "the daemon to look again", func(context.Context) error {
-		if winner.QueryString(t, `SELECT at FROM repmgr.heartbeat`) == at {
+		if winner.QueryString(t, `SELECT coalesce((SELECT at::text FROM repmgr.heartbeat), '')`) == at {
 			return errors.New("not yet")
 		}
 		return nil
