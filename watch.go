@@ -27,7 +27,6 @@ type watch struct {
 
 	hosts hosts
 	ticks ticks
-	begin sync.Once // of the ticks
 
 	mu    sync.Mutex
 	nodes map[NodeID]*watcher
@@ -68,11 +67,9 @@ func (w *watch) follow(recs []Record) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.recs = recs
-	if len(recs) > 0 {
-		w.begin.Do(func() {
-			w.ticks.start()
-			w.wg.Go(func() { w.ticks.run(w.ctx, func() time.Duration { return w.cluster().pulse() }) })
-		})
+	if len(recs) > 0 && w.ticks.coming() == nil {
+		w.ticks.start()
+		w.wg.Go(func() { w.ticks.run(w.ctx, func() time.Duration { return w.cluster().pulse() }) })
 	}
 	for id, n := range w.nodes {
 		if r, ok := recordByID(recs, id); !ok || r.Conninfo != n.rec.Conninfo {
