@@ -64,16 +64,16 @@ func TestPort_IsFreeAtAllAddresses(t *testing.T) {
 			t.Errorf("%s: port %d is taken", address, port)
 		}
 		l.Close()
+		pgtest.WaitFor(t, "a port that is free again", func(context.Context) error { // a child that is being forked may hold one for a moment
+			l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+			if err != nil {
+				return err
+			}
+			port := l.Addr().(*net.TCPAddr).Port
+			if l.Close(); !pgtest.Free(port) {
+				return fmt.Errorf("%s: port %d is not", address, port)
+			}
+			return nil
+		})
 	}
-	pgtest.WaitFor(t, "a port that is free again", func(context.Context) error { // a child that is being forked may hold one for a moment
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		if l.Close(); !pgtest.Free(port) {
-			return fmt.Errorf("port %d is not", port)
-		}
-		return nil
-	})
 }
