@@ -80,6 +80,21 @@ func waitReady(t *testing.T, all []*node, nodes int, mode repmgr.SynchronousMode
 	})
 }
 
+// waitLooked waits until every daemon has gone on long enough to have seen what is so
+// now: it asks each node twice meanwhile.
+func waitLooked(t *testing.T, nodes []*node) {
+	t.Helper()
+	now := time.Now()
+	pgtest.WaitFor(t, "the daemons to look again", func(context.Context) error {
+		for _, n := range nodes {
+			if n.daemon != nil && n.daemon.Status().LookedAt.Sub(now) < n.cfg.SilenceTimeout/2 {
+				return errors.New(n.cfg.NodeName + " has not yet")
+			}
+		}
+		return nil
+	})
+}
+
 // waitPrimary waits until one of the nodes runs as primary of a later term.
 func waitPrimary(t *testing.T, nodes ...*node) *node {
 	t.Helper()

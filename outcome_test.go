@@ -238,6 +238,7 @@ func (f foretold) run(t *testing.T) {
 	if f.mode == quorum { // with off it must be there: else nobody takes over who has not seen the death
 		nodes[0].stop()
 	}
+	waitLooked(t, nodes)
 	quiet(t, nodes)
 	var err error
 	asked.Cluster, err = repmgr.New(asked.cfg)

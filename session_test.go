@@ -211,10 +211,7 @@ func TestSessions_WorstDefaults(t *testing.T) {
 			require.NoError(t, err)
 			_, err = nodes[1].Unpause(t.Context(), repmgr.PauseOptions{})
 			require.NoError(t, err)
-			unpaused := node1.QueryString(t, `SELECT clock_timestamp()`)
-			for _, n := range nodes[1:] { // their daemons have looked again since
-				waitValue(t, n, "true", fmt.Sprintf(`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT 1 -- repmgrd {%%"upstream_guarded":true%%' AND query_start > '%s'::timestamptz + interval '1 second')::text`, unpaused))
-			}
+			waitLooked(t, nodes)
 			_, err = node1.Cleanup(t.Context(), repmgr.CleanupOptions{})
 			require.NoError(t, err)
 
