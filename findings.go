@@ -37,6 +37,7 @@ const (
 	FindingSlotsInactive     FindingCode = "slots_inactive"     // slots that nobody uses keep WAL
 	FindingDaemonMissing     FindingCode = "repmgrd_missing"    // no repmgrd runs, where failover is automatic
 	FindingDaemonTrouble     FindingCode = "repmgrd_trouble"    // what a repmgrd says of its own trouble
+	FindingSecondDaemon      FindingCode = "repmgrd_twice"      // a second repmgrd of one node runs, which changes nothing
 	FindingDaemonSilent      FindingCode = "repmgrd_silent"     // a repmgrd has said nothing for long
 	FindingDaemonUnknown     FindingCode = "repmgrd_unknown"    // what runs there could not be read
 	FindingCanNotFence       FindingCode = "repmgrd_can_not_fence"

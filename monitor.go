@@ -55,6 +55,7 @@ type Monitor struct {
 	// Below: owned by the goroutine of Run.
 	cluster      *Cluster
 	presence     presence
+	yields       bool // another Monitor acts for the node
 	ability      ability
 	tender       tender
 	action       *action // the long action under way; nil: none
@@ -223,6 +224,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil // what a cancelled look did not see is no evidence
 		}
+		m.yield(ctx)
 		m.mendHistory()
 		m.noteForeigners(o.Peers)
 		d := m.policy().Step(m.state, o)
@@ -276,8 +278,38 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	return nil
 }
 
+// yield leaves the node to another Monitor that has announced itself there, or
+// takes it over when that has ended: until then this one goes on as with
+// failover=manual. It is asked before anything is changed.
+func (m *Monitor) yield(ctx context.Context) {
+	if !m.presence.held {
+		m.announce(ctx)
+	}
+	now := m.presence.yields()
+	if now == m.yields {
+		return
+	}
+	if now {
+		m.endAction()
+	}
+	m.yields = now
+	m.mu.Lock()
+	cfg := m.cfg
+	m.mu.Unlock()
+	m.use(cfg)
+	m.watch.use(m.cluster)
+	e := Event{Type: EventDaemonYield, Success: !now, Details: "no other repmgrd watches this node any more: this one acts again"}
+	if now {
+		e.Details = "another repmgrd watches this node: this one changes nothing until that one has ended"
+	}
+	m.tell(e)
+}
+
 // use puts a configuration in force.
 func (m *Monitor) use(cfg Config) {
+	if m.yields {
+		cfg.Failover = FailoverManual
+	}
 	m.log = cfg.Logger
 	targets := append([]Notifier{LogNotifier{cfg.Logger}}, cfg.allNotifiers()...)
 	queued := NotifierFunc(func(_ context.Context, e Event) error { m.queue.add(e, targets); return nil })
@@ -297,7 +329,7 @@ func (m *Monitor) takeReload() {
 		return
 	}
 	m.use(*next)
-	if next.Failover != FailoverAutomatic {
+	if next.Failover != FailoverAutomatic && !m.yields {
 		m.giveArchive(m.watch.ctx)
 	}
 	m.watch.use(m.cluster)
@@ -642,7 +674,9 @@ func (m *Monitor) shutdown(ctx context.Context) {
 		m.reachAgain(ctx)
 		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
 	}
-	m.giveArchive(ctx)
+	if !m.yields {
+		m.giveArchive(ctx)
+	}
 	m.presence.close()
 	m.drop(&m.local)
 	m.drop(&m.primary)

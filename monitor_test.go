@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -206,4 +209,61 @@ func TestMonitor_Reload(t *testing.T) {
 	cfg.MonitorInterval = -1
 	_, err = m.Reload(cfg)
 	require.ErrorIs(t, err, repmgr.ErrConfig)
+}
+
+// A second daemon of a node changes nothing, also where it loses its primary, until
+// the first one has ended. Then it does all that the first one did.
+func TestMonitor_SecondOfANode(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+	firsts := map[*node]func(){}
+	for _, n := range nodes {
+		_, firsts[n] = n.monitor(t)
+	}
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
+	yields := func(n *node, want bool) {
+		pgtest.WaitFor(t, fmt.Sprintf("whether the second daemon of %s yields: %t", n.cfg.NodeName, want), func(context.Context) error {
+			if s := n.daemon.Status(); s.LookedAt.IsZero() || strings.Contains(s.Error, "watches") != want {
+				return fmt.Errorf("it says %q", s.Error)
+			}
+			return nil
+		})
+	}
+	const rules = `SELECT count(*) || ' ' || max(seq) FROM repmgr.rules`
+	before := nodes[0].QueryString(t, rules)
+	for _, n := range nodes {
+		n.monitor(t)
+		yields(n, true)
+	}
+	waitLooked(t, nodes)
+	require.Equal(t, before, nodes[0].QueryString(t, rules))
+	status, err := nodes[0].ServiceStatus(t.Context())
+	require.NoError(t, err)
+	var twice []repmgr.NodeID
+	for _, f := range status.Findings {
+		if f.Code == repmgr.FindingSecondDaemon {
+			twice = append(twice, f.NodeID)
+			require.Contains(t, f.Text, strconv.Itoa(os.Getpid()))
+		}
+	}
+	require.Equal(t, []repmgr.NodeID{1, 2, 3}, twice)
+
+	firsts[nodes[0]]()
+	nodes[0].stop()
+	nodes[0].Kill()
+	winner := waitPrimary(t, nodes[1:]...)
+	waitValue(t, winner, "1", `SELECT count(*)::text FROM repmgr.failovers`)
+	for _, n := range nodes[1:] {
+		yields(n, true)
+		firsts[n]()
+	}
+	for _, n := range nodes[1:] {
+		yields(n, false)
+	}
+	nodes[0].monitor(t)
+	nodes[0].events.waitRejoin(t)
+	winner.Kill()
+	others := slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return n == winner })
+	waitPrimary(t, others...)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ const (
 	presenceBytes   = 900             // of the statement: pg_stat_activity shows track_activity_query_size, 1024 by default
 	presenceRefresh = 2 * time.Second // between two announcements of the same
 	presenceSilent  = 30 * time.Second
+	presenceYields  = 5 * presenceRefresh // so long after the last word of another Monitor of the same node ours does nothing
 )
 
 // Presence is what a Monitor says of itself to everybody who can read its
@@ -128,6 +130,8 @@ type presence struct {
 	held bool // the lock is ours
 	last Presence
 	at   time.Time
+
+	other time.Time // when another Monitor, which has the lock, had said something a moment ago; zero: there is none
 }
 
 // announce says s, over a session that dial opens when there is none that works.
@@ -163,28 +167,45 @@ func (p *presence) announce(ctx context.Context, dial func(context.Context) (*No
 	return nil
 }
 
+// yields reports whether another Monitor acts for the node. One that has said
+// nothing for so long hangs, or its machine is gone.
+func (p *presence) yields() bool {
+	return !p.other.IsZero() && time.Since(p.other) < presenceYields
+}
+
 func (p *presence) lock(ctx context.Context) error {
-	err := p.conn.conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1::int, $2::int) FROM pg_catalog.set_config('application_name', $3, false)`,
-		presenceLock, int32(p.node), presenceName).Scan(&p.held)
+	err := p.conn.conn.QueryRow(ctx, `SELECT held FROM (SELECT pg_catalog.pg_try_advisory_lock($1::int, $2::int) AS held) l,
+		LATERAL pg_catalog.set_config('application_name', CASE WHEN held THEN $3 ELSE $4 END, false)`,
+		presenceLock, int32(p.node), presenceName, fmt.Sprintf("%s %d waits", presenceName, os.Getpid())).Scan(&p.held)
 	if err != nil {
 		err = p.conn.queryError("announce the monitor", err)
 		p.close()
 		return err
 	}
 	if p.held {
+		p.other = time.Time{}
 		return nil
 	}
-	who := "another repmgrd"
-	if all, err := p.conn.presences(ctx); err == nil && all[p.node].PID > 0 {
-		who = fmt.Sprintf("another repmgrd, with PID %d,", all[p.node].PID)
+	all, err := p.conn.presences(ctx)
+	if err != nil {
+		p.close()
+		return err
 	}
-	return hint(kind(ErrRefused, "%s watches %s already", who, p.conn.name), "Stop one of them: a node has one repmgrd.")
+	who := "another repmgrd"
+	holder, there := all[p.node]
+	if holder.PID > 0 {
+		who = fmt.Sprintf("another repmgrd, with PID %d,", holder.PID)
+	}
+	if age := time.Duration(holder.Age * float64(time.Second)); there && age < presenceYields {
+		p.other = time.Now().Add(-age)
+	}
+	return hint(kind(ErrRefused, "%s watches %s already: this one changes nothing until that one has ended", who, p.conn.name), "Stop one of them: a node has one repmgrd.")
 }
 
 // close ends the announcement. It may be called at any time.
 func (p *presence) close() {
 	p.conn.Close()
-	*p = presence{node: p.node}
+	*p = presence{node: p.node, other: p.other}
 }
 
 // presencesSQL is a scalar subquery for what the Monitors of a server say, as
@@ -193,6 +214,10 @@ const presencesSQL = `coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_build
 		'age', greatest(0, extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start))))::text
 	FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 	WHERE l.locktype = 'advisory' AND l.classid = 1919250541 AND l.objsubid = 2 AND l.granted), '[]')`
+
+// secondsSQL is a scalar subquery for the process IDs of the Monitors that have found another one there.
+const secondsSQL = `(SELECT coalesce(array_agg(DISTINCT substring(application_name FROM '[0-9]{1,9}')::int), '{}')
+	FROM pg_stat_activity WHERE application_name ~ '^` + presenceName + ` [0-9]+ waits$')`
 
 // parsePresences reads what presencesSQL returned.
 func parsePresences(text string) (map[NodeID]Presence, error) {

@@ -134,6 +134,7 @@ const (
 	EventDaemonStart        EventType = "repmgrd_start"
 	EventDaemonShutdown     EventType = "repmgrd_shutdown"
 	EventDaemonReload       EventType = "repmgrd_reload"
+	EventDaemonYield        EventType = "repmgrd_yield" // another daemon watches the same node: this one changes nothing, or (successful) acts again
 	EventLocalDisconnect    EventType = "repmgrd_local_disconnect"
 	EventLocalReconnect     EventType = "repmgrd_local_reconnect"
 	EventUpstreamDisconnect EventType = "repmgrd_upstream_disconnect"

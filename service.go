@@ -199,6 +199,7 @@ type ServiceNode struct {
 	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
 
 	pauseSeq int64
+	seconds  []int32 // process IDs of Monitors of the node beside Monitor
 }
 
 // ServiceStatus asks all registered nodes at once for what runs there. It takes
@@ -242,7 +243,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	return st, nil
 }
 
-const serviceSQL = `SELECT ` + presencesSQL + `, %s::text`
+const serviceSQL = `SELECT ` + presencesSQL + `, ` + secondsSQL + `, %s::text`
 
 const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)`
 
@@ -267,7 +268,7 @@ func (c *Cluster) askService(ctx context.Context, r Record, s *ServiceNode) erro
 	}
 	var says string
 	var rule *string
-	if err := n.conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &rule); err != nil {
+	if err := n.conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.seconds, &rule); err != nil {
 		return n.queryError("read the monitor", err)
 	}
 	all, err := parsePresences(says)
@@ -369,6 +370,9 @@ func (n ServiceNode) findings(automatic bool, found *findings) {
 	}
 	if n.NoPledge != "" && automatic {
 		found.add(FindingNoPledge, n.ID, "%s could not pledge itself in an election: %s", n.Record, n.NoPledge)
+	}
+	if len(n.seconds) > 0 {
+		found.add(FindingSecondDaemon, n.ID, "%s has more than one repmgrd: stop those with PID %s, which change nothing while another one runs", n.Record, strings.Trim(fmt.Sprint(n.seconds), "[]"))
 	}
 	m := n.Monitor
 	if m == nil {
