@@ -21,6 +21,7 @@ type shared struct {
 	dir       string    // data directory, as the server last said
 	office    time.Time // since when the local server is seen as the primary; zero: it is none
 	lease     *time.Duration
+	runsOut   bool          // nothing renews the lease
 	events    []Event       // of the guard, to be told by Run
 	before    election.Rule // the rule before the newest, while an election could miss the newest
 	trouble   string        // what keeps the heartbeat from being written
@@ -39,10 +40,10 @@ func (s *shared) setCluster(c *Cluster) {
 	s.cluster = c
 }
 
-func (s *shared) leaseLeft() *time.Duration {
+func (s *shared) leaseLeft() (left *time.Duration, runsOut bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lease
+	return s.lease, s.runsOut
 }
 
 func (m *Monitor) settings() *Cluster {
@@ -51,10 +52,21 @@ func (m *Monitor) settings() *Cluster {
 	return m.shared.cluster
 }
 
+// setLease notes how long the lease lasts. That it begins or ends to run out is news.
 func (m *Monitor) setLease(left *time.Duration) {
+	runsOut := left != nil && leaseRunsOut(m.settings().cfg, *left)
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
-	m.shared.lease = left
+	if m.shared.runsOut != runsOut {
+		m.lookNow()
+	}
+	m.shared.lease, m.shared.runsOut = left, runsOut
+}
+
+// leaseRunsOut tells a lease that nothing renews from one that is looked at between
+// two renewals: the voters are asked in each quarter of silence_timeout.
+func leaseRunsOut(cfg Config, left time.Duration) bool {
+	return cfg.FenceTimeout-left > cfg.SilenceTimeout/2
 }
 
 func (m *Monitor) dataDirectory() string {
@@ -669,7 +681,7 @@ func (m *Monitor) announce(ctx context.Context) {
 	}
 	if s.Lease != nil {
 		left := s.Lease.Seconds()
-		p.LeaseLeft = &left
+		p.LeaseLeft, p.RunsOut = &left, s.RunsOut
 	}
 	if ruler := peerOf(m.watch.peers(), int32(m.ruler())); m.manual() {
 		p.SeenAt = m.primSeen

@@ -40,6 +40,7 @@ const (
 	FindingSecondDaemon      FindingCode = "repmgrd_twice"      // a second repmgrd of one node runs, which changes nothing
 	FindingDaemonSilent      FindingCode = "repmgrd_silent"     // a repmgrd has said nothing for long
 	FindingDaemonUnknown     FindingCode = "repmgrd_unknown"    // what runs there could not be read
+	FindingLeaseRunsOut      FindingCode = "lease_runs_out"     // a primary has no contact to a majority, and is about to be stopped, or should have been
 	FindingCanNotFence       FindingCode = "repmgrd_can_not_fence"
 	FindingNoPledge          FindingCode = "can_not_pledge"    // its vote can not be stored or read
 	FindingNoStream          FindingCode = "can_not_stream"    // it could not log in for replication to a node that may be promoted

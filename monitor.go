@@ -107,10 +107,11 @@ type MonitorStatus struct {
 	Lag      *Lag           `json:"lag,omitempty"`        // of a standby: the newest sample
 	Error    string         `json:"last_error,omitempty"` // why the last look or act was not complete
 
-	Health election.Health `json:"primary_health,omitempty"` // the verdict on the primary, with failover=automatic
-	Rule   election.Rule   `json:"rule,omitzero"`            // the newest; left out: none is known
-	Lease  *time.Duration  `json:"lease_left_ns"`            // until this primary would fence itself; nil: it needs no lease, or its Monitor can not stop it
-	Doing  string          `json:"doing,omitempty"`          // the long action under way
+	Health  election.Health `json:"primary_health,omitempty"` // the verdict on the primary, with failover=automatic
+	Rule    election.Rule   `json:"rule,omitzero"`            // the newest; left out: none is known
+	Lease   *time.Duration  `json:"lease_left_ns"`            // until this primary would fence itself; nil: it needs no lease, or its Monitor can not stop it
+	RunsOut bool            `json:"lease_runs_out,omitempty"` // no majority has answered for half of silence_timeout: nothing renews the lease
+	Doing   string          `json:"doing,omitempty"`          // the long action under way
 }
 
 // Lag is how far a standby is behind its primary.
@@ -378,7 +379,7 @@ func (m *Monitor) publish(now time.Time) {
 		s.Rule = m.rule
 	}
 	if m.ability.lacks == nil { // it would stop nothing
-		s.Lease = m.shared.leaseLeft()
+		s.Lease, s.RunsOut = m.shared.leaseLeft()
 	}
 	if m.action != nil {
 		s.Doing = string(m.action.verb)

@@ -33,7 +33,8 @@ type Presence struct {
 	Since     time.Time         `json:"since,omitzero"`
 	SeenAt    time.Time         `json:"upstream_seen_at,omitzero"`     // when the primary was last seen, of a standby or witness; zero: never
 	Guarded   bool              `json:"upstream_guarded,omitempty"`    // when the primary was last seen, its Monitor could stop it, and would
-	LeaseLeft *float64          `json:"lease_left_seconds"`            // of a primary that fails over: seconds until it would fence itself, as it said, less age_seconds; its Monitor may have renewed it since, or does not come to stop it: see [Presence.Lease]; nil: it needs no lease, or its Monitor can not stop it
+	LeaseLeft *float64          `json:"lease_left_seconds"`            // of a primary that fails over: seconds until it would fence itself, as it said; where lease_runs_out, less age_seconds; nil: it needs no lease, or its Monitor can not stop it
+	RunsOut   bool              `json:"lease_runs_out,omitempty"`      // no majority has answered for half of silence_timeout: nothing renews the lease. Else it is renewed all the time, and does not end
 	CanFence  *bool             `json:"can_fence"`                     // it has shown that it can stop its server; nil: not tried yet, or it is of a version that does not try
 	Unable    string            `json:"can_not_fence,omitempty"`       // why not
 	LostVote  string            `json:"lost_vote,omitempty"`           // the vote that the node has given and its server has lost, until it has that again
@@ -54,26 +55,31 @@ func (p Presence) SeenAgo() (time.Duration, bool) {
 
 // leaseOver reports whether its Monitor says that the lease is over while the
 // primary runs: it tried to stop it, and could not.
-func (p Presence) leaseOver() bool { return p.LeaseLeft != nil && *p.LeaseLeft+p.Age <= 0 }
+func (p Presence) leaseOver() bool {
+	if p.RunsOut && p.LeaseLeft != nil {
+		return *p.LeaseLeft+p.Age <= 0
+	}
+	return p.LeaseLeft != nil && *p.LeaseLeft <= 0
+}
 
-// Lease says in words how long a primary goes on that hears from nobody. Empty: it
-// needs no lease.
+// Lease says in words how long a primary goes on that hears from no majority. Empty:
+// it needs no lease, or the lease is renewed all the time.
 func (p Presence) Lease() string {
 	switch {
-	case p.LeaseLeft == nil:
-		return ""
 	case p.leaseOver():
 		return "has no contact to a majority any more, and its repmgrd could not stop it: only a reset of its machine helps now"
+	case p.LeaseLeft == nil || !p.RunsOut:
+		return ""
 	case *p.LeaseLeft <= 0:
-		return fmt.Sprintf("has not said for %.1f s how long it goes on without a majority: it was %.1f s then, and each contact renews it", p.Age, *p.LeaseLeft+p.Age)
+		return fmt.Sprintf("had no contact to a majority, and was to stop itself %.1f s ago; its repmgrd has said nothing for %.1f s", -*p.LeaseLeft, p.Age)
 	}
-	return fmt.Sprintf("stops itself in %.1f s unless a majority answers it", *p.LeaseLeft)
+	return fmt.Sprintf("has no contact to a majority: it stops itself in %.1f s unless one answers it", *p.LeaseLeft)
 }
 
 // same reports whether it says nothing new. What merely counts on is not news.
 func (p Presence) same(q Presence) bool {
 	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
-		p.Error == q.Error && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil) && p.leaseOver() == q.leaseOver()
+		p.Error == q.Error && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil) && p.RunsOut == q.RunsOut && p.leaseOver() == q.leaseOver()
 }
 
 // secrets are passwords in what others wrote, such as the output of a command of the user's.
@@ -239,7 +245,7 @@ func parsePresences(text string) (map[NodeID]Presence, error) {
 		if r.Age != nil {
 			p.Age = *r.Age
 		}
-		if p.LeaseLeft != nil {
+		if p.LeaseLeft != nil && p.RunsOut {
 			left := *p.LeaseLeft - p.Age
 			p.LeaseLeft = &left
 		}

@@ -389,6 +389,9 @@ func (n ServiceNode) findings(automatic bool, found *findings) {
 	for _, id := range sortedIDs(m.NoStream) {
 		found.add(FindingNoStream, n.ID, "%s could not stream from the node with ID %s, if that were the primary: %s", n.Record, id, m.NoStream[id])
 	}
+	if text := m.Lease(); text != "" {
+		found.add(FindingLeaseRunsOut, n.ID, "%s %s", n.Record, text)
+	}
 	if m.Error != "" {
 		found.add(FindingDaemonTrouble, n.ID, "repmgrd on %s: %s", n.Record, m.Error)
 	}

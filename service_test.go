@@ -66,7 +66,7 @@ func TestPresence(t *testing.T) {
 	require.True(t, since.Equal(got.Since))
 	require.Equal(t, repmgr.FailoverAutomatic, got.Mode)
 	require.Positive(t, got.Age)
-	require.InDelta(t, lease-got.Age, *got.LeaseLeft, 0.001, "it counts down")
+	require.InDelta(t, lease, *got.LeaseLeft, 0, "it is renewed all the time")
 	ago, ok := got.SeenAgo()
 	require.True(t, ok)
 	require.InDelta(t, 60, ago.Seconds(), 30)
@@ -78,9 +78,11 @@ func TestPresence(t *testing.T) {
 	p.SeenAt = time.Now()
 	require.NoError(t, a.Announce(t.Context(), s.Conninfo(), p))
 	require.Equal(t, before, s.QueryString(t, session), "no news")
-	p.Reason = "another"
+	p.Reason, p.RunsOut = "another", true
 	require.NoError(t, a.Announce(t.Context(), s.Conninfo(), p))
-	require.Equal(t, "another", read()[7].Reason)
+	got = read()[7]
+	require.Equal(t, "another", got.Reason)
+	require.InDelta(t, lease-got.Age, *got.LeaseLeft, 0.001, "it counts down")
 
 	second := repmgr.NewAnnouncer(7)
 	t.Cleanup(second.Close)

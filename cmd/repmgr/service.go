@@ -26,6 +26,11 @@ func (cmd *serviceStatus) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	return cmd.tell(a, st)
+}
+
+// tell prints the answer, and says by its exit code whether there is a primary.
+func (cmd *serviceStatus) tell(a *app, st repmgr.ServiceStatus) error {
 	if err := a.answerAbove(st, func(w io.Writer) { cmd.print(w, st) }, st.Issues, cmd.CSV); err != nil {
 		return err
 	}
@@ -70,11 +75,6 @@ func (cmd *serviceStatus) print(w io.Writer, st repmgr.ServiceStatus) {
 	if text := st.RuleText(); text != "" {
 		fmt.Fprintf(w, "\n%s\n", text)
 	}
-	for _, n := range st.Nodes {
-		if n.Monitor != nil && n.Monitor.LeaseLeft != nil {
-			fmt.Fprintf(w, "%s %s\n", n.Name, n.Monitor.Lease())
-		}
-	}
 }
 
 // daemonCells are the columns repmgrd, PID, Paused? and Upstream last seen.
@@ -116,7 +116,10 @@ func detailCells(n repmgr.ServiceNode, unit string) []string {
 	cells := make([]string, 5)
 	if m := n.Monitor; m != nil {
 		cells[0], cells[1], cells[2] = string(m.Mode), m.Phase, m.Reason
-		if m.LeaseLeft != nil && (*m.LeaseLeft > 0 || *m.LeaseLeft+m.Age <= 0) { // else it may have been renewed
+		switch {
+		case m.LeaseLeft != nil && unit != "" && m.Lease() == "":
+			cells[3] = "holds"
+		case m.LeaseLeft != nil:
 			cells[3] = fmt.Sprintf("%.1f%s", max(0, *m.LeaseLeft), unit)
 		}
 	}

@@ -46,28 +46,70 @@ func TestServiceStatus(t *testing.T) {
 	}
 }
 
-// A lease is told as what it is: one that lasts, one of which nothing newer is known,
-// and one that is over while nobody could stop the server.
+// The lease of a healthy primary holds, however long ago it was told of; seconds are
+// shown only where they count down.
 func TestServiceStatus_Lease(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		left, age  float64
-		text, cell string
+		left    float64
+		runsOut bool
+		cell    string
 	}{
-		"lasts":      {1.94, 0.3, "node1 stops itself in 1.9 s unless a majority answers it\n", "1.9 s"},
-		"is old":     {-0.4, 2.8, "node1 has not said for 2.8 s how long it goes on without a majority: it was 2.4 s then, and each contact renews it\n", ""},
-		"can not be": {-0.3, 0.3, "node1 has no contact to a majority any more, and its repmgrd could not stop it: only a reset of its machine helps now\n", "0.0 s"},
+		"holds": {0.4, false, "holds"}, "runs out": {1.24, true, "1.2 s"}, "is over": {-0.4, true, "0.0 s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			st := serviceNodes()
-			st.Nodes[0].Monitor.LeaseLeft, st.Nodes[0].Monitor.Age = &test.left, test.age
-			var out bytes.Buffer
-			(&serviceStatus{}).print(&out, st)
-			require.Contains(t, out.String(), test.text)
+			st.Nodes[0].Monitor.LeaseLeft, st.Nodes[0].Monitor.RunsOut, st.Nodes[0].Monitor.Age = &test.left, test.runsOut, 4
 			require.Equal(t, test.cell, detailCells(st.Nodes[0], " s")[3])
 		})
 	}
+}
+
+// As in repmgr 5, issues are no failure of service status: only that there is no
+// primary is one, in each form of the answer.
+func TestServiceStatus_ExitCodes(t *testing.T) {
+	t.Parallel()
+	finding := func(code repmgr.FindingCode) []repmgr.Finding {
+		return []repmgr.Finding{{Code: code, Text: "something"}}
+	}
+	for name, test := range map[string]struct {
+		findings []repmgr.Finding
+		code     int
+	}{
+		"all is well":            {nil, cli.ExitOK},
+		"no primary":             {finding(repmgr.FindingNoPrimary), cli.ExitIssues},
+		"also no primary":        {append(finding(repmgr.FindingUnreachable), finding(repmgr.FindingNoPrimary)...), cli.ExitIssues},
+		"two primaries":          {finding(repmgr.FindingTwoPrimaries), cli.ExitOK},
+		"a node is gone":         {finding(repmgr.FindingUnreachable), cli.ExitOK},
+		"a daemon is missing":    {finding(repmgr.FindingDaemonMissing), cli.ExitOK},
+		"it can not fail over":   {finding(repmgr.FindingCanNotFailOver), cli.ExitOK},
+		"it is paused":           {finding(repmgr.FindingPaused), cli.ExitOK},
+		"a lease is running out": {finding(repmgr.FindingLeaseRunsOut), cli.ExitOK},
+	} {
+		for form, set := range map[string]func(*app, *serviceStatus){
+			"text": func(*app, *serviceStatus) {}, "terse": func(a *app, _ *serviceStatus) { a.Terse = true },
+			"csv": func(_ *app, cmd *serviceStatus) { cmd.CSV = true }, "json": func(a *app, _ *serviceStatus) { a.json = true },
+		} {
+			t.Run(name+", "+form, func(t *testing.T) {
+				t.Parallel()
+				var out, errs bytes.Buffer
+				a, cmd, st := newApp(nil, &out, &errs), &serviceStatus{}, serviceNodes()
+				set(a, cmd)
+				for _, f := range test.findings {
+					st.Issues, st.Findings = append(st.Issues, f.Text), append(st.Findings, f)
+				}
+				require.Equal(t, test.code, a.finish(cmd.tell(a, st)))
+				require.NotEmpty(t, out.String())
+				require.Equal(t, len(test.findings) > 0 && form == "text", errs.Len() > 0)
+			})
+		}
+	}
+	conf := config(t, "node_id=1\nconninfo='host=/nonexistent port=1'\n")
+	_, _, code := try(t, "-f", conf, "service", "status")
+	require.Equal(t, cli.ExitConnect, code, "nobody can be asked")
+	_, _, code = try(t, "-f", conf+".missing", "service", "status")
+	require.Equal(t, cli.ExitConfig, code)
 }
 
 // What is not known is left out: a rule that nobody has written is no rule of term 0.
