@@ -170,6 +170,7 @@ func (m *Monitor) noteHeart(err error) {
 
 // noteFence leaves an event for Run to tell.
 func (m *Monitor) noteFence(e Event) {
+	e.At = time.Now()
 	m.shared.mu.Lock()
 	m.shared.events = append(m.shared.events, e)
 	m.shared.mu.Unlock()
@@ -385,7 +386,7 @@ var errGaveWay = errors.New("the primary is lost: it gives way to an election")
 
 // begin starts a long action. There is at most one, and Run waits for its end.
 func (m *Monitor) begin(ctx context.Context, a election.Action) {
-	if m.action != nil {
+	if m.action != nil || a.Verb == election.Rejoin && m.pending.isStoring() { // it is asked for again
 		return
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -381,7 +381,7 @@ func (r *cloning) finish(ctx context.Context, target *cloneTarget) error {
 }
 
 // writeSettings writes the settings of the new standby in place of what was the
-// source's own: its settings of ALTER SYSTEM, and the mark of a fence.
+// source's own: its settings of ALTER SYSTEM, the mark of a fence, and events.
 func (r *cloning) writeSettings(dir string, set map[string]string) error {
 	text, err := readAutoConf(dir)
 	if err != nil {
@@ -392,7 +392,7 @@ func (r *cloning) writeSettings(dir string, set map[string]string) error {
 		return fmt.Errorf("in %s: %w", autoConf, err)
 	}
 	maps.Copy(give, set)
-	for _, name := range []string{fencedName, rejoinName} {
+	for _, name := range []string{fencedName, rejoinName, pendingName} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

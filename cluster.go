@@ -589,15 +589,20 @@ func unknownNode(recs []Record, id NodeID, name string) error {
 // emit writes the event where a primary can take it, and tells the notifiers in
 // any case. Neither can fail what the event is about.
 func (c *Cluster) emit(ctx context.Context, primary *Node, e Event) {
-	e.At = time.Now()
+	var at *time.Time // the time of the row is the server's, but for what has happened before
+	if !e.At.IsZero() {
+		at = &e.At
+	} else {
+		e.At = time.Now()
+	}
 	e.PeerConninfo = Redact(e.PeerConninfo)
 	ctx = context.WithoutCancel(ctx) // what has happened is told, even to somebody who is leaving
 	if primary != nil {
 		ctx, cancel := context.WithTimeoutCause(ctx, DefaultConnectTimeout, errors.New("writing an event took too long"))
 		defer cancel()
-		err := primary.conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details)
-			SELECT $1, $2, $3, $4 WHERE NOT pg_is_in_recovery() RETURNING event_timestamp`,
-			int32(e.NodeID), string(e.Type), e.Success, e.Details).Scan(&e.At)
+		err := primary.conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details, event_timestamp)
+			SELECT $1, $2, $3, $4, coalesce($5, now()) WHERE NOT pg_is_in_recovery() RETURNING event_timestamp`,
+			int32(e.NodeID), string(e.Type), e.Success, e.Details, at).Scan(&e.At)
 		e.written = err == nil
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			c.log.Warn("event not written to repmgr.events", "event", e.Type, "err", primary.queryError("write an event", err))

@@ -43,6 +43,7 @@ type Monitor struct {
 
 	boot    func() time.Duration // CLOCK_BOOTTIME
 	marks   marks
+	pending pending // events that no primary has taken yet
 	contact contact // of the goroutine of the heartbeat
 	sleeps  sleeps  // of the goroutine that guards
 	device  device  // of that, too
@@ -248,6 +249,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.proveFence(ctx)
 		m.tellPledge()
 		m.keepVote(ctx)
+		m.keepEvents(ctx)
 		m.publish(now)
 		m.announce(ctx)
 		m.rest()
@@ -313,7 +315,13 @@ func (m *Monitor) use(cfg Config) {
 	}
 	m.log = cfg.Logger
 	targets := append([]Notifier{LogNotifier{cfg.Logger}}, cfg.allNotifiers()...)
-	queued := NotifierFunc(func(_ context.Context, e Event) error { m.queue.add(e, targets); return nil })
+	queued := NotifierFunc(func(_ context.Context, e Event) error {
+		m.queue.add(e, targets)
+		if !e.written {
+			m.pending.add(e)
+		}
+		return nil
+	})
 	m.cluster = &Cluster{cfg: cfg, log: cfg.Logger, notifiers: []Notifier{queued}}
 	m.shared.setCluster(m.cluster)
 }
@@ -678,6 +686,7 @@ func (m *Monitor) shutdown(ctx context.Context) {
 	if !m.yields {
 		m.giveArchive(ctx)
 	}
+	m.leaveEvents()
 	m.presence.close()
 	m.drop(&m.local)
 	m.drop(&m.primary)

@@ -164,6 +164,7 @@ const (
 	EventTermReaffirmed  EventType = "repmgrd_term_reaffirmed"  // an election came to nothing; the primary goes on in a higher term
 	EventSyncUnproven    EventType = "repmgrd_sync_unproven"    // synchronous_standby_names is set, and commits do not wait: no standby counts as having them
 	EventSyncReplaced    EventType = "repmgrd_sync_replaced"    // a synchronous_standby_names that somebody else wrote was replaced
+	EventEventsDropped   EventType = "repmgrd_events_dropped"   // older events of this node were not kept: there was no primary for too long
 	EventDuplicateNode   EventType = "repmgrd_duplicate_node"   // another server streams under the name of a registered node
 )
 
