@@ -106,18 +106,19 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		r.res.Fork.LSN, _ = r.ours.Fork(parent(r.ours, common))
 	}
 	detail := fmt.Sprintf("%s has WAL of its own behind %s", r.res.Node, r.res.Fork)
-	switch s, version := r.status.Settings, r.status.VersionNum; {
+	r.lags = r.status.VersionNum < 160000 && !rewindSees(r.control.Timeline, r.timeline, r.ours, r.status.Position(), theirs)
+	switch s := r.status.Settings; {
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
 		return detail + ", and " + r.impossible, nil
 	case r.twin, common < r.timeline && r.timeline == r.status.Timeline:
 		r.impossible, r.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", r.timeline), true
-	case r.control.State.Clean() && version < 160000 && !rewindSees(r.control.Timeline, r.timeline, r.ours, r.status.Position(), theirs):
-		r.impossible, r.cloneOnly = fmt.Sprintf("its control file names timeline %d, and pg_rewind of PostgreSQL 15 and older takes that for the one that it is on", r.control.Timeline), true
 	case gone != "":
 		r.impossible = gone
 	case common == r.status.Timeline && common == r.timeline:
 		r.impossible = fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", common)
+	case r.cfg.RestoreCommand == "" && !r.server.hasSegment(r.res.Fork.LSN-1, r.control.WALSegmentSize): // pg_rewind looks for the last checkpoint before it
+		r.impossible = fmt.Sprintf("the WAL of %s at %s, from where pg_rewind would read it, is gone", r.res.Node, r.res.Fork)
 	case r.control.DataChecksums == 0 && !r.control.WALLogHints:
 		r.impossible = fmt.Sprintf("neither data checksums nor wal_log_hints were on in %s", r.res.Node)
 	case s.FullPageWrites == "off":

@@ -7,7 +7,7 @@ import (
 )
 
 // pg_rewind of 15 and older goes by the control file's timeline: where that hides
-// the fork from it, nobody may run it.
+// the fork from it, the server is recovered first.
 func TestRewindSees(t *testing.T) {
 	t.Parallel()
 	left := func(entries ...wal.HistoryEntry) wal.History { return entries }

@@ -249,7 +249,8 @@ func TestUnelected_GivesWay(t *testing.T) {
 	nodes[2].Exec(t, `SELECT pg_promote(false)`) // with true, the fence may end the session before it answers
 	e := nodes[2].events.wait(t, repmgr.EventFence)
 	require.Contains(t, e.Details, string(election.Unelected))
-	nodes[2].events.waitRejoin(t)
+	back := nodes[2].events.waitRejoin(t)
+	require.Contains(t, back.Details, "by rewind") // what its control file names does not make it a new clone
 	require.Equal(t, "f", nodes[0].QueryString(t, `SELECT pg_is_in_recovery()`))
 	nodes[0].Exec(t, `CREATE TABLE after (i int)`)
 	waitSame(t, nodes[0], nodes[2])

@@ -81,6 +81,7 @@ type rejoining struct {
 	timeline    wal.Timeline // of the local server
 	ours        wal.History
 	diverged    bool
+	lags        bool   // its control file names an earlier timeline, which pg_rewind would take for the one that it is on
 	twin        bool   // what both call one timeline is two: they were promoted apart
 	impossible  string // why neither following nor pg_rewind can help
 	cloneOnly   bool   // and no person could make it possible
@@ -130,10 +131,7 @@ func (r *rejoining) run(ctx context.Context) error {
 	if err := r.step(ctx, "compare", r.compare); err != nil {
 		return err
 	}
-	if err := r.decide(); err != nil {
-		return err
-	}
-	if err := r.step(ctx, "prerequisites", r.preflight); err != nil {
+	if err := r.settle(ctx); err != nil {
 		r.res.Method = "" // nothing was begun
 		return err
 	}
@@ -155,9 +153,22 @@ func (r *rejoining) run(ctx context.Context) error {
 	return err
 }
 
-// String tells the outcome in a sentence.
+// settle settles the method and looks whether it can work.
+func (r *rejoining) settle(ctx context.Context) error {
+	if err := r.decide(); err != nil {
+		return err
+	}
+	r.log.Info("rejoin: method", "detail", fmt.Sprintf("%s: %s", r.res.Method, r.res.Reason))
+	return r.step(ctx, "prerequisites", r.preflight)
+}
+
+// String tells the outcome in a sentence; of a new clone also why it was needed.
 func (res RejoinResult) String() string {
-	text := fmt.Sprintf("%s rejoined %s by %s, timeline %d", res.Node, res.Primary, res.Method, res.Timeline)
+	method := string(res.Method)
+	if res.Method == RejoinByClone && res.Reason != "" {
+		method += " (" + res.Reason + ")"
+	}
+	text := fmt.Sprintf("%s rejoined %s by %s, timeline %d", res.Node, res.Primary, method, res.Timeline)
 	if res.Salvage != nil {
 		text += fmt.Sprintf("; %d transactions (%d bytes of WAL) are no longer in the database and saved in %s", len(res.Salvage.Commits), res.Salvage.Bytes, res.Salvage.Dir)
 	}
@@ -425,13 +436,13 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 		if err := r.step(ctx, "compare again", r.compare); err != nil {
 			return err
 		}
-		if err := r.decide(); err != nil {
+		if err := r.settle(ctx); err != nil {
 			return err
 		}
 	}
 	if r.res.Method == RejoinByRewind {
 		if err := r.takeBack(ctx); err != nil {
-			if r.o.Policy != RejoinReclone || ctx.Err() != nil {
+			if r.o.Policy != RejoinReclone && !r.cloneOnly || ctx.Err() != nil {
 				return err
 			}
 			if lost := r.sourceLost(ctx); lost != nil { // there is nothing to clone from: the data stays until there is

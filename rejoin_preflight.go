@@ -49,7 +49,7 @@ func (r *rejoining) mayRewind(ctx context.Context) error {
 	} else if _, err := os.Stat(r.o.PgRewind); err != nil {
 		return hint(kind(ErrRejoin, "look for pg_rewind: %w", err), "Name it with --force-rewind=PATH, or leave the path out.")
 	}
-	if !r.control.State.Clean() {
+	if !r.control.State.Clean() || r.lags {
 		programs = append(programs, "postgres")
 	}
 	for _, name := range programs {

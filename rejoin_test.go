@@ -93,13 +93,21 @@ func leaveAlone(t *testing.T, c formerPrimary) {
 	})
 }
 
-// rejoin runs it on node1, and shows how long it took.
+// rejoin runs it on node1, and shows how long it took. What a dry run says before is
+// what it does, and why.
 func (c formerPrimary) rejoin(t *testing.T, o repmgr.RejoinOptions) (repmgr.RejoinResult, error) {
 	t.Helper()
 	if o.Target == "" {
 		o.Target = c.node3.Conninfo() // any node that can be reached
 	}
+	beforehand := o
+	beforehand.DryRun = true
+	dry, errDry := c.node1.Rejoin(t.Context(), beforehand)
 	res, err := c.node1.Rejoin(t.Context(), o)
+	if err == nil && res.Method != "" {
+		require.NoError(t, errDry)
+		require.Equal(t, []string{string(res.Method), res.Reason}, []string{string(dry.Method), dry.Reason})
+	}
 	for _, s := range res.Steps {
 		t.Logf("%-12s %8.1f ms  %s", s.Name, float64(s.Elapsed.Microseconds())/1000, s.Detail)
 	}
@@ -386,6 +394,7 @@ func TestRejoin_PromotedApart(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, repmgr.RejoinByClone, res.Method)
 	require.Contains(t, res.Reason, "promoted apart")
+	require.Contains(t, c.node1.events.wait(t, repmgr.EventNodeRejoin).Details, "by reclone (the two were promoted apart")
 	require.NotNil(t, res.Salvage)
 	c.requireEqualEverywhere(t)
 }
@@ -484,13 +493,12 @@ func TestRejoin_StandbyWithMoreThanTheWinner(t *testing.T) {
 	c.node3.cfg.DataDirectory = c.node3.Dir
 	node3, err := repmgr.New(c.node3.cfg)
 	require.NoError(t, err)
+	dry, err := node3.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node1.Conninfo(), DryRun: true})
+	require.NoError(t, err)
 	res, err := node3.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node1.Conninfo()})
 	require.NoError(t, err)
-	if res.Method != repmgr.RejoinByRewind { // as it is on 15 where a restartpoint came in time after all
-		require.Equal(t, repmgr.RejoinByClone, res.Method)
-		require.Contains(t, res.Reason, "its control file names timeline 1")
-		require.Equal(t, "t", c.node1.QueryString(t, `SELECT current_setting('server_version_num')::int < 160000`))
-	}
+	require.Equal(t, repmgr.RejoinByRewind, res.Method, res.Reason)
+	require.Equal(t, dry.Reason, res.Reason)
 	require.Len(t, res.Salvage.Commits, 1)
 	waitSame(t, c.node1, c.node3)
 	require.Equal(t, "0", c.node3.QueryString(t, `SELECT count(*) FROM t WHERE id BETWEEN 4001 AND 4100`))

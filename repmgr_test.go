@@ -55,10 +55,12 @@ func (r *recorder) wait(t *testing.T, typ repmgr.EventType) repmgr.Event {
 }
 
 // waitRejoin leaves out the attempts that failed, as where an overloaded machine answers late.
-func (r *recorder) waitRejoin(t *testing.T) {
+func (r *recorder) waitRejoin(t *testing.T) repmgr.Event {
 	t.Helper()
-	for !r.wait(t, repmgr.EventNodeRejoin).Success {
-		continue
+	for {
+		if e := r.wait(t, repmgr.EventNodeRejoin); e.Success {
+			return e
+		}
 	}
 }
 

@@ -152,10 +152,10 @@ func (r *rejoining) detach(context.Context) (string, error) {
 	return "", nil
 }
 
-// recover brings a crashed server's data into order, as pg_rewind needs it. The
-// server's own recovery would recycle the WAL from the fork on.
+// recover brings a crashed server's data into order, as pg_rewind needs it, and that
+// of a standby whose restartpoints did not keep up with promotions. The server's own recovery would recycle the WAL from the fork on.
 func (r *rejoining) recover(ctx context.Context) (string, error) {
-	if r.control.State.Clean() {
+	if r.control.State.Clean() && !r.lags {
 		return "not needed: " + string(r.control.State), nil
 	}
 	postgres, err := r.server.program("postgres")
@@ -179,6 +179,9 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 		return "", kind(ErrRejoin, "look at the recovered data: %w", err)
 	case !control.State.Clean():
 		return "", hint(kind(ErrRejoin, "crash recovery of %s left it %q", r.res.Node, control.State), "%s", r.again("--reclone"))
+	case r.lags && control.Timeline != r.timeline:
+		r.cloneOnly = true
+		return "", hint(kind(ErrRejoin, "the control file of %s names timeline %d, not %d, and pg_rewind of PostgreSQL 15 and older takes that for the one that it is on", r.res.Node, control.Timeline, r.timeline), "%s", r.again("--reclone"))
 	}
 	return string(r.control.State) + " before", nil
 }
