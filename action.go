@@ -190,7 +190,11 @@ func (m *Monitor) tellShared() {
 	if trouble != "" {
 		err = errors.New(trouble)
 	}
-	m.report("the heartbeat", err)
+	if err == nil && !m.inOffice() { // nobody writes it
+		m.moot("the heartbeat")
+	} else {
+		m.report("the heartbeat", err)
+	}
 	m.report("the watchdog device", device)
 }
 
@@ -655,11 +659,11 @@ func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 		}
 		return nil
 	}
-	_, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID, slotOptional: true})
+	res, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID, slotOptional: true})
 	if err == nil {
 		c.emit(ctx, nil, Event{
 			NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventFailoverFollow, Success: true, PeerID: target.ID, Peer: target.Name,
-			Details: fmt.Sprintf("%s follows new primary %s", c.self(), target),
+			Details: res.sentence(),
 		})
 	}
 	return err

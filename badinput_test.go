@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -64,6 +65,66 @@ func TestConnect_SaysWhatIsWrong(t *testing.T) {
 			require.NotContains(t, err.Error(), "\n")
 			require.NotContains(t, err.Error(), "wrong")
 			require.Less(t, time.Since(start), pgtest.Timeout(10*time.Second), "connect_timeout is 1 s")
+		})
+	}
+}
+
+// A server that is just being stopped says of TLS, which is asked for first, that it
+// has none, and then no more: that it has no TLS is not what is wrong.
+func TestConnect_ToAServerThatEnds(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		then    func(net.Conn) // the second attempt, without TLS
+		sslmode string
+		want    repmgr.Reach
+		text    string
+		hint    string
+	}{
+		"it is gone":       {nil, "prefer", repmgr.ReachRefused, "connection refused", "Nothing listens"},
+		"it hangs up":      {func(c net.Conn) { _, _ = c.Read(make([]byte, 1024)); _ = c.Close() }, "prefer", repmgr.ReachBroken, "EOF", "was it just stopped"},
+		"it resets":        {func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0); _ = c.Close() }, "prefer", repmgr.ReachBroken, "connection reset", "was it just stopped"},
+		"TLS is asked for": {nil, "require", repmgr.ReachNotPostgres, "refused TLS", "sslmode=prefer"},
+		"it says so": {func(c net.Conn) {
+			_, _ = c.Read(make([]byte, 1024))
+			text := "SFATAL\x00VFATAL\x00C57P03\x00Mthe database system is shutting down\x00\x00"
+			_, _ = c.Write(append([]byte{'E', 0, 0, 0, byte(len(text) + 4)}, text...))
+			_ = c.Close()
+		}, "prefer", repmgr.ReachStarting, "shutting down", "starting up or shutting down"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				defer l.Close()
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				if test.then == nil {
+					_ = l.Close()
+				}
+				_, _ = io.ReadFull(c, make([]byte, 8)) // the request for TLS
+				_, _ = c.Write([]byte("N"))
+				_ = c.Close()
+				if test.then != nil {
+					if c, err = l.Accept(); err == nil {
+						test.then(c)
+					}
+				}
+			}()
+			_, err = repmgr.Connect(t.Context(), fmt.Sprintf("host=127.0.0.1 port=%d user=postgres sslmode=%s", l.Addr().(*net.TCPAddr).Port, test.sslmode))
+			<-done
+			var ce *repmgr.ConnectError
+			require.ErrorAs(t, err, &ce)
+			require.Equal(t, test.want, ce.Reach, err.Error())
+			require.ErrorContains(t, err, test.text)
+			require.Contains(t, repmgr.Hint(err), test.hint)
+			if test.sslmode == "prefer" {
+				require.NotContains(t, err.Error(), "TLS")
+			}
 		})
 	}
 }

@@ -103,7 +103,7 @@ func (c *Cluster) refuseTwin(ctx context.Context, n, up *Node, node, target Reco
 		return err
 	case twin:
 		return hint(kind(ErrTimelineDiverged, "%s can not follow %s: they were promoted apart, and what both call timeline %d is not one log", node, target, t),
-			"Decide which of the two branches holds the data that counts, and clone the other one anew: repmgr node rejoin --reclone, which saves its WAL first")
+			"Decide which of the two branches holds the data that counts. If it is that of %s, on %s: %s", target.Name, node.Name, recloneCommand(node, target))
 	}
 	return nil
 }

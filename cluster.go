@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/election"
 )
 
 // LevelNotice is repmgr's NOTICE: something was done that an operator wants to
@@ -301,6 +303,7 @@ type probe struct {
 	record  Record
 	status  NodeStatus
 	records []Record       // a primary's own copy of the rows: the one that counts
+	rule    election.Rule  // the newest that it has; zero: none, or not known
 	foreign *ForeignDaemon // nil: none lives
 	lost    *LostWAL       // of a standby that can not go on; see seekLostWAL
 	err     error
@@ -336,6 +339,9 @@ func (c *Cluster) look(ctx context.Context, r Record) probe {
 		p.records, _ = n.records(ctx) // without them the caller's copy serves
 	}
 	if p.err == nil {
+		if rules, err := n.rules(ctx); err == nil && len(rules) > 0 {
+			p.rule = rules[0]
+		}
 		p.foreign, _ = n.foreignDaemon(ctx) // who can not be asked is not known to have one
 	}
 	return p

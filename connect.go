@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -221,8 +223,27 @@ func errNoAnswer(cfg *pgx.ConnConfig) error {
 	return fmt.Errorf("no answer within connect_timeout (%s)", cfg.ConnectTimeout)
 }
 
+// noTLS is what the driver says of a server that has no TLS, which it makes no type for.
+const noTLS = "server refused TLS connection"
+
+// attempts are the errors of the attempts that an error of the driver is of, without
+// those that say only that the server has no TLS: with sslmode=prefer, which is the
+// default, one without it follows, and that is the one that tells.
+func attempts(err error) error {
+	var joined interface{ Unwrap() []error }
+	var ce *pgconn.ConnectError
+	if !errors.As(err, &ce) || !errors.As(ce.Unwrap(), &joined) {
+		return err
+	}
+	telling := slices.DeleteFunc(slices.Clone(joined.Unwrap()), func(one error) bool { return strings.HasSuffix(one.Error(), noTLS) })
+	if len(telling) == 0 || len(telling) == len(joined.Unwrap()) {
+		return err
+	}
+	return errors.Join(telling...)
+}
+
 func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err error) error {
-	ce := &ConnectError{Target: target, Reach: classify(err), Err: err}
+	ce := &ConnectError{Target: target, Reach: classify(err), Err: attempts(err)}
 	switch {
 	case ctx.Err() != nil:
 		ce.Reach = ReachTimeout
@@ -256,10 +277,13 @@ func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err e
 		}
 		return hint(ce, "Check user %q and database %q at %s: password (passfile, PGPASSWORD) and pg_hba.conf.", cfg.User, cfg.Database, where)
 	case ReachBroken:
-		return hint(ce, "It closed the connection at once. Is %s a PostgreSQL server, and has it just crashed? See its log.", where)
+		return hint(ce, "It closed the connection at once. Is %s a PostgreSQL server, and was it just stopped, or has it crashed? See its log.", where)
 	case ReachNotPostgres:
 		if errors.Is(err, errPooled) {
 			return hint(ce, poolerHint, where)
+		}
+		if strings.HasSuffix(err.Error(), noTLS) {
+			return hint(ce, "The server at %s has no TLS, and this conninfo wants it: set sslmode=prefer there, or ssl = on in its postgresql.conf.", where)
 		}
 		return hint(ce, "What answers at %s is not a PostgreSQL server. Check host and port.", where)
 	default:
@@ -291,7 +315,7 @@ func classify(err error) Reach {
 		return ReachRefused
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return ReachNoRoute
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), pgconn.SafeToRetry(err):
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), pgconn.SafeToRetry(err):
 		return ReachBroken
 	default:
 		return ReachNotPostgres

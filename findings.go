@@ -16,6 +16,7 @@ type FindingCode string
 const (
 	FindingNoPrimary           FindingCode = "no_primary"           // no registered node runs as the primary, and the registered one does not answer
 	FindingTwoPrimaries        FindingCode = "two_primaries"        // more than one node runs as primary
+	FindingDeposed             FindingCode = "deposed_primary"      // it runs as primary, and another node is known to have taken its place
 	FindingUnreachable         FindingCode = "node_unreachable"     // the server does not answer
 	FindingRejected            FindingCode = "node_rejects_us"      // the server lives, and does not let us look: the login, its slots, or it starts
 	FindingInactive            FindingCode = "node_inactive"        // it runs, and is registered as inactive

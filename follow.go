@@ -33,6 +33,20 @@ type FollowResult struct {
 	Timeline  wal.Timeline  `json:"timeline"` // of the upstream
 	Elapsed   time.Duration `json:"elapsed_ns"`
 	DryRun    bool          `json:"dry_run,omitempty"`
+
+	known bool // the upstream was the primary already, as this node knew the cluster before
+	again bool // and its upstream
+}
+
+// sentence says whom the node follows now.
+func (r FollowResult) sentence() string {
+	switch {
+	case r.again:
+		return fmt.Sprintf("%s follows %s again, which is the primary as before", r.Node, r.Upstream)
+	case r.known:
+		return fmt.Sprintf("%s follows %s, which is the primary as before", r.Node, r.Upstream)
+	}
+	return fmt.Sprintf("%s follows new primary %s", r.Node, r.Upstream)
 }
 
 // Follow re-points the local standby to another upstream, by SQL and without a
@@ -66,7 +80,36 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 	if !ok {
 		return res, hint(kind(ErrNotRegistered, "%s is not registered", c.self()), "Run repmgr standby register first.")
 	}
-	return c.follow(ctx, local, self, target, recs, o)
+	known := target.Role == RolePrimary
+	again := known && self.UpstreamID == target.ID
+	res, err = c.follow(ctx, local, self, target, recs, o)
+	res.known, res.again = known, again
+	return res, c.mended(ctx, local, target, err)
+}
+
+// mended says of a standby that can not follow that its daemon brings it back, where it does.
+func (c *Cluster) mended(ctx context.Context, local *Node, target Record, err error) error {
+	if !errors.Is(err, ErrTimelineDiverged) && !errors.Is(err, ErrWALGone) {
+		return err
+	}
+	all, errAll := local.presences(ctx)
+	up, errUp := c.connectTo(ctx, target)
+	if errAll != nil || errUp != nil {
+		return err
+	}
+	defer up.Close()
+	rules, errRules := up.rules(ctx)
+	set, errSet := ballot.ReadSettings(ctx, local.conn)
+	paused, _ := parsePaused(set[pausedSetting], c.cfg.NodeID)
+	if m, ok := all[c.cfg.NodeID]; ok && !paused && errors.Join(errRules, errSet) == nil && len(rules) > 0 && int32(target.ID) == rules[0].Primary && bringsBack(m, c.cfg.Rejoin, err) {
+		return hint(err, "The repmgrd of this node (PID %d, rejoin=%s) brings it back by itself, in a moment, and saves first what only this node has: see its log, and repmgr cluster event. If it says that it can not: %s", m.PID, c.cfg.Rejoin, Hint(err))
+	}
+	return err
+}
+
+// bringsBack reports whether a Monitor rejoins its standby that can not follow for that reason.
+func bringsBack(m Presence, policy RejoinPolicy, err error) bool {
+	return m.Mode == FailoverAutomatic && (policy == RejoinReclone || policy == RejoinRewind && errors.Is(err, ErrTimelineDiverged))
 }
 
 func (c *Cluster) recordsOf(ctx context.Context, r Record) ([]Record, error) {
@@ -135,7 +178,7 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 	case err != nil:
 		return res, err
 	case !status.InRecovery:
-		return res, hint(kind(ErrNotStandby, "%s runs as a primary", node), "Only a standby can follow. Clone it anew to make it one.")
+		return res, hint(kind(ErrNotStandby, "%s runs as a primary", node), "Only a standby can follow. If %s is to be one of %s: %s", node.Name, target.Name, rejoinCommand(node, target, "--force-rewind"))
 	case target.ID == node.ID:
 		return res, kind(ErrConfig, "%s can not follow itself", node)
 	}
@@ -228,7 +271,7 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *Node, node Record, statu
 	}
 	if ours, ok := n.ownHistory(ctx, local.Timeline); ok && upstream.Timeline >= local.Timeline && !history.Extends(ours) {
 		return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: timeline %d of the one is not timeline %d of the other: they were promoted apart", node, target, local.Timeline, upstream.Timeline),
-			"Decide which of the two branches holds the data that counts, and clone the other one anew: repmgr standby clone --force")
+			"Decide which of the two branches holds the data that counts. If it is that of %s, on %s: %s", target.Name, node.Name, recloneCommand(node, target))
 	}
 	verdict := wal.CanFollow(local, upstream, history)
 	if verdict.OK() || local.Timeline == upstream.Timeline && theirs.InRecovery { // both read one stream: whoever is behind catches up
@@ -236,7 +279,7 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *Node, node Record, statu
 		return upstream.Timeline, c.refuseTwin(ctx, n, up, node, target, local.Timeline, begin, min(local.LSN, upstream.LSN))
 	}
 	return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: %s", node, target, verdict.Explain(local, upstream, history)),
-		"What it has beyond that point is on no other node. Save it if it matters, then clone the standby anew: repmgr standby clone --force")
+		"What it has beyond that point is on no other node. On %s, this saves that, and takes it back: %s", node.Name, rejoinCommand(node, target, "--force-rewind"))
 }
 
 // parent is the timeline that t left, 0 where h does not say.

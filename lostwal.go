@@ -87,7 +87,11 @@ func recordsOf(probes []probe) []Record {
 
 // recloneCommand is what an operator runs on node to have it copied anew from the primary.
 func recloneCommand(node, primary Record) string {
-	return fmt.Sprintf("repmgr%s node rejoin -d '%s' --reclone", confOption(node), strings.ReplaceAll(Redact(primary.Conninfo), "'", `'\''`))
+	return rejoinCommand(node, primary, "--reclone")
+}
+
+func rejoinCommand(node, primary Record, option string) string {
+	return fmt.Sprintf("repmgr%s node rejoin -d '%s' %s", confOption(node), strings.ReplaceAll(Redact(primary.Conninfo), "'", `'\''`), option)
 }
 
 // confOption names the node's own configuration file, where it is known.

@@ -415,6 +415,14 @@ func (m *Monitor) report(what string, err error) {
 	}
 }
 
+// moot forgets a failure of what is not tried any more: nobody knows whether it works.
+func (m *Monitor) moot(what string) {
+	if m.lastErr[what] != "" {
+		delete(m.lastErr, what)
+		m.log.Info("the trouble with " + what + " is over: this node does not need it now")
+	}
+}
+
 // forget drops the troubles that nothing tries again, because what they stood in
 // the way of is done, or is not asked for any more.
 func (m *Monitor) forget(d election.Decision) {
@@ -426,7 +434,7 @@ func (m *Monitor) forget(d election.Decision) {
 	}
 	if m.state.LostAt.IsZero() {
 		m.refused = ""
-		m.report(string(election.Elect), nil) // whatever stood against a failover is over
+		m.moot(string(election.Elect)) // whatever stood against a failover is over
 	}
 	for _, what := range sortedKeys(m.lastErr) {
 		over := false
@@ -443,7 +451,7 @@ func (m *Monitor) forget(d election.Decision) {
 			over = primary
 		}
 		if over {
-			m.report(what, nil)
+			m.moot(what)
 		}
 	}
 }

@@ -60,7 +60,7 @@ func TestPresence_Lease(t *testing.T) {
 		n := ServiceNode{NodeView: NodeView{Record: Record{ID: 7, Name: "node7", Role: RolePrimary}}, Monitor: new(all[7])}
 		n.Monitor.CanFence = &yes
 		var found findings
-		n.findings(true, &found)
+		n.findings(true, true, &found)
 		if found.has(FindingLeaseRunsOut) != (test.text != "") || len(found) > 1 {
 			t.Errorf("found %v", found)
 		}

@@ -64,7 +64,7 @@ func (res *PauseResult) warn(r election.Rule, seq int64) {
 	case res.Paused && !r.PauseHolds(r.Primary, peers):
 		res.Warning = fmt.Sprintf("paused on %d of %d nodes (%s): the others could elect a primary, so the primary keeps its lease, and is stopped where it has no contact to a majority for fence_timeout",
 			len(reached), len(res.Nodes), orDefault(strings.Join(reached, ", "), "none"))
-	case !res.Paused && !primary:
+	case !res.Paused && !primary && !r.Quorum:
 		res.Warning = "the primary was not reached, and may hold the pause: with synchronous_mode=off nobody takes its place unless it is known to be dead, or an operator forces it"
 	}
 }
@@ -342,7 +342,7 @@ func (s ServiceStatus) serviceFindings(automatic bool) (found findings) {
 	manual, auto := names[FailoverManual], names[FailoverAutomatic]
 	automatic = automatic || len(auto) > 0
 	for _, n := range s.Nodes {
-		n.findings(automatic, &found)
+		n.findings(automatic, s.Rule != nil && s.Rule.Quorum, &found)
 		if automatic && n.Monitored != nil && n.Monitor == nil && n.Foreign == nil {
 			found.add(FindingDaemonMissing, n.ID, "repmgrd is not running on %s", n.Record)
 		}
@@ -364,7 +364,7 @@ func (s ServiceStatus) serviceFindings(automatic bool) (found findings) {
 
 // findings are what is wrong with one node's part in a failover. Where there is none,
 // it does not matter that this login may not read votes.
-func (n ServiceNode) findings(automatic bool, found *findings) {
+func (n ServiceNode) findings(automatic, quorum bool, found *findings) {
 	if n.ServiceError != "" && (automatic || n.Monitored == nil) {
 		found.add(FindingDaemonUnknown, n.ID, "what runs on %s is not all known: %s", n.Record, n.ServiceError)
 	}
@@ -382,6 +382,8 @@ func (n ServiceNode) findings(automatic bool, found *findings) {
 		switch {
 		case m.CanFence == nil:
 			found.add(FindingCanNotFence, n.ID, "repmgrd on %s has not shown that it can stop its server: it has just started, or is of an older version", n.Record)
+		case !*m.CanFence && quorum:
+			found.add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server: as a primary that is cut off it would go on answering, though its commits wait: %s", n.Record, m.Unable)
 		case !*m.CanFence:
 			found.add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
 		}

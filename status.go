@@ -3,6 +3,7 @@ package repmgr
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -54,7 +55,8 @@ func (c *Cluster) probeNodes(ctx context.Context) ([]probe, error) {
 		return nil, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
 	}
 	probes := c.survey(ctx, recs)
-	if found := primaries(probes); len(found) == 1 && len(found[0].records) > 0 {
+	found := slices.DeleteFunc(primaries(probes), func(p probe) bool { return deposed(p, probes) != "" })
+	if len(found) == 1 && len(found[0].records) > 0 {
 		probes = c.newest(ctx, probes, found[0].records)
 	}
 	c.seekLostWAL(ctx, probes)
@@ -102,7 +104,12 @@ func judge(probes []probe) ClusterStatus {
 		} else {
 			v.Error = p.err.Error()
 		}
-		v.Status = statusCell(p, &found)
+		if v.Status = statusCell(p, &found); p.err == nil && !p.status.InRecovery {
+			if why := deposed(p, probes); why != "" {
+				v.Status = "! deposed"
+				found.add(FindingDeposed, p.record.ID, "%s runs as primary and was deposed: %s", p.record, why)
+			}
+		}
 		v.Upstream, v.Attached = upstreamCell(p, probes, &found)
 		st.Nodes = append(st.Nodes, v)
 	}
@@ -121,6 +128,47 @@ func judge(probes []probe) ClusterStatus {
 	judgePrimary(probes, &found)
 	st.Issues, st.Findings = append(st.Issues, found.texts()...), found
 	return st
+}
+
+// deposed says by whom, and what is to be done, where a node runs as primary and
+// another one is known to have taken its place. Empty: nobody that answers knows of one.
+func deposed(p probe, probes []probe) string {
+	if p.err != nil || p.status.InRecovery || p.record.Role == RoleWitness {
+		return ""
+	}
+	var by probe
+	since := ""
+	rule := p.rule
+	for _, q := range probes {
+		if q.rule.Compare(rule) > 0 {
+			rule = q.rule
+		}
+	}
+	switch {
+	case rule.Term > p.rule.Term && rule.Primary != int32(p.record.ID):
+		since = fmt.Sprintf(" since term %d", rule.Term)
+		by.record = Record{ID: NodeID(rule.Primary), Name: fmt.Sprint(rule.Primary)}
+		for _, q := range probes {
+			if q.record.ID == by.record.ID {
+				by = q
+			}
+		}
+	case rule.Known():
+		return ""
+	default: // promoted by hand, which is in the rows of who was
+		for _, q := range primaries(probes) {
+			me, ok := recordByID(q.records, p.record.ID)
+			its, _ := recordByID(q.records, q.record.ID)
+			if q.record.ID != p.record.ID && q.status.Timeline > p.status.Timeline && its.Role == RolePrimary && ok && (me.Role != RolePrimary || !me.Active) {
+				by, since = q, fmt.Sprintf(", promoted to timeline %d", q.status.Timeline)
+			}
+		}
+	}
+	if by.record.ID == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s is the primary%s. The others do not get what is written here. Stop the server; then, on %s, this saves what only it has, and makes a standby of it: %s",
+		by.record, since, p.record.Name, rejoinCommand(p.record, by.record, "--force-rewind"))
 }
 
 // judgePrimary says where there is not exactly one primary. One that lives and
