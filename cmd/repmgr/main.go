@@ -16,6 +16,7 @@ import (
 func main() { os.Exit(start()) }
 
 func start() int {
+	cli.KeepInherited() // and not close: -f may name one
 	ctx, stop := cli.SignalContext(context.Background(), syscall.SIGHUP)
 	defer stop()
 	return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)

@@ -33,7 +33,7 @@ func start() int {
 // returns when ctx ends, and in the foreground process that started one when
 // that has started or failed.
 func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	d := &daemon{out: stdout, err: stderr, geteuid: os.Geteuid}
+	d := &daemon{out: stdout, err: stderr, geteuid: os.Geteuid, closeInherited: cli.CloseInherited}
 	return d.perform(ctx, args)
 }
 
@@ -87,6 +87,8 @@ type daemon struct {
 	out, err io.Writer
 	geteuid  func() int
 
+	closeInherited func() // nil: the process is not ours alone
+
 	ready *os.File // open: the process that started us waits there to hear that we run
 	cfg   repmgr.Config
 }
@@ -135,6 +137,9 @@ func (d *daemon) execute(ctx context.Context, args []string) error {
 	}
 	if d.cfg, err = d.load(); err != nil {
 		return err
+	}
+	if d.closeInherited != nil { // now that -f, which may name one, is read
+		d.closeInherited()
 	}
 	if d.Watchdog {
 		return d.watchdog(ctx)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -33,7 +34,7 @@ const asDaemon = "REPMGRD_TEST_AS_DAEMON"
 func TestMain(m *testing.M) {
 	if os.Getenv(asDaemon) != "" {
 		ctx, stop := cli.SignalContext(context.Background())
-		d := &daemon{out: os.Stdout, err: os.Stderr, geteuid: ordinary}
+		d := &daemon{out: os.Stdout, err: os.Stderr, geteuid: ordinary, closeInherited: cli.CloseInherited}
 		code := d.perform(ctx, os.Args[1:])
 		stop()
 		os.Exit(code)
@@ -322,6 +323,61 @@ func TestBackground(t *testing.T) {
 	require.NoError(t, err)
 	require.Regexp(t, `\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] \[NOTICE\] repmgrd started `, string(log))
 	require.Contains(t, string(log), "repmgrd stopped")
+}
+
+// What whoever starts the daemon has open, neither the daemon keeps, nor its hooks:
+// the other end of a pipe hears at once that nobody has it any more.
+func TestDaemonKeepsNothingOpen(t *testing.T) {
+	for _, background := range []bool{true, false} {
+		t.Run(fmt.Sprintf("background %v", background), func(t *testing.T) {
+			t.Parallel()
+			server := pgtest.Start(t, pgtest.Options{Name: "node1"})
+			dir := t.TempDir()
+			hook, pid, conf := filepath.Join(dir, "hook"), filepath.Join(dir, "pid"), filepath.Join(dir, "repmgr.conf")
+			require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil,
+				"node_id=1\nnode_name=node1\nconninfo='%s'\nlog_file='%s'\nevent_notification_command='ls -l /proc/self/fd > %s.new; mv %s.new %s'\nevent_notifications='repmgrd_start'\n",
+				server.Conninfo(), filepath.Join(dir, "log"), hook, hook, hook), 0o600))
+			cfg, err := repmgr.LoadConfig(conf)
+			require.NoError(t, err)
+			c, err := repmgr.New(cfg)
+			require.NoError(t, err)
+			_, err = c.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+			require.NoError(t, err)
+
+			r, w, err := os.Pipe()
+			require.NoError(t, err)
+			defer func() { _ = r.Close() }()
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-f", conf, "-d"+strconv.FormatBool(background), "-p", pid)
+			cmd.Env = append(os.Environ(), asDaemon+"=1")
+			cmd.ExtraFiles = []*os.File{w, w}
+			require.NoError(t, cmd.Start())
+			require.NoError(t, w.Close())
+			var number int
+			eventually(t, "the daemon runs", func() bool {
+				text, _ := os.ReadFile(pid)
+				number, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+				return number > 0
+			})
+			defer func() {
+				require.NoError(t, syscall.Kill(number, syscall.SIGTERM))
+				require.NoError(t, cmd.Wait())
+				eventually(t, "it has ended", func() bool { _, err := os.Stat(pid); return os.IsNotExist(err) })
+			}()
+			var open string
+			eventually(t, "the hook has run", func() bool { text, _ := os.ReadFile(hook); open = string(text); return open != "" })
+			require.NotContains(t, open, "pipe:["+strconv.FormatUint(inode(t, r), 10)+"]")
+			require.NoError(t, r.SetReadDeadline(time.Now().Add(pgtest.Timeout(20*time.Second))))
+			_, err = r.Read(make([]byte, 1))
+			require.ErrorIs(t, err, io.EOF, "somebody keeps it open while the daemon runs")
+		})
+	}
+}
+
+func inode(t *testing.T, f *os.File) uint64 {
+	t.Helper()
+	info, err := f.Stat()
+	require.NoError(t, err)
+	return info.Sys().(*syscall.Stat_t).Ino
 }
 
 // A notification command that hangs is not waited for when the daemon is told to stop.

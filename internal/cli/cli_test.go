@@ -16,6 +16,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 type grammar struct {
@@ -175,4 +176,23 @@ func TestSignalContext(t *testing.T) {
 		require.Equal(t, code, signal.ExitCode())
 		stop()
 	}
+}
+
+// What this process was started with goes on to a child, until it is kept.
+func TestKeepInherited(t *testing.T) {
+	fd, err := unix.Dup(1) // not close-on-exec
+	require.NoError(t, err)
+	defer func() { _ = unix.Close(fd) }()
+	require.Contains(t, Inherited(), fd)
+	child := func() string {
+		out, err := exec.CommandContext(t.Context(), "/bin/sh", "-c", fmt.Sprintf("test -e /proc/self/fd/%d && echo there", fd)).Output()
+		if len(out) > 0 {
+			require.NoError(t, err)
+		}
+		return string(out)
+	}
+	require.Equal(t, "there\n", child())
+	KeepInherited()
+	require.Empty(t, child())
+	require.Empty(t, Inherited())
 }
