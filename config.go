@@ -498,7 +498,9 @@ type Config struct {
 
 	// PgCtlOptions are further options for pg_ctl. Key pg_ctl_options.
 	PgCtlOptions string
-	// ServiceStartCommand starts the server. Key service_start_command.
+	// ServiceStartCommand starts the server. Without it a server that had to be started
+	// writes its log to repmgr-start.log in its data directory, unless it collects its
+	// log itself. Key service_start_command.
 	ServiceStartCommand string
 	// ServiceStopCommand stops the server. Key service_stop_command.
 	ServiceStopCommand string

@@ -301,7 +301,11 @@ func (s *localServer) start(ctx context.Context) error {
 			return s.startError(logged, err)
 		}
 	}
-	return s.awaitStarted(ctx, launched, logged)
+	if err = s.awaitStarted(ctx, launched, logged); err == nil && s.cfg.ServiceStartCommand == "" {
+		s.cfg.Logger.Info("the server was started", "directory", s.dir, "output", filepath.Join(s.dir, startLogName),
+			"detail", "Unless it collects its log itself (logging_collector), output is its log from now on.")
+	}
+	return err
 }
 
 // awaitStarted reads what the postmaster writes of its state into its pid file.

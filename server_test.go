@@ -1,9 +1,11 @@
 package repmgr
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -131,8 +133,15 @@ func TestLocalServer_FencesAndStartsDetached(t *testing.T) {
 	require.NoError(t, server.fence(t.Context()), "twice is harmless")
 	start = time.Now()
 	require.NoError(t, server.detach())
+	var said bytes.Buffer
+	server.cfg.Logger = slog.New(slog.NewTextHandler(&said, nil))
 	require.NoError(t, server.start(t.Context()))
 	t.Logf("started detached after %s", time.Since(start))
+	output := filepath.Join(pg.Dir, "repmgr-start.log")
+	require.Contains(t, said.String(), "output="+output)
+	text, err := os.ReadFile(output)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "entering standby mode", "it collects no log")
 	pgtest.WaitFor(t, "the standby to answer", func(ctx context.Context) error {
 		n, err := Connect(ctx, pg.Conninfo())
 		if err == nil {
