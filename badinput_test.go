@@ -74,17 +74,18 @@ func TestConnect_SaysWhatIsWrong(t *testing.T) {
 func TestConnect_ToAServerThatEnds(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
+		host    string
 		then    func(net.Conn) // the second attempt, without TLS
 		sslmode string
 		want    repmgr.Reach
 		text    string
 		hint    string
 	}{
-		"it is gone":       {nil, "prefer", repmgr.ReachRefused, "connection refused", "Nothing listens"},
-		"it hangs up":      {func(c net.Conn) { _, _ = c.Read(make([]byte, 1024)); _ = c.Close() }, "prefer", repmgr.ReachBroken, "EOF", "was it just stopped"},
-		"it resets":        {func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0); _ = c.Close() }, "prefer", repmgr.ReachBroken, "connection reset", "was it just stopped"},
-		"TLS is asked for": {nil, "require", repmgr.ReachNotPostgres, "refused TLS", "sslmode=prefer"},
-		"it says so": {func(c net.Conn) {
+		"it is gone":       {"127.0.77.1", nil, "prefer", repmgr.ReachRefused, "connection refused", "Nothing listens"},
+		"it hangs up":      {"127.0.77.2", func(c net.Conn) { _, _ = c.Read(make([]byte, 1024)); _ = c.Close() }, "prefer", repmgr.ReachBroken, "EOF", "was it just stopped"},
+		"it resets":        {"127.0.77.3", func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0); _ = c.Close() }, "prefer", repmgr.ReachBroken, "connection reset", "was it just stopped"},
+		"TLS is asked for": {"127.0.77.4", nil, "require", repmgr.ReachNotPostgres, "refused TLS", "sslmode=prefer"},
+		"it says so": {"127.0.77.5", func(c net.Conn) {
 			_, _ = c.Read(make([]byte, 1024))
 			text := "SFATAL\x00VFATAL\x00C57P03\x00Mthe database system is shutting down\x00\x00"
 			_, _ = c.Write(append([]byte{'E', 0, 0, 0, byte(len(text) + 4)}, text...))
@@ -93,7 +94,7 @@ func TestConnect_ToAServerThatEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l, err := net.Listen("tcp", "127.0.0.1:0")
+			l, err := net.Listen("tcp", test.host+":0") // of its own: nobody else comes to listen there
 			require.NoError(t, err)
 			done := make(chan struct{})
 			go func() {
@@ -115,7 +116,7 @@ func TestConnect_ToAServerThatEnds(t *testing.T) {
 					}
 				}
 			}()
-			_, err = repmgr.Connect(t.Context(), fmt.Sprintf("host=127.0.0.1 port=%d user=postgres sslmode=%s", l.Addr().(*net.TCPAddr).Port, test.sslmode))
+			_, err = repmgr.Connect(t.Context(), fmt.Sprintf("host=%s port=%d user=postgres sslmode=%s", test.host, l.Addr().(*net.TCPAddr).Port, test.sslmode))
 			<-done
 			var ce *repmgr.ConnectError
 			require.ErrorAs(t, err, &ce)

@@ -92,7 +92,7 @@ func (a *campaign) survey(ctx context.Context) error {
 		a.res.Health, a.res.Rule = a.policy.Diagnose(now, a.rule, peers), a.rule
 		if a.reaffirm {
 			if own := peerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
-				return refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
+				return a.refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
 			}
 			if me := peerOf(peers, int32(a.c.cfg.NodeID)); a.rule.Primary == me.ID || me.Chosen && me.Term > a.rule.Term {
 				a.at("surveyed", "%s", describe(peers))
@@ -110,13 +110,13 @@ func (a *campaign) survey(ctx context.Context) error {
 			if r == election.RefusedUnfenced {
 				detail = string(election.Unfenced(peerOf(peers, a.rule.Primary), peers)) + "; " + detail
 			}
-			return refuse(r, a.res.Health, detail)
+			return a.refuse(r, a.res.Health, detail)
 		}
 		if who := a.w.stillSees(a.rule.Primary); who != "" && a.c.cfg.PrimaryVisibilityConsensus {
-			return refuse(election.RefusedVisible, a.res.Health, who)
+			return a.refuse(election.RefusedVisible, a.res.Health, who)
 		}
 		if t := highestTerm(peers); t > max(a.known, a.rule.Term) {
-			return refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
+			return a.refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
 		}
 		a.at("surveyed", "%s; %s", a.res.Health, describe(peers))
 		best := a.policy.Count(a.rule, 0, a.res.Health, election.Able(a.policy.Recruits(a.rule, peers)))
@@ -178,7 +178,7 @@ func (a *campaign) validate(ctx context.Context) error {
 		'v': {"REPMGR_VISIBLE_NODES", fmt.Sprint(visible)}, 'u': {"REPMGR_SHARED_UPSTREAM_NODES", fmt.Sprint(len(peers) - 2)}, 't': {"REPMGR_TOTAL_NODES", fmt.Sprint(len(peers))},
 	})
 	if err != nil {
-		return refuse(election.RefusedValidation, a.res.Health, fmt.Sprintf("%v: %s", err, lastLines(out, 3)))
+		return a.refuse(election.RefusedValidation, a.res.Health, fmt.Sprintf("%v: %s", err, lastLines(out, 3)))
 	}
 	return nil
 }
@@ -210,7 +210,7 @@ func (a *campaign) recruit(ctx context.Context) error {
 		if errs[i] != nil {
 			said = append(said, fmt.Sprintf("node %d did not: %v", p.ID, errs[i]))
 			if errors.Is(errs[i], ballot.ErrRole) && p.Role != election.Witness && !a.reaffirm {
-				return refuse(election.RefusedHealth, election.HealthMoved, errs[i].Error())
+				return a.refuse(election.RefusedHealth, election.HealthMoved, errs[i].Error())
 			}
 			continue
 		}
@@ -323,9 +323,9 @@ func (a *campaign) count(context.Context) error {
 	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
 	switch {
 	case a.tally.Refusal != "":
-		return refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
+		return a.refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
 	case a.reaffirm && a.tally.Winner != int32(a.c.cfg.NodeID):
-		return refuse(election.RefusedBehind, a.res.Health, fmt.Sprintf("node %d has more", a.tally.Winner))
+		return a.refuse(election.RefusedBehind, a.res.Health, fmt.Sprintf("node %d has more", a.tally.Winner))
 	}
 	r := a.w.record(a.tally.Winner)
 	a.res.Winner = &r
@@ -335,7 +335,7 @@ func (a *campaign) count(context.Context) error {
 		a.res.LostBytes = &lost
 	}
 	if former := peerOf(a.w.peers(), a.rule.Primary); !a.reaffirm && a.policy.LacksTooMuch(a.rule, former, peerOf(a.pledged, a.tally.Winner)) {
-		return refuse(election.RefusedLag, a.res.Health, fmt.Sprintf("%s has up to %s, the primary had up to %s", r, ours, theirs))
+		return a.refuse(election.RefusedLag, a.res.Health, fmt.Sprintf("%s has up to %s, the primary had up to %s", r, ours, theirs))
 	}
 	a.at("chosen", "%s at %s", r, ours)
 	return nil
@@ -361,10 +361,10 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 	var ours []int32
 	peers := a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4)
 	if election.Paused(peers) && !a.policy.Forced {
-		return refuse(election.RefusedPaused, a.res.Health, "since the election began")
+		return a.refuse(election.RefusedPaused, a.res.Health, "since the election began")
 	}
 	if p := peerOf(peers, a.rule.Primary); p.Answer == election.Answers && p.Running == election.Primary && p.SeenAt.After(a.last) {
-		return refuse(election.RefusedHealth, election.HealthAlive, "it answers again, and nobody has stopped it")
+		return a.refuse(election.RefusedHealth, election.HealthAlive, "it answers again, and nobody has stopped it")
 	}
 	for _, p := range peers {
 		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
@@ -372,7 +372,7 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 		}
 	}
 	if !a.rule.Majority(ours) {
-		return refuse(election.RefusedElection, a.res.Health, "the pledges did not last")
+		return a.refuse(election.RefusedElection, a.res.Health, "the pledges did not last")
 	}
 	a.at("waited", "%s since the last pledge; a majority still stands by it", time.Since(a.last).Round(time.Millisecond))
 	return nil

@@ -103,6 +103,24 @@ func (r *cloning) checkKind() error {
 	return ErrDirectory
 }
 
+// directoryHint says what to do about a directory that can not be cloned into. pid is
+// of the server that runs in it; 0: none does. What was tried is not advised.
+func directoryHint(cfg Config, dir string, force bool, pid int) string {
+	other := "Name another directory with -D"
+	if cfg.DataDirectory != "" {
+		other = "Change data_directory in " + cfg.File
+	}
+	switch {
+	case pid > 0 && force:
+		return fmt.Sprintf("Stop that server first, if it is to be replaced: pg_ctl -D %s stop. Else: %s.", shellQuote(dir), strings.ToLower(other[:1])+other[1:])
+	case pid > 0:
+		return fmt.Sprintf("%s; or, if that server is to be replaced, stop it (pg_ctl -D %s stop) and use --force.", other, shellQuote(dir))
+	case force:
+		return other + "; or, if nothing in it is needed, remove by hand what it holds. It must belong to the user that runs this."
+	}
+	return other + "; or, to replace the data directory of a server that is stopped, use --force."
+}
+
 func (r *cloning) checkHint() string {
 	var hints []string
 	for _, c := range r.res.Checks {
@@ -115,11 +133,7 @@ func (r *cloning) checkHint() string {
 		case "replication connection":
 			hints = append(hints, fmt.Sprintf("Allow it in the source's pg_hba.conf (database replication, user %q), and give the role REPLICATION.", r.sourceReplicationUser()))
 		case "directory":
-			if r.cfg.DataDirectory != "" {
-				hints = append(hints, "Change data_directory in "+r.cfg.File+"; or, to replace the data directory of a server that is stopped, use --force.")
-				continue
-			}
-			hints = append(hints, "Name another directory with -D; or, to replace the data directory of a server that is stopped, use --force.")
+			hints = append(hints, directoryHint(r.cfg, r.o.Dir, r.o.Force, serverPID(r.o.Dir)))
 		case "clone method":
 			hints = append(hints, "Without ssh and rsync, use --method=basebackup.")
 		case "space":

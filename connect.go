@@ -227,15 +227,17 @@ func errNoAnswer(cfg *pgx.ConnConfig) error {
 const noTLS = "server refused TLS connection"
 
 // attempts are the errors of the attempts that an error of the driver is of, without
-// those that say only that the server has no TLS: with sslmode=prefer, which is the
-// default, one without it follows, and that is the one that tells.
+// those that asked for TLS and got no answer, or that there is none: with sslmode=prefer,
+// which is the default, one without it follows, and that is the one that tells.
 func attempts(err error) error {
 	var joined interface{ Unwrap() []error }
 	var ce *pgconn.ConnectError
 	if !errors.As(err, &ce) || !errors.As(ce.Unwrap(), &joined) {
 		return err
 	}
-	telling := slices.DeleteFunc(slices.Clone(joined.Unwrap()), func(one error) bool { return strings.HasSuffix(one.Error(), noTLS) })
+	telling := slices.DeleteFunc(slices.Clone(joined.Unwrap()), func(one error) bool {
+		return strings.HasSuffix(one.Error(), noTLS) || strings.Contains(one.Error(), "tls error: ") && classify(one) == ReachBroken
+	})
 	if len(telling) == 0 || len(telling) == len(joined.Unwrap()) {
 		return err
 	}

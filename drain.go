@@ -45,9 +45,9 @@ func (a *campaign) drain(ctx context.Context) error {
 	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
 	switch {
 	case a.tally.Refusal != "":
-		return refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
+		return a.refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
 	case a.tally.Winner != before.ID:
-		return refuse(election.RefusedPledges, a.res.Health, fmt.Sprintf("what %s has replayed makes node %d the winner", a.res.Winner, a.tally.Winner))
+		return a.refuse(election.RefusedPledges, a.res.Health, fmt.Sprintf("what %s has replayed makes node %d the winner", a.res.Winner, a.tally.Winner))
 	}
 	a.at("drained", "%s has replayed %s in %s%s", a.res.Winner, prettyBytes(before.Position.LSN.Bytes(before.Replayed)), time.Since(begun).Round(time.Millisecond), endedText(ended))
 	return nil

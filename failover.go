@@ -3,6 +3,7 @@ package repmgr
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -83,6 +84,7 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedUnfenced:   "Make sure that its server is down. Then: repmgr cluster failover --force. Beforehand: run a repmgrd with failover=automatic that can stop its server, or use synchronous_mode=quorum.",
 	election.RefusedLocation:   "If that location is lost, decide yourself: repmgr standby promote --force on the node of your choice.",
 	election.RefusedTooMany:    "Find out why the primaries fail. Then: repmgr cluster failover --force, or raise failovers_per_hour.",
+	election.RefusedUsurper:    "Stop its server, or start its repmgrd: see repmgr cluster show. To go on all the same: repmgr cluster failover --force",
 	election.RefusedVisible:    "Look at the network between the nodes.",
 	election.RefusedPledges:    "Another election may be going on. It is tried again.",
 	election.RefusedLag:        "Start the primary again, if that can be done. To give up what only it has: repmgr cluster failover --force. With synchronous_mode=quorum there is no such choice to make.",
@@ -90,12 +92,24 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedBehind:     "Start the node that has them, or raise its priority above 0.",
 }
 
-func refuse(r election.Refusal, h election.Health, detail string) error {
+// insisted stands in the place of a hint that names what was tried: an operator who
+// insists is refused only where the primary may still accept writes.
+const insisted = "--force does not get around this: nobody can be sure that the primary accepts no more writes. Make sure of it: stop its server on its machine (pg_ctl stop -m immediate), or switch that machine off. Once nothing answers there the next attempt finds it lost."
+
+// refuse is a refusal of that campaign. It does not advise what was tried.
+func (a *campaign) refuse(r election.Refusal, h election.Health, detail string) error {
+	return hint(&RefusalError{r, h, detail}, "%s", refusalHint(r, h, a.policy.Forced))
+}
+
+func refusalHint(r election.Refusal, h election.Health, forced bool) string {
 	help := refusalHints[r]
 	if r == election.RefusedHealth {
 		help = orDefault(healthHints[h], help)
 	}
-	return hint(&RefusalError{r, h, detail}, "%s", help)
+	if forced && strings.Contains(help, "cluster failover") {
+		return insisted
+	}
+	return help
 }
 
 // chosenMark at the end of a ballot's candidate says that the ballot's node won
