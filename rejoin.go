@@ -374,22 +374,26 @@ func (r *rejoining) ownBallot() (vote ballot.Ballot, err error) {
 	return vote, err
 }
 
-// readBallot reads the vote from the settings of a server that is down. Data
-// without that file holds none.
-func readBallot(file string) (ballot.Ballot, error) {
+// readBallot reads the vote from the settings of a server that is down, as strictly as
+// that of one that runs: what it does not understand may be the vote. A directory
+// without data and without that file holds none.
+func readBallot(file string) (vote ballot.Ballot, err error) {
 	text, err := os.ReadFile(file)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return ballot.Ballot{}, err
-	}
-	value := ""
-	for line := range strings.Lines(string(text)) {
-		if name, v, ok := strings.Cut(line, "="); ok && strings.TrimSpace(name) == ballot.Setting {
-			value = strings.Trim(strings.TrimSpace(v), "'")
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, errData := os.Stat(filepath.Join(filepath.Dir(file), "global", "pg_control")); errData != nil {
+			return vote, nil
 		}
+		err = ballot.ErrMissing
 	}
-	vote, err := ballot.Parse(value)
+	var set map[string]string
+	if err == nil {
+		set, err = ballot.FileSettings(string(text))
+	}
+	if err == nil {
+		vote, err = ballot.Parse(set[ballot.Setting])
+	}
 	if err != nil {
-		return vote, fmt.Errorf("in %s: %w", file, err)
+		return vote, hint(fmt.Errorf("in %s: %w", file, err), "Put the file right: only ALTER SYSTEM may write it. It holds the node's vote, as %s = 'node_id/term/candidate'; what repmgrd has kept of that is in %s, beside it.", ballot.Setting, keptName)
 	}
 	return vote, nil
 }

@@ -443,6 +443,24 @@ func TestRejoin_KeepsItsPledge(t *testing.T) {
 	require.NoError(t, os.WriteFile(auto, append(own, "repmgr.ballot = '1/8/node3.1'\n"...), 0o600))
 	_, err = c.rejoin(t, repmgr.RejoinOptions{Target: c.node2.Conninfo()})
 	requireError(t, err, repmgr.ErrRefused, "pledged itself to term 8", "term 7")
+	for text, want := range map[string]string{
+		string(own) + "Repmgr.Ballot '1/8/node3.1' # as PostgreSQL reads it, too\n": "pledged itself to term 8",
+		string(own) + "repmgr.ballot = '1/8/node3.1\n":                              "none of a configuration file",
+		string(own) + "repmgr.ballot = '1/8'\n":                                     "want node/term/candidate",
+		"":                                                                          "it is not there",
+	} {
+		require.NoError(t, os.WriteFile(auto, []byte(text), 0o600))
+		if text == "" {
+			require.NoError(t, os.Remove(auto))
+		}
+		_, err = c.rejoin(t, repmgr.RejoinOptions{Target: c.node2.Conninfo()})
+		require.ErrorContains(t, err, want)
+		if !errors.Is(err, repmgr.ErrRefused) {
+			requireError(t, err, repmgr.ErrRejoin, "read the vote of", "postgresql.auto.conf")
+			require.Contains(t, repmgr.Hint(err), "repmgr_nodes.json")
+		}
+	}
+	require.NoError(t, os.WriteFile(auto, append(own, "repmgr.ballot = '1/8/node3.1'\n"...), 0o600))
 	c.node2.Exec(t, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (8, 1, 2, '{1,2,3}', false, '{}', 0)`)
 	_, err = c.rejoin(t, repmgr.RejoinOptions{Target: c.node2.Conninfo()})
 	require.NoError(t, err)

@@ -72,7 +72,7 @@ func GiveBack(ctx context.Context, conn *pgx.Conn, name, value string) (changed 
 // its tables; what was put in force for a while on the source is none of the copy's.
 // The mark of synchronous_standby_names stays beside it: it says whose that value is.
 func Inherited(file string) (give map[string]string, drop []string, err error) {
-	set, err := settings(file, strings.Clone)
+	set, err := FileSettings(file)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -194,7 +194,7 @@ func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
 // ArchiveCut says what puts the archive out of force where the server is down:
 // what to set in the file of ALTER SYSTEM with this text. It works on every version.
 func ArchiveCut(file string) (set map[string]string, err error) {
-	now, err := settings(file, strings.Clone)
+	now, err := FileSettings(file)
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +212,7 @@ func ArchiveCut(file string) (set map[string]string, err error) {
 // ArchiveGiven takes that back: what to set, and what to take out of the file. kept
 // is false where there is nothing to take back.
 func ArchiveGiven(file string) (set map[string]string, unset []string, kept bool, err error) {
-	now, err := settings(file, strings.Clone)
+	now, err := FileSettings(file)
 	if err != nil {
 		return nil, nil, false, err
 	}

@@ -44,6 +44,9 @@ const FaultSQL = `(SELECT CASE WHEN pg_catalog.current_setting('allow_alter_syst
 // understand, the error is an [ErrUnreadable].
 func Settings(text string) (map[string]string, error) { return settings(text, unescape) }
 
+// FileSettings is Settings for the text of the file itself, of a server that is down.
+func FileSettings(text string) (map[string]string, error) { return settings(text, strings.Clone) }
+
 func settings(text string, unescape func(string) string) (map[string]string, error) {
 	set := map[string]string{}
 	for line := range strings.SplitSeq(text, "\n") {
