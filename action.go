@@ -168,9 +168,11 @@ func (m *Monitor) noteHeart(err error) {
 	m.shared.trouble = heartTrouble(err)
 }
 
-// noteFence leaves an event for Run to tell.
+// noteFence leaves an event for Run to tell, with the time when it happened.
 func (m *Monitor) noteFence(e Event) {
-	e.At = time.Now()
+	if e.At.IsZero() {
+		e.At = time.Now()
+	}
 	m.shared.mu.Lock()
 	m.shared.events = append(m.shared.events, e)
 	m.shared.mu.Unlock()

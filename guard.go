@@ -52,7 +52,10 @@ func (m *Monitor) untilDue(ctx context.Context, c *Cluster, left *time.Duration)
 
 // guardOnce looks and acts once. It returns how long the lease lasts; nil: none is needed.
 func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
-	me := m.localPeer(c)
+	me, before := m.localPeer(c)
+	if before.Known() {
+		m.noteBefore(before, false)
+	}
 	if c.cfg.Failover != FailoverAutomatic || me.Role == election.Witness || me.Role == "" {
 		return nil
 	}
@@ -82,25 +85,23 @@ func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
 
 // localPeer is the local server as it was last seen. One that has rejected the login
 // of this daemon since that began is what was kept of it: where it was the primary,
-// and runs as one, it is to be guarded all the same.
-func (m *Monitor) localPeer(c *Cluster) election.Peer {
-	me := peerOf(m.watch.peers(), int32(c.cfg.NodeID))
+// and runs as one, it is to be guarded all the same: by that rule, and the one before.
+func (m *Monitor) localPeer(c *Cluster) (me election.Peer, before election.Rule) {
+	me = peerOf(m.watch.peers(), int32(c.cfg.NodeID))
 	if me.Answer != election.Rejects || !me.SeenAt.IsZero() || me.Role == election.Witness {
-		return me
+		return me, before
 	}
 	srv, err := c.localServer(m.dataDirectory())
 	if err != nil || !srv.runs() || isStandby(srv.dir) {
-		return me
+		return me, before
 	}
 	if k, err := c.kept(srv.dir); err == nil && len(k.Rules) > 0 && k.Rules[0].Primary == me.ID {
 		me.Rule, me.Running = k.Rules[0], election.Primary
-		m.shared.mu.Lock()
 		if len(k.Rules) > 1 {
-			m.shared.before = k.Rules[1]
+			before = k.Rules[1]
 		}
-		m.shared.mu.Unlock()
 	}
-	return me
+	return me, before
 }
 
 // rejecting names, in the reason of a fence, why the daemon could not look at its own server.
@@ -216,7 +217,8 @@ func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 		return
 	}
 	mark := filepath.Join(srv.dir, fencedName)
-	if _, err := os.Stat(mark); err != nil || m.isRejoining() {
+	info, err := os.Stat(mark)
+	if err != nil || m.isRejoining() {
 		return
 	}
 	if err = srv.detach(); err == nil {
@@ -228,7 +230,7 @@ func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 		return
 	}
 	if why, _ := os.ReadFile(mark); strings.TrimSpace(string(why)) != m.lastFence() { // its watchdog has done it
-		m.noteFence(Event{Type: EventFence, Success: true, Details: strings.TrimSpace(string(why))})
+		m.noteFence(Event{Type: EventFence, Success: true, At: info.ModTime(), Details: strings.TrimSpace(string(why))})
 	}
 	_ = os.Remove(mark)
 }

@@ -228,7 +228,10 @@ func (m *Monitor) onPrimary(ctx context.Context, f func(*Node) error) (known boo
 // storeEvents keeps the events that wait on disk, where that has another list.
 func (m *Monitor) storeEvents() {
 	p := &m.pending
-	if p.isStoring() || !p.recalled || time.Now().Before(p.storeAt) || m.action != nil && m.action.verb == election.Rejoin {
+	p.mu.Lock()
+	stale := p.stale
+	p.mu.Unlock()
+	if p.isStoring() || !stale || !p.recalled || time.Now().Before(p.storeAt) || m.action != nil && m.action.verb == election.Rejoin {
 		return
 	}
 	srv, err := m.cluster.localServer(m.dataDirectory())
@@ -236,11 +239,11 @@ func (m *Monitor) storeEvents() {
 		return // a machine without the data directory keeps nothing
 	}
 	p.mu.Lock()
-	stale, empty := p.stale, len(p.Events) == 0 && p.Dropped == 0
+	empty := len(p.Events) == 0 && p.Dropped == 0
 	text, err := json.Marshal(p.waiting)
 	p.stale = false
 	p.mu.Unlock()
-	if !stale || err != nil {
+	if err != nil {
 		return
 	}
 	done := make(chan error, 1)

@@ -97,3 +97,20 @@ func TestEvents_OfARefusalOutlastTheDaemon(t *testing.T) {
 	_, count = winner.waitEvent(t, 2, repmgr.EventFailoverRefused, string(election.RefusedPaused))
 	require.Equal(t, 1, count)
 }
+
+// What the watchdog has fenced while no daemon ran is told by the next one, with the
+// time of the fence.
+func TestEvents_OfAFenceByTheWatchdog(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	stopMonitors(nodes)
+	nodes[0].Kill()
+	mark := filepath.Join(nodes[0].Dir, "repmgr_fenced")
+	then := time.Now().Add(-time.Hour).Truncate(time.Second)
+	require.NoError(t, os.WriteFile(mark, []byte("no contact\n"), 0o600))
+	require.NoError(t, os.Chtimes(mark, then, then))
+	nodes[0].monitor(t)
+	fenced := nodes[0].events.wait(t, repmgr.EventFence)
+	require.Equal(t, "no contact", fenced.Details)
+	require.True(t, then.Equal(fenced.At), fenced.At)
+}

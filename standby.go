@@ -214,8 +214,10 @@ func writeStandby(dir string, set map[string]string, unset []string) error {
 func mergeAutoConf(old []byte, set map[string]string, unset []string) []byte {
 	var out bytes.Buffer
 	for line := range bytes.Lines(old) {
-		name, _, _ := strings.Cut(strings.TrimSpace(string(line)), "=")
-		name = strings.ToLower(strings.TrimSpace(name))
+		name := strings.ToLower(strings.TrimSpace(string(line)))
+		if i := strings.IndexAny(name, "= \t"); i >= 0 { // the sign may be left out
+			name = name[:i]
+		}
 		if _, ours := set[name]; !ours && !slices.Contains(unset, name) {
 			out.Write(bytes.TrimRight(line, "\n"))
 			out.WriteByte('\n')

@@ -32,7 +32,8 @@ func (m *Monitor) beat(left *time.Duration, bye bool) {
 	if m.beats == nil {
 		return
 	}
-	b := Beat{PID: os.Getpid(), Dir: m.dataDirectory(), Rule: m.localPeer(m.settings()).Rule, Before: m.ruleBefore(), Bye: bye}
+	me, _ := m.localPeer(m.settings())
+	b := Beat{PID: os.Getpid(), Dir: m.dataDirectory(), Rule: me.Rule, Before: m.ruleBefore(), Bye: bye}
 	m.shared.mu.Lock()
 	if srv := m.shared.srv; srv != nil {
 		b.Dir, b.Shown = srv.dir, true
