@@ -39,6 +39,9 @@ type campaign struct {
 	probe   *Node             // for the commit that is seen to wait; nil: none is open
 	slots   map[NodeID]string // that the winner has for its followers
 
+	beside  sync.WaitGroup
+	pointed map[int32]chan error // capacity 1: what came of pointing that standby to the winner
+
 	mu      sync.Mutex // over these, and over the rule of the tally from the promotion on
 	hasRow  bool       // the rule is written
 	holders []int32    // data nodes that show it, or know of it
@@ -62,7 +65,7 @@ func (a *campaign) at(step, evidence string, args ...any) {
 // run is the election. The order of its steps is what makes it safe: see docs/failover.md.
 func (a *campaign) run(ctx context.Context, dryRun bool) (FailoverResult, error) {
 	a.res.DryRun = dryRun
-	defer func() { a.conn.Close(); a.probe.Close() }()
+	defer func() { a.beside.Wait(); a.conn.Close(); a.probe.Close() }()
 	limit := a.c.cfg.PromoteCheckTimeout + a.c.cfg.FenceTimeout + 10*time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, kind(ErrTimeout, "the election took longer than %s", limit))
 	defer cancel()

@@ -142,7 +142,7 @@ func (a *campaign) confirm(ctx context.Context, n *Node, id int32, tell bool) (k
 	if !knows && (!tell || !rule.Known()) {
 		return false, nil
 	}
-	err = ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+	err = ballot.LockedAgain(ctx, n.conn, func(b ballot.Ballot) error {
 		switch {
 		case b.Term > a.res.Term: // its pledge was counted without the rule
 			return fmt.Errorf("%w: it holds %q", errSuperseded, b)

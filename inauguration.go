@@ -98,7 +98,7 @@ func (a *campaign) promote(ctx context.Context) error {
 		if a.tally.Rule.Quorum {
 			probe.Go(func() { a.probe, _ = n.commitProbe(limited) })
 		}
-		return n.withBallot(ctx, func(b ballot.Ballot) error {
+		return n.withPledge(ctx, func(b ballot.Ballot) error {
 			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
 				return fmt.Errorf("%w: %s holds %q", errSuperseded, winner, b)
 			}
@@ -119,6 +119,7 @@ func (a *campaign) promote(ctx context.Context) error {
 				}
 			}
 			a.makeSlots(ctx, &conn)
+			a.point(ctx)
 			if a.reaffirm {
 				return nil
 			}
@@ -130,6 +131,26 @@ func (a *campaign) promote(ctx context.Context) error {
 	}
 	a.at("promoted", "%s", winner)
 	return nil
+}
+
+// point lets the pledged standbys connect to the winner while that is promoted: it
+// takes them about as long, and until the promotion the winner has nothing for them
+// but what it won with. Whether it worked is in their channels.
+func (a *campaign) point(ctx context.Context) {
+	a.pointed = map[int32]chan error{}
+	for _, p := range a.pledged {
+		if p.ID == a.tally.Winner || p.Role == election.Witness || p.ID == election.Arbiter {
+			continue
+		}
+		done := make(chan error, 1)
+		a.pointed[p.ID] = done
+		a.beside.Go(func() {
+			limit := inaugurationLimit * a.c.cfg.SilenceTimeout
+			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+			defer cancel()
+			done <- a.w.node(p.ID).do(ctx, func(n *Node) error { return a.repoint(ctx, n, a.w.record(p.ID)) })
+		})
+	}
 }
 
 // makeSlots gives the followers their slots on the winner, over the connection
@@ -203,7 +224,7 @@ type hookError struct{ error }
 
 func (e hookError) Unwrap() error { return e.error }
 
-// open points the others to the winner and commits the rule, which opens the
+// open commits the rule, which opens the
 // term: with synchronous_mode=quorum that commit waits for them like any other.
 // It does not wait for ever: a winner without its rule stands for the next term.
 func (a *campaign) open(ctx context.Context) error {
@@ -213,12 +234,14 @@ func (a *campaign) open(ctx context.Context) error {
 	followers := make([]error, len(a.pledged))
 	var wg sync.WaitGroup
 	for i, p := range a.pledged {
-		if p.ID == a.tally.Winner || p.Role == election.Witness || p.ID == election.Arbiter {
+		done, ok := a.pointed[p.ID]
+		if !ok {
 			followers[i] = errNoStandby
 			continue
 		}
 		wg.Go(func() {
-			if followers[i] = a.w.node(p.ID).do(ctx, func(n *Node) error { return a.follow(ctx, n, a.w.record(p.ID)) }); followers[i] != nil {
+			apart := <-done
+			if followers[i] = a.w.node(p.ID).do(ctx, func(n *Node) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
 				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
 			if errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum {
@@ -256,12 +279,11 @@ const inaugurationLimit = 3
 
 var errNoStandby = errors.New("no standby")
 
-// follow lets a pledged standby stream from the winner, and waits until it does,
-// for as long as is usual, and until it knows of the rule. One that was below
-// another standby is below the winner, too, until the term is open: only then it
-// counts whom it is sent by.
-func (a *campaign) follow(ctx context.Context, n *Node, r Record) error {
-	apart := a.repoint(ctx, n, r)
+// follow waits until a standby that was pointed to the winner streams from it, for
+// as long as is usual, and until it knows of the rule. Apart is why it does not.
+// One that was below another standby is below the winner, too, until the term is
+// open: only then it counts whom it is sent by.
+func (a *campaign) follow(ctx context.Context, n *Node, p election.Peer, apart error) error {
 	if errors.Is(apart, errSuperseded) {
 		return apart
 	}
@@ -273,11 +295,10 @@ func (a *campaign) follow(ctx context.Context, n *Node, r Record) error {
 			err = n.conn.QueryRow(limited, `SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')`).Scan(&streams)
 		}
 		if err == nil && !knows {
-			knows, err = a.confirm(limited, n, int32(r.ID), time.Since(begun) > nudgeInterval/2)
+			knows, err = a.confirm(limited, n, p.ID, time.Since(begun) > nudgeInterval/2)
 		}
 		return streams && knows, err
 	})
-	p := peerOf(a.pledged, int32(r.ID))
 	if err = errors.Join(apart, err); err == nil && (!p.Monitored || !p.Automatic) { // else its daemon does it when it has to
 		err = ballot.GiveArchive(ctx, n.conn)
 	}
@@ -294,7 +315,7 @@ func (a *campaign) repoint(ctx context.Context, n *Node, r Record) error {
 	if err != nil {
 		return err
 	}
-	err = n.withBallot(ctx, func(b ballot.Ballot) error {
+	err = n.withPledge(ctx, func(b ballot.Ballot) error {
 		if b.Term > a.res.Term {
 			return fmt.Errorf("%w: %s holds %q", errSuperseded, r, b)
 		}
@@ -346,10 +367,15 @@ func (a *campaign) commit(ctx context.Context) error {
 	a.mu.Unlock()
 	wait := "local"
 	if a.tally.Rule.Quorum {
+		value, err := a.c.prepareSync(ctx, n, a.w, a.tally.Rule.SyncSetting())
+		if err != nil {
+			return err
+		}
 		if err := n.poll(ctx, func() (bool, error) { return a.held(), nil }); err != nil {
 			return err
 		}
-		if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.SyncSetting()); err != nil {
+		n.heeded = true // it has pledged itself a moment ago
+		if err := n.putSync(ctx, value); err != nil {
 			return err
 		}
 		wait = "on"

@@ -165,15 +165,25 @@ const heedHint = "Correct that on its machine. Then, on it: SELECT pg_reload_con
 
 // withBallot runs f while nobody else can change or act upon the server's ballot.
 func (n *Node) withBallot(ctx context.Context, f func(ballot.Ballot) error) error {
-	err := ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
-		n.heeded = true
-		defer func() { n.heeded = false }()
-		return f(b)
-	})
+	err := ballot.Locked(ctx, n.conn, n.heeding(f))
 	if errors.Is(err, ballot.ErrUnheeded) {
 		return hint(fmt.Errorf("change the settings of %s: %w", n.name, err), heedHint)
 	}
 	return err
+}
+
+// withPledge is withBallot for a server that has pledged itself a moment ago.
+func (n *Node) withPledge(ctx context.Context, f func(ballot.Ballot) error) error {
+	return ballot.LockedAgain(ctx, n.conn, n.heeding(f))
+}
+
+// heeding is f on a server of which it is known that it heeds a new setting.
+func (n *Node) heeding(f func(ballot.Ballot) error) func(ballot.Ballot) error {
+	return func(b ballot.Ballot) error {
+		n.heeded = true
+		defer func() { n.heeded = false }()
+		return f(b)
+	}
 }
 
 // reload makes the server read its settings again. It also wakes a startup

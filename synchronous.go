@@ -129,7 +129,6 @@ const (
 type syncState struct {
 	value string
 	mark  string
-	from  string // where it is set
 }
 
 func (s syncState) marked(value string) bool {
@@ -145,11 +144,10 @@ func (s syncState) foreign() bool { return s.value != "" && !s.ours() }
 // syncState reads the setting and its mark. A login that may not read the mark
 // takes the value for the user's.
 func (n *Node) syncState(ctx context.Context) (s syncState, err error) {
-	const sql = `SELECT current_setting('synchronous_standby_names'), %s,
-		(SELECT coalesce(sourcefile || ' line ' || sourceline, source) FROM pg_catalog.pg_settings WHERE name = 'synchronous_standby_names')`
+	const sql = `SELECT current_setting('synchronous_standby_names'), %s`
 	var text string
 	for _, settings := range []string{ballot.SettingsSQL, `''`} {
-		err = n.conn.QueryRow(ctx, fmt.Sprintf(sql, settings)).Scan(&s.value, &text, &s.from)
+		err = n.conn.QueryRow(ctx, fmt.Sprintf(sql, settings)).Scan(&s.value, &text)
 		if sqlState(err) != codeInsufficientPrivilege {
 			break
 		}
@@ -187,17 +185,28 @@ func (n *Node) writeMark(ctx context.Context, s syncState, value string) error {
 // and all WAL senders of it act by that. Where the value before made no commit
 // wait, sessions may still not wait: see [Node.proveSync].
 func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.SyncSetting) error {
-	now, err := n.syncState(ctx)
+	value, err := c.prepareSync(ctx, n, w, s)
 	if err != nil {
 		return err
 	}
-	value := syncValue(s, func(id int32) string { return w.record(id).Name })
+	return n.putSync(ctx, value)
+}
+
+// prepareSync says of the value for s that it is ours, and changes nothing else.
+func (c *Cluster) prepareSync(ctx context.Context, n *Node, w *watch, s election.SyncSetting) (value string, err error) {
+	now, err := n.syncState(ctx)
+	if err != nil {
+		return "", err
+	}
+	value = syncValue(s, func(id int32) string { return w.record(id).Name })
 	if now.foreign() && now.value != value {
 		c.tellReplaced(ctx, n, now, value)
 	}
-	if err := n.writeMark(ctx, now, value); err != nil {
-		return err
-	}
+	return value, n.writeMark(ctx, now, value)
+}
+
+// putSync puts a prepared value in force.
+func (n *Node) putSync(ctx context.Context, value string) error {
 	if err := n.alterSystem(ctx, map[string]string{"synchronous_standby_names": value}); err != nil {
 		return err
 	}
@@ -214,8 +223,10 @@ func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.Syn
 
 // tellReplaced says that a value that somebody else wrote is gone.
 func (c *Cluster) tellReplaced(ctx context.Context, n *Node, was syncState, value string) {
-	what := fmt.Sprintf("synchronous_standby_names of %s was %q (%s), which repmgrd did not write; with synchronous_mode=quorum it is %q now", n.name, was.value, was.from, value)
-	c.log.Warn("synchronous_standby_names is replaced", "server", n.name, "was", was.value, "from", was.from, "value", value,
+	from := "its place is not known"
+	_ = n.conn.QueryRow(ctx, `SELECT coalesce(sourcefile || ' line ' || sourceline, source) FROM pg_catalog.pg_settings WHERE name = 'synchronous_standby_names'`).Scan(&from)
+	what := fmt.Sprintf("synchronous_standby_names of %s was %q (%s), which repmgrd did not write; with synchronous_mode=quorum it is %q now", n.name, was.value, from, value)
+	c.log.Warn("synchronous_standby_names is replaced", "server", n.name, "was", was.value, "from", from, "value", value,
 		"hint", "With synchronous_mode=quorum repmgrd looks after this setting. With synchronous_mode=off it is yours.")
 	c.emit(ctx, n, Event{NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventSyncReplaced, Success: true, Details: what})
 }

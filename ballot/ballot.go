@@ -94,14 +94,20 @@ const (
 // [ErrUnreadable] where the ballot is not known for certain, and with
 // [ErrUnheeded] where the server would not do what it is told.
 func Locked(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
-	return locked(ctx, conn, func(b Ballot, _ bool) error { return f(b) })
+	return locked(ctx, conn, FaultSQL, func(b Ballot, _ bool) error { return f(b) })
 }
 
-func locked(ctx context.Context, conn *pgx.Conn, f func(b Ballot, inRecovery bool) error) error {
+// LockedAgain is Locked for who has pledged the server a moment ago: whether it
+// heeds a new setting is not asked again.
+func LockedAgain(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
+	return locked(ctx, conn, `NULL`, func(b Ballot, _ bool) error { return f(b) })
+}
+
+func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballot, inRecovery bool) error) error {
 	return withLock(ctx, conn, func() error {
 		var text, fault string
 		var inRecovery bool
-		if err := conn.QueryRow(ctx, `SELECT `+SettingsSQL+`, coalesce(`+FaultSQL+`, ''), pg_catalog.pg_is_in_recovery()`).Scan(&text, &fault, &inRecovery); err != nil {
+		if err := conn.QueryRow(ctx, `SELECT `+SettingsSQL+`, coalesce(`+faultSQL+`, ''), pg_catalog.pg_is_in_recovery()`).Scan(&text, &fault, &inRecovery); err != nil {
 			return fmt.Errorf("read ballot: %w", unreadable(err))
 		}
 		set, err := Settings(text)
@@ -148,7 +154,7 @@ const (
 // one, whoever's that is, and with [ErrRole] a server in another role. When it
 // returns nil the vote is on disk.
 func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
-	return locked(ctx, conn, func(old Ballot, inRecovery bool) error {
+	return locked(ctx, conn, FaultSQL, func(old Ballot, inRecovery bool) error {
 		if b.Term <= old.Term {
 			return fmt.Errorf("term %d: %w: it holds %q", b.Term, ErrTerm, old)
 		}

@@ -361,9 +361,11 @@ func (c *election1) prepare() {
 		if c.reaffirm {
 			c.w.host(c.tally.Winner).s.chosen = c.term
 			c.w.judge.reaffirmed(c.w.host(c.tally.Winner).s, c.term)
+			c.point()
 			then()
 			return
 		}
+		c.point()
 		c.locked(func(s *server, ret func()) { s.told = c.tally.Rule; s.promote(c.term, ret) }, func() { c.at("promoted", then) })
 	}
 	if c.w.bug == "set after promote" {
@@ -389,14 +391,23 @@ func (c *election1) ask(f func(s *server, ret func()), then func()) {
 	})
 }
 
-// write re-points the others, and makes the rule row the primary's first commit.
+// point points the others to the winner, which is still to be promoted.
+func (c *election1) point() {
+	for _, p := range c.pledged {
+		if p.ID != c.tally.Winner && c.w.host(p.ID).s.data() {
+			c.m.point(c.w.host(p.ID).s, c.upstream(p.ID), c.term, func(bool) {})
+		}
+	}
+}
+
+// write makes the rule row the primary's first commit.
 func (c *election1) write() {
 	w, m := c.w, c.m
 	w.host(c.tally.Winner).s.unlock(c.token)
 	c.token = 0
 	for _, p := range c.pledged {
 		if p.ID != c.tally.Winner && w.host(p.ID).s.data() {
-			m.point(w.host(p.ID).s, c.upstream(p.ID), c.term, func(ok bool) { c.follows(p.ID, 0, ok) })
+			c.follows(p.ID, 0)
 		}
 	}
 	waits := false
@@ -450,7 +461,7 @@ func (c *election1) upstream(id int32) int32 {
 
 // follows waits until a standby that was re-pointed knows of the rule, and tells
 // it to one that is slow to show it.
-func (c *election1) follows(id int32, tries int, _ bool) {
+func (c *election1) follows(id int32, tries int) {
 	s := c.w.host(id).s
 	shows := false
 	c.w.rpc(&c.m.proc, c.m.h, s, patient, func(ret func()) {
@@ -468,7 +479,7 @@ func (c *election1) follows(id int32, tries int, _ bool) {
 				}
 			})
 		default:
-			c.w.sleep(c.m.h, &c.m.proc, 25*time.Millisecond, func() { c.follows(id, tries+1, true) })
+			c.w.sleep(c.m.h, &c.m.proc, 25*time.Millisecond, func() { c.follows(id, tries+1) })
 		}
 	})
 }
