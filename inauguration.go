@@ -78,6 +78,18 @@ func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator strin
 	return nil
 }
 
+// rehearse has a new session of a server in recovery plan what it will write as the
+// first one after the promotion: it needs some milliseconds for what it never did before.
+func (n *Node) rehearse(ctx context.Context, r election.Rule) {
+	if ok, err := n.hasSchema(ctx); !ok || err != nil {
+		return
+	}
+	_, _ = n.ruleLine(ctx)
+	if args, err := ruleArgs(r, ""); err == nil {
+		_, _ = n.conn.Exec(ctx, `EXPLAIN `+ruleInsertSQL, args...)
+	}
+}
+
 // promote makes the winner the primary, if its pledge still is ours. What its
 // commits must wait for is in force before it accepts any.
 func (a *campaign) promote(ctx context.Context) error {
@@ -88,7 +100,7 @@ func (a *campaign) promote(ctx context.Context) error {
 	if a.conn == nil {
 		conn.Go(func() {
 			if a.conn, _ = a.c.connectTo(limited, winner); a.conn != nil {
-				_, _ = a.conn.hasSchema(limited)
+				a.conn.rehearse(limited, a.tally.Rule)
 			}
 		})
 	}
