@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -137,6 +138,9 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 		var err error
 		if p.Answer == election.Rejects {
 			text := "%s rejects the login of this daemon"
+			if p.Rejection != "" {
+				text += " (" + strings.ReplaceAll(p.Rejection, "%", "%%") + ")"
+			}
 			if int32(m.cluster.cfg.NodeID) == p.ID && m.inOffice() {
 				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
 			}

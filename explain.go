@@ -61,6 +61,8 @@ type Voter struct {
 	CanFence  bool            `json:"can_fence"`      // and has shown that it can stop its server
 	Foreign   bool            `json:"repmgr5_daemon"` // a daemon of repmgr 5 runs there
 	Paused    bool            `json:"paused"`
+	Login     string          `json:"login,omitempty"`     // the user whose login it rejects; empty: it rejects none
+	Rejection string          `json:"rejection,omitempty"` // and why, in its words
 	NoPledge  string          `json:"no_pledge,omitempty"` // why it could not pledge itself; empty: it could, or is not known to be unable
 	LostWAL   *LostWAL        `json:"lost_wal,omitempty"`  // of a standby that receives nothing, because what it needs next is gone
 }
@@ -175,6 +177,11 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	}
 	e.Forecast = policy.Forecast(now, rule, peers, int32(o.Lost))
 	e.Voters = voters(recs, rule, peers)
+	for i, v := range e.Voters {
+		if r, ok := recordByID(recs, v.ID); ok && v.Answer == election.Rejects {
+			e.Voters[i].Login, e.Voters[i].Rejection = c.userOf(r), peerOf(peers, int32(v.ID)).Rejection
+		}
+	}
 	if manual {
 		e.Forecast = e.Forecast.ByHand()
 		if livingHints[e.Health] == "" && !e.several() {
@@ -227,6 +234,55 @@ func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
 	return all
 }
 
+// userOf is the user that this process logs in as to a node.
+func (c *Cluster) userOf(r Record) string {
+	cfg, err := connectConfig(c.dialInfo(r))
+	if err != nil {
+		return ""
+	}
+	return cfg.User
+}
+
+// letIn says what makes nodes count that reject a login. Empty: none does.
+func letIn(voters []Voter) string {
+	to := map[string][]string{} // by user
+	for _, v := range voters {
+		if v.Answer == election.Rejects && v.ID != NodeID(election.Arbiter) {
+			to[v.Login] = append(to[v.Login], v.Name)
+		}
+	}
+	if len(to) == 0 {
+		return ""
+	}
+	var who []string
+	for _, user := range sortedKeys(to) {
+		who = append(who, fmt.Sprintf("user %q log in to %s", user, strings.Join(to[user], ", ")))
+	}
+	return "Let " + strings.Join(who, ", and ") + ": pg_hba.conf there (then a reload), or the password that is used here (passfile, PGPASSWORD)."
+}
+
+// letInFirst is what to do about a refusal: first of all, to be let in by who lives and
+// rejects the login. Who is silent is to be started, as otherwise says.
+func letInFirst(r election.Refusal, left []Voter, otherwise string) string {
+	login := letIn(left)
+	silent := slices.ContainsFunc(left, func(v Voter) bool { return v.Answer != election.Answers && v.Answer != election.Rejects })
+	switch r {
+	case election.RefusedNoMajority, election.RefusedPledges, election.RefusedSync, election.RefusedLocation, election.RefusedNoneFit:
+	default:
+		return otherwise
+	}
+	switch {
+	case login == "":
+		return otherwise
+	case silent:
+		return login + " " + otherwise
+	}
+	return login
+}
+
+// leftOver are the voters that are not dead in the answer.
+func (e Explanation) leftOver() []Voter { return slices.DeleteFunc(slices.Clone(e.Voters), e.gone) }
+
 // name is the node's, for a sentence.
 func (e Explanation) name(id int32) string {
 	for _, v := range e.Voters {
@@ -265,7 +321,7 @@ func (e Explanation) blockers() (all []Blocker) {
 		return e.blockersByHand()
 	}
 	if r := e.Forecast.Refusal; r != "" {
-		b := Blocker{Reason: string(r), Remedy: refusalHints[r]}
+		b := Blocker{Reason: string(r), Remedy: letInFirst(r, e.leftOver(), refusalHints[r])}
 		switch r {
 		case election.RefusedHealth:
 			health := e.Forecast.Health
@@ -286,7 +342,7 @@ func (e Explanation) blockers() (all []Blocker) {
 			b.Reason += e.lacks()
 		case election.RefusedNoneFit:
 			b.Reason += e.unfit()
-			if e.lacksDaemons() {
+			if e.lacksDaemons() && letIn(e.leftOver()) == "" {
 				b.Remedy = daemonRemedy
 			}
 		default:
@@ -299,7 +355,7 @@ func (e Explanation) blockers() (all []Blocker) {
 			refusalHints[election.RefusedUnfenced],
 		})
 	}
-	if e.Rule.Known() && !e.lacksDaemons() && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
+	if e.Rule.Known() && !e.lacksDaemons() && letIn(e.leftOver()) == "" && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
 		all = append(all, Blocker{
 			"no node that would be left has a repmgrd with failover=automatic: nobody would begin",
 			daemonRemedy,
@@ -407,7 +463,11 @@ func (e Explanation) blockersByHand() []Blocker {
 	case e.several():
 		return []Blocker{{"more than one node runs as primary", "See repmgr cluster show. Stop the one whose data is not wanted. To bring it back then, on its machine: repmgr node rejoin --force-rewind"}}
 	case livingHints[e.Health] != "":
-		return []Blocker{{fmt.Sprintf("%s lives: %s", primary, e.Health), livingHints[e.Health]}}
+		remedy := livingHints[e.Health]
+		if login := letIn(slices.DeleteFunc(slices.Clone(e.Voters), func(v Voter) bool { return int32(v.ID) != e.Rule.Primary })); login != "" && e.Health == election.HealthRejects {
+			remedy = "Do not promote. " + login
+		}
+		return []Blocker{{fmt.Sprintf("%s lives: %s", primary, e.Health), remedy}}
 	case f.Winner == 0 && len(f.Candidates) == 0:
 		return []Blocker{{string(election.RefusedNoneFit) + e.unfit(), fmt.Sprintf("Start another node, or keep %s running.", primary)}}
 	case f.Winner == 0:

@@ -166,7 +166,8 @@ func TestExplain_ByHand(t *testing.T) {
 	e := explained(t, node3, repmgr.ExplainOptions{}, func(e repmgr.Explanation) bool { return e.Health == election.HealthRejects })
 	t.Logf("\n%s", e)
 	require.Empty(t, e.Command)
-	require.Contains(t, e.Blocked[0].Remedy, "Do not promote: look at pg_hba.conf")
+	require.Contains(t, e.Blocked[0].Remedy, `Do not promote. Let user "postgres" log in to node1: pg_hba.conf there`)
+	require.Contains(t, e.String(), `it rejects the login of user "postgres" (pg_hba.conf rejects connection`)
 	st, err := node3.Status(t.Context())
 	require.NoError(t, err)
 	for _, f := range st.Findings {

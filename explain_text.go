@@ -22,7 +22,7 @@ func (e Explanation) String() string {
 	}
 	for _, v := range e.Voters {
 		if v.Answer != election.Answers {
-			say("  %s does not count: it %s.", v.Name, verbOf(v.Answer))
+			say("  %s does not count: it %s.", v.Name, v.verb())
 		} else if v.NoPledge != "" {
 			say("  %s could not pledge itself: %s.", v.Name, v.NoPledge)
 		}
@@ -80,7 +80,7 @@ func (e Explanation) byHand() string {
 	say("failover=manual: nobody takes over by itself, an operator promotes.")
 	for _, v := range e.Voters {
 		if v.Answer != election.Answers {
-			say("  %s can not be asked: it %s.", v.Name, verbOf(v.Answer))
+			say("  %s can not be asked: it %s.", v.Name, v.verb())
 		}
 		if v.Foreign {
 			say("  A repmgrd of repmgr 5 runs on %s: what that would do by itself is not foretold here.", v.Name)
@@ -183,13 +183,22 @@ func counted(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// verbOf makes a verb of an answer.
-func verbOf(a election.Answer) string {
-	switch a {
+// verb makes a verb of the voter's answer.
+func (v Voter) verb() string {
+	switch v.Answer {
 	case election.NotAccepting, election.NoSlots:
-		return "is " + string(a)
+		return "is " + string(v.Answer)
+	case election.Rejects:
+		text := string(v.Answer)
+		if v.Login != "" {
+			text = fmt.Sprintf("rejects the login of user %q", v.Login)
+		}
+		if v.Rejection != "" {
+			text += " (" + v.Rejection + ")"
+		}
+		return text
 	default:
-		return string(a)
+		return string(v.Answer)
 	}
 }
 

@@ -101,6 +101,17 @@ func TestExplanation_String(t *testing.T) {
 			w.peers[3].Answer, w.peers[3].SeenAt = election.Silent, time.Time{}
 		}},
 		{"manual: the primary rejects this login", SynchronousOff, 0, nil, func(w *world) { byHand(w); w.peers[0].Answer = election.Rejects }},
+		{"a voter rejects this login", SynchronousOff, 0, nil, func(w *world) {
+			for i := range w.peers[1:] {
+				w.peers[i+1].Answer, w.peers[i+1].Rejection = election.Rejects, `password authentication failed for user "repmgr"`
+			}
+		}},
+		{"voters reject this login, and others are silent", SynchronousQuorum, 0, nil, func(w *world) {
+			for i := range w.peers[1:] {
+				w.peers[i+1].Answer = election.Silent
+			}
+			w.peers[1].Answer = election.Rejects
+		}},
 		{"manual: two primaries", SynchronousOff, 0, nil, func(w *world) { byHand(w); w.peers[1].Running = election.Primary }},
 		{"manual: nobody is left", SynchronousOff, 0, nil, func(w *world) {
 			byHand(w)
@@ -126,6 +137,9 @@ func TestExplanation_String(t *testing.T) {
 		c, err := New(cfg)
 		require.NoError(t, err)
 		w := make5(test.mode, test.change)
+		for i, r := range w.recs {
+			w.recs[i].Conninfo = "host=" + r.Name + " user=repmgr"
+		}
 		e, err := c.explain(now, w.recs, w.peers, test.past, ExplainOptions{Lost: test.lost})
 		require.NoError(t, err)
 		all += "# " + test.name + "\n" + e.String() + "\n"

@@ -98,7 +98,13 @@ const insisted = "--force does not get around this: nobody can be sure that the 
 
 // refuse is a refusal of that campaign. It does not advise what was tried.
 func (a *campaign) refuse(r election.Refusal, h election.Health, detail string) error {
-	return hint(&RefusalError{r, h, detail}, "%s", refusalHint(r, h, a.policy.Forced))
+	var left []Voter
+	for _, p := range a.w.peers() {
+		if rec := a.w.record(p.ID); p.ID != a.rule.Primary && rec.ID != 0 {
+			left = append(left, Voter{ID: rec.ID, Name: rec.Name, Answer: p.Answer, Login: a.c.userOf(rec)})
+		}
+	}
+	return hint(&RefusalError{r, h, detail}, "%s", letInFirst(r, left, refusalHint(r, h, a.policy.Forced)))
 }
 
 func refusalHint(r election.Refusal, h election.Health, forced bool) string {

@@ -364,7 +364,7 @@ func (n *watcher) markLate() {
 		n.late = time.Now()
 	}
 	if quiet > n.w.cluster().cfg.SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
-		n.answer(election.Silent, time.Now().Add(-quiet))
+		n.answer(election.Silent, time.Now().Add(-quiet), nil)
 	}
 }
 
@@ -509,7 +509,7 @@ func (n *watcher) take(r tried) {
 		n.wg.Go(func() { n.closed(r.node) })
 		n.schema = schemaNone
 		if v := n.snapshot(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
-			n.answer(answerOf(r.err), r.began)
+			n.answer(answerOf(r.err), r.began, r.err)
 		}
 	}
 	n.waiting = slices.DeleteFunc(n.waiting, func(j job) bool {
@@ -626,8 +626,17 @@ func answerOf(err error) election.Answer {
 	return election.Silent
 }
 
+// rejection says why a server rejects a login, in its words.
+func rejection(err error) string {
+	var ce *ConnectError
+	if !errors.As(err, &ce) {
+		return ""
+	}
+	return connectCause(ce.Err)
+}
+
 // answer notes an attempt that brought no view.
-func (n *watcher) answer(a election.Answer, at time.Time) {
+func (n *watcher) answer(a election.Answer, at time.Time, err error) {
 	n.mu.Lock()
 	changed := n.view.Answer != a
 	switch {
@@ -639,7 +648,10 @@ func (n *watcher) answer(a election.Answer, at time.Time) {
 	if a != election.Refused && a != election.NotAccepting { // the end of a server is followed by a port that refuses
 		n.view.Ended, n.wordAt = false, time.Time{}
 	}
-	n.view.Answer, n.view.Tried = a, at
+	n.view.Answer, n.view.Tried, n.view.Rejection = a, at, ""
+	if a == election.Rejects {
+		n.view.Rejection = rejection(err)
+	}
 	if changed {
 		n.view.Since = time.Now()
 	}

@@ -46,8 +46,8 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 	s.Kill()
 	end(second)
 	require.True(t, n.snapshot().Ended)
-	n.answer(election.Refused, time.Now())
+	n.answer(election.Refused, time.Now(), nil)
 	require.True(t, n.snapshot().Ended)
-	n.answer(election.Silent, time.Now())
+	n.answer(election.Silent, time.Now(), nil)
 	require.False(t, n.snapshot().Ended, "a port that falls silent and refuses later may be a firewall's")
 }

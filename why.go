@@ -383,7 +383,7 @@ func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
 	place := slices.IndexFunc(f.Candidates, func(c election.Candidate) bool { return c.ID == id })
 	switch {
 	case voter >= 0 && e.Voters[voter].Answer != election.Answers:
-		say("%s does not count: it %s.", node.Name, verbOf(e.Voters[voter].Answer))
+		say("%s does not count: it %s.", node.Name, e.Voters[voter].verb())
 	case node.Role == RoleWitness:
 		say("%s is a witness: %s.", node.Name, election.UnfitWitness)
 	case place >= 0 && f.Candidates[place].Unfit != "":

@@ -70,6 +70,7 @@ type Peer struct {
 	Room         Room             // what it has left for standbys
 	NeedsSlot    bool             // as a standby it streams through a replication slot
 	NoStream     map[int32]string // nodes that it could not stream from, as its monitor tried lately, and why
+	Rejection    string           // with Rejects: why, in its words
 	NoPledge     string           // why it could not pledge itself now, although it answers; empty: it could
 	Foreign      bool             // a daemon of repmgr 5 runs with it, which fails over by rules of its own
 
