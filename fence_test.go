@@ -266,6 +266,12 @@ func TestFence_Paused(t *testing.T) {
 	require.Contains(t, n.events.wait(t, repmgr.EventFence).Details, "no contact to a majority")
 
 	nodes, monitors := startCluster(t, 3, repmgr.SynchronousOff)
+	pgtest.WaitFor(t, "the lease to begin", func(context.Context) error {
+		if s := monitors[0].Status(); s.Lease == nil {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
 	res, err := nodes[1].Pause(t.Context(), repmgr.PauseOptions{})
 	require.NoError(t, err)
 	require.Empty(t, res.Warning)
