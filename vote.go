@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
@@ -32,14 +33,20 @@ func (m *Monitor) tellPledge() {
 // vote is what this Monitor knows of its own node's ballot, and of the settings
 // beside it. It is owned by the goroutine of Run.
 type vote struct {
-	lost  string   // the vote that the server has lost and could not be given back; empty: none
-	twice string   // the two votes of one term that were told last
-	names []string // those of guardedSettings that its file had last
+	lost  string            // the vote that the server has lost and could not be given back; empty: none
+	twice string            // the two votes of one term that were told last
+	names map[string]string // those of guardedSettings that its file had last, and their values
+	of    time.Time         // the start of the server that they were read of
 }
 
 // guardedSettings are those in the file of ALTER SYSTEM that nobody takes out again
-// who only changes them.
-var guardedSettings = []string{"primary_conninfo", pausedSetting}
+// who only changes them: what a standby streams by, what clients find the server by,
+// and what a clone has set for good.
+var (
+	guardedSettings = append([]string{"primary_conninfo", pausedSetting}, startSettings...)
+	startSettings   = append(slices.Clone(placeSettings), "recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_timeline", "recovery_target_xid")
+	placeSettings   = []string{"port", "listen_addresses", "unix_socket_directories", "hba_file", "ident_file"}
+)
 
 // keepVote keeps the node's vote a second time, and writes it back where its server
 // has lost it: ALTER SYSTEM RESET ALL, or a program that rewrites postgresql.auto.conf.
@@ -114,25 +121,46 @@ func (m *Monitor) restoreVote(ctx context.Context, b, kept ballot.Ballot) {
 
 // tellLost says that settings have vanished from the file of ALTER SYSTEM. Who only
 // changes them does not take them out. A running server goes on with what it had
-// until it reads its configuration again.
+// until it reads its configuration again, or starts.
 func (m *Monitor) tellLost(set map[string]string) {
-	var now, gone []string
+	now, gone := map[string]string{}, map[string]string{}
+	fresh := !m.vote.of.Equal(m.sample.local.StartedAt) // who brings a server back writes its file anew
 	for _, name := range guardedSettings {
-		if _, ok := set[name]; ok {
-			now = append(now, name)
-		} else if slices.Contains(m.vote.names, name) {
-			gone = append(gone, name)
+		if value, ok := set[name]; ok {
+			now[name] = value
+		} else if value, ok := m.vote.names[name]; ok && !(fresh && slices.Contains(startSettings, name)) {
+			gone[name] = value
 		}
 	}
-	m.vote.names = now
+	m.vote.names, m.vote.of = now, m.sample.local.StartedAt
 	if len(gone) == 0 {
 		return
 	}
-	remedy := "If that was not meant, set them again with ALTER SYSTEM."
-	if slices.Contains(gone, "primary_conninfo") {
-		remedy = "Without primary_conninfo a standby stops streaming when its server reads its configuration again. To set it anew: repmgr standby follow"
-	}
-	text := fmt.Sprintf("%s gone from postgresql.auto.conf: somebody else wrote that file, or ran ALTER SYSTEM RESET", strings.Join(gone, ", "))
-	m.log.Warn("settings of this node were lost", "settings", strings.Join(gone, ", "), "hint", remedy)
+	remedy := lostRemedy(gone, m.sample.local.InRecovery)
+	names := strings.Join(slices.DeleteFunc(slices.Clone(guardedSettings), func(name string) bool { _, ok := gone[name]; return !ok }), ", ")
+	text := fmt.Sprintf("%s gone from postgresql.auto.conf: somebody else wrote that file, or ran ALTER SYSTEM RESET", names)
+	m.log.Warn("settings of this node were lost", "settings", names, "hint", remedy)
 	m.tell(Event{Type: EventSettingsLost, Details: text + ". " + remedy})
+}
+
+// lostRemedy says what each lost setting means, and what to do about it.
+func lostRemedy(gone map[string]string, standby bool) string {
+	var all []string
+	if _, ok := gone["primary_conninfo"]; ok && standby {
+		all = append(all, "Without primary_conninfo a standby stops streaming when its server reads its configuration again. To set it anew: repmgr standby follow.")
+	} else if ok {
+		all = append(all, "This server is a primary: it needs no primary_conninfo, and is given one when it becomes a standby.")
+	}
+	if _, ok := gone[pausedSetting]; ok {
+		all = append(all, "If failover is still to be paused: repmgr service pause.")
+	}
+	for _, name := range placeSettings {
+		if value, ok := gone[name]; ok {
+			all = append(all, fmt.Sprintf("At its next start the server would do without the %s that it has now; before that: ALTER SYSTEM SET %s = '%s';", name, name, strings.ReplaceAll(value, "'", "''")))
+		}
+	}
+	if slices.ContainsFunc(sortedKeys(gone), func(name string) bool { return strings.HasPrefix(name, "recovery_target") }) {
+		all = append(all, "pg_file_settings shows an error (cannot be changed without restarting the server) for each of recovery_target* until the next start: that does no harm.")
+	}
+	return strings.Join(all, " ")
 }

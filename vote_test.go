@@ -3,6 +3,7 @@ package repmgr_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -142,7 +143,8 @@ func TestVote_SettingsLost(t *testing.T) {
 	require.Equal(t, "1", nodes[1].QueryString(t, `SELECT count(*) FROM pg_file_settings WHERE name = 'primary_conninfo'`))
 	nodes[1].Exec(t, `ALTER SYSTEM RESET ALL`)
 	e := nodes[1].events.wait(t, repmgr.EventSettingsLost)
-	require.Contains(t, e.Details, "primary_conninfo gone from postgresql.auto.conf")
+	require.Regexp(t, `^primary_conninfo, port, recovery_target, .* gone from postgresql.auto.conf`, e.Details)
+	require.Contains(t, e.Details, fmt.Sprintf("ALTER SYSTEM SET port = '%d'", nodes[1].Port))
 	require.Contains(t, e.Details, "repmgr standby follow")
 }
 

@@ -68,6 +68,7 @@ func (d *daemon) background(ctx context.Context) error {
 		}
 		return &exitError{code: cli.ExitSystem, err: fmt.Errorf("wait for the daemon to start, at most %s: %w", startTimeout, err)}
 	case string(text) == readyText:
+		fmt.Fprintln(d.out, d.started(cmd.Process.Pid))
 		return cmd.Process.Release()
 	}
 	_, _ = d.err.Write(text) // the daemon's own words
@@ -77,6 +78,18 @@ func (d *daemon) background(ctx context.Context) error {
 		return &exitError{code: exit.ExitCode(), err: errors.New("repmgrd did not start")}
 	}
 	return &exitError{code: cli.ExitSystem, err: errors.New("repmgrd ended without a word")}
+}
+
+// started says that the daemon runs, and where to look for it.
+func (d *daemon) started(pid int) string {
+	pidFile, log := "no pid file", "no log"
+	if path := d.pidFile(); path != "" {
+		pidFile = "pid file " + path
+	}
+	if d.cfg.LogFile != "" {
+		log = "log " + d.cfg.LogFile
+	}
+	return fmt.Sprintf("repmgrd runs in the background with PID %d; %s; %s", pid, pidFile, log)
 }
 
 // backgroundArgs say the same as ours did, from the directory /.

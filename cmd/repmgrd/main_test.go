@@ -297,9 +297,9 @@ func TestBackground(t *testing.T) {
 	}
 	out, code := start()
 	require.Equal(t, 0, code, out)
-	require.Empty(t, out)
 	text, err := os.ReadFile(pid)
 	require.NoError(t, err)
+	require.Equal(t, fmt.Sprintf("repmgrd runs in the background with PID %s; pid file %s; log %s\n", strings.TrimSpace(string(text)), pid, filepath.Join(dir, "log")), out)
 	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	require.NoError(t, err)
 	stopped := false
