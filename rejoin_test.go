@@ -546,6 +546,7 @@ func TestRejoin_SourceIsLost(t *testing.T) {
 // may take their place. What else lies there is nobody's to delete.
 func TestRejoin_RecloneWithTablespaces(t *testing.T) {
 	t.Parallel()
+	needRejoin(t)
 	root := t.TempDir()
 	var spaces []string
 	for i := range 3 {
