@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
@@ -248,33 +249,56 @@ func TestFailover_ShutdownHangs(t *testing.T) {
 func childOf(t *testing.T, n *node, title string) int {
 	t.Helper()
 	var pid int
-	pgtest.WaitFor(t, "a process called "+title, func(context.Context) error {
-		names, err := filepath.Glob("/proc/[0-9]*/cwd")
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			if dir, err := os.Readlink(name); err != nil || dir != n.Dir {
-				continue
-			}
-			line, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cmdline"))
-			if strings.Contains(string(line), title) {
-				pid, err = strconv.Atoi(filepath.Base(filepath.Dir(name)))
-				return err
-			}
-		}
-		return errors.New("none")
+	pgtest.WaitFor(t, "a process called "+title, func(context.Context) (err error) {
+		pid, err = findChild(n, title)
+		return err
 	})
 	return pid
 }
 
-// recoverForEver sends the server into a crash recovery that does not end.
+func findChild(n *node, title string) (pid int, err error) {
+	names, err := filepath.Glob("/proc/[0-9]*/cwd")
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range names {
+		if dir, err := os.Readlink(name); err != nil || dir != n.Dir {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cmdline"))
+		if strings.Contains(string(line), title) {
+			return strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		}
+	}
+	return 0, errors.New("none")
+}
+
+// recoverForEver sends the server into a crash recovery that does not end. One that
+// has ended before it could be stopped is begun again.
 func recoverForEver(t *testing.T, n *node) {
 	t.Helper()
-	n.Exec(t, `CHECKPOINT`)
-	n.Exec(t, `CREATE TABLE to_recover AS SELECT generate_series(1, 1000000)`)
-	require.NoError(t, syscall.Kill(childOf(t, n, "walwriter"), syscall.SIGKILL))
-	require.NoError(t, syscall.Kill(childOf(t, n, ": startup"), syscall.SIGSTOP))
+	crash := func() {
+		n.Exec(t, `CHECKPOINT`)
+		n.Exec(t, `DROP TABLE IF EXISTS to_recover`)
+		n.Exec(t, `CREATE TABLE to_recover AS SELECT generate_series(1, 1000000)`)
+		require.NoError(t, syscall.Kill(childOf(t, n, "walwriter"), syscall.SIGKILL))
+	}
+	crash()
+	pgtest.WaitFor(t, "a recovery that stands", func(ctx context.Context) error {
+		const title = ": startup"
+		pid, err := findChild(n, title)
+		if err == nil {
+			_ = syscall.Kill(pid, syscall.SIGSTOP)
+			if _, err = findChild(n, title); err == nil {
+				return nil
+			}
+		}
+		if conn, err := pgx.Connect(ctx, n.Conninfo()); err == nil {
+			_ = conn.Close(ctx)
+			crash()
+		}
+		return err
+	})
 }
 
 // A primary that recovers without end is given up when an operator says so, and is stopped.

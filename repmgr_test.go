@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -102,7 +103,7 @@ func addStandby(t *testing.T, from *node, id repmgr.NodeID, change ...func(*repm
 	_, err := n.Clone(t.Context(), repmgr.CloneOptions{Source: from.Conninfo(), Dir: n.Dir, FastCheckpoint: true})
 	require.NoError(t, err)
 	n.Start(t)
-	_, err = n.RegisterStandby(t.Context(), repmgr.RegisterOptions{})
+	_, err = n.RegisterStandby(t.Context(), repmgr.RegisterOptions{WaitSync: time.Minute})
 	require.NoError(t, err)
 	return n
 }
