@@ -77,6 +77,7 @@ type ExpectedLoss struct {
 type ExpectedOutage struct {
 	Case  string        `json:"case"`
 	Total time.Duration `json:"total_ns"`
+	Least bool          `json:"at_least,omitempty"` // no failover here has told yet how long pledges and promotion take: busy machines need several times as long
 	Parts []OutagePart  `json:"parts"`
 }
 
@@ -587,13 +588,14 @@ const (
 	typicalPledges = 40 * time.Millisecond
 	typicalPromote = 60 * time.Millisecond
 	typicalReplay  = 100 << 20 // bytes of WAL in a second
+	typical        = "typical"
 )
 
 // outages are those of a server that dies, which its machine says at once, and
 // of a machine that falls silent, which takes waiting. What is lost already needs
 // no noticing.
 func (e Explanation) outages(p election.Policy, past []FailoverRecord) []ExpectedOutage {
-	pledges, promote := OutagePart{"pledges", typicalPledges, "typical"}, OutagePart{"promotion", typicalPromote, "typical"}
+	pledges, promote := OutagePart{"pledges", typicalPledges, typical}, OutagePart{"promotion", typicalPromote, typical}
 	if len(past) > 0 {
 		from := fmt.Sprintf("measured in term %d", past[0].Term)
 		surveyed, recruited := past[0].after("surveyed"), past[0].after("recruited")
@@ -606,7 +608,7 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 	primary := e.name(e.Rule.Primary)
 	patience := OutagePart{"patience", p.Patience, "reconnect_attempts * reconnect_interval"}
 	fence := OutagePart{"waiting until the old primary has stopped itself", p.Fence + election.Margin, fmt.Sprintf("fence_timeout + %s", election.Margin)}
-	dies := ExpectedOutage{Case: "the server of " + primary + " died", Parts: []OutagePart{{"noticing", typicalNotice, "typical"}, patience, pledges, {}, promote}}
+	dies := ExpectedOutage{Case: "the server of " + primary + " died", Parts: []OutagePart{{"noticing", typicalNotice, typical}, patience, pledges, {}, promote}}
 	silent := ExpectedOutage{Case: "the machine or the network of " + primary + " were gone", Parts: []OutagePart{{"noticing", p.Silence, "silence_timeout"}, patience, pledges, {}, promote}}
 	if e.Forecast.Wait {
 		dies.Parts[3] = fence
@@ -615,7 +617,7 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 		silent.Parts[3] = fence
 	}
 	if owed := e.Forecast.Candidates[0].ToReplay; owed > typicalReplay/10 { // the winner's
-		replay := OutagePart{"replay of " + prettyBytes(owed), time.Duration(float64(owed) / typicalReplay * float64(time.Second)), "typical"}
+		replay := OutagePart{"replay of " + prettyBytes(owed), time.Duration(float64(owed) / typicalReplay * float64(time.Second)), typical}
 		dies.Parts, silent.Parts = slices.Insert(dies.Parts, 3, replay), slices.Insert(silent.Parts, 3, replay)
 	}
 	all := []ExpectedOutage{dies, silent}
@@ -631,6 +633,7 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 		for _, p := range all[i].Parts {
 			all[i].Total += p.Time
 		}
+		all[i].Least = promote.From == typical
 	}
 	return all
 }

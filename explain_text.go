@@ -53,7 +53,10 @@ func (e Explanation) String() string {
 	say("")
 	say("Expected loss: %s", e.lossText())
 	for i, o := range e.Outages {
-		say("%-16s %s if %s: %s", map[bool]string{true: "Expected outage:"}[i == 0], roundTime(o.Total), o.Case, partsText(o.Parts))
+		say("%-16s %s%s if %s: %s", map[bool]string{true: "Expected outage:"}[i == 0], roundTime(o.Total), map[bool]string{true: " or more"}[o.Least], o.Case, partsText(o.Parts))
+	}
+	if len(e.Outages) > 0 {
+		say("%s", outageLimits(e.Outages[0].Least))
 	}
 	if len(e.Blocked) == 0 {
 		say("Blocked by: nothing")
@@ -63,6 +66,14 @@ func (e Explanation) String() string {
 		say("  To do: %s", blocker.Remedy)
 	}
 	return b.String() + e.risksText()
+}
+
+// outageLimits says what the numbers leave out.
+func outageLimits(least bool) string {
+	if least {
+		return "  Typical is what small idle servers take; no failover here has been measured yet. On busy machines pledges and promotion took 2 to 5 times as long. Not in it: until clients connect again."
+	}
+	return "  Not in it: more load than there was then, and until clients connect again."
 }
 
 func (e Explanation) risksText() string {
