@@ -97,7 +97,7 @@ func (a *campaign) survey(ctx context.Context) error {
 			if own := peerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
 				return a.refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
 			}
-			if me := peerOf(peers, int32(a.c.cfg.NodeID)); a.rule.Primary == me.ID || me.Chosen && me.Term > a.rule.Term {
+			if me := peerOf(peers, int32(a.c.cfg.NodeID)); a.rule.Primary == me.ID || me.Elected(a.rule) {
 				a.at("surveyed", "%s", describe(peers))
 				return nil
 			}

@@ -68,7 +68,7 @@ func (p Policy) deposed(o Observation) bool {
 		return false // what it holds itself, since it is one, is not known yet
 	}
 	for _, peer := range o.Peers {
-		if peer.ID != o.Self && peer.data() && peer.Rule.Term > me.Rule.Term && peer.Rule.Primary != o.Self && !me.elected(peer.Rule) {
+		if peer.ID != o.Self && peer.data() && peer.Rule.Term > me.Rule.Term && peer.Rule.Primary != o.Self && !me.Elected(peer.Rule) {
 			return true
 		}
 	}
@@ -79,7 +79,7 @@ func (p Policy) deposed(o Observation) bool {
 // tool: no rule names it, and it won no election.
 func (o Observation) unelected() bool {
 	me := find(o.Peers, o.Self)
-	return o.runsPrimary() && o.Rule.Known() && o.Rule.Primary != o.Self && me.Answer == Answers && me.Running == Primary && !me.elected(o.Rule)
+	return o.runsPrimary() && o.Rule.Known() && o.Rule.Primary != o.Self && me.Answer == Answers && me.Running == Primary && !me.Elected(o.Rule)
 }
 
 // usurps: it is unelected while the primary that the rule names runs.
@@ -118,7 +118,7 @@ func (p Policy) challenged(s State, o Observation) bool {
 		if peer.Answer != Answers {
 			continue
 		}
-		if peer.ID != o.Self && peer.data() && peer.Running == Primary && peer.Chosen && peer.Term > me.Term {
+		if peer.ID != o.Self && peer.data() && peer.Running == Primary && peer.Elected(Rule{Term: me.Term}) {
 			return false
 		}
 		later = later || peer.Term > ours.Term || peer.Rule.Term > ours.Term && peer.Rule.Primary != o.Self

@@ -58,6 +58,9 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		"it leaves an elected primary alone": {
 			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(2), won)), election.WatchingPrimary, election.Tend,
 		},
+		"also where that has pledged itself in a later term since": {
+			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(3), toldOf(election.Rule{Term: 2, Primary: 2}))), election.WatchingPrimary, election.Tend,
+		},
 		"one that was just promoted waits for its rule": {
 			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won)), election.WatchingPrimary, election.Tend,
 		},

@@ -99,13 +99,11 @@ func (c *election1) survey(began time.Time) {
 		}
 		c.term = max(c.term, v.Term, v.Rule.Term, v.Told.Term)
 	}
-	if me := *m.view[m.h.id]; c.reaffirm && c.rule.Primary != me.ID && (!me.Chosen || me.Term <= c.rule.Term) {
+	if me := *m.view[m.h.id]; c.reaffirm && c.rule.Primary != me.ID && !me.Elected(c.rule) {
 		c.p.Adopts = me.ID // nobody voted for it: there must be grounds for a failover
 	}
-	for _, v := range views { // one that was promoted by nobody's vote pledges itself to nobody
-		if v.Answer == election.Answers && (v.Running != election.Primary || !m.w.host(v.ID).s.data() || v.ID == c.rule.Primary || v.ID == c.p.Adopts || v.Chosen) {
-			c.up = append(c.up, v.ID)
-		}
+	for _, v := range c.p.Recruits(c.rule, views) {
+		c.up = append(c.up, v.ID)
 	}
 	if c.term > max(m.st.BallotFor, c.rule.Term) && !c.reaffirm {
 		c.end(string(election.RefusedElection)) // begun since this one was decided on

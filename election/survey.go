@@ -134,7 +134,7 @@ func (h Health) Proven() bool { return h == HealthDead }
 func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 	primary := find(peers, r.Primary)
 	for _, o := range peers {
-		if o.ID != r.Primary && o.data() && o.Answer == Answers && o.Running == Primary && now.Sub(o.SeenAt) < p.Silence && (!r.Known() || o.elected(r)) {
+		if o.ID != r.Primary && o.data() && o.Answer == Answers && o.Running == Primary && now.Sub(o.SeenAt) < p.Silence && (!r.Known() || o.Elected(r)) {
 			return HealthMoved
 		}
 	}
@@ -197,8 +197,9 @@ func (p Policy) stuck(now time.Time, r Rule, peers []Peer) bool {
 	return !since.IsZero() && now.Sub(since) >= limit
 }
 
-// elected reports whether a node that the rule does not name won a later election.
-func (p Peer) elected(r Rule) bool {
+// Elected reports whether a node that the rule does not name won a later election:
+// its ballot says so, or, after a pledge in a later term, the rule that it was told.
+func (p Peer) Elected(r Rule) bool {
 	return p.Chosen && p.Term > r.Term || p.Told.Primary == p.ID && p.Told.Term > r.Term
 }
 
@@ -401,7 +402,7 @@ func usurped(r Rule, peers []Peer, adopts int32) bool {
 // usurps reports whether a node runs as a primary that nobody elected: it pledges
 // itself to nobody else.
 func (p Peer) usurps(r Rule) bool {
-	return p.ID != r.Primary && p.data() && p.Answer == Answers && p.Running == Primary && !p.elected(r)
+	return p.ID != r.Primary && p.data() && p.Answer == Answers && p.Running == Primary && !p.Elected(r)
 }
 
 // Foreign reports whether a daemon of repmgr 5 runs with any node that answers.

@@ -29,9 +29,13 @@ func gone(a election.Answer, change ...func(*election.Peer)) election.Peer {
 	return p
 }
 
-func streams(p *election.Peer)   { p.Streams, p.Receiving, p.Receives = true, true, 1 }
-func ended(p *election.Peer)     { p.Ended = true }
-func won(p *election.Peer)       { p.Chosen, p.Term = true, 2 }
+func streams(p *election.Peer) { p.Streams, p.Receiving, p.Receives = true, true, 1 }
+func ended(p *election.Peer)   { p.Ended = true }
+func won(p *election.Peer)     { p.Chosen, p.Term = true, 2 }
+
+func toldOf(r election.Rule) func(*election.Peer) {
+	return func(p *election.Peer) { p.Told = r }
+}
 func paused(p *election.Peer)    { p.Paused, p.PauseSeq = true, 1 }
 func witness(p *election.Peer)   { p.Role = election.Witness }
 func elsewhere(p *election.Peer) { p.Location = "b" }
