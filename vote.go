@@ -128,7 +128,7 @@ func (m *Monitor) tellLost(set map[string]string) {
 	for _, name := range guardedSettings {
 		if value, ok := set[name]; ok {
 			now[name] = value
-		} else if value, ok := m.vote.names[name]; ok && !(fresh && slices.Contains(startSettings, name)) {
+		} else if value, ok := m.vote.names[name]; ok && (!fresh || !slices.Contains(startSettings, name)) {
 			gone[name] = value
 		}
 	}
