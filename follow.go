@@ -393,7 +393,13 @@ func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record)
 func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *FollowResult) error {
 	node, target := res.Node, res.Upstream
 	_, errRow := primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(target.ID))
-	err := c.waitAttached(ctx, n, up, node, target, res.Timeline)
+	err := c.waitAttached(ctx, n, up, node, target, res.Timeline, func() error { // until it was re-pointed it may have received more
+		status, err := n.Status(ctx)
+		if err == nil {
+			_, err = c.checkAncestry(ctx, n, node, status, target, up)
+		}
+		return err
+	})
 	if err == nil {
 		res.Streaming = true
 	}
@@ -414,16 +420,27 @@ func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *F
 	return err
 }
 
+// ancestryAgain is after how long a standby that does not stream is compared with its upstream again.
+const ancestryAgain = time.Second
+
 // waitAttached waits until the upstream says that the standby streams, and the
 // standby that it does so on the upstream's timeline: on its way to a new one it
-// streams the rest of the old one first.
-func (c *Cluster) waitAttached(ctx context.Context, n, up *Node, node, target Record, timeline wal.Timeline) error {
+// streams the rest of the old one first. Where that takes longer it asks again
+// whether the standby has diverged: then it never will.
+func (c *Cluster) waitAttached(ctx context.Context, n, up *Node, node, target Record, timeline wal.Timeline, ancestry func() error) error {
 	limit := c.cfg.StandbyFollowTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrNotAttached, "%s was re-pointed to %s, but did not stream from it within standby_follow_timeout (%s)", node, target, limit),
 		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", target.Name))
 	defer cancel()
 	host, port := senderAddress(target.Conninfo)
+	asked := time.Now()
 	return n.poll(ctx, func() (bool, error) {
+		if time.Since(asked) >= ancestryAgain {
+			asked = time.Now()
+			if err := ancestry(); errors.Is(err, ErrTimelineDiverged) {
+				return false, err
+			}
+		}
 		var arrived bool // a login that may not see these trusts the upstream's word alone
 		if err := n.conn.QueryRow(ctx, `SELECT coalesce(bool_and(coalesce(received_tli, $1) = $1 AND ($2 = '' OR coalesce(sender_host, $2) = $2) AND ($3 = 0 OR coalesce(sender_port, $3) = $3)), false)
 			FROM pg_stat_wal_receiver`, int32(timeline), host, int32(port)).Scan(&arrived); err != nil {

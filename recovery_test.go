@@ -14,9 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -43,6 +45,43 @@ func TestFollow_SaysWhenItDoesNotStream(t *testing.T) {
 	_, err = node3.Follow(t.Context(), repmgr.FollowOptions{})
 	require.NoError(t, err)
 	require.Equal(t, "node1", node1.view(t, 3).Upstream)
+}
+
+// What a standby receives from a former primary until it is re-pointed may be what
+// the new one never had: then it does not wait for a stream that never comes.
+func TestFollow_DivergesMeanwhile(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	node1 := startPrimary(t)
+	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	point := func(to string) {
+		node3.Exec(t, `ALTER SYSTEM SET primary_conninfo = '`+to+`'`)
+		node3.Exec(t, `SELECT pg_reload_conf()`)
+	}
+	point("")
+	waitValue(t, node3, "0", `SELECT count(*)::text FROM pg_stat_wal_receiver`)
+	node1.Kill()
+	_, err := node2.Promote(ctx, repmgr.PromoteOptions{})
+	require.NoError(t, err)
+	node1.StartAgain()
+	node1.Exec(t, `CREATE TABLE apart AS SELECT generate_series(1, 1000) AS n`)
+	end := node1.QueryString(t, `SELECT pg_current_wal_insert_lsn()::text`)
+
+	holder, err := pgx.Connect(ctx, node3.Conninfo())
+	require.NoError(t, err)
+	defer func() { _ = holder.Close(context.WithoutCancel(ctx)) }()
+	ended := make(chan error, 1)
+	require.NoError(t, ballot.Locked(ctx, holder, func(ballot.Ballot) error {
+		go func() {
+			_, err := node3.Follow(ctx, repmgr.FollowOptions{Target: node2.Conninfo()})
+			ended <- err
+		}()
+		waitValue(t, node3, "1", `SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory' AND NOT granted`) // it has compared the two
+		point(fmt.Sprintf("host=127.0.0.1 port=%d user=postgres", node1.Port))
+		waitValue(t, node3, "true", `SELECT (pg_last_wal_replay_lsn() >= '`+end+`')::text`)
+		return nil
+	}))
+	requireError(t, <-ended, repmgr.ErrTimelineDiverged, "node3", "node2")
 }
 
 // A standby's slot goes with it, down a cascade and back.

@@ -565,7 +565,7 @@ func (r *rejoining) attach(ctx context.Context) (string, error) {
 	for {
 		local, err := r.connectLocal(ctx)
 		if err == nil {
-			err = patient.waitAttached(ctx, local, r.primary, r.res.Node, r.res.Primary, r.status.Timeline)
+			err = patient.waitAttached(ctx, local, r.primary, r.res.Node, r.res.Primary, r.status.Timeline, func() error { return nil })
 			local.Close()
 		}
 		switch {
