@@ -131,7 +131,9 @@ func (a *campaign) promote(ctx context.Context) error {
 				}
 			}
 			a.makeSlots(ctx, &conn)
-			a.point(ctx)
+			if a.tally.Rule.Quorum { // else nobody's commit waits for them
+				a.point(ctx)
+			}
 			if a.reaffirm {
 				return nil
 			}
@@ -145,9 +147,9 @@ func (a *campaign) promote(ctx context.Context) error {
 	return nil
 }
 
-// point lets the pledged standbys connect to the winner while that is promoted: it
-// takes them about as long, and until the promotion the winner has nothing for them
-// but what it won with. Whether it worked is in their channels.
+// point lets the pledged standbys connect to the winner, with quorum while that is
+// promoted: it takes them about as long, and until the promotion the winner has
+// nothing for them but what it won with. Whether it worked is in their channels.
 func (a *campaign) point(ctx context.Context) {
 	a.pointed = map[int32]chan error{}
 	for _, p := range a.pledged {
@@ -236,13 +238,16 @@ type hookError struct{ error }
 
 func (e hookError) Unwrap() error { return e.error }
 
-// open commits the rule, which opens the
-// term: with synchronous_mode=quorum that commit waits for them like any other.
+// open points the others to the winner, where that is still to be done, and commits
+// the rule, which opens the term: with synchronous_mode=quorum that commit waits for them like any other.
 // It does not wait for ever: a winner without its rule stands for the next term.
 func (a *campaign) open(ctx context.Context) error {
 	limit := inaugurationLimit * a.c.cfg.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not acknowledged within %s", limit))
 	defer cancel()
+	if a.pointed == nil {
+		a.point(ctx)
+	}
 	followers := make([]error, len(a.pledged))
 	var wg sync.WaitGroup
 	for i, p := range a.pledged {
