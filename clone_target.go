@@ -68,15 +68,16 @@ func openTarget(dir string, force, runs bool) (*cloneTarget, error) {
 	if pid := serverPID(dir); pid != 0 && !runs {
 		return nil, kind(ErrDirectory, "a server runs in %s (pid %d)", dir, pid)
 	}
+	data := slices.DeleteFunc(slices.Clone(t.replace), isNote)
 	switch {
-	case len(t.replace) == 0:
+	case len(data) == 0:
 		return t, nil
 	case t.interrupted():
 		return t, nil // killed in its last step: all of it is ours
 	case !force:
-		return nil, kind(ErrDirectory, "%s is not empty: it holds %s", dir, some(t.replace))
-	case !slices.Contains(t.replace, "PG_VERSION"):
-		return nil, kind(ErrDirectory, "%s is not a PostgreSQL data directory (it holds %s, and no PG_VERSION): even --force does not delete it", dir, some(t.replace))
+		return nil, kind(ErrDirectory, "%s is not empty: it holds %s", dir, some(data))
+	case !slices.Contains(data, "PG_VERSION"):
+		return nil, kind(ErrDirectory, "%s is not a PostgreSQL data directory (it holds %s, and no PG_VERSION): even --force does not delete it", dir, some(data))
 	default:
 		return t, nil
 	}
@@ -94,6 +95,13 @@ func tolerated(dir string, e fs.DirEntry) bool {
 		return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
 	}
 	return false
+}
+
+// isNote: a file that repmgrd keeps beside the data. One that it was writing while
+// somebody took the data away stays behind, and is nobody's.
+func isNote(name string) bool {
+	name = strings.TrimSuffix(name, ".tmp")
+	return name == keptName || name == pendingName
 }
 
 func some(names []string) string {

@@ -29,3 +29,19 @@ func TestOwnTablespaces(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(space, "PG_note"), nil, 0o600))
 	require.Empty(t, own(byHand))
 }
+
+// What repmgrd was writing when somebody took the data away stands in no clone's way,
+// and anything else does.
+func TestOpenTarget_NotesOfADaemon(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, name := range []string{keptName, pendingName, pendingName + ".tmp"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+	}
+	_, err := openTarget(dir, false, false)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "notes.txt"), nil, 0o600))
+	_, err = openTarget(dir, true, false)
+	require.ErrorIs(t, err, ErrDirectory)
+	require.ErrorContains(t, err, "it holds notes.txt, and no PG_VERSION")
+}
