@@ -2,6 +2,7 @@ package repmgr
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -26,7 +27,8 @@ const (
 // server: in the text of the last statement of a session that holds an advisory
 // lock. It needs no table, so it works on a standby, and ends with the Monitor.
 type Presence struct {
-	PID       int               `json:"pid"` // 0: this login may not read it (pg_monitor may), or the server shows no statements
+	ID        string            `json:"monitor_id,omitempty"` // of the Monitor, for as long as it runs
+	PID       int               `json:"pid"`                  // 0: this login may not read it (pg_monitor may), or the server shows no statements
 	Mode      FailoverMode      `json:"mode"`
 	Phase     string            `json:"phase"`
 	Reason    string            `json:"reason"`
@@ -132,6 +134,7 @@ func ascii(doc string) string {
 // use; whoever announced calls close.
 type presence struct {
 	node NodeID
+	id   string // made by the first announcement
 	conn *Node
 	held bool // the lock is ours
 	last Presence
@@ -158,6 +161,10 @@ func (p *presence) announce(ctx context.Context, dial func(context.Context) (*No
 		}
 		p.conn = conn
 	}
+	if p.id == "" {
+		p.id = rand.Text()[:8]
+	}
+	s.ID = p.id
 	if !p.held {
 		if err := p.lock(ctx); err != nil {
 			return err
@@ -199,6 +206,9 @@ func (p *presence) lock(ctx context.Context) error {
 	}
 	who := "another repmgrd"
 	holder, there := all[p.node]
+	if holder.ID == p.id { // we lost it, and the server does not know yet
+		return kind(ErrRefused, "an earlier session of this repmgrd is still open on %s", p.conn.name)
+	}
 	if holder.PID > 0 {
 		who = fmt.Sprintf("another repmgrd, with PID %d,", holder.PID)
 	}
@@ -211,7 +221,7 @@ func (p *presence) lock(ctx context.Context) error {
 // close ends the announcement. It may be called at any time.
 func (p *presence) close() {
 	p.conn.Close()
-	*p = presence{node: p.node, other: p.other}
+	*p = presence{node: p.node, id: p.id, other: p.other}
 }
 
 // presencesSQL is a scalar subquery for what the Monitors of a server say, as

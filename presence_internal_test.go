@@ -1,10 +1,15 @@
 package repmgr
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
 // However much there is to say, the statement is shown whole, and tells which nodes
@@ -84,4 +89,26 @@ func TestLeaseRunsOut(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A Monitor that lost its session does not yield to that, while the server has not
+// noticed yet; another one does.
+func TestPresence_DoesNotYieldToItself(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Start(t, pgtest.Options{})
+	announce := func(p *presence) error {
+		return p.announce(t.Context(), func(ctx context.Context) (*Node, error) { return Connect(ctx, s.Conninfo()) }, Presence{})
+	}
+	ours, another := presence{node: 1}, presence{node: 1}
+	defer func() { ours.close(); another.close() }()
+	require.NoError(t, announce(&ours))
+	lost := ours.conn
+	ours.conn, ours.held = nil, false
+	require.ErrorContains(t, announce(&ours), "an earlier session")
+	require.False(t, ours.yields())
+	require.ErrorContains(t, announce(&another), "watches")
+	require.True(t, another.yields())
+	lost.Close()
+	pgtest.WaitFor(t, "the end of the lost session", func(context.Context) error { return announce(&ours) })
+	require.False(t, ours.yields())
 }
