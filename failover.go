@@ -101,7 +101,11 @@ func (a *campaign) refuse(r election.Refusal, h election.Health, detail string) 
 	var left []Voter
 	for _, p := range a.w.peers() {
 		if rec := a.w.record(p.ID); p.ID != a.rule.Primary && rec.ID != 0 {
-			left = append(left, Voter{ID: rec.ID, Name: rec.Name, Answer: p.Answer, Login: a.c.userOf(rec)})
+			v := Voter{ID: rec.ID, Name: rec.Name, Answer: p.Answer}
+			if v.Answer == election.Rejects {
+				v.Login = a.c.userOf(rec)
+			}
+			left = append(left, v)
 		}
 	}
 	return hint(&RefusalError{r, h, detail}, "%s", letInFirst(r, left, refusalHint(r, h, a.policy.Forced)))

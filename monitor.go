@@ -251,7 +251,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.keepVote(ctx)
 		m.keepEvents(ctx)
 		m.publish(now)
-		m.announce(ctx)
+		if m.presence.held { // else that was tried before
+			m.announce(ctx)
+		}
 		m.rest()
 		if err := m.wait(ctx, d.Again); err != nil {
 			return nil
