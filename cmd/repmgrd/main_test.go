@@ -325,6 +325,17 @@ func TestBackground(t *testing.T) {
 	require.Contains(t, string(log), "repmgrd stopped")
 }
 
+// registerPrimary registers the node of that configuration file.
+func registerPrimary(t *testing.T, conf string) {
+	t.Helper()
+	cfg, err := repmgr.LoadConfig(conf)
+	require.NoError(t, err)
+	c, err := repmgr.New(cfg)
+	require.NoError(t, err)
+	_, err = c.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
+}
+
 // What whoever starts the daemon has open, neither the daemon keeps, nor its hooks:
 // the other end of a pipe hears at once that nobody has it any more.
 func TestDaemonKeepsNothingOpen(t *testing.T) {
@@ -337,12 +348,7 @@ func TestDaemonKeepsNothingOpen(t *testing.T) {
 			require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil,
 				"node_id=1\nnode_name=node1\nconninfo='%s'\nlog_file='%s'\nevent_notification_command='ls -l /proc/self/fd > %s.new; mv %s.new %s'\nevent_notifications='repmgrd_start'\n",
 				server.Conninfo(), filepath.Join(dir, "log"), hook, hook, hook), 0o600))
-			cfg, err := repmgr.LoadConfig(conf)
-			require.NoError(t, err)
-			c, err := repmgr.New(cfg)
-			require.NoError(t, err)
-			_, err = c.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
-			require.NoError(t, err)
+			registerPrimary(t, conf)
 
 			r, w, err := os.Pipe()
 			require.NoError(t, err)
@@ -389,12 +395,7 @@ func TestStopsThoughAHookHangs(t *testing.T) {
 	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil,
 		"node_id=1\nnode_name=node1\nconninfo='%s'\nevent_notification_command='echo $$ > %s; exec sleep 60'\nevent_notifications='repmgrd_start'\nevent_notification_timeout=60\n",
 		server.Conninfo(), hook), 0o600))
-	cfg, err := repmgr.LoadConfig(conf)
-	require.NoError(t, err)
-	c, err := repmgr.New(cfg)
-	require.NoError(t, err)
-	_, err = c.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
-	require.NoError(t, err)
+	registerPrimary(t, conf)
 
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-f", conf, "-dfalse", "--no-pid-file")
 	cmd.Env = append(os.Environ(), asDaemon+"=1")
