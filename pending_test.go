@@ -63,7 +63,7 @@ func TestEvents_OfAFenceComeIntoTheTable(t *testing.T) {
 // into the table of the next primary: once, also where a daemon dies before it knows.
 func TestEvents_OfARefusalOutlastTheDaemon(t *testing.T) {
 	t.Parallel()
-	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum) // with off the primary's death must be proven, which a question on its way may keep from happening
 	_, err := nodes[0].Pause(t.Context(), repmgr.PauseOptions{})
 	require.NoError(t, err)
 	waitLooked(t, nodes)
