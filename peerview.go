@@ -35,6 +35,7 @@ SELECT json_build_object(
   'slots', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots),
   'heard', extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time),
   'detached', r.rec AND current_setting('primary_conninfo') = '',
+  'archive', r.rec AND current_setting('restore_command') <> '',
   'delayed', current_setting('recovery_min_apply_delay') <> '0',
   'started', pg_postmaster_start_time(),
   'free', current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -97,6 +98,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Slots        []string      `json:"slots"`
 		Heard        float64       `json:"heard"`
 		Detached     bool          `json:"detached"`
+		Archive      bool          `json:"archive"`
 		Delayed      bool          `json:"delayed"`
 		Started      time.Time     `json:"started"`
 		Free         int           `json:"free"`
@@ -116,7 +118,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	n.free = max(0, s.Free)
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{LSN: max(s.LSN, s.Replay)}, Replayed: s.Replay, Idle: s.Idle,
-		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Delayed: s.Delayed, Started: s.Started,
+		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Archive: s.Archive, Delayed: s.Delayed, Started: s.Started,
 		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
 		NoPledge: orDefault(unable, n.fault),
 	}

@@ -159,7 +159,7 @@ func (n *node) amend(t *testing.T, line string) {
 }
 
 // The archive of a standby is out of force while that streams, and is given back
-// when its Monitor ends.
+// when its Monitor ends. One that is set meanwhile does not wait for the next look.
 func TestMonitor_KeepsTheArchiveOut(t *testing.T) {
 	t.Parallel()
 	nodes := startNodes(t, 2, repmgr.SynchronousOff)
@@ -169,10 +169,19 @@ func TestMonitor_KeepsTheArchiveOut(t *testing.T) {
 	const command = `sleep 0.1; test '%f' = x`
 	nodes[1].set(t, `restore_command = '`+strings.ReplaceAll(command, "'", "''")+`'`)
 	nodes[0].monitor(t)
-	_, stop := nodes[1].monitor(t)
+	nodes[1].cfg.MonitorInterval = time.Hour
+	m, stop := nodes[1].monitor(t)
 	waitValue(t, nodes[1], "", `SELECT current_setting('restore_command')`)
+	pgtest.WaitFor(t, "the Monitor to rest", func(context.Context) error {
+		if at := m.Status().LookedAt; time.Since(at) < 2*time.Second {
+			return fmt.Errorf("it looked at %s", at)
+		}
+		return nil
+	})
+	nodes[1].set(t, `restore_command = 'false'`)
+	waitValue(t, nodes[1], "=false", `SELECT current_setting('repmgr.saved_restore_command')`)
 	stop()
-	waitValue(t, nodes[1], command, `SELECT current_setting('restore_command')`)
+	waitValue(t, nodes[1], "false", `SELECT current_setting('restore_command')`)
 }
 
 // stray promotes a node outside the rules, lets it write, ends it and starts it as

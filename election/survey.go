@@ -50,6 +50,7 @@ type Peer struct {
 	Receiving    bool          // and is streaming at this moment
 	Heard        time.Duration // how long ago the receiver heard from its sender, at SeenAt
 	Detached     bool          // it has no primary_conninfo: pledged, or fenced
+	Archive      bool          // a standby whose restore_command is in force
 	Delayed      bool          // it applies WAL with a delay
 	Misnamed     bool          // synchronous_standby_names can not tell it from others
 	ReplayPaused bool          // an operator did that, or Halt says who
