@@ -306,8 +306,12 @@ type probe struct {
 	rule    election.Rule  // the newest that it has; zero: none, or not known
 	foreign *ForeignDaemon // nil: none lives
 	lost    *LostWAL       // of a standby that can not go on; see seekLostWAL
+	service ServiceNode    // what runs there, where askService was asked to find out
 	err     error
 }
+
+// further is what is asked of a node that was reached, over the same connection.
+type further func(ctx context.Context, n *Node, p *probe)
 
 func (p probe) reach() Reach {
 	var ce *ConnectError
@@ -322,7 +326,7 @@ func (p probe) reach() Reach {
 }
 
 // look connects to one node and reads its state, within one connect_timeout.
-func (c *Cluster) look(ctx context.Context, r Record) probe {
+func (c *Cluster) look(ctx context.Context, r Record, ask ...further) probe {
 	timeout := DefaultConnectTimeout
 	if cfg, err := connectConfig(r.Conninfo); err == nil {
 		timeout = cfg.ConnectTimeout
@@ -342,18 +346,24 @@ func (c *Cluster) look(ctx context.Context, r Record) probe {
 		if rules, err := n.rules(ctx); err == nil && len(rules) > 0 {
 			p.rule = rules[0]
 		}
-		p.foreign, _ = n.foreignDaemon(ctx) // who can not be asked is not known to have one
+		var err error
+		if p.foreign, err = n.foreignDaemon(ctx); err != nil { // who can not be asked is not known to have one
+			p.service.ServiceError = err.Error()
+		}
+		for _, f := range ask {
+			f(ctx, n, &p)
+		}
 	}
 	return p
 }
 
 // survey looks at all nodes at once, so that ten silent ones cost no more than
 // one. The answers are in the order of recs.
-func (c *Cluster) survey(ctx context.Context, recs []Record) []probe {
+func (c *Cluster) survey(ctx context.Context, recs []Record, ask ...further) []probe {
 	probes := make([]probe, len(recs))
 	var wg sync.WaitGroup
 	for i, r := range recs {
-		wg.Go(func() { probes[i] = c.look(ctx, r) })
+		wg.Go(func() { probes[i] = c.look(ctx, r, ask...) })
 	}
 	wg.Wait()
 	return probes

@@ -253,16 +253,18 @@ func checkDataDirectory(_ context.Context, c *Cluster, rep NodeReport) CheckResu
 }
 
 func checkDaemon(ctx context.Context, c *Cluster, rep NodeReport) CheckResult {
-	var s ServiceNode
 	local := rep.Record
 	local.Conninfo = c.cfg.Conninfo
-	err := c.askService(ctx, local, &s)
+	p := c.look(ctx, local, askService)
+	s := p.service
 	switch {
+	case p.err != nil:
+		return finding(CheckUnknown, "repmgrd status unknown: %v", p.err)
 	case s.Monitored == nil:
-		return finding(CheckUnknown, "repmgrd status unknown: %v", err)
-	case s.Foreign == nil && !*s.Monitored:
+		return finding(CheckUnknown, "repmgrd status unknown: %s", s.ServiceError)
+	case p.foreign == nil && !*s.Monitored:
 		return finding(CheckCritical, "repmgrd not running")
-	case s.Foreign != nil && s.Monitor == nil && s.Foreign.Paused, s.Paused != nil && *s.Paused:
+	case p.foreign != nil && s.Monitor == nil && p.foreign.Paused, s.Paused != nil && *s.Paused:
 		return finding(CheckWarning, "repmgrd running but paused")
 	}
 	return finding(CheckOK, "repmgrd running")

@@ -203,27 +203,19 @@ type ServiceNode struct {
 }
 
 // ServiceStatus asks all registered nodes at once for what runs there. It takes
-// no longer than two answers of the slowest.
+// no longer than [Cluster.Status], and what a node answers is not asked later
+// because another one is slow: by then a lease may be over.
 func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
-	probes, err := c.probeNodes(ctx)
+	probes, err := c.probeNodes(ctx, askService)
 	if err != nil {
 		return ServiceStatus{}, err
 	}
 	seen := judge(probes)
 	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues, Findings: seen.Findings, Durability: c.durability()}
-	var wg sync.WaitGroup
 	for i, p := range probes {
+		st.Nodes[i] = p.service
 		st.Nodes[i].NodeView, st.Nodes[i].Foreign = seen.Nodes[i], p.foreign
-		if p.err != nil {
-			continue
-		}
-		wg.Go(func() {
-			if err := c.askService(ctx, p.record, &st.Nodes[i]); err != nil {
-				st.Nodes[i].ServiceError = err.Error()
-			}
-		})
 	}
-	wg.Wait()
 	var word ServiceNode // the newest on a pause
 	for _, n := range st.Nodes {
 		if n.pauseSeq > word.pauseSeq {
@@ -247,14 +239,15 @@ const serviceSQL = `SELECT ` + presencesSQL + `, ` + secondsSQL + `, %s::text`
 
 const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)`
 
-// askService fills in what one server knows of its Monitor. What can be read is
-// filled in also where the rest can not.
-func (c *Cluster) askService(ctx context.Context, r Record, s *ServiceNode) error {
-	n, err := c.connectTo(ctx, r)
-	if err != nil {
-		return err
+// askService asks what runs at a node. What can be read is filled in also where the
+// rest can not.
+func askService(ctx context.Context, n *Node, p *probe) {
+	if err := n.askService(ctx, p.record, &p.service); err != nil {
+		p.service.ServiceError = err.Error()
 	}
-	defer n.Close()
+}
+
+func (n *Node) askService(ctx context.Context, r Record, s *ServiceNode) error {
 	ours, err := n.hasSchema(ctx)
 	if err != nil {
 		return err
@@ -262,9 +255,6 @@ func (c *Cluster) askService(ctx context.Context, r Record, s *ServiceNode) erro
 	from := "NULL"
 	if ours {
 		from = newestRuleSQL
-	}
-	if s.Foreign, err = n.foreignDaemon(ctx); err != nil {
-		return err
 	}
 	var says string
 	var rule *string

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -219,6 +220,36 @@ func TestServiceStatus(t *testing.T) {
 	require.Nil(t, st.Nodes[0].Monitored)
 	require.Nil(t, st.Nodes[0].Paused)
 	require.True(t, st.NoPrimary())
+}
+
+// What a node says of its daemon is not lost because another node is slow: by then
+// the first may have stopped itself.
+func TestServiceStatus_SlowNode(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	host, port := pgtest.Blackhole(t)
+	node1.Exec(t, fmt.Sprintf(`INSERT INTO repmgr.nodes (node_id, upstream_node_id, node_name, type, location, priority, conninfo, repluser, config_file)
+		VALUES (2, 1, 'node2', 'standby', 'default', 100, 'host=%s port=%d user=postgres connect_timeout=3', 'postgres', '')`, host, port))
+	announce(t, node1, repmgr.Presence{Mode: repmgr.FailoverAutomatic, SeenAt: time.Now()})
+	node1.set(t, `log_disconnections = on`)
+	waitValue(t, node1, "on", `SHOW log_disconnections`)
+	ended := func() int { return strings.Count(node1.Log(), "repmgr LOG:  disconnection: ") }
+	before := ended()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		pgtest.WaitFor(t, "the rows and node1 to be read", func(context.Context) error {
+			if n := ended() - before; n < 2 {
+				return fmt.Errorf("%d sessions have ended", n)
+			}
+			return nil
+		})
+		node1.Kill()
+	})
+	st, err := node1.ServiceStatus(t.Context())
+	wg.Wait()
+	require.NoError(t, err)
+	require.Equal(t, repmgr.ReachTimeout, st.Nodes[1].Reach)
+	require.NotNil(t, st.Nodes[0].Monitor, st.Nodes[0].ServiceError)
 }
 
 // A login that is no superuser is told, before it matters, all that it lacks;

@@ -43,7 +43,7 @@ func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 }
 
 // probeNodes looks at all nodes that the primary, or else the local node, has registered.
-func (c *Cluster) probeNodes(ctx context.Context) ([]probe, error) {
+func (c *Cluster) probeNodes(ctx context.Context, ask ...further) ([]probe, error) {
 	recs, err := c.Nodes(ctx)
 	if errors.Is(err, ErrConnect) {
 		return nil, hint(err, "%s To ask another node, add its address: -h HOST -p PORT", Hint(err))
@@ -54,10 +54,10 @@ func (c *Cluster) probeNodes(ctx context.Context) ([]probe, error) {
 	if len(recs) == 0 {
 		return nil, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
 	}
-	probes := c.survey(ctx, recs)
+	probes := c.survey(ctx, recs, ask...)
 	found := slices.DeleteFunc(primaries(probes), func(p probe) bool { return deposed(p, probes) != "" })
 	if len(found) == 1 && len(found[0].records) > 0 {
-		probes = c.newest(ctx, probes, found[0].records)
+		probes = c.newest(ctx, probes, found[0].records, ask)
 	}
 	c.seekLostWAL(ctx, probes)
 	return probes, nil
@@ -65,7 +65,7 @@ func (c *Cluster) probeNodes(ctx context.Context) ([]probe, error) {
 
 // newest puts the primary's rows in the place of a copy that may lag behind.
 // Only nodes that the copy had elsewhere, or not at all, are looked at now.
-func (c *Cluster) newest(ctx context.Context, probes []probe, recs []Record) []probe {
+func (c *Cluster) newest(ctx context.Context, probes []probe, recs []Record, ask []further) []probe {
 	var missing []Record
 	fresh := make([]probe, len(recs))
 	for i, r := range recs {
@@ -77,7 +77,7 @@ func (c *Cluster) newest(ctx context.Context, probes []probe, recs []Record) []p
 		fresh[i] = probes[at]
 		fresh[i].record = r
 	}
-	for _, p := range c.survey(ctx, missing) {
+	for _, p := range c.survey(ctx, missing, ask...) {
 		fresh[slices.IndexFunc(recs, func(r Record) bool { return r.ID == p.record.ID })] = p
 	}
 	return fresh
