@@ -287,6 +287,9 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 // takes it over when that has ended: until then this one goes on as with
 // failover=manual. It is asked before anything is changed.
 func (m *Monitor) yield(ctx context.Context) {
+	if m.presence.held && time.Since(m.presence.at) >= presenceYields { // it hung: another one may have taken its place
+		m.announce(ctx)
+	}
 	if !m.presence.held {
 		m.announce(ctx)
 	}

@@ -267,3 +267,30 @@ func TestMonitor_SecondOfANode(t *testing.T) {
 	others := slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return n == winner })
 	waitPrimary(t, others...)
 }
+
+// A daemon that hangs keeps its session. Of two more one takes its place, and only
+// one: what it says is what everybody reads, and the other one waits for it.
+func TestMonitor_TakesThePlaceOfOneThatHangs(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 1, repmgr.SynchronousOff)
+	n := nodes[0]
+	hangs := n.Conn(t) // has announced itself, and says nothing more
+	_, err := hangs.Exec(t.Context(), fmt.Sprintf(`SELECT pg_advisory_lock(1919250541, %d)`, n.cfg.NodeID))
+	require.NoError(t, err)
+	const waiting = `SELECT count(*)::text FROM pg_stat_activity WHERE application_name ~ '^repmgrd [0-9]+ waits$'`
+	first, _ := n.monitor(t)
+	waitValue(t, n, "1", waiting)
+	second, _ := n.monitor(t)
+	waitValue(t, n, "2", waiting)
+	pgtest.WaitFor(t, "one of them to act", func(context.Context) error {
+		a, b := strings.Contains(first.Status().Error, "watches"), strings.Contains(second.Status().Error, "watches")
+		if a == b || n.QueryString(t, waiting) != "1" {
+			return fmt.Errorf("they say %q and %q", first.Status().Error, second.Status().Error)
+		}
+		return nil
+	})
+	require.ErrorContains(t, hangs.Ping(t.Context()), "57P01")
+	status, err := n.ServiceStatus(t.Context())
+	require.NoError(t, err)
+	require.NotEmpty(t, status.Nodes[0].Monitor.ID)
+}

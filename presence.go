@@ -212,10 +212,22 @@ func (p *presence) lock(ctx context.Context) error {
 	if holder.PID > 0 {
 		who = fmt.Sprintf("another repmgrd, with PID %d,", holder.PID)
 	}
-	if age := time.Duration(holder.Age * float64(time.Second)); there && age < presenceYields {
-		p.other = time.Now().Add(-age)
+	age := time.Duration(holder.Age * float64(time.Second))
+	if there && age < presenceYields || p.oust(ctx) {
+		p.other = time.Now().Add(-min(age, presenceYields/2))
 	}
 	return hint(kind(ErrRefused, "%s watches %s already: this one changes nothing until that one has ended", who, p.conn.name), "Stop one of them: a node has one repmgrd.")
+}
+
+// oust ends the session of another Monitor that has said nothing for so long, and
+// reports whether it did: of those that wait one has the lock then, and is the one
+// that acts, and whose word everybody reads. The other one, if it ever wakes up, waits.
+func (p *presence) oust(ctx context.Context) (done bool) {
+	err := p.conn.conn.QueryRow(ctx, `SELECT coalesce(bool_or(pg_catalog.pg_terminate_backend(l.pid)), false)
+		FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+		WHERE l.locktype = 'advisory' AND l.classid = $1::int::oid AND l.objid = $2::int::oid AND l.objsubid = 2 AND l.granted
+		AND extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start) >= $3`, presenceLock, int32(p.node), presenceYields.Seconds()).Scan(&done)
+	return err == nil && done // where it may not, it acts all the same
 }
 
 // close ends the announcement. It may be called at any time.
