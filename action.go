@@ -300,12 +300,10 @@ func (m *Monitor) observeFrom(ctx context.Context) {
 
 // observeVoters adds what the election wants to know.
 func (m *Monitor) observeVoters(o *election.Observation) {
-	own := m.rule
 	if m.manual() {
 		m.watch.follow(nil) // nobody here decides anything
 	} else {
 		m.watch.follow(m.recs)
-		own = peerOf(m.watch.peers(), int32(m.cluster.cfg.NodeID)).Rule
 	}
 	self := int32(m.cluster.cfg.NodeID)
 	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
@@ -321,9 +319,6 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	m.shared.mu.Unlock()
 	if !o.Local.Up && self != 0 {
 		o.WasPrimary = m.wasPrimary()
-	}
-	if len(m.recs) > 0 && o.Local.Up && self != 0 {
-		m.keep(own)
 	}
 }
 

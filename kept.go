@@ -53,9 +53,18 @@ func (c *Cluster) keptRecords() []Record {
 	return k.Nodes
 }
 
-// keep writes what the Monitor knows, where that has changed.
-func (m *Monitor) keep(own election.Rule) {
+// keep writes what the Monitor knows, where that has changed. While another one acts
+// for the node the file is that one's: of two that write it at once the first one
+// takes the other's half for its own.
+func (m *Monitor) keep(o election.Observation) {
+	if len(m.recs) == 0 || !o.Local.Up || o.Self == 0 || m.yields {
+		return
+	}
 	m.recall()
+	own := peerOf(o.Peers, o.Self).Rule
+	if !own.Known() {
+		own = m.rule
+	}
 	now := kept{Nodes: m.recs, Ballot: m.kept.Ballot}
 	for _, r := range []election.Rule{own, m.ruleBefore()} {
 		if r.Known() {

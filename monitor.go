@@ -227,6 +227,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 			return nil // what a cancelled look did not see is no evidence
 		}
 		m.yield(ctx)
+		m.keep(o)
 		m.mendHistory()
 		m.noteForeigners(o.Peers)
 		d := m.policy().Step(m.state, o)
@@ -299,6 +300,8 @@ func (m *Monitor) yield(ctx context.Context) {
 	}
 	if now {
 		m.endAction()
+	} else {
+		m.recalled, m.kept.Nodes = false, nil // the other one has kept the vote meanwhile, and this one writes anew
 	}
 	m.yields = now
 	m.mu.Lock()

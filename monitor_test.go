@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -274,12 +275,27 @@ func TestMonitor_TakesThePlaceOfOneThatHangs(t *testing.T) {
 	t.Parallel()
 	nodes := startNodes(t, 1, repmgr.SynchronousOff)
 	n := nodes[0]
-	hangs := n.Conn(t) // has announced itself, and says nothing more
+	hangs := n.Conn(t)
 	_, err := hangs.Exec(t.Context(), fmt.Sprintf(`SELECT pg_advisory_lock(1919250541, %d)`, n.cfg.NodeID))
 	require.NoError(t, err)
 	const waiting = `SELECT count(*)::text FROM pg_stat_activity WHERE application_name ~ '^repmgrd [0-9]+ waits$'`
+	speaks, hang := context.WithCancel(t.Context())
+	silent := make(chan error, 1)
+	go func() {
+		for speaks.Err() == nil {
+			if _, err := hangs.Exec(t.Context(), `SELECT pg_sleep(0.1)`); err != nil {
+				silent <- err
+				return
+			}
+		}
+		silent <- nil
+	}()
 	first, _ := n.monitor(t)
 	waitValue(t, n, "1", waiting)
+	waitLooked(t, nodes)
+	require.NoFileExists(t, filepath.Join(n.Dir, "repmgr_nodes.json")) // that is the other one's
+	hang()
+	require.NoError(t, <-silent)
 	second, _ := n.monitor(t)
 	waitValue(t, n, "2", waiting)
 	pgtest.WaitFor(t, "one of them to act", func(context.Context) error {
@@ -293,4 +309,8 @@ func TestMonitor_TakesThePlaceOfOneThatHangs(t *testing.T) {
 	status, err := n.ServiceStatus(t.Context())
 	require.NoError(t, err)
 	require.NotEmpty(t, status.Nodes[0].Monitor.ID)
+	pgtest.WaitFor(t, "what it keeps", func(context.Context) error {
+		_, err := os.Stat(filepath.Join(n.Dir, "repmgr_nodes.json"))
+		return err
+	})
 }

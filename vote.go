@@ -52,7 +52,7 @@ var (
 // has lost it: ALTER SYSTEM RESET ALL, or a program that rewrites postgresql.auto.conf.
 // Of the settings beside it, it tells that they are gone.
 func (m *Monitor) keepVote(ctx context.Context) {
-	if m.cluster.cfg.NodeID == 0 || m.local == nil {
+	if m.cluster.cfg.NodeID == 0 || m.local == nil || m.yields {
 		return
 	}
 	m.recall()
