@@ -11,6 +11,7 @@
 package ballot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +74,13 @@ func Parse(s string) (Ballot, error) {
 // Read returns the ballot of a server.
 func Read(ctx context.Context, conn *pgx.Conn) (Ballot, error) {
 	var text string
-	if err := conn.QueryRow(ctx, `SELECT `+SettingsSQL).Scan(&text); err != nil {
+	err := conn.QueryRow(ctx, `SELECT `+SettingsSQL).Scan(&text)
+	return parseFile(text, err)
+}
+
+// parseFile finds the ballot in what SettingsSQL returned, if that worked.
+func parseFile(text string, err error) (Ballot, error) {
+	if err != nil {
 		return Ballot{}, fmt.Errorf("read ballot: %w", unreadable(err))
 	}
 	set, err := Settings(text)
@@ -104,10 +111,11 @@ func LockedAgain(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) erro
 }
 
 func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballot, inRecovery bool) error) error {
-	return withLock(ctx, conn, func() error {
-		var text, fault string
-		var inRecovery bool
-		if err := conn.QueryRow(ctx, `SELECT `+SettingsSQL+`, coalesce(`+faultSQL+`, ''), pg_catalog.pg_is_in_recovery()`).Scan(&text, &fault, &inRecovery); err != nil {
+	var text, fault string
+	var inRecovery bool
+	read := func(row pgx.Row) error { return row.Scan(&text, &fault, &inRecovery) }
+	return withLock(ctx, conn, `SELECT `+SettingsSQL+`, coalesce(`+faultSQL+`, ''), pg_catalog.pg_is_in_recovery()`, read, func(err error) error {
+		if err != nil {
 			return fmt.Errorf("read ballot: %w", unreadable(err))
 		}
 		set, err := Settings(text)
@@ -125,10 +133,17 @@ func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballo
 	})
 }
 
-// withLock runs f while nobody else has the lock.
-func withLock(ctx context.Context, conn *pgx.Conn, f func() error) (err error) {
-	if _, err := conn.Exec(ctx, lockSQL, int64(lockKey)); err != nil {
-		return fmt.Errorf("lock ballot: %w", err)
+// withLock runs f while nobody else has the lock, with what came of reading what sql
+// says was there then: one round trip for both.
+func withLock(ctx context.Context, conn *pgx.Conn, sql string, read func(pgx.Row) error, f func(error) error) (err error) {
+	var b pgx.Batch
+	b.Queue(lockSQL, int64(lockKey))
+	b.Queue(sql)
+	res := conn.SendBatch(ctx, &b)
+	_, lockErr := res.Exec()
+	readErr := read(res.QueryRow())
+	if closeErr := res.Close(); lockErr != nil || conn.IsClosed() {
+		return fmt.Errorf("lock ballot: %w", cmp.Or(lockErr, readErr, closeErr))
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -137,7 +152,7 @@ func withLock(ctx context.Context, conn *pgx.Conn, f func() error) (err error) {
 			err = fmt.Errorf("unlock ballot: %w", unlockErr)
 		}
 	}()
-	return f()
+	return f(readErr)
 }
 
 // Role is as what the server must run to give its pledge.
@@ -180,8 +195,10 @@ func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
 // that file anew where it is gone. It does nothing where it finds one of the same
 // term or a later one.
 func Restore(ctx context.Context, conn *pgx.Conn, kept Ballot) error {
-	return withLock(ctx, conn, func() error {
-		b, err := Read(ctx, conn)
+	var text string
+	read := func(row pgx.Row) error { return row.Scan(&text) }
+	return withLock(ctx, conn, `SELECT `+SettingsSQL, read, func(err error) error {
+		b, err := parseFile(text, err)
 		if err != nil && !errors.Is(err, ErrMissing) || b.Term >= kept.Term {
 			return err
 		}

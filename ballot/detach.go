@@ -131,12 +131,9 @@ const replayPause = savedPrefix + "replay"
 // [GiveArchive]: a command that runs ends, and no further one is begun. Before
 // PostgreSQL 14 it does nothing.
 func CutArchive(ctx context.Context, conn *pgx.Conn) error {
-	var cut bool
-	if err := conn.QueryRow(ctx, `SELECT pg_catalog.current_setting('server_version_num')::int >= 140000 AND pg_catalog.current_setting($1) <> ''`, archive).Scan(&cut); err != nil {
-		return fmt.Errorf("read %s: %w", archive, err)
-	}
-	if !cut {
-		return nil
+	changeable, there, _, err := archiveState(ctx, conn)
+	if err != nil || !changeable || !there {
+		return err
 	}
 	if err := Override(ctx, conn, archive, ""); err != nil {
 		return err
@@ -144,15 +141,27 @@ func CutArchive(ctx context.Context, conn *pgx.Conn) error {
 	return reload(ctx, conn)
 }
 
-// stopArchive is [CutArchive] for a pledge, on every version.
-func stopArchive(ctx context.Context, conn *pgx.Conn) error {
-	var stands bool
-	err := conn.QueryRow(ctx, `SELECT pg_catalog.current_setting('server_version_num')::int >= 140000 OR pg_catalog.current_setting($1) = '' OR pg_catalog.pg_is_wal_replay_paused()`, archive).Scan(&stands)
+// archiveState reports whether restore_command can be changed while the server runs,
+// whether there is one, and whether its replay is paused.
+func archiveState(ctx context.Context, conn *pgx.Conn) (changeable, there, paused bool, err error) {
+	err = conn.QueryRow(ctx, `SELECT pg_catalog.current_setting('server_version_num')::int >= 140000, pg_catalog.current_setting($1) <> '',
+		CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() ELSE false END`, archive).Scan(&changeable, &there, &paused)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", archive, err)
+		err = fmt.Errorf("read %s: %w", archive, err)
 	}
-	if stands {
-		return CutArchive(ctx, conn)
+	return changeable, there, paused, err
+}
+
+// stopArchive is [CutArchive] for a pledge, on every version. Whoever calls it reloads.
+func stopArchive(ctx context.Context, conn *pgx.Conn) error {
+	changeable, there, paused, err := archiveState(ctx, conn)
+	switch {
+	case err != nil || !there:
+		return err
+	case changeable:
+		return Override(ctx, conn, archive, "")
+	case paused:
+		return nil
 	}
 	mark := "paused"
 	if err := alter(ctx, conn, replayPause, &mark); err != nil {
