@@ -433,7 +433,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Reco
 		if a.reaffirm && errors.As(err, &refusal) && refusal.Refusal == election.RefusedBehind {
 			m.fence(ctx, c, "a node has more than this primary: "+refusal.Detail)
 		}
-		if err == nil {
+		if err == nil || a.res.Term > 0 {
 			m.watch.refresh(ctx, c.pulse()) // the next decision is to know of it
 		}
 		return err

@@ -36,7 +36,8 @@ type campaign struct {
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
 	conn    *Node             // to the winner, for the first commit
-	probe   *Node             // for the commit that is seen to wait; nil: none is open
+	probe   *commitProbe      // nil: none is open
+	value   string            // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
 	slots   map[NodeID]string // that the winner has for its followers
 
 	beside  sync.WaitGroup
@@ -248,7 +249,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 		as = ballot.Primary
 	}
 	var view election.Peer
-	err := n.do(ctx, func(n *Node) (err error) {
+	err := n.alone(ctx, func(n *Node) (err error) {
 		if err := ballot.Pledge(ctx, n.conn, ballot.Ballot{Node: p.ID, Term: a.res.Term, Candidate: a.c.candidate()}, as); err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ func (a *campaign) tellWitnesses(ctx context.Context) error {
 		case p.ID == election.Arbiter:
 			err = a.c.cfg.Arbiter.Record(ctx, a.tally.Rule, a.w.records())
 		case p.Role == election.Witness:
-			err = a.w.node(p.ID).do(ctx, func(n *Node) error { return n.writeRule(ctx, a.tally.Rule, a.c.candidate()) })
+			err = a.w.node(p.ID).alone(ctx, func(n *Node) error { return n.writeRule(ctx, a.tally.Rule, a.c.candidate()) })
 		}
 		if err != nil {
 			return fmt.Errorf("tell node %d of the new rule: %w", p.ID, err)
@@ -104,9 +104,11 @@ func (a *campaign) promote(ctx context.Context) error {
 			}
 		})
 	}
+	var mark sync.WaitGroup
 	defer conn.Wait()
 	defer probe.Wait()
-	err := a.w.node(int32(winner.ID)).do(ctx, func(n *Node) error {
+	defer mark.Wait()
+	err := a.w.node(int32(winner.ID)).alone(ctx, func(n *Node) error {
 		if a.tally.Rule.Quorum {
 			probe.Go(func() { a.probe, _ = n.commitProbe(limited) })
 		}
@@ -133,6 +135,11 @@ func (a *campaign) promote(ctx context.Context) error {
 			a.makeSlots(ctx, &conn)
 			if a.tally.Rule.Quorum { // else nobody's commit waits for them
 				a.point(ctx)
+				mark.Go(func() {
+					if conn.Wait(); a.conn != nil {
+						_ = a.markOpen(limited, a.conn) // who commits tries again
+					}
+				})
 			}
 			if a.reaffirm {
 				return nil
@@ -145,6 +152,18 @@ func (a *campaign) promote(ctx context.Context) error {
 	}
 	a.at("promoted", "%s", winner)
 	return nil
+}
+
+// markOpen says of the value under which the term is open that it is ours, beside
+// the closed one that is in force.
+func (a *campaign) markOpen(ctx context.Context, n *Node) error {
+	name := func(id int32) string { return a.w.record(id).Name }
+	closed, value := syncValue(a.tally.Rule.Opening(), name), syncValue(a.tally.Rule.SyncSetting(), name)
+	err := n.writeMark(ctx, syncState{value: closed, mark: closed}, value)
+	if err == nil {
+		a.value = value
+	}
+	return err
 }
 
 // point lets the pledged standbys connect to the winner, with quorum while that is
@@ -162,7 +181,7 @@ func (a *campaign) point(ctx context.Context) {
 			limit := inaugurationLimit * a.c.cfg.SilenceTimeout
 			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 			defer cancel()
-			done <- a.w.node(p.ID).do(ctx, func(n *Node) error { return a.repoint(ctx, n, a.w.record(p.ID)) })
+			done <- a.w.node(p.ID).alone(ctx, func(n *Node) error { return a.repoint(ctx, n, a.w.record(p.ID)) })
 		})
 	}
 }
@@ -258,7 +277,7 @@ func (a *campaign) open(ctx context.Context) error {
 		}
 		wg.Go(func() {
 			apart := <-done
-			if followers[i] = a.w.node(p.ID).do(ctx, func(n *Node) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
+			if followers[i] = a.w.node(p.ID).alone(ctx, func(n *Node) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
 				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
 			if errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum {
@@ -363,11 +382,12 @@ func (a *campaign) commit(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := n.proveSync(ctx, a.probe, 2*a.c.cfg.SilenceTimeout); err != nil {
-			return err
-		}
+		a.probe.begin(ctx)
 	}
-	line, err := n.ruleLine(ctx)
+	line, err := n.ruleLine(ctx) // by then that commit waits
+	if err == nil && a.tally.Rule.Quorum {
+		err = n.proveSync(ctx, a.probe, 2*a.c.cfg.SilenceTimeout)
+	}
 	if err != nil {
 		return err
 	}
@@ -384,15 +404,16 @@ func (a *campaign) commit(ctx context.Context) error {
 	a.mu.Unlock()
 	wait := "local"
 	if a.tally.Rule.Quorum {
-		value, err := a.c.prepareSync(ctx, n, a.w, a.tally.Rule.SyncSetting())
-		if err != nil {
-			return err
+		if a.value == "" {
+			if err := a.markOpen(ctx, n); err != nil {
+				return err
+			}
 		}
 		if err := n.poll(ctx, func() (bool, error) { return a.held(), nil }); err != nil {
 			return err
 		}
 		n.heeded = true // it has pledged itself a moment ago
-		if err := n.putSync(ctx, value); err != nil {
+		if err := n.putSync(ctx, a.value); err != nil {
 			return err
 		}
 		wait = "on"
@@ -465,7 +486,7 @@ func (a *campaign) record(ctx context.Context) {
 	if res.Former.ID == res.Winner.ID {
 		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
 	}
-	err := a.w.node(int32(res.Winner.ID)).do(ctx, func(n *Node) error {
+	err := a.w.node(int32(res.Winner.ID)).alone(ctx, func(n *Node) error {
 		a.c.emit(ctx, n, e)
 		return n.recordFailover(ctx, a.c.candidate(), res)
 	})

@@ -269,19 +269,35 @@ func (m *Monitor) runsAs() election.Role {
 	return m.state.Role
 }
 
+// wait rests until something is news. In an election of ours only its end is, for
+// a pulse: what else changes is its own doing, and to look at it would slow it down.
 func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
-	if pulse := m.cluster.pulse(); d > pulse {
+	pulse := m.cluster.pulse()
+	switch {
+	case m.electing():
+		d = min(d, pulse)
+	case d > pulse:
 		return m.watch.lull(ctx, d-sinceTick(pulse), m.wake)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-m.wake:
-	case <-t.C:
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.wake:
+			if m.electing() {
+				continue
+			}
+		case <-t.C:
+		}
+		return nil
 	}
-	return nil
+}
+
+// electing reports whether an election of ours is under way.
+func (m *Monitor) electing() bool {
+	return m.action != nil && (m.action.verb == election.Elect || m.action.verb == election.Reaffirm) && len(m.action.done) == 0
 }
 
 // yield leaves the node to another Monitor that has announced itself there, or

@@ -74,6 +74,19 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 	}
 }
 
+// knowsLocal reports whether the local standby is as the last turn saw it, so that the
+// one in which the primary has just died needs no second look at it before it says
+// whose turn an election is: that asks everybody anew.
+func (m *Monitor) knowsLocal() bool {
+	if m.manual() || m.state.Phase != election.AsStandby || !m.sample.local.InRecovery || time.Since(m.Status().LookedAt) > 2*m.cluster.cfg.MonitorInterval {
+		return false
+	}
+	peers := m.watch.peers()
+	me, primary := peerOf(peers, int32(m.cluster.cfg.NodeID)), peerOf(peers, int32(m.ruler()))
+	return primary.Ended && primary.Answer == election.Refused &&
+		me.Answer == election.Answers && me.Running == election.Standby && me.Started.Equal(m.sample.local.StartedAt)
+}
+
 // readRule reads what the looks tell otherwise.
 func (m *Monitor) readRule(ctx context.Context) {
 	m.rule = election.Rule{}
@@ -172,6 +185,9 @@ func (m *Monitor) observeLocal(ctx context.Context) (NodeStatus, []Record, error
 			if m.local, m.localOf, err = m.open(ctx, m.cluster.cfg.NodeID, m.cluster.connectLocal); err != nil {
 				return NodeStatus{}, nil, err
 			}
+		}
+		if m.knowsLocal() {
+			return m.sample.local, m.recs, nil
 		}
 		status, err := m.local.Status(ctx)
 		if err == nil {

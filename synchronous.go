@@ -185,24 +185,18 @@ func (n *Node) writeMark(ctx context.Context, s syncState, value string) error {
 // and all WAL senders of it act by that. Where the value before made no commit
 // wait, sessions may still not wait: see [Node.proveSync].
 func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.SyncSetting) error {
-	value, err := c.prepareSync(ctx, n, w, s)
+	now, err := n.syncState(ctx)
 	if err != nil {
 		return err
 	}
-	return n.putSync(ctx, value)
-}
-
-// prepareSync says of the value for s that it is ours, and changes nothing else.
-func (c *Cluster) prepareSync(ctx context.Context, n *Node, w *watch, s election.SyncSetting) (value string, err error) {
-	now, err := n.syncState(ctx)
-	if err != nil {
-		return "", err
-	}
-	value = syncValue(s, func(id int32) string { return w.record(id).Name })
+	value := syncValue(s, func(id int32) string { return w.record(id).Name })
 	if now.foreign() && now.value != value {
 		c.tellReplaced(ctx, n, now, value)
 	}
-	return value, n.writeMark(ctx, now, value)
+	if err := n.writeMark(ctx, now, value); err != nil {
+		return err
+	}
+	return n.putSync(ctx, value)
 }
 
 // putSync puts a prepared value in force.
@@ -267,7 +261,7 @@ func (c *Cluster) raiseSync(ctx context.Context, n *Node, w *watch, back, s elec
 // pg_stat_replication say.
 // The commit is made over a connection to the same server, see [Node.commitProbe],
 // which does not last.
-func (n *Node) proveSync(ctx context.Context, probe *Node, limit time.Duration) error {
+func (n *Node) proveSync(ctx context.Context, probe *commitProbe, limit time.Duration) error {
 	until := time.Now().Add(limit)
 	for {
 		switch waits, err := n.commitWaits(ctx, probe, until); {
@@ -283,8 +277,38 @@ func (n *Node) proveSync(ctx context.Context, probe *Node, limit time.Duration) 
 	}
 }
 
-// commitProbe opens a connection for a commit that is to wait.
-func (n *Node) commitProbe(ctx context.Context) (*Node, error) {
+// commitProbe is a connection for a commit that is to wait.
+type commitProbe struct {
+	node *Node
+	done chan error // capacity 1: what came of the commit; nil: none is under way
+}
+
+// Close waits for the end of a commit that was seen to wait.
+func (p *commitProbe) Close() {
+	if p == nil {
+		return
+	}
+	if p.done != nil {
+		<-p.done //nolint:errcheck // it was ended by us
+	}
+	p.node.Close()
+}
+
+// begin makes a tiny commit, unless one is under way. It locks nothing that others need.
+func (p *commitProbe) begin(ctx context.Context) {
+	if p.done != nil {
+		return
+	}
+	done := make(chan error, 1)
+	p.done = done
+	go func() {
+		_, err := p.node.conn.Exec(ctx, `SELECT pg_catalog.pg_logical_emit_message(true, 'repmgr', '')`)
+		done <- err
+	}()
+}
+
+// commitProbe opens one.
+func (n *Node) commitProbe(ctx context.Context) (*commitProbe, error) {
 	probe, err := connectNode(ctx, n.name, n.conninfo)
 	if err != nil {
 		return nil, err
@@ -293,24 +317,21 @@ func (n *Node) commitProbe(ctx context.Context) (*Node, error) {
 		probe.Close()
 		return nil, probe.queryError("prepare a commit", err)
 	}
-	return probe, nil
+	return &commitProbe{node: probe}, nil
 }
 
-// commitWaits makes a tiny commit, and reports whether it was seen to wait for a
-// standby. Then it ends the session that waits. It locks nothing that others need.
-func (n *Node) commitWaits(ctx context.Context, probe *Node, until time.Time) (waits bool, err error) {
-	pid := int32(probe.conn.PgConn().PID())
+// commitWaits reports whether the probe's commit was seen to wait for a standby.
+// Then it ends the session that waits; [commitProbe.Close] waits for its end.
+func (n *Node) commitWaits(ctx context.Context, probe *commitProbe, until time.Time) (waits bool, err error) {
+	pid := int32(probe.node.conn.PgConn().PID())
 	begun := time.Now()
-	done := make(chan error, 1)
-	go func() {
-		_, err := probe.conn.Exec(ctx, `SELECT pg_catalog.pg_logical_emit_message(true, 'repmgr', '')`)
-		done <- err
-	}()
+	probe.begin(ctx)
 	for {
 		select {
-		case err := <-done:
+		case err := <-probe.done:
+			probe.done = nil
 			if err != nil {
-				return false, probe.queryError("commit", err)
+				return false, probe.node.queryError("commit", err)
 			}
 			return false, nil
 		default:
@@ -329,8 +350,7 @@ func (n *Node) commitWaits(ctx context.Context, probe *Node, until time.Time) (w
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_, _ = n.conn.Exec(limit, `SELECT pg_catalog.pg_terminate_backend($1)`, pid)
-	_ = probe.conn.PgConn().Conn().SetDeadline(time.Now().Add(time.Second)) // should that not have reached it
-	<-done                                                                  //nolint:errcheck // it was ended by us
+	_ = probe.node.conn.PgConn().Conn().SetDeadline(time.Now().Add(time.Second)) // should that not have reached it
 	if err == nil && !waits {
 		err = hint(fmt.Errorf("%s: %w: it took longer than expected to tell", n.name, errUnproven), "Its disk or its processor may be overloaded. It is tried again.")
 	}

@@ -128,6 +128,10 @@ func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
 // with is do without a look, for what may wait for a moment.
 func (n *watcher) with(ctx context.Context, f func(*Node) error) error { return n.over(ctx, true, f) }
 
+// alone is do without a look, for an election: it reads by itself what it has to
+// know, and a look would take from it what the server can do.
+func (n *watcher) alone(ctx context.Context, f func(*Node) error) error { return n.over(ctx, false, f) }
+
 func (n *watcher) over(ctx context.Context, easy bool, f func(*Node) error) error {
 	node, err := n.borrow(ctx, easy)
 	if err != nil {

@@ -1,0 +1,24 @@
+package repmgr
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// What changes while its own election is under way wakes no monitor; the end of that does.
+func TestMonitor_RestsUntilItsElectionEnds(t *testing.T) {
+	m := &Monitor{wake: make(chan struct{}, 1), cluster: &Cluster{cfg: Config{SilenceTimeout: time.Hour}}}
+	m.action = &action{verb: election.Elect, done: make(chan error, 1)}
+	rested := make(chan error, 1)
+	m.lookNow()
+	go func() { rested <- m.wait(t.Context(), time.Hour) }()
+	require.Eventually(t, func() bool { return len(m.wake) == 0 }, time.Minute, time.Millisecond)
+	m.action.done <- nil
+	m.lookNow()
+	require.NoError(t, <-rested)
+	require.Empty(t, m.wake, "it is for its end that it returns")
+}
