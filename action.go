@@ -431,7 +431,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Reco
 		m.tellElection(a, res, err)
 		var refusal *RefusalError
 		if a.reaffirm && errors.As(err, &refusal) && refusal.Refusal == election.RefusedBehind {
-			m.fence(ctx, c, "a node has more than this primary: "+refusal.Detail)
+			m.fence(ctx, c, "another node is to be the primary: "+refusal.Detail)
 		}
 		if err == nil || a.res.Term > 0 {
 			m.watch.refresh(ctx, c.pulse()) // the next decision is to know of it

@@ -95,6 +95,7 @@ func (a *campaign) survey(ctx context.Context) error {
 		now := time.Now()
 		a.res.Health, a.res.Rule = a.policy.Diagnose(now, a.rule, peers), a.rule
 		if a.reaffirm {
+			a.policy.Incumbent = int32(a.c.cfg.NodeID)
 			if own := peerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
 				return a.refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
 			}
@@ -187,7 +188,9 @@ func (a *campaign) validate(ctx context.Context) error {
 	return nil
 }
 
-// recruit asks every voter that answers for its pledge, all at once.
+// recruit asks every voter that answers for its pledge, all at once. A primary that
+// stands itself goes on writing: what it has is read when no pledged one receives
+// from it any more, or those would have more than it had.
 func (a *campaign) recruit(ctx context.Context) error {
 	peers := a.w.peers()
 	for _, p := range peers {
@@ -209,6 +212,11 @@ func (a *campaign) recruit(ctx context.Context) error {
 	}
 	wg.Wait()
 	a.last = time.Now()
+	for i, p := range asked {
+		if a.reaffirm && p.ID == int32(a.c.cfg.NodeID) && errs[i] == nil {
+			got[i], errs[i] = a.lookAgain(ctx, p)
+		}
+	}
 	var said []string
 	for i, p := range asked {
 		if errs[i] != nil {
@@ -260,6 +268,20 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 		}
 		if view, _, err = n.peerView(ctx, a.w, a.w.record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
 			view, err = n.makeSure(ctx, a.w, a.w.record(p.ID), view)
+		}
+		return err
+	})
+	return pledged(p, view), err
+}
+
+// lookAgain is the view of a voter that is pledged, as it is now.
+func (a *campaign) lookAgain(ctx context.Context, p election.Peer) (view election.Peer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout)
+	defer cancel()
+	err = a.w.node(p.ID).with(ctx, func(n *Node) (err error) {
+		rec := a.w.record(p.ID)
+		if view, _, err = n.peerView(ctx, a.w, rec); err == nil && view.Unsure {
+			view, err = n.makeSure(ctx, a.w, rec, view)
 		}
 		return err
 	})
@@ -324,12 +346,20 @@ func (n *Node) makeSure(ctx context.Context, w *watch, r Record, view election.P
 
 // count finds the winner.
 func (a *campaign) count(context.Context) error {
+	self := int32(a.c.cfg.NodeID)
+	if a.reaffirm && peerOf(a.pledged, self).Term != a.res.Term { // then nothing says that another one has more
+		return a.refuse(election.RefusedPledges, a.res.Health, "its own server did not pledge itself")
+	}
 	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
 	switch {
 	case a.tally.Refusal != "":
 		return a.refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
-	case a.reaffirm && a.tally.Winner != int32(a.c.cfg.NodeID):
-		return a.refuse(election.RefusedBehind, a.res.Health, fmt.Sprintf("node %d has more", a.tally.Winner))
+	case a.reaffirm && a.tally.Winner != self:
+		detail := fmt.Sprintf("node %d has more", a.tally.Winner)
+		if unfit := a.policy.Fit(a.rule, peerOf(a.pledged, self)); unfit != "" {
+			detail = fmt.Sprintf("%s, node %d could be elected", unfit, a.tally.Winner)
+		}
+		return a.refuse(election.RefusedBehind, a.res.Health, detail)
 	}
 	r := a.w.record(a.tally.Winner)
 	a.res.Winner = &r

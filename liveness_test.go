@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
@@ -456,4 +457,37 @@ func TestFailover_NobodyCanServe(t *testing.T) {
 			require.Equal(t, "t", winner.QueryString(t, `SELECT count(*) <= 2 FROM repmgr.events WHERE event = 'repmgrd_upstream_reconnect' AND node_id = `+other.cfg.NodeID.String()))
 		})
 	}
+}
+
+// A primary that meets a ballot of an election without an outcome stays in office,
+// without a restart: while it stands for the next term its standbys may receive what
+// it writes, and an equal one of a higher priority is no reason to replace it.
+func TestMonitor_StandsForAHigherTerm(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+	nodes[0].Exec(t, `UPDATE repmgr.nodes SET priority = 200 WHERE node_id = 2`)
+	startMonitors(t, nodes)
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
+	const (
+		started = `SELECT pg_postmaster_start_time()::text`
+		rule    = `SELECT format('%s/%s', term, primary_node_id) FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1`
+	)
+	since := nodes[0].QueryString(t, started)
+	var w *pgtest.Writer
+	for term := int64(10); term < 100; term += 10 {
+		switch {
+		case term == 20: // the first time nobody writes, and both have as much
+			w = pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{nodes[0].Conninfo()}})
+			fallthrough
+		case w != nil:
+			w.WaitForMore(t, 30)
+		}
+		require.NoError(t, ballot.Pledge(t.Context(), nodes[2].Conn(t), ballot.Ballot{Node: 3, Term: term, Candidate: "gone.1"}, ballot.Standby))
+		waitValue(t, nodes[0], fmt.Sprintf("%d/1", term+1), rule)
+		require.Equal(t, since, nodes[0].QueryString(t, started))
+		waitValue(t, nodes[0], "2", `SELECT count(*)::text FROM pg_stat_replication WHERE state = 'streaming'`)
+	}
+	w.WaitForMore(t, 30)
+	w.Stop()
+	w.Verify(t, nodes[0].Conninfo())
 }

@@ -219,6 +219,7 @@ type Policy struct {
 	Location   string        // of the former primary
 	Promotion  time.Duration // promote_check_timeout: how long a promotion may take, and a replay before it stand still
 	Adopts     int32         // a node that runs as primary on a branch of its own, and asks to be elected there
+	Incumbent  int32         // a node that runs as primary and stands for a higher term: it stays unless another one has more
 	Forced     bool          // an operator asks: pause, manual daemons, failovers_per_hour, maximum_lag_on_failover and primary_start_timeout do not count
 }
 

@@ -97,7 +97,7 @@ func (p Policy) claims(s State, o Observation) bool {
 // challenged: the local primary meets ballots, or a witness's rule, of a later
 // term than its own rule. An election was begun and has no outcome; what it
 // detached must be won back. One that was promoted and has no rule of its own
-// gives its election time to finish. One that another primary was elected
+// gives its election time to finish, unless its coordinator has ended. One that another primary was elected
 // against leaves it to that.
 func (p Policy) challenged(s State, o Observation) bool {
 	if !p.Automatic || !o.runsPrimary() || o.unelected() || o.Busy || p.waits(o, Reaffirm, retryAfter) {
@@ -110,7 +110,7 @@ func (p Policy) challenged(s State, o Observation) bool {
 			ours = peer.Rule
 		}
 	}
-	if ours.Primary != o.Self && (o.Now.Sub(s.BallotAt) < inauguration || o.Now.Sub(s.OfficeAt) < inauguration) {
+	if ours.Primary != o.Self && !forsaken(o.Peers) && (o.Now.Sub(s.BallotAt) < inauguration || o.Now.Sub(s.OfficeAt) < inauguration) {
 		return false
 	}
 	later := false

@@ -64,6 +64,9 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		"one that was just promoted waits for its rule": {
 			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won)), election.WatchingPrimary, election.Tend,
 		},
+		"not where the coordinator of its election has ended": {
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won, func(p *election.Peer) { p.Forsaken = true })), election.MetHigherTerm, election.Reaffirm,
+		},
 		"and stands for one when none comes": {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won)), election.MetHigherTerm, election.Reaffirm,
 		},

@@ -53,7 +53,7 @@ func weigh(peers []Peer) []Peer {
 // stays: a login that was tried is no proof of what the servers can do.
 func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) (order []Peer, moved bool) {
 	newest, line := rules[0], rules[len(rules)-1]
-	if !newest.Quorum {
+	if !newest.Quorum || len(fit) > 0 && fit[0].ID == p.Incumbent {
 		return fit, false
 	}
 	can := func(o Peer) bool {

@@ -99,6 +99,9 @@ func (c *election1) survey(began time.Time) {
 		}
 		c.term = max(c.term, v.Term, v.Rule.Term, v.Told.Term)
 	}
+	if c.reaffirm && c.w.bug != "an equal one replaces it" {
+		c.p.Incumbent = m.h.id
+	}
 	if me := *m.view[m.h.id]; c.reaffirm && c.rule.Primary != me.ID && !me.Elected(c.rule) {
 		c.p.Adopts = me.ID // nobody voted for it: there must be grounds for a failover
 	}
@@ -142,6 +145,11 @@ func (c *election1) recruit() {
 		})
 	}, func() {
 		c.stopped = m.now()
+		for i, v := range c.pledged {
+			if c.reaffirm && v.ID == m.h.id && w.bug != "what it had before" { // it went on writing
+				c.pledged[i].Position = m.h.s.look(m.h.id).Position
+			}
+		}
 		c.at("recruited", c.count)
 	})
 }
@@ -204,11 +212,18 @@ func (c *election1) tallied() election.Tally {
 
 func (c *election1) count() {
 	m := c.m
+	if c.reaffirm && !slices.Contains(c.who(), m.h.id) && c.w.bug != "silent and so behind" {
+		c.end(string(election.RefusedPledges))
+		return
+	}
 	if c.tally = c.tallied(); c.tally.Refusal != "" {
 		c.end(string(c.tally.Refusal))
 		return
 	}
 	if c.reaffirm && c.tally.Winner != m.h.id {
+		if i := slices.IndexFunc(c.pledged, func(p election.Peer) bool { return p.ID == m.h.id }); i < 0 || c.p.Fit(c.rule, c.pledged[i]) == "" {
+			m.w.judge.displaced(m.h.s, c.pledged)
+		}
 		c.end("another has more")
 		m.fence("another has more")
 		return

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
 )
 
 // judge watches from outside: who accepted and acknowledged what, and when. Of
@@ -80,6 +82,17 @@ func (j *judge) reaffirmed(s *server, term int64) {
 	}
 	j.winners[term] = s.h.id
 	s.reign, s.rogue = max(s.reign, term), false
+}
+
+// displaced: a primary that may be one gives way to one of those that are pledged.
+// One of them has what it does not have.
+func (j *judge) displaced(s *server, pledged []election.Peer) {
+	for _, p := range pledged {
+		if other := j.w.host(p.ID).s; s.recovery || other.data() && (len(other.wal) > len(s.wal) || len(other.wal) > 0 && other.wal[len(other.wal)-1] != s.wal[len(other.wal)-1]) {
+			return
+		}
+	}
+	j.break_("node %d is fenced for another one, and nobody has more", s.h.id)
 }
 
 // returned: a server came back as a primary by itself.

@@ -48,6 +48,9 @@ var planted = map[string]string{
 	"rejected is fenced":           "nobody serves",
 	"recovery for ever":            "nobody serves",
 	"monotonic lease":              "both accepted writes",
+	"an equal one replaces it":     "is fenced for another",
+	"what it had before":           "is fenced for another",
+	"silent and so behind":         "is fenced for another",
 }
 
 const forGood = time.Hour

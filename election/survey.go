@@ -464,6 +464,8 @@ func (p Policy) Fit(r Rule, o Peer) Unfit {
 	switch {
 	case !o.data():
 		return UnfitWitness
+	case o.ID == p.Incumbent && o.NoPledge == "" && !o.Unsure && o.On(r): // what an operator prefers is for the next one
+		return ""
 	case o.Priority <= 0:
 		return UnfitPriority
 	case o.Delayed:
@@ -655,10 +657,11 @@ func (p Policy) firstAcks(r Rule, sync []int32, peers []Peer) int {
 }
 
 // rank orders the candidates: the first one wins. What a node has comes first, then
-// whether it can serve the others, then what an operator prefers.
+// that it is the primary already, then whether it can serve the others, then what an operator prefers.
 func (p Policy) rank(line Rule, location string, a, b Peer) int {
 	return cmp.Or(
 		compareProgress(line, b, a),
+		compareTrue(a.ID == p.Incumbent, b.ID == p.Incumbent),
 		cmp.Compare(b.serves, a.serves),
 		cmp.Compare(b.Priority, a.Priority),
 		compareTrue(a.Location == location, b.Location == location),

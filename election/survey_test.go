@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -402,5 +404,20 @@ func TestRule_PauseHolds(t *testing.T) {
 		if got := test.rule.PauseHolds(1, test.peers); got != test.want {
 			t.Errorf("%s: got %v", name, got)
 		}
+	}
+}
+
+// A primary that stands for a higher term stays unless another one has more.
+func TestPolicy_Count_Incumbent(t *testing.T) {
+	t.Parallel()
+	r := three(true)
+	runs := answers(1, election.Primary, 100, holding(r))
+	runs.Running, runs.Priority = election.Primary, 0
+	liked := func(p *election.Peer) { p.Priority = 200 }
+	p := failoverPolicy
+	p.Incumbent = 1
+	for lsn, winner := range map[wal.LSN]int32{99: 1, 100: 1, 101: 2} {
+		other := answers(2, election.Standby, lsn, holding(r), liked)
+		require.Equal(t, winner, p.Count(r, 9, election.HealthAlive, []election.Peer{runs, other}).Winner, "the other one is at %s", lsn)
 	}
 }
