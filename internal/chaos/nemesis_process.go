@@ -24,7 +24,11 @@ const moment = 300 * time.Millisecond
 func killings() []Nemesis {
 	all := []Nemesis{
 		{Name: "kill postmaster", Expect: Failover, Weight: 30, Pairs: true, Do: func(ctx context.Context, s *scene) error {
-			return s.hit(s.primary()).killPostmaster(ctx)
+			n := s.hit(s.primary())
+			if err := n.killPostmaster(ctx); err != nil && !(s.second && n.postmaster() == 0) { // the other fault may have ended its machine
+				return err
+			}
+			return nil
 		}},
 		{Name: "kill server", Expect: Failover, Weight: 20, Pairs: true, Do: func(ctx context.Context, s *scene) error {
 			return killAll(ctx, "the server", s.hit(s.primary()).serverProcesses)
