@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/pgrepmgr/repmgr/internal/nowait"
 )
 
 // reading is one moment by three clocks: the wall's, CLOCK_MONOTONIC, which stands
@@ -33,13 +33,8 @@ func readClocks(boot func() time.Duration) (r reading) {
 	return r
 }
 
-func bootTime() time.Duration {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
-		return 0 // it never differs from itself
-	}
-	return time.Duration(ts.Nano())
-}
+// bootTime is CLOCK_BOOTTIME. Where there is none it never differs from itself.
+func bootTime() time.Duration { return nowait.BootTime() }
 
 // asleep is how much longer it was from one reading to another than the monotonic
 // clock says: by CLOCK_BOOTTIME where the machine was suspended, and by the wall

@@ -13,6 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgrepmgr/repmgr/internal/nowait"
 )
 
 // DefaultConnectTimeout bounds reaching a server, from the first packet to the
@@ -100,6 +102,17 @@ func sqlState(err error) string {
 	return ""
 }
 
+var dialer = &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}}
+
+// dialNoWait dials for a connection that is asked again and again.
+func dialNoWait(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return nowait.Conn(conn), nil
+}
+
 // connectConfig prepares a connection the way all of ours are made: with a name,
 // the settings of pins, and a way to notice a silent peer.
 func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
@@ -117,7 +130,6 @@ func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = DefaultConnectTimeout
 	}
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}}
 	cfg.DialFunc = dialer.DialContext
 	if _, set := cfg.RuntimeParams["application_name"]; !set {
 		cfg.RuntimeParams["application_name"] = "repmgr"
@@ -197,6 +209,7 @@ func dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
 func dialConfig(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	ctx, cancel := connectLimit(ctx, cfg)
 	defer cancel()
+	cfg.DialFunc = dialNoWait
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	for range hasty {
 		if name := hasty[sqlState(err)]; name != "" {

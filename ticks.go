@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pgrepmgr/repmgr/internal/nowait"
 )
 
 // ticks come once in a pulse, at the same moment for whatever is due again and
@@ -85,8 +87,12 @@ func (t *timerfd) wait(ctx context.Context, d time.Duration) error {
 			err = errCall
 		}
 	}
+	var expired nowait.File
 	if err == nil {
-		_, err = t.f.Read(make([]byte, 8))
+		expired, err = nowait.Of(t.f)
+	}
+	if err == nil {
+		_, err = expired.Read(make([]byte, 8))
 	}
 	if err != nil && ctx.Err() == nil {
 		return pause(ctx, d)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/nowait"
 )
 
 const (
@@ -34,8 +35,17 @@ func (p *watchdogPipe) Write(b []byte) (int, error) {
 	if p.w == nil {
 		return 0, io.ErrClosedPipe
 	}
-	_ = p.w.SetWriteDeadline(time.Now().Add(beatLimit))
-	return p.w.Write(b)
+	f, err := nowait.Of(p.w)
+	if err != nil {
+		return 0, err
+	}
+	n, err := f.WriteNow(b)
+	if err != nil || n == 0 || n == len(b) { // 0: the watchdog is stopped, and the pipe is full
+		return n, err
+	}
+	_ = p.w.SetWriteDeadline(time.Now().Add(beatLimit)) // of what was begun
+	rest, err := p.w.Write(b[n:])
+	return n + rest, err
 }
 
 func (p *watchdogPipe) lead(to *os.File) {
@@ -131,7 +141,15 @@ func (d *daemon) watchdog(ctx context.Context) error {
 	if err := syscall.SetNonblock(0, true); err != nil { // so that a read ends when it is closed
 		return err
 	}
-	if err := c.Watchdog(ctx, os.NewFile(0, "beats")); err != nil && !errors.Is(err, ctx.Err()) {
+	in := os.NewFile(0, "beats")
+	beats, err := nowait.Of(in)
+	if err != nil {
+		return err
+	}
+	if err := c.Watchdog(ctx, struct {
+		io.Reader
+		io.Closer
+	}{beats, in}); err != nil && !errors.Is(err, ctx.Err()) {
 		logs.logger.Error("the watchdog ends", "err", err)
 		return err
 	}
