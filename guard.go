@@ -69,8 +69,11 @@ func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
 		return nil
 	}
 	m.noteOffice(me)
+	if !m.inOffice() || m.isRejoining() {
+		return nil
+	}
 	left, needed := m.lease(time.Now(), c, me)
-	if !needed || !m.inOffice() || m.isRejoining() {
+	if !needed {
 		return nil
 	}
 	if left <= 0 {
@@ -154,8 +157,9 @@ func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.
 			r.Term = max(r.Term, me.Term)
 		}
 	}
+	mine := c.candidate()
 	for i, p := range peers {
-		if p.Candidate == c.candidate() { // who is pledged to us elects nobody else by that
+		if p.Candidate == mine { // who is pledged to us elects nobody else by that
 			peers[i].Term = min(p.Term, r.Term)
 		}
 		peers[i].SeenAt, peers[i].Tried, peers[i].Replied = m.sleeps.aged(p.SeenAt), m.sleeps.aged(p.Tried), m.sleeps.aged(m.repliedAt(p.ID))

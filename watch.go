@@ -20,6 +20,7 @@ import (
 type watch struct {
 	conf atomic.Pointer[Cluster]
 	calm atomic.Bool // glances are enough: no election is near
+	easy atomic.Bool // and the other standbys need few: a standby's Monitor watches the primary
 	wake func()      // called when a voter's answer or what it says of the election has changed
 	ctx  context.Context
 	stop context.CancelFunc

@@ -42,6 +42,7 @@ type watcher struct {
 	free    int         // connections that the server could still take then
 	schema  schemaLevel // of the server
 	refused bool        // a spare connection: the next question goes over an open one
+	passed  bool        // nothing was asked in the last pulse, though it was time
 	waiting []job       // for an answer to a try that began since
 
 	mu   sync.Mutex
@@ -267,9 +268,23 @@ func (n *watcher) every() time.Duration {
 func (n *watcher) ask() {
 	over := time.Since(n.begun) - n.every()
 	if over >= 0 && (n.lent == 0 || len(n.idle) > 0 || over >= n.patience()) {
-		n.try()
+		if n.passed = !n.passed && n.passes(); n.passed {
+			n.begun = time.Now()
+			n.first = n.begun // what was not asked was not late
+		} else {
+			n.try()
+		}
 		n.begun = n.begun.Add(-sinceTick(n.every()))
 	}
+}
+
+// passes says that a pulse may go by without a question: to another standby that
+// answers, while a standby's Monitor sees its primary. Its end is heard at once all the
+// same, and whoever decides on an election asks everybody anew.
+func (n *watcher) passes() bool {
+	v := n.snapshot()
+	return n.w.easy.Load() && n.open == 0 && len(n.waiting) == 0 && n.ear != nil && n.fair() &&
+		v.Answer == election.Answers && v.Running == election.Standby && v.Role == election.Standby && v.ID != int32(n.w.cluster().cfg.NodeID)
 }
 
 // quiet is how long ago the question was asked that was answered last.

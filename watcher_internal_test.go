@@ -51,3 +51,49 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 	n.answer(election.Silent, time.Now(), nil)
 	require.False(t, n.snapshot().Ended, "a port that falls silent and refuses later may be a firewall's")
 }
+
+// A standby's Monitor that sees its primary leaves out every second question to
+// another standby, and none to anybody else, nor while anything is amiss.
+func TestWatcher_PassesEverySecondPulse(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // nothing is dialled
+	calm := func() *watcher {
+		w := &watch{wake: func() {}}
+		w.use(&Cluster{cfg: Config{NodeID: 2, Conninfo: "host=127.0.0.1"}.withDefaults()})
+		w.easy.Store(true)
+		n := &watcher{w: w, ctx: ctx, tries: make(chan tried, mostOpen), ear: &ear{}}
+		n.view = election.Peer{ID: 3, Role: election.Standby, Running: election.Standby, Answer: election.Answers, SeenAt: time.Now()}
+		return n
+	}
+	for what, change := range map[string]func(*watcher){
+		"an election may be near":   func(n *watcher) { n.w.easy.Store(false) },
+		"its own server":            func(n *watcher) { n.view.ID = 2 },
+		"a primary":                 func(n *watcher) { n.view.Running = election.Primary },
+		"registered as a primary":   func(n *watcher) { n.view.Role = election.Primary },
+		"a witness":                 func(n *watcher) { n.view.Role = election.Witness },
+		"silent":                    func(n *watcher) { n.view.Answer = election.Silent },
+		"late a moment ago":         func(n *watcher) { n.late = time.Now() },
+		"its end would go unheard":  func(n *watcher) { n.ear = nil },
+		"a question is on its way":  func(n *watcher) { n.open = 1 },
+		"somebody waits for a look": func(n *watcher) { n.waiting = []job{{}} },
+	} {
+		n := calm()
+		require.True(t, n.passes())
+		change(n)
+		require.False(t, n.passes(), what)
+	}
+	n := calm()
+	for range 3 {
+		n.begun, n.first = time.Time{}, time.Time{}
+		n.ask()
+		require.Zero(t, n.open, "the first pulse goes by")
+		require.Less(t, n.quiet(), n.lateAfter(), "and what is not asked is not late")
+		n.begun = time.Time{}
+		n.ask()
+		require.Equal(t, 1, n.open, "the second does not")
+		n.count(<-n.tries)
+		n.w.wg.Wait()
+	}
+	n.wg.Wait()
+}
