@@ -3,8 +3,7 @@ package repmgr
 import (
 	"context"
 	"fmt"
-
-	"github.com/jackc/pgx/v5"
+	"strconv"
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -35,13 +34,37 @@ SELECT CASE WHEN NOT r.rec OR w.status = 'streaming' THEN concat_ws('/', r.rec, 
   coalesce(extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time), 0)::float8
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true`
 
-// glance asks, on a connection that has looked before.
+// glance asks, on a connection that has looked before. It is asked below pgx, which
+// takes more time than the server for a question that is always the same: ctx has the limit.
 func (n *Node) glance(ctx context.Context) (g glance, err error) {
 	if n.schema != schemaOurs {
 		return g, nil
 	}
-	if err := n.conn.QueryRow(ctx, glanceSQL, pgx.QueryExecModeCacheStatement).Scan(&g.state, &g.lsn, &g.heard); err != nil {
-		return g, n.queryError("glance at the node", err)
+	const name = "glance"
+	conn := n.conn.PgConn()
+	if !n.glances {
+		if _, err := conn.Prepare(ctx, name, glanceSQL, nil); err != nil {
+			return g, n.queryError("glance at the node", err)
+		}
+		n.glances = true
+	}
+	res := conn.ExecPrepared(ctx, name, nil, nil, nil).Read()
+	if res.Err != nil {
+		return g, n.queryError("glance at the node", res.Err)
+	}
+	if len(res.Rows) != 1 || len(res.Rows[0]) != 3 {
+		return g, fmt.Errorf("glance at %s: want one row of three columns", n.name)
+	}
+	row := res.Rows[0]
+	if row[0] != nil {
+		state := string(row[0])
+		g.state = &state
+	}
+	if err = g.lsn.UnmarshalText(row[1]); err == nil {
+		g.heard, err = strconv.ParseFloat(string(row[2]), 64)
+	}
+	if err != nil {
+		return g, fmt.Errorf("glance at %s: %w", n.name, err)
 	}
 	return g, nil
 }

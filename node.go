@@ -29,6 +29,7 @@ type Node struct {
 	heeded   bool         // its ballot is locked: it was seen to heed a new setting
 	looked   bool         // whether it was looked at for an election
 	loose    bool         // its session is not settled yet: see lookFirst
+	glances  bool         // the question of a glance is prepared
 
 	// As the newest look over it showed:
 	free  int    // connections that the server could still take
