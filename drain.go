@@ -115,20 +115,26 @@ func (n *Node) tellRule(ctx context.Context, r election.Rule) error {
 		if b.Term > r.Term {
 			return nil // an election goes on: the ballots tell
 		}
-		return n.storeRule(ctx, r)
+		return n.storeRuleLoudly(ctx, r)
 	})
 }
 
-// storeRule is tellRule for who holds the ballot's lock.
+// storeRuleLoudly is tellRule for who holds the ballot's lock. Nobody needs it in
+// force, but where the server reads its settings the Monitors notice that something changed.
+func (n *Node) storeRuleLoudly(ctx context.Context, r election.Rule) error {
+	if err := n.storeRule(ctx, r); err != nil {
+		return err
+	}
+	return n.reload(ctx)
+}
+
+// storeRule leaves it to what comes next to be noticed.
 func (n *Node) storeRule(ctx context.Context, r election.Rule) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	if err := ballot.Store(ctx, n.conn, toldSetting, string(text)); err != nil {
-		return err
-	}
-	return n.reload(ctx) // nobody needs it in force, but the Monitors notice that something changed
+	return ballot.Store(ctx, n.conn, toldSetting, string(text))
 }
 
 // confirm asks whether a data node shows the rule, and, once that is written, tells
@@ -149,7 +155,7 @@ func (a *campaign) confirm(ctx context.Context, n *Node, id int32, tell bool) (k
 		case knows:
 			return nil
 		}
-		return n.storeRule(ctx, rule)
+		return n.storeRuleLoudly(ctx, rule)
 	})
 	if err != nil {
 		return false, err

@@ -85,6 +85,7 @@ func (n *Node) rehearse(ctx context.Context, r election.Rule) {
 		return
 	}
 	_, _ = n.ruleLine(ctx)
+	_, _ = n.walSegmentSize(ctx)
 	if args, err := ruleArgs(r, ""); err == nil {
 		_, _ = n.conn.Exec(ctx, `EXPLAIN `+ruleInsertSQL, args...)
 	}

@@ -273,6 +273,7 @@ func (m *Monitor) runsAs() election.Role {
 
 // wait rests until something is news. In an election of ours only its end is, for
 // a pulse: what else changes is its own doing, and to look at it would slow it down.
+// One that leaves an election to others looks after that now and then.
 func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	pulse := m.cluster.pulse()
 	switch {
@@ -281,6 +282,7 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	case d > pulse:
 		return m.watch.lull(ctx, d-sinceTick(pulse), m.wake)
 	}
+	begun := time.Now()
 	t := time.NewTimer(d)
 	defer t.Stop()
 	for {
@@ -291,10 +293,19 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 			if m.electing() {
 				continue
 			}
+			if rest := pulse/8 - time.Since(begun); rest > 0 && m.aside() {
+				t.Reset(min(rest, d-time.Since(begun)))
+				continue
+			}
 		case <-t.C:
 		}
 		return nil
 	}
+}
+
+// aside reports whether it leaves an election to others for now.
+func (m *Monitor) aside() bool {
+	return m.state.Reason == election.NotMyTurn || m.state.Reason == election.OthersElect
 }
 
 // electing reports whether an election of ours is under way.

@@ -283,7 +283,7 @@ func (n *Node) readWAL(ctx context.Context, t wal.Timeline, at wal.LSN, length i
 // walSegmentSize is the size of the server's WAL segment files, in bytes.
 func (n *Node) walSegmentSize(ctx context.Context) (uint32, error) {
 	if n.segment == 0 {
-		if err := n.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&n.segment); err != nil {
+		if err := n.conn.QueryRow(ctx, `SELECT pg_size_bytes(current_setting('wal_segment_size'))`).Scan(&n.segment); err != nil {
 			return 0, n.queryError("read wal_segment_size", err)
 		}
 	}
