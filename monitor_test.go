@@ -220,6 +220,7 @@ func TestMonitor_SecondOfANode(t *testing.T) {
 	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
 	firsts := map[*node]func(){}
 	for _, n := range nodes {
+		n.set(t, `wal_keep_size = '64MB'`) // a slow rejoin finds it
 		_, firsts[n] = n.monitor(t)
 	}
 	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
