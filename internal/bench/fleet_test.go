@@ -98,7 +98,7 @@ func (s suite) fleet(t *testing.T, size int, mode string) (m fleet) {
 	for _, conf := range confs {
 		pids = append(pids, []int{s.daemon(t, conf)})
 	}
-	pass(t, settleTime, func() {})
+	pass(t, 3*settleTime/2, func() {}) // for a minute after an answer was late daemons ask more often, and all have just started
 	for i := range pids {
 		pids[i] = append(pids[i], childrenOf(t, pids[i][0])...)
 	}
