@@ -291,6 +291,7 @@ func (a *campaign) lookAgain(ctx context.Context, p election.Peer) (view electio
 // pledged is what a look says of a voter, with what the look does not know.
 func pledged(p, view election.Peer) election.Peer {
 	view.ID, view.Role, view.Priority, view.Location, view.Answer, view.SeenAt = p.ID, p.Role, p.Priority, p.Location, election.Answers, time.Now()
+	view.Hung = p.Hung
 	return view
 }
 

@@ -491,3 +491,26 @@ func TestMonitor_StandsForAHigherTerm(t *testing.T) {
 	w.Stop()
 	w.Verify(t, nodes[0].Conninfo())
 }
+
+// A node whose postmaster hangs answers on the connections that are open: it pledges
+// itself, and is chosen. It is found out before it is promoted, and its equal is elected.
+func TestFailover_WinnerThatHangs(t *testing.T) {
+	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			nodes, _ := startCluster(t, 3, mode)
+			nodes[0].Exec(t, `CREATE TABLE kept AS SELECT 1 AS i`)
+			waitSame(t, nodes[0], nodes[1])
+			waitSame(t, nodes[0], nodes[2])
+			nodes[1].Signal(syscall.SIGSTOP)
+			t.Cleanup(func() { nodes[1].Signal(syscall.SIGCONT) })
+			nodes[0].stop()
+			nodes[0].Kill()
+			winner := waitPrimary(t, nodes[2])
+			waitValue(t, winner, "1", `SELECT count(*)::text FROM kept`)
+			winner.Exec(t, `INSERT INTO kept VALUES (2)`)
+			nodes[1].Signal(syscall.SIGCONT)
+			waitValue(t, nodes[1], "2", `SELECT count(*)::text FROM kept`)
+		})
+	}
+}

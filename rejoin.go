@@ -86,6 +86,7 @@ type rejoining struct {
 	impossible  string // why neither following nor pg_rewind can help
 	cloneOnly   bool   // and no person could make it possible
 	interrupted bool   // an earlier rejoin ended in the middle of its work on the data
+	touched     bool   // its data is not what it was
 	res         RejoinResult
 }
 
@@ -433,6 +434,13 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 		}
 		return err
 	}
+	if r.local != nil {
+		defer func() {
+			if err != nil && !r.touched && !r.isGuarded() {
+				r.startAgain(ctx)
+			}
+		}()
+	}
 	if err := r.step(ctx, "stop", r.stopLocal); err != nil {
 		return err
 	}
@@ -489,6 +497,21 @@ func (r *rejoining) wasStarted(ctx context.Context) bool {
 	}
 	now, err := r.server.control(ctx)
 	return err == nil && (now.State != r.control.State || now.Position() != r.control.Position())
+}
+
+// startAgain starts a standby that was stopped for what can not be done now: the
+// primary that it was to follow may be lost, and the election needs its vote.
+func (r *rejoining) startAgain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.NodeRejoinTimeout)
+	defer cancel()
+	if r.server.runs() {
+		return
+	}
+	if err := r.server.start(ctx); err != nil {
+		r.log.Warn("the server was stopped, and is not started again", "node", r.res.Node.Name, "err", err, "hint", Hint(err))
+		return
+	}
+	r.log.Info("rejoin: start again", "detail", "its data is as it was")
 }
 
 // stopLocal leaves no process of the server.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -589,4 +590,38 @@ func TestRejoin_RecloneWithTablespaces(t *testing.T) {
 	waitSame(t, node2, node1)
 	require.Equal(t, "1001", node1.QueryString(t, `SELECT count(*) FROM t`))
 	require.Equal(t, spaces[0], node1.QueryString(t, `SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'extra'`))
+}
+
+// onMessage runs f when a message is logged.
+type onMessage struct {
+	slog.Handler
+	message string
+	f       func()
+}
+
+func (h onMessage) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == h.message {
+		h.f()
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// A standby that was stopped for a rewind runs again where the primary is lost before
+// its data was changed: the election needs its vote.
+func TestRejoin_StartsAgainWhatItStopped(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	primary := startPrimary(t)
+	standby := addStandby(t, primary, 2)
+	standby.cfg.DataDirectory = standby.Dir
+	standby.stray(t, func() { standby.Stop("fast") })
+	cfg := standby.cfg
+	cfg.Logger = slog.New(onMessage{cfg.Logger.Handler(), "rejoin: detach", primary.Kill})
+	c, err := repmgr.New(cfg)
+	require.NoError(t, err)
+	res, err := c.Rejoin(t.Context(), repmgr.RejoinOptions{Policy: repmgr.RejoinRewind, Target: primary.Conninfo()})
+	require.Error(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method)
+	require.Equal(t, "checkpoint", res.Steps[len(res.Steps)-1].Name)
+	require.Equal(t, "t", standby.QueryString(t, `SELECT pg_is_in_recovery() AND current_setting('primary_conninfo') = ''`))
 }

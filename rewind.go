@@ -22,8 +22,8 @@ import (
 //
 //	salvage     copy the WAL that is about to be lost
 //	detach      make it a standby of nobody: from here on it can not come up as a primary
-//	recover     crash recovery, so that the data is consistent
 //	checkpoint  the primary's own files tell its new timeline
+//	recover     crash recovery, so that the data is consistent: it writes WAL of its own
 //	guard       a note beside the data, and a mode with which PostgreSQL does not start
 //	rewind      pg_rewind, and a look at what it did
 //	configure   the node's own files back, and the guard off
@@ -105,7 +105,7 @@ func (r *rejoining) takeBack(ctx context.Context) error {
 	for _, s := range []struct {
 		name string
 		do   func(context.Context) (string, error)
-	}{{"salvage", r.save}, {"detach", r.detach}, {"recover", r.recover}, {"checkpoint", r.checkpoint}, {"rewind", r.rewind}, {"configure", r.configure}} {
+	}{{"salvage", r.save}, {"detach", r.detach}, {"checkpoint", r.checkpoint}, {"recover", r.recover}, {"rewind", r.rewind}, {"configure", r.configure}} {
 		if err := r.step(ctx, s.name, s.do); err != nil {
 			return err
 		}
@@ -169,6 +169,7 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 			defer func() { _ = os.Rename(path+".repmgr", path) }()
 		}
 	}
+	r.touched = true
 	args := append([]string{"--single", "-F", "-c", "wal_keep_size=100GB", "-c", "archive_mode=off"}, r.server.args()...)
 	if out, err := r.tool(ctx, postgres, nil, append(args, "template1")...); err != nil {
 		return "", hint(kind(ErrRejoin, "crash recovery of %s: %w%s", r.res.Node, err, afterColon(lastLines(out, 5))), "%s", r.again("--reclone"))

@@ -52,6 +52,7 @@ type watcher struct {
 
 	endedAt time.Time // when the server last ended our connection, the last that was open
 	conns   map[*Node]bool
+	hungAt  time.Time // when it took no new connection, while it answered on others; zero: it has since
 	wordAt  time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
 }
 
@@ -581,7 +582,28 @@ func (n *watcher) opened(node *Node, err error) {
 	if n.conns == nil {
 		n.conns = map[*Node]bool{}
 	}
-	n.conns[node] = true
+	n.conns[node], n.hungAt = true, time.Time{}
+}
+
+// hungFor is for how long a node is not elected that took no new connection.
+const hungFor = time.Minute
+
+// hangs notes that it takes no new connection.
+func (n *watcher) hangs() {
+	if n != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.hungAt = time.Now()
+	}
+}
+
+func (n *watcher) hung() bool {
+	if n == nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.hungAt.IsZero() && time.Since(n.hungAt) < hungFor
 }
 
 func (n *watcher) closed(node *Node) {
