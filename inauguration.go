@@ -116,6 +116,7 @@ func (a *campaign) promote(ctx context.Context) error {
 	defer mark.Wait()
 	err := a.w.node(int32(winner.ID)).alone(before, func(n *Node) error {
 		ctx := before
+		defer n.hangUpWith(before)()
 		if a.tally.Rule.Quorum {
 			probe.Go(func() { a.probe, _ = n.commitProbe(limited) })
 		}
@@ -184,6 +185,14 @@ func (a *campaign) dial(ctx context.Context) error {
 		a.conn = conn
 	}
 	return err
+}
+
+// hangUpWith closes the socket when ctx ends, until the returned func is called: a
+// server that hangs gets no request to cancel what the session does, and that would
+// keep its locks as long as the socket is open.
+func (n *Node) hangUpWith(ctx context.Context) (stop func()) {
+	end := context.AfterFunc(ctx, func() { _ = n.conn.PgConn().Conn().Close() })
+	return func() { end() }
 }
 
 // markOpen says of the value under which the term is open that it is ours, beside
