@@ -25,7 +25,7 @@ func killings() []Nemesis {
 	all := []Nemesis{
 		{Name: "kill postmaster", Expect: Failover, Weight: 30, Pairs: true, Do: func(ctx context.Context, s *scene) error {
 			n := s.hit(s.primary())
-			if err := n.killPostmaster(ctx); err != nil && !(s.second && n.postmaster() == 0) { // the other fault may have ended its machine
+			if err := n.killPostmaster(ctx); err != nil && (!s.second || n.postmaster() != 0) { // the other fault may have ended its machine
 				return err
 			}
 			return nil
