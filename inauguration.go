@@ -131,7 +131,7 @@ func (a *campaign) promote(ctx context.Context) error {
 			} else if err := n.clearSync(ctx); err != nil {
 				return err
 			}
-			if _ = <-dialled; before.Err() != nil { // no setting comes into force there
+			if err := <-dialled; err != nil && before.Err() != nil { // no setting comes into force there
 				return context.Cause(before)
 			}
 			if !a.reaffirm {
