@@ -35,10 +35,8 @@ type Node struct {
 	free  int    // connections that the server could still take
 	known glance // what was there just before
 
-	checked time.Time                    // when its configuration was last looked at
-	fault   string                       // what was wrong with it
-	pasts   map[wal.Timeline]wal.History // what was read of its timelines: their forks
-	marks   map[wal.Timeline]uint32      // and marks
+	pasts map[wal.Timeline]wal.History // what was read of its timelines: their forks
+	marks map[wal.Timeline]uint32      // and marks
 }
 
 // Connect opens a connection to the server that conninfo names, and waits for

@@ -68,8 +68,9 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	} else if err != nil {
 		return election.Peer{}, Presence{}, err
 	}
-	fault := "NULL"
-	if time.Since(n.checked) >= faultEvery {
+	fault, asked, of := "NULL", time.Now(), w.node(int32(rec.ID))
+	checked, known := of.faultSeen()
+	if asked.Sub(checked) >= faultEvery {
 		fault = ballot.FaultSQL
 	}
 	text, err := n.look(ctx, fmt.Sprintf(peerSQL, ballot.SettingsSQL, fault, rule))
@@ -113,14 +114,15 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	}
 	set, b, unable := readVote(s.Settings, unreadable)
 	if fault != "NULL" {
-		n.checked, n.fault = time.Now(), s.Fault
+		known = s.Fault
+		of.setFault(asked, known)
 	}
 	n.free = max(0, s.Free)
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{LSN: max(s.LSN, s.Replay)}, Replayed: s.Replay, Idle: s.Idle,
 		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Archive: s.Archive, Delayed: s.Delayed, Started: s.Started,
 		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
-		NoPledge: orDefault(unable, n.fault),
+		NoPledge: orDefault(unable, known),
 	}
 	v.Misnamed = nameProblem(rec, w.records()) != ""
 	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)

@@ -52,6 +52,8 @@ type watcher struct {
 
 	endedAt time.Time // when the server last ended our connection, the last that was open
 	conns   map[*Node]bool
+	fault   string    // of its configuration; empty: none
+	faultAt time.Time // when that was asked
 	hungAt  time.Time // when it took no new connection, while it answered on others; zero: it has since
 	wordAt  time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
 }
@@ -583,6 +585,27 @@ func (n *watcher) opened(node *Node, err error) {
 		n.conns = map[*Node]bool{}
 	}
 	n.conns[node], n.hungAt = true, time.Time{}
+}
+
+// faultSeen is what was wrong with its configuration when somebody last asked,
+// whatever connection that was on: what one knows is not to be unknown to the other.
+func (n *watcher) faultSeen() (at time.Time, fault string) {
+	if n == nil {
+		return at, ""
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.faultAt, n.fault
+}
+
+func (n *watcher) setFault(at time.Time, fault string) {
+	if n != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if at.After(n.faultAt) {
+			n.faultAt, n.fault = at, fault
+		}
+	}
 }
 
 // hungFor is for how long a node is not elected that took no new connection.

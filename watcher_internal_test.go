@@ -97,3 +97,22 @@ func TestWatcher_PassesEverySecondPulse(t *testing.T) {
 	}
 	n.wg.Wait()
 }
+
+// What one connection was told of a broken configuration the other one knows, too:
+// else the node could pledge itself and could not, in turn.
+func TestWatcher_OneKnowsOfAFault(t *testing.T) {
+	t.Parallel()
+	n, now := &watcher{}, time.Now()
+	n.setFault(now, "its configuration file has an error")
+	n.setFault(now.Add(-time.Second), "") // asked before, answered later
+	at, fault := n.faultSeen()
+	require.Equal(t, now, at)
+	require.NotEmpty(t, fault)
+	n.setFault(now.Add(time.Second), "")
+	_, fault = n.faultSeen()
+	require.Empty(t, fault)
+	var gone *watcher
+	gone.setFault(now, "")
+	at, _ = gone.faultSeen()
+	require.True(t, at.IsZero())
+}
