@@ -257,18 +257,24 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 		as = ballot.Primary
 	}
 	var view election.Peer
+	hung := false
 	err := n.alone(ctx, func(n *Node) (err error) {
+		var loaded time.Time
+		if err := n.conn.QueryRow(ctx, `SELECT pg_conf_load_time()`).Scan(&loaded); err != nil {
+			return n.queryError("look at the settings", err)
+		}
 		if err := ballot.Pledge(ctx, n.conn, ballot.Ballot{Node: p.ID, Term: a.res.Term, Candidate: a.c.candidate()}, as); err != nil {
 			return err
 		}
 		if as == ballot.Standby {
-			if err := n.endReceiver(ctx); err != nil {
+			if hung, err = n.endReceiver(ctx, loaded, limit/2); err != nil {
 				return err
 			}
 		}
 		if view, _, err = n.peerView(ctx, a.w, a.w.record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
 			view, err = n.makeSure(ctx, a.w, a.w.record(p.ID), view)
 		}
+		view.Hung = hung
 		return err
 	})
 	return pledged(p, view), err
@@ -291,32 +297,35 @@ func (a *campaign) lookAgain(ctx context.Context, p election.Peer) (view electio
 // pledged is what a look says of a voter, with what the look does not know.
 func pledged(p, view election.Peer) election.Peer {
 	view.ID, view.Role, view.Priority, view.Location, view.Answer, view.SeenAt = p.ID, p.Role, p.Priority, p.Location, election.Answers, time.Now()
-	view.Hung = p.Hung
 	return view
 }
 
 // endReceiver waits until a detached standby has no WAL receiver. The startup
-// process ends it, and where that is busy with its replay, a short timeout does.
-func (n *Node) endReceiver(ctx context.Context) error {
-	hurry := time.Now().Add(nudgeInterval / 2)
+// process ends it, and where that is busy with its replay, a short timeout does. It
+// is hung where the postmaster has not told our session of the new settings until then:
+// it would not promote the server either.
+func (n *Node) endReceiver(ctx context.Context, before time.Time, limit time.Duration) (hung bool, err error) {
+	begun := time.Now()
+	hurry := begun.Add(nudgeInterval / 2)
 	hurried := false
-	err := n.poll(ctx, func() (bool, error) {
-		var gone bool
-		if err := n.conn.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL)`).Scan(&gone); err != nil {
+	err = n.poll(ctx, func() (bool, error) {
+		var gone, loaded bool
+		if err := n.conn.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL), pg_conf_load_time() > $1`, before).Scan(&gone, &loaded); err != nil {
 			return false, n.queryError("look at the WAL receiver", err)
 		}
+		hung = !loaded
 		if !gone && !hurried && time.Now().After(hurry) {
 			hurried = true
 			return false, ballot.HurryReceiver(ctx, n.conn)
 		}
-		return gone, nil
+		return gone && (loaded || time.Since(begun) > limit), nil
 	})
 	if hurried {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultConnectTimeout)
 		defer cancel()
 		err = errors.Join(err, ballot.Settle(ctx, n.conn))
 	}
-	return err
+	return hung, err
 }
 
 // makeSure waits a little until it can be told where a standby's WAL ends: until

@@ -20,9 +20,11 @@ func (a *campaign) drain(ctx context.Context) error {
 	if a.reaffirm || before.Replayed >= before.Position.LSN && !before.ReplayPaused {
 		return nil
 	}
-	err := a.dial(ctx)
-	if err != nil {
-		return err
+	var err error
+	if a.conn == nil {
+		if a.conn, err = a.c.connectTo(ctx, *a.res.Winner); err != nil {
+			return err
+		}
 	}
 	begun, ended := time.Now(), 0
 	if ended, err = a.conn.replayAll(ctx, before, a.c.cfg.PromoteCheckTimeout); err != nil {

@@ -89,7 +89,6 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedPledges:    "Another election may be going on. It is tried again.",
 	election.RefusedLag:        "Start the primary again, if that can be done. To give up what only it has: repmgr cluster failover --force. With synchronous_mode=quorum there is no such choice to make.",
 	election.RefusedForeign:    "Stop repmgrd of repmgr 5 on every node. Then: repmgr cluster failover. Or let repmgr 5 do it.",
-	election.RefusedHung:       "Another node is tried. Look at its postmaster: a process that is stopped, a disk that hangs.",
 	election.RefusedBehind:     "Start the node that has them, or raise its priority above 0.",
 }
 

@@ -98,25 +98,18 @@ func (a *campaign) promote(ctx context.Context) error {
 	var conn, probe sync.WaitGroup // they are needed soon; who commits tries again
 	limited, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout/2)
 	defer cancel()
-	before, giveUp := context.WithCancelCause(ctx)
-	defer giveUp(nil)
-	dialled := make(chan error, 1)
-	conn.Go(func() {
-		err := a.dial(limited)
-		if errors.Is(err, ErrRefused) && !a.reaffirm {
-			giveUp(err)
-		}
-		if dialled <- err; a.conn != nil {
-			a.conn.rehearse(limited, a.tally.Rule)
-		}
-	})
+	if a.conn == nil {
+		conn.Go(func() {
+			if a.conn, _ = a.c.connectTo(limited, winner); a.conn != nil {
+				a.conn.rehearse(limited, a.tally.Rule)
+			}
+		})
+	}
 	var mark sync.WaitGroup
 	defer conn.Wait()
 	defer probe.Wait()
 	defer mark.Wait()
-	err := a.w.node(int32(winner.ID)).alone(before, func(n *Node) error {
-		ctx := before
-		defer n.hangUpWith(before)()
+	err := a.w.node(int32(winner.ID)).alone(ctx, func(n *Node) error {
 		if a.tally.Rule.Quorum {
 			probe.Go(func() { a.probe, _ = n.commitProbe(limited) })
 		}
@@ -130,9 +123,6 @@ func (a *campaign) promote(ctx context.Context) error {
 				}
 			} else if err := n.clearSync(ctx); err != nil {
 				return err
-			}
-			if err := <-dialled; err != nil && before.Err() != nil { // no setting comes into force there
-				return context.Cause(before)
 			}
 			if !a.reaffirm {
 				if err := n.storeRule(ctx, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
@@ -158,41 +148,11 @@ func (a *campaign) promote(ctx context.Context) error {
 			return a.c.promoteWinner(ctx, n, winner)
 		})
 	})
-	if cause := context.Cause(before); cause != nil {
-		return cause
-	}
 	if err != nil {
 		return err
 	}
 	a.at("promoted", "%s", winner)
 	return nil
-}
-
-// dial connects to the winner anew. One whose postmaster hangs answers on what is
-// open, and would never be promoted: it is refused, and is not elected for a while.
-func (a *campaign) dial(ctx context.Context) error {
-	if a.conn != nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout/2, errors.New("no new connection within half of silence_timeout"))
-	defer cancel()
-	conn, err := a.c.connectTo(ctx, *a.res.Winner)
-	if answer := answerOf(err); err != nil && (answer == election.Hangs || answer == election.Silent) {
-		a.w.node(int32(a.res.Winner.ID)).hangs()
-		return a.refuse(election.RefusedHung, a.res.Health, err.Error())
-	}
-	if err == nil {
-		a.conn = conn
-	}
-	return err
-}
-
-// hangUpWith closes the socket when ctx ends, until the returned func is called: a
-// server that hangs gets no request to cancel what the session does, and that would
-// keep its locks as long as the socket is open.
-func (n *Node) hangUpWith(ctx context.Context) (stop func()) {
-	end := context.AfterFunc(ctx, func() { _ = n.conn.PgConn().Conn().Close() })
-	return func() { end() }
 }
 
 // markOpen says of the value under which the term is open that it is ours, beside

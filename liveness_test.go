@@ -493,7 +493,7 @@ func TestMonitor_StandsForAHigherTerm(t *testing.T) {
 }
 
 // A node whose postmaster hangs answers on the connections that are open: it pledges
-// itself, and is chosen. It is found out before it is promoted, and its equal is elected.
+// itself, and has as much. It is found out by that, and its equal is elected.
 func TestFailover_WinnerThatHangs(t *testing.T) {
 	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
 		t.Run(string(mode), func(t *testing.T) {

@@ -115,7 +115,6 @@ func (w *watch) peers() []election.Peer {
 	primary := newest(all).Primary
 	for i, p := range all {
 		all[i].Forsaken = w.forsaken(p.Candidate)
-		all[i].Hung = w.nodes[NodeID(p.ID)].hung()
 		if p.ID == primary && p.SeenAt.IsZero() && !p.Monitored && w.saysGuarded() {
 			all[i].Monitored, all[i].Automatic, all[i].CanFence, all[i].PauseSeq = true, true, true, election.LastPause(all)
 		}

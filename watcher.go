@@ -54,7 +54,6 @@ type watcher struct {
 	conns   map[*Node]bool
 	fault   string    // of its configuration; empty: none
 	faultAt time.Time // when that was asked
-	hungAt  time.Time // when it took no new connection, while it answered on others; zero: it has since
 	wordAt  time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
 }
 
@@ -584,7 +583,7 @@ func (n *watcher) opened(node *Node, err error) {
 	if n.conns == nil {
 		n.conns = map[*Node]bool{}
 	}
-	n.conns[node], n.hungAt = true, time.Time{}
+	n.conns[node] = true
 }
 
 // faultSeen is what was wrong with its configuration when somebody last asked,
@@ -606,27 +605,6 @@ func (n *watcher) setFault(at time.Time, fault string) {
 			n.faultAt, n.fault = at, fault
 		}
 	}
-}
-
-// hungFor is for how long a node is not elected that took no new connection.
-const hungFor = time.Minute
-
-// hangs notes that it takes no new connection.
-func (n *watcher) hangs() {
-	if n != nil {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.hungAt = time.Now()
-	}
-}
-
-func (n *watcher) hung() bool {
-	if n == nil {
-		return false
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return !n.hungAt.IsZero() && time.Since(n.hungAt) < hungFor
 }
 
 func (n *watcher) closed(node *Node) {

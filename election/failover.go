@@ -183,7 +183,7 @@ func (p Policy) mayElect(s State, o Observation) bool {
 // could all do it go one after another, so that they do not split the pledges.
 func (p Policy) elect(s State, o Observation) Decision {
 	after := refuseAfter
-	if slices.Contains([]Reason{Reason(RefusedHealth), Reason(RefusedPledges), Reason(RefusedHung)}, o.Last.Reason) {
+	if o.Last.Reason == Reason(RefusedHealth) || o.Last.Reason == Reason(RefusedPledges) {
 		after = retryAfter
 	}
 	since := o.Now.Sub(s.LostAt)

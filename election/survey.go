@@ -59,7 +59,7 @@ type Peer struct {
 	Candidate    string        // of its ballot
 	Chosen       bool          // its ballot says that it won that election
 	Forsaken     bool          // the monitor that its ballot is made out to has ended since
-	Hung         bool          // it answers on open connections only: nothing can be promoted there
+	Hung         bool          // pledged: it has not loaded its vote, so its postmaster hangs, and nothing can be promoted there
 	Rule         Rule          // the newest that it holds
 	Told         Rule          // a newer one that it was told of: of a primary the one that it was elected by, whose row is not written yet
 	Paused       bool
@@ -301,7 +301,6 @@ const (
 	RefusedLag        Refusal = "the best node that may be promoted may lack more of the primary's WAL than maximum_lag_on_failover"
 	RefusedForeign    Refusal = "a repmgrd of repmgr 5 runs beside ours, and may promote another node"
 	RefusedBehind     Refusal = "no node that may be promoted has all acknowledged commits"
-	RefusedHung       Refusal = "the node that was to be promoted takes no new connection"
 )
 
 // Survey says whether an election may begin, before anybody is asked for a
@@ -450,7 +449,7 @@ const (
 	UnfitPriority    Unfit = "its priority is 0"
 	UnfitDelayed     Unfit = "it applies WAL with a delay"
 	UnfitNoPledge    Unfit = "it could not pledge itself"
-	UnfitHung        Unfit = "it answers on open connections only: its postmaster hangs"
+	UnfitHung        Unfit = "its server loads no settings: its postmaster hangs"
 	UnfitBranch      Unfit = "it is on a branch that no rule knows"
 	UnfitUnsure      Unfit = "where its WAL ends, or on which timeline, can not be told"
 	UnfitTarget      Unfit = "its replay stops at a recovery target"
