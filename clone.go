@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -392,6 +393,7 @@ func (r *cloning) writeSettings(dir string, set map[string]string) error {
 		return fmt.Errorf("in %s: %w", autoConf, err)
 	}
 	maps.Copy(give, set)
+	drop = slices.DeleteFunc(drop, func(name string) bool { return name == ownWALSetting }) // so has the copy
 	for _, name := range []string{fencedName, rejoinName, pendingName} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -62,9 +62,13 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		return r.impossible, nil
 	}
 	r.shared = wal.Position{Timeline: common, LSN: fork}
+	own, err := r.server.ownWAL()
+	if err != nil {
+		return "", hint(kind(ErrRejoin, "look at the settings of %s: %w", r.res.Node, err), "%s", r.again("--reclone"))
+	}
 	damaged := !r.server.hasSegment(r.control.Redo, r.control.WALSegmentSize)
 	switch {
-	case r.writes, common != r.timeline, damaged:
+	case r.writes, common != r.timeline, damaged, own.Timeline == r.timeline:
 		r.diverged = true
 	case received != 0:
 		r.diverged = received > fork
@@ -111,6 +115,8 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
 		return detail + ", and " + r.impossible, nil
+	case own.Timeline == r.timeline && fork > own.LSN:
+		r.impossible, r.cloneOnly = fmt.Sprintf("an earlier rejoin gave it WAL of its own behind %s, and pg_rewind would take that for the primary's", own), true
 	case r.twin, common < r.timeline && r.timeline == r.status.Timeline:
 		r.impossible, r.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", r.timeline), true
 	case gone != "":

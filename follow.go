@@ -262,6 +262,9 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *Node, node Record, statu
 		return 0, hint(kind(ErrSystemIdentifier, "%s has system identifier %s, %s has %s", node, status.SystemIdentifier, target, theirs.SystemIdentifier),
 			"They are different clusters, and one can not follow the other.")
 	}
+	if err := n.refuseOwnWAL(ctx, node, target, status.Timeline); err != nil {
+		return 0, err
+	}
 	local, upstream := status.Position(), theirs.Position()
 	var history wal.History
 	if upstream.Timeline >= local.Timeline && upstream.Timeline > 1 {

@@ -348,6 +348,9 @@ func (a *campaign) repoint(ctx context.Context, n *Node, r Record) error {
 	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
 		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
 	}
+	if theirs.Halt == election.UnfitOwnWAL {
+		return kind(ErrTimelineDiverged, "%s can not follow the winner: %s", r, theirs.Halt)
+	}
 	set, err := a.c.standbySettings(*a.res.Winner, r.Name, a.slots[r.ID])
 	if err != nil {
 		return err

@@ -149,6 +149,9 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
 	v.Unsure = !sure
+	if own, err := parseOwnWAL(set); s.InRecovery && (err != nil || own.Timeline == v.Position.Timeline) {
+		v.Halt, v.Unsure, v.Position.LSN = election.UnfitOwnWAL, true, own.LSN
+	}
 	var told election.Rule
 	if text := set[toldSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {
 		v.ID, v.Role = int32(rec.ID), election.Role(rec.Role)

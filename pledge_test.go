@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
@@ -222,6 +224,27 @@ func TestFailover_StrayNeverWins(t *testing.T) {
 			w.Verify(t, nodes[1].Conninfo())
 		})
 	}
+}
+
+// A node with WAL of its own, which the crash recovery of a rejoin gave it, votes and
+// never wins, and the end of that WAL, a shutdown in order, says nothing of the primary.
+func TestFailover_OwnWALNeverWins(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	require.NoError(t, ballot.Store(t.Context(), nodes[1].Conn(t), "repmgr.own_wal", `{"timeline": 1, "lsn": "0/1000000"}`))
+	pgtest.WaitFor(t, "the forecast to name another winner", func(ctx context.Context) error {
+		e, err := nodes[2].Explain(ctx, repmgr.ExplainOptions{})
+		if err == nil && (e.Forecast.Winner != 3 || !slices.ContainsFunc(e.Forecast.Candidates, func(c election.Candidate) bool { return c.ID == 2 && c.Unfit == election.UnfitOwnWAL })) {
+			err = fmt.Errorf("%+v", e.Forecast)
+		}
+		return err
+	})
+	waitValue(t, nodes[0], "{3}/1", `SELECT coalesce((SELECT format('%s/%s', sync_standbys, acks) `+newestRule+`), 'none')`)
+	nodes[0].Kill()
+	nodes[0].stop()
+	require.Equal(t, repmgr.NodeID(3), waitPrimary(t, nodes[1:]...).cfg.NodeID)
+	waitValue(t, nodes[2], "streaming", `SELECT coalesce((SELECT state FROM pg_stat_replication WHERE application_name = 'node2'), 'none')`)
+	require.Equal(t, "t", nodes[1].QueryString(t, `SELECT current_setting('repmgr.own_wal', true) IS NULL`))
 }
 
 // A node that keeps segments and the history of a branch that it has left, as

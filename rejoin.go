@@ -86,7 +86,6 @@ type rejoining struct {
 	impossible  string // why neither following nor pg_rewind can help
 	cloneOnly   bool   // and no person could make it possible
 	interrupted bool   // an earlier rejoin ended in the middle of its work on the data
-	touched     bool   // its data is not what it was
 	res         RejoinResult
 }
 
@@ -436,7 +435,7 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 	}
 	if r.local != nil {
 		defer func() {
-			if err != nil && !r.touched && !r.isGuarded() {
+			if err != nil && !r.isGuarded() {
 				r.startAgain(ctx)
 			}
 		}()
@@ -511,7 +510,7 @@ func (r *rejoining) startAgain(ctx context.Context) {
 		r.log.Warn("the server was stopped, and is not started again", "node", r.res.Node.Name, "err", err, "hint", Hint(err))
 		return
 	}
-	r.log.Info("rejoin: start again", "detail", "its data is as it was")
+	r.log.Info("rejoin: start again", "detail", "it has a vote, until it can be brought back")
 }
 
 // stopLocal leaves no process of the server.
@@ -541,7 +540,7 @@ func (r *rejoining) startStandby(ctx context.Context) (string, error) {
 	}
 	err = r.server.giveArchive()
 	if err == nil {
-		err = writeStandby(r.server.dir, set, nil)
+		err = writeStandby(r.server.dir, set, []string{ownWALSetting})
 	}
 	if err != nil {
 		return "", kind(ErrDirectory, "write the standby settings: %w", err)

@@ -615,13 +615,70 @@ func TestRejoin_StartsAgainWhatItStopped(t *testing.T) {
 	standby := addStandby(t, primary, 2)
 	standby.cfg.DataDirectory = standby.Dir
 	standby.stray(t, func() { standby.Stop("fast") })
-	cfg := standby.cfg
-	cfg.Logger = slog.New(onMessage{cfg.Logger.Handler(), "rejoin: detach", primary.Kill})
-	c, err := repmgr.New(cfg)
-	require.NoError(t, err)
+	c := standby.onMessage(t, "rejoin: detach", primary.Kill)
 	res, err := c.Rejoin(t.Context(), repmgr.RejoinOptions{Policy: repmgr.RejoinRewind, Target: primary.Conninfo()})
 	require.Error(t, err)
 	require.Equal(t, repmgr.RejoinByRewind, res.Method)
 	require.Equal(t, "checkpoint", res.Steps[len(res.Steps)-1].Name)
 	require.Equal(t, "t", standby.QueryString(t, `SELECT pg_is_in_recovery() AND current_setting('primary_conninfo') = ''`))
+}
+
+// onMessage is the node's Cluster, which runs do when it logs that message.
+func (n *node) onMessage(t *testing.T, message string, do func()) *repmgr.Cluster {
+	t.Helper()
+	cfg := n.cfg
+	cfg.Logger = slog.New(onMessage{cfg.Logger.Handler(), message, do})
+	c, err := repmgr.New(cfg)
+	require.NoError(t, err)
+	return c
+}
+
+// Where the primary is lost between the crash recovery of a rejoin and pg_rewind, the
+// node has WAL of its own: it follows nobody until a rejoin has ended.
+func TestRejoin_OwnWAL(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crashWithRows)
+	o := repmgr.RejoinOptions{Policy: repmgr.RejoinRewind, Target: c.node3.Conninfo()}
+	res, err := c.node1.onMessage(t, "rejoin: recover", c.node2.Kill).Rejoin(t.Context(), o)
+	require.Error(t, err)
+	require.Equal(t, "rewind", res.Steps[len(res.Steps)-1].Name)
+	c.node2.StartAgain()
+	c.node1.StartAgain() // as somebody does
+	const noted = `SELECT pg_is_in_recovery() AND current_setting('repmgr.own_wal', true) IS NOT NULL`
+	require.Equal(t, "t", c.node1.QueryString(t, noted))
+	_, err = c.node1.Follow(t.Context(), repmgr.FollowOptions{Target: c.node2.Conninfo()})
+	requireError(t, err, repmgr.ErrTimelineDiverged, "WAL of its own")
+	require.Contains(t, repmgr.Hint(err), "--force-rewind")
+	res, err = c.node1.Rejoin(t.Context(), o)
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method)
+	require.Equal(t, "f", c.node1.QueryString(t, noted))
+	waitSame(t, c.node2, c.node1)
+}
+
+// WAL of its own behind a place that the new primary's line has passed looks like the
+// primary's: neither following nor pg_rewind helps.
+func TestRejoin_OwnWALPassed(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	primary := startPrimary(t)
+	standby := addStandby(t, primary, 2)
+	standby.cfg.DataDirectory = standby.Dir
+	standby.Stop("fast")
+	auto := filepath.Join(standby.Dir, "postgresql.auto.conf")
+	text, err := os.ReadFile(auto)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(auto, append(text, `repmgr.own_wal = '{"timeline": 1, "lsn": "0/1000000"}'`+"\n"...), 0o600))
+	primary.Exec(t, `CREATE TABLE later AS SELECT 1 AS i`)
+	c, err := repmgr.New(standby.cfg)
+	require.NoError(t, err)
+	o := repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean, Target: primary.Conninfo()}
+	_, err = c.Rejoin(t.Context(), o)
+	require.ErrorIs(t, err, repmgr.ErrTimelineDiverged)
+	o.Policy = repmgr.RejoinRewind
+	res, err := c.Rejoin(t.Context(), o)
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByClone, res.Method)
+	waitSame(t, primary, standby)
+	require.Equal(t, "t", standby.QueryString(t, `SELECT current_setting('repmgr.own_wal', true) IS NULL`))
 }

@@ -23,7 +23,8 @@ import (
 //	salvage     copy the WAL that is about to be lost
 //	detach      make it a standby of nobody: from here on it can not come up as a primary
 //	checkpoint  the primary's own files tell its new timeline
-//	recover     crash recovery, so that the data is consistent: it writes WAL of its own
+//	recover     crash recovery, so that the data is consistent: it writes WAL of its own,
+//	            and the settings say so until the end (see ownWALSetting)
 //	guard       a note beside the data, and a mode with which PostgreSQL does not start
 //	rewind      pg_rewind, and a look at what it did
 //	configure   the node's own files back, and the guard off
@@ -169,7 +170,9 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 			defer func() { _ = os.Rename(path+".repmgr", path) }()
 		}
 	}
-	r.touched = true
+	if err := r.server.markOwnWAL(wal.Position{Timeline: r.timeline, LSN: r.res.Fork.LSN}); err != nil {
+		return "", kind(ErrDirectory, "note that %s is about to write WAL of its own: %w", r.res.Node, err)
+	}
 	args := append([]string{"--single", "-F", "-c", "wal_keep_size=100GB", "-c", "archive_mode=off"}, r.server.args()...)
 	if out, err := r.tool(ctx, postgres, nil, append(args, "template1")...); err != nil {
 		return "", hint(kind(ErrRejoin, "crash recovery of %s: %w%s", r.res.Node, err, afterColon(lastLines(out, 5))), "%s", r.again("--reclone"))

@@ -455,6 +455,7 @@ const (
 	UnfitTarget      Unfit = "its replay stops at a recovery target"
 	UnfitParameters  Unfit = "its replay waits for settings as large as the primary's (max_connections and others)"
 	UnfitPaused      Unfit = "its replay is paused, and why can not be told"
+	UnfitOwnWAL      Unfit = "the crash recovery of a rejoin that did not end gave it WAL of its own"
 	UnfitManual      Unfit = "its daemon runs with failover=manual"
 	UnfitUnmonitored Unfit = "no daemon runs on it, which could fence it"
 	UnfitUnable      Unfit = "its daemon can not fence it"
