@@ -240,11 +240,10 @@ func (m *Monitor) servesHere(ctx context.Context, srv *localServer) error {
 	if srv == nil {
 		return nil
 	}
-	var pid int
-	if err := m.local.conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
-		return m.local.queryError("ask for the process", err)
+	here, err := srv.isAt(ctx, m.local)
+	if err != nil {
+		return err
 	}
-	here := srv.serves(pid)
 	m.shared.mu.Lock()
 	m.shared.elsewhere = !here
 	m.shared.mu.Unlock()

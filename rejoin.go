@@ -278,14 +278,17 @@ func (r *rejoining) findLocal(ctx context.Context) (string, error) {
 	if err != nil {
 		return stop(fmt.Sprintf("runs and can not be asked (%v)", err))
 	}
-	var backend int
 	var inRecovery bool
-	if err := n.conn.QueryRow(ctx, `SELECT pg_backend_pid(), pg_is_in_recovery()`).Scan(&backend, &inRecovery); err != nil {
+	if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
 		n.Close()
 		return "", n.queryError("read the recovery state", err)
 	}
+	here, err := r.server.isAt(ctx, n)
 	switch {
-	case !r.server.serves(backend):
+	case err != nil:
+		n.Close()
+		return "", err
+	case !here:
 		n.Close()
 		return "", hint(kind(ErrRefused, "the server that conninfo names is not the one that runs in %s", r.server.dir), "Correct conninfo or data_directory in repmgr.conf.")
 	case !inRecovery:

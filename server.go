@@ -85,6 +85,23 @@ func (s *localServer) serves(backend int) bool {
 	return err == nil && cwd == s.dir
 }
 
+// isAt reports whether the server at the other end of n is this one. A session that
+// ends meanwhile, as that of a server which is being stopped, is an error: its process
+// is gone, and that says nothing of where it ran.
+func (s *localServer) isAt(ctx context.Context, n *Node) (bool, error) {
+	var backend int
+	ask := func() error {
+		if err := n.conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
+			return n.queryError("ask for the process", err)
+		}
+		return nil
+	}
+	if err := ask(); err != nil || s.serves(backend) {
+		return err == nil, err
+	}
+	return false, ask()
+}
+
 // processes are the living processes of the server: those of PostgreSQL that
 // work in its data directory, orphans of a dead postmaster too. What ended and
 // was not waited for yet (a zombie) works nowhere any more.

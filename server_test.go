@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
@@ -155,6 +157,40 @@ func TestLocalServer_FencesAndStartsDetached(t *testing.T) {
 	require.False(t, server.serves(os.Getpid()))
 	require.NoError(t, server.stop(t.Context()))
 	require.Empty(t, server.processes())
+}
+
+// endsSession is a server that is stopped between its answer and the look at its processes.
+type endsSession struct{ stop func() }
+
+func (e endsSession) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (e endsSession) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { e.stop() }
+
+// A server that is being stopped is not taken for one of another machine.
+func TestLocalServer_IsAt(t *testing.T) {
+	t.Parallel()
+	pg := pgtest.Start(t, pgtest.Options{})
+	server := serverOf(t, pg)
+	n, err := Connect(t.Context(), pg.Conninfo())
+	require.NoError(t, err)
+	defer n.Close()
+	here, err := server.isAt(t.Context(), n)
+	require.NoError(t, err)
+	require.True(t, here)
+	here, err = (&localServer{server.cfg, t.TempDir()}).isAt(t.Context(), n)
+	require.NoError(t, err)
+	require.False(t, here)
+
+	cfg, err := connectConfig(pg.Conninfo())
+	require.NoError(t, err)
+	cfg.Tracer, cfg.AfterConnect = endsSession{sync.OnceFunc(func() { pg.Stop("immediate") })}, nil
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	n.conn = conn
+	_, err = server.isAt(t.Context(), n)
+	require.ErrorIs(t, err, ErrConnect)
 }
 
 // A server that does not start says why, at once.
