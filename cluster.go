@@ -72,19 +72,18 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 		params["connect_timeout"] = fmt.Sprint(int(limit.Seconds()) + 1)
 		conninfo = FormatConninfo(params)
 	}
-	if settled {
-		return connectNode(ctx, r.String(), conninfo)
-	}
 	cfg, err := connectConfig(conninfo)
 	if err != nil {
 		return nil, err
 	}
-	cfg.AfterConnect = nil
-	conn, err := dialConfig(ctx, r.String(), cfg)
-	if err != nil {
+	n := &Node{name: r.String(), conninfo: conninfo}
+	if !settled {
+		cfg.AfterConnect, n.schema, n.loose = nil, schemaOurs, true
+	}
+	if n.conn, err = dialUncancelled(ctx, n.name, cfg); err != nil {
 		return nil, err
 	}
-	return &Node{name: r.String(), conninfo: conninfo, conn: conn, schema: schemaOurs, loose: true}, nil
+	return n, nil
 }
 
 // dialInfo is a node's conninfo, with what only we know: records hold no

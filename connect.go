@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -207,9 +208,29 @@ func dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
 }
 
 func dialConfig(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+	return dialBy(ctx, target, cfg, dialNoWait)
+}
+
+// dialUncancelled is dialConfig for a connection of which there are many: for each one
+// that is late, or has ended, the driver asks the server over a new connection to cancel
+// what runs there. A server that has just recovered from the crash of a process, or is
+// slow, gets all of those at once, and forks a process for each. Here those are not
+// dialled. What still runs there ends by its own limits (see pins).
+func dialUncancelled(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+	var open atomic.Bool
+	defer open.Store(true)
+	return dialBy(ctx, target, cfg, func(ctx context.Context, network, address string) (net.Conn, error) {
+		if open.Load() {
+			return nil, net.ErrClosed
+		}
+		return dialNoWait(ctx, network, address)
+	})
+}
+
+func dialBy(ctx context.Context, target string, cfg *pgx.ConnConfig, dial pgconn.DialFunc) (*pgx.Conn, error) {
 	ctx, cancel := connectLimit(ctx, cfg)
 	defer cancel()
-	cfg.DialFunc = dialNoWait
+	cfg.DialFunc = dial
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	for range hasty {
 		if name := hasty[sqlState(err)]; name != "" {

@@ -2,6 +2,7 @@ package repmgr
 
 import (
 	"context"
+	"syscall"
 	"testing"
 	"time"
 
@@ -115,4 +116,30 @@ func TestWatcher_OneKnowsOfAFault(t *testing.T) {
 	gone.setFault(now, "")
 	at, _ = gone.faultSeen()
 	require.True(t, at.IsZero())
+}
+
+// A connection of a watcher that has ended, as all of them do in the crash of one
+// process of a server, costs that server no cancel request; one of a command does.
+func TestWatcher_CancelsNothing(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Start(t, pgtest.Options{})
+	c := &Cluster{cfg: Config{NodeID: 1, Conninfo: s.Conninfo()}.withDefaults()}
+	end := func(n *Node, err error) string {
+		t.Helper()
+		require.NoError(t, err)
+		before := len(s.Log())
+		require.NoError(t, syscall.Kill(int(n.conn.PgConn().PID()), syscall.SIGKILL))
+		_, err = n.conn.WaitForNotification(t.Context())
+		require.Error(t, err)
+		<-n.conn.PgConn().CleanupDone()
+		pgtest.WaitFor(t, "the server to recover", func(ctx context.Context) error {
+			again, err := Connect(ctx, s.Conninfo())
+			again.Close()
+			return err
+		})
+		return s.Log()[before:]
+	}
+	require.NotContains(t, end(c.connectPatiently(t.Context(), Record{Conninfo: s.Conninfo()}, time.Second, true)), "cancel request")
+	require.NotContains(t, end(c.connectPatiently(t.Context(), Record{Conninfo: s.Conninfo()}, time.Second, false)), "cancel request")
+	require.Contains(t, end(Connect(t.Context(), s.Conninfo())), "cancel request", "the test sees one")
 }
