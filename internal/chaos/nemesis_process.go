@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -106,8 +108,10 @@ func (s *scene) boot(ctx context.Context, n *node) error {
 			return err
 		}
 	}
+	_, noStandby := os.Stat(filepath.Join(n.data(), "standby.signal")) // another fault may have made one of the primary
+	_, notFenced := os.Stat(filepath.Join(n.data(), "repmgr_fenced"))
 	err := n.startDaemon()
-	if n != s.primary() && !serverFirst { // nobody else starts a standby
+	if !serverFirst && noStandby == nil && notFenced != nil { // nobody else starts a standby
 		err = errors.Join(err, n.launchServer(ctx))
 	}
 	return err
