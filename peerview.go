@@ -150,7 +150,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 	}
 	v.Unsure = !sure
 	if own, err := parseOwnWAL(set); s.InRecovery && (err != nil || own.Timeline == v.Position.Timeline) {
-		v.Halt, v.Unsure, v.Position.LSN = election.UnfitOwnWAL, true, own.LSN
+		v.Halt, v.Position.LSN = election.UnfitOwnWAL, own.LSN
 	}
 	var told election.Rule
 	if text := set[toldSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {

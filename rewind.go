@@ -170,6 +170,9 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 			defer func() { _ = os.Rename(path+".repmgr", path) }()
 		}
 	}
+	if r.server.runs() {
+		return "", kind(ErrRefused, "somebody has started the server in %s meanwhile", r.server.dir)
+	}
 	if err := r.server.markOwnWAL(wal.Position{Timeline: r.timeline, LSN: r.res.Fork.LSN}); err != nil {
 		return "", kind(ErrDirectory, "note that %s is about to write WAL of its own: %w", r.res.Node, err)
 	}

@@ -1,6 +1,7 @@
 package election_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -30,6 +31,7 @@ func on(t wal.Timeline, mark uint32, forks ...wal.LSN) func(*election.Peer) {
 func TestPolicy_Count_Line(t *testing.T) {
 	t.Parallel()
 	unsure := func(p *election.Peer) { p.Unsure = true }
+	own := func(p *election.Peer) { p.Halt = election.UnfitOwnWAL }
 	halted := func(p *election.Peer) { p.Halt = election.UnfitTarget }
 	asPrimary := func(p *election.Peer) { p.Running = election.Primary }
 	for name, test := range map[string]struct {
@@ -38,23 +40,26 @@ func TestPolicy_Count_Line(t *testing.T) {
 		winner  int32
 		refusal election.Refusal
 	}{
-		"two on the line: who has more":        {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 601, on(2, 7, 500)), 0, 3, ""},
-		"one before the fork has less":         {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 499, on(1, 0)), 0, 2, ""},
-		"a newer timeline that no rule knows":  {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 900, on(3, 9, 500, 550)), 0, 2, ""},
-		"but it left the line with more":       {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 900, on(3, 9, 500, 650)), 0, 0, election.RefusedBehind},
-		"a twin of the same numbers":           {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 900, on(2, 8, 500)), 0, 2, ""},
-		"a dead branch of the old timeline":    {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 900, on(1, 0)), 0, 2, ""},
-		"unsure: its acknowledgements are not": {answers(2, election.Standby, 600, on(2, 7, 500), unsure), answers(3, election.Standby, 601, on(2, 7, 500), unsure), 0, 0, election.RefusedSync},
-		"unsure: one is enough to cover":       {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 601, on(2, 7, 500), unsure), 0, 0, election.RefusedSync},
-		"one whose replay can not end":         {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 600, on(2, 7, 500), halted), 0, 2, ""},
-		"it has what the other one lacks":      {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 601, on(2, 7, 500), halted), 0, 0, election.RefusedBehind},
-		"who was promoted by hand with all":    {answers(2, election.Primary, 700, on(3, 9, 500, 600), asPrimary), answers(3, election.Standby, 600, on(2, 7, 500)), 2, 2, ""},
-		"and with less than all":               {answers(2, election.Primary, 700, on(3, 9, 500, 590), asPrimary), answers(3, election.Standby, 600, on(2, 7, 500)), 2, 3, ""},
+		"two on the line: who has more":                                {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 601, on(2, 7, 500)), 0, 3, ""},
+		"one before the fork has less":                                 {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 499, on(1, 0)), 0, 2, ""},
+		"a newer timeline that no rule knows":                          {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 900, on(3, 9, 500, 550)), 0, 2, ""},
+		"but it left the line with more":                               {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 900, on(3, 9, 500, 650)), 0, 0, election.RefusedBehind},
+		"a twin of the same numbers":                                   {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 900, on(2, 8, 500)), 0, 2, ""},
+		"a dead branch of the old timeline":                            {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 900, on(1, 0)), 0, 2, ""},
+		"unsure: its acknowledgements are not":                         {answers(2, election.Standby, 600, on(2, 7, 500), unsure), answers(3, election.Standby, 601, on(2, 7, 500), unsure), 0, 0, election.RefusedSync},
+		"unsure: one is enough to cover":                               {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 601, on(2, 7, 500), unsure), 0, 0, election.RefusedSync},
+		"its own WAL: it has the line up to its fork; both are needed": {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 500, on(1, 0), own), 0, 2, ""},
+		"its own WAL, on another branch; both are needed":              {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 550, on(3, 9, 500, 550), own), 0, 2, ""},
+		"its own WAL, on the line itself; both are needed":             {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 550, on(2, 7, 500), own), 0, 0, election.RefusedSync},
+		"one whose replay can not end":                                 {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 600, on(2, 7, 500), halted), 0, 2, ""},
+		"it has what the other one lacks":                              {answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 601, on(2, 7, 500), halted), 0, 0, election.RefusedBehind},
+		"who was promoted by hand with all":                            {answers(2, election.Primary, 700, on(3, 9, 500, 600), asPrimary), answers(3, election.Standby, 600, on(2, 7, 500)), 2, 2, ""},
+		"and with less than all":                                       {answers(2, election.Primary, 700, on(3, 9, 500, 590), asPrimary), answers(3, election.Standby, 600, on(2, 7, 500)), 2, 3, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rule := lined(true)
-			if name == "unsure: one is enough to cover" {
+			if name == "unsure: one is enough to cover" || strings.HasSuffix(name, "; both are needed") {
 				rule.Acks = 1 // of two: an election needs both
 			}
 			p := failoverPolicy

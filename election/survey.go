@@ -2,6 +2,7 @@ package election
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -37,7 +38,7 @@ type Peer struct {
 	Ended    bool      // its server has ended our connection since it was seen: a word that only its own kernel can send
 	Running  Role      // Primary or Standby
 
-	Position     wal.Position  // the end of its WAL; where it receives nothing, of the last whole record that it has
+	Position     wal.Position  // the end of its WAL; where it receives nothing, of the last whole record that it has; with UnfitOwnWAL, where its own begins at the earliest
 	Past         wal.History   // the forks that its timeline came through; nil on timeline 1, and where they can not be read
 	Mark         uint32        // of its line: see [wal.Line]
 	Unsure       bool          // where its WAL ends, or on which timeline, could not be told
@@ -267,7 +268,7 @@ func upstream(o Peer, peers []Peer) int32 {
 func shutDown(r Rule, peers []Peer) bool {
 	var best Peer
 	for _, o := range peers {
-		if o.Answer != Answers || o.Running != Standby || !o.data() || o.Unsure || !o.On(r) {
+		if o.Answer != Answers || o.Running != Standby || !o.data() || o.Unsure || o.Halt == UnfitOwnWAL || !o.On(r) {
 			continue
 		}
 		switch c := comparePosition(o.Position, best.Position); {
@@ -543,7 +544,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 		switch {
 		case !rule.Majority(pledged):
 			return Tally{Refusal: RefusedPledges}
-		case !rule.Covers(ids(sure(countable(rule, peers)))):
+		case !rule.Covers(ids(sure(rule, countable(rule, peers)))):
 			return Tally{Refusal: RefusedSync}
 		case len(fit) == 0:
 			return Tally{Refusal: RefusedNoneFit}
@@ -578,9 +579,15 @@ func branch(winner Peer) wal.Line {
 	return wal.Line{Past: append(slices.Clone(winner.Past), wal.HistoryEntry{Timeline: winner.Position.Timeline, SwitchLSN: winner.Position.LSN})}
 }
 
-// sure are the pledged of which it is known where their WAL ends.
-func sure(peers []Peer) []Peer {
-	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.data() && o.Unsure })
+// sure are the pledged of which it is known how much of the rule's line they have.
+func sure(r Rule, peers []Peer) []Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.data() && o.unsure(r) })
+}
+
+// unsure: of one with WAL of its own behind its position that is known only where the
+// rule's line has left its own by then.
+func (p Peer) unsure(r Rule) bool {
+	return p.Unsure || p.Halt == UnfitOwnWAL && (!r.Line.Known() || r.Line.Shared(p.Line(), math.MaxUint64) > p.Position.LSN)
 }
 
 // countable are the pledged without an arbiter that knows other voters than the
