@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
 )
 
@@ -119,7 +120,7 @@ func (c *Cluster) record(role Role) (Record, error) {
 		return Record{}, kind(ErrConfig, "conninfo: %w", err)
 	}
 	secrets := len(params)
-	maps.DeleteFunc(params, func(key, _ string) bool { return connParams[key].secret })
+	maps.DeleteFunc(params, func(key, _ string) bool { return conninfo.IsSecret(key) })
 	if len(params) < secrets {
 		c.log.Log(context.Background(), LevelNotice, "the password in conninfo is not stored in repmgr.nodes",
 			"detail", "Other nodes use the password of their own conninfo, or a password file.")

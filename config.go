@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/conninfo"
 )
 
 // The defaults of the configuration. What is not listed is empty, false or 0.
@@ -603,7 +605,7 @@ func (c Config) Validate() error {
 			bad[k.name] = true
 		}
 	}
-	if attrs := sessionAttrs(c.Conninfo); c.NodeID > 0 && !bad["conninfo"] && attrs != "" && attrs != "any" {
+	if attrs := conninfo.TargetSessionAttrs(c.Conninfo); c.NodeID > 0 && !bad["conninfo"] && attrs != "" && attrs != "any" {
 		faults = append(faults, c.fault("conninfo", fmt.Sprintf("must lead to this node whatever it runs as, and target_session_attrs=%s asks for a server that happens to be one", attrs),
 			"leave target_session_attrs out: it is for clients"))
 	}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/conninfo"
 )
 
 // confKey is a row of the table that drives parsing, defaults, checks, dumping
@@ -278,7 +280,7 @@ func confSecret(def string, at func(*Config) *string, check, redact func(string)
 }
 
 func confConninfo(at func(*Config) *string) confField {
-	return confSecret("", at, checkConninfo, Redact)
+	return confSecret("", at, conninfo.Check, Redact)
 }
 
 func confCommand(def string, at func(*Config) *string) confField {
@@ -535,9 +537,9 @@ var (
 // PGPASSWORD=x, password=x of a conninfo, --password x, scheme://user:x@host.
 // A secret in any other place is not recognised: that is what files are for.
 func redactCommand(command string) string {
-	command = secretUser.ReplaceAllString(command, "${1}"+masked+"@")
-	command = secretOption.ReplaceAllString(command, "${1}"+masked)
-	return secretSetting.ReplaceAllString(command, "${1}"+masked)
+	command = secretUser.ReplaceAllString(command, "${1}"+conninfo.Masked+"@")
+	command = secretOption.ReplaceAllString(command, "${1}"+conninfo.Masked)
+	return secretSetting.ReplaceAllString(command, "${1}"+conninfo.Masked)
 }
 
 // redactURL shows scheme and host only: the path of a webhook is often its key.
@@ -547,11 +549,11 @@ func redactURL(address string) string {
 	case address == "":
 		return ""
 	case err != nil || u.Host == "" || strings.ContainsAny(u.Host, "@"):
-		return masked
+		return conninfo.Masked
 	case u.User == nil && u.RawQuery == "" && u.Fragment == "" && strings.Trim(u.Path, "/") == "":
 		return address
 	}
-	return u.Scheme + "://" + u.Host + "/" + masked
+	return u.Scheme + "://" + u.Host + "/" + conninfo.Masked
 }
 
 // Redacted returns a copy that may be shown: secrets in Conninfo, in commands

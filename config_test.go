@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/conninfo"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -257,11 +259,11 @@ func TestConfig_Redacted(t *testing.T) {
 	}
 	r := c.Redacted()
 	for _, shown := range []string{r.Conninfo, r.PromoteCommand, r.RestoreCommand, r.EventWebhookURL} {
-		if strings.Contains(shown, "hunter2") || !strings.Contains(shown, masked) {
+		if strings.Contains(shown, "hunter2") || !strings.Contains(shown, conninfo.Masked) {
 			t.Errorf("got %q", shown)
 		}
 	}
-	if want := "https://hooks.example/" + masked; r.EventWebhookURL != want {
+	if want := "https://hooks.example/" + conninfo.Masked; r.EventWebhookURL != want {
 		t.Errorf("got %q, want %q", r.EventWebhookURL, want)
 	}
 	if !strings.HasPrefix(r.RestoreCommand, "curl https://u:***@h/%f -o %p; X_PASSWD=***") {

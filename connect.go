@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/nowait"
 )
 
@@ -116,17 +117,17 @@ func dialNoWait(ctx context.Context, network, address string) (net.Conn, error) 
 
 // connectConfig prepares a connection the way all of ours are made: with a name,
 // the settings of pins, and a way to notice a silent peer.
-func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
-	if problem := checkConninfo(conninfo); problem != "" {
-		return nil, kind(ErrConfig, "conninfo %q %s", Redact(conninfo), problem)
+func connectConfig(info string) (*pgx.ConnConfig, error) {
+	if problem := conninfo.Check(info); problem != "" {
+		return nil, kind(ErrConfig, "conninfo %q %s", Redact(info), problem)
 	}
-	native, err := pgxConninfo(conninfo)
+	native, err := conninfo.ForPGX(info)
 	if err != nil {
-		return nil, kind(ErrConfig, "conninfo %q: %w", Redact(conninfo), err)
+		return nil, kind(ErrConfig, "conninfo %q: %w", Redact(info), err)
 	}
 	cfg, err := pgx.ParseConfig(native)
 	if err != nil { // its text may hold the password
-		return nil, kind(ErrConfig, "conninfo %q can not be used", Redact(conninfo))
+		return nil, kind(ErrConfig, "conninfo %q can not be used", Redact(info))
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = DefaultConnectTimeout
@@ -138,7 +139,7 @@ func connectConfig(conninfo string) (*pgx.ConnConfig, error) {
 	cfg.Tracer = statementLimit{}
 	pinSession(cfg.RuntimeParams)
 	cfg.AfterConnect = settleSession
-	if sessionAttrs(conninfo) == "" {
+	if conninfo.TargetSessionAttrs(info) == "" {
 		cfg.ValidateConnect = nil // of PGTARGETSESSIONATTRS
 	}
 	return cfg, nil

@@ -63,6 +63,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/conninfo"
 )
 
 // Version is the version of the library and of its programs.
@@ -293,3 +295,13 @@ type kindError struct{ kind, err error }
 func (e *kindError) Error() string        { return e.err.Error() }
 func (e *kindError) Unwrap() error        { return e.err }
 func (e *kindError) Is(target error) bool { return target == e.kind }
+
+// ParseConninfo splits a connection string of either form of libpq into its parameters,
+// as package conninfo says. No error quotes anything of the string.
+func ParseConninfo(s string) (map[string]string, error) { return conninfo.Parse(s) }
+
+// FormatConninfo writes parameters as keyword and value pairs. It is the inverse of [ParseConninfo].
+func FormatConninfo(params map[string]string) string { return conninfo.Format(params) }
+
+// Redact returns a connection string with each secret replaced by ***, and otherwise as it was written.
+func Redact(s string) string { return conninfo.Redact(s) }

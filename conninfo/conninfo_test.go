@@ -1,4 +1,4 @@
-package repmgr
+package conninfo
 
 import (
 	"maps"
@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestParseConninfo(t *testing.T) {
+func TestParse(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		conninfo string
@@ -51,23 +51,23 @@ func TestParseConninfo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := ParseConninfo(tc.conninfo)
+			got, err := Parse(tc.conninfo)
 			if (err == nil) != (tc.want != nil) || !maps.Equal(got, tc.want) {
-				t.Fatalf("ParseConninfo(%q) = %v, %v; want %v", tc.conninfo, got, err, tc.want)
+				t.Fatalf("parse(%q) = %v, %v; want %v", tc.conninfo, got, err, tc.want)
 			}
 			if tc.want != nil {
-				again, err := ParseConninfo(FormatConninfo(got))
+				again, err := Parse(Format(got))
 				if err != nil || !maps.Equal(again, got) {
-					t.Fatalf("FormatConninfo = %q, which is %v, %v; want %v", FormatConninfo(got), again, err, got)
+					t.Fatalf("formatParams = %q, which is %v, %v; want %v", Format(got), again, err, got)
 				}
 			}
 		})
 	}
 }
 
-func TestFormatConninfo_OrderAndQuotes(t *testing.T) {
+func TestFormat_OrderAndQuotes(t *testing.T) {
 	t.Parallel()
-	got := FormatConninfo(map[string]string{"sslmode": "require", "dbname": "d", "user": "a b", "application_name": `it's \`, "port": "1", "hostaddr": "", "host": "h"})
+	got := Format(map[string]string{"sslmode": "require", "dbname": "d", "user": "a b", "application_name": `it's \`, "port": "1", "hostaddr": "", "host": "h"})
 	want := `host=h hostaddr='' port=1 user='a b' dbname=d application_name='it\'s \\' sslmode=require`
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -105,12 +105,12 @@ func TestRedact(t *testing.T) {
 		"postgres://h/host%3Dx%20password%3Dy":       "postgres://h/***",
 	} {
 		if got := Redact(conninfo); got != want {
-			t.Errorf("Redact(%q) = %q, want %q", conninfo, got, want)
+			t.Errorf("redactInfo(%q) = %q, want %q", conninfo, got, want)
 		}
 	}
 }
 
-func TestCheckConninfo_NamesTheFaultAndNoSecret(t *testing.T) {
+func TestCheck_NamesTheFaultAndNoSecret(t *testing.T) {
 	t.Parallel()
 	for conninfo, want := range map[string]string{
 		"host=a user=b dbname=c connect_timeout=5 keepalives_idle=1":     "",
@@ -128,29 +128,29 @@ func TestCheckConninfo_NamesTheFaultAndNoSecret(t *testing.T) {
 		"host=a password=hunter2 target_session_attrs=hunted":                   "target_session_attrs",
 		"host=a password=hunter2 dbname='postgres://u:hunter2@x' replication=1": "",
 	} {
-		got := checkConninfo(conninfo)
+		got := Check(conninfo)
 		if (got == "") != (want == "") || !strings.Contains(got, want) || strings.Contains(got, "hunter2") {
-			t.Errorf("checkConninfo(%q) = %q, want %q", conninfo, got, want)
+			t.Errorf("check(%q) = %q, want %q", conninfo, got, want)
 		}
 	}
 }
 
-func TestPgxConninfo_LeavesOutWhatOnlyLibpqKnows(t *testing.T) {
+func TestForPGX_LeavesOutWhatOnlyLibpqKnows(t *testing.T) {
 	t.Parallel()
-	got, err := pgxConninfo("host=a hostaddr=127.0.0.1 keepalives=1 tcp_user_timeout=5 fallback_application_name=x password='p w' options=-csearch_path=")
+	got, err := ForPGX("host=a hostaddr=127.0.0.1 keepalives=1 tcp_user_timeout=5 fallback_application_name=x password='p w' options=-csearch_path=")
 	want := "host=127.0.0.1 application_name=x options=-csearch_path= password='p w'"
 	if err != nil || got != want {
 		t.Errorf("got %q, %v; want %q", got, err, want)
 	}
 }
 
-func FuzzConninfo_RoundTrip(f *testing.F) {
+func Fuzz_RoundTrip(f *testing.F) {
 	f.Add("a", "b c", `it's \ so`)
 	f.Add("", "\t", "=")
 	f.Fuzz(func(t *testing.T, host, user, password string) {
 		want := map[string]string{"host": host, "user": user, "password": password}
-		text := FormatConninfo(want)
-		got, err := ParseConninfo(text)
+		text := Format(want)
+		got, err := Parse(text)
 		if strings.Contains(host+user+password, "\x00") {
 			if err == nil {
 				t.Fatal("a NUL byte was accepted")
@@ -173,7 +173,7 @@ func FuzzRedact_HidesThePassword(f *testing.F) {
 		if strings.Contains(before+after, marker) {
 			return
 		}
-		pairs := FormatConninfo(map[string]string{"password": marker + password + marker, "user": "u", "sslpassword": marker})
+		pairs := Format(map[string]string{"password": marker + password + marker, "user": "u", "sslpassword": marker})
 		escaped := strings.Map(func(r rune) rune {
 			if strings.ContainsRune("@/?#%&=: \t\n\r\v\f'\\\x00", r) {
 				return '.'
@@ -192,10 +192,10 @@ func FuzzRedact_HidesThePassword(f *testing.F) {
 		} {
 			got := Redact(s)
 			if strings.Contains(got, marker) {
-				t.Fatalf("Redact(%q) = %q", s, got)
+				t.Fatalf("redactInfo(%q) = %q", s, got)
 			}
-			if problem := checkConninfo(s); strings.Contains(problem, marker) {
-				t.Fatalf("checkConninfo(%q) = %q", s, problem)
+			if problem := Check(s); strings.Contains(problem, marker) {
+				t.Fatalf("check(%q) = %q", s, problem)
 			}
 		}
 	})
@@ -207,25 +207,25 @@ func FuzzRedact_KeepsTheRest(f *testing.F) {
 	f.Add("postgres://u:p@h:1/d?sslmode=require&password=x")
 	f.Fuzz(func(t *testing.T, s string) {
 		got := Redact(s)
-		if again := Redact(got); again != got && !strings.Contains(got, masked) {
-			t.Fatalf("Redact(%q) = %q, and again %q", s, got, again)
+		if again := Redact(got); again != got && !strings.Contains(got, Masked) {
+			t.Fatalf("redactInfo(%q) = %q, and again %q", s, got, again)
 		}
-		params, err := ParseConninfo(s)
+		params, err := Parse(s)
 		if err != nil {
 			return
 		}
 		for key, value := range params {
-			known, ok := connParams[key]
+			known, ok := keywords[key]
 			if !ok || key == "dbname" && strings.ContainsAny(value, "=:") {
 				return
 			}
 			if known.secret {
-				params[key] = masked
+				params[key] = Masked
 			}
 		}
-		shown, err := ParseConninfo(got)
+		shown, err := Parse(got)
 		if err != nil || !maps.Equal(shown, params) {
-			t.Fatalf("Redact(%q) = %q, which is %v, %v; want %v", s, got, shown, err, params)
+			t.Fatalf("redactInfo(%q) = %q, which is %v, %v; want %v", s, got, shown, err, params)
 		}
 	})
 }

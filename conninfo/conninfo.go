@@ -1,4 +1,8 @@
-package repmgr
+// Package conninfo reads and writes the connection strings of libpq: keyword and value
+// pairs, and URIs. It opens nothing, reads no file and no environment, and no error or
+// result of [Redact] and [Check] shows a secret. A string that it can not read for certain
+// is refused: two programs that read it differently would reach two servers.
+package conninfo
 
 import (
 	"errors"
@@ -12,17 +16,17 @@ import (
 )
 
 // masked stands in for every secret that would otherwise be shown.
-const masked = "***"
+const Masked = "***"
 
-// connParam says what is to be known of a connection parameter of libpq.
-type connParam struct {
+// keyword says what is to be known of a connection parameter of libpq.
+type keyword struct {
 	secret    bool // never shown
 	libpqOnly bool // pgx would send it to the server, which refuses it
 	file      bool // names a file that need not be here while the syntax is checked
 }
 
-// connParams are the keywords that libpq of PostgreSQL 13 to 18 knows.
-var connParams = map[string]connParam{
+// keywords are the keywords that libpq of PostgreSQL 13 to 18 knows.
+var keywords = map[string]keyword{
 	"host": {}, "hostaddr": {}, "port": {}, "user": {}, "dbname": {},
 	"password": {secret: true}, "sslpassword": {secret: true},
 	"passfile": {file: true}, "service": {file: true}, "servicefile": {file: true},
@@ -46,15 +50,15 @@ var connParams = map[string]connParam{
 	"authtype": {libpqOnly: true}, "tty": {libpqOnly: true},
 }
 
-// ParseConninfo splits a connection string of either form of libpq, keyword and
+// Parse splits a connection string of either form of libpq, keyword and
 // value pairs or a URI, into its parameters. Of a repeated keyword the last
 // counts. It knows libpq's quoting, and not which keywords exist.
 //
 // A URI in which a character is used raw that libpq and others read differently
 // (a second "@", a "#") is refused: it has to be written as %40, %23.
 // No error quotes anything of the string.
-func ParseConninfo(conninfo string) (map[string]string, error) {
-	pairs, err := scanConninfo(conninfo)
+func Parse(conninfo string) (map[string]string, error) {
+	pairs, err := scan(conninfo)
 	if err != nil {
 		return nil, err
 	}
@@ -65,10 +69,10 @@ func ParseConninfo(conninfo string) (map[string]string, error) {
 	return params, nil
 }
 
-// FormatConninfo writes parameters as keyword and value pairs: host, hostaddr,
+// Format writes parameters as keyword and value pairs: host, hostaddr,
 // port, user and dbname first, then the others by name. It is the inverse of
-// [ParseConninfo]. An empty value is written as ”.
-func FormatConninfo(params map[string]string) string {
+// [Parse]. An empty value is written as ”.
+func Format(params map[string]string) string {
 	first := []string{"host", "hostaddr", "port", "user", "dbname"}
 	keys := slices.SortedFunc(maps.Keys(params), func(a, b string) int {
 		i, j := slices.Index(first, a), slices.Index(first, b)
@@ -88,7 +92,7 @@ func FormatConninfo(params map[string]string) string {
 			b.WriteByte(' ')
 		}
 		value := params[key]
-		if value == "" || strings.ContainsAny(value, `'\`+connSpaces) {
+		if value == "" || strings.ContainsAny(value, `'\`+spaces) {
 			value = "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(value) + "'"
 		}
 		b.WriteString(key + "=" + value)
@@ -101,17 +105,17 @@ func FormatConninfo(params map[string]string) string {
 // all: from the first thing that is not a known, well-formed parameter, the rest
 // of the string is replaced.
 func Redact(conninfo string) string {
-	pairs, err := scanConninfo(conninfo)
+	pairs, err := scan(conninfo)
 	var b strings.Builder
 	shown := 0
 	for _, p := range pairs {
-		known, ok := connParams[p.key]
+		known, ok := keywords[p.key]
 		if !ok {
-			return b.String() + conninfo[shown:p.at] + masked
+			return b.String() + conninfo[shown:p.at] + Masked
 		}
 		// libpq's clients take a dbname that looks like a connection string for one.
 		if known.secret || p.key == "dbname" && strings.ContainsAny(p.value, "=:") {
-			b.WriteString(conninfo[shown:p.start] + masked)
+			b.WriteString(conninfo[shown:p.start] + Masked)
 			shown = p.end
 		}
 	}
@@ -119,24 +123,24 @@ func Redact(conninfo string) string {
 		return b.String() + conninfo[shown:]
 	}
 	if n := uriPrefix(conninfo); n > 0 {
-		return conninfo[:n] + masked
+		return conninfo[:n] + Masked
 	}
 	if len(pairs) > 0 {
 		b.WriteString(conninfo[shown:max(shown, pairs[len(pairs)-1].end)] + " ")
 	}
-	return b.String() + masked
+	return b.String() + Masked
 }
 
-// checkConninfo returns what is wrong with a connection string, or "". The
+// Check returns what is wrong with a connection string, or "". The
 // answer holds no secret.
-func checkConninfo(conninfo string) string {
-	pairs, err := scanConninfo(conninfo)
+func Check(conninfo string) string {
+	pairs, err := scan(conninfo)
 	if err != nil {
 		return err.Error()
 	}
 	secret := false
 	for _, p := range pairs {
-		known, ok := connParams[p.key]
+		known, ok := keywords[p.key]
 		switch {
 		case !ok && secret: // it may be the rest of a password that was not quoted
 			return "holds an unknown connection parameter after the password: a value with spaces must be quoted"
@@ -146,8 +150,8 @@ func checkConninfo(conninfo string) string {
 		secret = secret || known.secret
 	}
 	params := pgxParams(pairs)
-	maps.DeleteFunc(params, func(key, _ string) bool { return connParams[key].secret || connParams[key].file })
-	if _, err := pgconn.ParseConfig(FormatConninfo(params)); err != nil {
+	maps.DeleteFunc(params, func(key, _ string) bool { return keywords[key].secret || keywords[key].file })
+	if _, err := pgconn.ParseConfig(Format(params)); err != nil {
 		text := err.Error()
 		if _, after, ok := strings.Cut(text, "`: "); ok {
 			text = after
@@ -157,20 +161,20 @@ func checkConninfo(conninfo string) string {
 	return ""
 }
 
-// pgxConninfo rewrites a connection string for pgx: pgx hands every keyword that
+// ForPGX rewrites a connection string for pgx: pgx hands every keyword that
 // it does not know to the server as a setting, which refuses the connection.
 // Keywords that only libpq acts upon (keepalives, sslcrl, requirepeer and their
 // like) are left out, and hostaddr takes the place of host. The string that the
 // server's own WAL receiver gets must be the original.
-func pgxConninfo(conninfo string) (string, error) {
-	pairs, err := scanConninfo(conninfo)
+func ForPGX(conninfo string) (string, error) {
+	pairs, err := scan(conninfo)
 	if err != nil {
 		return "", err
 	}
-	return FormatConninfo(pgxParams(pairs)), nil
+	return Format(pgxParams(pairs)), nil
 }
 
-func pgxParams(pairs []connPair) map[string]string {
+func pgxParams(pairs []pair) map[string]string {
 	params := make(map[string]string, len(pairs))
 	for _, p := range pairs {
 		params[p.key] = p.value
@@ -182,31 +186,34 @@ func pgxParams(pairs []connPair) map[string]string {
 	if name := params["fallback_application_name"]; name != "" && params["application_name"] == "" {
 		params["application_name"] = name
 	}
-	maps.DeleteFunc(params, func(key, _ string) bool { return connParams[key].libpqOnly })
+	maps.DeleteFunc(params, func(key, _ string) bool { return keywords[key].libpqOnly })
 	return params
 }
 
-// sessionAttrs is as what a server must run for conninfo to lead to it. Empty: it does not say.
-func sessionAttrs(conninfo string) string {
-	params, err := ParseConninfo(conninfo)
+// TargetSessionAttrs is as what a server must run for conninfo to lead to it. Empty: it does not say.
+func TargetSessionAttrs(conninfo string) string {
+	params, err := Parse(conninfo)
 	if err != nil {
 		return ""
 	}
 	return params["target_session_attrs"]
 }
 
-// connPair is a parameter of a connection string and where its text stands:
+// IsSecret reports whether a parameter of that name is never shown.
+func IsSecret(key string) bool { return keywords[key].secret }
+
+// pair is a parameter of a connection string and where its text stands:
 // from at, the value in [start, end).
-type connPair struct {
+type pair struct {
 	key, value     string
 	at, start, end int
 }
 
-const connSpaces = " \t\n\r\v\f"
+const spaces = " \t\n\r\v\f"
 
-// scanConninfo returns the parameters in the order of the text; with an error,
+// scan returns the parameters in the order of the text; with an error,
 // those before the fault.
-func scanConninfo(s string) ([]connPair, error) {
+func scan(s string) ([]pair, error) {
 	if strings.IndexByte(s, 0) >= 0 {
 		return nil, errors.New("holds a NUL byte")
 	}
@@ -216,12 +223,12 @@ func scanConninfo(s string) ([]connPair, error) {
 	return scanKeywords(s)
 }
 
-func scanKeywords(s string) ([]connPair, error) {
-	var pairs []connPair
-	skip := func(i int) int { return len(s) - len(strings.TrimLeft(s[i:], connSpaces)) }
+func scanKeywords(s string) ([]pair, error) {
+	var pairs []pair
+	skip := func(i int) int { return len(s) - len(strings.TrimLeft(s[i:], spaces)) }
 	for i := skip(0); i < len(s); i = skip(i) {
-		p := connPair{at: i}
-		if n := strings.IndexAny(s[i:], "="+connSpaces); n >= 0 {
+		p := pair{at: i}
+		if n := strings.IndexAny(s[i:], "="+spaces); n >= 0 {
 			p.key, i = s[i:i+n], skip(i+n)
 		} else {
 			i = len(s)
@@ -237,7 +244,7 @@ func scanKeywords(s string) ([]connPair, error) {
 			i++
 		}
 		for ; i < len(s); i++ {
-			if quoted && s[i] == '\'' || !quoted && strings.IndexByte(connSpaces, s[i]) >= 0 {
+			if quoted && s[i] == '\'' || !quoted && strings.IndexByte(spaces, s[i]) >= 0 {
 				break
 			}
 			if s[i] == '\\' {
@@ -251,7 +258,7 @@ func scanKeywords(s string) ([]connPair, error) {
 			if i == len(s) {
 				return pairs, fmt.Errorf("holds a quoted value without an end (at byte %d)", p.start+1)
 			}
-			if i++; i < len(s) && strings.IndexByte(connSpaces, s[i]) < 0 {
+			if i++; i < len(s) && strings.IndexByte(spaces, s[i]) < 0 {
 				return pairs, fmt.Errorf("holds text right after a closing quote (at byte %d)", i+1)
 			}
 		}
@@ -272,9 +279,9 @@ func uriPrefix(s string) int {
 }
 
 // scanURI reads scheme://[user[:password]@][host[:port],...][/dbname][?key=value&...].
-func scanURI(s string, start int) ([]connPair, error) {
+func scanURI(s string, start int) ([]pair, error) {
 	rest := s[start:]
-	if strings.Count(rest, "@") > 1 || strings.Count(rest, "?") > 1 || strings.ContainsAny(rest, "#"+connSpaces) {
+	if strings.Count(rest, "@") > 1 || strings.Count(rest, "?") > 1 || strings.ContainsAny(rest, "#"+spaces) {
 		return nil, errors.New(`is not a valid URI: write "@", "?", "#" and spaces inside a part as %40, %3F, %23 and %20`)
 	}
 	main, query, hasQuery := strings.Cut(rest, "?")
@@ -282,11 +289,11 @@ func scanURI(s string, start int) ([]connPair, error) {
 	if strings.ContainsAny(main, "=&'\\") || strings.Contains(dbname+query, "@") {
 		return nil, errors.New(`is not a valid URI: write "@", "/", "=" and "&" inside a part as %40, %2F, %3D and %26`)
 	}
-	var pairs []connPair
+	var pairs []pair
 	add := func(key, raw string, at int) error {
 		value, err := unescapeURI(raw)
 		if err == nil && raw != "" {
-			pairs = append(pairs, connPair{key, value, at, at, at + len(raw)})
+			pairs = append(pairs, pair{key, value, at, at, at + len(raw)})
 		}
 		return err
 	}
@@ -313,7 +320,7 @@ func scanURI(s string, start int) ([]connPair, error) {
 	for param := range strings.SplitSeq(query, "&") {
 		rawKey, raw, ok := strings.Cut(param, "=")
 		key, err := unescapeURI(rawKey)
-		if err != nil || !ok || key == "" || strings.ContainsAny(key, "="+connSpaces) || strings.Contains(raw, "=") {
+		if err != nil || !ok || key == "" || strings.ContainsAny(key, "="+spaces) || strings.Contains(raw, "=") {
 			return nil, errors.New("is not a valid URI: its query is not a list of key=value joined by &")
 		}
 		value, err := unescapeURI(raw)
@@ -324,7 +331,7 @@ func scanURI(s string, start int) ([]connPair, error) {
 			key, value = "sslmode", "require"
 		}
 		from := at + len(rawKey) + 1
-		pairs = append(pairs, connPair{key, value, at, from, from + len(raw)})
+		pairs = append(pairs, pair{key, value, at, from, from + len(raw)})
 		at += len(param) + 1
 	}
 	return pairs, nil
