@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
 
@@ -458,7 +460,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 		return err
 	}
 	if !srv.incomplete() { // a clone takes no directory with a file in it that it does not know
-		if err := writeFile(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
+		if err := durable.Write(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
 			return fmt.Errorf("mark the rejoin: %w", err)
 		}
 	}
@@ -653,9 +655,9 @@ func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("follow %s: not done within %s", target, limit))
 	defer cancel()
 	if c.cfg.FollowCommand != "" {
-		out, err := runShell(ctx, c.cfg.FollowCommand, map[byte]placeholder{'n': {"REPMGR_UPSTREAM_NODE_ID", target.ID.String()}})
+		out, err := shell.Run(ctx, c.cfg.FollowCommand, map[byte]shell.Value{'n': {Env: "REPMGR_UPSTREAM_NODE_ID", Text: target.ID.String()}})
 		if err != nil {
-			return fmt.Errorf("follow_command: %w: %s", err, lastLines(out, 5))
+			return fmt.Errorf("follow_command: %w: %s", err, shell.LastLines(out, 5))
 		}
 		return nil
 	}

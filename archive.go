@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
 // A standby of nobody gets nothing from an archive either: there may be WAL of a
@@ -50,7 +52,7 @@ func (s *localServer) hasArchive() bool {
 	}
 	cmd := exec.CommandContext(ctx, postgres, append(s.args(), "-C", "restore_command")...)
 	cmd.Dir, cmd.WaitDelay = s.dir, time.Second
-	endWithGroup(cmd)
+	shell.EndWithGroup(cmd)
 	out, err := cmd.Output()
 	return err != nil || strings.TrimSpace(string(out)) != ""
 }
@@ -75,7 +77,7 @@ func (s *localServer) giveArchive() error {
 	if err != nil || !kept {
 		return err
 	}
-	return writeFile(filepath.Join(s.dir, autoConf), mergeAutoConf([]byte(text), set, unset))
+	return durable.Write(filepath.Join(s.dir, autoConf), mergeAutoConf([]byte(text), set, unset))
 }
 
 func readAutoConf(dir string) (string, error) {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // candidate is what the pledges of this process are made out to.
@@ -105,7 +107,7 @@ func (a *campaign) survey(ctx context.Context) error {
 			}
 			a.policy.Adopts = int32(a.c.cfg.NodeID) // nobody voted for it: there must be grounds for a failover
 		}
-		if a.res.Health == election.HealthReceived && now.Before(deadline) && peerOf(peers, a.rule.Primary).Answer == election.Refused && pause(ctx, pollInterval) == nil {
+		if a.res.Health == election.HealthReceived && now.Before(deadline) && peerOf(peers, a.rule.Primary).Answer == election.Refused && wait.Pause(ctx, pollInterval) == nil {
 			continue
 		}
 		former := a.w.record(a.rule.Primary)
@@ -178,12 +180,12 @@ func (a *campaign) validate(ctx context.Context) error {
 	visible := len(answering(peers))
 	ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.EventNotificationTimeout, fmt.Errorf("no answer within event_notification_timeout (%s)", a.c.cfg.EventNotificationTimeout))
 	defer cancel()
-	out, err := runShell(ctx, command, map[byte]placeholder{
-		'n': {"REPMGR_NODE_ID", a.res.Winner.ID.String()}, 'a': {"REPMGR_NODE_NAME", a.res.Winner.Name},
-		'v': {"REPMGR_VISIBLE_NODES", fmt.Sprint(visible)}, 'u': {"REPMGR_SHARED_UPSTREAM_NODES", fmt.Sprint(len(peers) - 2)}, 't': {"REPMGR_TOTAL_NODES", fmt.Sprint(len(peers))},
+	out, err := shell.Run(ctx, command, map[byte]shell.Value{
+		'n': {Env: "REPMGR_NODE_ID", Text: a.res.Winner.ID.String()}, 'a': {Env: "REPMGR_NODE_NAME", Text: a.res.Winner.Name},
+		'v': {Env: "REPMGR_VISIBLE_NODES", Text: fmt.Sprint(visible)}, 'u': {Env: "REPMGR_SHARED_UPSTREAM_NODES", Text: fmt.Sprint(len(peers) - 2)}, 't': {Env: "REPMGR_TOTAL_NODES", Text: fmt.Sprint(len(peers))},
 	})
 	if err != nil {
-		return a.refuse(election.RefusedValidation, a.res.Health, fmt.Sprintf("%v: %s", err, lastLines(out, 3)))
+		return a.refuse(election.RefusedValidation, a.res.Health, fmt.Sprintf("%v: %s", err, shell.LastLines(out, 3)))
 	}
 	return nil
 }
@@ -398,7 +400,7 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 		until = a.last.Add(a.c.cfg.FenceTimeout + election.Margin)
 	}
 	for !a.demoted() && !a.proven() && time.Now().Before(until) {
-		if err := pause(ctx, min(nudgeInterval, time.Until(until))); err != nil {
+		if err := wait.Pause(ctx, min(nudgeInterval, time.Until(until))); err != nil {
 			return err
 		}
 	}

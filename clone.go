@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -318,7 +319,7 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 		if len(target.replace) > 0 {
 			left = "The former contents of " + r.o.Dir + " were deleted before the copy."
 		}
-		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s %s", left, orDefault(Hint(err), "Mend the cause and run the same command again."))
+		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s %s", left, cmp.Or(Hint(err), "Mend the cause and run the same command again."))
 	}
 	if r.res.Bytes == 0 { // a Cloner need not count
 		r.res.Bytes = treeBytes(target.data)
@@ -342,13 +343,6 @@ func treeBytes(dir string) (total int64) {
 		return nil
 	})
 	return total
-}
-
-func orDefault(s, def string) string {
-	if s == "" {
-		return def
-	}
-	return s
 }
 
 // sourceReplicationUser is the role for replication connections to the source.

@@ -4,7 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
+
+	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
 // commandCloner lets a program of the user's fill the directory, such as a
@@ -23,13 +24,13 @@ func (c commandCloner) Copy(ctx context.Context, job CopyJob) error {
 		return err
 	}
 	job.Progress(CopyProgress{Phase: "running clone_command"})
-	values := map[byte]placeholder{
-		'D': {"REPMGR_DIR", job.Dir},
-		'h': {"REPMGR_HOST", params["host"]},
-		'p': {"REPMGR_PORT", params["port"]},
-		'U': {"REPMGR_USER", params["user"]},
-		'd': {"REPMGR_DBNAME", params["dbname"]},
-		's': {"REPMGR_SLOT", job.Slot},
+	values := map[byte]shell.Value{
+		'D': {Env: "REPMGR_DIR", Text: job.Dir},
+		'h': {Env: "REPMGR_HOST", Text: params["host"]},
+		'p': {Env: "REPMGR_PORT", Text: params["port"]},
+		'U': {Env: "REPMGR_USER", Text: params["user"]},
+		'd': {Env: "REPMGR_DBNAME", Text: params["dbname"]},
+		's': {Env: "REPMGR_SLOT", Text: job.Slot},
 	}
 	var env []string
 	for key, name := range map[string]string{"password": "PGPASSWORD", "passfile": "PGPASSFILE"} {
@@ -37,26 +38,12 @@ func (c commandCloner) Copy(ctx context.Context, job CopyJob) error {
 			env = append(env, name+"="+params[key])
 		}
 	}
-	out, err := runShell(ctx, c.command, values, env...)
+	out, err := shell.Run(ctx, c.command, values, env...)
 	if err != nil {
-		return fmt.Errorf("clone_command: %w%s", err, afterColon(lastLines(out, 5)))
+		return fmt.Errorf("clone_command: %w%s", err, shell.AfterColon(shell.LastLines(out, 5)))
 	}
 	if _, err := os.Stat(job.Dir + "/backup_label"); err != nil {
 		job.Log("clone_command left no backup_label: the copy is taken as that of a stopped server")
 	}
 	return nil
-}
-
-// lastLines is the end of a program's output, where it says why it stopped.
-func lastLines(out []byte, n int) string {
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "; ")
-}
-
-// afterColon puts a program's words behind ours, where it had any.
-func afterColon(s string) string {
-	if s == "" {
-		return ""
-	}
-	return ": " + s
 }

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
 // A copy needs one WAL sender for the data and one for the WAL meanwhile.
@@ -49,7 +52,7 @@ func (r *cloning) preflight(ctx context.Context) error {
 			check(ctx context.Context, source string, o CloneOptions) error
 		}); ok {
 			err := c.check(ctx, r.o.Source, r.o)
-			add("clone method", err == nil, "%s", orDefault(errText(err), "it can be used"))
+			add("clone method", err == nil, "%s", cmp.Or(errText(err), "it can be used"))
 		}
 	}
 	if s.HotStandby == "off" {
@@ -112,9 +115,9 @@ func directoryHint(cfg Config, dir string, force bool, pid int) string {
 	}
 	switch {
 	case pid > 0 && force:
-		return fmt.Sprintf("Stop that server first, if it is to be replaced: pg_ctl -D %s stop. Else: %s.", shellQuote(dir), strings.ToLower(other[:1])+other[1:])
+		return fmt.Sprintf("Stop that server first, if it is to be replaced: pg_ctl -D %s stop. Else: %s.", shell.Quote(dir), strings.ToLower(other[:1])+other[1:])
 	case pid > 0:
-		return fmt.Sprintf("%s; or, if that server is to be replaced, stop it (pg_ctl -D %s stop) and use --force.", other, shellQuote(dir))
+		return fmt.Sprintf("%s; or, if that server is to be replaced, stop it (pg_ctl -D %s stop) and use --force.", other, shell.Quote(dir))
 	case force:
 		return other + "; or, if nothing in it is needed, remove by hand what it holds. It must belong to the user that runs this."
 	}

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -55,12 +58,12 @@ func (r rsyncCloner) check(ctx context.Context, source string, o CloneOptions) e
 	host := strings.NewReplacer("[", "", "]", "").Replace(strings.TrimSuffix(from, ":"))
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+r.ssh()+` "$@"`, "ssh", "--", host, "rsync --version")
 	cmd.WaitDelay = time.Second
-	endWithGroup(cmd)
+	shell.EndWithGroup(cmd)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return fmt.Errorf("this must work without a password: %s %s rsync --version (%w: %s)", r.ssh(), host, err, lastLines(out, 2))
+		return fmt.Errorf("this must work without a password: %s %s rsync --version (%w: %s)", r.ssh(), host, err, shell.LastLines(out, 2))
 	}
 	return nil
 }
@@ -223,7 +226,7 @@ func (b *rsyncBackup) end(ctx context.Context) error {
 	if err := b.fetchWAL(ctx, stop); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(b.job.Dir, "backup_label"), []byte(label)); err != nil {
+	if err := durable.Write(filepath.Join(b.job.Dir, "backup_label"), []byte(label)); err != nil {
 		return err
 	}
 	if err := b.rsync(ctx, filepath.Join(b.job.Status.Settings.DataDirectory, "global", "pg_control"), filepath.Join(b.job.Dir, "global")+"/"); err != nil {
@@ -267,7 +270,7 @@ func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string
 	b.job.Log("running rsync", slog.String("from", b.from+from), slog.String("to", to))
 	cmd := exec.CommandContext(ctx, "/bin/sh", words...)
 	cmd.WaitDelay = stopTimeout
-	endWithGroup(cmd)
+	shell.EndWithGroup(cmd)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	switch {
@@ -276,11 +279,11 @@ func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string
 	case err == nil, errors.As(err, &exit) && exit.ExitCode() == rsyncVanished:
 		return nil
 	case errors.As(err, &exit) && (exit.ExitCode() == 255 || exit.ExitCode() == 12):
-		return hint(fmt.Errorf("rsync from %s: %s", orDefault(strings.TrimSuffix(b.from, ":"), "this machine"), lastLines(out, 3)),
+		return hint(fmt.Errorf("rsync from %s: %s", cmp.Or(strings.TrimSuffix(b.from, ":"), "this machine"), shell.LastLines(out, 3)),
 			"This must work without a password, as this OS user: %s %s true", b.ssh(), strings.TrimSuffix(b.from, ":"))
 	case errors.As(err, &exit) && exit.ExitCode() == 127:
 		return hint(errors.New("rsync is not installed here"), "Install it (Debian: apt-get install rsync), or clone with --method=basebackup.")
 	default:
-		return fmt.Errorf("rsync: %w: %s", err, lastLines(out, 3))
+		return fmt.Errorf("rsync: %w: %s", err, shell.LastLines(out, 3))
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
 // A clone is made in a directory of its own inside the target, and moved up in
@@ -260,7 +262,7 @@ func (t *cloneTarget) note(line string) error {
 		return err
 	}
 	_, err = f.WriteString(line + "\n")
-	return errors.Join(err, f.Sync(), f.Close(), syncDir(t.staging))
+	return errors.Join(err, f.Sync(), f.Close(), durable.SyncDir(t.staging))
 }
 
 // claim agrees that a directory outside is filled, makes it where it is missing,
@@ -328,7 +330,7 @@ func (t *cloneTarget) commit() error {
 	for _, e := range entries {
 		if e.Name() == "global" {
 			// All else is in its place, durably, before the server can be started.
-			if err := syncDir(t.dir); err != nil {
+			if err := durable.SyncDir(t.dir); err != nil {
 				return kind(ErrCopy, "sync %s: %w", t.dir, err)
 			}
 		}
@@ -343,7 +345,7 @@ func (t *cloneTarget) commit() error {
 		}
 		t.moved = append(t.moved, e.Name())
 	}
-	if err := errors.Join(os.RemoveAll(t.staging), syncDir(t.dir)); err != nil {
+	if err := errors.Join(os.RemoveAll(t.staging), durable.SyncDir(t.dir)); err != nil {
 		return kind(ErrCopy, "finish the copy: %w", err)
 	}
 	_ = t.lock.Close()

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +52,7 @@ func (c *Cluster) self() string {
 // connectLocal opens a connection to the node of the configuration.
 func (c *Cluster) connectLocal(ctx context.Context) (*Node, error) {
 	if c.cfg.Conninfo == "" {
-		return nil, hint(kind(ErrConfig, "conninfo is not set in %s", orDefault(c.cfg.File, "the configuration")), "Set conninfo in repmgr.conf, name the file with -f, or give -h, -p, -U and -d.")
+		return nil, hint(kind(ErrConfig, "conninfo is not set in %s", cmp.Or(c.cfg.File, "the configuration")), "Set conninfo in repmgr.conf, name the file with -f, or give -h, -p, -U and -d.")
 	}
 	if c.cfg.NodeID == 0 {
 		return Connect(ctx, c.cfg.Conninfo)

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net"
@@ -138,7 +139,7 @@ type addresses struct {
 // node's server somewhere else has the same name.
 func (c *contact) isAt(ctx context.Context, rec Record, address string) bool {
 	params, err := ParseConninfo(rec.Conninfo)
-	host := orDefault(params["hostaddr"], params["host"])
+	host := cmp.Or(params["hostaddr"], params["host"])
 	if err != nil || strings.Contains(host, ",") {
 		return false
 	}

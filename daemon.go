@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // DefaultDaemonWait is how long starting and stopping the daemon wait for it.
@@ -106,7 +110,7 @@ func (c *Cluster) requireCommand(key, command string) error {
 	if command != "" {
 		return c.cfg.RequireNode()
 	}
-	return hint(kind(ErrConfig, "%s is not set in %s", key, orDefault(c.cfg.File, "the configuration")), "Set it, such as: %s='sudo systemctl ...'", key)
+	return hint(kind(ErrConfig, "%s is not set in %s", key, cmp.Or(c.cfg.File, "the configuration")), "Set it, such as: %s='sudo systemctl ...'", key)
 }
 
 // control runs a command of the configuration and waits until done says so.
@@ -121,9 +125,9 @@ func (c *Cluster) control(ctx context.Context, o DaemonOptions, key, command, la
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, tooLate(limit))
 	defer cancel()
 	deadline := time.Now().Add(o.Wait)
-	out, err := runShell(ctx, command, nil)
+	out, err := shell.Run(ctx, command, nil)
 	if err != nil && !errors.Is(err, exec.ErrWaitDelay) { // a daemon may keep our pipe
-		return fmt.Errorf("run %s: %w: %s", key, err, lastLines(out, 5))
+		return fmt.Errorf("run %s: %w: %s", key, err, shell.LastLines(out, 5))
 	}
 	for o.Wait > 0 {
 		ok, err := done(ctx)
@@ -133,7 +137,7 @@ func (c *Cluster) control(ctx context.Context, o DaemonOptions, key, command, la
 		case time.Now().After(deadline):
 			return tooLate(o.Wait)
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := wait.Pause(ctx, 50*time.Millisecond); err != nil {
 			return err
 		}
 	}

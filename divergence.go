@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -77,7 +78,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	default:
 		beyond, err := r.server.walBeyond(ctx, branch{timeline: common, from: fork}, r.control.WALSegmentSize)
 		if err != nil {
-			return "", hint(kind(ErrRejoin, "%w", err), "%s", orDefault(Hint(err), r.again("--reclone")))
+			return "", hint(kind(ErrRejoin, "%w", err), "%s", cmp.Or(Hint(err), r.again("--reclone")))
 		}
 		r.diverged = beyond || r.control.Position().LSN > fork
 	}

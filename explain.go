@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
 // ExplainOptions are the choices of [Cluster.Explain].
@@ -507,7 +508,7 @@ func (e Explanation) command(recs []Record) string {
 	}
 	text := "repmgr"
 	if winner.ConfigFile != "" {
-		text += " -f " + shellQuote(winner.ConfigFile)
+		text += " -f " + shell.Quote(winner.ConfigFile)
 	}
 	text += " standby promote"
 	if slices.ContainsFunc(recs, func(r Record) bool {

@@ -1,12 +1,14 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // FailoverOptions are the choices of [Cluster.Failover].
@@ -114,7 +116,7 @@ func (a *campaign) refuse(r election.Refusal, h election.Health, detail string) 
 func refusalHint(r election.Refusal, h election.Health, forced bool) string {
 	help := refusalHints[r]
 	if r == election.RefusedHealth {
-		help = orDefault(healthHints[h], help)
+		help = cmp.Or(healthHints[h], help)
 	}
 	if forced && strings.Contains(help, "cluster failover") {
 		return insisted
@@ -192,7 +194,7 @@ func (w *watch) judge(ctx context.Context, p election.Policy) {
 func (w *watch) await(ctx context.Context, ready func() bool) {
 	limit := time.Now().Add(2*w.cluster().cfg.SilenceTimeout + time.Second)
 	for time.Now().Before(limit) {
-		if ready() || pause(ctx, pollInterval) != nil {
+		if ready() || wait.Pause(ctx, pollInterval) != nil {
 			return
 		}
 	}

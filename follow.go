@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -139,7 +141,7 @@ func (c *Cluster) followTarget(ctx context.Context, recs []Record, o FollowOptio
 		if err == nil || !o.Wait || !errors.Is(err, ErrNoPrimary) || time.Now().After(deadline) {
 			return primary, err
 		}
-		if err := pause(ctx, nudgeInterval); err != nil {
+		if err := wait.Pause(ctx, nudgeInterval); err != nil {
 			return Record{}, err
 		}
 	}
@@ -469,7 +471,7 @@ func senderAddress(conninfo string) (host string, port int) {
 		return "", 0
 	}
 	port, _ = strconv.Atoi(params["port"])
-	return orDefault(params["host"], params["hostaddr"]), port
+	return cmp.Or(params["host"], params["hostaddr"]), port
 }
 
 // dropFormerSlot removes the standby's slot from the upstream that it left.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // guard keeps the local server from being a second primary, whatever else the
@@ -45,7 +46,7 @@ func (m *Monitor) guard(ctx context.Context) {
 // untilDue lets a pulse pass, or what is left of a lease where that is less.
 func (m *Monitor) untilDue(ctx context.Context, c *Cluster, left *time.Duration) error {
 	if left != nil && *left < c.pulse() {
-		return pause(ctx, max(*left, c.pulse()/8))
+		return wait.Pause(ctx, max(*left, c.pulse()/8))
 	}
 	return m.pulse(ctx)
 }
@@ -230,7 +231,7 @@ func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 	}
 	if err != nil {
 		m.log.Warn("the fenced server does not start as a standby yet", "err", err, "hint", Hint(err))
-		_ = pause(ctx, c.cfg.SilenceTimeout)
+		_ = wait.Pause(ctx, c.cfg.SilenceTimeout)
 		return
 	}
 	if why, _ := os.ReadFile(mark); strings.TrimSpace(string(why)) != m.lastFence() { // its watchdog has done it
@@ -270,7 +271,7 @@ func (s *localServer) killChildren(ctx context.Context) (killed int, err error) 
 	}
 	for _, pid := range pids {
 		for processAlive(pid) {
-			if err := pause(ctx, processPoll); err != nil {
+			if err := wait.Pause(ctx, processPoll); err != nil {
 				return len(pids), context.Cause(ctx)
 			}
 		}

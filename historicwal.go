@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -113,5 +114,5 @@ func makeSegment(dir, name string, from []string, bytes, size int64) (made bool,
 	if err == nil {
 		err = os.Rename(tmp, filepath.Join(dir, name))
 	}
-	return err == nil, errors.Join(err, syncDir(dir))
+	return err == nil, errors.Join(err, durable.SyncDir(dir))
 }

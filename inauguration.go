@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
 // tellWitnesses gives the new rule to the voters without data, before anybody
@@ -225,7 +227,7 @@ func (c *Cluster) slotOrNone(ctx context.Context, up *Node, standby Record) stri
 }
 
 func (c *Cluster) warnNoSlot(up *Node, standby Record, err error) {
-	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.name, "err", err, "hint", orDefault(Hint(err), slotHint))
+	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.name, "err", err, "hint", cmp.Or(Hint(err), slotHint))
 }
 
 const slotHint = "Raise max_replication_slots there, or drop a slot that nobody needs. repmgrd of the standby makes its slot as soon as it can."
@@ -237,9 +239,9 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *Node, winner Record) err
 	if local && c.cfg.PromoteCommand != "" {
 		ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.PromoteCheckTimeout, fmt.Errorf("no end within promote_check_timeout (%s)", c.cfg.PromoteCheckTimeout))
 		defer cancel()
-		out, err := runShell(ctx, c.cfg.PromoteCommand, map[byte]placeholder{'n': {"REPMGR_NODE_ID", winner.ID.String()}})
+		out, err := shell.Run(ctx, c.cfg.PromoteCommand, map[byte]shell.Value{'n': {Env: "REPMGR_NODE_ID", Text: winner.ID.String()}})
 		if err != nil {
-			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.name, hookError{err}, afterColon(lastLines(out, 5))), "The next election promotes without it.")
+			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5))), "The next election promotes without it.")
 		}
 		var inRecovery bool
 		if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {
@@ -299,7 +301,7 @@ func (a *campaign) open(ctx context.Context) error {
 		}
 	}
 	a.res.Rule = a.tally.Rule
-	a.at("ruled", "term %d is open; following: %s", a.res.Term, orDefault(names(a.res.Following), "nobody yet"))
+	a.at("ruled", "term %d is open; following: %s", a.res.Term, cmp.Or(names(a.res.Following), "nobody yet"))
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
 // kept is what must be known of the cluster while the own server is down: who
@@ -111,5 +112,5 @@ func (c *Cluster) keep(dir string, k kept) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(srv.dir, keptName), text)
+	return durable.Write(filepath.Join(srv.dir, keptName), text)
 }

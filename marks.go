@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
 // fencedName is the file, in the data directory, that says that the Monitor
@@ -137,7 +139,7 @@ func (s *localServer) mark(why string) error {
 	if err := s.detach(); err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(s.dir, fencedName), []byte(why+"\n"))
+	return durable.Write(filepath.Join(s.dir, fencedName), []byte(why+"\n"))
 }
 
 // unmarked reports whether a fence lacks its marks.

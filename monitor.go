@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -407,7 +408,7 @@ func (m *Monitor) transition(d election.Decision) {
 	// An election that is refused is tried again and again, for the same reasons in turn.
 	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.said, d.Reason) {
 		m.said = append(m.said, d.Reason)
-		m.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", orDefault(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
+		m.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", cmp.Or(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
 	}
 }
 

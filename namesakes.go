@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -48,7 +49,7 @@ func sendersOf(s NodeStatus, name string) (all []WALSender) {
 func addressesOf(senders []WALSender) string {
 	var all []string
 	for _, w := range senders {
-		if from := orDefault(w.ClientAddr, "this machine"); !slices.Contains(all, from) {
+		if from := cmp.Or(w.ClientAddr, "this machine"); !slices.Contains(all, from) {
 			all = append(all, from)
 		}
 	}
@@ -174,7 +175,7 @@ func foreignAddress(ctx context.Context, r Record, addr string) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
-	for host := range strings.SplitSeq(orDefault(params["hostaddr"], params["host"]), ",") {
+	for host := range strings.SplitSeq(cmp.Or(params["hostaddr"], params["host"]), ",") {
 		if host == "" || strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") {
 			return false
 		}

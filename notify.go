@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
 // EventTimeFormat is how the time of an event that is in no table is given to
@@ -54,18 +56,18 @@ func (n CommandNotifier) Notify(ctx context.Context, e Event) error {
 	if e.PeerID != 0 {
 		peer = e.PeerID.String()
 	}
-	out, err := runShell(ctx, n.Command, map[byte]placeholder{
-		'n': {"REPMGR_NODE_ID", strconv.Itoa(int(e.NodeID))},
-		'e': {"REPMGR_EVENT", string(e.Type)},
-		's': {"REPMGR_SUCCESS", success},
-		't': {"REPMGR_TIMESTAMP", e.stamp()},
-		'd': {"REPMGR_DETAILS", e.Details},
-		'p': {"REPMGR_PEER_ID", peer},
-		'a': {"REPMGR_PEER_NAME", e.Peer},
-		'c': {"REPMGR_PEER_CONNINFO", Redact(e.PeerConninfo)},
+	out, err := shell.Run(ctx, n.Command, map[byte]shell.Value{
+		'n': {Env: "REPMGR_NODE_ID", Text: strconv.Itoa(int(e.NodeID))},
+		'e': {Env: "REPMGR_EVENT", Text: string(e.Type)},
+		's': {Env: "REPMGR_SUCCESS", Text: success},
+		't': {Env: "REPMGR_TIMESTAMP", Text: e.stamp()},
+		'd': {Env: "REPMGR_DETAILS", Text: e.Details},
+		'p': {Env: "REPMGR_PEER_ID", Text: peer},
+		'a': {Env: "REPMGR_PEER_NAME", Text: e.Peer},
+		'c': {Env: "REPMGR_PEER_CONNINFO", Text: Redact(e.PeerConninfo)},
 	})
 	if err != nil {
-		return fmt.Errorf("event_notification_command: %w%s", err, afterColon(lastLines(out, 3)))
+		return fmt.Errorf("event_notification_command: %w%s", err, shell.AfterColon(shell.LastLines(out, 3)))
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -31,7 +32,7 @@ func (s *localServer) markOwnWAL(behind wal.Position) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(s.dir, autoConf), mergeAutoConf([]byte(auto), map[string]string{ownWALSetting: string(text)}, nil))
+	return durable.Write(filepath.Join(s.dir, autoConf), mergeAutoConf([]byte(auto), map[string]string{ownWALSetting: string(text)}, nil))
 }
 
 func (s *localServer) ownWAL() (behind wal.Position, err error) {

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -122,7 +123,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		Running: election.Primary, Position: wal.Position{LSN: max(s.LSN, s.Replay)}, Replayed: s.Replay, Idle: s.Idle,
 		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Archive: s.Archive, Delayed: s.Delayed, Started: s.Started,
 		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
-		NoPledge: orDefault(unable, known),
+		NoPledge: cmp.Or(unable, known),
 	}
 	v.Misnamed = nameProblem(rec, w.records()) != ""
 	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)

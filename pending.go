@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
 const (
@@ -271,7 +272,7 @@ func (s *localServer) store(name string, text []byte, remove bool) error {
 	_ = syscall.Flock(int(dir.Fd()), syscall.LOCK_UN) // it must not keep anybody out
 	path := filepath.Join(s.dir, name)
 	if !remove {
-		return writeFile(path, text)
+		return durable.Write(path, text)
 	}
 	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -12,6 +12,8 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -28,7 +30,7 @@ const pollInterval = 5 * time.Millisecond
 // the longer, the longer it lasts already. A promotion takes about 30 ms: asking costs
 // less than missing it.
 func pauseSince(ctx context.Context, begun time.Time) error {
-	return pause(ctx, min(max(time.Since(begun)/16, pollInterval/5), 4*pollInterval))
+	return wait.Pause(ctx, min(max(time.Since(begun)/16, pollInterval/5), 4*pollInterval))
 }
 
 // PromoteOptions are the choices of [Cluster.Promote].
@@ -266,8 +268,8 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *Node) error {
 		"The server's log says what it waits for. It may still become the primary: look again with repmgr cluster show."))
 	defer cancel()
 	if c.cfg.ServicePromoteCommand != "" {
-		if out, err := runShell(ctx, c.cfg.ServicePromoteCommand, nil); err != nil {
-			return kind(ErrPromotion, "service_promote_command on %s: %w%s", n.name, hookError{err}, afterColon(lastLines(out, 5)))
+		if out, err := shell.Run(ctx, c.cfg.ServicePromoteCommand, nil); err != nil {
+			return kind(ErrPromotion, "service_promote_command on %s: %w%s", n.name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5)))
 		}
 	} else if _, err := n.conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
 		return kind(ErrPromotion, "promote %s: %w", n.name, err)

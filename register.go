@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // DefaultWaitStart is how long registering a standby waits for its server.
@@ -194,7 +197,7 @@ func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, 
 		return nil
 	}
 	return hint(kind(ErrRegistered, "node ID %d belongs to another running server: %q at %s", old.ID, old.Name, address(old.Conninfo)),
-		"Choose another node_id in %s.", orDefault(c.cfg.File, "the configuration"))
+		"Choose another node_id in %s.", cmp.Or(c.cfg.File, "the configuration"))
 }
 
 func upsertRecord(ctx context.Context, tx pgx.Tx, r Record) error {
@@ -294,11 +297,11 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 
 // waitLocal connects to the local server, and waits until it lets us.
 func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*Node, error) {
-	wait := o.wait()
+	patience := o.wait()
 	if o.Force {
-		wait = 0
+		patience = 0
 	}
-	deadline, told := time.Now().Add(wait), false
+	deadline, told := time.Now().Add(patience), false
 	for {
 		local, err := c.connectLocal(ctx)
 		var ce *ConnectError
@@ -311,23 +314,11 @@ func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*Node, erro
 		}
 		if !told {
 			told = true
-			c.log.Info(fmt.Sprintf("waiting up to %s for the local server", wait), "detail", err.Error())
+			c.log.Info(fmt.Sprintf("waiting up to %s for the local server", patience), "detail", err.Error())
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := wait.Pause(ctx, 100*time.Millisecond); err != nil {
 			return nil, err
 		}
-	}
-}
-
-// pause waits, or returns early with the reason why ctx ended.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
 	}
 }
 
@@ -433,8 +424,8 @@ func checkLoop(recs []Record, node NodeID, upstream Record) error {
 // waitUpstream looks at the nodes until one of them streams to rec. A
 // replication connection that has just been made, or made anew, needs a moment.
 func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o RegisterOptions) (Record, error) {
-	wait := o.wait()
-	deadline, told := time.Now().Add(wait), false
+	patience := o.wait()
+	deadline, told := time.Now().Add(patience), false
 	for {
 		for _, p := range c.survey(ctx, recs) {
 			if p.err == nil && attachment(p.status, rec.Name) != "" {
@@ -442,14 +433,14 @@ func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o
 			}
 		}
 		if time.Now().After(deadline) {
-			return Record{}, hint(kind(ErrNotAttached, "no registered node sends WAL to %s (application_name %q) after %s", rec, rec.Name, wait),
+			return Record{}, hint(kind(ErrNotAttached, "no registered node sends WAL to %s (application_name %q) after %s", rec, rec.Name, patience),
 				"See the standby's log for why it does not stream. To register it all the same, use --force.")
 		}
 		if !told {
 			told = true
-			c.log.Info(fmt.Sprintf("waiting up to %s for %s to stream", wait, rec))
+			c.log.Info(fmt.Sprintf("waiting up to %s for %s to stream", patience, rec))
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := wait.Pause(ctx, 50*time.Millisecond); err != nil {
 			return Record{}, err
 		}
 	}
@@ -514,10 +505,10 @@ func (c *Cluster) takeSlot(ctx context.Context, local *Node, rec Record, s NodeS
 }
 
 // waitSync waits until the standby has received its own row.
-func (c *Cluster) waitSync(ctx context.Context, local, primary *Node, rec Record, wait time.Duration) error {
-	if wait > 0 {
+func (c *Cluster) waitSync(ctx context.Context, local, primary *Node, rec Record, patience time.Duration) error {
+	if patience > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, wait, kind(ErrTimeout, "the row of %s did not reach the standby within %s", rec, wait))
+		ctx, cancel = context.WithTimeoutCause(ctx, patience, kind(ErrTimeout, "the row of %s did not reach the standby within %s", rec, patience))
 		defer cancel()
 	}
 	for {
@@ -526,7 +517,7 @@ func (c *Cluster) waitSync(ctx context.Context, local, primary *Node, rec Record
 			c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: EventStandbySynced, Success: true})
 			return nil
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := wait.Pause(ctx, 50*time.Millisecond); err != nil {
 			return hint(err, "Replication may be slow or stopped: see repmgr cluster show, and the standby's log.")
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -604,7 +605,7 @@ func (r *rejoining) attach(ctx context.Context) (string, error) {
 		case r.forked(ctx):
 			return "", hint(kind(ErrTimelineDiverged, "%s has recovered to beyond %s, where the line of %s parts from it", r.res.Node, r.shared, r.res.Primary), "%s", r.again("--force-rewind"))
 		}
-		if err := pause(ctx, pollInterval); err != nil {
+		if err := wait.Pause(ctx, pollInterval); err != nil {
 			return "", err
 		}
 	}

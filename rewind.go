@@ -14,6 +14,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -62,11 +65,11 @@ func (r *rejoining) guard(ctx context.Context) error {
 		err = r.server.keepWAL(ctx, filepath.Join(tmp, "pg_wal"), r.res.Fork.LSN, r.control.WALSegmentSize)
 	}
 	if err == nil {
-		err = writeFile(filepath.Join(tmp, "README"), fmt.Appendf(nil, "The data in %s is being replaced since %s. If this directory is still here when nothing works on it,\nthe data can not be used: clone it anew.\n",
+		err = durable.Write(filepath.Join(tmp, "README"), fmt.Appendf(nil, "The data in %s is being replaced since %s. If this directory is still here when nothing works on it,\nthe data can not be used: clone it anew.\n",
 			r.server.dir, time.Now().UTC().Format(time.RFC3339)))
 	}
 	if err == nil {
-		err = errors.Join(os.Rename(tmp, dir), syncDir(filepath.Dir(dir)), r.mode(guardMode))
+		err = errors.Join(os.Rename(tmp, dir), durable.SyncDir(filepath.Dir(dir)), r.mode(guardMode))
 	}
 	if err != nil {
 		return hint(kind(ErrRejoin, "prepare the work on %s: %w", r.server.dir, err), "Set salvage_directory in repmgr.conf to a directory that this user can write.")
@@ -87,7 +90,7 @@ func (r *rejoining) isGuarded() bool {
 
 // release lets PostgreSQL start on the data again.
 func (r *rejoining) release() error {
-	if err := errors.Join(r.mode(0), syncDir(r.server.dir), os.RemoveAll(r.stateDir())); err != nil {
+	if err := errors.Join(r.mode(0), durable.SyncDir(r.server.dir), os.RemoveAll(r.stateDir())); err != nil {
 		return kind(ErrRejoin, "finish the work on %s: %w", r.server.dir, err)
 	}
 	return nil
@@ -178,7 +181,7 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 	}
 	args := append([]string{"--single", "-F", "-c", "wal_keep_size=100GB", "-c", "archive_mode=off"}, r.server.args()...)
 	if out, err := r.tool(ctx, postgres, nil, append(args, "template1")...); err != nil {
-		return "", hint(kind(ErrRejoin, "crash recovery of %s: %w%s", r.res.Node, err, afterColon(lastLines(out, 5))), "%s", r.again("--reclone"))
+		return "", hint(kind(ErrRejoin, "crash recovery of %s: %w%s", r.res.Node, err, shell.AfterColon(shell.LastLines(out, 5))), "%s", r.again("--reclone"))
 	}
 	control, err := pgcontrol.Read(r.server.dir)
 	switch {
@@ -236,7 +239,7 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", kind(ErrRejoin, "look at the data in %s: %w", r.server.dir, err)
 	}
-	if err := pause(ctx, fileClock); err != nil { // so that its first change shows
+	if err := wait.Pause(ctx, fileClock); err != nil { // so that its first change shows
 		return "", err
 	}
 	out, err := r.tool(ctx, program, env, args...)
@@ -252,13 +255,13 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	case err != nil:
 		return "", kind(ErrRejoin, "look at the rewound data: %w", err)
 	case max(control.Timeline, control.MinRecoveryTimeline) != r.status.Timeline:
-		return "", hint(kind(ErrRejoin, "pg_rewind left %s on timeline %d, and %s is on %d: %s", r.res.Node, max(control.Timeline, control.MinRecoveryTimeline), r.res.Primary, r.status.Timeline, lastLines(out, 2)),
+		return "", hint(kind(ErrRejoin, "pg_rewind left %s on timeline %d, and %s is on %d: %s", r.res.Node, max(control.Timeline, control.MinRecoveryTimeline), r.res.Primary, r.status.Timeline, shell.LastLines(out, 2)),
 			"%s", r.again("--reclone"))
 	}
 	if err := r.server.returnWAL(ctx, filepath.Join(r.stateDir(), "pg_wal"), r.control.WALSegmentSize); err != nil {
 		return "", hint(kind(ErrRejoin, "put the WAL back that the rewound data needs: %w", err), "%s", r.again("--reclone"))
 	}
-	return lastLines(out, 1), nil
+	return shell.LastLines(out, 1), nil
 }
 
 // keepWAL keeps the server's segments up to the fork: recovery of the rewound
@@ -322,7 +325,7 @@ func (s *localServer) returnWAL(ctx context.Context, from string, segmentSize ui
 			return err
 		}
 	}
-	return syncDir(filepath.Join(s.dir, "pg_wal"))
+	return durable.SyncDir(filepath.Join(s.dir, "pg_wal"))
 }
 
 func (r *rejoining) rewindError(ctx context.Context, what string, out []byte, err error) error {
@@ -334,7 +337,7 @@ func (r *rejoining) rewindError(ctx context.Context, what string, out []byte, er
 		help = fmt.Sprintf("pg_rewind logs in to %s as %q, who must be a superuser or have EXECUTE on pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text) and pg_read_binary_file(text, bigint, bigint, boolean).",
 			r.res.Primary.Name, r.primary.conn.Config().User)
 	}
-	return hint(kind(ErrRejoin, "pg_rewind of %s %s: %w%s", r.res.Node, what, err, afterColon(lastLines(out, 5))), "%s", help)
+	return hint(kind(ErrRejoin, "pg_rewind of %s %s: %w%s", r.res.Node, what, err, shell.AfterColon(shell.LastLines(out, 5))), "%s", help)
 }
 
 // source is how pg_rewind reaches the primary. A password goes by the
@@ -384,7 +387,7 @@ func (r *rejoining) tool(ctx context.Context, program string, env []string, args
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.WaitDelay = r.server.dir, 2*time.Second
 	cmd.Env = append(append(os.Environ(), "LC_ALL=C"), env...)
-	endWithGroup(cmd)
+	shell.EndWithGroup(cmd)
 	return cmd.CombinedOutput()
 }
 
@@ -463,7 +466,7 @@ func (s *localServer) control(ctx context.Context) (pgcontrol.ControlFile, error
 		if !errors.Is(err, pgcontrol.ErrChecksum) || try == 5 {
 			return c, err
 		}
-		if err := pause(ctx, pollInterval); err != nil {
+		if err := wait.Pause(ctx, pollInterval); err != nil {
 			return c, err
 		}
 	}

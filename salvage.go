@@ -3,6 +3,7 @@ package repmgr
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -76,7 +79,7 @@ func branches(local wal.Timeline, ours wal.History, t wal.Timeline, fork wal.LSN
 
 // salvageRoot is where what is saved of this server goes.
 func (s *localServer) salvageRoot() string {
-	return orDefault(s.cfg.SalvageDirectory, s.dir+".salvage")
+	return cmp.Or(s.cfg.SalvageDirectory, s.dir+".salvage")
 }
 
 // dumpEnded is how pg_waldump, 13 to 18, complains about the end of what is there.
@@ -95,13 +98,13 @@ func (s *localServer) walDump(ctx context.Context, b branch, segmentSize uint32,
 	var complaint bytes.Buffer
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, &complaint, time.Second
-	endWithGroup(cmd)
+	shell.EndWithGroup(cmd)
 	err = cmd.Run()
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil && !dumpEnded.Match(complaint.Bytes()):
-		return fmt.Errorf("run %s: %w%s", program, err, afterColon(lastLines(complaint.Bytes(), 3)))
+		return fmt.Errorf("run %s: %w%s", program, err, shell.AfterColon(shell.LastLines(complaint.Bytes(), 3)))
 	}
 	return nil
 }
@@ -192,11 +195,11 @@ func (s *localServer) salvage(ctx context.Context, node Record, list []branch, s
 		return sv, os.RemoveAll(tmp)
 	}
 	head := fmt.Sprintf("saved: %s\n", time.Now().UTC().Format(time.RFC3339))
-	if err := writeFile(filepath.Join(tmp, "summary.txt"), []byte(head+summary)); err != nil {
+	if err := durable.Write(filepath.Join(tmp, "summary.txt"), []byte(head+summary)); err != nil {
 		return sv, err
 	}
 	sv.Dir = filepath.Join(root, time.Now().UTC().Format("20060102T150405.000Z")+name)
-	return sv, errors.Join(os.Rename(tmp, sv.Dir), syncDir(root))
+	return sv, errors.Join(os.Rename(tmp, sv.Dir), durable.SyncDir(root))
 }
 
 // sameSalvage finds what an earlier try has saved, by its summary but for the time.
@@ -320,7 +323,7 @@ func (s *localServer) copyWAL(ctx context.Context, list []branch, segmentSize ui
 			sv.Unarchived = append(sv.Unarchived, e.Name())
 		}
 	}
-	return syncDir(to)
+	return durable.SyncDir(to)
 }
 
 // copyFile copies a file, durably.

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
 
@@ -46,7 +49,7 @@ type localServer struct {
 // localServer finds the server of this machine by its data directory: that of
 // the configuration, or dir where it names none.
 func (c *Cluster) localServer(dir string) (*localServer, error) {
-	dir = orDefault(c.cfg.DataDirectory, dir)
+	dir = cmp.Or(c.cfg.DataDirectory, dir)
 	if dir == "" {
 		return nil, hint(kind(ErrConfig, "the data directory of %s is not known", c.self()), "Set data_directory in repmgr.conf: a server that is down can not be asked.")
 	}
@@ -226,7 +229,7 @@ func (s *localServer) waitGone(ctx context.Context, pids []int) error {
 				return nil
 			}
 		}
-		if err := pause(ctx, processPoll); err != nil {
+		if err := wait.Pause(ctx, processPoll); err != nil {
 			return err
 		}
 	}
@@ -276,8 +279,8 @@ func (s *localServer) stop(ctx context.Context) error {
 		"Its log says what it waits for: often a standby that does not receive, or an archive_command that hangs."))
 	defer cancel()
 	if s.cfg.ServiceStopCommand != "" {
-		if out, err := runShell(ctx, s.cfg.ServiceStopCommand, nil); err != nil {
-			return kind(ErrServerControl, "service_stop_command: %w%s", err, afterColon(lastLines(out, 5)))
+		if out, err := shell.Run(ctx, s.cfg.ServiceStopCommand, nil); err != nil {
+			return kind(ErrServerControl, "service_stop_command: %w%s", err, shell.AfterColon(shell.LastLines(out, 5)))
 		}
 	} else if err := syscall.Kill(pm, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return s.mayNotSignal(pm, err)
@@ -306,8 +309,8 @@ func (s *localServer) start(ctx context.Context) error {
 	switch {
 	case s.cfg.ServiceStartCommand != "":
 		var out []byte
-		if out, err = runShell(ctx, s.cfg.ServiceStartCommand, nil); err != nil {
-			return s.startError(logged, fmt.Errorf("service_start_command: %w%s", err, afterColon(lastLines(out, 5))))
+		if out, err = shell.Run(ctx, s.cfg.ServiceStartCommand, nil); err != nil {
+			return s.startError(logged, fmt.Errorf("service_start_command: %w%s", err, shell.AfterColon(shell.LastLines(out, 5))))
 		}
 	case s.cfg.PgCtlOptions != "":
 		if err = s.pgCtlStart(ctx); err != nil {
@@ -338,7 +341,7 @@ func (s *localServer) awaitStarted(ctx context.Context, launched int, logged int
 		if launched != 0 && !processAlive(launched) {
 			return s.startError(logged, errors.New("it ended at once"))
 		}
-		if err := pause(ctx, processPoll); err != nil {
+		if err := wait.Pause(ctx, processPoll); err != nil {
 			return s.startError(logged, err)
 		}
 	}
@@ -361,7 +364,7 @@ func (s *localServer) launch(ctx context.Context) (pid int, err error) {
 	cmd := exec.CommandContext(ctx, "/bin/sh", args...)
 	cmd.Dir, cmd.WaitDelay = s.dir, time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	defer usualSlack()()
+	defer shell.UsualSlack()()
 	out, err := cmd.Output()
 	if err != nil {
 		return 0, fmt.Errorf("run %s: %w", postgres, err)
@@ -375,14 +378,14 @@ func (s *localServer) pgCtlStart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	values := map[byte]placeholder{
-		'c': {"REPMGR_PG_CTL", pgCtl},
-		'D': {"REPMGR_DIR", orDefault(s.cfg.ConfigDirectory, s.dir)},
-		'l': {"REPMGR_LOG", filepath.Join(s.dir, startLogName)},
+	values := map[byte]shell.Value{
+		'c': {Env: "REPMGR_PG_CTL", Text: pgCtl},
+		'D': {Env: "REPMGR_DIR", Text: cmp.Or(s.cfg.ConfigDirectory, s.dir)},
+		'l': {Env: "REPMGR_LOG", Text: filepath.Join(s.dir, startLogName)},
 	}
-	out, err := runShell(ctx, `%c -W -s -D %D -l %l `+strings.ReplaceAll(s.cfg.PgCtlOptions, "%", "%%")+` start`, values)
+	out, err := shell.Run(ctx, `%c -W -s -D %D -l %l `+strings.ReplaceAll(s.cfg.PgCtlOptions, "%", "%%")+` start`, values)
 	if err != nil {
-		return fmt.Errorf("pg_ctl start: %w%s", err, afterColon(lastLines(out, 5)))
+		return fmt.Errorf("pg_ctl start: %w%s", err, shell.AfterColon(shell.LastLines(out, 5)))
 	}
 	return nil
 }
@@ -440,9 +443,9 @@ func (s *localServer) program(name string) (string, error) {
 func (s *localServer) startError(logged int64, err error) error {
 	text := ""
 	if b, e := os.ReadFile(filepath.Join(s.dir, startLogName)); e == nil && int64(len(b)) > logged {
-		text = afterColon(lastLines(b[logged:], 6))
+		text = shell.AfterColon(shell.LastLines(b[logged:], 6))
 	}
-	return hint(kind(ErrServerControl, "start the server in %s: %w%s", s.dir, err, text), "%s", orDefault(Hint(err), "See the log of the server; "+filepath.Join(s.dir, startLogName)+" has what it said before it had one."))
+	return hint(kind(ErrServerControl, "start the server in %s: %w%s", s.dir, err, text), "%s", cmp.Or(Hint(err), "See the log of the server; "+filepath.Join(s.dir, startLogName)+" has what it said before it had one."))
 }
 
 func (s *localServer) logSize() int64 {

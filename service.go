@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -63,7 +64,7 @@ func (res *PauseResult) warn(r election.Rule, seq int64) {
 	case !r.Known() || res.DryRun || len(reached) == len(res.Nodes):
 	case res.Paused && !r.PauseHolds(r.Primary, peers):
 		res.Warning = fmt.Sprintf("paused on %d of %d nodes (%s): the others could elect a primary, so the primary keeps its lease, and is stopped where it has no contact to a majority for fence_timeout",
-			len(reached), len(res.Nodes), orDefault(strings.Join(reached, ", "), "none"))
+			len(reached), len(res.Nodes), cmp.Or(strings.Join(reached, ", "), "none"))
 	case !res.Paused && !primary && !r.Quorum:
 		res.Warning = "the primary was not reached, and may hold the pause: with synchronous_mode=off nobody takes its place unless it is known to be dead, or an operator forces it"
 	}
@@ -292,7 +293,7 @@ func (n *Node) askVote(ctx context.Context, id NodeID, s *ServiceNode) error {
 		return n.queryError("read "+pausedSetting, err)
 	}
 	set, b, unable := readVote(text, err)
-	if s.NoPledge = orDefault(unable, fault); unable != "" {
+	if s.NoPledge = cmp.Or(unable, fault); unable != "" {
 		return nil
 	}
 	paused, seq := parsePaused(set[pausedSetting], id)

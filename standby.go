@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
 // primaryConninfo is how a standby of that name reaches its upstream: the
@@ -213,10 +214,10 @@ func writeStandby(dir string, set map[string]string, unset []string) error {
 	if err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	if err := writeFile(auto, mergeAutoConf(old, set, unset)); err != nil {
+	if err := durable.Write(auto, mergeAutoConf(old, set, unset)); err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(dir, "standby.signal"), nil)
+	return durable.Write(filepath.Join(dir, "standby.signal"), nil)
 }
 
 // mergeAutoConf sets settings in the text of a postgresql.auto.conf, takes those
@@ -241,37 +242,4 @@ func mergeAutoConf(old []byte, set map[string]string, unset []string) []byte {
 		fmt.Fprintf(&out, "%s = '%s'\n", name, escape.Replace(set[name]))
 	}
 	return out.Bytes()
-}
-
-// writeFile replaces a file so that a crash leaves the old one or the new one.
-func writeFile(path string, data []byte) (err error) {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
-	return d.Sync()
 }

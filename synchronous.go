@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // syncNames is a synchronous_standby_names, as PostgreSQL reads it.
@@ -271,7 +272,7 @@ func (n *Node) proveSync(ctx context.Context, probe *commitProbe, limit time.Dur
 			return hint(fmt.Errorf("%s: %w", n.name, errUnproven),
 				"Its checkpointer has not read the settings: it is in a long checkpoint, or it hangs. Until it has, no standby counts as having what is acknowledged. It is tried again.")
 		}
-		if err := pause(ctx, 10*pollInterval); err != nil {
+		if err := wait.Pause(ctx, 10*pollInterval); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -398,7 +400,7 @@ func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 		return err // it streams from another one than its row says
 	}
 	if _, err := up.CreateSlot(ctx, m.self.SlotName, m.self.Name); err != nil {
-		return hint(err, "%s", orDefault(Hint(err), slotHint))
+		return hint(err, "%s", cmp.Or(Hint(err), slotHint))
 	}
 	term := newest(m.watch.peers()).Term
 	return m.local.withBallot(ctx, func(b ballot.Ballot) error {
@@ -485,7 +487,7 @@ func (m *Monitor) heart(ctx context.Context) {
 func (m *Monitor) pulse(ctx context.Context) error {
 	c := m.settings()
 	if c.cfg.Failover != FailoverAutomatic {
-		return pause(ctx, c.cfg.MonitorInterval)
+		return wait.Pause(ctx, c.cfg.MonitorInterval)
 	}
 	return m.watch.lull(ctx, c.pulse()-sinceTick(c.pulse()), nil)
 }

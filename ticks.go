@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pgrepmgr/repmgr/internal/nowait"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // ticks come once in a pulse, at the same moment for whatever is due again and
@@ -76,7 +77,7 @@ func (t *timerfd) close() {
 // wait waits for d, which is more than 0, or until the timer is closed with ctx.
 func (t *timerfd) wait(ctx context.Context, d time.Duration) error {
 	if t == nil {
-		return pause(ctx, d)
+		return wait.Pause(ctx, d)
 	}
 	conn, err := t.f.SyscallConn()
 	if err == nil {
@@ -95,7 +96,7 @@ func (t *timerfd) wait(ctx context.Context, d time.Duration) error {
 		_, err = expired.Read(make([]byte, 8))
 	}
 	if err != nil && ctx.Err() == nil {
-		return pause(ctx, d)
+		return wait.Pause(ctx, d)
 	}
 	return context.Cause(ctx)
 }

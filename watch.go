@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // watch looks at all voters without end, each over a connection of its own that
@@ -156,7 +158,7 @@ func (w *watch) forsaken(candidate string) bool {
 }
 
 func candidateName(node string) string {
-	return url.PathEscape(orDefault(node, "observer")) // ASCII, whatever the encoding of a database is
+	return url.PathEscape(cmp.Or(node, "observer")) // ASCII, whatever the encoding of a database is
 }
 
 func (w *watch) node(id int32) *watcher {
@@ -244,7 +246,7 @@ func peerOf(peers []election.Peer, id int32) election.Peer {
 func (w *watch) watchArbiter(ctx context.Context) {
 	for ctx.Err() == nil {
 		w.lookArbiter(ctx)
-		_ = pause(ctx, w.cluster().pulse())
+		_ = wait.Pause(ctx, w.cluster().pulse())
 	}
 }
 

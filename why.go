@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -326,7 +327,7 @@ func (m MonitorWord) text(now time.Time) string {
 		return "no repmgrd runs there"
 	}
 	p := m.Monitor
-	text := fmt.Sprintf("%s: %s", orDefault(p.Phase, "it runs"), p.Reason)
+	text := fmt.Sprintf("%s: %s", cmp.Or(p.Phase, "it runs"), p.Reason)
 	if !p.Since.IsZero() {
 		text += fmt.Sprintf(" (for %s)", roundTime(max(0, now.Sub(p.Since))))
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
 // Whatever an event holds, it stays one argument and is never executed.
@@ -39,7 +41,7 @@ func TestCommandNotifier_PassesValuesUnharmed(t *testing.T) {
 
 func TestExpand(t *testing.T) {
 	t.Parallel()
-	values := map[byte]placeholder{'n': {"N", "1"}}
+	values := map[byte]shell.Value{'n': {Env: "N", Text: "1"}}
 	tests := map[string]string{
 		`run %n`:         `run ${N:+"${N}"}`,
 		`run "%n"`:       `run "${N}"`,
@@ -51,7 +53,7 @@ func TestExpand(t *testing.T) {
 		`A=b run '\' %n`: `A=b run '\' ${N:+"${N}"}`,
 	}
 	for command, want := range tests {
-		require.Equal(t, want, expand(command, values), command)
+		require.Equal(t, want, shell.Expand(command, values), command)
 	}
 }
 

@@ -1,4 +1,4 @@
-package repmgr
+package shell
 
 import (
 	"context"
@@ -12,23 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// placeholder is the value of a %x in a command of the user's, and the name of
+// Value is the value of a %x in a command of the user's, and the name of
 // the environment variable that carries it.
-type placeholder struct{ env, value string }
+type Value struct{ Env, Text string }
 
-// runShell runs a command of the configuration through /bin/sh. Values never
+// Run runs a command of the configuration through /bin/sh. Values never
 // become part of the program text, so nothing in them can be executed: each
-// placeholder turns into an expansion of an environment variable, quoted as its
+// Value turns into an expansion of an environment variable, quoted as its
 // surroundings ask for. env is added to its environment. The command ends with ctx.
-func runShell(ctx context.Context, command string, values map[byte]placeholder, env ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", expand(command, values))
+func Run(ctx context.Context, command string, values map[byte]Value, env ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", Expand(command, values))
 	cmd.Env = append(os.Environ(), env...)
 	for _, p := range values {
-		cmd.Env = append(cmd.Env, p.env+"="+p.value)
+		cmd.Env = append(cmd.Env, p.Env+"="+p.Text)
 	}
 	cmd.WaitDelay = 2 * time.Second
-	endWithGroup(cmd)
-	defer usualSlack()()
+	EndWithGroup(cmd)
+	defer UsualSlack()()
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -36,10 +36,10 @@ func runShell(ctx context.Context, command string, values map[byte]placeholder, 
 	return out, err
 }
 
-// usualSlack gives what is started until its result is called the timer slack that the
+// UsualSlack gives what is started until its result is called the timer slack that the
 // kernel gives (prctl, PR_SET_TIMERSLACK), whatever this process has: repmgrd has a long
 // one, and a PostgreSQL server's short sleeps are not to grow with it.
-func usualSlack() (end func()) {
+func UsualSlack() (end func()) {
 	const usual = 50 * time.Microsecond
 	runtime.LockOSThread()
 	was, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
@@ -52,17 +52,17 @@ func usualSlack() (end func()) {
 	}
 }
 
-// endWithGroup makes a command end together with all that it started, and keeps
+// EndWithGroup makes a command end together with all that it started, and keeps
 // it from asking a person: without a terminal a prompt is an error, not a hang.
-func endWithGroup(cmd *exec.Cmd) {
+func EndWithGroup(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 }
 
-// expand replaces %x in a shell command. In the open, an empty value is no
+// Expand replaces %x in a shell command. In the open, an empty value is no
 // argument at all, as with repmgr; in quotes it stays an empty string. An
 // unknown %x stays as it is, and %% is a percent sign.
-func expand(command string, values map[byte]placeholder) string {
+func Expand(command string, values map[byte]Value) string {
 	var out strings.Builder
 	var quote byte // the quote that we are in, or 0
 	for i := 0; i < len(command); i++ {
@@ -75,9 +75,9 @@ func expand(command string, values map[byte]placeholder) string {
 		case ch == '%' && i+1 < len(command) && command[i+1] == '%':
 			i++
 			out.WriteByte('%')
-		case ch == '%' && i+1 < len(command) && values[command[i+1]].env != "":
+		case ch == '%' && i+1 < len(command) && values[command[i+1]].Env != "":
 			i++
-			env := values[command[i]].env
+			env := values[command[i]].Env
 			switch quote {
 			case '"':
 				out.WriteString("${" + env + "}")
@@ -98,12 +98,26 @@ func expand(command string, values map[byte]placeholder) string {
 	return out.String()
 }
 
-// shellQuote writes a word so that a shell takes it as one, plain where it can.
-func shellQuote(word string) string {
+// Quote writes a word so that a shell takes it as one, plain where it can.
+func Quote(word string) string {
 	if word != "" && !strings.ContainsFunc(word, func(r rune) bool {
 		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:@%+=,", r)
 	}) {
 		return word
 	}
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
+
+// LastLines is the end of a program's output, where it says why it stopped.
+func LastLines(out []byte, n int) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+}
+
+// AfterColon puts a program's words behind ours, where it had any.
+func AfterColon(s string) string {
+	if s == "" {
+		return ""
+	}
+	return ": " + s
 }

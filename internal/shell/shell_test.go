@@ -1,4 +1,4 @@
-package repmgr
+package shell
 
 import (
 	"runtime"
@@ -13,7 +13,7 @@ import (
 func TestRunShell_TimerSlack(t *testing.T) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test
 	require.NoError(t, unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(time.Millisecond), 0, 0, 0))
-	out, err := runShell(t.Context(), "cat /proc/self/timerslack_ns", nil)
+	out, err := Run(t.Context(), "cat /proc/self/timerslack_ns", nil)
 	require.NoError(t, err)
 	require.Equal(t, "50000\n", string(out))
 	slack, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)

@@ -1,0 +1,2 @@
+// Package durable writes files so that a crash of the machine leaves the old one or the new one.
+package durable

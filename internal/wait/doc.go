@@ -1,0 +1,2 @@
+// Package wait is a pause that ends with its context.
+package wait
