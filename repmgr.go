@@ -65,6 +65,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
 // Version is the version of the library and of its programs.
@@ -203,98 +204,80 @@ func (f NotifierFunc) Notify(ctx context.Context, e Event) error { return f(ctx,
 // The questions a caller may ask of an error, with [errors.Is].
 var (
 	// ErrConfig: the configuration, or an option, is wrong. Nothing was done.
-	ErrConfig = errors.New("invalid configuration")
+	ErrConfig = failure.ErrConfig
 	// ErrConnect: a server that was needed could not be reached. See [ConnectError].
-	ErrConnect = errors.New("no connection")
+	ErrConnect = failure.ErrConnect
 	// ErrNoPrimary: no reachable registered node is a primary.
-	ErrNoPrimary = errors.New("no primary found")
+	ErrNoPrimary = failure.ErrNoPrimary
 	// ErrPrimaryExists: another server is a primary already.
-	ErrPrimaryExists = errors.New("another primary exists")
+	ErrPrimaryExists = failure.ErrPrimaryExists
 	// ErrNotPrimary: the server is in recovery, and the action needs a primary.
-	ErrNotPrimary = errors.New("not a primary")
+	ErrNotPrimary = failure.ErrNotPrimary
 	// ErrNotStandby: the server is not in recovery, and the action needs a standby.
-	ErrNotStandby = errors.New("not a standby")
+	ErrNotStandby = failure.ErrNotStandby
 	// ErrNotRegistered: the node has no row in repmgr.nodes, or there is no metadata at all.
-	ErrNotRegistered = errors.New("not registered")
+	ErrNotRegistered = failure.ErrNotRegistered
 	// ErrRegistered: a node of that id or name is registered already.
-	ErrRegistered = errors.New("already registered")
+	ErrRegistered = failure.ErrRegistered
 	// ErrRefused: a safety check said no. The message says which and what would lift it.
-	ErrRefused = errors.New("refused")
+	ErrRefused = failure.ErrRefused
 	// ErrSchemaVersion: the metadata was made by a newer version of this library.
-	ErrSchemaVersion = errors.New("metadata schema is newer than this program")
+	ErrSchemaVersion = failure.ErrSchemaVersion
 	// ErrSystemIdentifier: the servers are not of one cluster.
-	ErrSystemIdentifier = errors.New("system identifiers differ")
+	ErrSystemIdentifier = failure.ErrSystemIdentifier
 	// ErrTimelineDiverged: the server has WAL that its new upstream never had.
-	ErrTimelineDiverged = errors.New("timelines diverged")
+	ErrTimelineDiverged = failure.ErrTimelineDiverged
 	// ErrWALGone: the upstream does not have the WAL any more that the standby needs next.
-	ErrWALGone = errors.New("WAL is gone")
+	ErrWALGone = failure.ErrWALGone
 	// ErrNotAttached: the standby was told to follow, but was not seen streaming in time.
-	ErrNotAttached = errors.New("standby is not streaming")
+	ErrNotAttached = failure.ErrNotAttached
 	// ErrPromotion: the standby did not become a primary.
-	ErrPromotion = errors.New("promotion did not complete")
+	ErrPromotion = failure.ErrPromotion
 	// ErrMetadata: the server did what was asked, but repmgr.nodes could not be updated.
-	ErrMetadata = errors.New("metadata not updated")
+	ErrMetadata = failure.ErrMetadata
 	// ErrQuery: a statement on the metadata failed.
-	ErrQuery = errors.New("query failed")
+	ErrQuery = failure.ErrQuery
 	// ErrDirectory: the target directory can not be used as it is.
-	ErrDirectory = errors.New("target directory is not usable")
+	ErrDirectory = failure.ErrDirectory
 	// ErrCopy: copying the data failed. What had been copied was removed.
-	ErrCopy = errors.New("copy failed")
+	ErrCopy = failure.ErrCopy
 	// ErrNoQuorum: not enough voters answer, or pledge themselves, for a failover.
-	ErrNoQuorum = errors.New("no quorum")
+	ErrNoQuorum = failure.ErrNoQuorum
 	// ErrPaused: failover is paused on a node.
-	ErrPaused = errors.New("failover is paused")
+	ErrPaused = failure.ErrPaused
 	// ErrRejoin: the node could not be brought back as a standby.
-	ErrRejoin = errors.New("rejoin did not complete")
+	ErrRejoin = failure.ErrRejoin
 	// ErrTimeout: a condition did not come true in the time that the configuration allows.
-	ErrTimeout = errors.New("timed out")
+	ErrTimeout = failure.ErrTimeout
+	// ErrServerControl: the server of this machine could not be started or stopped.
+	ErrServerControl = failure.ErrServerControl
 )
 
 // Hint returns what the reader of err could do about it, or "" where nothing
 // better than the message is known.
 func Hint(err error) string {
-	var h *hintError
 	var conf *ConfigError
-	switch {
-	case errors.As(err, &h):
-		return h.hint
-	case errors.As(err, &conf):
-		var remedies []string
-		for _, f := range conf.Faults {
-			if f.Remedy != "" && !slices.Contains(remedies, f.Remedy) {
-				remedies = append(remedies, f.Remedy)
-			}
-		}
-		return strings.Join(remedies, " ")
+	if help := failure.Hint(err); help != "" || !errors.As(err, &conf) {
+		return help
 	}
-	return ""
+	var remedies []string
+	for _, f := range conf.Faults {
+		if f.Remedy != "" && !slices.Contains(remedies, f.Remedy) {
+			remedies = append(remedies, f.Remedy)
+		}
+	}
+	return strings.Join(remedies, " ")
 }
 
-type hintError struct {
-	err  error
-	hint string
-}
-
-func (e *hintError) Error() string { return e.err.Error() }
-func (e *hintError) Unwrap() error { return e.err }
-
-// hint attaches help to an error. The message stays as it is: only the command
-// line prints help.
+// hint attaches help to an error: see [failure.WithHint].
 func hint(err error, format string, args ...any) error {
-	return &hintError{err, fmt.Sprintf(format, args...)}
+	return failure.WithHint(err, format, args...)
 }
 
-// kind makes an error that errors.Is finds by its sentinel, without the
-// sentinel's text in the message.
+// kind makes an error that errors.Is finds by its sentinel: see [failure.Of].
 func kind(sentinel error, format string, args ...any) error {
-	return &kindError{sentinel, fmt.Errorf(format, args...)}
+	return failure.Of(sentinel, format, args...)
 }
-
-type kindError struct{ kind, err error }
-
-func (e *kindError) Error() string        { return e.err.Error() }
-func (e *kindError) Unwrap() error        { return e.err }
-func (e *kindError) Is(target error) bool { return target == e.kind }
 
 // ParseConninfo splits a connection string of either form of libpq into its parameters,
 // as package conninfo says. No error quotes anything of the string.

@@ -34,9 +34,6 @@ const (
 	startLogName = "repmgr-start.log"
 )
 
-// ErrServerControl: the server of this machine could not be started or stopped.
-var ErrServerControl = errors.New("server not started or stopped")
-
 // localServer is the server of a data directory on this machine, running or
 // not. It goes by the processes that work in the directory, not by what a
 // connection says: that is how it can tell that a server is really gone. It
