@@ -2,11 +2,7 @@ package repmgr
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -76,26 +72,6 @@ func (m *Monitor) tryFence(ctx context.Context) error {
 	m.shared.mu.Lock()
 	m.shared.srv = srv
 	m.shared.mu.Unlock()
-	return nil
-}
-
-// mayStop says whether this process can end those of the server.
-func (s *localServer) mayStop() error {
-	if err := s.mayControl(); err != nil && os.Geteuid() != 0 {
-		return err
-	}
-	pid := serverPID(s.dir)
-	if pid == 0 {
-		return hint(kind(ErrRefused, "no process holds the data directory %s here", s.dir),
-			"Is data_directory in repmgr.conf the server's own? Run repmgrd on the machine, and in the container (the PID namespace), of its server.")
-	}
-	if !s.serves(pid) {
-		return hint(kind(ErrRefused, "process %d, which %s names, does not work in that directory here", pid, filepath.Join(s.dir, "postmaster.pid")),
-			"Run repmgrd in the container (the PID namespace) of its server.")
-	}
-	if err := syscall.Kill(pid, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return s.mayNotSignal(pid, err)
-	}
 	return nil
 }
 

@@ -2,9 +2,6 @@ package repmgr
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -23,7 +20,7 @@ var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": ""
 
 // detach makes the data directory of a server that is down that of a standby of nobody:
 // it can neither accept a write nor acknowledge one until it is told whom to follow.
-func (s *localServer) detach() error {
+func (s *pmServer) detach() error {
 	if err := writeStandby(s.dir, detached, nil); err != nil || !s.hasArchive() {
 		return err
 	}
@@ -43,7 +40,7 @@ const programLimit = 5 * time.Second
 
 // hasArchive reports whether the server has a restore_command, wherever it is set.
 // Where that can not be known it may have one.
-func (s *localServer) hasArchive() bool {
+func (s *pmServer) hasArchive() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), programLimit)
 	defer cancel()
 	postgres, err := s.program("postgres")
@@ -58,7 +55,7 @@ func (s *localServer) hasArchive() bool {
 }
 
 // archiveKept reports whether the restore_command of the server is out of force.
-func (s *localServer) archiveKept() bool {
+func (s *pmServer) archiveKept() bool {
 	text, err := readAutoConf(s.dir)
 	if err != nil {
 		return false
@@ -68,7 +65,7 @@ func (s *localServer) archiveKept() bool {
 }
 
 // giveArchive gives a server that is down its restore_command back.
-func (s *localServer) giveArchive() error {
+func (s *pmServer) giveArchive() error {
 	text, err := readAutoConf(s.dir)
 	if err != nil {
 		return err
@@ -80,10 +77,15 @@ func (s *localServer) giveArchive() error {
 	return durable.Write(filepath.Join(s.dir, autoConf), mergeAutoConf([]byte(text), set, unset))
 }
 
-func readAutoConf(dir string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(dir, autoConf))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+// fencedName is the file, in the data directory, that says that the Monitor
+// stopped this server and has to start it again, as a standby of nobody: a Monitor
+// that dies in between goes on with it.
+const fencedName = "repmgr_fenced"
+
+// mark makes the data directory that of a standby which its Monitor has to start.
+func (s *pmServer) mark(why string) error {
+	if err := s.detach(); err != nil {
+		return err
 	}
-	return string(text), err
+	return durable.Write(filepath.Join(s.dir, fencedName), []byte(why+"\n"))
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
@@ -532,21 +531,4 @@ func (r *cloning) tablespaceTarget(location string) string {
 		return to
 	}
 	return location
-}
-
-// serverPID is the process that holds a data directory, or 0.
-func serverPID(dir string) int {
-	text, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
-	if err != nil {
-		return 0
-	}
-	first, _, _ := strings.Cut(string(text), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(first))
-	if pid < 0 {
-		pid = -pid // a single-user server writes it so
-	}
-	if err != nil || pid == 0 || !processAlive(pid) {
-		return 0
-	}
-	return pid
 }

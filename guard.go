@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -254,27 +253,4 @@ func (m *Monitor) killLeftovers(ctx context.Context, c *Cluster) {
 	if err != nil {
 		m.log.Warn("the postmaster is dead, and processes that it left behind may still run", "err", err)
 	}
-}
-
-// killChildren kills the server's processes that are no postmaster, and waits
-// until they are gone: a postmaster goes by its command line, what it starts calls
-// itself "postgres: ".
-func (s *localServer) killChildren(ctx context.Context) (killed int, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, killLimit, fmt.Errorf("not gone within %s", killLimit))
-	defer cancel()
-	var pids []int
-	for _, pid := range s.processes() {
-		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err == nil && strings.HasPrefix(string(title), "postgres: ") && !s.runs() && syscall.Kill(pid, syscall.SIGKILL) == nil {
-			pids = append(pids, pid)
-		}
-	}
-	for _, pid := range pids {
-		for processAlive(pid) {
-			if err := wait.Pause(ctx, processPoll); err != nil {
-				return len(pids), context.Cause(ctx)
-			}
-		}
-	}
-	return len(pids), nil
 }

@@ -3,17 +3,9 @@ package repmgr
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"time"
-
-	"github.com/pgrepmgr/repmgr/internal/durable"
 )
-
-// fencedName is the file, in the data directory, that says that the Monitor
-// stopped this server and has to start it again, as a standby of nobody: a Monitor
-// that dies in between goes on with it.
-const fencedName = "repmgr_fenced"
 
 const (
 	markLimit = time.Second     // a fence waits for its marks; they go on being written beside it
@@ -77,7 +69,7 @@ func (m *Monitor) stoppable(c *Cluster) (*localServer, error) {
 	case elsewhere:
 		return nil, kind(ErrRefused, "its server runs on another machine")
 	case srv != nil:
-		return &localServer{c.cfg, srv.dir}, nil
+		return newLocalServer(c.cfg, srv.dir), nil
 	}
 	return c.localServer(dir)
 }
@@ -133,14 +125,6 @@ func (m *Monitor) keepDown(ctx context.Context, c *Cluster) bool {
 }
 
 var errUnmarked = fmt.Errorf("its disk does not answer within %s", markLimit)
-
-// mark makes the data directory that of a standby which its Monitor has to start.
-func (s *localServer) mark(why string) error {
-	if err := s.detach(); err != nil {
-		return err
-	}
-	return durable.Write(filepath.Join(s.dir, fencedName), []byte(why+"\n"))
-}
 
 // unmarked reports whether a fence lacks its marks.
 func (m *Monitor) unmarked() bool {

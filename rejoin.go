@@ -402,8 +402,6 @@ func readBallot(file string) (vote ballot.Ballot, err error) {
 	return vote, nil
 }
 
-const autoConf = "postgresql.auto.conf"
-
 // perform does what was decided.
 func (r *rejoining) perform(ctx context.Context) (err error) {
 	node := r.res.Node

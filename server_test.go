@@ -136,7 +136,7 @@ func TestLocalServer_FencesAndStartsDetached(t *testing.T) {
 	start = time.Now()
 	require.NoError(t, server.detach())
 	var said bytes.Buffer
-	server.cfg.Logger = slog.New(slog.NewTextHandler(&said, nil))
+	server.Logger = slog.New(slog.NewTextHandler(&said, nil))
 	require.NoError(t, server.start(t.Context()))
 	t.Logf("started detached after %s", time.Since(start))
 	output := filepath.Join(pg.Dir, "repmgr-start.log")
@@ -179,7 +179,7 @@ func TestLocalServer_IsAt(t *testing.T) {
 	here, err := server.isAt(t.Context(), n)
 	require.NoError(t, err)
 	require.True(t, here)
-	here, err = (&localServer{server.cfg, t.TempDir()}).isAt(t.Context(), n)
+	here, err = newLocalServer(server.cfg, t.TempDir()).isAt(t.Context(), n)
 	require.NoError(t, err)
 	require.False(t, here)
 
@@ -231,5 +231,5 @@ func TestLocalServer_TouchesOnlyItsOwn(t *testing.T) {
 	require.ErrorIs(t, err, ErrConfig)
 	_, err = c.localServer("/nowhere/at/all")
 	require.ErrorIs(t, err, ErrDirectory)
-	require.Error(t, (&localServer{dir: "/proc/1"}).mayControl(), "it is another user's")
+	require.Error(t, newLocalServer(Config{}, "/proc/1").mayControl(), "it is another user's")
 }

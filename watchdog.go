@@ -178,7 +178,7 @@ func (d *watchdog) begin(ctx context.Context) error {
 	m.fenceOnly = true
 	m.shared.dir, m.shared.before = d.beat.Dir, d.beat.Before
 	if d.beat.Shown {
-		m.shared.srv = &localServer{m.cfg, d.beat.Dir}
+		m.shared.srv = newLocalServer(m.cfg, d.beat.Dir)
 	}
 	m.shared.office = d.at.at.Add(seconds(*d.beat.Left) - d.c.cfg.FenceTimeout)
 	recs := d.c.keptRecords()
