@@ -58,7 +58,7 @@ func (m *Monitor) proveFence(ctx context.Context) {
 func (m *Monitor) tryFence(ctx context.Context) error {
 	srv, err := m.cluster.localServer(m.dataDirectory())
 	if err == nil {
-		err = srv.mayStop()
+		err = srv.MayStop()
 	}
 	if here := m.servesHere(ctx, srv); err == nil {
 		err = here

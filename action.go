@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
@@ -221,7 +222,7 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	}
 	if srv, err := c.localServer(m.dataDirectory()); err != nil {
 		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
-	} else if err := srv.mayControl(); err != nil {
+	} else if err := srv.MayControl(); err != nil {
 		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
 	}
 }
@@ -250,7 +251,7 @@ func (m *Monitor) servesHere(ctx context.Context, srv *localServer) error {
 	m.shared.elsewhere = !here
 	m.shared.mu.Unlock()
 	if !here {
-		return hint(kind(ErrRefused, "the server that conninfo leads to does not run in %s on this machine", srv.dir),
+		return hint(kind(ErrRefused, "the server that conninfo leads to does not run in %s on this machine", srv.Dir),
 			"Run repmgrd on the machine of its server, as the operating system user that runs it, and set data_directory to the server's own.")
 	}
 	return nil
@@ -331,18 +332,18 @@ const rejoinName = "repmgr_rejoining"
 // of a primary, or of one that was not brought back yet.
 func (m *Monitor) wasPrimary() bool {
 	srv, err := m.cluster.localServer(m.dataDirectory())
-	if err != nil || srv.runs() {
+	if err != nil || srv.Runs() {
 		return false
 	}
 	if srv.incomplete() {
 		return true
 	}
-	_, errSignal := os.Stat(filepath.Join(srv.dir, "standby.signal"))
-	_, errMark := os.Stat(filepath.Join(srv.dir, rejoinName))
+	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
+	_, errMark := os.Stat(filepath.Join(srv.Dir, rejoinName))
 	if errSignal == nil && errMark != nil && !m.owes {
 		return false
 	}
-	_, err = pgcontrol.Read(srv.dir)
+	_, err = pgcontrol.Read(srv.Dir)
 	return err == nil
 }
 
@@ -460,19 +461,19 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 		return err
 	}
 	if !srv.incomplete() { // a clone takes no directory with a file in it that it does not know
-		if err := durable.Write(filepath.Join(srv.dir, rejoinName), []byte(target.Name+"\n")); err != nil {
+		if err := durable.Write(filepath.Join(srv.Dir, rejoinName), []byte(target.Name+"\n")); err != nil {
 			return fmt.Errorf("mark the rejoin: %w", err)
 		}
 	}
-	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.dir, slotOptional: true, hold: func(firm bool) error { return act.hold(ctx, firm) }})
+	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.Dir, slotOptional: true, hold: func(firm bool) error { return act.hold(ctx, firm) }})
 	if err != nil && res.Method == "" {
 		return notBegun{err}
 	}
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{rejoinName, fencedName} {
-		if err := os.Remove(filepath.Join(srv.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, name := range []string{rejoinName, postmaster.FencedMark} {
+		if err := os.Remove(filepath.Join(srv.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("unmark the rejoin: %w", err)
 		}
 	}

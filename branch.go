@@ -33,7 +33,7 @@ func (n *Node) walSum(ctx context.Context, segment string, offset, length int64)
 
 // walSum reads the files of a server that is down.
 func (s *localServer) walSum(_ context.Context, segment string, offset, length int64) (string, bool, error) {
-	f, err := os.Open(filepath.Join(s.dir, "pg_wal", segment))
+	f, err := os.Open(filepath.Join(s.Dir, "pg_wal", segment))
 	if errors.Is(err, os.ErrNotExist) {
 		return "", false, nil
 	}

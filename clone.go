@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
 
@@ -377,22 +378,22 @@ func (r *cloning) finish(ctx context.Context, target *cloneTarget) error {
 // writeSettings writes the settings of the new standby in place of what was the
 // source's own: its settings of ALTER SYSTEM, the mark of a fence, and events.
 func (r *cloning) writeSettings(dir string, set map[string]string) error {
-	text, err := readAutoConf(dir)
+	text, err := postmaster.ReadAutoConf(dir)
 	if err != nil {
 		return err
 	}
 	give, drop, err := ballot.Inherited(text)
 	if err != nil {
-		return fmt.Errorf("in %s: %w", autoConf, err)
+		return fmt.Errorf("in %s: %w", postmaster.AutoConf, err)
 	}
 	maps.Copy(give, set)
 	drop = slices.DeleteFunc(drop, func(name string) bool { return name == ownWALSetting }) // so has the copy
-	for _, name := range []string{fencedName, rejoinName, pendingName} {
+	for _, name := range []string{postmaster.FencedMark, rejoinName, pendingName} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	return writeStandby(dir, give, append(drop, ownSettings...))
+	return postmaster.WriteStandby(dir, give, append(drop, ownSettings...))
 }
 
 func (r *cloning) settings() (map[string]string, error) {
@@ -479,7 +480,7 @@ func (r *cloning) writeConf(ctx context.Context) error {
 	if _, err := pgcontrol.ReadVersion(r.o.Dir); err != nil {
 		return kind(ErrDirectory, "%s is not a data directory: %w", r.o.Dir, err)
 	}
-	if pid := serverPID(r.o.Dir); pid != 0 && !r.o.Force {
+	if pid := postmaster.PID(r.o.Dir); pid != 0 && !r.o.Force {
 		return hint(kind(ErrDirectory, "a server runs in %s (pid %d)", r.o.Dir, pid), "With --force its settings are written all the same; reload it afterwards.")
 	}
 	if _, err := r.makeSlot(ctx); err != nil {
@@ -489,7 +490,7 @@ func (r *cloning) writeConf(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeStandby(r.o.Dir, set, nil); err != nil {
+	if err := postmaster.WriteStandby(r.o.Dir, set, nil); err != nil {
 		return kind(ErrDirectory, "write the standby settings: %w", err)
 	}
 	return nil

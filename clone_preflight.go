@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
@@ -135,7 +136,7 @@ func (r *cloning) checkHint() string {
 		case "replication connection":
 			hints = append(hints, fmt.Sprintf("Allow it in the source's pg_hba.conf (database replication, user %q), and give the role REPLICATION.", r.sourceReplicationUser()))
 		case "directory":
-			hints = append(hints, directoryHint(r.cfg, r.o.Dir, r.o.Force, serverPID(r.o.Dir)))
+			hints = append(hints, directoryHint(r.cfg, r.o.Dir, r.o.Force, postmaster.PID(r.o.Dir)))
 		case "clone method":
 			hints = append(hints, "Without ssh and rsync, use --method=basebackup.")
 		case "space":

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 )
 
 // A clone is made in a directory of its own inside the target, and moved up in
@@ -67,7 +68,7 @@ func openTarget(dir string, force, runs bool) (*cloneTarget, error) {
 			t.replace = append(t.replace, e.Name())
 		}
 	}
-	if pid := serverPID(dir); pid != 0 && !runs {
+	if pid := postmaster.PID(dir); pid != 0 && !runs {
 		return nil, kind(ErrDirectory, "a server runs in %s (pid %d)", dir, pid)
 	}
 	data := slices.DeleteFunc(slices.Clone(t.replace), isNote)

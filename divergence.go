@@ -22,14 +22,14 @@ func (r *rejoining) compare(ctx context.Context) (string, error) {
 			r.diverged, r.impossible = true, err.Error()
 			return r.impossible, nil
 		}
-		return "", hint(kind(ErrRejoin, "look at the data in %s: %w", r.server.dir, err), "%s", r.again("--reclone"))
+		return "", hint(kind(ErrRejoin, "look at the data in %s: %w", r.server.Dir, err), "%s", r.again("--reclone"))
 	}
 	if id := strconv.FormatUint(r.control.SystemIdentifier, 10); id != r.status.SystemIdentifier {
-		return "", hint(kind(ErrSystemIdentifier, "the data in %s has system identifier %s, %s has %s", r.server.dir, id, r.res.Primary, r.status.SystemIdentifier),
+		return "", hint(kind(ErrSystemIdentifier, "the data in %s has system identifier %s, %s has %s", r.server.Dir, id, r.res.Primary, r.status.SystemIdentifier),
 			"They are different clusters. Is data_directory right? A node of this one is made with: repmgr standby clone")
 	}
 	if r.timeline, r.ours, err = r.server.line(r.control); err != nil {
-		return "", kind(ErrRejoin, "look at the timelines in %s: %w", r.server.dir, err)
+		return "", kind(ErrRejoin, "look at the timelines in %s: %w", r.server.Dir, err)
 	}
 	var theirs wal.History
 	if r.status.Timeline > 1 {
@@ -223,7 +223,7 @@ func (r *rejoining) decide() error {
 	case r.interrupted && (reclone || r.o.Policy == RejoinRewind): // what it had of its own was saved before
 		r.res.Method, r.res.Reason = RejoinByClone, "an earlier rejoin was interrupted"
 	case r.interrupted:
-		return hint(kind(ErrRejoin, "an earlier rejoin of %s was interrupted while it changed the data in %s: it can not be used any more", r.res.Node, r.server.dir), "%s", r.again("--reclone"))
+		return hint(kind(ErrRejoin, "an earlier rejoin of %s was interrupted while it changed the data in %s: it can not be used any more", r.res.Node, r.server.Dir), "%s", r.again("--reclone"))
 	case !r.diverged && r.impossible == "":
 		r.res.Method, r.res.Reason = RejoinByFollow, "it has nothing that the primary lacks"
 	case r.diverged && r.o.Policy == RejoinIfClean:

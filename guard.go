@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
@@ -95,10 +96,10 @@ func (m *Monitor) localPeer(c *Cluster) (me election.Peer, before election.Rule)
 		return me, before
 	}
 	srv, err := c.localServer(m.dataDirectory())
-	if err != nil || !srv.runs() || isStandby(srv.dir) {
+	if err != nil || !srv.Runs() || isStandby(srv.Dir) {
 		return me, before
 	}
-	if k, err := c.kept(srv.dir); err == nil && len(k.Rules) > 0 && k.Rules[0].Primary == me.ID {
+	if k, err := c.kept(srv.Dir); err == nil && len(k.Rules) > 0 && k.Rules[0].Primary == me.ID {
 		me.Rule, me.Running = k.Rules[0], election.Primary
 		if len(k.Rules) > 1 {
 			before = k.Rules[1]
@@ -217,16 +218,16 @@ func (m *Monitor) isElsewhere() bool {
 // startFenced starts a server that was fenced and does not run.
 func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 	srv, err := c.localServer(m.dataDirectory())
-	if err != nil || srv.runs() {
+	if err != nil || srv.Runs() {
 		return
 	}
-	mark := filepath.Join(srv.dir, fencedName)
+	mark := filepath.Join(srv.Dir, postmaster.FencedMark)
 	info, err := os.Stat(mark)
 	if err != nil || m.isRejoining() {
 		return
 	}
-	if err = srv.detach(); err == nil {
-		err = srv.start(ctx)
+	if err = srv.Detach(); err == nil {
+		err = srv.Start(ctx)
 	}
 	if err != nil {
 		m.log.Warn("the fenced server does not start as a standby yet", "err", err, "hint", Hint(err))
@@ -243,10 +244,10 @@ func (m *Monitor) startFenced(ctx context.Context, c *Cluster) {
 // can still commit. A server that is just being started is none of them.
 func (m *Monitor) killLeftovers(ctx context.Context, c *Cluster) {
 	srv, err := c.localServer(m.dataDirectory())
-	if err != nil || srv.runs() {
+	if err != nil || srv.Runs() {
 		return
 	}
-	killed, err := srv.killChildren(ctx)
+	killed, err := srv.KillChildren(ctx)
 	if killed > 0 {
 		m.log.Warn("the postmaster is dead: processes that it left behind were killed", "processes", killed)
 	}

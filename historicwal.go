@@ -42,11 +42,11 @@ func (s *localServer) mendHistoricWAL(t wal.Timeline) (mended []string, err erro
 	if t <= 1 {
 		return nil, nil
 	}
-	control, err := pgcontrol.Read(s.dir)
+	control, err := pgcontrol.Read(s.Dir)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(s.dir, "pg_wal")
+	dir := filepath.Join(s.Dir, "pg_wal")
 	text, err := os.ReadFile(filepath.Join(dir, wal.HistoryFileName(t)))
 	if err != nil {
 		return nil, err

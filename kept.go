@@ -32,7 +32,7 @@ func (c *Cluster) kept(dir string) (k kept, err error) {
 	if err != nil {
 		return k, err
 	}
-	path := filepath.Join(srv.dir, keptName)
+	path := filepath.Join(srv.Dir, keptName)
 	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -112,5 +112,5 @@ func (c *Cluster) keep(dir string, k kept) error {
 	if err != nil {
 		return err
 	}
-	return durable.Write(filepath.Join(srv.dir, keptName), text)
+	return durable.Write(filepath.Join(srv.Dir, keptName), text)
 }

@@ -34,7 +34,7 @@ func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) bool {
 	m.marks.mu.Lock()
 	srv, err := m.stoppable(c)
 	if err == nil {
-		err = srv.fence(ctx)
+		err = srv.Fence(ctx)
 	}
 	if err != nil {
 		defer m.marks.mu.Unlock()
@@ -69,7 +69,7 @@ func (m *Monitor) stoppable(c *Cluster) (*localServer, error) {
 	case elsewhere:
 		return nil, kind(ErrRefused, "its server runs on another machine")
 	case srv != nil:
-		return newLocalServer(c.cfg, srv.dir), nil
+		return newLocalServer(c.cfg, srv.Dir), nil
 	}
 	return c.localServer(dir)
 }
@@ -92,7 +92,7 @@ func (m *Monitor) keepDown(ctx context.Context, c *Cluster) bool {
 		limit = markLimit
 		done, why := make(chan error, 1), k.why
 		k.done, k.began = done, time.Now()
-		go func() { done <- srv.mark(why) }() // endMarking waits for it
+		go func() { done <- srv.Mark(why) }() // endMarking waits for it
 	}
 	err = errUnmarked
 	if k.done != nil {
@@ -105,8 +105,8 @@ func (m *Monitor) keepDown(ctx context.Context, c *Cluster) bool {
 		case <-ctx.Done():
 		}
 	}
-	if len(srv.processes()) > 0 { // somebody has started it, perhaps as a primary
-		if errFence := srv.fence(ctx); errFence != nil {
+	if len(srv.Processes()) > 0 { // somebody has started it, perhaps as a primary
+		if errFence := srv.Fence(ctx); errFence != nil {
 			return false
 		}
 	}

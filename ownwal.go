@@ -4,10 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"path/filepath"
 
 	"github.com/pgrepmgr/repmgr/ballot"
-	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -28,15 +27,11 @@ func (s *localServer) markOwnWAL(behind wal.Position) error {
 	if err != nil {
 		return err
 	}
-	auto, err := readAutoConf(s.dir)
-	if err != nil {
-		return err
-	}
-	return durable.Write(filepath.Join(s.dir, autoConf), mergeAutoConf([]byte(auto), map[string]string{ownWALSetting: string(text)}, nil))
+	return postmaster.SetAutoConf(s.Dir, map[string]string{ownWALSetting: string(text)}, nil)
 }
 
 func (s *localServer) ownWAL() (behind wal.Position, err error) {
-	text, err := readAutoConf(s.dir)
+	text, err := postmaster.ReadAutoConf(s.Dir)
 	if err != nil {
 		return behind, err
 	}

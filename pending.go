@@ -139,13 +139,13 @@ func (m *Monitor) recallEvents() {
 	}
 	p.recalled = true
 	var old waiting
-	text, err := os.ReadFile(filepath.Join(srv.dir, pendingName))
+	text, err := os.ReadFile(filepath.Join(srv.Dir, pendingName))
 	if err == nil {
 		err = json.Unmarshal(text, &old)
 	}
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			m.log.Warn("events that an earlier repmgrd could not write to repmgr.events are lost", "file", filepath.Join(srv.dir, pendingName), "err", err)
+			m.log.Warn("events that an earlier repmgrd could not write to repmgr.events are lost", "file", filepath.Join(srv.Dir, pendingName), "err", err)
 		}
 		return
 	}
@@ -258,10 +258,10 @@ func (m *Monitor) storeEvents() {
 // store writes or removes a file of ours in the data directory, as long as nobody
 // else is at work there: who replaces the data expects no file of that moment.
 func (s *localServer) store(name string, text []byte, remove bool) error {
-	if _, err := os.Stat(filepath.Join(s.dir, "global", "pg_control")); err != nil {
+	if _, err := os.Stat(filepath.Join(s.Dir, "global", "pg_control")); err != nil {
 		return err
 	}
-	dir, err := os.Open(s.dir)
+	dir, err := os.Open(s.Dir)
 	if err != nil {
 		return err
 	}
@@ -270,7 +270,7 @@ func (s *localServer) store(name string, text []byte, remove bool) error {
 		return err
 	}
 	_ = syscall.Flock(int(dir.Fd()), syscall.LOCK_UN) // it must not keep anybody out
-	path := filepath.Join(s.dir, name)
+	path := filepath.Join(s.Dir, name)
 	if !remove {
 		return durable.Write(path, text)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -218,7 +219,7 @@ func (r *rejoining) inspect(ctx context.Context) (err error) {
 	if r.server, err = r.localServer(r.o.DataDirectory); err != nil {
 		return err
 	}
-	if err := r.server.mayControl(); err != nil {
+	if err := r.server.MayControl(); err != nil {
 		return err
 	}
 	if !r.o.DryRun {
@@ -234,13 +235,13 @@ func (r *rejoining) inspect(ctx context.Context) (err error) {
 
 // acquire keeps a second rejoin, and a clone, out of the data directory.
 func (r *rejoining) acquire() error {
-	f, err := os.Open(r.server.dir)
+	f, err := os.Open(r.server.Dir)
 	if err != nil {
 		return kind(ErrDirectory, "open the data directory: %w", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
-		return hint(kind(ErrRefused, "another rejoin or clone is under way in %s", r.server.dir), "Wait for it to end: repmgrd rejoins by itself with failover=automatic.")
+		return hint(kind(ErrRefused, "another rejoin or clone is under way in %s", r.server.Dir), "Wait for it to end: repmgrd rejoins by itself with failover=automatic.")
 	}
 	r.lock = f
 	return nil
@@ -256,11 +257,11 @@ func (r *rejoining) unlock() {
 // findLocal connects to the local server where it runs. One that runs as a
 // primary is never touched without Force.
 func (r *rejoining) findLocal(ctx context.Context) (string, error) {
-	if !r.server.runs() {
+	if !r.server.Runs() {
 		if r.o.DryRun {
 			return "down", nil
 		}
-		killed, err := r.server.killChildren(ctx) // they may still write WAL
+		killed, err := r.server.KillChildren(ctx) // they may still write WAL
 		if err != nil || killed == 0 {
 			return "down", err
 		}
@@ -269,7 +270,7 @@ func (r *rejoining) findLocal(ctx context.Context) (string, error) {
 	stop := func(why string) (string, error) {
 		switch {
 		case !r.o.Force:
-			return "", hint(kind(ErrRefused, "the server in %s %s", r.server.dir, why),
+			return "", hint(kind(ErrRefused, "the server in %s %s", r.server.Dir, why),
 				"Make sure that it is not the one in use (repmgr cluster show), then stop it, or let this command do that: --force")
 		default: // perform does it, when all that can be known before is known
 			return why + "; to be stopped", nil
@@ -291,7 +292,7 @@ func (r *rejoining) findLocal(ctx context.Context) (string, error) {
 		return "", err
 	case !here:
 		n.Close()
-		return "", hint(kind(ErrRefused, "the server that conninfo names is not the one that runs in %s", r.server.dir), "Correct conninfo or data_directory in repmgr.conf.")
+		return "", hint(kind(ErrRefused, "the server that conninfo names is not the one that runs in %s", r.server.Dir), "Correct conninfo or data_directory in repmgr.conf.")
 	case !inRecovery:
 		n.Close()
 		r.writes = true
@@ -368,9 +369,9 @@ func (r *rejoining) checkPledge(ctx context.Context) error {
 // ownBallot reads the vote of the server that is down; while its data is being
 // replaced, from the copy of its settings.
 func (r *rejoining) ownBallot() (vote ballot.Ballot, err error) {
-	file := filepath.Join(r.stateDir(), "config", autoConf)
+	file := filepath.Join(r.stateDir(), "config", postmaster.AutoConf)
 	if _, err := os.Stat(file); err != nil {
-		file = filepath.Join(r.server.dir, autoConf)
+		file = filepath.Join(r.server.Dir, postmaster.AutoConf)
 	}
 	if vote, err = readBallot(file); err != nil {
 		err = kind(ErrRejoin, "read the vote of %s: %w", r.res.Node, err)
@@ -423,7 +424,7 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 		}()
 	}
 	// Before PostgreSQL 14 it takes a restart to give a restore_command back.
-	if r.res.Method == RejoinByFollow && r.local != nil && (!r.server.archiveKept() || majorOf(r.local.conn.PgConn()) >= 14) {
+	if r.res.Method == RejoinByFollow && r.local != nil && (!r.server.ArchiveKept() || majorOf(r.local.conn.PgConn()) >= 14) {
 		if err := r.step(ctx, "re-point", func(ctx context.Context) (string, error) {
 			return "without a restart", r.repoint(ctx, r.local, r.primary, node, r.res.Primary)
 		}); err != nil {
@@ -505,10 +506,10 @@ func (r *rejoining) wasStarted(ctx context.Context) bool {
 func (r *rejoining) startAgain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.NodeRejoinTimeout)
 	defer cancel()
-	if r.server.runs() {
+	if r.server.Runs() {
 		return
 	}
-	if err := r.server.start(ctx); err != nil {
+	if err := r.server.Start(ctx); err != nil {
 		r.log.Warn("the server was stopped, and is not started again", "node", r.res.Node.Name, "err", err, "hint", Hint(err))
 		return
 	}
@@ -519,11 +520,11 @@ func (r *rejoining) startAgain(ctx context.Context) {
 func (r *rejoining) stopLocal(ctx context.Context) (string, error) {
 	r.local.Close()
 	r.local = nil
-	if err := r.server.stop(ctx); err != nil {
+	if err := r.server.Stop(ctx); err != nil {
 		return "", err
 	}
 	r.writes = false
-	r.server.forgetDead()
+	r.server.ForgetDead()
 	return "", nil
 }
 
@@ -537,12 +538,12 @@ func (r *rejoining) startStandby(ctx context.Context) (string, error) {
 		return "", err
 	}
 	r.recoverySettings(set, "")
-	if err := os.Remove(filepath.Join(r.server.dir, "recovery.signal")); err != nil && !os.IsNotExist(err) {
+	if err := os.Remove(filepath.Join(r.server.Dir, "recovery.signal")); err != nil && !os.IsNotExist(err) {
 		return "", kind(ErrDirectory, "remove recovery.signal: %w", err)
 	}
-	err = r.server.giveArchive()
+	err = r.server.GiveArchive()
 	if err == nil {
-		err = writeStandby(r.server.dir, set, []string{ownWALSetting})
+		err = postmaster.WriteStandby(r.server.Dir, set, []string{ownWALSetting})
 	}
 	if err != nil {
 		return "", kind(ErrDirectory, "write the standby settings: %w", err)
@@ -550,7 +551,7 @@ func (r *rejoining) startStandby(ctx context.Context) (string, error) {
 	if err := r.release(); err != nil {
 		return "", err
 	}
-	return "", r.server.start(ctx)
+	return "", r.server.Start(ctx)
 }
 
 // finish waits until the node streams and records it.
@@ -598,8 +599,8 @@ func (r *rejoining) attach(ctx context.Context) (string, error) {
 			return fmt.Sprintf("streaming on timeline %d", r.status.Timeline), nil
 		case ctx.Err() != nil:
 			return "", context.Cause(ctx)
-		case !r.server.runs():
-			return "", r.server.startError(0, errors.New("it ended while it began to follow"))
+		case !r.server.Runs():
+			return "", r.server.StartError(0, errors.New("it ended while it began to follow"))
 		case r.forked(ctx):
 			return "", hint(kind(ErrTimelineDiverged, "%s has recovered to beyond %s, where the line of %s parts from it", r.res.Node, r.shared, r.res.Primary), "%s", r.again("--force-rewind"))
 		}

@@ -30,7 +30,7 @@ func (r *rejoining) preflight(ctx context.Context) (string, error) {
 	if r.res.Method != RejoinByClone {
 		return "none beside", nil
 	}
-	if _, err := r.server.program("pg_waldump"); err != nil && r.diverged && !r.o.Force {
+	if _, err := r.server.Program("pg_waldump"); err != nil && r.diverged && !r.o.Force {
 		return "", err
 	}
 	_, err := r.Clone(ctx, r.cloneOptions(true))
@@ -53,7 +53,7 @@ func (r *rejoining) mayRewind(ctx context.Context) error {
 		programs = append(programs, "postgres")
 	}
 	for _, name := range programs {
-		if _, err := r.server.program(name); err != nil {
+		if _, err := r.server.Program(name); err != nil {
 			return err
 		}
 	}
@@ -96,19 +96,19 @@ func (r *rejoining) writableFiles(ctx context.Context) error {
 	var bad []string
 	visit := func(rel string, err error) { bad = append(bad, fmt.Sprintf("%s: %v", rel, err)) }
 	if err := r.server.walkRewound(visit); err != nil {
-		return hint(kind(ErrRejoin, "look at the files in %s: %w", r.server.dir, err), "Mend that, and run the same command again.")
+		return hint(kind(ErrRejoin, "look at the files in %s: %w", r.server.Dir, err), "Mend that, and run the same command again.")
 	}
 	bad = slices.DeleteFunc(bad, func(line string) bool { // what only this node has is removed, which the directory allows
 		rel, _, _ := strings.Cut(line, ": ")
-		info, err := os.Lstat(filepath.Join(r.server.dir, rel))
+		info, err := os.Lstat(filepath.Join(r.server.Dir, rel))
 		var there *bool
-		return err == nil && !info.IsDir() && readable(filepath.Join(r.server.dir, rel)) &&
+		return err == nil && !info.IsDir() && readable(filepath.Join(r.server.Dir, rel)) &&
 			r.primary.conn.QueryRow(ctx, `SELECT (pg_stat_file($1, true)).isdir`, rel).Scan(&there) == nil && there == nil
 	})
 	if len(bad) == 0 {
 		return nil
 	}
-	return hint(kind(ErrRejoin, "pg_rewind would fail half-way in %s: %s", r.server.dir, some(bad)),
+	return hint(kind(ErrRejoin, "pg_rewind would fail half-way in %s: %s", r.server.Dir, some(bad)),
 		"Make them readable and writable for the user that runs PostgreSQL (as root: chown, chmod u+rw), or move what does not belong there out of the data directory. Then: %s", r.again("--force-rewind"))
 }
 
@@ -153,5 +153,5 @@ func (s *localServer) walkRewound(bad func(rel string, err error)) error {
 			return nil
 		})
 	}
-	return walk(s.dir, ".")
+	return walk(s.Dir, ".")
 }

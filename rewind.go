@@ -49,7 +49,7 @@ func (s *localServer) stateDir() string {
 // new data in its place: its clone failed, or was ended.
 func (s *localServer) incomplete() bool {
 	_, errState := os.Stat(s.stateDir())
-	_, errData := os.Stat(filepath.Join(s.dir, "global", "pg_control"))
+	_, errData := os.Stat(filepath.Join(s.Dir, "global", "pg_control"))
 	return errState == nil && errors.Is(errData, fs.ErrNotExist)
 }
 
@@ -66,13 +66,13 @@ func (r *rejoining) guard(ctx context.Context) error {
 	}
 	if err == nil {
 		err = durable.Write(filepath.Join(tmp, "README"), fmt.Appendf(nil, "The data in %s is being replaced since %s. If this directory is still here when nothing works on it,\nthe data can not be used: clone it anew.\n",
-			r.server.dir, time.Now().UTC().Format(time.RFC3339)))
+			r.server.Dir, time.Now().UTC().Format(time.RFC3339)))
 	}
 	if err == nil {
 		err = errors.Join(os.Rename(tmp, dir), durable.SyncDir(filepath.Dir(dir)), r.mode(guardMode))
 	}
 	if err != nil {
-		return hint(kind(ErrRejoin, "prepare the work on %s: %w", r.server.dir, err), "Set salvage_directory in repmgr.conf to a directory that this user can write.")
+		return hint(kind(ErrRejoin, "prepare the work on %s: %w", r.server.Dir, err), "Set salvage_directory in repmgr.conf to a directory that this user can write.")
 	}
 	return nil
 }
@@ -83,25 +83,25 @@ func (r *rejoining) isGuarded() bool {
 	if _, err := os.Stat(r.stateDir()); err != nil {
 		return false
 	}
-	info, err := os.Stat(r.server.dir)
-	_, noData := os.Stat(filepath.Join(r.server.dir, "global", "pg_control"))
+	info, err := os.Stat(r.server.Dir)
+	_, noData := os.Stat(filepath.Join(r.server.Dir, "global", "pg_control"))
 	return err != nil || noData != nil || info.Mode()&guardMode != 0
 }
 
 // release lets PostgreSQL start on the data again.
 func (r *rejoining) release() error {
-	if err := errors.Join(r.mode(0), durable.SyncDir(r.server.dir), os.RemoveAll(r.stateDir())); err != nil {
-		return kind(ErrRejoin, "finish the work on %s: %w", r.server.dir, err)
+	if err := errors.Join(r.mode(0), durable.SyncDir(r.server.Dir), os.RemoveAll(r.stateDir())); err != nil {
+		return kind(ErrRejoin, "finish the work on %s: %w", r.server.Dir, err)
 	}
 	return nil
 }
 
 func (r *rejoining) mode(guard os.FileMode) error {
-	info, err := os.Stat(r.server.dir)
+	info, err := os.Stat(r.server.Dir)
 	if err != nil {
 		return err
 	}
-	return os.Chmod(r.server.dir, info.Mode().Perm()&^guardMode|guard)
+	return os.Chmod(r.server.Dir, info.Mode().Perm()&^guardMode|guard)
 }
 
 // takeBack saves what the node has too much and rewinds it.
@@ -119,7 +119,7 @@ func (r *rejoining) takeBack(ctx context.Context) error {
 
 // save salvages. Without Force nothing is taken back that could not be saved.
 func (r *rejoining) save(ctx context.Context) (string, error) {
-	if _, err := os.Stat(filepath.Join(r.server.dir, "pg_wal")); os.IsNotExist(err) {
+	if _, err := os.Stat(filepath.Join(r.server.Dir, "pg_wal")); os.IsNotExist(err) {
 		return "there is no WAL", nil
 	}
 	if !r.diverged {
@@ -150,8 +150,8 @@ func (r *rejoining) saveFailed(err error) error {
 // detach makes the data that of a standby without upstream: if we die here and
 // somebody starts it, it accepts no write.
 func (r *rejoining) detach(context.Context) (string, error) {
-	if err := r.server.detach(); err != nil {
-		return "", kind(ErrDirectory, "make %s a standby: %w", r.server.dir, err)
+	if err := r.server.Detach(); err != nil {
+		return "", kind(ErrDirectory, "make %s a standby: %w", r.server.Dir, err)
 	}
 	return "", nil
 }
@@ -162,28 +162,28 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 	if r.control.State.Clean() && !r.lags {
 		return "not needed: " + string(r.control.State), nil
 	}
-	postgres, err := r.server.program("postgres")
+	postgres, err := r.server.Program("postgres")
 	if err != nil {
 		return "", err
 	}
 	// A single-user server does not start with the signal files in its way.
 	for _, name := range []string{"standby.signal", "recovery.signal"} {
-		path := filepath.Join(r.server.dir, name)
+		path := filepath.Join(r.server.Dir, name)
 		if err := os.Rename(path, path+".repmgr"); err == nil {
 			defer func() { _ = os.Rename(path+".repmgr", path) }()
 		}
 	}
-	if r.server.runs() {
-		return "", kind(ErrRefused, "somebody has started the server in %s meanwhile", r.server.dir)
+	if r.server.Runs() {
+		return "", kind(ErrRefused, "somebody has started the server in %s meanwhile", r.server.Dir)
 	}
 	if err := r.server.markOwnWAL(wal.Position{Timeline: r.timeline, LSN: r.res.Fork.LSN}); err != nil {
 		return "", kind(ErrDirectory, "note that %s is about to write WAL of its own: %w", r.res.Node, err)
 	}
-	args := append([]string{"--single", "-F", "-c", "wal_keep_size=100GB", "-c", "archive_mode=off"}, r.server.args()...)
+	args := append([]string{"--single", "-F", "-c", "wal_keep_size=100GB", "-c", "archive_mode=off"}, r.server.Args()...)
 	if out, err := r.tool(ctx, postgres, nil, append(args, "template1")...); err != nil {
 		return "", hint(kind(ErrRejoin, "crash recovery of %s: %w%s", r.res.Node, err, shell.AfterColon(shell.LastLines(out, 5))), "%s", r.again("--reclone"))
 	}
-	control, err := pgcontrol.Read(r.server.dir)
+	control, err := pgcontrol.Read(r.server.Dir)
 	switch {
 	case err != nil:
 		return "", kind(ErrRejoin, "look at the recovered data: %w", err)
@@ -217,7 +217,7 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	program := r.o.PgRewind
 	if program == "" {
 		var err error
-		if program, err = r.server.program("pg_rewind"); err != nil {
+		if program, err = r.server.Program("pg_rewind"); err != nil {
 			return "", err
 		}
 	}
@@ -228,16 +228,16 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	if err := r.guard(ctx); err != nil {
 		return "", err
 	}
-	if err := r.server.giveArchive(); err != nil { // pg_rewind asks for it; the server does not start under guard
+	if err := r.server.GiveArchive(); err != nil { // pg_rewind asks for it; the server does not start under guard
 		return "", kind(ErrRejoin, "give %s its restore_command for pg_rewind: %w", r.res.Node, err)
 	}
-	args := []string{"--target-pgdata=" + r.server.dir, "--source-server=" + source, "--no-ensure-shutdown"}
+	args := []string{"--target-pgdata=" + r.server.Dir, "--source-server=" + source, "--no-ensure-shutdown"}
 	if restore, err := r.restoreArgs(ctx); err == nil {
 		args = append(args, restore...)
 	}
 	before, err := r.server.lastChange()
 	if err != nil {
-		return "", kind(ErrRejoin, "look at the data in %s: %w", r.server.dir, err)
+		return "", kind(ErrRejoin, "look at the data in %s: %w", r.server.Dir, err)
 	}
 	if err := wait.Pause(ctx, fileClock); err != nil { // so that its first change shows
 		return "", err
@@ -250,7 +250,7 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 		}
 		return "", r.rewindError(ctx, "was interrupted, and the data can not be used any more", out, err)
 	}
-	control, err := pgcontrol.Read(r.server.dir)
+	control, err := pgcontrol.Read(r.server.Dir)
 	switch {
 	case err != nil:
 		return "", kind(ErrRejoin, "look at the rewound data: %w", err)
@@ -268,7 +268,7 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 // data begins before it, and older releases of pg_rewind delete what the primary
 // does not have any more.
 func (s *localServer) keepWAL(ctx context.Context, to string, fork wal.LSN, segmentSize uint32) error {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "pg_wal"))
+	entries, err := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
 	if err != nil {
 		return err
 	}
@@ -280,7 +280,7 @@ func (s *localServer) keepWAL(ctx context.Context, to string, fork wal.LSN, segm
 		if err != nil || start > fork {
 			continue
 		}
-		from := filepath.Join(s.dir, "pg_wal", e.Name())
+		from := filepath.Join(s.Dir, "pg_wal", e.Name())
 		if err := os.Link(from, filepath.Join(to, e.Name())); err == nil {
 			continue // pg_rewind removes the other name, or writes the primary's own segment into it
 		}
@@ -296,7 +296,7 @@ var startOfRecovery = regexp.MustCompile(`(?m)^START WAL LOCATION: ([0-9A-F]+/[0
 
 // returnWAL puts back the kept segments that recovery begins with, where they are gone.
 func (s *localServer) returnWAL(ctx context.Context, from string, segmentSize uint32) error {
-	label, err := os.ReadFile(filepath.Join(s.dir, "backup_label"))
+	label, err := os.ReadFile(filepath.Join(s.Dir, "backup_label"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // it found nothing to rewind, and touched nothing
 	}
@@ -317,7 +317,7 @@ func (s *localServer) returnWAL(ctx context.Context, from string, segmentSize ui
 	}
 	for _, e := range entries {
 		_, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
-		to := filepath.Join(s.dir, "pg_wal", e.Name())
+		to := filepath.Join(s.Dir, "pg_wal", e.Name())
 		if _, there := os.Stat(to); err != nil || there == nil || start+wal.LSN(segmentSize) <= begin {
 			continue
 		}
@@ -325,7 +325,7 @@ func (s *localServer) returnWAL(ctx context.Context, from string, segmentSize ui
 			return err
 		}
 	}
-	return durable.SyncDir(filepath.Join(s.dir, "pg_wal"))
+	return durable.SyncDir(filepath.Join(s.Dir, "pg_wal"))
 }
 
 func (r *rejoining) rewindError(ctx context.Context, what string, out []byte, err error) error {
@@ -371,11 +371,11 @@ func (r *rejoining) restoreArgs(ctx context.Context) ([]string, error) {
 	if r.cfg.RestoreCommand == "" {
 		return nil, nil
 	}
-	postgres, err := r.server.program("postgres")
+	postgres, err := r.server.Program("postgres")
 	if err != nil {
 		return nil, err
 	}
-	out, err := r.tool(ctx, postgres, nil, append(r.server.args(), "-C", "restore_command")...)
+	out, err := r.tool(ctx, postgres, nil, append(r.server.Args(), "-C", "restore_command")...)
 	if err != nil || strings.TrimSpace(string(out)) == "" {
 		return nil, err
 	}
@@ -385,7 +385,7 @@ func (r *rejoining) restoreArgs(ctx context.Context) ([]string, error) {
 // tool runs one of PostgreSQL's programs on the data directory.
 func (r *rejoining) tool(ctx context.Context, program string, env []string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Dir, cmd.WaitDelay = r.server.dir, 2*time.Second
+	cmd.Dir, cmd.WaitDelay = r.server.Dir, 2*time.Second
 	cmd.Env = append(append(os.Environ(), "LC_ALL=C"), env...)
 	shell.EndWithGroup(cmd)
 	return cmd.CombinedOutput()
@@ -421,7 +421,7 @@ func (r *rejoining) clone(ctx context.Context) (string, error) {
 // cloneOptions are those of a new clone; beforehand nothing is changed, and the server may still run.
 func (r *rejoining) cloneOptions(beforehand bool) CloneOptions {
 	return CloneOptions{
-		Source: r.dialInfo(r.res.Primary), Dir: r.server.dir, UpstreamID: r.res.Primary.ID,
+		Source: r.dialInfo(r.res.Primary), Dir: r.server.Dir, UpstreamID: r.res.Primary.ID,
 		FastCheckpoint: true, Force: true, DryRun: beforehand, runs: beforehand, Progress: r.o.Progress,
 	}
 }
@@ -441,7 +441,7 @@ const fileClock = 20 * time.Millisecond
 
 // lastChange is when anything in the data directory was last changed.
 func (s *localServer) lastChange() (last time.Time, err error) {
-	err = filepath.WalkDir(s.dir, func(_ string, e fs.DirEntry, err error) error {
+	err = filepath.WalkDir(s.Dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -462,7 +462,7 @@ func (s *localServer) lastChange() (last time.Time, err error) {
 // control reads pg_control; that of a running server may be in the middle of a write.
 func (s *localServer) control(ctx context.Context) (pgcontrol.ControlFile, error) {
 	for try := 0; ; try++ {
-		c, err := pgcontrol.Read(s.dir)
+		c, err := pgcontrol.Read(s.Dir)
 		if !errors.Is(err, pgcontrol.ErrChecksum) || try == 5 {
 			return c, err
 		}
@@ -476,7 +476,7 @@ func (s *localServer) control(ctx context.Context) (pgcontrol.ControlFile, error
 // pg_control alone may not know yet of a promotion right before a crash.
 func (s *localServer) line(c pgcontrol.ControlFile) (wal.Timeline, wal.History, error) {
 	newest := max(c.Timeline, c.MinRecoveryTimeline)
-	entries, err := os.ReadDir(filepath.Join(s.dir, "pg_wal"))
+	entries, err := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -488,7 +488,7 @@ func (s *localServer) line(c pgcontrol.ControlFile) (wal.Timeline, wal.History, 
 	if newest <= 1 {
 		return newest, nil, nil
 	}
-	text, err := os.ReadFile(filepath.Join(s.dir, "pg_wal", wal.HistoryFileName(newest)))
+	text, err := os.ReadFile(filepath.Join(s.Dir, "pg_wal", wal.HistoryFileName(newest)))
 	if err != nil {
 		return 0, nil, err
 	}

@@ -79,7 +79,7 @@ func branches(local wal.Timeline, ours wal.History, t wal.Timeline, fork wal.LSN
 
 // salvageRoot is where what is saved of this server goes.
 func (s *localServer) salvageRoot() string {
-	return cmp.Or(s.cfg.SalvageDirectory, s.dir+".salvage")
+	return cmp.Or(s.cfg.SalvageDirectory, s.Dir+".salvage")
 }
 
 // dumpEnded is how pg_waldump, 13 to 18, complains about the end of what is there.
@@ -89,11 +89,11 @@ var dumpEnded = regexp.MustCompile(`error in WAL record at|could not find a vali
 // it, to the end of what is there. The segments are named: without that it takes their
 // size from any file, also from one that holds nothing yet.
 func (s *localServer) walDump(ctx context.Context, b branch, segmentSize uint32, out io.Writer, args ...string) error {
-	program, err := s.program("pg_waldump")
+	program, err := s.Program("pg_waldump")
 	if err != nil {
 		return err
 	}
-	args = append([]string{"-p", filepath.Join(s.dir, "pg_wal"), "-s", b.from.String(), "-e", b.to.String()}, args...)
+	args = append([]string{"-p", filepath.Join(s.Dir, "pg_wal"), "-s", b.from.String(), "-e", b.to.String()}, args...)
 	cmd := exec.CommandContext(ctx, program, append(args, wal.SegmentName(b.timeline, b.from, segmentSize), wal.SegmentName(b.timeline, b.to-1, segmentSize))...)
 	var complaint bytes.Buffer
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
@@ -131,7 +131,7 @@ func (s *localServer) hasSegment(at wal.LSN, segmentSize uint32) bool {
 
 // segment is the file that holds the WAL at an LSN, on the newest timeline that has it.
 func (s *localServer) segment(at wal.LSN, segmentSize uint32) (path string, ok bool) {
-	found, _ := filepath.Glob(filepath.Join(s.dir, "pg_wal", "????????"+wal.SegmentName(0, at, segmentSize)[8:]))
+	found, _ := filepath.Glob(filepath.Join(s.Dir, "pg_wal", "????????"+wal.SegmentName(0, at, segmentSize)[8:]))
 	if len(found) == 0 {
 		return "", false
 	}
@@ -142,7 +142,7 @@ func (s *localServer) segment(at wal.LSN, segmentSize uint32) (path string, ok b
 // first ones may be gone, and then it says so; a branch without any is left out.
 // pg_waldump would wait five seconds for a segment that is not there.
 func (s *localServer) present(list []branch, segmentSize uint32) (have []branch, moved bool) {
-	entries, _ := os.ReadDir(filepath.Join(s.dir, "pg_wal"))
+	entries, _ := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
 	for _, b := range list {
 		b.to = 0
 		for _, e := range entries { // they come by name, so by LSN within a timeline
@@ -295,7 +295,7 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 // copyWAL copies the segments of the branches, their histories, and what is
 // marked as not archived yet.
 func (s *localServer) copyWAL(ctx context.Context, list []branch, segmentSize uint32, to string, sv *Salvage) error {
-	from := filepath.Join(s.dir, "pg_wal")
+	from := filepath.Join(s.Dir, "pg_wal")
 	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
@@ -371,7 +371,7 @@ const ownFileLimit = 1 << 20
 func (s *localServer) saveConfig(ctx context.Context, to string, extra []string) error {
 	names := slices.Clone(extra)
 	for _, dir := range []string{".", "conf.d"} {
-		entries, err := os.ReadDir(filepath.Join(s.dir, dir))
+		entries, err := os.ReadDir(filepath.Join(s.Dir, dir))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -384,7 +384,7 @@ func (s *localServer) saveConfig(ctx context.Context, to string, extra []string)
 	}
 	for _, name := range names {
 		if filepath.IsAbs(name) {
-			rel, err := filepath.Rel(s.dir, name)
+			rel, err := filepath.Rel(s.Dir, name)
 			if err != nil || strings.HasPrefix(rel, "..") {
 				continue // outside: nobody touches it
 			}
@@ -394,7 +394,7 @@ func (s *localServer) saveConfig(ctx context.Context, to string, extra []string)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return err
 		}
-		if err := copyFile(ctx, filepath.Join(s.dir, name), path); err != nil {
+		if err := copyFile(ctx, filepath.Join(s.Dir, name), path); err != nil {
 			return err
 		}
 	}
@@ -411,7 +411,7 @@ func (s *localServer) restoreConfig(ctx context.Context, from string) error {
 		if err != nil {
 			return err
 		}
-		to := filepath.Join(s.dir, rel)
+		to := filepath.Join(s.Dir, rel)
 		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
 
@@ -48,18 +49,18 @@ func (c *Cluster) Screen(ctx context.Context, o ScreenOptions) (ScreenResult, er
 	res := ScreenResult{Node: c.self(), DryRun: o.DryRun}
 	srv, err := c.localServer("")
 	if err == nil {
-		err = srv.mayControl()
+		err = srv.MayControl()
 	}
 	if err == nil {
-		_, err = pgcontrol.Read(srv.dir)
+		_, err = pgcontrol.Read(srv.Dir)
 	}
 	if err != nil {
 		return res, err
 	}
 	res.As, res.Reason, err = c.screen(ctx, srv)
-	if err == nil && res.As == RoleStandby && !isStandby(srv.dir) && !o.DryRun {
-		if err = srv.detach(); err != nil {
-			err = kind(ErrDirectory, "make %s a standby: %w", srv.dir, err)
+	if err == nil && res.As == RoleStandby && !isStandby(srv.Dir) && !o.DryRun {
+		if err = srv.Detach(); err != nil {
+			err = kind(ErrDirectory, "make %s a standby: %w", srv.Dir, err)
 		}
 		res.Changed = err == nil
 	}
@@ -92,9 +93,9 @@ func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason
 	}
 	self, registered := recordByID(k.Nodes, c.cfg.NodeID)
 	switch {
-	case srv.runs():
+	case srv.Runs():
 		return "", "it runs already", nil
-	case isStandby(srv.dir):
+	case isStandby(srv.Dir):
 		return RoleStandby, "it is one already", nil
 	case len(k.Nodes) == 0:
 		return RolePrimary, "no repmgrd has watched it yet", nil
@@ -104,7 +105,7 @@ func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason
 		return RolePrimary, "it is a witness, with data of its own", nil
 	}
 	own := election.Peer{ID: int32(self.ID)}
-	vote, err := readBallot(filepath.Join(srv.dir, autoConf))
+	vote, err := readBallot(filepath.Join(srv.Dir, postmaster.AutoConf))
 	if err != nil {
 		return "", "", kind(ErrDirectory, "read the vote of %s: %w", self, err)
 	}

@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"path/filepath"
+
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 )
 
 // localServer is the server of the configuration on this machine.
 type localServer struct {
-	pmServer
+	postmaster.Server
 	cfg Config
 }
 
@@ -30,9 +32,11 @@ func (c *Cluster) localServer(dir string) (*localServer, error) {
 }
 
 func newLocalServer(cfg Config, dir string) *localServer {
-	return &localServer{pmServer{pmOptions{
-		cfg.PgBindir, cfg.ConfigDirectory, cfg.ServiceStartCommand, cfg.ServiceStopCommand, cfg.PgCtlOptions, cfg.StandbyReconnectTimeout, cfg.ShutdownCheckTimeout, cfg.Logger,
-	}, dir}, cfg}
+	o := postmaster.Options{
+		BinDir: cfg.PgBindir, ConfigDirectory: cfg.ConfigDirectory, StartCommand: cfg.ServiceStartCommand, StopCommand: cfg.ServiceStopCommand,
+		PgCtlOptions: cfg.PgCtlOptions, StartTimeout: cfg.StandbyReconnectTimeout, StopTimeout: cfg.ShutdownCheckTimeout, Logger: cfg.Logger,
+	}
+	return &localServer{postmaster.Server{Options: o, Dir: dir}, cfg}
 }
 
 // isAt reports whether the server at the other end of n is this one. A session that
@@ -46,7 +50,7 @@ func (s *localServer) isAt(ctx context.Context, n *Node) (bool, error) {
 		}
 		return nil
 	}
-	if err := ask(); err != nil || s.serves(backend) {
+	if err := ask(); err != nil || s.Serves(backend) {
 		return err == nil, err
 	}
 	return false, ask()

@@ -36,7 +36,7 @@ func (m *Monitor) beat(left *time.Duration, bye bool) {
 	b := Beat{PID: os.Getpid(), Dir: m.dataDirectory(), Rule: me.Rule, Before: m.ruleBefore(), Bye: bye}
 	m.shared.mu.Lock()
 	if srv := m.shared.srv; srv != nil {
-		b.Dir, b.Shown = srv.dir, true
+		b.Dir, b.Shown = srv.Dir, true
 	}
 	m.shared.mu.Unlock()
 	if left != nil && !m.isElsewhere() {
@@ -221,7 +221,7 @@ func (d *watchdog) succeeded(answers bool) bool {
 // has left behind is ended first: nobody else would.
 func (d *watchdog) serverRuns(ctx context.Context) bool {
 	srv, err := d.c.localServer(d.beat.Dir)
-	if err != nil || srv.runs() {
+	if err != nil || srv.Runs() {
 		return err == nil
 	}
 	d.m.killLeftovers(ctx, d.c)

@@ -25,6 +25,7 @@ const module = "github.com/pgrepmgr/repmgr"
 var floors = [][]string{
 	{"wal", "conninfo", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure"},
 	{"election", "ballot", "basebackup", "pgcontrol"},
+	{"internal/postmaster"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

@@ -1,4 +1,4 @@
-package repmgr
+package postmaster
 
 import (
 	"context"
@@ -18,13 +18,13 @@ import (
 
 var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": "", "recovery_target_timeline": "latest"}
 
-// detach makes the data directory of a server that is down that of a standby of nobody:
+// Detach makes the data directory of a server that is down that of a standby of nobody:
 // it can neither accept a write nor acknowledge one until it is told whom to follow.
-func (s *pmServer) detach() error {
-	if err := writeStandby(s.dir, detached, nil); err != nil || !s.hasArchive() {
+func (s *Server) Detach() error {
+	if err := WriteStandby(s.Dir, detached, nil); err != nil || !s.hasArchive() {
 		return err
 	}
-	text, err := readAutoConf(s.dir)
+	text, err := ReadAutoConf(s.Dir)
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func (s *pmServer) detach() error {
 	if err != nil {
 		return nil //nolint:nilerr // a server does not start with a line that can not be read
 	}
-	return writeStandby(s.dir, cut, nil)
+	return WriteStandby(s.Dir, cut, nil)
 }
 
 // programLimit is for a program of the server that only reads its configuration.
@@ -40,23 +40,23 @@ const programLimit = 5 * time.Second
 
 // hasArchive reports whether the server has a restore_command, wherever it is set.
 // Where that can not be known it may have one.
-func (s *pmServer) hasArchive() bool {
+func (s *Server) hasArchive() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), programLimit)
 	defer cancel()
-	postgres, err := s.program("postgres")
+	postgres, err := s.Program("postgres")
 	if err != nil {
 		return true
 	}
-	cmd := exec.CommandContext(ctx, postgres, append(s.args(), "-C", "restore_command")...)
-	cmd.Dir, cmd.WaitDelay = s.dir, time.Second
+	cmd := exec.CommandContext(ctx, postgres, append(s.Args(), "-C", "restore_command")...)
+	cmd.Dir, cmd.WaitDelay = s.Dir, time.Second
 	shell.EndWithGroup(cmd)
 	out, err := cmd.Output()
 	return err != nil || strings.TrimSpace(string(out)) != ""
 }
 
-// archiveKept reports whether the restore_command of the server is out of force.
-func (s *pmServer) archiveKept() bool {
-	text, err := readAutoConf(s.dir)
+// ArchiveKept reports whether the restore_command of the server is out of force.
+func (s *Server) ArchiveKept() bool {
+	text, err := ReadAutoConf(s.Dir)
 	if err != nil {
 		return false
 	}
@@ -64,9 +64,9 @@ func (s *pmServer) archiveKept() bool {
 	return err == nil && kept
 }
 
-// giveArchive gives a server that is down its restore_command back.
-func (s *pmServer) giveArchive() error {
-	text, err := readAutoConf(s.dir)
+// GiveArchive gives a server that is down its restore_command back.
+func (s *Server) GiveArchive() error {
+	text, err := ReadAutoConf(s.Dir)
 	if err != nil {
 		return err
 	}
@@ -74,18 +74,18 @@ func (s *pmServer) giveArchive() error {
 	if err != nil || !kept {
 		return err
 	}
-	return durable.Write(filepath.Join(s.dir, autoConf), mergeAutoConf([]byte(text), set, unset))
+	return SetAutoConf(s.Dir, set, unset)
 }
 
-// fencedName is the file, in the data directory, that says that the Monitor
+// FencedMark is the file, in the data directory, that says that the Monitor
 // stopped this server and has to start it again, as a standby of nobody: a Monitor
 // that dies in between goes on with it.
-const fencedName = "repmgr_fenced"
+const FencedMark = "repmgr_fenced"
 
-// mark makes the data directory that of a standby which its Monitor has to start.
-func (s *pmServer) mark(why string) error {
-	if err := s.detach(); err != nil {
+// Mark makes the data directory that of a standby which its Monitor has to start.
+func (s *Server) Mark(why string) error {
+	if err := s.Detach(); err != nil {
 		return err
 	}
-	return durable.Write(filepath.Join(s.dir, fencedName), []byte(why+"\n"))
+	return durable.Write(filepath.Join(s.Dir, FencedMark), []byte(why+"\n"))
 }

@@ -1,4 +1,4 @@
-package repmgr
+package postmaster
 
 import (
 	"cmp"
@@ -16,13 +16,14 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
 
-// pmOptions are what an operator may say of the server.
-type pmOptions struct {
+// Options are what an operator may say of the server.
+type Options struct {
 	BinDir          string        // of PostgreSQL's programs. Empty: they are looked for.
 	ConfigDirectory string        // where postgresql.conf lies outside of the data directory
 	StartCommand    string        // in the place of starting it ourselves
@@ -33,13 +34,13 @@ type pmOptions struct {
 	Logger          *slog.Logger
 }
 
-// pmServer is the server of a data directory on this machine, running or
+// Server is the server of a data directory on this machine, running or
 // not. It goes by the processes that work in the directory, not by what a
 // connection says: that is how it can tell that a server is really gone. It
 // keeps no state; its methods may be called at any time.
-type pmServer struct {
-	pmOptions
-	dir string // absolute, without symbolic links
+type Server struct {
+	Options
+	Dir string // absolute, without symbolic links
 }
 
 const (
@@ -56,39 +57,39 @@ const (
 	startLogName = "repmgr-start.log"
 )
 
-// mayControl says whether this process can stop and start the server at all: an
+// MayControl says whether this process can stop and start the server at all: an
 // error means that it can not fence.
-func (s *pmServer) mayControl() error {
-	info, err := os.Stat(s.dir)
+func (s *Server) MayControl() error {
+	info, err := os.Stat(s.Dir)
 	if err != nil {
-		return hint(kind(ErrDirectory, "look at the data directory: %w", err), "Is data_directory in repmgr.conf right, and does this user see it?")
+		return failure.WithHint(failure.Of(failure.ErrDirectory, "look at the data directory: %w", err), "Is data_directory in repmgr.conf right, and does this user see it?")
 	}
 	if _, err := os.Stat("/proc/self/cwd"); err != nil {
-		return hint(kind(ErrRefused, "there is no /proc here: the processes of %s can not be found", s.dir), "Mount /proc.")
+		return failure.WithHint(failure.Of(failure.ErrRefused, "there is no /proc here: the processes of %s can not be found", s.Dir), "Mount /proc.")
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
-		return hint(kind(ErrRefused, "%s belongs to user ID %d, and this process runs as %d: it can not stop or start that server", s.dir, st.Uid, os.Geteuid()),
+		return failure.WithHint(failure.Of(failure.ErrRefused, "%s belongs to user ID %d, and this process runs as %d: it can not stop or start that server", s.Dir, st.Uid, os.Geteuid()),
 			"Run it as the operating system user that runs PostgreSQL.")
 	}
 	return nil
 }
 
-// serves says whether backend, the process at the other end of a connection
+// Serves says whether backend, the process at the other end of a connection
 // (pg_backend_pid), is one of this server. On another machine, or in another
 // container, it is not, whatever the paths are called.
-func (s *pmServer) serves(backend int) bool {
+func (s *Server) Serves(backend int) bool {
 	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", backend))
-	return err == nil && cwd == s.dir
+	return err == nil && cwd == s.Dir
 }
 
-// processes are the living processes of the server: those of PostgreSQL that
+// Processes are the living processes of the server: those of PostgreSQL that
 // work in its data directory, orphans of a dead postmaster too. What ended and
 // was not waited for yet (a zombie) works nowhere any more.
-func (s *pmServer) processes() (pids []int) {
+func (s *Server) Processes() (pids []int) {
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err == nil && pid != os.Getpid() && s.serves(pid) && isPostgres(pid) && processAlive(pid) {
+		if err == nil && pid != os.Getpid() && s.Serves(pid) && isPostgres(pid) && processAlive(pid) {
 			pids = append(pids, pid)
 		}
 	}
@@ -104,8 +105,8 @@ func isPostgres(pid int) bool {
 }
 
 // postmaster is the living postmaster among pids, or 0.
-func (s *pmServer) postmaster(pids []int) int {
-	if pid := serverPID(s.dir); slices.Contains(pids, pid) {
+func (s *Server) postmaster(pids []int) int {
+	if pid := PID(s.Dir); slices.Contains(pids, pid) {
 		return pid
 	}
 	return 0
@@ -136,22 +137,22 @@ func parentOf(pid int) int {
 	return 0
 }
 
-// runs says whether the server has a living postmaster.
-func (s *pmServer) runs() bool { return s.postmaster(s.processes()) != 0 }
+// Runs says whether the server has a living postmaster.
+func (s *Server) Runs() bool { return s.postmaster(s.Processes()) != 0 }
 
-// fence makes the server unable to accept writes, at once: see stopImmediate.
-func (s *pmServer) fence(ctx context.Context) error { return s.stopImmediate(ctx) }
+// Fence makes the server unable to accept writes, at once: see stopImmediate.
+func (s *Server) Fence(ctx context.Context) error { return s.stopImmediate(ctx) }
 
 // stopImmediate ends every process of the server. When it returns nil none is
 // left, so nothing that a client asks for can be committed any more. It works
 // on a stopped (SIGSTOP) postmaster, and on what a dead one left behind, which
 // can go on committing for seconds.
-func (s *pmServer) stopImmediate(ctx context.Context) error {
-	pids := s.processes()
+func (s *Server) stopImmediate(ctx context.Context) error {
+	pids := s.Processes()
 	if len(pids) == 0 {
 		return nil
 	}
-	if pm := chief(pids); pm != 0 && processState(pm) != 'T' {
+	if pm := chief(pids); pm != 0 && State(pm) != 'T' {
 		if err := syscall.Kill(pm, syscall.SIGQUIT); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return s.mayNotSignal(pm, err)
 		}
@@ -166,19 +167,19 @@ func (s *pmServer) stopImmediate(ctx context.Context) error {
 }
 
 // leftovers are the processes that outlived their postmaster.
-func (s *pmServer) leftovers() []int {
-	if pids := s.processes(); s.postmaster(pids) == 0 {
+func (s *Server) leftovers() []int {
+	if pids := s.Processes(); s.postmaster(pids) == 0 {
 		return pids
 	}
 	return nil
 }
 
 // killLeftovers kills every process of the server and waits until all are gone.
-func (s *pmServer) killLeftovers(ctx context.Context) error {
+func (s *Server) killLeftovers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, killLimit, fmt.Errorf("not gone within %s", killLimit))
 	defer cancel()
 	for {
-		pids := s.processes()
+		pids := s.Processes()
 		if len(pids) == 0 {
 			return nil
 		}
@@ -188,20 +189,20 @@ func (s *pmServer) killLeftovers(ctx context.Context) error {
 			}
 		}
 		if err := s.waitGone(ctx, pids); err != nil {
-			return hint(kind(ErrTimeout, "kill the processes %v of %s: %w", s.processes(), s.dir, err),
+			return failure.WithHint(failure.Of(failure.ErrTimeout, "kill the processes %v of %s: %w", s.Processes(), s.Dir, err),
 				"A process that does not die hangs in the kernel, mostly on its disk. Only a reset of the machine ends it for certain.")
 		}
 	}
 }
 
 // waitGone waits until the processes are gone, and no other of the server is there.
-func (s *pmServer) waitGone(ctx context.Context, pids []int) error {
+func (s *Server) waitGone(ctx context.Context, pids []int) error {
 	for {
 		for len(pids) > 0 && !processAlive(pids[0]) {
 			pids = pids[1:]
 		}
 		if len(pids) == 0 {
-			if pids = s.processes(); len(pids) == 0 {
+			if pids = s.Processes(); len(pids) == 0 {
 				return nil
 			}
 		}
@@ -211,10 +212,10 @@ func (s *pmServer) waitGone(ctx context.Context, pids []int) error {
 	}
 }
 
-// forgetDead removes the lock files of a postmaster that is dead but that nobody
+// ForgetDead removes the lock files of a postmaster that is dead but that nobody
 // has waited for: PostgreSQL takes it for alive and refuses to start.
-func (s *pmServer) forgetDead() {
-	locks := []string{filepath.Join(s.dir, "postmaster.pid")}
+func (s *Server) ForgetDead() {
+	locks := []string{filepath.Join(s.Dir, "postmaster.pid")}
 	text, _ := os.ReadFile(locks[0])
 	lines := strings.Split(string(text), "\n")
 	if len(lines) > 4 && lines[4] != "" { // port and first socket directory
@@ -223,18 +224,18 @@ func (s *pmServer) forgetDead() {
 	for _, path := range locks {
 		text, _ := os.ReadFile(path)
 		first, _, _ := strings.Cut(string(text), "\n")
-		if pid, err := strconv.Atoi(strings.TrimSpace(first)); err == nil && processState(pid) == 'Z' {
+		if pid, err := strconv.Atoi(strings.TrimSpace(first)); err == nil && State(pid) == 'Z' {
 			_ = os.Remove(path)
 		}
 	}
 }
 
-func (s *pmServer) mayNotSignal(pid int, err error) error {
-	return hint(kind(ErrRefused, "signal process %d of %s: %w", pid, s.dir, err), "Run it as the operating system user that runs PostgreSQL.")
+func (s *Server) mayNotSignal(pid int, err error) error {
+	return failure.WithHint(failure.Of(failure.ErrRefused, "signal process %d of %s: %w", pid, s.Dir, err), "Run it as the operating system user that runs PostgreSQL.")
 }
 
-// processState is the letter of /proc/PID/stat, 'T' for one stopped by a signal; 0: not known.
-func processState(pid int) byte {
+// State is the letter of /proc/PID/stat, 'T' for one stopped by a signal; 0: not known.
+func State(pid int) byte {
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if i := strings.LastIndex(string(stat), ") "); i >= 0 && i+2 < len(stat) {
 		return stat[i+2]
@@ -242,21 +243,21 @@ func processState(pid int) byte {
 	return 0
 }
 
-// stop shuts the server down in order: service_stop_command, or a fast
+// Stop shuts the server down in order: service_stop_command, or a fast
 // shutdown. It waits no longer than shutdown_check_timeout.
-func (s *pmServer) stop(ctx context.Context) error {
-	pids := s.processes()
+func (s *Server) Stop(ctx context.Context) error {
+	pids := s.Processes()
 	pm := s.postmaster(pids)
 	if pm == 0 {
 		return s.killLeftovers(ctx)
 	}
 	limit := s.StopTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrTimeout, "the server in %s is still there after shutdown_check_timeout (%s)", s.dir, limit),
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the server in %s is still there after shutdown_check_timeout (%s)", s.Dir, limit),
 		"Its log says what it waits for: often a standby that does not receive, or an archive_command that hangs."))
 	defer cancel()
 	if s.StopCommand != "" {
 		if out, err := shell.Run(ctx, s.StopCommand, nil); err != nil {
-			return kind(ErrServerControl, "service_stop_command: %w%s", err, shell.AfterColon(shell.LastLines(out, 5)))
+			return failure.Of(failure.ErrServerControl, "service_stop_command: %w%s", err, shell.AfterColon(shell.LastLines(out, 5)))
 		}
 	} else if err := syscall.Kill(pm, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return s.mayNotSignal(pm, err)
@@ -264,19 +265,19 @@ func (s *pmServer) stop(ctx context.Context) error {
 	return s.waitGone(ctx, pids)
 }
 
-// start starts the server and returns when it accepts connections, or in
+// Start starts the server and returns when it accepts connections, or in
 // recovery when it has begun; no later than standby_reconnect_timeout. The
 // server outlives this process. A server that runs is no error.
-func (s *pmServer) start(ctx context.Context) error {
-	if s.runs() {
+func (s *Server) Start(ctx context.Context) error {
+	if s.Runs() {
 		return nil
 	}
 	if err := s.killLeftovers(ctx); err != nil {
 		return err
 	}
-	s.forgetDead()
+	s.ForgetDead()
 	limit := s.StartTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrServerControl, "the server in %s is not up after standby_reconnect_timeout (%s)", s.dir, limit),
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrServerControl, "the server in %s is not up after standby_reconnect_timeout (%s)", s.Dir, limit),
 		"It may still be recovering: its log says how far it is. Give it more time with standby_reconnect_timeout."))
 	defer cancel()
 	logged := s.logSize()
@@ -286,39 +287,39 @@ func (s *pmServer) start(ctx context.Context) error {
 	case s.StartCommand != "":
 		var out []byte
 		if out, err = shell.Run(ctx, s.StartCommand, nil); err != nil {
-			return s.startError(logged, fmt.Errorf("service_start_command: %w%s", err, shell.AfterColon(shell.LastLines(out, 5))))
+			return s.StartError(logged, fmt.Errorf("service_start_command: %w%s", err, shell.AfterColon(shell.LastLines(out, 5))))
 		}
 	case s.PgCtlOptions != "":
 		if err = s.pgCtlStart(ctx); err != nil {
-			return s.startError(logged, err)
+			return s.StartError(logged, err)
 		}
 	default:
 		if launched, err = s.launch(ctx); err != nil {
-			return s.startError(logged, err)
+			return s.StartError(logged, err)
 		}
 	}
 	if err = s.awaitStarted(ctx, launched, logged); err == nil && s.StartCommand == "" {
-		s.Logger.Info("the server was started", "directory", s.dir, "output", filepath.Join(s.dir, startLogName),
+		s.Logger.Info("the server was started", "directory", s.Dir, "output", filepath.Join(s.Dir, startLogName),
 			"detail", "Unless it collects its log itself (logging_collector), output is its log from now on.")
 	}
 	return err
 }
 
 // awaitStarted reads what the postmaster writes of its state into its pid file.
-func (s *pmServer) awaitStarted(ctx context.Context, launched int, logged int64) error {
+func (s *Server) awaitStarted(ctx context.Context, launched int, logged int64) error {
 	for {
-		text, _ := os.ReadFile(filepath.Join(s.dir, "postmaster.pid"))
+		text, _ := os.ReadFile(filepath.Join(s.Dir, "postmaster.pid"))
 		lines := strings.Split(string(text), "\n")
-		if pid := serverPID(s.dir); len(lines) > 7 && pid != 0 && (pid == launched || launched == 0 && s.serves(pid)) {
+		if pid := PID(s.Dir); len(lines) > 7 && pid != 0 && (pid == launched || launched == 0 && s.Serves(pid)) {
 			if state := strings.TrimSpace(lines[7]); state == "ready" || state == "standby" {
 				return nil
 			}
 		}
 		if launched != 0 && !processAlive(launched) {
-			return s.startError(logged, errors.New("it ended at once"))
+			return s.StartError(logged, errors.New("it ended at once"))
 		}
 		if err := wait.Pause(ctx, processPoll); err != nil {
-			return s.startError(logged, err)
+			return s.StartError(logged, err)
 		}
 	}
 }
@@ -326,19 +327,19 @@ func (s *pmServer) awaitStarted(ctx context.Context, launched int, logged int64)
 // launch starts the postmaster in a session of its own. The shell in between
 // hands it over to init and tells us its number: its death is then known at
 // once, and nobody has to wait for it.
-func (s *pmServer) launch(ctx context.Context) (pid int, err error) {
-	postgres, err := s.program("postgres")
+func (s *Server) launch(ctx context.Context) (pid int, err error) {
+	postgres, err := s.Program("postgres")
 	if err != nil {
 		return 0, err
 	}
-	log, err := os.OpenFile(filepath.Join(s.dir, startLogName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) // it may hold data
+	log, err := os.OpenFile(filepath.Join(s.Dir, startLogName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) // it may hold data
 	if err != nil {
 		return 0, err
 	}
 	_ = log.Close()
-	args := append([]string{"-c", `log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!`, "repmgr", filepath.Join(s.dir, startLogName), postgres}, s.args()...)
+	args := append([]string{"-c", `log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!`, "repmgr", filepath.Join(s.Dir, startLogName), postgres}, s.Args()...)
 	cmd := exec.CommandContext(ctx, "/bin/sh", args...)
-	cmd.Dir, cmd.WaitDelay = s.dir, time.Second
+	cmd.Dir, cmd.WaitDelay = s.Dir, time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	defer shell.UsualSlack()()
 	out, err := cmd.Output()
@@ -349,15 +350,15 @@ func (s *pmServer) launch(ctx context.Context) (pid int, err error) {
 }
 
 // pgCtlStart is launch where pg_ctl_options are to be heeded.
-func (s *pmServer) pgCtlStart(ctx context.Context) error {
-	pgCtl, err := s.program("pg_ctl")
+func (s *Server) pgCtlStart(ctx context.Context) error {
+	pgCtl, err := s.Program("pg_ctl")
 	if err != nil {
 		return err
 	}
 	values := map[byte]shell.Value{
 		'c': {Env: "REPMGR_PG_CTL", Text: pgCtl},
-		'D': {Env: "REPMGR_DIR", Text: cmp.Or(s.ConfigDirectory, s.dir)},
-		'l': {Env: "REPMGR_LOG", Text: filepath.Join(s.dir, startLogName)},
+		'D': {Env: "REPMGR_DIR", Text: cmp.Or(s.ConfigDirectory, s.Dir)},
+		'l': {Env: "REPMGR_LOG", Text: filepath.Join(s.Dir, startLogName)},
 	}
 	out, err := shell.Run(ctx, `%c -W -s -D %D -l %l `+strings.ReplaceAll(s.PgCtlOptions, "%", "%%")+` start`, values)
 	if err != nil {
@@ -366,38 +367,38 @@ func (s *pmServer) pgCtlStart(ctx context.Context) error {
 	return nil
 }
 
-// args are what the postmaster is started with: config_directory, else those
+// Args are what the postmaster is started with: config_directory, else those
 // that it had the last time, as pg_ctl restart does it.
-func (s *pmServer) args() []string {
+func (s *Server) Args() []string {
 	if s.ConfigDirectory != "" {
 		return []string{"-D", s.ConfigDirectory}
 	}
-	text, err := os.ReadFile(filepath.Join(s.dir, "postmaster.opts"))
+	text, err := os.ReadFile(filepath.Join(s.Dir, "postmaster.opts"))
 	_, quoted, ok := strings.Cut(strings.TrimSpace(string(text)), ` "`)
 	if err != nil || !ok {
-		return []string{"-D", s.dir}
+		return []string{"-D", s.Dir}
 	}
 	args := strings.Split(strings.TrimSuffix(quoted, `"`), `" "`)
 	for i := range args {
 		if i > 0 && args[i-1] == "-D" && !filepath.IsAbs(args[i]) {
-			args[i] = s.dir // it was relative to where somebody stood
+			args[i] = s.Dir // it was relative to where somebody stood
 		}
 	}
 	return args
 }
 
-// program finds one of PostgreSQL's programs of the version of the data
+// Program finds one of PostgreSQL's programs of the version of the data
 // directory: in pg_bindir, where the server ran from, where packages put it, in PATH.
-func (s *pmServer) program(name string) (string, error) {
+func (s *Server) Program(name string) (string, error) {
 	var dirs []string
 	if s.BinDir != "" {
 		dirs = []string{s.BinDir}
 	} else {
-		opts, _ := os.ReadFile(filepath.Join(s.dir, "postmaster.opts"))
+		opts, _ := os.ReadFile(filepath.Join(s.Dir, "postmaster.opts"))
 		if path, _, ok := strings.Cut(string(opts), ` "`); ok {
 			dirs = append(dirs, filepath.Dir(path))
 		}
-		if major, err := pgcontrol.ReadVersion(s.dir); err == nil {
+		if major, err := pgcontrol.ReadVersion(s.Dir); err == nil {
 			dirs = append(dirs, fmt.Sprintf("/usr/lib/postgresql/%d/bin", major), fmt.Sprintf("/usr/pgsql-%d/bin", major))
 		}
 	}
@@ -412,36 +413,36 @@ func (s *pmServer) program(name string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", hint(kind(ErrServerControl, "program %s was not found in %s", name, strings.Join(dirs, ", ")), "Set pg_bindir in repmgr.conf to the directory of PostgreSQL's programs.")
+	return "", failure.WithHint(failure.Of(failure.ErrServerControl, "program %s was not found in %s", name, strings.Join(dirs, ", ")), "Set pg_bindir in repmgr.conf to the directory of PostgreSQL's programs.")
 }
 
-// startError says why the server did not start, in the words of its log.
-func (s *pmServer) startError(logged int64, err error) error {
+// StartError says why the server did not start, in the words of its log.
+func (s *Server) StartError(logged int64, err error) error {
 	text := ""
-	if b, e := os.ReadFile(filepath.Join(s.dir, startLogName)); e == nil && int64(len(b)) > logged {
+	if b, e := os.ReadFile(filepath.Join(s.Dir, startLogName)); e == nil && int64(len(b)) > logged {
 		text = shell.AfterColon(shell.LastLines(b[logged:], 6))
 	}
-	return hint(kind(ErrServerControl, "start the server in %s: %w%s", s.dir, err, text), "%s", cmp.Or(Hint(err), "See the log of the server; "+filepath.Join(s.dir, startLogName)+" has what it said before it had one."))
+	return failure.WithHint(failure.Of(failure.ErrServerControl, "start the server in %s: %w%s", s.Dir, err, text), "%s", cmp.Or(failure.Hint(err), "See the log of the server; "+filepath.Join(s.Dir, startLogName)+" has what it said before it had one."))
 }
 
-func (s *pmServer) logSize() int64 {
-	info, err := os.Stat(filepath.Join(s.dir, startLogName))
+func (s *Server) logSize() int64 {
+	info, err := os.Stat(filepath.Join(s.Dir, startLogName))
 	if errors.Is(err, fs.ErrNotExist) || err != nil {
 		return 0
 	}
 	return info.Size()
 }
 
-// killChildren kills the server's processes that are no postmaster, and waits
+// KillChildren kills the server's processes that are no postmaster, and waits
 // until they are gone: a postmaster goes by its command line, what it starts calls
 // itself "postgres: ".
-func (s *pmServer) killChildren(ctx context.Context) (killed int, err error) {
+func (s *Server) KillChildren(ctx context.Context) (killed int, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, killLimit, fmt.Errorf("not gone within %s", killLimit))
 	defer cancel()
 	var pids []int
-	for _, pid := range s.processes() {
+	for _, pid := range s.Processes() {
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err == nil && strings.HasPrefix(string(title), "postgres: ") && !s.runs() && syscall.Kill(pid, syscall.SIGKILL) == nil {
+		if err == nil && strings.HasPrefix(string(title), "postgres: ") && !s.Runs() && syscall.Kill(pid, syscall.SIGKILL) == nil {
 			pids = append(pids, pid)
 		}
 	}
@@ -455,18 +456,18 @@ func (s *pmServer) killChildren(ctx context.Context) (killed int, err error) {
 	return len(pids), nil
 }
 
-// mayStop says whether this process can end those of the server.
-func (s *pmServer) mayStop() error {
-	if err := s.mayControl(); err != nil && os.Geteuid() != 0 {
+// MayStop says whether this process can end those of the server.
+func (s *Server) MayStop() error {
+	if err := s.MayControl(); err != nil && os.Geteuid() != 0 {
 		return err
 	}
-	pid := serverPID(s.dir)
+	pid := PID(s.Dir)
 	if pid == 0 {
-		return hint(kind(ErrRefused, "no process holds the data directory %s here", s.dir),
+		return failure.WithHint(failure.Of(failure.ErrRefused, "no process holds the data directory %s here", s.Dir),
 			"Is data_directory in repmgr.conf the server's own? Run repmgrd on the machine, and in the container (the PID namespace), of its server.")
 	}
-	if !s.serves(pid) {
-		return hint(kind(ErrRefused, "process %d, which %s names, does not work in that directory here", pid, filepath.Join(s.dir, "postmaster.pid")),
+	if !s.Serves(pid) {
+		return failure.WithHint(failure.Of(failure.ErrRefused, "process %d, which %s names, does not work in that directory here", pid, filepath.Join(s.Dir, "postmaster.pid")),
 			"Run repmgrd in the container (the PID namespace) of its server.")
 	}
 	if err := syscall.Kill(pid, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -475,8 +476,8 @@ func (s *pmServer) mayStop() error {
 	return nil
 }
 
-// serverPID is the process that holds a data directory, or 0.
-func serverPID(dir string) int {
+// PID is the process that holds a data directory, or 0.
+func PID(dir string) int {
 	text, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
 	if err != nil {
 		return 0

@@ -1,4 +1,4 @@
-package repmgr
+package postmaster
 
 import (
 	"bytes"
@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -16,21 +15,21 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
 // serverOf is the local server of a test's PostgreSQL.
-func serverOf(t *testing.T, s *pgtest.Server, change ...func(*Config)) *localServer {
+func serverOf(t *testing.T, s *pgtest.Server, change ...func(*Options)) *Server {
 	t.Helper()
-	cfg := Config{NodeID: 1, Conninfo: s.Conninfo(), DataDirectory: s.Dir, PgBindir: s.BinDir}
+	o := Options{BinDir: s.BinDir, StartTimeout: time.Minute, StopTimeout: time.Minute, Logger: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
-		f(&cfg)
+		f(&o)
 	}
-	c, err := New(cfg)
+	dir, err := filepath.EvalSymlinks(s.Dir)
 	require.NoError(t, err)
-	server, err := c.localServer("")
-	require.NoError(t, err)
-	require.NoError(t, server.mayControl())
+	server := &Server{o, dir}
+	require.NoError(t, server.MayControl())
 	return server
 }
 
@@ -59,18 +58,18 @@ const waitBusy = 30 * time.Second
 
 func postmasterPID(t *testing.T, s *pgtest.Server) int {
 	t.Helper()
-	pid := serverPID(s.Dir)
+	pid := PID(s.Dir)
 	require.NotZero(t, pid)
 	return pid
 }
 
 // A busy backend goes on committing when its postmaster is dead. Afterwards
 // nothing of the server lives, and it can be started.
-func TestLocalServer_EndsWhatADeadPostmasterLeaves(t *testing.T) {
+func TestServer_EndsWhatADeadPostmasterLeaves(t *testing.T) {
 	t.Parallel()
-	for name, end := range map[string]func(*localServer, context.Context) error{
-		"killLeftovers": (*localServer).killLeftovers,
-		"fence":         (*localServer).fence,
+	for name, end := range map[string]func(*Server, context.Context) error{
+		"killLeftovers": (*Server).killLeftovers,
+		"fence":         (*Server).Fence,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -80,7 +79,7 @@ func TestLocalServer_EndsWhatADeadPostmasterLeaves(t *testing.T) {
 			require.Empty(t, server.leftovers(), "the postmaster lives")
 			require.NoError(t, syscall.Kill(postmasterPID(t, pg), syscall.SIGKILL))
 			pgtest.WaitFor(t, "the postmaster to die", func(context.Context) error {
-				if server.runs() {
+				if server.Runs() {
 					return errors.New("it runs")
 				}
 				return nil
@@ -90,54 +89,54 @@ func TestLocalServer_EndsWhatADeadPostmasterLeaves(t *testing.T) {
 			start := time.Now()
 			require.NoError(t, end(server, t.Context()))
 			t.Logf("%d leftovers gone after %s", len(left), time.Since(start))
-			require.Empty(t, server.processes())
+			require.Empty(t, server.Processes())
 
 			start = time.Now()
-			require.NoError(t, server.start(t.Context()))
+			require.NoError(t, server.Start(t.Context()))
 			t.Logf("started after %s", time.Since(start))
-			require.True(t, server.runs())
-			require.NoError(t, server.start(t.Context()), "twice is harmless")
+			require.True(t, server.Runs())
+			require.NoError(t, server.Start(t.Context()), "twice is harmless")
 			require.GreaterOrEqual(t, pgtest.Query[int](t, pg, `SELECT count(*) FROM busy`), 5)
 		})
 	}
 }
 
 // The fence holds also where the postmaster can not do anything any more.
-func TestLocalServer_FencesAStoppedPostmaster(t *testing.T) {
+func TestServer_FencesAStoppedPostmaster(t *testing.T) {
 	t.Parallel()
 	pg := pgtest.Start(t, pgtest.Options{})
 	server := serverOf(t, pg)
 	keepCommitting(t, pg)
 	pg.Signal(syscall.SIGSTOP)
 	pgtest.WaitFor(t, "the postmaster to stop", func(context.Context) error {
-		if state := processState(postmasterPID(t, pg)); state != 'T' {
+		if state := State(postmasterPID(t, pg)); state != 'T' {
 			return fmt.Errorf("state %c", state)
 		}
 		return nil
 	})
 	start := time.Now()
-	require.NoError(t, server.fence(t.Context()))
+	require.NoError(t, server.Fence(t.Context()))
 	t.Logf("fenced after %s", time.Since(start))
-	require.Empty(t, server.processes())
+	require.Empty(t, server.Processes())
 }
 
 // An ordinary server is fenced in well under the grace that its postmaster gets,
 // and comes back as a standby of nobody.
-func TestLocalServer_FencesAndStartsDetached(t *testing.T) {
+func TestServer_FencesAndStartsDetached(t *testing.T) {
 	t.Parallel()
 	pg := pgtest.Start(t, pgtest.Options{})
 	server := serverOf(t, pg)
 	keepCommitting(t, pg)
 	start := time.Now()
-	require.NoError(t, server.fence(t.Context()))
+	require.NoError(t, server.Fence(t.Context()))
 	t.Logf("fenced after %s", time.Since(start))
-	require.Empty(t, server.processes())
-	require.NoError(t, server.fence(t.Context()), "twice is harmless")
+	require.Empty(t, server.Processes())
+	require.NoError(t, server.Fence(t.Context()), "twice is harmless")
 	start = time.Now()
-	require.NoError(t, server.detach())
+	require.NoError(t, server.Detach())
 	var said bytes.Buffer
 	server.Logger = slog.New(slog.NewTextHandler(&said, nil))
-	require.NoError(t, server.start(t.Context()))
+	require.NoError(t, server.Start(t.Context()))
 	t.Logf("started detached after %s", time.Since(start))
 	output := filepath.Join(pg.Dir, "repmgr-start.log")
 	require.Contains(t, said.String(), "output="+output)
@@ -145,91 +144,50 @@ func TestLocalServer_FencesAndStartsDetached(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, string(text), "entering standby mode", "it collects no log")
 	pgtest.WaitFor(t, "the standby to answer", func(ctx context.Context) error {
-		n, err := Connect(ctx, pg.Conninfo())
+		n, err := pgx.Connect(ctx, pg.Conninfo())
 		if err == nil {
-			n.Close()
+			_ = n.Close(ctx)
 		}
 		return err
 	})
 	require.True(t, pgtest.Query[bool](t, pg, `SELECT pg_is_in_recovery()`))
 	require.Equal(t, "0", pg.QueryString(t, `SELECT count(*) FROM pg_stat_wal_receiver`))
-	require.True(t, server.serves(int(pg.Conn(t).PgConn().PID()))) // of a session that stays
-	require.False(t, server.serves(os.Getpid()))
-	require.NoError(t, server.stop(t.Context()))
-	require.Empty(t, server.processes())
-}
-
-// endsSession is a server that is stopped between its answer and the look at its processes.
-type endsSession struct{ stop func() }
-
-func (e endsSession) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return ctx
-}
-
-func (e endsSession) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { e.stop() }
-
-// A server that is being stopped is not taken for one of another machine.
-func TestLocalServer_IsAt(t *testing.T) {
-	t.Parallel()
-	pg := pgtest.Start(t, pgtest.Options{})
-	server := serverOf(t, pg)
-	n, err := Connect(t.Context(), pg.Conninfo())
-	require.NoError(t, err)
-	defer n.Close()
-	here, err := server.isAt(t.Context(), n)
-	require.NoError(t, err)
-	require.True(t, here)
-	here, err = newLocalServer(server.cfg, t.TempDir()).isAt(t.Context(), n)
-	require.NoError(t, err)
-	require.False(t, here)
-
-	cfg, err := connectConfig(pg.Conninfo())
-	require.NoError(t, err)
-	cfg.Tracer, cfg.AfterConnect = endsSession{sync.OnceFunc(func() { pg.Stop("immediate") })}, nil
-	conn, err := pgx.ConnectConfig(t.Context(), cfg)
-	require.NoError(t, err)
-	n.conn = conn
-	_, err = server.isAt(t.Context(), n)
-	require.ErrorIs(t, err, ErrConnect)
+	require.True(t, server.Serves(int(pg.Conn(t).PgConn().PID()))) // of a session that stays
+	require.False(t, server.Serves(os.Getpid()))
+	require.NoError(t, server.Stop(t.Context()))
+	require.Empty(t, server.Processes())
 }
 
 // A server that does not start says why, at once.
-func TestLocalServer_SaysWhyItDoesNotStart(t *testing.T) {
+func TestServer_SaysWhyItDoesNotStart(t *testing.T) {
 	t.Parallel()
 	pg := pgtest.Start(t, pgtest.Options{})
 	pg.Stop("fast")
-	broken := serverOf(t, pg, func(c *Config) { c.ServiceStartCommand = "echo not today; exit 3" })
-	err := broken.start(t.Context())
-	require.ErrorIs(t, err, ErrServerControl)
+	broken := serverOf(t, pg, func(o *Options) { o.StartCommand = "echo not today; exit 3" })
+	err := broken.Start(t.Context())
+	require.ErrorIs(t, err, failure.ErrServerControl)
 	require.ErrorContains(t, err, "not today")
 
-	ctl := serverOf(t, pg, func(c *Config) { c.PgCtlOptions = fmt.Sprintf("-o '-p %d'", pg.Port) })
-	require.NoError(t, ctl.start(t.Context()))
+	ctl := serverOf(t, pg, func(o *Options) { o.PgCtlOptions = fmt.Sprintf("-o '-p %d'", pg.Port) })
+	require.NoError(t, ctl.Start(t.Context()))
 	require.Equal(t, "1", pg.QueryString(t, `SELECT 1`))
-	require.NoError(t, ctl.stop(t.Context()))
+	require.NoError(t, ctl.Stop(t.Context()))
 
 	conf := filepath.Join(pg.Dir, "postgresql.auto.conf")
 	require.NoError(t, os.WriteFile(conf, []byte("no_such_setting = 1\n"), 0o600))
 	start := time.Now()
-	err = serverOf(t, pg).start(t.Context())
-	require.ErrorIs(t, err, ErrServerControl)
+	err = serverOf(t, pg).Start(t.Context())
+	require.ErrorIs(t, err, failure.ErrServerControl)
 	require.ErrorContains(t, err, "no_such_setting")
-	require.NotEmpty(t, Hint(err))
+	require.NotEmpty(t, failure.Hint(err))
 	t.Logf("told after %s", time.Since(start))
 }
 
 // A shell in the data directory, and a server of another directory, are not ours.
-func TestLocalServer_TouchesOnlyItsOwn(t *testing.T) {
+func TestServer_TouchesOnlyItsOwn(t *testing.T) {
 	t.Parallel()
 	one, two := pgtest.Start(t, pgtest.Options{}), pgtest.Start(t, pgtest.Options{})
-	require.NoError(t, serverOf(t, one).fence(t.Context()))
+	require.NoError(t, serverOf(t, one).Fence(t.Context()))
 	require.Equal(t, "1", two.QueryString(t, `SELECT 1`))
-
-	c, err := New(Config{NodeID: 1})
-	require.NoError(t, err)
-	_, err = c.localServer("")
-	require.ErrorIs(t, err, ErrConfig)
-	_, err = c.localServer("/nowhere/at/all")
-	require.ErrorIs(t, err, ErrDirectory)
-	require.Error(t, newLocalServer(Config{}, "/proc/1").mayControl(), "it is another user's")
+	require.Error(t, (&Server{Dir: "/proc/1"}).MayControl(), "it is another user's")
 }

@@ -1,4 +1,4 @@
-package repmgr
+package postmaster
 
 import (
 	"bytes"
@@ -14,20 +14,24 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
-// autoConf is the file of ALTER SYSTEM.
-const autoConf = "postgresql.auto.conf"
+// AutoConf is the file of ALTER SYSTEM.
+const AutoConf = "postgresql.auto.conf"
 
-// writeStandby makes the data directory of a server that does not run a standby.
-func writeStandby(dir string, set map[string]string, unset []string) error {
-	auto := filepath.Join(dir, "postgresql.auto.conf")
-	old, err := os.ReadFile(auto)
-	if err != nil && !os.IsNotExist(err) {
-		return err
-	}
-	if err := durable.Write(auto, mergeAutoConf(old, set, unset)); err != nil {
+// WriteStandby makes the data directory of a server that does not run a standby.
+func WriteStandby(dir string, set map[string]string, unset []string) error {
+	if err := SetAutoConf(dir, set, unset); err != nil {
 		return err
 	}
 	return durable.Write(filepath.Join(dir, "standby.signal"), nil)
+}
+
+// SetAutoConf changes the settings of a server that does not run.
+func SetAutoConf(dir string, set map[string]string, unset []string) error {
+	old, err := ReadAutoConf(dir)
+	if err != nil {
+		return err
+	}
+	return durable.Write(filepath.Join(dir, AutoConf), mergeAutoConf([]byte(old), set, unset))
 }
 
 // mergeAutoConf sets settings in the text of a postgresql.auto.conf, takes those
@@ -54,8 +58,9 @@ func mergeAutoConf(old []byte, set map[string]string, unset []string) []byte {
 	return out.Bytes()
 }
 
-func readAutoConf(dir string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(dir, autoConf))
+// ReadAutoConf returns the text of that file, "" where there is none.
+func ReadAutoConf(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, AutoConf))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
