@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/conffile"
 )
 
 func TestLoadConfig_TheManualsThreeLines(t *testing.T) {
@@ -128,52 +130,6 @@ func TestLoadConfig_AllFaultsAtOnce(t *testing.T) {
 	}
 }
 
-func TestParseConfLine(t *testing.T) {
-	t.Parallel()
-	for line, want := range map[string][2]string{
-		"":                              {},
-		" \t# a = b":                    {},
-		"a=b":                           {"a", "b"},
-		"  a   b # c":                   {"a", "b"},
-		"a=b#c":                         {"a", "b"},
-		"a'b'":                          {"a", "b"},
-		"a = ''":                        {"a", ""},
-		`a = 'it''s \'so\' \\ \t\101!'`: {"a", "it's 'so' \\ \tA!"},
-		`a = '\q\1019'`:                 {"a", "qA9"},
-		`a = '# = ='`:                   {"a", "# = ="},
-		"a = 5min":                      {"a", "5min"},
-		"a = -0x1F":                     {"a", "-0x1F"},
-		"a = 1.5e3":                     {"a", "1.5e3"},
-		"a = node-1.example.com:5/x":    {"a", "node-1.example.com:5/x"},
-		"a.b = ж":                       {"a.b", "ж"},
-		"Include 'x'":                   {"Include", "x"},
-	} {
-		key, value, problem := parseConfLine(line)
-		if key != want[0] || value != want[1] || problem != "" {
-			t.Errorf("%q is %q, %q, %q; want %q", line, key, value, problem, want)
-		}
-	}
-	for line, want := range map[string]string{
-		"= b":          "at column 1: expected a key",
-		"1a = b":       "at column 1: expected a key",
-		"a":            "at column 2: expected a value",
-		"a = # b":      "at column 5: expected a value",
-		"a = 'b":       "at column 5: the quoted value has no end",
-		`a = 'b\'`:     "at column 5: the quoted value has no end",
-		"a = 'b'''":    "", // a quote at the end
-		"a = b c":      "at column 7: unexpected text after the value",
-		"a = 'b' 'c'":  "at column 9: unexpected text after the value",
-		"a = 10.0.0.1": "at column 9: unexpected text after the value",
-		"a = /b":       "at column 5: expected a value, quoted unless it is a plain word or number",
-		"a = %n":       "at column 5: expected a value, quoted unless it is a plain word or number",
-		"a == b":       "at column 4: expected a value, quoted unless it is a plain word or number",
-	} {
-		if _, _, problem := parseConfLine(line); problem != want {
-			t.Errorf("%q: got %q, want %q", line, problem, want)
-		}
-	}
-}
-
 // writeFiles makes files below a new directory, and returns it.
 func writeFiles(t *testing.T, files map[string]string) string {
 	t.Helper()
@@ -229,13 +185,13 @@ func TestLoadConfig_IncludesThatFail(t *testing.T) {
 		"empty.conf": "include ''\ninclude_dir ''",
 		"dir.conf":   "include_dir 'absent'\ninclude_if_exists '.'",
 		"big.conf":   "include 'big'",
-		"big":        strings.Repeat("#", maxConfBytes+1),
-		"many.conf":  strings.Repeat("include 'none'\n", maxConfFiles+1),
+		"big":        strings.Repeat("#", conffile.MaxBytes+1),
+		"many.conf":  strings.Repeat("include 'none'\n", conffile.MaxFiles+1),
 		"none":       "",
 		"0.conf":     "include '1.conf'",
 		"ten.conf":   "include '2.conf'",
 	}
-	for i := 1; i <= maxIncludeDepth; i++ {
+	for i := 1; i <= conffile.MaxDepth; i++ {
 		files[fmt.Sprintf("%d.conf", i)] = fmt.Sprintf("include '%d.conf'", i+1)
 	}
 	files["11.conf"] = "priority = 7"
@@ -271,10 +227,10 @@ func TestLoadConfig_StopsAfterManySyntaxErrors(t *testing.T) {
 	t.Parallel()
 	_, err := loadText(t, strings.Repeat("?\n", 300))
 	var faults *ConfigError
-	if !errors.As(err, &faults) || len(faults.Faults) != maxSyntaxErrors+1 {
+	if !errors.As(err, &faults) || len(faults.Faults) != conffile.MaxSyntaxErrors+1 {
 		t.Fatalf("got %v", err)
 	}
-	if last := faults.Faults[maxSyntaxErrors]; last.Line != 101 || !strings.Contains(last.Problem, "too many") {
+	if last := faults.Faults[conffile.MaxSyntaxErrors]; last.Line != 101 || !strings.Contains(last.Problem, "too many") {
 		t.Errorf("got %v", last)
 	}
 }
@@ -372,30 +328,6 @@ func TestFindConfig(t *testing.T) {
 	}
 }
 
-// quoteConf writes a value as a file takes it.
-func quoteConf(value string) string {
-	return "'" + strings.NewReplacer("'", "''", `\`, `\\`, "\n", `\n`).Replace(value) + "'"
-}
-
-func FuzzParseConfLine(f *testing.F) {
-	for _, s := range []string{"a = 'b' # c", `a '\001''x'`, "a=1.5e3", "a='", "\xff=\xfe"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		key, value, problem := parseConfLine(s)
-		if problem == "" && key == "" && (value != "" || strings.Trim(s, " \t\r") != "" && !strings.HasPrefix(strings.TrimLeft(s, " \t\r"), "#")) {
-			t.Fatalf("%q was ignored", s)
-		}
-		if strings.Contains(s, "\n") {
-			return
-		}
-		key, value, problem = parseConfLine("k = " + quoteConf(s))
-		if key != "k" || value != s || problem != "" {
-			t.Fatalf("%s is %q, %q, %q; want %q", quoteConf(s), key, value, problem, s)
-		}
-	})
-}
-
 // Whatever a file holds: an answer, no secret in it, and what is accepted is valid.
 func FuzzLoadConfig(f *testing.F) {
 	for _, name := range []string{"manual.conf", "repmgr5.conf", "bitnami.conf", "faults.conf"} {
@@ -409,7 +341,8 @@ func FuzzLoadConfig(f *testing.F) {
 		if bytes.Contains(bytes.ToLower(data), []byte("include")) {
 			return // it could name any file of this machine
 		}
-		c, err := (&confReader{}).load("/repmgr.conf", data)
+		entries, faults := conffile.Parse("/repmgr.conf", data)
+		c, err := configOf("/repmgr.conf", entries, faults)
 		if err != nil {
 			if !errors.Is(err, ErrConfig) {
 				t.Fatalf("got %v", err)

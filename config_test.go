@@ -443,3 +443,8 @@ func TestLoadConfig_ValuesOutOfRange(t *testing.T) {
 		}
 	}
 }
+
+// quoteConf writes a value as a file takes it.
+func quoteConf(value string) string {
+	return "'" + strings.NewReplacer("'", "''", `\`, `\\`, "\n", `\n`).Replace(value) + "'"
+}

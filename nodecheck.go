@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"strings"
+
+	"github.com/pgrepmgr/repmgr/internal/conffile"
 )
 
 // CheckStatus is the outcome of a check, in the words of Nagios.
@@ -246,7 +248,7 @@ func checkDataDirectory(_ context.Context, c *Cluster, rep NodeReport) CheckResu
 		return finding(CheckUnknown, "this login may not read data_directory: grant it pg_monitor")
 	case ours == "":
 		return finding(CheckOK, `"data_directory" is not configured, the server's is %q`, theirs)
-	case ours == theirs || realPath(ours) == realPath(theirs):
+	case ours == theirs || conffile.RealPath(ours) == conffile.RealPath(theirs):
 		return finding(CheckOK, `configured "data_directory" is %q`, ours)
 	}
 	return finding(CheckCritical, `configured "data_directory" is %q, the server's is %q`, ours, theirs)
