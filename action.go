@@ -324,10 +324,6 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	}
 }
 
-// rejoinName is the file, in the data directory, that says that a rejoin was begun
-// and has not succeeded.
-const rejoinName = "repmgr_rejoining"
-
 // wasPrimary reports whether the data directory of the dead local server is that
 // of a primary, or of one that was not brought back yet.
 func (m *Monitor) wasPrimary() bool {
@@ -339,7 +335,7 @@ func (m *Monitor) wasPrimary() bool {
 		return true
 	}
 	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
-	_, errMark := os.Stat(filepath.Join(srv.Dir, rejoinName))
+	_, errMark := os.Stat(filepath.Join(srv.Dir, postmaster.RejoinMark))
 	if errSignal == nil && errMark != nil && !m.owes {
 		return false
 	}
@@ -461,7 +457,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 		return err
 	}
 	if !srv.incomplete() { // a clone takes no directory with a file in it that it does not know
-		if err := durable.Write(filepath.Join(srv.Dir, rejoinName), []byte(target.Name+"\n")); err != nil {
+		if err := durable.Write(filepath.Join(srv.Dir, postmaster.RejoinMark), []byte(target.Name+"\n")); err != nil {
 			return fmt.Errorf("mark the rejoin: %w", err)
 		}
 	}
@@ -472,7 +468,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{rejoinName, postmaster.FencedMark} {
+	for _, name := range []string{postmaster.RejoinMark, postmaster.FencedMark} {
 		if err := os.Remove(filepath.Join(srv.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("unmark the rejoin: %w", err)
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
@@ -274,7 +275,7 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 }
 
 func (r *cloning) copy(ctx context.Context) (err error) {
-	target, err := openTarget(r.o.Dir, r.o.Force, false)
+	target, err := datadir.Open(r.o.Dir, r.o.Force, false)
 	if err != nil {
 		return err
 	}
@@ -284,18 +285,18 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			target.abandon()
+			target.Abandon()
 			dropSlot()
 		}
 	}()
-	if err := target.begin(r.status.Settings.DataDirectoryMode); err != nil {
+	if err := target.Begin(r.status.Settings.DataDirectoryMode); err != nil {
 		return err
 	}
 	began, told := time.Now(), false
 	job := CopyJob{
-		Source: r.o.Source, ReplicationUser: r.sourceReplicationUser(), Status: r.status, Dir: target.data, Label: "repmgr base backup",
+		Source: r.o.Source, ReplicationUser: r.sourceReplicationUser(), Status: r.status, Dir: target.Data, Label: "repmgr base backup",
 		FastCheckpoint: r.o.FastCheckpoint, RemoteUser: r.o.RemoteUser,
-		Tablespace: r.tablespaceTarget, Claim: target.claim,
+		Tablespace: r.tablespaceTarget, Claim: target.Claim,
 		Progress: func(p CopyProgress) {
 			if !told && p.Phase == phaseCheckpoint && !r.o.FastCheckpoint {
 				told = true
@@ -316,13 +317,13 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 			return kind(ErrCopy, "clone into %s: stopped: %w", r.o.Dir, context.Cause(ctx))
 		}
 		left := "Nothing was left behind."
-		if len(target.replace) > 0 {
+		if len(target.Replace) > 0 {
 			left = "The former contents of " + r.o.Dir + " were deleted before the copy."
 		}
 		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s %s", left, cmp.Or(Hint(err), "Mend the cause and run the same command again."))
 	}
 	if r.res.Bytes == 0 { // a Cloner need not count
-		r.res.Bytes = treeBytes(target.data)
+		r.res.Bytes = treeBytes(target.Data)
 	}
 	if err := r.finish(ctx, target); err != nil {
 		return err
@@ -354,8 +355,8 @@ func (r *cloning) sourceReplicationUser() string {
 }
 
 // finish makes the copy a standby and puts it in its place, as the last act.
-func (r *cloning) finish(ctx context.Context, target *cloneTarget) error {
-	control, err := pgcontrol.Read(target.data)
+func (r *cloning) finish(ctx context.Context, target *datadir.Target) error {
+	control, err := pgcontrol.Read(target.Data)
 	if err != nil {
 		return kind(ErrCopy, "look at the copy: %w", err)
 	}
@@ -366,13 +367,13 @@ func (r *cloning) finish(ctx context.Context, target *cloneTarget) error {
 	if err != nil {
 		return err
 	}
-	if err := r.writeSettings(target.data, set); err != nil {
+	if err := r.writeSettings(target.Data, set); err != nil {
 		return kind(ErrCopy, "write the standby settings: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
 		return kind(ErrCopy, "clone into %s: stopped: %w", r.o.Dir, context.Cause(ctx))
 	}
-	return target.commit()
+	return target.Commit()
 }
 
 // writeSettings writes the settings of the new standby in place of what was the
@@ -388,7 +389,7 @@ func (r *cloning) writeSettings(dir string, set map[string]string) error {
 	}
 	maps.Copy(give, set)
 	drop = slices.DeleteFunc(drop, func(name string) bool { return name == ownWALSetting }) // so has the copy
-	for _, name := range []string{postmaster.FencedMark, rejoinName, pendingName} {
+	for _, name := range []string{postmaster.FencedMark, postmaster.RejoinMark, postmaster.EventsFile} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 
+	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 )
@@ -195,12 +195,12 @@ func (r *cloning) checkIdentity(add func(string, bool, string, ...any)) {
 func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any)) {
 	ours := map[string]bool{} // what a killed clone has left, and will be cleared away
 	var old []string          // the tablespaces of the data that is deleted
-	target, err := openTarget(r.o.Dir, r.o.Force, r.o.runs)
+	target, err := datadir.Open(r.o.Dir, r.o.Force, r.o.runs)
 	if err != nil {
 		add("directory", false, "%s", err.Error())
 	} else {
 		add("directory", true, "%s can be used", r.o.Dir)
-		ours, old = target.claimed(), target.ownTablespaces()
+		ours, old = target.Claimed(), target.OwnTablespaces()
 	}
 	need := map[uint64]int64{}
 	where := map[uint64]string{}
@@ -216,7 +216,7 @@ func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any))
 				add("tablespace", false, "tablespace %q: %s", t.Name, err.Error())
 				continue
 			}
-			if err := usableTablespace(dir); err != nil && !slices.Contains(old, placeOf(dir)) {
+			if err := datadir.UsableTablespace(dir); err != nil && !slices.Contains(old, datadir.Resolve(dir)) {
 				add("tablespace", false, "tablespace %q (%s on the source): %s", t.Name, t.Location, err.Error())
 			}
 		}
@@ -254,54 +254,27 @@ func placeOfTablespace(location, to, dir string) error {
 	case !filepath.IsAbs(location):
 		return fmt.Errorf("it is an in-place tablespace (%s, made with allow_in_place_tablespaces), which is meant for tests of PostgreSQL: it can not be cloned. Move its tables elsewhere (ALTER TABLE ... SET TABLESPACE) and drop it", location)
 	}
-	real, root := placeOf(to), placeOf(dir)
+	real, root := datadir.Resolve(to), datadir.Resolve(dir)
 	switch {
-	case within(real, root) && location == to:
+	case datadir.Within(real, root) && location == to:
 		return fmt.Errorf("its directory on the source, %s, would lie inside the new data directory, %s", to, dir)
-	case within(real, root):
+	case datadir.Within(real, root):
 		return fmt.Errorf("tablespace_mapping puts it into %s, inside the new data directory, %s", to, dir)
-	case within(root, real):
+	case datadir.Within(root, real):
 		return fmt.Errorf("the new data directory, %s, would lie inside its own directory, %s", dir, to)
 	}
 	return nil
 }
 
-// placeOf is a path without symbolic links, as far as it exists.
-func placeOf(path string) string {
-	there := existing(path)
-	real, err := filepath.EvalSymlinks(there)
-	rest, errRel := filepath.Rel(there, path)
-	if err != nil || errRel != nil {
-		return filepath.Clean(path)
-	}
-	return filepath.Join(real, rest)
-}
-
-// within says whether path is dir or lies below it.
-func within(path, dir string) bool {
-	rel, err := filepath.Rel(dir, path)
-	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
-}
-
-// existing is the nearest directory on the way to dir that exists.
-func existing(dir string) string {
-	for {
-		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
-			return dir
-		}
-		dir = filepath.Dir(dir)
-	}
-}
-
 func fileSystem(dir string) (uint64, error) {
 	var st syscall.Stat_t
-	err := syscall.Stat(existing(dir), &st)
+	err := syscall.Stat(datadir.Nearest(dir), &st)
 	return uint64(st.Dev), err
 }
 
 func freeBytes(dir string) (int64, error) {
 	var fs syscall.Statfs_t
-	if err := syscall.Statfs(existing(dir), &fs); err != nil {
+	if err := syscall.Statfs(datadir.Nearest(dir), &fs); err != nil {
 		return 0, err
 	}
 	return int64(fs.Bavail) * int64(fs.Bsize), nil

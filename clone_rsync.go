@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -32,7 +33,7 @@ var _ Cloner = rsyncCloner{}
 // fetched by themselves, at the end.
 var rsyncExclude = []string{
 	"/postmaster.pid", "/postmaster.opts", "/standby.signal", "/recovery.signal", "/backup_label", "/backup_label.old",
-	"/tablespace_map", "/tablespace_map.old", "/backup_manifest", "/current_logfiles", "/postgresql.auto.conf.tmp", "/" + stagingName,
+	"/tablespace_map", "/tablespace_map.old", "/backup_manifest", "/current_logfiles", "/postgresql.auto.conf.tmp", "/" + datadir.StagingName,
 	"/pg_wal/*", "/pg_replslot/*", "/pg_dynshmem/*", "/pg_notify/*", "/pg_serial/*", "/pg_snapshots/*", "/pg_stat_tmp/*", "/pg_subtrans/*",
 	"/pg_tblspc/*", "/global/pg_control", "pgsql_tmp*", "pg_internal.init*",
 }

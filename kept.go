@@ -11,6 +11,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 )
 
 // kept is what must be known of the cluster while the own server is down: who
@@ -22,9 +23,6 @@ type kept struct {
 	Guard  *guarded        `json:"guard"`  // of the primary, where that is another node; nil: not known
 }
 
-// keptName is the file, in the data directory, that the Monitor keeps it in.
-const keptName = "repmgr_nodes.json"
-
 // kept reads it. Where nothing was ever kept it is empty. dir is the data directory
 // where the configuration names none.
 func (c *Cluster) kept(dir string) (k kept, err error) {
@@ -32,7 +30,7 @@ func (c *Cluster) kept(dir string) (k kept, err error) {
 	if err != nil {
 		return k, err
 	}
-	path := filepath.Join(srv.Dir, keptName)
+	path := filepath.Join(srv.Dir, postmaster.NodesFile)
 	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -112,5 +110,5 @@ func (c *Cluster) keep(dir string, k kept) error {
 	if err != nil {
 		return err
 	}
-	return durable.Write(filepath.Join(srv.Dir, keptName), text)
+	return durable.Write(filepath.Join(srv.Dir, postmaster.NodesFile), text)
 }

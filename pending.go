@@ -18,12 +18,10 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 )
 
 const (
-	// pendingName is the file, in the data directory, that keeps the events that no
-	// primary has taken yet: a fence is followed by restarts.
-	pendingName  = "repmgr_events.json"
 	pendingMax   = 100              // events that are kept; an older one gives way to a newer one
 	pendingBatch = 20               // events of one round trip
 	pendingAgain = 10 * time.Second // between two attempts, where one failed
@@ -139,13 +137,13 @@ func (m *Monitor) recallEvents() {
 	}
 	p.recalled = true
 	var old waiting
-	text, err := os.ReadFile(filepath.Join(srv.Dir, pendingName))
+	text, err := os.ReadFile(filepath.Join(srv.Dir, postmaster.EventsFile))
 	if err == nil {
 		err = json.Unmarshal(text, &old)
 	}
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			m.log.Warn("events that an earlier repmgrd could not write to repmgr.events are lost", "file", filepath.Join(srv.Dir, pendingName), "err", err)
+			m.log.Warn("events that an earlier repmgrd could not write to repmgr.events are lost", "file", filepath.Join(srv.Dir, postmaster.EventsFile), "err", err)
 		}
 		return
 	}
@@ -250,7 +248,7 @@ func (m *Monitor) storeEvents() {
 	done := make(chan error, 1)
 	p.storing = done
 	go func() { // shutdown waits for it
-		done <- srv.store(pendingName, text, empty)
+		done <- srv.store(postmaster.EventsFile, text, empty)
 		m.lookNow()
 	}()
 }

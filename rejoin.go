@@ -398,7 +398,7 @@ func readBallot(file string) (vote ballot.Ballot, err error) {
 		vote, err = ballot.Parse(set[ballot.Setting])
 	}
 	if err != nil {
-		return vote, hint(fmt.Errorf("in %s: %w", file, err), "Put the file right: only ALTER SYSTEM may write it. It holds the node's vote, as %s = 'node_id/term/candidate'; what repmgrd has kept of that is in %s, beside it.", ballot.Setting, keptName)
+		return vote, hint(fmt.Errorf("in %s: %w", file, err), "Put the file right: only ALTER SYSTEM may write it. It holds the node's vote, as %s = 'node_id/term/candidate'; what repmgrd has kept of that is in %s, beside it.", ballot.Setting, postmaster.NodesFile)
 	}
 	return vote, nil
 }

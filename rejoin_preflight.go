@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/pgrepmgr/repmgr/internal/datadir"
 )
 
 // preflight looks at all that the chosen method will need, while nothing has been
@@ -108,7 +110,7 @@ func (r *rejoining) writableFiles(ctx context.Context) error {
 	if len(bad) == 0 {
 		return nil
 	}
-	return hint(kind(ErrRejoin, "pg_rewind would fail half-way in %s: %s", r.server.Dir, some(bad)),
+	return hint(kind(ErrRejoin, "pg_rewind would fail half-way in %s: %s", r.server.Dir, datadir.Some(bad)),
 		"Make them readable and writable for the user that runs PostgreSQL (as root: chown, chmod u+rw), or move what does not belong there out of the data directory. Then: %s", r.again("--force-rewind"))
 }
 

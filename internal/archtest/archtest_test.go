@@ -26,6 +26,7 @@ var floors = [][]string{
 	{"wal", "conninfo", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile"},
 	{"election", "ballot", "basebackup", "pgcontrol"},
 	{"internal/postmaster"},
+	{"internal/datadir"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

@@ -77,11 +77,6 @@ func (s *Server) GiveArchive() error {
 	return SetAutoConf(s.Dir, set, unset)
 }
 
-// FencedMark is the file, in the data directory, that says that the Monitor
-// stopped this server and has to start it again, as a standby of nobody: a Monitor
-// that dies in between goes on with it.
-const FencedMark = "repmgr_fenced"
-
 // Mark makes the data directory that of a standby which its Monitor has to start.
 func (s *Server) Mark(why string) error {
 	if err := s.Detach(); err != nil {

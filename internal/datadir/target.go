@@ -1,4 +1,4 @@
-package repmgr
+package datadir
 
 import (
 	"errors"
@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 )
 
@@ -21,7 +22,7 @@ import (
 // a mount point or the current directory, nothing that is half-way there can
 // be started, and whatever lies in the staging directory is ours to remove.
 const (
-	stagingName = ".repmgr-clone"
+	StagingName = ".repmgr-clone"
 	journalName = "journal" // in the staging directory: what of ours lies outside it
 )
 
@@ -35,52 +36,52 @@ const (
 	journalCommit = "commit" // from here on the copy is being moved up
 )
 
-// cloneTarget is the data directory to be.
-type cloneTarget struct {
+// Target is the data directory to be.
+type Target struct {
 	dir     string
 	staging string
-	data    string // what the Cloner fills
+	Data    string // what the Cloner fills
 	force   bool
 	made    bool // dir itself did not exist
-	replace []string
+	Replace []string
 	moved   []string // what commit has put in its place
 	lock    *os.File // dir, locked: one clone at a time
 }
 
-// openTarget looks at the directory and changes nothing. The error says why it
+// Open looks at the directory and changes nothing. The error says why it
 // can not be used.
-func openTarget(dir string, force, runs bool) (*cloneTarget, error) {
-	t := &cloneTarget{dir: dir, staging: filepath.Join(dir, stagingName), force: force}
-	t.data = filepath.Join(t.staging, "data")
+func Open(dir string, force, runs bool) (*Target, error) {
+	t := &Target{dir: dir, staging: filepath.Join(dir, StagingName), force: force}
+	t.Data = filepath.Join(t.staging, "data")
 	entries, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		t.made = true
-		return t, usable(existing(dir))
+		return t, usable(Nearest(dir))
 	case err != nil:
-		return nil, kind(ErrDirectory, "read directory: %w", err)
+		return nil, failure.Of(failure.ErrDirectory, "read directory: %w", err)
 	}
 	if err := usable(dir); err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
 		if !tolerated(dir, e) {
-			t.replace = append(t.replace, e.Name())
+			t.Replace = append(t.Replace, e.Name())
 		}
 	}
 	if pid := postmaster.PID(dir); pid != 0 && !runs {
-		return nil, kind(ErrDirectory, "a server runs in %s (pid %d)", dir, pid)
+		return nil, failure.Of(failure.ErrDirectory, "a server runs in %s (pid %d)", dir, pid)
 	}
-	data := slices.DeleteFunc(slices.Clone(t.replace), isNote)
+	data := slices.DeleteFunc(slices.Clone(t.Replace), isNote)
 	switch {
 	case len(data) == 0:
 		return t, nil
 	case t.interrupted():
 		return t, nil // killed in its last step: all of it is ours
 	case !force:
-		return nil, kind(ErrDirectory, "%s is not empty: it holds %s", dir, some(data))
+		return nil, failure.Of(failure.ErrDirectory, "%s is not empty: it holds %s", dir, Some(data))
 	case !slices.Contains(data, "PG_VERSION"):
-		return nil, kind(ErrDirectory, "%s is not a PostgreSQL data directory (it holds %s, and no PG_VERSION): even --force does not delete it", dir, some(data))
+		return nil, failure.Of(failure.ErrDirectory, "%s is not a PostgreSQL data directory (it holds %s, and no PG_VERSION): even --force does not delete it", dir, Some(data))
 	default:
 		return t, nil
 	}
@@ -91,7 +92,7 @@ func openTarget(dir string, force, runs bool) (*cloneTarget, error) {
 // ./repmgr in the directory that shall become the data directory.
 func tolerated(dir string, e fs.DirEntry) bool {
 	switch e.Name() {
-	case stagingName, "lost+found", "repmgr.conf":
+	case StagingName, "lost+found", "repmgr.conf":
 		return true
 	case "repmgr", "repmgrd":
 		info, err := os.Stat(filepath.Join(dir, e.Name()))
@@ -104,10 +105,10 @@ func tolerated(dir string, e fs.DirEntry) bool {
 // somebody took the data away stays behind, and is nobody's.
 func isNote(name string) bool {
 	name = strings.TrimSuffix(name, ".tmp")
-	return name == keptName || name == pendingName
+	return name == postmaster.NodesFile || name == postmaster.EventsFile
 }
 
-func some(names []string) string {
+func Some(names []string) string {
 	if len(names) > 4 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:4], ", "), len(names)-4)
 	}
@@ -118,7 +119,7 @@ func some(names []string) string {
 func usable(dir string) error {
 	const write, search = 2, 1
 	if err := syscall.Access(dir, write|search); err != nil {
-		return kind(ErrDirectory, "%s is not writable for this user: %w", dir, err)
+		return failure.Of(failure.ErrDirectory, "%s is not writable for this user: %w", dir, err)
 	}
 	return nil
 }
@@ -126,10 +127,10 @@ func usable(dir string) error {
 // tablespaceContents are what tablespaces of PostgreSQL hold: a directory for each release.
 var tablespaceContents = regexp.MustCompile(`^PG_\d+(\.\d+)?_\d{9}$`)
 
-// ownTablespaces are the directories outside that the old data keeps its tablespaces
+// OwnTablespaces are the directories outside that the old data keeps its tablespaces
 // in: with force what is in them is deleted with it. One that holds anything else, or
 // that a running server uses, too, is none.
-func (t *cloneTarget) ownTablespaces() (dirs []string) {
+func (t *Target) OwnTablespaces() (dirs []string) {
 	if !t.force {
 		return nil
 	}
@@ -147,7 +148,7 @@ func (t *cloneTarget) ownTablespaces() (dirs []string) {
 func tablespacesOf(data string) (dirs []string) {
 	links, _ := filepath.Glob(filepath.Join(data, "pg_tblspc", "*"))
 	for _, link := range links {
-		if dir, err := filepath.EvalSymlinks(link); err == nil && !within(dir, placeOf(data)) {
+		if dir, err := filepath.EvalSymlinks(link); err == nil && !Within(dir, Resolve(data)) {
 			dirs = append(dirs, dir)
 		}
 	}
@@ -160,90 +161,90 @@ func usedElsewhere(dir, data string) bool {
 	works, _ := filepath.Glob("/proc/[0-9]*/cwd")
 	for _, link := range works {
 		cwd, err := os.Readlink(link)
-		if err == nil && cwd != placeOf(data) && slices.Contains(tablespacesOf(cwd), dir) {
+		if err == nil && cwd != Resolve(data) && slices.Contains(tablespacesOf(cwd), dir) {
 			return true
 		}
 	}
 	return false
 }
 
-// usableTablespace says whether a tablespace can be put there.
-func usableTablespace(dir string) error {
+// UsableTablespace says whether a tablespace can be put there.
+func UsableTablespace(dir string) error {
 	entries, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return usable(existing(dir))
+		return usable(Nearest(dir))
 	case err != nil:
-		return kind(ErrDirectory, "read directory: %w", err)
+		return failure.Of(failure.ErrDirectory, "read directory: %w", err)
 	case len(entries) > 0:
-		return kind(ErrDirectory, "%s is not empty", dir)
+		return failure.Of(failure.ErrDirectory, "%s is not empty", dir)
 	default:
 		return usable(dir)
 	}
 }
 
-// begin makes the staging directory; with force this is where old data goes.
+// Begin makes the staging directory; with force this is where old data goes.
 // mode is the source's data_directory_mode.
-func (t *cloneTarget) begin(mode string) error {
+func (t *Target) Begin(mode string) error {
 	perm := os.FileMode(0o700)
 	if mode == "0750" {
 		perm = 0o750
 	}
 	if err := os.MkdirAll(t.dir, perm); err != nil {
-		return kind(ErrDirectory, "make the directory: %w", err)
+		return failure.Of(failure.ErrDirectory, "make the directory: %w", err)
 	}
 	if err := t.acquire(); err != nil {
 		return err
 	}
 	if err := os.Chmod(t.dir, perm); err != nil {
-		return kind(ErrDirectory, "set the directory's mode: %w", err)
+		return failure.Of(failure.ErrDirectory, "set the directory's mode: %w", err)
 	}
-	now, err := openTarget(t.dir, t.force, false) // somebody may have been here since we looked
+	now, err := Open(t.dir, t.force, false) // somebody may have been here since we looked
 	if err != nil {
 		return err
 	}
-	t.replace = now.replace
+	t.Replace = now.Replace
 	t.clear()
 	// pg_control goes first, and PG_VERSION last, so that --force knows the rest again:: data that is being deleted must not be startable.
-	if len(t.replace) > 0 {
+	if len(t.Replace) > 0 {
 		_ = os.Remove(filepath.Join(t.dir, "global", "pg_control"))
 	}
-	for _, dir := range t.ownTablespaces() { // while the data still says which they are
+	for _, dir := range t.OwnTablespaces() { // while the data still says which they are
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return kind(ErrDirectory, "delete the old data of a tablespace: %w", err)
+				return failure.Of(failure.ErrDirectory, "delete the old data of a tablespace: %w", err)
 			}
 		}
 	}
-	slices.SortStableFunc(t.replace, func(a, b string) int { return strings.Compare(versionLast(a), versionLast(b)) })
-	for _, name := range t.replace {
+	slices.SortStableFunc(t.Replace, func(a, b string) int { return strings.Compare(versionLast(a), versionLast(b)) })
+	for _, name := range t.Replace {
 		if err := os.RemoveAll(filepath.Join(t.dir, name)); err != nil {
-			return kind(ErrDirectory, "delete the old data: %w", err)
+			return failure.Of(failure.ErrDirectory, "delete the old data: %w", err)
 		}
 	}
-	if err := os.MkdirAll(t.data, perm); err != nil {
-		return kind(ErrDirectory, "make the staging directory: %w", err)
+	if err := os.MkdirAll(t.Data, perm); err != nil {
+		return failure.Of(failure.ErrDirectory, "make the staging directory: %w", err)
 	}
 	return nil
 }
 
 // acquire keeps a second clone out of the directory for as long as this process has it open.
-func (t *cloneTarget) acquire() error {
+func (t *Target) acquire() error {
 	f, err := os.Open(t.dir)
 	if err != nil {
-		return kind(ErrDirectory, "open the directory: %w", err)
+		return failure.Of(failure.ErrDirectory, "open the directory: %w", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
-		return kind(ErrDirectory, "another clone is under way in %s", t.dir)
+		return failure.Of(failure.ErrDirectory, "another clone is under way in %s", t.dir)
 	}
 	t.lock = f
 	return nil
 }
 
 // interrupted reports whether a clone was killed while it moved its copy up.
-func (t *cloneTarget) interrupted() bool {
+func (t *Target) interrupted() bool {
 	journal, _ := os.ReadFile(filepath.Join(t.staging, journalName))
 	_, err := os.Stat(filepath.Join(t.dir, "global"))
 	return strings.HasSuffix(string(journal), journalCommit+"\n") && errors.Is(err, fs.ErrNotExist)
@@ -257,7 +258,7 @@ func versionLast(name string) string {
 }
 
 // note adds a line to the journal, on disk.
-func (t *cloneTarget) note(line string) error {
+func (t *Target) note(line string) error {
 	f, err := os.OpenFile(filepath.Join(t.staging, journalName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -266,22 +267,22 @@ func (t *cloneTarget) note(line string) error {
 	return errors.Join(err, f.Sync(), f.Close(), durable.SyncDir(t.staging))
 }
 
-// claim agrees that a directory outside is filled, makes it where it is missing,
+// Claim agrees that a directory outside is filled, makes it where it is missing,
 // and remembers it, on disk: a clone that is killed must not leave it behind for ever.
-func (t *cloneTarget) claim(dir string) error {
-	if err := usableTablespace(dir); err != nil {
+func (t *Target) Claim(dir string) error {
+	if err := UsableTablespace(dir); err != nil {
 		return err
 	}
 	how := journalFilled
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		how = journalMade
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return kind(ErrDirectory, "make the directory: %w", err)
+			return failure.Of(failure.ErrDirectory, "make the directory: %w", err)
 		}
 	}
 	id, err := inode(dir)
 	if err != nil {
-		return kind(ErrDirectory, "look at the directory: %w", err)
+		return failure.Of(failure.ErrDirectory, "look at the directory: %w", err)
 	}
 	return t.note(fmt.Sprintf("%s %s %q", how, id, dir))
 }
@@ -298,9 +299,9 @@ func inode(dir string) (string, error) {
 	return fmt.Sprintf("%d:%d", st.Dev, st.Ino), nil
 }
 
-// claimed reads the journal: the directories outside that are still ours, and
+// Claimed reads the journal: the directories outside that are still ours, and
 // whether we made them.
-func (t *cloneTarget) claimed() map[string]bool {
+func (t *Target) Claimed() map[string]bool {
 	ours := map[string]bool{}
 	journal, _ := os.ReadFile(filepath.Join(t.staging, journalName))
 	for line := range strings.Lines(string(journal)) {
@@ -317,14 +318,14 @@ func (t *cloneTarget) claimed() map[string]bool {
 	return ours
 }
 
-// commit moves the finished copy into its place.
-func (t *cloneTarget) commit() error {
-	entries, err := os.ReadDir(t.data)
+// Commit moves the finished copy into its place.
+func (t *Target) Commit() error {
+	entries, err := os.ReadDir(t.Data)
 	if err != nil {
-		return kind(ErrCopy, "read the copy: %w", err)
+		return failure.Of(failure.ErrCopy, "read the copy: %w", err)
 	}
 	if err := t.note(journalCommit); err != nil {
-		return kind(ErrCopy, "write the journal: %w", err)
+		return failure.Of(failure.ErrCopy, "write the journal: %w", err)
 	}
 	last := func(e fs.DirEntry) int { return map[string]int{"PG_VERSION": 1, "global": 2}[e.Name()] }
 	slices.SortStableFunc(entries, func(a, b fs.DirEntry) int { return last(a) - last(b) })
@@ -332,29 +333,29 @@ func (t *cloneTarget) commit() error {
 		if e.Name() == "global" {
 			// All else is in its place, durably, before the server can be started.
 			if err := durable.SyncDir(t.dir); err != nil {
-				return kind(ErrCopy, "sync %s: %w", t.dir, err)
+				return failure.Of(failure.ErrCopy, "sync %s: %w", t.dir, err)
 			}
 		}
 		if _, err := os.Lstat(filepath.Join(t.dir, e.Name())); err == nil {
 			if tolerated(t.dir, e) {
 				continue // the source has one, too; ours stays
 			}
-			return kind(ErrCopy, "move the copy into its place: %s has appeared in %s meanwhile", e.Name(), t.dir)
+			return failure.Of(failure.ErrCopy, "move the copy into its place: %s has appeared in %s meanwhile", e.Name(), t.dir)
 		}
-		if err := os.Rename(filepath.Join(t.data, e.Name()), filepath.Join(t.dir, e.Name())); err != nil {
-			return kind(ErrCopy, "move the copy into its place: %w", err)
+		if err := os.Rename(filepath.Join(t.Data, e.Name()), filepath.Join(t.dir, e.Name())); err != nil {
+			return failure.Of(failure.ErrCopy, "move the copy into its place: %w", err)
 		}
 		t.moved = append(t.moved, e.Name())
 	}
 	if err := errors.Join(os.RemoveAll(t.staging), durable.SyncDir(t.dir)); err != nil {
-		return kind(ErrCopy, "finish the copy: %w", err)
+		return failure.Of(failure.ErrCopy, "finish the copy: %w", err)
 	}
 	_ = t.lock.Close()
 	return nil
 }
 
-// abandon removes what this clone made.
-func (t *cloneTarget) abandon() {
+// Abandon removes what this clone made.
+func (t *Target) Abandon() {
 	if t.lock == nil {
 		return // never begun
 	}
@@ -370,8 +371,8 @@ func (t *cloneTarget) abandon() {
 }
 
 // clear removes the staging directory, and what the journal in it claims.
-func (t *cloneTarget) clear() {
-	for dir, made := range t.claimed() {
+func (t *Target) clear() {
+	for dir, made := range t.Claimed() {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
 			_ = os.RemoveAll(filepath.Join(dir, e.Name()))

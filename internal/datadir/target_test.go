@@ -1,4 +1,4 @@
-package repmgr
+package datadir
 
 import (
 	"os"
@@ -7,7 +7,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 )
 
 // A tablespace that a running server uses is not the old data's to delete, although
@@ -17,11 +19,11 @@ func TestOwnTablespaces(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{})
 	space, err := filepath.EvalSymlinks(t.TempDir())
 	require.NoError(t, err)
-	s.Exec(t, `CREATE TABLESPACE extra LOCATION `+quoteLiteral(space))
+	s.Exec(t, `CREATE TABLESPACE extra LOCATION '`+space+`'`)
 	byHand := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(byHand, "pg_tblspc"), 0o700))
 	require.NoError(t, os.Symlink(space, filepath.Join(byHand, "pg_tblspc", "1")))
-	own := func(dir string) []string { return (&cloneTarget{dir: dir, force: true}).ownTablespaces() }
+	own := func(dir string) []string { return (&Target{dir: dir, force: true}).OwnTablespaces() }
 	require.Empty(t, own(byHand))
 	require.Equal(t, []string{space}, own(s.Dir))
 	s.Stop("fast")
@@ -35,13 +37,13 @@ func TestOwnTablespaces(t *testing.T) {
 func TestOpenTarget_NotesOfADaemon(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for _, name := range []string{keptName, pendingName, pendingName + ".tmp"} {
+	for _, name := range []string{postmaster.NodesFile, postmaster.EventsFile, postmaster.EventsFile + ".tmp"} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
 	}
-	_, err := openTarget(dir, false, false)
+	_, err := Open(dir, false, false)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "notes.txt"), nil, 0o600))
-	_, err = openTarget(dir, true, false)
-	require.ErrorIs(t, err, ErrDirectory)
+	_, err = Open(dir, true, false)
+	require.ErrorIs(t, err, failure.ErrDirectory)
 	require.ErrorContains(t, err, "it holds notes.txt, and no PG_VERSION")
 }

@@ -1,0 +1,34 @@
+package datadir
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Resolve is a path without symbolic links, as far as it exists.
+func Resolve(path string) string {
+	there := Nearest(path)
+	real, err := filepath.EvalSymlinks(there)
+	rest, errRel := filepath.Rel(there, path)
+	if err != nil || errRel != nil {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(real, rest)
+}
+
+// Within says whether path is dir or lies below it.
+func Within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// Nearest is the nearest directory on the way to dir that exists.
+func Nearest(dir string) string {
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+}
