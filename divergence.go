@@ -4,9 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"strconv"
 
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -17,7 +17,7 @@ func (r *rejoining) compare(ctx context.Context) (string, error) {
 		return "an earlier rejoin was interrupted", nil
 	}
 	var err error
-	if r.control, err = r.server.control(ctx); err != nil {
+	if r.control, err = r.server.Control(ctx); err != nil {
 		if r.o.Policy == RejoinReclone && r.local == nil {
 			r.diverged, r.impossible = true, err.Error()
 			return r.impossible, nil
@@ -28,7 +28,7 @@ func (r *rejoining) compare(ctx context.Context) (string, error) {
 		return "", hint(kind(ErrSystemIdentifier, "the data in %s has system identifier %s, %s has %s", r.server.Dir, id, r.res.Primary, r.status.SystemIdentifier),
 			"They are different clusters. Is data_directory right? A node of this one is made with: repmgr standby clone")
 	}
-	if r.timeline, r.ours, err = r.server.line(r.control); err != nil {
+	if r.timeline, r.ours, err = r.server.Line(r.control); err != nil {
 		return "", kind(ErrRejoin, "look at the timelines in %s: %w", r.server.Dir, err)
 	}
 	var theirs wal.History
@@ -57,17 +57,17 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 			r.status = now
 		}
 	}
-	common, fork, ok := lastCommon(r.timeline, r.ours, r.status.Position(), theirs)
+	common, fork, ok := salvage.LastCommon(r.timeline, r.ours, r.status.Position(), theirs)
 	if !ok {
 		r.diverged, r.impossible = true, fmt.Sprintf("timeline %d of the node and timeline %d of the primary have no common past", r.timeline, r.status.Timeline)
 		return r.impossible, nil
 	}
 	r.shared = wal.Position{Timeline: common, LSN: fork}
-	own, err := r.server.ownWAL()
+	own, err := r.server.OwnWAL()
 	if err != nil {
 		return "", hint(kind(ErrRejoin, "look at the settings of %s: %w", r.res.Node, err), "%s", r.again("--reclone"))
 	}
-	damaged := !r.server.hasSegment(r.control.Redo, r.control.WALSegmentSize)
+	damaged := !r.server.HasSegment(r.control.Redo, r.control.WALSegmentSize)
 	switch {
 	case r.writes, common != r.timeline, damaged, own.Timeline == r.timeline:
 		r.diverged = true
@@ -76,7 +76,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	case r.control.State == pgcontrol.ShutDown: // the end is known to the byte
 		r.diverged = r.control.Position().LSN > fork
 	default:
-		beyond, err := r.server.walBeyond(ctx, branch{timeline: common, from: fork}, r.control.WALSegmentSize)
+		beyond, err := r.server.WALBeyond(ctx, salvage.Branch{Timeline: common, From: fork}, r.control.WALSegmentSize)
 		if err != nil {
 			return "", hint(kind(ErrRejoin, "%w", err), "%s", cmp.Or(Hint(err), r.again("--reclone")))
 		}
@@ -93,7 +93,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	case r.control.State == pgcontrol.ShutDown:
 		needed = min(fork, r.control.Position().LSN)
 	case r.local == nil:
-		needed = min(fork, r.server.walEnd(r.control))
+		needed = min(fork, r.server.WALEnd(r.control))
 	}
 	gone := ""
 	if !archive {
@@ -108,10 +108,10 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	}
 	r.res.Fork = &wal.Position{Timeline: common, LSN: fork}
 	if r.twin {
-		r.res.Fork.LSN, _ = r.ours.Fork(parent(r.ours, common))
+		r.res.Fork.LSN, _ = r.ours.Fork(salvage.Parent(r.ours, common))
 	}
 	detail := fmt.Sprintf("%s has WAL of its own behind %s", r.res.Node, r.res.Fork)
-	r.lags = r.status.VersionNum < 160000 && !rewindSees(r.control.Timeline, r.timeline, r.ours, r.status.Position(), theirs)
+	r.lags = r.status.VersionNum < 160000 && !salvage.RewindSees(r.control.Timeline, r.timeline, r.ours, r.status.Position(), theirs)
 	switch s := r.status.Settings; {
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
@@ -124,7 +124,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		r.impossible = gone
 	case common == r.status.Timeline && common == r.timeline:
 		r.impossible = fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", common)
-	case r.cfg.RestoreCommand == "" && !r.server.hasSegment(r.res.Fork.LSN-1, r.control.WALSegmentSize): // pg_rewind looks for the last checkpoint before it
+	case r.cfg.RestoreCommand == "" && !r.server.HasSegment(r.res.Fork.LSN-1, r.control.WALSegmentSize): // pg_rewind looks for the last checkpoint before it
 		r.impossible = fmt.Sprintf("the WAL of %s at %s, from where pg_rewind would read it, is gone", r.res.Node, r.res.Fork)
 	case r.control.DataChecksums == 0 && !r.control.WALLogHints:
 		r.impossible = fmt.Sprintf("neither data checksums nor wal_log_hints were on in %s", r.res.Node)
@@ -134,27 +134,12 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	return detail, nil
 }
 
-// rewindSees says whether pg_rewind of PostgreSQL 15 and older finds where the
-// lines part: it takes the timeline that the control file names for the one that
-// the server is on, also where its restartpoints did not keep up with promotions.
-func rewindSees(control, timeline wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) bool {
-	var named wal.History
-	for _, e := range ours {
-		if e.Timeline < control {
-			named = append(named, e)
-		}
-	}
-	common, fork, ok := lastCommon(timeline, ours, target, theirs)
-	seen, at, okSeen := lastCommon(control, named, target, theirs)
-	return ok && okSeen && seen == common && at == fork
-}
-
 // firstRecord is less than the first record of a timeline takes.
 const firstRecord = 40
 
 // findTwin looks whether the timeline that both are on is one log.
 func (r *rejoining) findTwin(ctx context.Context, common wal.Timeline, theirs wal.History, fork wal.LSN) error {
-	begin, ok := theirs.Fork(parent(theirs, common))
+	begin, ok := theirs.Fork(salvage.Parent(theirs, common))
 	if common != r.timeline || common <= 1 || !ok {
 		return nil
 	}
@@ -167,7 +152,7 @@ func (r *rejoining) findTwin(ctx context.Context, common wal.Timeline, theirs wa
 	case r.control.State == pgcontrol.InProduction: // it has written at least the record of its promotion
 		end = max(end, begin+firstRecord)
 	}
-	twin, err := twins(ctx, r.server.walSum, r.primary.walSum, common, begin, min(fork, end), r.control.WALSegmentSize)
+	twin, err := salvage.Twins(ctx, r.server.WALSum, r.primary.walSum, common, begin, min(fork, end), r.control.WALSegmentSize)
 	if err != nil && sqlState(err) != codeInsufficientPrivilege {
 		return err
 	}
@@ -184,36 +169,6 @@ func (r *rejoining) walGone(ctx context.Context, lsn wal.LSN) string {
 		return ""
 	}
 	return fmt.Sprintf("%s does not have the WAL from %s on any more (segment %s; its first one is %s)", r.res.Primary, lsn, lost.Needed, lost.Oldest)
-}
-
-// walEnd is about where the WAL of a server that is down ends: behind the last of
-// its pages that are whole, from its control file's position on.
-func (s *localServer) walEnd(c pgcontrol.ControlFile) wal.LSN {
-	const page = 8 << 10
-	size := wal.LSN(c.WALSegmentSize)
-	end := wal.PageStart(c.Position().LSN)
-	for {
-		start := end / size * size
-		name, ok := s.segment(start, c.WALSegmentSize)
-		if !ok {
-			return end
-		}
-		f, err := os.Open(name)
-		if err != nil {
-			return end
-		}
-		header := make([]byte, 16)
-		for end < start+size {
-			if _, err := f.ReadAt(header, int64(end-start)); err != nil || !wal.IsPage(header, end) {
-				break
-			}
-			end += page
-		}
-		_ = f.Close()
-		if end < start+size {
-			return end
-		}
-	}
 }
 
 // decide settles the method, or why there is none.

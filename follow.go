@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -280,21 +281,11 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *Node, node Record, statu
 	}
 	verdict := wal.CanFollow(local, upstream, history)
 	if verdict.OK() || local.Timeline == upstream.Timeline && theirs.InRecovery { // both read one stream: whoever is behind catches up
-		begin, _ := history.Fork(parent(history, local.Timeline))
+		begin, _ := history.Fork(salvage.Parent(history, local.Timeline))
 		return upstream.Timeline, c.refuseTwin(ctx, n, up, node, target, local.Timeline, begin, min(local.LSN, upstream.LSN))
 	}
 	return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: %s", node, target, verdict.Explain(local, upstream, history)),
 		"What it has beyond that point is on no other node. On %s, this saves that, and takes it back: %s", node.Name, rejoinCommand(node, target, "--force-rewind"))
-}
-
-// parent is the timeline that t left, 0 where h does not say.
-func parent(h wal.History, t wal.Timeline) (p wal.Timeline) {
-	for _, e := range h {
-		if e.Timeline < t {
-			p = e.Timeline
-		}
-	}
-	return p
 }
 
 // timelineHistory reads the history of a timeline over a replication connection.

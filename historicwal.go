@@ -21,7 +21,7 @@ func (m *Monitor) mendHistory() {
 	srv, err := m.cluster.localServer(m.dataDirectory())
 	var mended []string
 	if err == nil {
-		mended, err = srv.mendHistoricWAL(s.Timeline)
+		mended, err = mendHistoricWAL(srv.Dir, s.Timeline)
 	}
 	if len(mended) > 0 {
 		m.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
@@ -38,15 +38,15 @@ func (m *Monitor) mendHistory() {
 // of the two promotions is told for ever that its WAL has been removed. But the next
 // timeline's file of that segment begins with the same bytes, so it is made from
 // that. The archive is told nothing of it.
-func (s *localServer) mendHistoricWAL(t wal.Timeline) (mended []string, err error) {
+func mendHistoricWAL(dataDirectory string, t wal.Timeline) (mended []string, err error) {
 	if t <= 1 {
 		return nil, nil
 	}
-	control, err := pgcontrol.Read(s.Dir)
+	control, err := pgcontrol.Read(dataDirectory)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(s.Dir, "pg_wal")
+	dir := filepath.Join(dataDirectory, "pg_wal")
 	text, err := os.ReadFile(filepath.Join(dir, wal.HistoryFileName(t)))
 	if err != nil {
 		return nil, err

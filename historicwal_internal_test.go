@@ -70,12 +70,12 @@ func TestMendHistoricWAL(t *testing.T) {
 	}
 	follow(node3, node2)
 	removed(node3)
-	mended, err := newLocalServer(Config{}, node2.Dir).mendHistoricWAL(3)
+	mended, err := mendHistoricWAL(node2.Dir, 3)
 	require.NoError(t, err)
 	require.Len(t, mended, 1)
 	mendedName := mended[0]
 	rows(node3, "2")
-	mended, err = newLocalServer(Config{}, node2.Dir).mendHistoricWAL(3)
+	mended, err = mendHistoricWAL(node2.Dir, 3)
 	require.NoError(t, err)
 	require.Empty(t, mended)
 	ready, err := filepath.Glob(filepath.Join(node2.Dir, "pg_wal", "archive_status", mendedName+".ready"))

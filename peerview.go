@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -150,7 +151,7 @@ func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Pee
 		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
 	v.Unsure = !sure
-	if own, err := parseOwnWAL(set); s.InRecovery && (err != nil || own.Timeline == v.Position.Timeline) {
+	if own, err := salvage.ParseOwnWAL(set); s.InRecovery && (err != nil || own.Timeline == v.Position.Timeline) {
 		v.Halt, v.Position.LSN = election.UnfitOwnWAL, own.LSN
 	}
 	var told election.Rule

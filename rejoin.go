@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -64,6 +65,22 @@ type RejoinResult struct {
 	Steps     []RejoinStep  `json:"steps"`
 	Elapsed   time.Duration `json:"elapsed_ns"`
 	DryRun    bool          `json:"dry_run,omitempty"`
+}
+
+// Salvage is what was saved of a server before a rejoin took it back. Its
+// directory holds summary.txt, waldump.txt (what pg_waldump says of the range)
+// and pg_wal/, the segments themselves with the history of their timelines.
+type Salvage struct {
+	Dir        string       `json:"directory"`
+	Timeline   wal.Timeline `json:"timeline"`
+	Fork       wal.LSN      `json:"fork_lsn"` // where the two lines part
+	End        wal.LSN      `json:"end_lsn"`  // behind the last whole record, but for alignment
+	Bytes      int64        `json:"bytes"`    // of WAL from Fork to End
+	Recycled   bool         `json:"recycled"` // the beginning was gone already: only the rest could be saved
+	Commits    []string     `json:"commits"`  // "transaction 733 at 2026-01-02 03:04:05.6 UTC", oldest first
+	Relations  []string     `json:"relations"`
+	Segments   []string     `json:"segments"`
+	Unarchived []string     `json:"unarchived"` // segments that were still to be archived
 }
 
 // rejoining is one run of Rejoin.
@@ -497,7 +514,7 @@ func (r *rejoining) wasStarted(ctx context.Context) bool {
 	if r.control.SystemIdentifier == 0 {
 		return false
 	}
-	now, err := r.server.control(ctx)
+	now, err := r.server.Control(ctx)
 	return err == nil && (now.State != r.control.State || now.Position() != r.control.Position())
 }
 
@@ -543,7 +560,7 @@ func (r *rejoining) startStandby(ctx context.Context) (string, error) {
 	}
 	err = r.server.GiveArchive()
 	if err == nil {
-		err = postmaster.WriteStandby(r.server.Dir, set, []string{ownWALSetting})
+		err = postmaster.WriteStandby(r.server.Dir, set, []string{salvage.OwnWALSetting})
 	}
 	if err != nil {
 		return "", kind(ErrDirectory, "write the standby settings: %w", err)

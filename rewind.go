@@ -9,12 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
@@ -42,7 +41,7 @@ const guardMode = 0o001
 func (r *rejoining) stateDir() string { return r.server.stateDir() }
 
 func (s *localServer) stateDir() string {
-	return filepath.Join(s.salvageRoot(), fmt.Sprintf("incomplete-node%d", s.cfg.NodeID))
+	return filepath.Join(s.Directory(), fmt.Sprintf("incomplete-node%d", s.cfg.NodeID))
 }
 
 // incomplete reports whether a rejoin has taken the old data away and has not put
@@ -59,10 +58,10 @@ func (r *rejoining) guard(ctx context.Context) error {
 	tmp := dir + ".tmp"
 	err := errors.Join(os.RemoveAll(tmp), os.RemoveAll(dir), os.MkdirAll(filepath.Join(tmp, "config"), 0o700))
 	if err == nil {
-		err = r.server.saveConfig(ctx, filepath.Join(tmp, "config"), r.o.ConfigFiles)
+		err = r.server.SaveConfig(ctx, filepath.Join(tmp, "config"), r.o.ConfigFiles)
 	}
 	if err == nil && r.res.Method == RejoinByRewind {
-		err = r.server.keepWAL(ctx, filepath.Join(tmp, "pg_wal"), r.res.Fork.LSN, r.control.WALSegmentSize)
+		err = r.server.KeepWAL(ctx, filepath.Join(tmp, "pg_wal"), r.res.Fork.LSN, r.control.WALSegmentSize)
 	}
 	if err == nil {
 		err = durable.Write(filepath.Join(tmp, "README"), fmt.Appendf(nil, "The data in %s is being replaced since %s. If this directory is still here when nothing works on it,\nthe data can not be used: clone it anew.\n",
@@ -128,11 +127,12 @@ func (r *rejoining) save(ctx context.Context) (string, error) {
 	if r.res.Fork == nil {
 		return "where the lines part is not known: nothing can be singled out", r.saveFailed(errors.New("the fork is not known"))
 	}
-	list := branches(r.timeline, r.ours, r.res.Fork.Timeline, r.res.Fork.LSN)
-	sv, err := r.server.salvage(ctx, r.res.Node, list, r.control.WALSegmentSize)
+	list := salvage.Branches(r.timeline, r.ours, r.res.Fork.Timeline, r.res.Fork.LSN)
+	saved, err := r.server.Save(ctx, r.res.Node.String(), int(r.res.Node.ID), list, r.control.WALSegmentSize)
 	if err != nil {
 		return "", r.saveFailed(err)
 	}
+	sv := Salvage(saved)
 	r.res.Salvage = &sv
 	return fmt.Sprintf("%d transactions, %d bytes of WAL, in %s", len(sv.Commits), sv.Bytes, sv.Dir), nil
 }
@@ -176,7 +176,7 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 	if r.server.Runs() {
 		return "", kind(ErrRefused, "somebody has started the server in %s meanwhile", r.server.Dir)
 	}
-	if err := r.server.markOwnWAL(wal.Position{Timeline: r.timeline, LSN: r.res.Fork.LSN}); err != nil {
+	if err := r.server.MarkOwnWAL(wal.Position{Timeline: r.timeline, LSN: r.res.Fork.LSN}); err != nil {
 		return "", kind(ErrDirectory, "note that %s is about to write WAL of its own: %w", r.res.Node, err)
 	}
 	args := append([]string{"--single", "-F", "-c", "wal_keep_size=100GB", "-c", "archive_mode=off"}, r.server.Args()...)
@@ -235,7 +235,7 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	if restore, err := r.restoreArgs(ctx); err == nil {
 		args = append(args, restore...)
 	}
-	before, err := r.server.lastChange()
+	before, err := r.server.LastChange()
 	if err != nil {
 		return "", kind(ErrRejoin, "look at the data in %s: %w", r.server.Dir, err)
 	}
@@ -244,7 +244,7 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 	}
 	out, err := r.tool(ctx, program, env, args...)
 	if err != nil {
-		if after, errLook := r.server.lastChange(); errLook == nil && after.Equal(before) {
+		if after, errLook := r.server.LastChange(); errLook == nil && after.Equal(before) {
 			_, errDetach := r.detach(ctx)
 			return "", errors.Join(r.rewindError(ctx, "is not possible", out, err), errDetach, r.release()) // it looked and left
 		}
@@ -258,74 +258,10 @@ func (r *rejoining) rewind(ctx context.Context) (string, error) {
 		return "", hint(kind(ErrRejoin, "pg_rewind left %s on timeline %d, and %s is on %d: %s", r.res.Node, max(control.Timeline, control.MinRecoveryTimeline), r.res.Primary, r.status.Timeline, shell.LastLines(out, 2)),
 			"%s", r.again("--reclone"))
 	}
-	if err := r.server.returnWAL(ctx, filepath.Join(r.stateDir(), "pg_wal"), r.control.WALSegmentSize); err != nil {
+	if err := r.server.ReturnWAL(ctx, filepath.Join(r.stateDir(), "pg_wal"), r.control.WALSegmentSize); err != nil {
 		return "", hint(kind(ErrRejoin, "put the WAL back that the rewound data needs: %w", err), "%s", r.again("--reclone"))
 	}
 	return shell.LastLines(out, 1), nil
-}
-
-// keepWAL keeps the server's segments up to the fork: recovery of the rewound
-// data begins before it, and older releases of pg_rewind delete what the primary
-// does not have any more.
-func (s *localServer) keepWAL(ctx context.Context, to string, fork wal.LSN, segmentSize uint32) error {
-	entries, err := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
-	if err != nil {
-		return err
-	}
-	if err := os.Mkdir(to, 0o700); err != nil {
-		return err
-	}
-	for _, e := range entries {
-		_, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
-		if err != nil || start > fork {
-			continue
-		}
-		from := filepath.Join(s.Dir, "pg_wal", e.Name())
-		if err := os.Link(from, filepath.Join(to, e.Name())); err == nil {
-			continue // pg_rewind removes the other name, or writes the primary's own segment into it
-		}
-		if err := copyFile(ctx, from, filepath.Join(to, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// startOfRecovery is what pg_rewind writes of it into backup_label.
-var startOfRecovery = regexp.MustCompile(`(?m)^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) `)
-
-// returnWAL puts back the kept segments that recovery begins with, where they are gone.
-func (s *localServer) returnWAL(ctx context.Context, from string, segmentSize uint32) error {
-	label, err := os.ReadFile(filepath.Join(s.Dir, "backup_label"))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // it found nothing to rewind, and touched nothing
-	}
-	if err != nil {
-		return err
-	}
-	m := startOfRecovery.FindSubmatch(label)
-	if m == nil {
-		return errors.New("backup_label does not say where recovery begins")
-	}
-	begin, err := wal.ParseLSN(string(m[1]))
-	if err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(from)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		_, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
-		to := filepath.Join(s.Dir, "pg_wal", e.Name())
-		if _, there := os.Stat(to); err != nil || there == nil || start+wal.LSN(segmentSize) <= begin {
-			continue
-		}
-		if err := copyFile(ctx, filepath.Join(from, e.Name()), to); err != nil {
-			return err
-		}
-	}
-	return durable.SyncDir(filepath.Join(s.Dir, "pg_wal"))
 }
 
 func (r *rejoining) rewindError(ctx context.Context, what string, out []byte, err error) error {
@@ -428,7 +364,7 @@ func (r *rejoining) cloneOptions(beforehand bool) CloneOptions {
 
 // configure puts the node's own files back: with its settings, its ballot and its pause.
 func (r *rejoining) configure(ctx context.Context) (string, error) {
-	err := r.server.restoreConfig(ctx, filepath.Join(r.stateDir(), "config"))
+	err := r.server.RestoreConfig(ctx, filepath.Join(r.stateDir(), "config"))
 	if err != nil {
 		return "", hint(kind(ErrRejoin, "put the configuration of %s back: %w", r.res.Node, err), "They are in %s.", r.stateDir())
 	}
@@ -438,60 +374,3 @@ func (r *rejoining) configure(ctx context.Context) (string, error) {
 
 // fileClock is longer than the step of the clock that file systems go by.
 const fileClock = 20 * time.Millisecond
-
-// lastChange is when anything in the data directory was last changed.
-func (s *localServer) lastChange() (last time.Time, err error) {
-	err = filepath.WalkDir(s.Dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			if at := time.Unix(st.Ctim.Sec, st.Ctim.Nsec); at.After(last) {
-				last = at
-			}
-		}
-		return nil
-	})
-	return last, err
-}
-
-// control reads pg_control; that of a running server may be in the middle of a write.
-func (s *localServer) control(ctx context.Context) (pgcontrol.ControlFile, error) {
-	for try := 0; ; try++ {
-		c, err := pgcontrol.Read(s.Dir)
-		if !errors.Is(err, pgcontrol.ErrChecksum) || try == 5 {
-			return c, err
-		}
-		if err := wait.Pause(ctx, pollInterval); err != nil {
-			return c, err
-		}
-	}
-}
-
-// line is the newest timeline that the server has WAL of, and its history.
-// pg_control alone may not know yet of a promotion right before a crash.
-func (s *localServer) line(c pgcontrol.ControlFile) (wal.Timeline, wal.History, error) {
-	newest := max(c.Timeline, c.MinRecoveryTimeline)
-	entries, err := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
-	if err != nil {
-		return 0, nil, err
-	}
-	for _, e := range entries {
-		if t, _, err := wal.ParseSegmentName(e.Name(), c.WALSegmentSize); err == nil {
-			newest = max(newest, t)
-		}
-	}
-	if newest <= 1 {
-		return newest, nil, nil
-	}
-	text, err := os.ReadFile(filepath.Join(s.Dir, "pg_wal", wal.HistoryFileName(newest)))
-	if err != nil {
-		return 0, nil, err
-	}
-	h, err := wal.ParseHistory(text)
-	return newest, h, err
-}

@@ -6,11 +6,12 @@ import (
 	"path/filepath"
 
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 )
 
 // localServer is the server of the configuration on this machine.
 type localServer struct {
-	postmaster.Server
+	salvage.Server
 	cfg Config
 }
 
@@ -36,7 +37,7 @@ func newLocalServer(cfg Config, dir string) *localServer {
 		BinDir: cfg.PgBindir, ConfigDirectory: cfg.ConfigDirectory, StartCommand: cfg.ServiceStartCommand, StopCommand: cfg.ServiceStopCommand,
 		PgCtlOptions: cfg.PgCtlOptions, StartTimeout: cfg.StandbyReconnectTimeout, StopTimeout: cfg.ShutdownCheckTimeout, Logger: cfg.Logger,
 	}
-	return &localServer{postmaster.Server{Options: o, Dir: dir}, cfg}
+	return &localServer{salvage.Server{Server: postmaster.Server{Options: o, Dir: dir}, Root: cfg.SalvageDirectory}, cfg}
 }
 
 // isAt reports whether the server at the other end of n is this one. A session that

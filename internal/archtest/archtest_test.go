@@ -26,7 +26,7 @@ var floors = [][]string{
 	{"wal", "conninfo", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile"},
 	{"election", "ballot", "basebackup", "pgcontrol"},
 	{"internal/postmaster"},
-	{"internal/datadir"},
+	{"internal/datadir", "internal/salvage"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

@@ -1,4 +1,4 @@
-package repmgr
+package salvage
 
 import (
 	"bufio"
@@ -24,33 +24,33 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Salvage is what was saved of a server before a rejoin took it back. Its
+// Saved is what was saved of a server before a rejoin took it back. Its
 // directory holds summary.txt, waldump.txt (what pg_waldump says of the range)
 // and pg_wal/, the segments themselves with the history of their timelines.
-type Salvage struct {
-	Dir        string       `json:"directory"`
-	Timeline   wal.Timeline `json:"timeline"`
-	Fork       wal.LSN      `json:"fork_lsn"` // where the two lines part
-	End        wal.LSN      `json:"end_lsn"`  // behind the last whole record, but for alignment
-	Bytes      int64        `json:"bytes"`    // of WAL from Fork to End
-	Recycled   bool         `json:"recycled"` // the beginning was gone already: only the rest could be saved
-	Commits    []string     `json:"commits"`  // "transaction 733 at 2026-01-02 03:04:05.6 UTC", oldest first
-	Relations  []string     `json:"relations"`
-	Segments   []string     `json:"segments"`
-	Unarchived []string     `json:"unarchived"` // segments that were still to be archived
+type Saved struct {
+	Dir        string
+	Timeline   wal.Timeline
+	Fork       wal.LSN  // where the two lines part
+	End        wal.LSN  // behind the last whole record, but for alignment
+	Bytes      int64    // of WAL from Fork to End
+	Recycled   bool     // the beginning was gone already: only the rest could be saved
+	Commits    []string // "transaction 733 at 2026-01-02 03:04:05.6 UTC", oldest first
+	Relations  []string
+	Segments   []string
+	Unarchived []string // segments that were still to be archived
 }
 
-// branch is a timeline of a server, from where it stands alone with it.
-type branch struct {
-	timeline wal.Timeline
-	from     wal.LSN
+// Branch is a timeline of a server, from where it stands alone with it.
+type Branch struct {
+	Timeline wal.Timeline
+	From     wal.LSN
 	to       wal.LSN // where the segments that are there end; 0: not looked for yet
 }
 
-// lastCommon finds where two servers part: the last timeline that both went
+// LastCommon finds where two servers part: the last timeline that both went
 // through, and the end of what they share of it. target counts up to its LSN,
 // local without end. Without a common timeline it is false.
-func lastCommon(local wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) (t wal.Timeline, fork wal.LSN, ok bool) {
+func LastCommon(local wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) (t wal.Timeline, fork wal.LSN, ok bool) {
 	a := append(slices.Clone(ours), wal.HistoryEntry{Timeline: local, SwitchLSN: math.MaxUint64})
 	b := append(slices.Clone(theirs), wal.HistoryEntry{Timeline: target.Timeline, SwitchLSN: target.LSN})
 	for i := 0; i < len(a) && i < len(b) && a[i].Timeline == b[i].Timeline; i++ {
@@ -62,24 +62,24 @@ func lastCommon(local wal.Timeline, ours wal.History, target wal.Position, their
 	return t, fork, ok
 }
 
-// branches are the timelines of a server that lie beyond a fork on timeline t.
-func branches(local wal.Timeline, ours wal.History, t wal.Timeline, fork wal.LSN) []branch {
-	list := []branch{{timeline: t, from: fork}}
+// Branches are the timelines of a server that lie beyond a fork on timeline t.
+func Branches(local wal.Timeline, ours wal.History, t wal.Timeline, fork wal.LSN) []Branch {
+	list := []Branch{{Timeline: t, From: fork}}
 	for i, e := range ours {
 		if e.Timeline >= t {
 			next := local
 			if i+1 < len(ours) {
 				next = ours[i+1].Timeline
 			}
-			list = append(list, branch{timeline: next, from: e.SwitchLSN})
+			list = append(list, Branch{Timeline: next, From: e.SwitchLSN})
 		}
 	}
 	return list
 }
 
-// salvageRoot is where what is saved of this server goes.
-func (s *localServer) salvageRoot() string {
-	return cmp.Or(s.cfg.SalvageDirectory, s.Dir+".salvage")
+// Directory is where what is saved of this server goes.
+func (s *Server) Directory() string {
+	return cmp.Or(s.Root, s.Dir+".salvage")
 }
 
 // dumpEnded is how pg_waldump, 13 to 18, complains about the end of what is there.
@@ -88,13 +88,13 @@ var dumpEnded = regexp.MustCompile(`error in WAL record at|could not find a vali
 // walDump runs pg_waldump over a branch of the stopped server, as present found
 // it, to the end of what is there. The segments are named: without that it takes their
 // size from any file, also from one that holds nothing yet.
-func (s *localServer) walDump(ctx context.Context, b branch, segmentSize uint32, out io.Writer, args ...string) error {
+func (s *Server) walDump(ctx context.Context, b Branch, segmentSize uint32, out io.Writer, args ...string) error {
 	program, err := s.Program("pg_waldump")
 	if err != nil {
 		return err
 	}
-	args = append([]string{"-p", filepath.Join(s.Dir, "pg_wal"), "-s", b.from.String(), "-e", b.to.String()}, args...)
-	cmd := exec.CommandContext(ctx, program, append(args, wal.SegmentName(b.timeline, b.from, segmentSize), wal.SegmentName(b.timeline, b.to-1, segmentSize))...)
+	args = append([]string{"-p", filepath.Join(s.Dir, "pg_wal"), "-s", b.From.String(), "-e", b.to.String()}, args...)
+	cmd := exec.CommandContext(ctx, program, append(args, wal.SegmentName(b.Timeline, b.From, segmentSize), wal.SegmentName(b.Timeline, b.to-1, segmentSize))...)
 	var complaint bytes.Buffer
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, &complaint, time.Second
@@ -109,28 +109,28 @@ func (s *localServer) walDump(ctx context.Context, b branch, segmentSize uint32,
 	return nil
 }
 
-// walBeyond says whether the server has a whole record of WAL at or behind b.
-func (s *localServer) walBeyond(ctx context.Context, b branch, segmentSize uint32) (bool, error) {
-	have, moved := s.present([]branch{b}, segmentSize)
+// WALBeyond says whether the server has a whole record of WAL at or behind b.
+func (s *Server) WALBeyond(ctx context.Context, b Branch, segmentSize uint32) (bool, error) {
+	have, moved := s.present([]Branch{b}, segmentSize)
 	if moved {
 		return len(have) > 0, nil // a gap: what lay behind b is recycled already
 	}
 	var out bytes.Buffer
 	if err := s.walDump(ctx, have[0], segmentSize, &out, "-n", "1"); err != nil {
-		return false, fmt.Errorf("look for WAL behind %s on timeline %d: %w", b.from, b.timeline, err)
+		return false, fmt.Errorf("look for WAL behind %s on timeline %d: %w", b.From, b.Timeline, err)
 	}
 	return out.Len() > 0, nil
 }
 
-// hasSegment says whether the WAL at an LSN is there, on whatever timeline: a
+// HasSegment says whether the WAL at an LSN is there, on whatever timeline: a
 // promotion moves the segment that it happens in to the new one.
-func (s *localServer) hasSegment(at wal.LSN, segmentSize uint32) bool {
+func (s *Server) HasSegment(at wal.LSN, segmentSize uint32) bool {
 	_, ok := s.segment(at, segmentSize)
 	return ok
 }
 
 // segment is the file that holds the WAL at an LSN, on the newest timeline that has it.
-func (s *localServer) segment(at wal.LSN, segmentSize uint32) (path string, ok bool) {
+func (s *Server) segment(at wal.LSN, segmentSize uint32) (path string, ok bool) {
 	found, _ := filepath.Glob(filepath.Join(s.Dir, "pg_wal", "????????"+wal.SegmentName(0, at, segmentSize)[8:]))
 	if len(found) == 0 {
 		return "", false
@@ -141,7 +141,7 @@ func (s *localServer) segment(at wal.LSN, segmentSize uint32) (path string, ok b
 // present finds the segments that the server still has of each branch: the
 // first ones may be gone, and then it says so; a branch without any is left out.
 // pg_waldump would wait five seconds for a segment that is not there.
-func (s *localServer) present(list []branch, segmentSize uint32) (have []branch, moved bool) {
+func (s *Server) present(list []Branch, segmentSize uint32) (have []Branch, moved bool) {
 	entries, _ := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
 	for _, b := range list {
 		b.to = 0
@@ -149,10 +149,10 @@ func (s *localServer) present(list []branch, segmentSize uint32) (have []branch,
 			t, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
 			end := start + wal.LSN(segmentSize)
 			switch {
-			case err != nil || t != b.timeline || end <= b.from:
+			case err != nil || t != b.Timeline || end <= b.From:
 			case b.to == 0:
-				moved = moved || start > b.from
-				b.from, b.to = max(b.from, start), end
+				moved = moved || start > b.From
+				b.From, b.to = max(b.From, start), end
 			case start == b.to:
 				b.to = end
 			}
@@ -166,16 +166,16 @@ func (s *localServer) present(list []branch, segmentSize uint32) (have []branch,
 	return have, moved
 }
 
-// salvage saves all of the server's WAL from the fork on, and what still had to
+// Save saves all of the server's WAL from the fork on, and what still had to
 // be archived. The directory appears under its name when it is whole; one that
 // holds the very same is taken as it is.
-func (s *localServer) salvage(ctx context.Context, node Record, list []branch, segmentSize uint32) (sv Salvage, err error) {
+func (s *Server) Save(ctx context.Context, node string, id int, list []Branch, segmentSize uint32) (sv Saved, err error) {
 	fork := list[0]
 	list, recycled := s.present(list, segmentSize)
-	sv = Salvage{Timeline: fork.timeline, Fork: fork.from, End: fork.from, Commits: []string{}, Relations: []string{}, Segments: []string{}, Unarchived: []string{}, Recycled: recycled}
-	root := s.salvageRoot()
-	name := fmt.Sprintf("-tl%d-%s", fork.timeline, strings.Replace(fork.from.String(), "/", "_", 1))
-	tmp := filepath.Join(root, fmt.Sprintf("unfinished-node%d%s", node.ID, name))
+	sv = Saved{Timeline: fork.Timeline, Fork: fork.From, End: fork.From, Commits: []string{}, Relations: []string{}, Segments: []string{}, Unarchived: []string{}, Recycled: recycled}
+	root := s.Directory()
+	name := fmt.Sprintf("-tl%d-%s", fork.Timeline, strings.Replace(fork.From.String(), "/", "_", 1))
+	tmp := filepath.Join(root, fmt.Sprintf("unfinished-node%d%s", id, name))
 	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(filepath.Join(tmp, "pg_wal"), 0o700)); err != nil {
 		return sv, err
 	}
@@ -214,7 +214,7 @@ func sameSalvage(root, name, summary string) string {
 	return ""
 }
 
-func (sv Salvage) summary(node Record) string {
+func (sv Saved) summary(node string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "node: %s\ntimeline: %d\nfork: %s\nend: %s\nbytes: %d\ncommits: %d\n", node, sv.Timeline, sv.Fork, sv.End, sv.Bytes, len(sv.Commits))
 	if sv.Recycled {
@@ -240,7 +240,7 @@ var (
 )
 
 // describe writes what pg_waldump says of the branches, and counts in it.
-func (s *localServer) describe(ctx context.Context, list []branch, segmentSize uint32, path string, sv *Salvage) error {
+func (s *Server) describe(ctx context.Context, list []Branch, segmentSize uint32, path string, sv *Saved) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -294,7 +294,7 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 
 // copyWAL copies the segments of the branches, their histories, and what is
 // marked as not archived yet.
-func (s *localServer) copyWAL(ctx context.Context, list []branch, segmentSize uint32, to string, sv *Salvage) error {
+func (s *Server) copyWAL(ctx context.Context, list []Branch, segmentSize uint32, to string, sv *Saved) error {
 	from := filepath.Join(s.Dir, "pg_wal")
 	entries, err := os.ReadDir(from)
 	if err != nil {
@@ -303,11 +303,11 @@ func (s *localServer) copyWAL(ctx context.Context, list []branch, segmentSize ui
 	ready, _ := filepath.Glob(filepath.Join(from, "archive_status", "*.ready"))
 	for _, e := range entries {
 		t, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
-		lost := slices.ContainsFunc(list, func(b branch) bool {
-			if b.timeline > 1 && e.Name() == wal.HistoryFileName(b.timeline) {
+		lost := slices.ContainsFunc(list, func(b Branch) bool {
+			if b.Timeline > 1 && e.Name() == wal.HistoryFileName(b.Timeline) {
 				return true
 			}
-			return err == nil && t == b.timeline && start+wal.LSN(segmentSize) > b.from && start < max(sv.End, b.from+1)
+			return err == nil && t == b.Timeline && start+wal.LSN(segmentSize) > b.From && start < max(sv.End, b.From+1)
 		})
 		unarchived := slices.Contains(ready, filepath.Join(from, "archive_status", e.Name()+".ready"))
 		if !lost && !unarchived {
@@ -364,11 +364,11 @@ var serverFiles = []string{
 // ownFileLimit is how large a file may be that is kept as configuration, in bytes.
 const ownFileLimit = 1 << 20
 
-// saveConfig copies this node's own files: its configuration, certificates and
+// SaveConfig copies this node's own files: its configuration, certificates and
 // what else an operator put at the top of the data directory, all of conf.d, and
 // those of extra, named relative to the data directory. The data of another
 // server must not bring that one's along.
-func (s *localServer) saveConfig(ctx context.Context, to string, extra []string) error {
+func (s *Server) SaveConfig(ctx context.Context, to string, extra []string) error {
 	names := slices.Clone(extra)
 	for _, dir := range []string{".", "conf.d"} {
 		entries, err := os.ReadDir(filepath.Join(s.Dir, dir))
@@ -401,8 +401,8 @@ func (s *localServer) saveConfig(ctx context.Context, to string, extra []string)
 	return nil
 }
 
-// restoreConfig puts back what saveConfig saved.
-func (s *localServer) restoreConfig(ctx context.Context, from string) error {
+// RestoreConfig puts back what saveConfig saved.
+func (s *Server) RestoreConfig(ctx context.Context, from string) error {
 	return filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
@@ -417,4 +417,14 @@ func (s *localServer) restoreConfig(ctx context.Context, from string) error {
 		}
 		return copyFile(ctx, path, to)
 	})
+}
+
+// Parent is the timeline that t left, 0 where h does not say.
+func Parent(h wal.History, t wal.Timeline) (p wal.Timeline) {
+	for _, e := range h {
+		if e.Timeline < t {
+			p = e.Timeline
+		}
+	}
+	return p
 }

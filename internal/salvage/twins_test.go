@@ -1,4 +1,4 @@
-package repmgr
+package salvage
 
 import (
 	"testing"
@@ -27,7 +27,7 @@ func TestRewindSees(t *testing.T) {
 		"two promotions behind":                 {1, 2, left(at(1, 10)), left(at(1, 10), at(2, 100)), 3, false},
 		"nothing in common":                     {1, 2, left(at(1, 10)), left(at(5, 10)), 6, false},
 	} {
-		got := rewindSees(c.control, c.timeline, c.ours, wal.Position{Timeline: c.target, LSN: 1000}, c.theirs)
+		got := RewindSees(c.control, c.timeline, c.ours, wal.Position{Timeline: c.target, LSN: 1000}, c.theirs)
 		if got != c.want {
 			t.Errorf("%s: %t", name, got)
 		}
