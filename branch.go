@@ -4,6 +4,7 @@ import (
 	"context"
 	//nolint:gosec // the server's own md5: it tells two texts apart, no more
 	"github.com/pgrepmgr/repmgr/internal/salvage"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -35,7 +36,7 @@ func (c *Cluster) refuseTwin(ctx context.Context, n, up *Node, node, target Reco
 	}
 	twin, err := salvage.Twins(ctx, n.walSum, up.walSum, t, beginning, to, segSize)
 	switch {
-	case sqlState(err) == codeInsufficientPrivilege:
+	case postgres.SQLState(err) == postgres.CodeInsufficientPrivilege:
 		c.log.Warn("could not compare the WAL of the two servers: this login may not read it", "hint", "GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean)")
 		return nil
 	case err != nil:

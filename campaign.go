@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // candidate is what the pledges of this process are made out to.
@@ -323,7 +324,7 @@ func (n *Node) endReceiver(ctx context.Context, before time.Time, limit time.Dur
 		return gone && (loaded || time.Since(begun) > limit), nil
 	})
 	if hurried {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultConnectTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgres.DefaultConnectTimeout)
 		defer cancel()
 		err = errors.Join(err, ballot.Settle(ctx, n.conn))
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // Cloner fills an empty directory with a base backup of a running server: the
@@ -443,7 +444,7 @@ func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
 		return drop, err
 	}
 	return func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*DefaultConnectTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*postgres.DefaultConnectTimeout)
 		defer cancel()
 		up, err := connectNode(ctx, r.upstream.String(), conninfo)
 		if err == nil {

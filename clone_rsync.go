@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -158,7 +159,7 @@ func (b *rsyncBackup) begin(ctx context.Context) error {
 	if b.old() {
 		sql = `SELECT pg_start_backup($1, $2, false)`
 	}
-	if err := b.n.conn.QueryRow(unlimited(ctx), sql, b.job.Label, b.job.FastCheckpoint).Scan(&b.start); err != nil {
+	if err := b.n.conn.QueryRow(postgres.Unlimited(ctx), sql, b.job.Label, b.job.FastCheckpoint).Scan(&b.start); err != nil {
 		return b.n.queryError("begin a backup", err)
 	}
 	return nil
@@ -221,7 +222,7 @@ func (b *rsyncBackup) end(ctx context.Context) error {
 	}
 	var stop wal.LSN
 	var label, spaceMap string
-	if err := b.n.conn.QueryRow(unlimited(ctx), sql).Scan(&stop, &label, &spaceMap); err != nil {
+	if err := b.n.conn.QueryRow(postgres.Unlimited(ctx), sql).Scan(&stop, &label, &spaceMap); err != nil {
 		return b.n.queryError("end the backup", err)
 	}
 	if err := b.fetchWAL(ctx, stop); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // LevelNotice is repmgr's NOTICE: something was done that an operator wants to
@@ -74,7 +75,7 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 		params["connect_timeout"] = fmt.Sprint(int(limit.Seconds()) + 1)
 		conninfo = FormatConninfo(params)
 	}
-	cfg, err := connectConfig(conninfo)
+	cfg, err := postgres.ConnConfig(conninfo)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +83,7 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 	if !settled {
 		cfg.AfterConnect, n.schema, n.loose = nil, schemaOurs, true
 	}
-	if n.conn, err = dialUncancelled(ctx, n.name, cfg); err != nil {
+	if n.conn, err = postgres.DialUncancelled(ctx, n.name, cfg); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -314,22 +315,22 @@ type probe struct {
 // further is what is asked of a node that was reached, over the same connection.
 type further func(ctx context.Context, n *Node, p *probe)
 
-func (p probe) reach() Reach {
-	var ce *ConnectError
+func (p probe) reach() postgres.Reach {
+	var ce *postgres.ConnectError
 	switch {
 	case p.err == nil:
-		return ReachOK
+		return postgres.ReachOK
 	case errors.As(p.err, &ce):
 		return ce.Reach
 	default:
-		return ReachRejected // it answered, but not with its state
+		return postgres.ReachRejected // it answered, but not with its state
 	}
 }
 
 // look connects to one node and reads its state, within one connect_timeout.
 func (c *Cluster) look(ctx context.Context, r Record, ask ...further) probe {
-	timeout := DefaultConnectTimeout
-	if cfg, err := connectConfig(r.Conninfo); err == nil {
+	timeout := postgres.DefaultConnectTimeout
+	if cfg, err := postgres.ConnConfig(r.Conninfo); err == nil {
 		timeout = cfg.ConnectTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within connect_timeout (%s)", timeout))
@@ -418,9 +419,9 @@ func noPrimaryHint(probes []probe) string {
 	for _, p := range probes {
 		switch reach := p.reach(); {
 		case p.record.Role != RolePrimary || !p.record.Active || p.err == nil || !reach.Answers():
-		case reach == ReachRejected:
+		case reach == postgres.ReachRejected:
 			return fmt.Sprintf("%s lives, and rejects this login: look at its pg_hba.conf, and at the password.", p.record)
-		case reach == ReachFull:
+		case reach == postgres.ReachFull:
 			return fmt.Sprintf("%s lives, and has no free connection: end some, or raise max_connections.", p.record)
 		default:
 			return fmt.Sprintf("%s is starting up, shutting down or recovering: wait for it, and look at its log.", p.record)
@@ -562,7 +563,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 
 // deleteHistory deletes the chosen rows; all of them at once where none is kept.
 func (n *Node) deleteHistory(ctx context.Context, old string, o CleanupOptions, res *CleanupResult) error {
-	ctx = unlimited(ctx)
+	ctx = postgres.Unlimited(ctx)
 	if o.KeepDays == 0 && o.NodeID == 0 {
 		err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.monitoring_history`); err != nil {
@@ -615,7 +616,7 @@ func (c *Cluster) emit(ctx context.Context, primary *Node, e Event) {
 	e.PeerConninfo = Redact(e.PeerConninfo)
 	ctx = context.WithoutCancel(ctx) // what has happened is told, even to somebody who is leaving
 	if primary != nil {
-		ctx, cancel := context.WithTimeoutCause(ctx, DefaultConnectTimeout, errors.New("writing an event took too long"))
+		ctx, cancel := context.WithTimeoutCause(ctx, postgres.DefaultConnectTimeout, errors.New("writing an event took too long"))
 		defer cancel()
 		err := primary.conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details, event_timestamp)
 			SELECT $1, $2, $3, $4, coalesce($5, now()) WHERE NOT pg_is_in_recovery() RETURNING event_timestamp`,

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -153,7 +154,7 @@ func (r *rejoining) findTwin(ctx context.Context, common wal.Timeline, theirs wa
 		end = max(end, begin+firstRecord)
 	}
 	twin, err := salvage.Twins(ctx, r.server.WALSum, r.primary.walSum, common, begin, min(fork, end), r.control.WALSegmentSize)
-	if err != nil && sqlState(err) != codeInsufficientPrivilege {
+	if err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 		return err
 	}
 	r.twin = twin

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // ExplainOptions are the choices of [Cluster.Explain].
@@ -238,7 +239,7 @@ func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
 
 // userOf is the user that this process logs in as to a node.
 func (c *Cluster) userOf(r Record) string {
-	cfg, err := connectConfig(c.dialInfo(r))
+	cfg, err := postgres.ConnConfig(c.dialInfo(r))
 	if err != nil {
 		return ""
 	}

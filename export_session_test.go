@@ -1,8 +1,12 @@
 package repmgr
 
+import (
+	"github.com/pgrepmgr/repmgr/postgres"
+)
+
 // PinNames are the settings that go along when a session of ours is opened.
 func PinNames() []string {
 	parameters := map[string]string{}
-	pinSession(parameters)
+	postgres.PinSession(parameters)
 	return sortedKeys(parameters)
 }

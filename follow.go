@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -322,11 +323,11 @@ func (c *Cluster) dialReplication(ctx context.Context, r Record) (*pgconn.PgConn
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := connectLimit(ctx, cfg)
+	ctx, cancel := postgres.Limit(ctx, cfg)
 	defer cancel()
 	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
 	if err != nil {
-		return nil, connectError(ctx, r.String()+" for replication", cfg, err)
+		return nil, postgres.Explained(ctx, r.String()+" for replication", cfg, err)
 	}
 	return conn, nil
 }
@@ -344,7 +345,7 @@ func (c *Cluster) replicationConfig(conninfo, user string) (*pgx.ConnConfig, err
 			params["passfile"] = c.cfg.Passfile
 		}
 	}
-	cfg, err := connectConfig(FormatConninfo(params))
+	cfg, err := postgres.ConnConfig(FormatConninfo(params))
 	if err != nil {
 		return nil, err
 	}
@@ -376,7 +377,7 @@ func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record)
 		}
 		return n.alterSystem(ctx, set)
 	})
-	if sqlState(err) == codeInsufficientPrivilege { // a login that may not read ballots has none
+	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege { // a login that may not read ballots has none
 		return n.alterSystem(ctx, set)
 	}
 	if err == nil {
@@ -399,7 +400,7 @@ func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *F
 	if err == nil {
 		res.Streaming = true
 	}
-	if errArchive := ballot.GiveArchive(ctx, n.conn); errArchive != nil && sqlState(errArchive) != codeInsufficientPrivilege {
+	if errArchive := ballot.GiveArchive(ctx, n.conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
 		c.log.Warn("restore_command is not given back", "node", node.Name, "err", errArchive)
 	}
 	e := Event{
@@ -471,7 +472,7 @@ func (c *Cluster) dropFormerSlot(ctx context.Context, recs []Record, node Record
 	if !ok || node.SlotName == "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, DefaultConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
 	defer cancel()
 	old, err := c.connectTo(ctx, former)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // ForeignDaemon is a repmgrd of the C repmgr 5, as the extension of that says in
@@ -49,7 +50,7 @@ func (n *Node) foreignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 	err := n.conn.QueryRow(ctx, `SELECT repmgr.repmgrd_is_running(), repmgr.get_repmgrd_pid(), repmgr.repmgrd_is_paused(), repmgr.get_upstream_last_seen()`).
 		Scan(&running, &pid, &paused, &seen)
 	switch {
-	case err != nil && sqlState(err) == "":
+	case err != nil && postgres.SQLState(err) == "":
 		return nil, n.queryError("look for a daemon of repmgr 5", err)
 	case err != nil || running == nil: // its library is gone, or not loaded; or not ours to ask
 		n.foreign = foreignNone

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // guard keeps the local server from being a second primary, whatever else the
@@ -195,15 +196,15 @@ func (c *Cluster) hangs(ctx context.Context, plain bool) bool {
 		params["sslmode"] = "disable"
 		conninfo = FormatConninfo(params)
 	}
-	cfg, err := connectConfig(conninfo)
+	cfg, err := postgres.ConnConfig(conninfo)
 	if err != nil {
 		return false
 	}
 	cfg.AfterConnect = nil // that it lets us in is the answer
-	conn, err := dialConfig(ctx, c.self(), cfg)
+	conn, err := postgres.DialConfig(ctx, c.self(), cfg)
 	if err != nil {
-		var ce *ConnectError
-		return ctx.Err() == nil && errors.As(err, &ce) && ce.Reach == ReachTimeout
+		var ce *postgres.ConnectError
+		return ctx.Err() == nil && errors.As(err, &ce) && ce.Reach == postgres.ReachTimeout
 	}
 	(&Node{conn: conn}).Close()
 	return false

@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // tellWitnesses gives the new rule to the voters without data, before anybody
@@ -381,7 +382,7 @@ func (a *campaign) commit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx = unlimited(ctx)
+	ctx = postgres.Unlimited(ctx)
 	if a.tally.Rule.Quorum {
 		if a.probe == nil {
 			if a.probe, err = n.commitProbe(ctx); err != nil {
@@ -482,7 +483,7 @@ func (a *campaign) held() bool {
 
 // record writes the event and the history row of a failover, on its winner.
 func (a *campaign) record(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, DefaultConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
 	defer cancel()
 	res := a.res
 	e := Event{

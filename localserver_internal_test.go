@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // endsSession is a server that is stopped between its answer and the look at its processes.
@@ -38,7 +39,7 @@ func TestLocalServer_IsAt(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, here)
 
-	cfg, err := connectConfig(pg.Conninfo())
+	cfg, err := postgres.ConnConfig(pg.Conninfo())
 	require.NoError(t, err)
 	cfg.Tracer, cfg.AfterConnect = endsSession{sync.OnceFunc(func() { pg.Stop("immediate") })}, nil
 	conn, err := pgx.ConnectConfig(t.Context(), cfg)

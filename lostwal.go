@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -115,7 +116,7 @@ func slotOf(s NodeStatus, name string) (Slot, bool) {
 // seekLostWAL looks for the standbys that receive nothing and never will again,
 // and notes it in their probes. All of them are looked at at once.
 func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
-	ctx, cancel := context.WithTimeout(ctx, DefaultConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
 	defer cancel()
 	found := make([]*LostWAL, len(probes))
 	var wg sync.WaitGroup

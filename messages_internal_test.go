@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // A primary is new only where it was not the primary before, as the follower knew it.
@@ -112,7 +113,7 @@ func TestJudge_Deposed(t *testing.T) {
 		return p
 	}
 	gone := primary(2, 0, 0)
-	gone.err = &ConnectError{Reach: ReachTimeout, Err: errors.New("no answer")}
+	gone.err = &postgres.ConnectError{Reach: postgres.ReachTimeout, Err: errors.New("no answer")}
 	byHand := primary(2, 0, 0)
 	byHand.status.Timeline = 2
 	byHand.records = []Record{{ID: 1, Role: RolePrimary}, {ID: 2, Role: RolePrimary, Active: true}}

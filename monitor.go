@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -550,7 +551,7 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 // register writes the row of the node, as what it runs as. What repmgr 5 or an
 // older version of this program has made is brought up to date first.
 func (m *Monitor) register(ctx context.Context, force bool) error {
-	o := RegisterOptions{Force: force, WaitStart: DefaultConnectTimeout}
+	o := RegisterOptions{Force: force, WaitStart: postgres.DefaultConnectTimeout}
 	status, _, err := m.observeLocal(ctx)
 	if err != nil {
 		return err

@@ -10,8 +10,40 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
+
+// DefaultConnectTimeout bounds reaching a server, from the first packet to the
+// answer of its first query, where conninfo has no connect_timeout of its own.
+const DefaultConnectTimeout = postgres.DefaultConnectTimeout
+
+// StatementTimeout bounds every statement on a server, so that one that stopped
+// answering in the middle holds nobody. Exempt is what may rightly take long: backups,
+// what Cleanup deletes, a checkpoint, and the first commit of a term, which waits for
+// standbys and has the deadline of its election.
+const StatementTimeout = postgres.StatementTimeout
+
+// Reach says how a server answered an attempt to connect. It is evidence: a
+// host that refuses is not a host that is silent. The zero value means not tried.
+type Reach = postgres.Reach
+
+const (
+	ReachOK          = postgres.ReachOK
+	ReachRefused     = postgres.ReachRefused     // the host answers, nothing listens there
+	ReachTimeout     = postgres.ReachTimeout     // no answer, or one that never ended
+	ReachNoRoute     = postgres.ReachNoRoute     // the network says that there is no way
+	ReachNoHost      = postgres.ReachNoHost      // the name does not resolve
+	ReachStarting    = postgres.ReachStarting    // starting up, shutting down or recovering
+	ReachFull        = postgres.ReachFull        // every slot is taken
+	ReachRejected    = postgres.ReachRejected    // the login, the database or the address is not allowed
+	ReachNotPostgres = postgres.ReachNotPostgres // something else listens there
+	ReachBroken      = postgres.ReachBroken      // an established connection ended
+)
+
+// ConnectError is a server that could not be reached: errors.Is finds it as [ErrConnect],
+// and its Reach says how the server answered.
+type ConnectError = postgres.ConnectError
 
 // MinServerVersion is the oldest PostgreSQL that this package manages, as server_version_num.
 const MinServerVersion = 130000
@@ -47,7 +79,7 @@ func Connect(ctx context.Context, conninfo string) (*Node, error) {
 }
 
 func connectNode(ctx context.Context, name, conninfo string) (*Node, error) {
-	conn, err := dial(ctx, name, conninfo)
+	conn, err := postgres.Dial(ctx, name, conninfo)
 	if err != nil {
 		return nil, err
 	}
@@ -297,18 +329,18 @@ func (n *Node) queryError(purpose string, err error) error {
 	if errors.Is(err, ballot.ErrUnreadable) {
 		return hint(kind(ErrQuery, "%s of %s: %w", purpose, n.name, err), "Nobody but ALTER SYSTEM should write or remove that file. The login needs EXECUTE on pg_read_binary_file(text).")
 	}
-	switch sqlState(err) {
+	switch postgres.SQLState(err) {
 	case "":
-		reach := classify(err)
-		if reach == ReachNotPostgres {
-			reach = ReachBroken
+		reach := postgres.Classify(err)
+		if reach == postgres.ReachNotPostgres {
+			reach = postgres.ReachBroken
 		}
-		return hint(&ConnectError{Target: n.name, Doing: purpose, Reach: reach, Err: err},
+		return hint(&postgres.ConnectError{Target: n.name, Doing: purpose, Reach: reach, Err: err},
 			"The server was there and stopped answering. Look at its process, its log and its disk, and at the network.")
-	case codeInsufficientPrivilege:
+	case postgres.CodeInsufficientPrivilege:
 		return hint(kind(ErrQuery, "%s of %s: %w", purpose, n.name, err),
 			"Connect as a superuser, or grant what is missing: docs/compat.md lists the grants of an unprivileged repmgr user.")
-	case codeUndefinedTable, codeInvalidSchema:
+	case postgres.CodeUndefinedTable, postgres.CodeInvalidSchema:
 		return hint(kind(ErrNotRegistered, "%s of %s: there is no repmgr metadata in database %q", purpose, n.name, n.conn.Config().Database),
 			"Run repmgr primary register on the primary first, with a conninfo that names this database.")
 	default:
@@ -324,7 +356,7 @@ func (n *Node) CreateSlot(ctx context.Context, slot, standby string) (created bo
 	switch {
 	case err == nil:
 		return true, nil
-	case sqlState(err) != codeDuplicateObject:
+	case postgres.SQLState(err) != postgres.CodeDuplicateObject:
 		return false, n.queryError(fmt.Sprintf("create slot %q", slot), err)
 	}
 	var physical, lost bool
@@ -366,7 +398,7 @@ func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err err
 
 // address is where a conninfo points, without secrets, for messages.
 func address(conninfo string) string {
-	cfg, err := connectConfig(conninfo)
+	cfg, err := postgres.ConnConfig(conninfo)
 	if err != nil {
 		return "?"
 	}

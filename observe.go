@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -207,7 +208,7 @@ func (m *Monitor) observeLocal(ctx context.Context) (NodeStatus, []Record, error
 
 // lookLimit bounds one look at one server.
 func (m *Monitor) lookLimit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, 2*DefaultConnectTimeout, fmt.Errorf("no answer within %s", 2*DefaultConnectTimeout))
+	return context.WithTimeoutCause(ctx, 2*postgres.DefaultConnectTimeout, fmt.Errorf("no answer within %s", 2*postgres.DefaultConnectTimeout))
 }
 
 // peerLimit bounds what is asked of another node between two decisions: while

@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -194,7 +195,7 @@ func readVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 		b, err = ballot.Parse(set[ballot.Setting])
 	}
 	if err != nil {
-		return set, ballot.Ballot{}, "its vote can not be read: " + connectCause(err)
+		return set, ballot.Ballot{}, "its vote can not be read: " + postgres.Cause(err)
 	}
 	return set, b, ""
 }
@@ -203,7 +204,10 @@ func readVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 // nothing is prepared for it.
 func (n *Node) look(ctx context.Context, sql string) (text []byte, err error) {
 	if n.loose {
-		return n.lookFirst(ctx, sql)
+		if text, err = postgres.LookFirst(ctx, n.conn.PgConn(), sql); err == nil {
+			n.loose = false
+		}
+		return text, err
 	}
 	mode := pgx.QueryExecModeExec
 	if n.looked {

@@ -19,6 +19,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 const (
@@ -190,7 +191,7 @@ func (m *Monitor) writeEvents(ctx context.Context) {
 	if !known {
 		return
 	}
-	if strings.HasPrefix(sqlState(err), "22") && len(events) == 1 { // its text has no letters there: it never will
+	if strings.HasPrefix(postgres.SQLState(err), "22") && len(events) == 1 { // its text has no letters there: it never will
 		m.log.Warn("event not written to repmgr.events", "event", events[0].Type, "details", events[0].Details, "err", err)
 		err = nil
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -173,7 +174,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 		r := p.record
 		if r.Role == RolePrimary && r.Active {
 			res.FormerPrimary = &r
-			if reach := p.reach(); p.err != nil && reach != ReachRefused {
+			if reach := p.reach(); p.err != nil && reach != postgres.ReachRefused {
 				c.log.Warn("could not ask the former primary", "node", r.Name, "reach", reach,
 					"detail", "Nobody here can tell whether it still runs. If it may come back, make sure that it can not accept writes.")
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // DefaultWaitStart is how long registering a standby waits for its server.
@@ -106,8 +107,8 @@ func (n *Node) createSchema(ctx context.Context) (created bool, err error) {
 		return false, err
 	}
 	created = n.schema == schemaNone
-	ctx = limitStatement(ctx) // below the driver's tracer
-	defer endStatement(ctx)
+	ctx = postgres.LimitStatement(ctx) // below the driver's tracer
+	defer postgres.EndStatement(ctx)
 	// One simple-protocol query is one transaction: all of it or nothing.
 	if _, err := n.conn.PgConn().Exec(ctx, Schema).ReadAll(); err != nil {
 		return false, n.queryError("create the repmgr schema", err)
@@ -152,7 +153,7 @@ func (c *Cluster) saveRecord(ctx context.Context, primary *Node, rec Record, for
 		}
 		return upsertRecord(ctx, tx, rec)
 	})
-	if err != nil && sqlState(err) != "" {
+	if err != nil && postgres.SQLState(err) != "" {
 		return primary.queryError("write repmgr.nodes", err)
 	}
 	return err
@@ -304,12 +305,12 @@ func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*Node, erro
 	deadline, told := time.Now().Add(patience), false
 	for {
 		local, err := c.connectLocal(ctx)
-		var ce *ConnectError
+		var ce *postgres.ConnectError
 		if err == nil || !errors.As(err, &ce) || time.Now().After(deadline) {
 			return local, err
 		}
 		switch ce.Reach {
-		case ReachRejected, ReachNoHost, ReachNotPostgres:
+		case postgres.ReachRejected, postgres.ReachNoHost, postgres.ReachNotPostgres:
 			return nil, err // waiting mends none of these
 		}
 		if !told {

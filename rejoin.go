@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -441,14 +442,14 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 		}()
 	}
 	// Before PostgreSQL 14 it takes a restart to give a restore_command back.
-	if r.res.Method == RejoinByFollow && r.local != nil && (!r.server.ArchiveKept() || majorOf(r.local.conn.PgConn()) >= 14) {
+	if r.res.Method == RejoinByFollow && r.local != nil && (!r.server.ArchiveKept() || postgres.Major(r.local.conn.PgConn()) >= 14) {
 		if err := r.step(ctx, "re-point", func(ctx context.Context) (string, error) {
 			return "without a restart", r.repoint(ctx, r.local, r.primary, node, r.res.Primary)
 		}); err != nil {
 			return err
 		}
 		err := r.finish(ctx)
-		if errArchive := ballot.GiveArchive(ctx, r.local.conn); errArchive != nil && sqlState(errArchive) != codeInsufficientPrivilege {
+		if errArchive := ballot.GiveArchive(ctx, r.local.conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
 			r.log.Warn("restore_command is not given back", "node", node.Name, "err", errArchive)
 		}
 		return err
@@ -648,7 +649,7 @@ func (r *rejoining) forked(ctx context.Context) bool {
 // dropStaleSlots drops the slots that the node kept for its standbys as a
 // primary: they would hold its WAL for ever.
 func (r *rejoining) dropStaleSlots(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 2*DefaultConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*postgres.DefaultConnectTimeout)
 	defer cancel()
 	local, err := r.connectLocal(ctx)
 	if err != nil {

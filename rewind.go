@@ -17,6 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -162,7 +163,7 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 	if r.control.State.Clean() && !r.lags {
 		return "not needed: " + string(r.control.State), nil
 	}
-	postgres, err := r.server.Program("postgres")
+	program, err := r.server.Program("postgres")
 	if err != nil {
 		return "", err
 	}
@@ -180,7 +181,7 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 		return "", kind(ErrDirectory, "note that %s is about to write WAL of its own: %w", r.res.Node, err)
 	}
 	args := append([]string{"--single", "-F", "-c", "wal_keep_size=100GB", "-c", "archive_mode=off"}, r.server.Args()...)
-	if out, err := r.tool(ctx, postgres, nil, append(args, "template1")...); err != nil {
+	if out, err := r.tool(ctx, program, nil, append(args, "template1")...); err != nil {
 		return "", hint(kind(ErrRejoin, "crash recovery of %s: %w%s", r.res.Node, err, shell.AfterColon(shell.LastLines(out, 5))), "%s", r.again("--reclone"))
 	}
 	control, err := pgcontrol.Read(r.server.Dir)
@@ -206,7 +207,7 @@ func (r *rejoining) checkpoint(ctx context.Context) (string, error) {
 	if known {
 		return "not needed", nil
 	}
-	if _, err := r.primary.conn.Exec(unlimited(ctx), `CHECKPOINT`); err != nil {
+	if _, err := r.primary.conn.Exec(postgres.Unlimited(ctx), `CHECKPOINT`); err != nil {
 		return "", hint(r.primary.queryError("checkpoint", err), "From PostgreSQL 15 on, once, on the primary: GRANT pg_checkpoint TO %s;", r.primary.conn.Config().User)
 	}
 	return "", nil
@@ -290,7 +291,7 @@ func (r *rejoining) source() (conninfo string, env []string, err error) {
 		}
 	}
 	params["application_name"] = "repmgr_rewind"
-	params["options"] = pinOptions(params["options"], majorOf(r.primary.conn.PgConn()))
+	params["options"] = postgres.PinOptions(params["options"], postgres.Major(r.primary.conn.PgConn()))
 	for key, value := range map[string]string{ // a primary that was cut off must not keep it for hours
 		"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "5", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000",
 	} {
@@ -307,11 +308,11 @@ func (r *rejoining) restoreArgs(ctx context.Context) ([]string, error) {
 	if r.cfg.RestoreCommand == "" {
 		return nil, nil
 	}
-	postgres, err := r.server.Program("postgres")
+	program, err := r.server.Program("postgres")
 	if err != nil {
 		return nil, err
 	}
-	out, err := r.tool(ctx, postgres, nil, append(r.server.Args(), "-C", "restore_command")...)
+	out, err := r.tool(ctx, program, nil, append(r.server.Args(), "-C", "restore_command")...)
 	if err != nil || strings.TrimSpace(string(out)) == "" {
 		return nil, err
 	}

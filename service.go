@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // pausedSetting is the server setting that keeps Monitors from acting by
@@ -166,7 +167,7 @@ func (n *Node) setPaused(ctx context.Context, id NodeID, paused bool, seq int64)
 		return n.queryError("set "+pausedSetting, err)
 	}
 	// Nobody needs it in force, but the Monitors notice at once that something changed.
-	if err := n.reload(ctx); err != nil && sqlState(err) != codeInsufficientPrivilege {
+	if err := n.reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 		return err
 	}
 	return n.pauseForeign(ctx, paused)
@@ -284,7 +285,7 @@ func (n *Node) askService(ctx context.Context, r Record, s *ServiceNode) error {
 func (n *Node) askVote(ctx context.Context, id NodeID, s *ServiceNode) error {
 	var text, fault string
 	err := n.conn.QueryRow(ctx, `SELECT `+ballot.SettingsSQL+`, coalesce(`+ballot.FaultSQL+`, '')`).Scan(&text, &fault)
-	if sqlState(err) == codeInsufficientPrivilege {
+	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege {
 		if lacks := n.failoverPrivileges(ctx); lacks != nil {
 			return lacks
 		}
@@ -418,7 +419,7 @@ func (s ServiceStatus) voteIssue() string {
 			continue
 		}
 		others = append(others, int32(n.ID))
-		if n.Reach == ReachOK {
+		if n.Reach == postgres.ReachOK {
 			answering = append(answering, int32(n.ID))
 		}
 		if n.Role != RoleWitness {
@@ -509,7 +510,7 @@ func (n *Node) failoverPrivileges(ctx context.Context) error {
 	if archive {
 		needed = append(slices.Clone(needed), ballot.ArchiveParameters...)
 	}
-	if majorOf(n.conn.PgConn()) < 15 {
+	if postgres.Major(n.conn.PgConn()) < 15 {
 		return hint(kind(ErrQuery, "failover on %s: user %q is no superuser, and before PostgreSQL 15 nobody else may ALTER SYSTEM", n.name, login),
 			"Make it a superuser: ALTER ROLE %s SUPERUSER;", pgx.Identifier{login}.Sanitize())
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // primaryConninfo is how a standby of that name reaches its upstream: the
@@ -151,7 +152,7 @@ func (n *Node) heeds(ctx context.Context) error {
 	var fault string
 	err := n.conn.QueryRow(ctx, `SELECT coalesce(`+ballot.FaultSQL+`, '')`).Scan(&fault)
 	switch {
-	case err != nil && sqlState(err) != codeInsufficientPrivilege:
+	case err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege:
 		return n.queryError("look at the configuration", err)
 	case fault != "":
 		return hint(kind(ErrQuery, "%s would heed no new setting: %s", n.name, fault), heedHint)

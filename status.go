@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -20,14 +21,14 @@ type ClusterStatus struct {
 // NodeView is a registered node with what was seen of it.
 type NodeView struct {
 	Record
-	Reach    Reach        `json:"reach"`
-	Running  Role         `json:"running,omitempty"`  // what it runs as; empty: unknown
-	Status   string       `json:"status"`             // repmgr's cell with its marker, where it has one: "* running", "running", "! running as primary", "? unreachable", "- failed"
-	Upstream string       `json:"upstream"`           // repmgr's cell: "node1", or with "? " unknown, "! " wrong
-	Timeline wal.Timeline `json:"timeline,omitempty"` // 0: unknown
-	Attached string       `json:"attached,omitempty"` // streaming, catchup, or empty: not attached, or unknown
-	LostWAL  *LostWAL     `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
-	Error    string       `json:"error,omitempty"`    // why it could not be read
+	Reach    postgres.Reach `json:"reach"`
+	Running  Role           `json:"running,omitempty"`  // what it runs as; empty: unknown
+	Status   string         `json:"status"`             // repmgr's cell with its marker, where it has one: "* running", "running", "! running as primary", "? unreachable", "- failed"
+	Upstream string         `json:"upstream"`           // repmgr's cell: "node1", or with "? " unknown, "! " wrong
+	Timeline wal.Timeline   `json:"timeline,omitempty"` // 0: unknown
+	Attached string         `json:"attached,omitempty"` // streaming, catchup, or empty: not attached, or unknown
+	LostWAL  *LostWAL       `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
+	Error    string         `json:"error,omitempty"`    // why it could not be read
 }
 
 // Status looks at all registered nodes at once and holds what it sees against
@@ -212,12 +213,12 @@ func statusCell(p probe, found *findings) string {
 		return cell
 	}
 	switch reach := p.reach(); {
-	case reach == ReachOK && r.Role == RoleWitness, reach == ReachOK && r.Role == p.status.Role():
+	case reach == postgres.ReachOK && r.Role == RoleWitness, reach == postgres.ReachOK && r.Role == p.status.Role():
 		if !r.Active {
 			return bad("! running", FindingInactive, "%s is running but registered as inactive", r)
 		}
 		return map[Role]string{RolePrimary: "* ", RoleWitness: "* "}[r.Role] + "running"
-	case reach == ReachOK:
+	case reach == postgres.ReachOK:
 		return bad("! running as "+string(p.status.Role()), FindingWrongRole, "%s is registered as %s but running as %s", r, r.Role, p.status.Role())
 	case reach.Answers() && r.Role == RoleWitness && r.Active:
 		return bad("? rejected", FindingRejected, "unable to connect to %s: %s", r, connectReason(p.err))

@@ -5,13 +5,15 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // The Status column, by what is registered and what answers.
 func TestJudge_StatusCell(t *testing.T) {
 	t.Parallel()
-	refused := &ConnectError{Target: "x", Reach: ReachRefused, Err: errors.New("refused")}
-	starting := &ConnectError{Target: "x", Reach: ReachStarting, Err: errors.New("starting")}
+	refused := &postgres.ConnectError{Target: "x", Reach: postgres.ReachRefused, Err: errors.New("refused")}
+	starting := &postgres.ConnectError{Target: "x", Reach: postgres.ReachStarting, Err: errors.New("starting")}
 	rec := func(role Role, active bool) Record { return Record{ID: 1, Name: "n", Role: role, Active: active} }
 	tests := []struct {
 		name   string
@@ -102,8 +104,8 @@ func TestJudge_TwoPrimariesAreAnIssue(t *testing.T) {
 func TestJudge_NoPrimary(t *testing.T) {
 	t.Parallel()
 	primary := Record{ID: 1, Name: "node1", Role: RolePrimary, Active: true}
-	for reach, want := range map[Reach]bool{ReachRefused: true, ReachTimeout: true, ReachNoHost: true, ReachRejected: false, ReachFull: false, ReachStarting: false} {
-		st := judge([]probe{{record: primary, err: &ConnectError{Reach: reach, Err: errors.New("x")}}})
+	for reach, want := range map[postgres.Reach]bool{postgres.ReachRefused: true, postgres.ReachTimeout: true, postgres.ReachNoHost: true, postgres.ReachRejected: false, postgres.ReachFull: false, postgres.ReachStarting: false} {
+		st := judge([]probe{{record: primary, err: &postgres.ConnectError{Reach: reach, Err: errors.New("x")}}})
 		require.Equal(t, want, findings(st.Findings).has(FindingNoPrimary), reach)
 		require.Len(t, st.Findings, len(st.Issues))
 		for i, f := range st.Findings {

@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // syncNames is a synchronous_standby_names, as PostgreSQL reads it.
@@ -149,7 +150,7 @@ func (n *Node) syncState(ctx context.Context) (s syncState, err error) {
 	var text string
 	for _, settings := range []string{ballot.SettingsSQL, `''`} {
 		err = n.conn.QueryRow(ctx, fmt.Sprintf(sql, settings)).Scan(&s.value, &text)
-		if sqlState(err) != codeInsufficientPrivilege {
+		if postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 			break
 		}
 	}
@@ -175,7 +176,7 @@ func (n *Node) writeMark(ctx context.Context, s syncState, value string) error {
 		value = s.value + syncMarkJoint + value
 	}
 	for _, sql := range []string{`SET ` + syncMark + ` = ''`, `ALTER SYSTEM SET ` + syncMark + ` = ` + quoteLiteral(value)} {
-		if _, err := n.conn.Exec(ctx, sql); err != nil && sqlState(err) != codeInsufficientPrivilege {
+		if _, err := n.conn.Exec(ctx, sql); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 			return n.queryError("set "+syncMark, err)
 		}
 	}
@@ -249,7 +250,7 @@ func (c *Cluster) raiseSync(ctx context.Context, n *Node, w *watch, back, s elec
 	if n.conn.IsClosed() { // the next look finds the closed setting, and goes on from there
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultConnectTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgres.DefaultConnectTimeout)
 	defer cancel()
 	return errors.Join(err, c.setSync(ctx, n, w, back))
 }
@@ -373,7 +374,7 @@ func (n *Node) clearSync(ctx context.Context) error {
 		return err
 	}
 	for _, name := range []string{"synchronous_standby_names", syncMark} {
-		if _, err := n.conn.Exec(ctx, `ALTER SYSTEM RESET `+name); err != nil && (name != syncMark || sqlState(err) != codeInsufficientPrivilege) {
+		if _, err := n.conn.Exec(ctx, `ALTER SYSTEM RESET `+name); err != nil && (name != syncMark || postgres.SQLState(err) != postgres.CodeInsufficientPrivilege) {
 			return n.queryError("reset "+name, err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -497,12 +498,12 @@ func heartTrouble(err error) string {
 	switch {
 	case err == nil:
 		return ""
-	case sqlState(err) == codeDiskFull:
+	case postgres.SQLState(err) == codeDiskFull:
 		return "disk full"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "input/output stalled"
 	}
-	var ce *ConnectError
+	var ce *postgres.ConnectError
 	if errors.As(err, &ce) {
 		return string(ce.Reach)
 	}

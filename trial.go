@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // A node that is promoted is of use only if the others can stream from it. So each
@@ -108,11 +109,11 @@ func (m *Monitor) tryStream(ctx context.Context, c *Cluster, me, p election.Peer
 		return true
 	}
 	err := c.loginAsStandby(ctx, r)
-	var ce *ConnectError
+	var ce *postgres.ConnectError
 	switch {
 	case ctx.Err() != nil:
 		return true
-	case errors.As(err, &ce) && (ce.Reach == ReachRefused || ce.Reach == ReachStarting):
+	case errors.As(err, &ce) && (ce.Reach == postgres.ReachRefused || ce.Reach == postgres.ReachStarting):
 		return false // it has just gone
 	}
 	next := now.Add(trialEvery*3/4 + rand.N(trialEvery/2))
@@ -137,11 +138,11 @@ func (c *Cluster) loginAsStandby(ctx context.Context, r Record) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := connectLimit(ctx, cfg)
+	ctx, cancel := postgres.Limit(ctx, cfg)
 	defer cancel()
 	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
 	if err != nil {
-		return connectError(ctx, r.String()+" for replication", cfg, err)
+		return postgres.Explained(ctx, r.String()+" for replication", cfg, err)
 	}
 	return conn.Close(ctx)
 }
@@ -159,9 +160,9 @@ func (t *trials) noStream() map[NodeID]string {
 
 // streamReason is the cause in a few words: what is announced must be short.
 func streamReason(err error) string {
-	var ce *ConnectError
+	var ce *postgres.ConnectError
 	if errors.As(err, &ce) {
-		return connectCause(ce.Err)
+		return postgres.Cause(ce.Err)
 	}
 	return err.Error()
 }

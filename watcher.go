@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // watcher looks at one node, over connections that stay open. In fair weather it
@@ -638,31 +639,31 @@ func (n *watcher) ended(node *Node, err error) {
 // come from elsewhere; idle_session_timeout (57P05) and a dropped database (57P04) end
 // a session alone.
 func endsServer(err error) bool {
-	state := sqlState(err)
+	state := postgres.SQLState(err)
 	return state == "57P01" || state == "57P02" || state == "" && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF))
 }
 
 // answerOf is what a failed attempt says of the server.
 func answerOf(err error) election.Answer {
-	var ce *ConnectError
+	var ce *postgres.ConnectError
 	if !errors.As(err, &ce) {
 		return election.Answers // it answered, if not with its state
 	}
 	switch ce.Reach {
-	case ReachRefused:
+	case postgres.ReachRefused:
 		return election.Refused
-	case ReachStarting:
+	case postgres.ReachStarting:
 		return election.NotAccepting
-	case ReachFull:
+	case postgres.ReachFull:
 		return election.NoSlots
-	case ReachRejected:
+	case postgres.ReachRejected:
 		return election.Rejects
-	case ReachTimeout:
-		if ce.Doing == "" && ce.accepted() {
+	case postgres.ReachTimeout:
+		if ce.Doing == "" && ce.Accepted() {
 			return election.Hangs
 		}
 		return election.Silent
-	case ReachOK, ReachNoRoute, ReachNoHost, ReachNotPostgres, ReachBroken:
+	case postgres.ReachOK, postgres.ReachNoRoute, postgres.ReachNoHost, postgres.ReachNotPostgres, postgres.ReachBroken:
 		return election.Silent
 	}
 	return election.Silent
@@ -670,11 +671,11 @@ func answerOf(err error) election.Answer {
 
 // rejection says why a server rejects a login, in its words.
 func rejection(err error) string {
-	var ce *ConnectError
+	var ce *postgres.ConnectError
 	if !errors.As(err, &ce) {
 		return ""
 	}
-	return connectCause(ce.Err)
+	return postgres.Cause(ce.Err)
 }
 
 // answer notes an attempt that brought no view.

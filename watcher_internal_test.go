@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // The end of a server ends all connections to it. One session that is terminated,
@@ -35,7 +36,7 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 	}
 	idle := open()
 	_, err := idle.conn.Exec(t.Context(), `SET idle_session_timeout = '10ms'`)
-	if sqlState(err) != "42704" { // before PostgreSQL 14
+	if postgres.SQLState(err) != "42704" { // before PostgreSQL 14
 		require.NoError(t, err)
 		end(idle)
 		require.False(t, n.snapshot().Ended, "an idle session")

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // FailoverRecord is a failover that took place, as repmgr.failovers keeps it.
@@ -108,7 +109,7 @@ type reply[T any] struct {
 // askAll asks all nodes at once, each within the time of two connects. The
 // replies are in the order of recs.
 func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(context.Context, *Node) (T, error)) []reply[T] {
-	limit := 2 * DefaultConnectTimeout
+	limit := 2 * postgres.DefaultConnectTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
 	replies := make([]reply[T], len(recs))

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // WitnessOptions are the choices of [Cluster.RegisterWitness] and
@@ -269,7 +270,7 @@ func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *Node) erro
 		}
 		return nil
 	})
-	if err != nil && sqlState(err) != "" {
+	if err != nil && postgres.SQLState(err) != "" {
 		return witness.queryError("write the copy of the metadata", err)
 	}
 	return err

@@ -1,4 +1,4 @@
-package repmgr
+package postgres
 
 import (
 	"context"
@@ -72,8 +72,8 @@ var pins = []pin{
 	{name: "tcp_user_timeout", value: "20000", why: "see above; ms"},
 }
 
-// pinSession puts into the packet that opens a session what belongs there.
-func pinSession(parameters map[string]string) {
+// PinSession puts into the packet that opens a session what belongs there.
+func PinSession(parameters map[string]string) {
 	for _, p := range pins {
 		if p.since == 0 && !p.superuser {
 			parameters[p.name] = p.value
@@ -81,9 +81,9 @@ func pinSession(parameters map[string]string) {
 	}
 }
 
-// pinOptions are the pins for a program of PostgreSQL's, as the options of its
+// PinOptions are the pins for a program of PostgreSQL's, as the options of its
 // conninfo. What those of the user say comes first, so that ours count.
-func pinOptions(theirs string, major int) string {
+func PinOptions(theirs string, major int) string {
 	all := []string{theirs}
 	for _, p := range pins {
 		if p.since <= major && !p.superuser && p.value != "" {
@@ -97,15 +97,15 @@ func pinOptions(theirs string, major int) string {
 func pinSQL(conn *pgconn.PgConn) string {
 	sql := `SELECT pg_catalog.pg_backend_pid()`
 	for _, p := range pins {
-		if p.since > 0 && p.since <= majorOf(conn) || p.superuser && conn.ParameterStatus("is_superuser") == "on" {
+		if p.since > 0 && p.since <= Major(conn) || p.superuser && conn.ParameterStatus("is_superuser") == "on" {
 			sql += fmt.Sprintf(`, pg_catalog.set_config('%s', '%s', false)`, p.name, p.value)
 		}
 	}
 	return sql
 }
 
-// majorOf is the major version of the server, as it said at the login. 0: not known.
-func majorOf(conn *pgconn.PgConn) int {
+// Major is the major version of the server, as it said at the login. 0: not known.
+func Major(conn *pgconn.PgConn) int {
 	digits := strings.IndexFunc(conn.ParameterStatus("server_version")+".", func(r rune) bool { return r < '0' || r > '9' })
 	major, _ := strconv.Atoi(conn.ParameterStatus("server_version")[:digits])
 	return major
@@ -137,11 +137,10 @@ func checkDirect(conn *pgconn.PgConn, res []*pgconn.Result) error {
 	return nil
 }
 
-// lookFirst is settleSession and a question in one round trip.
-func (n *Node) lookFirst(ctx context.Context, sql string) (text []byte, err error) {
-	ctx = limitStatement(ctx) // below the driver's tracer
-	defer endStatement(ctx)
-	conn := n.conn.PgConn()
+// LookFirst is settleSession and a question of one row and one column in one round trip.
+func LookFirst(ctx context.Context, conn *pgconn.PgConn, sql string) (text []byte, err error) {
+	ctx = LimitStatement(ctx) // below the driver's tracer
+	defer EndStatement(ctx)
 	var b pgconn.Batch
 	for _, q := range []string{pinSQL(conn), sql} {
 		b.ExecParams(q, nil, nil, nil, nil)
@@ -156,6 +155,5 @@ func (n *Node) lookFirst(ctx context.Context, sql string) (text []byte, err erro
 	if i := slices.IndexFunc(res[1:], func(r *pgconn.Result) bool { return len(r.Rows) == 1 && len(r.Rows[0]) == 1 }); i != 0 {
 		return nil, errors.New("want one row of one column")
 	}
-	n.loose = false
 	return res[1].Rows[0][0], nil
 }

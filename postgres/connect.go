@@ -1,4 +1,4 @@
-package repmgr
+package postgres
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/nowait"
 )
 
@@ -51,7 +52,7 @@ func (r Reach) Answers() bool {
 	return false
 }
 
-// ConnectError is a server that could not be reached. errors.Is finds it as [ErrConnect].
+// ConnectError is a server that could not be reached. errors.Is finds it by [failure.ErrConnect].
 type ConnectError struct {
 	Target string // which server, without secrets: node "node2" (ID: 2), or its address
 	Doing  string // what a connection was lost over, such as "read the status"; empty: connecting
@@ -62,33 +63,33 @@ type ConnectError struct {
 func (e *ConnectError) Error() string {
 	switch {
 	case e.Doing == "":
-		return "connect to " + e.Target + ": " + connectCause(e.Err)
+		return "connect to " + e.Target + ": " + Cause(e.Err)
 	case e.Reach == ReachTimeout:
 		return fmt.Sprintf("%s of %s: no answer in time", e.Doing, e.Target)
 	default:
-		return fmt.Sprintf("%s of %s: connection lost: %s", e.Doing, e.Target, connectCause(e.Err))
+		return fmt.Sprintf("%s of %s: connection lost: %s", e.Doing, e.Target, Cause(e.Err))
 	}
 }
 
-// accepted reports whether something took the connection that then came to
+// Accepted reports whether something took the connection that then came to
 // nothing: an attempt that got no packet back ends in dialling.
-func (e *ConnectError) accepted() bool {
+func (e *ConnectError) Accepted() bool {
 	var op *net.OpError
 	return !errors.As(e.Err, &op) || op.Op != "dial"
 }
 
 func (e *ConnectError) Unwrap() error        { return e.Err }
-func (e *ConnectError) Is(target error) bool { return target == ErrConnect }
+func (e *ConnectError) Is(target error) bool { return target == failure.ErrConnect }
 
 // SQLSTATEs that this package asks for.
 const (
-	codeInsufficientPrivilege = "42501"
-	codeUndefinedTable        = "42P01"
-	codeInvalidSchema         = "3F000"
+	CodeInsufficientPrivilege = "42501"
+	CodeUndefinedTable        = "42P01"
+	CodeInvalidSchema         = "3F000"
 	codeUniqueViolation       = "23505"
 	codeTooManyConnections    = "53300"
 	codeCannotConnectNow      = "57P03"
-	codeDuplicateObject       = "42710"
+	CodeDuplicateObject       = "42710"
 	codeProtocolViolation     = "08P01"
 )
 
@@ -96,7 +97,7 @@ const (
 // of our sessions as a violation of the protocol.
 const poolerHint = "Let conninfo lead to the PostgreSQL server itself: locks and settings of our sessions do not outlast a pooler, and %s seems to be one."
 
-func sqlState(err error) string {
+func SQLState(err error) string {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		return pg.Code
@@ -115,19 +116,19 @@ func dialNoWait(ctx context.Context, network, address string) (net.Conn, error) 
 	return nowait.Conn(conn), nil
 }
 
-// connectConfig prepares a connection the way all of ours are made: with a name,
+// ConnConfig prepares a connection the way all of ours are made: with a name,
 // the settings of pins, and a way to notice a silent peer.
-func connectConfig(info string) (*pgx.ConnConfig, error) {
+func ConnConfig(info string) (*pgx.ConnConfig, error) {
 	if problem := conninfo.Check(info); problem != "" {
-		return nil, kind(ErrConfig, "conninfo %q %s", Redact(info), problem)
+		return nil, failure.Of(failure.ErrConfig, "conninfo %q %s", conninfo.Redact(info), problem)
 	}
 	native, err := conninfo.ForPGX(info)
 	if err != nil {
-		return nil, kind(ErrConfig, "conninfo %q: %w", Redact(info), err)
+		return nil, failure.Of(failure.ErrConfig, "conninfo %q: %w", conninfo.Redact(info), err)
 	}
 	cfg, err := pgx.ParseConfig(native)
 	if err != nil { // its text may hold the password
-		return nil, kind(ErrConfig, "conninfo %q can not be used", Redact(info))
+		return nil, failure.Of(failure.ErrConfig, "conninfo %q can not be used", conninfo.Redact(info))
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = DefaultConnectTimeout
@@ -137,7 +138,7 @@ func connectConfig(info string) (*pgx.ConnConfig, error) {
 		cfg.RuntimeParams["application_name"] = "repmgr"
 	}
 	cfg.Tracer = statementLimit{}
-	pinSession(cfg.RuntimeParams)
+	PinSession(cfg.RuntimeParams)
 	cfg.AfterConnect = settleSession
 	if conninfo.TargetSessionAttrs(info) == "" {
 		cfg.ValidateConnect = nil // of PGTARGETSESSIONATTRS
@@ -160,12 +161,12 @@ type (
 	cancelKey  struct{}
 )
 
-// unlimited is ctx for a statement that may take as long as it likes.
-func unlimited(ctx context.Context) context.Context {
+// Unlimited is ctx for a statement that may take as long as it likes.
+func Unlimited(ctx context.Context) context.Context {
 	return context.WithValue(ctx, noLimitKey{}, true)
 }
 
-func limitStatement(ctx context.Context) context.Context {
+func LimitStatement(ctx context.Context) context.Context {
 	if ctx.Value(noLimitKey{}) != nil {
 		return ctx
 	}
@@ -173,51 +174,51 @@ func limitStatement(ctx context.Context) context.Context {
 	return context.WithValue(ctx, cancelKey{}, cancel)
 }
 
-func endStatement(ctx context.Context) {
+func EndStatement(ctx context.Context) {
 	if cancel, ok := ctx.Value(cancelKey{}).(context.CancelFunc); ok {
 		cancel()
 	}
 }
 
 func (statementLimit) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return limitStatement(ctx)
+	return LimitStatement(ctx)
 }
 
 func (statementLimit) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
-	endStatement(ctx)
+	EndStatement(ctx)
 }
 
 func (statementLimit) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
-	return limitStatement(ctx)
+	return LimitStatement(ctx)
 }
 func (statementLimit) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
 func (statementLimit) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchEndData) {
-	endStatement(ctx)
+	EndStatement(ctx)
 }
 
 // hasty are the settings whose default can end a session before it has its own,
 // by the SQLSTATE with which they do that: a server that says so knows them.
 var hasty = map[string]string{"25P04": "transaction_timeout", "57P05": "idle_session_timeout"}
 
-// dial connects within connect_timeout, whatever conninfo lists or the peer does.
-func dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
-	cfg, err := connectConfig(conninfo)
+// Dial connects within connect_timeout, whatever conninfo lists or the peer does.
+func Dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
+	cfg, err := ConnConfig(conninfo)
 	if err != nil {
 		return nil, err
 	}
-	return dialConfig(ctx, target, cfg)
+	return DialConfig(ctx, target, cfg)
 }
 
-func dialConfig(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+func DialConfig(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	return dialBy(ctx, target, cfg, dialNoWait)
 }
 
-// dialUncancelled is dialConfig for a connection of which there are many: for each one
+// DialUncancelled is dialConfig for a connection of which there are many: for each one
 // that is late, or has ended, the driver asks the server over a new connection to cancel
 // what runs there. A server that has just recovered from the crash of a process, or is
 // slow, gets all of those at once, and forks a process for each. Here those are not
 // dialled. What still runs there ends by its own limits (see pins).
-func dialUncancelled(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+func DialUncancelled(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	var open atomic.Bool
 	defer open.Store(true)
 	return dialBy(ctx, target, cfg, func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -229,24 +230,24 @@ func dialUncancelled(ctx context.Context, target string, cfg *pgx.ConnConfig) (*
 }
 
 func dialBy(ctx context.Context, target string, cfg *pgx.ConnConfig, dial pgconn.DialFunc) (*pgx.Conn, error) {
-	ctx, cancel := connectLimit(ctx, cfg)
+	ctx, cancel := Limit(ctx, cfg)
 	defer cancel()
 	cfg.DialFunc = dial
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	for range hasty {
-		if name := hasty[sqlState(err)]; name != "" {
+		if name := hasty[SQLState(err)]; name != "" {
 			cfg.RuntimeParams[name] = "0"
 			conn, err = pgx.ConnectConfig(ctx, cfg)
 		}
 	}
 	if err != nil {
-		return nil, connectError(ctx, target, cfg, err)
+		return nil, Explained(ctx, target, cfg, err)
 	}
 	return conn, nil
 }
 
-// connectLimit is connect_timeout for each host that conninfo lists.
-func connectLimit(ctx context.Context, cfg *pgx.ConnConfig) (context.Context, context.CancelFunc) {
+// Limit is connect_timeout for each host that conninfo lists.
+func Limit(ctx context.Context, cfg *pgx.ConnConfig) (context.Context, context.CancelFunc) {
 	hosts := map[string]bool{fmt.Sprint(cfg.Host, cfg.Port): true}
 	for _, f := range cfg.Fallbacks {
 		hosts[fmt.Sprint(f.Host, f.Port)] = true
@@ -271,7 +272,7 @@ func attempts(err error) error {
 		return err
 	}
 	telling := slices.DeleteFunc(slices.Clone(joined.Unwrap()), func(one error) bool {
-		return strings.HasSuffix(one.Error(), noTLS) || strings.Contains(one.Error(), "tls error: ") && classify(one) == ReachBroken
+		return strings.HasSuffix(one.Error(), noTLS) || strings.Contains(one.Error(), "tls error: ") && Classify(one) == ReachBroken
 	})
 	if len(telling) == 0 || len(telling) == len(joined.Unwrap()) {
 		return err
@@ -279,8 +280,8 @@ func attempts(err error) error {
 	return errors.Join(telling...)
 }
 
-func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err error) error {
-	ce := &ConnectError{Target: target, Reach: classify(err), Err: attempts(err)}
+func Explained(ctx context.Context, target string, cfg *pgx.ConnConfig, err error) error {
+	ce := &ConnectError{Target: target, Reach: Classify(err), Err: attempts(err)}
 	switch {
 	case ctx.Err() != nil:
 		ce.Reach = ReachTimeout
@@ -294,42 +295,42 @@ func connectError(ctx context.Context, target string, cfg *pgx.ConnConfig, err e
 	where := fmt.Sprintf("%s port %d", cfg.Host, cfg.Port)
 	switch ce.Reach {
 	case ReachRefused:
-		return hint(ce, "Nothing listens at %s. Is PostgreSQL running there, and are host and port right?", where)
+		return failure.WithHint(ce, "Nothing listens at %s. Is PostgreSQL running there, and are host and port right?", where)
 	case ReachTimeout:
-		if ce.accepted() {
-			return hint(ce, "Something accepts connections at %s and then says nothing: a server that hangs, or not PostgreSQL. Look at its process and its log there.", where)
+		if ce.Accepted() {
+			return failure.WithHint(ce, "Something accepts connections at %s and then says nothing: a server that hangs, or not PostgreSQL. Look at its process and its log there.", where)
 		}
-		return hint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)
+		return failure.WithHint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)
 	case ReachNoRoute:
-		return hint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)
+		return failure.WithHint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)
 	case ReachNoHost:
-		return hint(ce, "Host name %q does not resolve here. Correct it, or add it to DNS or /etc/hosts.", cfg.Host)
+		return failure.WithHint(ce, "Host name %q does not resolve here. Correct it, or add it to DNS or /etc/hosts.", cfg.Host)
 	case ReachStarting:
-		return hint(ce, "The server is starting up or shutting down. Its log says what it waits for.")
+		return failure.WithHint(ce, "The server is starting up or shutting down. Its log says what it waits for.")
 	case ReachFull:
-		return hint(ce, "Raise max_connections (or max_wal_senders for replication) there, or end idle sessions.")
+		return failure.WithHint(ce, "Raise max_connections (or max_wal_senders for replication) there, or end idle sessions.")
 	case ReachRejected:
-		if sqlState(err) == codeProtocolViolation {
-			return hint(ce, poolerHint, where)
+		if SQLState(err) == codeProtocolViolation {
+			return failure.WithHint(ce, poolerHint, where)
 		}
-		return hint(ce, "Check user %q and database %q at %s: password (passfile, PGPASSWORD) and pg_hba.conf.", cfg.User, cfg.Database, where)
+		return failure.WithHint(ce, "Check user %q and database %q at %s: password (passfile, PGPASSWORD) and pg_hba.conf.", cfg.User, cfg.Database, where)
 	case ReachBroken:
-		return hint(ce, "It closed the connection at once. Is %s a PostgreSQL server, and was it just stopped, or has it crashed? See its log.", where)
+		return failure.WithHint(ce, "It closed the connection at once. Is %s a PostgreSQL server, and was it just stopped, or has it crashed? See its log.", where)
 	case ReachNotPostgres:
 		if errors.Is(err, errPooled) {
-			return hint(ce, poolerHint, where)
+			return failure.WithHint(ce, poolerHint, where)
 		}
 		if strings.HasSuffix(err.Error(), noTLS) {
-			return hint(ce, "The server at %s has no TLS, and this conninfo wants it: set sslmode=prefer there, or ssl = on in its postgresql.conf.", where)
+			return failure.WithHint(ce, "The server at %s has no TLS, and this conninfo wants it: set sslmode=prefer there, or ssl = on in its postgresql.conf.", where)
 		}
-		return hint(ce, "What answers at %s is not a PostgreSQL server. Check host and port.", where)
+		return failure.WithHint(ce, "What answers at %s is not a PostgreSQL server. Check host and port.", where)
 	default:
 		return ce
 	}
 }
 
-// classify turns the error of a connection or a query into evidence.
-func classify(err error) Reach {
+// Classify turns the error of a connection or a query into evidence.
+func Classify(err error) Reach {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		switch {
@@ -359,8 +360,8 @@ func classify(err error) Reach {
 	}
 }
 
-// connectCause says why in the server's or the system's words, once, on one line.
-func connectCause(err error) string {
+// Cause says why in the server's or the system's words, once, on one line.
+func Cause(err error) string {
 	var pg *pgconn.PgError
 	var op *net.OpError
 	var dns *net.DNSError
