@@ -285,7 +285,7 @@ func (m *Monitor) observeFrom(ctx context.Context) {
 	for _, p := range peers { // over what is open: a host of conninfo may be silent
 		if err != nil && p.ID != election.Arbiter {
 			ctx, cancel := m.peerLimit(ctx)
-			err = m.watch.node(p.ID).with(ctx, func(n *Node) (err error) { recs, err = n.records(ctx); return err })
+			err = m.watch.node(p.ID).with(ctx, func(n *server) (err error) { recs, err = n.records(ctx); return err })
 			cancel()
 		}
 	}
@@ -577,7 +577,7 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	var count int
-	read := func(n *Node) error {
+	read := func(n *server) error {
 		return n.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
 	}
 	if m.local != nil && !m.witness {
@@ -633,7 +633,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 	}
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	n, of, err := m.open(ctx, primary.ID, func(ctx context.Context) (*Node, error) { return m.cluster.connectTo(ctx, primary) })
+	n, of, err := m.open(ctx, primary.ID, func(ctx context.Context) (*server, error) { return m.cluster.connectTo(ctx, primary) })
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ type campaign struct {
 	pledged []election.Peer
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
-	conn    *Node             // to the winner, for the first commit
+	conn    *server             // to the winner, for the first commit
 	probe   *commitProbe      // nil: none is open
 	value   string            // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
 	slots   map[NodeID]string // that the winner has for its followers
@@ -261,7 +261,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 	}
 	var view election.Peer
 	hung := false
-	err := n.alone(ctx, func(n *Node) (err error) {
+	err := n.alone(ctx, func(n *server) (err error) {
 		var loaded time.Time
 		if err := n.conn.QueryRow(ctx, `SELECT pg_conf_load_time()`).Scan(&loaded); err != nil {
 			return n.queryError("look at the settings", err)
@@ -287,7 +287,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 func (a *campaign) lookAgain(ctx context.Context, p election.Peer) (view election.Peer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout)
 	defer cancel()
-	err = a.w.node(p.ID).with(ctx, func(n *Node) (err error) {
+	err = a.w.node(p.ID).with(ctx, func(n *server) (err error) {
 		rec := a.w.record(p.ID)
 		if view, _, err = n.peerView(ctx, a.w, rec); err == nil && view.Unsure {
 			view, err = n.makeSure(ctx, a.w, rec, view)
@@ -307,7 +307,7 @@ func pledged(p, view election.Peer) election.Peer {
 // process ends it, and where that is busy with its replay, a short timeout does. It
 // is hung where the postmaster has not told our session of the new settings until then:
 // it would not promote the server either.
-func (n *Node) endReceiver(ctx context.Context, before time.Time, limit time.Duration) (hung bool, err error) {
+func (n *server) endReceiver(ctx context.Context, before time.Time, limit time.Duration) (hung bool, err error) {
 	begun := time.Now()
 	hurry := begun.Add(nudgeInterval / 2)
 	hurried := false
@@ -334,7 +334,7 @@ func (n *Node) endReceiver(ctx context.Context, before time.Time, limit time.Dur
 // makeSure waits a little until it can be told where a standby's WAL ends: until
 // its server, which was just started, has read all that it has, or has written
 // down on which timeline it is. One that stays unsure has a vote, and cannot win.
-func (n *Node) makeSure(ctx context.Context, w *watch, r Record, view election.Peer) (election.Peer, error) {
+func (n *server) makeSure(ctx context.Context, w *watch, r Record, view election.Peer) (election.Peer, error) {
 	limited, cancel := context.WithTimeout(ctx, w.cluster().cfg.SilenceTimeout/2)
 	defer cancel()
 	resolved := false

@@ -111,7 +111,7 @@ type Check struct {
 type cloning struct {
 	*Cluster
 	o          CloneOptions
-	source     *Node
+	source     *server
 	status     NodeStatus
 	recs       []Record // nil: the source has no metadata
 	upstream   Record   // where the new standby will stream from
@@ -149,7 +149,7 @@ func (r *cloning) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	r.res = CloneResult{Dir: r.o.Dir, Source: Redact(r.o.Source), DryRun: r.o.DryRun, Checks: []Check{}}
-	if r.source, err = Connect(ctx, r.o.Source); err != nil {
+	if r.source, err = connect(ctx, r.o.Source); err != nil {
 		return err
 	}
 	if r.status, err = r.source.Status(ctx); err != nil {
@@ -506,7 +506,7 @@ type tablespace struct {
 	Bytes    int64 // -1: not ours to read
 }
 
-func (n *Node) tablespaces(ctx context.Context) ([]tablespace, error) {
+func (n *server) tablespaces(ctx context.Context) ([]tablespace, error) {
 	rows, err := n.conn.Query(ctx, `
 		SELECT spcname, coalesce(pg_tablespace_location(oid), ''),
 		       CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') OR has_tablespace_privilege(oid, 'CREATE') THEN pg_tablespace_size(oid) ELSE -1 END

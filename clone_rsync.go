@@ -81,7 +81,7 @@ func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {
 	if err != nil {
 		return err
 	}
-	n, err := Connect(ctx, job.Source)
+	n, err := connect(ctx, job.Source)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func rsyncHost(source, user string) (string, error) {
 type rsyncBackup struct {
 	rsyncCloner
 	job   CopyJob
-	n     *Node
+	n     *server
 	from  string
 	start wal.LSN
 }

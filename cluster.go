@@ -51,25 +51,25 @@ func (c *Cluster) self() string {
 }
 
 // connectLocal opens a connection to the node of the configuration.
-func (c *Cluster) connectLocal(ctx context.Context) (*Node, error) {
+func (c *Cluster) connectLocal(ctx context.Context) (*server, error) {
 	if c.cfg.Conninfo == "" {
 		return nil, hint(kind(ErrConfig, "conninfo is not set in %s", cmp.Or(c.cfg.File, "the configuration")), "Set conninfo in repmgr.conf, name the file with -f, or give -h, -p, -U and -d.")
 	}
 	if c.cfg.NodeID == 0 {
-		return Connect(ctx, c.cfg.Conninfo)
+		return connect(ctx, c.cfg.Conninfo)
 	}
 	return connectNode(ctx, c.self(), c.cfg.Conninfo)
 }
 
 // connectTo opens a connection to a registered node.
-func (c *Cluster) connectTo(ctx context.Context, r Record) (*Node, error) {
+func (c *Cluster) connectTo(ctx context.Context, r Record) (*server, error) {
 	return connectNode(ctx, r.String(), c.dialInfo(r))
 }
 
 // connectPatiently is connectTo with a limit of its own in the place of the
 // conninfo's connect_timeout, which is often too short for a slow line. Where
 // settled is false, the first look settles the session, and saves a round trip.
-func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Duration, settled bool) (*Node, error) {
+func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Duration, settled bool) (*server, error) {
 	conninfo := c.dialInfo(r)
 	if params, err := ParseConninfo(conninfo); err == nil {
 		params["connect_timeout"] = fmt.Sprint(int(limit.Seconds()) + 1)
@@ -79,7 +79,7 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{name: r.String(), conninfo: conninfo}
+	n := &server{name: r.String(), conninfo: conninfo}
 	if !settled {
 		cfg.AfterConnect, n.schema, n.loose = nil, schemaOurs, true
 	}
@@ -167,7 +167,7 @@ const recordsSQL = `SELECT ` + recordColumns + `
 	FROM repmgr.nodes n LEFT JOIN repmgr.nodes u ON u.node_id = n.upstream_node_id ORDER BY n.node_id`
 
 // records reads repmgr.nodes as this server has it.
-func (n *Node) records(ctx context.Context) ([]Record, error) {
+func (n *server) records(ctx context.Context) ([]Record, error) {
 	if err := n.needNodes(ctx); err != nil {
 		return nil, err
 	}
@@ -194,7 +194,7 @@ const (
 
 // seeSchema finds out what metadata a server has, without an error in its log.
 // What is ours stays so; the rest is looked for again.
-func (n *Node) seeSchema(ctx context.Context) (version int, err error) {
+func (n *server) seeSchema(ctx context.Context) (version int, err error) {
 	if n.schema == schemaOurs {
 		return SchemaVersion, nil
 	}
@@ -225,7 +225,7 @@ func (n *Node) seeSchema(ctx context.Context) (version int, err error) {
 
 // needNodes is needSchema for what only reads or writes the tables that repmgr 5
 // has, too: those work before anybody adopts them.
-func (n *Node) needNodes(ctx context.Context) error {
+func (n *server) needNodes(ctx context.Context) error {
 	if n.schema == schemaBare {
 		return nil
 	}
@@ -238,7 +238,7 @@ func (n *Node) needNodes(ctx context.Context) error {
 
 // hasSchema reports whether the server has all of our tables, and not only those
 // of repmgr 5, where there are no rules, failovers and samples.
-func (n *Node) hasSchema(ctx context.Context) (bool, error) {
+func (n *server) hasSchema(ctx context.Context) (bool, error) {
 	err := n.needSchema(ctx)
 	if n.schema == schemaBare {
 		return false, nil
@@ -247,7 +247,7 @@ func (n *Node) hasSchema(ctx context.Context) (bool, error) {
 }
 
 // needSchema says in our words that there is no metadata, and keeps the server's log quiet.
-func (n *Node) needSchema(ctx context.Context) error {
+func (n *server) needSchema(ctx context.Context) error {
 	version, err := n.seeSchema(ctx)
 	switch {
 	case err != nil:
@@ -313,7 +313,7 @@ type probe struct {
 }
 
 // further is what is asked of a node that was reached, over the same connection.
-type further func(ctx context.Context, n *Node, p *probe)
+type further func(ctx context.Context, n *server, p *probe)
 
 func (p probe) reach() postgres.Reach {
 	var ce *postgres.ConnectError
@@ -433,7 +433,7 @@ func noPrimaryHint(probes []probe) string {
 // connectPrimary returns a connection to the primary: local itself where that
 // is one, else whichever of its records is. The caller closes it; closing it
 // closes local only where they are the same.
-func (c *Cluster) connectPrimary(ctx context.Context, local *Node) (*Node, error) {
+func (c *Cluster) connectPrimary(ctx context.Context, local *server) (*server, error) {
 	var inRecovery bool
 	if err := local.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
 		return nil, local.queryError("read the recovery state", err)
@@ -453,7 +453,7 @@ func (c *Cluster) connectPrimary(ctx context.Context, local *Node) (*Node, error
 }
 
 // withPrimary runs f on a connection to the primary.
-func (c *Cluster) withPrimary(ctx context.Context, f func(*Node) error) error {
+func (c *Cluster) withPrimary(ctx context.Context, f func(*server) error) error {
 	local, err := c.connectLocal(ctx)
 	if err != nil {
 		return err
@@ -531,7 +531,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 		return CleanupResult{}, kind(ErrConfig, "keep-history %d: must be 0 or more days", o.KeepDays)
 	}
 	res := CleanupResult{DryRun: o.DryRun}
-	err := c.withPrimary(ctx, func(primary *Node) error {
+	err := c.withPrimary(ctx, func(primary *server) error {
 		if err := primary.needNodes(ctx); err != nil {
 			return err
 		}
@@ -562,7 +562,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 }
 
 // deleteHistory deletes the chosen rows; all of them at once where none is kept.
-func (n *Node) deleteHistory(ctx context.Context, old string, o CleanupOptions, res *CleanupResult) error {
+func (n *server) deleteHistory(ctx context.Context, old string, o CleanupOptions, res *CleanupResult) error {
 	ctx = postgres.Unlimited(ctx)
 	if o.KeepDays == 0 && o.NodeID == 0 {
 		err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
@@ -606,7 +606,7 @@ func unknownNode(recs []Record, id NodeID, name string) error {
 
 // emit writes the event where a primary can take it, and tells the notifiers in
 // any case. Neither can fail what the event is about.
-func (c *Cluster) emit(ctx context.Context, primary *Node, e Event) {
+func (c *Cluster) emit(ctx context.Context, primary *server, e Event) {
 	var at *time.Time // the time of the row is the server's, but for what has happened before
 	if !e.At.IsZero() {
 		at = &e.At

@@ -51,7 +51,7 @@ const (
 )
 
 // beatHeart writes the sign of life, and hears those of the standbys.
-func (m *Monitor) beatHeart(ctx context.Context, n *Node) error {
+func (m *Monitor) beatHeart(ctx context.Context, n *server) error {
 	at := time.Now()
 	var b pgx.Batch
 	b.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)

@@ -63,7 +63,7 @@ func endedText(sessions int) string {
 // replayAll waits until a detached standby has replayed what it has, as long as
 // it gets on: it gives up where nothing was replayed for limit. It returns how
 // many sessions it has ended for that.
-func (n *Node) replayAll(ctx context.Context, p election.Peer, limit time.Duration) (ended int, err error) {
+func (n *server) replayAll(ctx context.Context, p election.Peer, limit time.Duration) (ended int, err error) {
 	last, at := wal.LSN(0), time.Now()
 	if p.ReplayPaused && p.Halt == "" {
 		if _, err := n.conn.Exec(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END`); err != nil {
@@ -110,7 +110,7 @@ func inConflict(waits string) bool {
 
 // tellRule tells a data node of a rule that its tables do not show yet. One that
 // has pledged itself in a later term hears nothing: its pledge was counted without.
-func (n *Node) tellRule(ctx context.Context, r election.Rule) error {
+func (n *server) tellRule(ctx context.Context, r election.Rule) error {
 	return ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
 		if b.Term > r.Term {
 			return nil // an election goes on: the ballots tell
@@ -121,7 +121,7 @@ func (n *Node) tellRule(ctx context.Context, r election.Rule) error {
 
 // storeRuleLoudly is tellRule for who holds the ballot's lock. Nobody needs it in
 // force, but where the server reads its settings the Monitors notice that something changed.
-func (n *Node) storeRuleLoudly(ctx context.Context, r election.Rule) error {
+func (n *server) storeRuleLoudly(ctx context.Context, r election.Rule) error {
 	if err := n.storeRule(ctx, r); err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func (n *Node) storeRuleLoudly(ctx context.Context, r election.Rule) error {
 }
 
 // storeRule leaves it to what comes next to be noticed.
-func (n *Node) storeRule(ctx context.Context, r election.Rule) error {
+func (n *server) storeRule(ctx context.Context, r election.Rule) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -140,7 +140,7 @@ func (n *Node) storeRule(ctx context.Context, r election.Rule) error {
 // confirm asks whether a data node shows the rule, and, once that is written, tells
 // it to one that does not in time: where that is slow to replay, or can not stream
 // yet, it is enough that it knows.
-func (a *campaign) confirm(ctx context.Context, n *Node, id int32, tell bool) (knows bool, err error) {
+func (a *campaign) confirm(ctx context.Context, n *server, id int32, tell bool) (knows bool, err error) {
 	if err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
 		return false, n.queryError("look for the rule", err)
 	}

@@ -10,31 +10,31 @@ type Announcer struct{ p presence }
 func NewAnnouncer(id NodeID) *Announcer { return &Announcer{presence{node: id}} }
 
 func (a *Announcer) Announce(ctx context.Context, conninfo string, s Presence) error {
-	return a.p.announce(ctx, func(ctx context.Context) (*Node, error) { return Connect(ctx, conninfo) }, s)
+	return a.p.announce(ctx, func(ctx context.Context) (*server, error) { return connect(ctx, conninfo) }, s)
 }
 
 func (a *Announcer) Close() { a.p.close() }
 
 func Presences(ctx context.Context, conninfo string) (all map[NodeID]Presence, err error) {
-	return all, withNode(ctx, conninfo, func(n *Node) error { all, err = n.presences(ctx); return err })
+	return all, withNode(ctx, conninfo, func(n *server) error { all, err = n.presences(ctx); return err })
 }
 
 func FailoverPrivileges(ctx context.Context, conninfo string) error {
-	return withNode(ctx, conninfo, func(n *Node) error { return n.failoverPrivileges(ctx) })
+	return withNode(ctx, conninfo, func(n *server) error { return n.failoverPrivileges(ctx) })
 }
 
 func WeakCommits(ctx context.Context, conninfo string) (all []string, err error) {
-	return all, withNode(ctx, conninfo, func(n *Node) error { all, err = n.weakCommits(ctx); return err })
+	return all, withNode(ctx, conninfo, func(n *server) error { all, err = n.weakCommits(ctx); return err })
 }
 
 func CopyMetadata(ctx context.Context, c *Cluster, primary, witness string) error {
-	return withNode(ctx, primary, func(p *Node) error {
-		return withNode(ctx, witness, func(w *Node) error { return c.copyMetadata(ctx, p, w) })
+	return withNode(ctx, primary, func(p *server) error {
+		return withNode(ctx, witness, func(w *server) error { return c.copyMetadata(ctx, p, w) })
 	})
 }
 
-func withNode(ctx context.Context, conninfo string, f func(*Node) error) error {
-	n, err := Connect(ctx, conninfo)
+func withNode(ctx context.Context, conninfo string, f func(*server) error) error {
+	n, err := connect(ctx, conninfo)
 	if err != nil {
 		return err
 	}

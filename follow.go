@@ -92,7 +92,7 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 }
 
 // mended says of a standby that can not follow that its daemon brings it back, where it does.
-func (c *Cluster) mended(ctx context.Context, local *Node, target Record, err error) error {
+func (c *Cluster) mended(ctx context.Context, local *server, target Record, err error) error {
 	if !errors.Is(err, ErrTimelineDiverged) && !errors.Is(err, ErrWALGone) {
 		return err
 	}
@@ -152,7 +152,7 @@ func (c *Cluster) followTarget(ctx context.Context, recs []Record, o FollowOptio
 // recordOfServer asks a server which registered node it is: the one that
 // listens at the same address in its own copy of the metadata.
 func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, error) {
-	n, err := Connect(ctx, conninfo)
+	n, err := connect(ctx, conninfo)
 	if err != nil {
 		return Record{}, err
 	}
@@ -174,7 +174,7 @@ func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, 
 }
 
 // follow re-points the standby node, whose connection is n, to target.
-func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs []Record, o FollowOptions) (FollowResult, error) {
+func (c *Cluster) follow(ctx context.Context, n *server, node, target Record, recs []Record, o FollowOptions) (FollowResult, error) {
 	start := time.Now()
 	res := FollowResult{Node: node, Upstream: target, DryRun: o.DryRun}
 	status, err := n.Status(ctx)
@@ -237,7 +237,7 @@ func (c *Cluster) follow(ctx context.Context, n *Node, node, target Record, recs
 
 // refuseLostWAL refuses before anything is changed where the standby would wait
 // for ever. Where an archive may have the WAL, that is only said.
-func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *Node, node, target Record, status NodeStatus) error {
+func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *server, node, target Record, status NodeStatus) error {
 	lost := up.lostWAL(ctx, target, status)
 	switch {
 	case lost == nil:
@@ -257,7 +257,7 @@ func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *Node, node, ta
 
 // checkAncestry proves that all WAL of the standby is WAL of the target, too.
 // It returns the timeline of the target.
-func (c *Cluster) checkAncestry(ctx context.Context, n *Node, node Record, status NodeStatus, target Record, up *Node) (wal.Timeline, error) {
+func (c *Cluster) checkAncestry(ctx context.Context, n *server, node Record, status NodeStatus, target Record, up *server) (wal.Timeline, error) {
 	theirs, err := up.Status(ctx)
 	if err != nil {
 		return 0, err
@@ -305,7 +305,7 @@ func (c *Cluster) timelineHistory(ctx context.Context, of Record, t wal.Timeline
 
 // ownHistory reads the history of a server's timeline from its own files. It is
 // not there on timeline 1, nor where the login may not read files.
-func (n *Node) ownHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
+func (n *server) ownHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
 	if t <= 1 {
 		return nil, false
 	}
@@ -356,7 +356,7 @@ func (c *Cluster) replicationConfig(conninfo, user string) (*pgx.ConnConfig, err
 
 // repoint makes the slot on the new upstream and gives the standby its new
 // primary_conninfo.
-func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record) error {
+func (c *Cluster) repoint(ctx context.Context, n, up *server, node, target Record) error {
 	if node.SlotName != "" {
 		if _, err := up.CreateSlot(ctx, node.SlotName, node.Name); err != nil {
 			return err
@@ -387,7 +387,7 @@ func (c *Cluster) repoint(ctx context.Context, n, up *Node, node, target Record)
 }
 
 // finishFollow records the new upstream and waits until it sends.
-func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *Node, res *FollowResult) error {
+func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *server, res *FollowResult) error {
 	node, target := res.Node, res.Upstream
 	_, errRow := primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(target.ID))
 	err := c.waitAttached(ctx, n, up, node, target, res.Timeline, func() error { // until it was re-pointed it may have received more
@@ -424,7 +424,7 @@ const ancestryAgain = time.Second
 // standby that it does so on the upstream's timeline: on its way to a new one it
 // streams the rest of the old one first. Where that takes longer it asks again
 // whether the standby has diverged: then it never will.
-func (c *Cluster) waitAttached(ctx context.Context, n, up *Node, node, target Record, timeline wal.Timeline, ancestry func() error) error {
+func (c *Cluster) waitAttached(ctx context.Context, n, up *server, node, target Record, timeline wal.Timeline, ancestry func() error) error {
 	limit := c.cfg.StandbyFollowTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrNotAttached, "%s was re-pointed to %s, but did not stream from it within standby_follow_timeout (%s)", node, target, limit),
 		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", target.Name))

@@ -30,7 +30,7 @@ const (
 // there is none, or the extension is not there or not readable. A library is
 // loaded only by a restart of the server, which ends the connection, so one no
 // is enough for it.
-func (n *Node) foreignDaemon(ctx context.Context) (*ForeignDaemon, error) {
+func (n *server) foreignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 	if n.foreign == foreignUnknown {
 		var found bool
 		err := n.conn.QueryRow(ctx, `SELECT to_regprocedure('repmgr.repmgrd_is_running()') IS NOT NULL AND to_regprocedure('repmgr.get_repmgrd_pid()') IS NOT NULL
@@ -68,7 +68,7 @@ func (n *Node) foreignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 }
 
 // pauseForeign tells a daemon of repmgr 5 the same as ours, where one lives.
-func (n *Node) pauseForeign(ctx context.Context, paused bool) error {
+func (n *server) pauseForeign(ctx context.Context, paused bool) error {
 	d, err := n.foreignDaemon(ctx)
 	if err != nil || d == nil || d.Paused == paused {
 		return err

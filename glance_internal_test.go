@@ -18,8 +18,8 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 	ctx := t.Context()
 	primary := pgtest.Start(t, pgtest.Options{})
 	standby := pgtest.NewStandby(t, primary, pgtest.Options{})
-	on := func(s *pgtest.Server) *Node {
-		n, err := Connect(ctx, s.Conninfo())
+	on := func(s *pgtest.Server) *server {
+		n, err := connect(ctx, s.Conninfo())
 		require.NoError(t, err)
 		t.Cleanup(n.Close)
 		return n
@@ -28,8 +28,8 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 	_, err := p.createSchema(ctx)
 	require.NoError(t, err)
 	pgtest.WaitFor(t, "the schema on the standby", func(ctx context.Context) error { return s.needSchema(ctx) })
-	known := map[*Node]glance{}
-	settle := func(n *Node) {
+	known := map[*server]glance{}
+	settle := func(n *server) {
 		pgtest.WaitFor(t, "a glance like the one before", func(ctx context.Context) error {
 			g, err := n.glance(ctx)
 			old := known[n]
@@ -42,21 +42,21 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 	}
 	for _, c := range []struct {
 		what string
-		on   []*Node
+		on   []*server
 		do   func() error
 	}{
-		{"a ballot on a primary", []*Node{p}, func() error {
+		{"a ballot on a primary", []*server{p}, func() error {
 			return ballot.Pledge(ctx, on(primary).conn, ballot.Ballot{Node: 1, Term: 3, Candidate: "a.1"}, ballot.Primary)
 		}},
-		{"a pause", []*Node{p}, func() error { return on(primary).setPaused(ctx, 1, true, 7) }},
-		{"a rule", []*Node{p, s}, func() error {
+		{"a pause", []*server{p}, func() error { return on(primary).setPaused(ctx, 1, true, 7) }},
+		{"a rule", []*server{p, s}, func() error {
 			_, err := on(primary).conn.Exec(ctx, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (3, 1, 1, '{1,2}', false, '{}', 0)`)
 			return err
 		}},
-		{"a ballot on a standby", []*Node{s}, func() error {
+		{"a ballot on a standby", []*server{s}, func() error {
 			return ballot.Pledge(ctx, on(standby).conn, ballot.Ballot{Node: 2, Term: 4, Candidate: "a.1"}, ballot.Standby)
 		}},
-		{"a promotion", []*Node{s}, func() error {
+		{"a promotion", []*server{s}, func() error {
 			_, err := on(standby).conn.Exec(ctx, `SELECT pg_promote()`)
 			return err
 		}},

@@ -30,7 +30,7 @@ func (a *campaign) tellWitnesses(ctx context.Context) error {
 		case p.ID == election.Arbiter:
 			err = a.c.cfg.Arbiter.Record(ctx, a.tally.Rule, a.w.records())
 		case p.Role == election.Witness:
-			err = a.w.node(p.ID).alone(ctx, func(n *Node) error { return n.writeRule(ctx, a.tally.Rule, a.c.candidate()) })
+			err = a.w.node(p.ID).alone(ctx, func(n *server) error { return n.writeRule(ctx, a.tally.Rule, a.c.candidate()) })
 		}
 		if err != nil {
 			return fmt.Errorf("tell node %d of the new rule: %w", p.ID, err)
@@ -63,7 +63,7 @@ func ruleArgs(r election.Rule, coordinator string) ([]any, error) {
 }
 
 // Where there are only the tables of repmgr 5 there is no place for a rule.
-func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
+func (n *server) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
 	if ok, err := n.hasSchema(ctx); !ok {
 		return err
 	}
@@ -83,7 +83,7 @@ func (n *Node) writeRule(ctx context.Context, r election.Rule, coordinator strin
 
 // rehearse has a new session of a server in recovery plan what it will write as the
 // first one after the promotion: it needs some milliseconds for what it never did before.
-func (n *Node) rehearse(ctx context.Context, r election.Rule) {
+func (n *server) rehearse(ctx context.Context, r election.Rule) {
 	if ok, err := n.hasSchema(ctx); !ok || err != nil {
 		return
 	}
@@ -112,7 +112,7 @@ func (a *campaign) promote(ctx context.Context) error {
 	defer conn.Wait()
 	defer probe.Wait()
 	defer mark.Wait()
-	err := a.w.node(int32(winner.ID)).alone(ctx, func(n *Node) error {
+	err := a.w.node(int32(winner.ID)).alone(ctx, func(n *server) error {
 		if a.tally.Rule.Quorum {
 			probe.Go(func() { a.probe, _ = n.commitProbe(limited) })
 		}
@@ -160,7 +160,7 @@ func (a *campaign) promote(ctx context.Context) error {
 
 // markOpen says of the value under which the term is open that it is ours, beside
 // the closed one that is in force.
-func (a *campaign) markOpen(ctx context.Context, n *Node) error {
+func (a *campaign) markOpen(ctx context.Context, n *server) error {
 	name := func(id int32) string { return a.w.record(id).Name }
 	closed, value := syncValue(a.tally.Rule.Opening(), name), syncValue(a.tally.Rule.SyncSetting(), name)
 	err := n.writeMark(ctx, syncState{value: closed, mark: closed}, value)
@@ -185,7 +185,7 @@ func (a *campaign) point(ctx context.Context) {
 			limit := inaugurationLimit * a.c.cfg.SilenceTimeout
 			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 			defer cancel()
-			done <- a.w.node(p.ID).alone(ctx, func(n *Node) error { return a.repoint(ctx, n, a.w.record(p.ID)) })
+			done <- a.w.node(p.ID).alone(ctx, func(n *server) error { return a.repoint(ctx, n, a.w.record(p.ID)) })
 		})
 	}
 }
@@ -216,7 +216,7 @@ func (a *campaign) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 // slotOrNone makes the slot of a standby on its upstream, and returns its name.
 // Where it can not be made the standby is to stream without one: that is better
 // than no standby at all.
-func (c *Cluster) slotOrNone(ctx context.Context, up *Node, standby Record) string {
+func (c *Cluster) slotOrNone(ctx context.Context, up *server, standby Record) string {
 	if standby.SlotName == "" {
 		return ""
 	}
@@ -227,7 +227,7 @@ func (c *Cluster) slotOrNone(ctx context.Context, up *Node, standby Record) stri
 	return standby.SlotName
 }
 
-func (c *Cluster) warnNoSlot(up *Node, standby Record, err error) {
+func (c *Cluster) warnNoSlot(up *server, standby Record, err error) {
 	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.name, "err", err, "hint", cmp.Or(Hint(err), slotHint))
 }
 
@@ -235,7 +235,7 @@ const slotHint = "Raise max_replication_slots there, or drop a slot that nobody 
 
 // promoteWinner runs the operator's promote_command where the winner is the
 // local node, and otherwise promotes over SQL.
-func (c *Cluster) promoteWinner(ctx context.Context, n *Node, winner Record) error {
+func (c *Cluster) promoteWinner(ctx context.Context, n *server, winner Record) error {
 	local := winner.ID == c.cfg.NodeID
 	if local && c.cfg.PromoteCommand != "" {
 		ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.PromoteCheckTimeout, fmt.Errorf("no end within promote_check_timeout (%s)", c.cfg.PromoteCheckTimeout))
@@ -281,7 +281,7 @@ func (a *campaign) open(ctx context.Context) error {
 		}
 		wg.Go(func() {
 			apart := <-done
-			if followers[i] = a.w.node(p.ID).alone(ctx, func(n *Node) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
+			if followers[i] = a.w.node(p.ID).alone(ctx, func(n *server) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
 				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
 			if errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum {
@@ -323,7 +323,7 @@ var errNoStandby = errors.New("no standby")
 // as long as is usual, and until it knows of the rule. Apart is why it does not.
 // One that was below another standby is below the winner, too, until the term is
 // open: only then it counts whom it is sent by.
-func (a *campaign) follow(ctx context.Context, n *Node, p election.Peer, apart error) error {
+func (a *campaign) follow(ctx context.Context, n *server, p election.Peer, apart error) error {
 	if errors.Is(apart, errSuperseded) {
 		return apart
 	}
@@ -346,7 +346,7 @@ func (a *campaign) follow(ctx context.Context, n *Node, p election.Peer, apart e
 }
 
 // repoint gives a standby the settings to stream from the winner, if it can.
-func (a *campaign) repoint(ctx context.Context, n *Node, r Record) error {
+func (a *campaign) repoint(ctx context.Context, n *server, r Record) error {
 	winner, theirs := peerOf(a.pledged, a.tally.Winner), peerOf(a.pledged, int32(r.ID))
 	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
 		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
@@ -451,7 +451,7 @@ func (a *campaign) followers() (ids []int32) {
 
 // installPrimary writes who is the primary now, in one transaction. Whoever was
 // below the former one is below it, and so are the followers.
-func (n *Node) installPrimary(ctx context.Context, primary, former int32, followers []int32, synchronousCommit string) error {
+func (n *server) installPrimary(ctx context.Context, primary, former int32, followers []int32, synchronousCommit string) error {
 	err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
 		var b pgx.Batch
 		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
@@ -493,7 +493,7 @@ func (a *campaign) record(ctx context.Context) {
 	if res.Former.ID == res.Winner.ID {
 		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
 	}
-	err := a.w.node(int32(res.Winner.ID)).alone(ctx, func(n *Node) error {
+	err := a.w.node(int32(res.Winner.ID)).alone(ctx, func(n *server) error {
 		a.c.emit(ctx, n, e)
 		return n.recordFailover(ctx, a.c.candidate(), res)
 	})
@@ -503,7 +503,7 @@ func (a *campaign) record(ctx context.Context) {
 }
 
 // recordFailover writes the history row of a failover, on the new primary.
-func (n *Node) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
+func (n *server) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
 	if ok, err := n.hasSchema(ctx); !ok {
 		return err
 	}

@@ -44,7 +44,7 @@ func (e lineEvidence) surely() wal.Position {
 }
 
 // readLine fills in the line that a node is on. It reports whether that is sure.
-func (n *Node) readLine(ctx context.Context, v *election.Peer, e lineEvidence) (sure bool) {
+func (n *server) readLine(ctx context.Context, v *election.Peer, e lineEvidence) (sure bool) {
 	at := e.surely()
 	if r := v.Rule; r.Line.Timeline > at.Timeline && len(r.Line.Past) > 0 { // its row was replayed
 		at = wal.Position{Timeline: r.Line.Timeline, LSN: r.Line.Past[len(r.Line.Past)-1].SwitchLSN}
@@ -61,7 +61,7 @@ func (n *Node) readLine(ctx context.Context, v *election.Peer, e lineEvidence) (
 
 // mark reads what tells a timeline from another one of its number: see [wal.Line].
 // 0 where the log of the fork is gone, or the login may not read it.
-func (n *Node) mark(ctx context.Context, t wal.Timeline, past wal.History) uint32 {
+func (n *server) mark(ctx context.Context, t wal.Timeline, past wal.History) uint32 {
 	if len(past) == 0 {
 		return 0
 	}
@@ -84,7 +84,7 @@ func (n *Node) mark(ctx context.Context, t wal.Timeline, past wal.History) uint3
 }
 
 // timeline judges the evidence. at is what is sure without it.
-func (n *Node) timeline(ctx context.Context, e lineEvidence, at wal.Position, replayed wal.LSN) (t wal.Timeline, sure bool) {
+func (n *server) timeline(ctx context.Context, e lineEvidence, at wal.Position, replayed wal.LSN) (t wal.Timeline, sure bool) {
 	if e.Timeline != 0 {
 		return e.Timeline, true
 	}
@@ -102,7 +102,7 @@ func (n *Node) timeline(ctx context.Context, e lineEvidence, at wal.Position, re
 
 // past is the history of a timeline, from the server's own file, read once. It is
 // nil on timeline 1, and where the login may not read files.
-func (n *Node) past(ctx context.Context, t wal.Timeline) wal.History {
+func (n *server) past(ctx context.Context, t wal.Timeline) wal.History {
 	h, known := n.pasts[t]
 	if known {
 		return h
@@ -119,7 +119,7 @@ func (n *Node) past(ctx context.Context, t wal.Timeline) wal.History {
 
 // resolveTimeline makes a standby write down where it is, which is a checkpoint,
 // as long as that does not take longer than limit.
-func (n *Node) resolveTimeline(ctx context.Context, limit time.Duration) error {
+func (n *server) resolveTimeline(ctx context.Context, limit time.Duration) error {
 	for _, sql := range []string{fmt.Sprintf(`SET statement_timeout = %d`, limit.Milliseconds()), `CHECKPOINT`} {
 		if _, err := n.conn.Exec(ctx, sql); err != nil {
 			return errors.Join(n.queryError("checkpoint", err), n.noTimeout(ctx))
@@ -128,7 +128,7 @@ func (n *Node) resolveTimeline(ctx context.Context, limit time.Duration) error {
 	return n.noTimeout(ctx)
 }
 
-func (n *Node) noTimeout(ctx context.Context) error {
+func (n *server) noTimeout(ctx context.Context) error {
 	if _, err := n.conn.Exec(ctx, `SET statement_timeout = 0`); err != nil {
 		return n.queryError("end a timeout", err)
 	}
@@ -138,7 +138,7 @@ func (n *Node) noTimeout(ctx context.Context) error {
 // halt names what keeps the replay of a standby from coming to its end. To resume
 // a replay that stops at a recovery target would promote the server; one that
 // waits for larger parameters would end it.
-func (n *Node) halt(ctx context.Context, target, paused bool) election.Unfit {
+func (n *server) halt(ctx context.Context, target, paused bool) election.Unfit {
 	switch {
 	case target:
 		return election.UnfitTarget
@@ -166,7 +166,7 @@ func (n *Node) halt(ctx context.Context, target, paused bool) election.Unfit {
 }
 
 // ruleLine is the line of a running primary, for its rules.
-func (n *Node) ruleLine(ctx context.Context) (wal.Line, error) {
+func (n *server) ruleLine(ctx context.Context) (wal.Line, error) {
 	var text []byte
 	if err := n.conn.QueryRow(ctx, `SELECT `+lineSQL).Scan(&text); err != nil {
 		return wal.Line{}, n.queryError("read the timeline", err)

@@ -29,7 +29,7 @@ func TestLocalServer_IsAt(t *testing.T) {
 	require.NoError(t, err)
 	server, err := c.localServer("")
 	require.NoError(t, err)
-	n, err := Connect(t.Context(), pg.Conninfo())
+	n, err := connect(t.Context(), pg.Conninfo())
 	require.NoError(t, err)
 	defer n.Close()
 	here, err := server.isAt(t.Context(), n)

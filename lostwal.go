@@ -33,7 +33,7 @@ func (l LostWAL) String() string {
 // would ask it for. It is nil where it has, and where that can not be told: where
 // the standby has not come to the end of its own WAL yet, or the login may not
 // list the files of the upstream (pg_monitor may).
-func (n *Node) lostWAL(ctx context.Context, of Record, s NodeStatus) *LostWAL {
+func (n *server) lostWAL(ctx context.Context, of Record, s NodeStatus) *LostWAL {
 	if !s.InRecovery || s.next == 0 {
 		return nil
 	}

@@ -82,9 +82,9 @@ type Monitor struct {
 	hooked       int64     // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
-	local        *Node
+	local        *server
 	localOf      *watcher // who lent that; nil: it is our own
-	primary      *Node    // of a standby: the connection to its primary
+	primary      *server    // of a standby: the connection to its primary
 	primaryOf    *watcher
 	knows        bool // the primary was known at the end of the last turn
 	primSeen     time.Time
@@ -501,7 +501,7 @@ const (
 	troubleSlot    = "the replication slot"
 )
 
-func (m *Monitor) drop(n **Node) {
+func (m *Monitor) drop(n **server) {
 	(*n).Close()
 	m.release(n)
 }

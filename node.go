@@ -50,7 +50,44 @@ const MinServerVersion = 130000
 
 // Node is one PostgreSQL server, over one connection. It is not safe for
 // concurrent use; whoever called [Connect] closes it.
-type Node struct {
+type Node struct{ s *server }
+
+// Connect opens a connection to the server that conninfo names, and waits for
+// it no longer than its connect_timeout ([DefaultConnectTimeout] where it has
+// none). The error is a [ConnectError].
+func Connect(ctx context.Context, conninfo string) (*Node, error) {
+	s, err := connect(ctx, conninfo)
+	if err != nil {
+		return nil, err
+	}
+	return &Node{s}, nil
+}
+
+// Close ends the connection. It may be called twice, and on nil.
+func (n *Node) Close() {
+	if n != nil {
+		n.s.Close()
+	}
+}
+
+// Status reads the server's state in one statement.
+func (n *Node) Status(ctx context.Context) (NodeStatus, error) { return n.s.Status(ctx) }
+
+// CreateSlot makes a physical replication slot that keeps WAL from now on, for
+// the standby of that name. An existing slot is taken as it is, unless it is
+// logical or another standby streams through it.
+func (n *Node) CreateSlot(ctx context.Context, slot, standby string) (created bool, err error) {
+	return n.s.CreateSlot(ctx, slot, standby)
+}
+
+// DropSlot removes a physical slot that nobody uses. A missing slot is no error.
+func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err error) {
+	return n.s.DropSlot(ctx, name)
+}
+
+// server is what we know of one PostgreSQL server, over one connection. It is not safe
+// for concurrent use.
+type server struct {
 	name     string // as messages call it
 	conninfo string // may hold a password: never printed
 	conn     *pgx.Conn
@@ -71,23 +108,23 @@ type Node struct {
 	marks map[wal.Timeline]uint32      // and marks
 }
 
-// Connect opens a connection to the server that conninfo names, and waits for
+// connect opens a connection to the server that conninfo names, and waits for
 // it no longer than its connect_timeout ([DefaultConnectTimeout] where it has
 // none). The error is a [ConnectError].
-func Connect(ctx context.Context, conninfo string) (*Node, error) {
+func connect(ctx context.Context, conninfo string) (*server, error) {
 	return connectNode(ctx, "server "+address(conninfo), conninfo)
 }
 
-func connectNode(ctx context.Context, name, conninfo string) (*Node, error) {
+func connectNode(ctx context.Context, name, conninfo string) (*server, error) {
 	conn, err := postgres.Dial(ctx, name, conninfo)
 	if err != nil {
 		return nil, err
 	}
-	return &Node{name: name, conninfo: conninfo, conn: conn}, nil
+	return &server{name: name, conninfo: conninfo, conn: conn}, nil
 }
 
 // Close ends the connection. It may be called twice, and on nil.
-func (n *Node) Close() {
+func (n *server) Close() {
 	if n == nil {
 		return
 	}
@@ -222,7 +259,7 @@ SELECT json_build_object(
 ) FROM (SELECT pg_is_in_recovery() AS rec) r CROSS JOIN ` + idleSQL + ` d`
 
 // Status reads the server's state in one statement.
-func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
+func (n *server) Status(ctx context.Context) (NodeStatus, error) {
 	var text []byte
 	if err := n.conn.QueryRow(ctx, nodeStatusSQL).Scan(&text); err != nil {
 		return NodeStatus{}, n.queryError("read the status", err)
@@ -257,7 +294,7 @@ func (n *Node) Status(ctx context.Context) (NodeStatus, error) {
 // whatever its startup process is doing. Of the very last record it may have the
 // beginning only, whose end never comes: that counts for nothing. whole is false
 // where no record could be found. Where the login may not look, all counts.
-func (n *Node) lastRecordEnd(ctx context.Context, t wal.Timeline, replayed, received wal.LSN) (end wal.LSN, whole bool) {
+func (n *server) lastRecordEnd(ctx context.Context, t wal.Timeline, replayed, received wal.LSN) (end wal.LSN, whole bool) {
 	if received <= replayed {
 		return received, true
 	}
@@ -291,7 +328,7 @@ func (n *Node) lastRecordEnd(ctx context.Context, t wal.Timeline, replayed, rece
 }
 
 // readLog reads the log from the page at from up to to.
-func (n *Node) readLog(ctx context.Context, t wal.Timeline, from, to wal.LSN, segSize uint32) (log []byte, ok bool) {
+func (n *server) readLog(ctx context.Context, t wal.Timeline, from, to wal.LSN, segSize uint32) (log []byte, ok bool) {
 	for at := from; at < to; {
 		want := min(int64(segSize)-int64(at)%int64(segSize), int64(to-at))
 		part, err := n.readWAL(ctx, t, at, want, segSize)
@@ -305,13 +342,13 @@ func (n *Node) readLog(ctx context.Context, t wal.Timeline, from, to wal.LSN, se
 
 // readWAL reads so many bytes of the log, all of one segment. It is nil without an
 // error where the server has no such segment.
-func (n *Node) readWAL(ctx context.Context, t wal.Timeline, at wal.LSN, length int64, segSize uint32) (part []byte, err error) {
+func (n *server) readWAL(ctx context.Context, t wal.Timeline, at wal.LSN, length int64, segSize uint32) (part []byte, err error) {
 	err = n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, at, segSize), int64(at)%int64(segSize), length).Scan(&part)
 	return part, err
 }
 
 // walSegmentSize is the size of the server's WAL segment files, in bytes.
-func (n *Node) walSegmentSize(ctx context.Context) (uint32, error) {
+func (n *server) walSegmentSize(ctx context.Context) (uint32, error) {
 	if n.segment == 0 {
 		if err := n.conn.QueryRow(ctx, `SELECT pg_size_bytes(current_setting('wal_segment_size'))`).Scan(&n.segment); err != nil {
 			return 0, n.queryError("read wal_segment_size", err)
@@ -322,7 +359,7 @@ func (n *Node) walSegmentSize(ctx context.Context) (uint32, error) {
 
 // queryError names the statement's purpose and the node, and keeps a lost
 // connection apart from a refused statement.
-func (n *Node) queryError(purpose string, err error) error {
+func (n *server) queryError(purpose string, err error) error {
 	if n.conn.IsClosed() {
 		n.broke = err
 	}
@@ -351,7 +388,7 @@ func (n *Node) queryError(purpose string, err error) error {
 // CreateSlot makes a physical replication slot that keeps WAL from now on, for
 // the standby of that name. An existing slot is taken as it is, unless it is
 // logical or another standby streams through it.
-func (n *Node) CreateSlot(ctx context.Context, slot, standby string) (created bool, err error) {
+func (n *server) CreateSlot(ctx context.Context, slot, standby string) (created bool, err error) {
 	_, err = n.conn.Exec(ctx, `SELECT pg_create_physical_replication_slot($1, true)`, slot)
 	switch {
 	case err == nil:
@@ -382,7 +419,7 @@ func (n *Node) CreateSlot(ctx context.Context, slot, standby string) (created bo
 }
 
 // DropSlot removes a physical slot that nobody uses. A missing slot is no error.
-func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err error) {
+func (n *server) DropSlot(ctx context.Context, name string) (dropped bool, err error) {
 	var gone *string
 	err = n.conn.QueryRow(ctx, `SELECT (SELECT pg_drop_replication_slot(slot_name)::text)
 		FROM pg_replication_slots WHERE slot_name = $1 AND slot_type = 'physical' AND NOT active`, name).Scan(&gone)

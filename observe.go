@@ -101,7 +101,7 @@ func (m *Monitor) readRule(ctx context.Context) {
 	}
 }
 
-func (m *Monitor) readRecords(ctx context.Context, n *Node) ([]Record, error) {
+func (m *Monitor) readRecords(ctx context.Context, n *server) ([]Record, error) {
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	return n.ownRecords(ctx)
@@ -109,7 +109,7 @@ func (m *Monitor) readRecords(ctx context.Context, n *Node) ([]Record, error) {
 
 // ownRecords are the rows of a server that has all of our tables: those of repmgr
 // 5 are none of a Monitor's before they are adopted.
-func (n *Node) ownRecords(ctx context.Context) ([]Record, error) {
+func (n *server) ownRecords(ctx context.Context) ([]Record, error) {
 	if err := n.needSchema(ctx); err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (n *Node) ownRecords(ctx context.Context) ([]Record, error) {
 
 // open borrows a connection of those that are open for the looks, where there are
 // such, and makes one otherwise.
-func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Context) (*Node, error)) (*Node, *watcher, error) {
+func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Context) (*server, error)) (*server, *watcher, error) {
 	if w := m.watch.node(int32(id)); w != nil && w.snapshot().Answer == election.Answers {
 		if n, err := w.borrow(ctx, false); err == nil {
 			return n, w, nil
@@ -129,7 +129,7 @@ func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Cont
 }
 
 // release gives a connection back that was borrowed, and forgets it.
-func (m *Monitor) release(n **Node) {
+func (m *Monitor) release(n **server) {
 	of := &m.localOf
 	if n == &m.primary {
 		of = &m.primaryOf
@@ -148,7 +148,7 @@ func (m *Monitor) rest() {
 	}
 	m.knows = m.primary != nil
 	for _, c := range []struct {
-		n  **Node
+		n  **server
 		of *watcher
 	}{{&m.local, m.localOf}, {&m.primary, m.primaryOf}} {
 		if c.of == nil {
@@ -169,7 +169,7 @@ func (m *Monitor) resume(ctx context.Context) {
 		ctx, cancel := m.peerLimit(ctx)
 		defer cancel()
 		var err error
-		m.primary, m.primaryOf, err = m.open(ctx, m.primRec.ID, func(ctx context.Context) (*Node, error) { return m.cluster.connectTo(ctx, m.primRec) })
+		m.primary, m.primaryOf, err = m.open(ctx, m.primRec.ID, func(ctx context.Context) (*server, error) { return m.cluster.connectTo(ctx, m.primRec) })
 		m.report("the primary", err)
 	}
 	m.knows = false
@@ -247,7 +247,7 @@ func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
 		return false // it became the primary while we looked: the next look sees it as that
 	}
 	if err == nil {
-		m.primary, m.primaryOf, err = m.open(ctx, rec.ID, func(ctx context.Context) (*Node, error) { return m.cluster.connectTo(ctx, rec) })
+		m.primary, m.primaryOf, err = m.open(ctx, rec.ID, func(ctx context.Context) (*server, error) { return m.cluster.connectTo(ctx, rec) })
 	}
 	if len(recs) > 0 {
 		m.report(troublePrimary, err)

@@ -10,7 +10,7 @@ import (
 
 // refuseOwnWAL keeps a running server with WAL of its own on its timeline t from following
 // target. A login that may not read the file of ALTER SYSTEM finds none.
-func (n *Node) refuseOwnWAL(ctx context.Context, node, target Record, t wal.Timeline) error {
+func (n *server) refuseOwnWAL(ctx context.Context, node, target Record, t wal.Timeline) error {
 	set, err := ballot.ReadSettings(ctx, n.conn)
 	if err != nil {
 		return nil //nolint:nilerr // as above

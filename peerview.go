@@ -64,7 +64,7 @@ const rulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq 
 const toldSetting = "repmgr.rule"
 
 // peerView reads the view of a node from its server.
-func (n *Node) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
+func (n *server) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
 	rule := `(` + rulesSQL + ` LIMIT 1)`
 	if err := n.needSchema(ctx); errors.Is(err, ErrNotRegistered) {
 		rule = "NULL"
@@ -202,7 +202,7 @@ func readVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 
 // look asks one question. The first one on a connection takes one round trip:
 // nothing is prepared for it.
-func (n *Node) look(ctx context.Context, sql string) (text []byte, err error) {
+func (n *server) look(ctx context.Context, sql string) (text []byte, err error) {
 	if n.loose {
 		if text, err = postgres.LookFirst(ctx, n.conn.PgConn(), sql); err == nil {
 			n.loose = false
@@ -220,7 +220,7 @@ func (n *Node) look(ctx context.Context, sql string) (text []byte, err error) {
 
 // endsWithShutdown reports whether the last record that a standby has replayed
 // is the checkpoint of a shutdown in order. false where it can not be told.
-func (n *Node) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN) bool {
+func (n *server) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN) bool {
 	const most = 160 // bytes that such a record may take, with a page header inside
 	if end < most {
 		return false

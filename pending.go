@@ -175,7 +175,7 @@ func (m *Monitor) writeEvents(ctx context.Context) {
 	}
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	known, err := m.onPrimary(ctx, func(n *Node) error {
+	known, err := m.onPrimary(ctx, func(n *server) error {
 		if err := n.needNodes(ctx); err != nil {
 			return err
 		}
@@ -207,7 +207,7 @@ func (m *Monitor) writeEvents(ctx context.Context) {
 
 // onPrimary does f on the primary, over a connection that is open, and is false where
 // there is none.
-func (m *Monitor) onPrimary(ctx context.Context, f func(*Node) error) (known bool, err error) {
+func (m *Monitor) onPrimary(ctx context.Context, f func(*server) error) (known bool, err error) {
 	self, ruler := m.cluster.cfg.NodeID, m.ruler()
 	if m.primary != nil {
 		return true, f(m.primary)

@@ -135,7 +135,7 @@ func ascii(doc string) string {
 type presence struct {
 	node NodeID
 	id   string // made by the first announcement
-	conn *Node
+	conn *server
 	held bool // the lock is ours
 	last Presence
 	at   time.Time
@@ -147,7 +147,7 @@ type presence struct {
 // It does nothing where s has no news and was said a moment ago. It waits as long
 // as dial and the server do: ctx has the limit. An [ErrRefused] names another
 // Monitor that watches the same node.
-func (p *presence) announce(ctx context.Context, dial func(context.Context) (*Node, error), s Presence) error {
+func (p *presence) announce(ctx context.Context, dial func(context.Context) (*server, error), s Presence) error {
 	if p.conn != nil && p.conn.conn.IsClosed() {
 		p.close()
 	}
@@ -277,7 +277,7 @@ func parsePresences(text string) (map[NodeID]Presence, error) {
 }
 
 // presences reads what the Monitors of this server say.
-func (n *Node) presences(ctx context.Context) (map[NodeID]Presence, error) {
+func (n *server) presences(ctx context.Context) (map[NodeID]Presence, error) {
 	var text string
 	if err := n.conn.QueryRow(ctx, `SELECT `+presencesSQL).Scan(&text); err != nil {
 		return nil, n.queryError("read the monitors", err)

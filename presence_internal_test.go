@@ -97,7 +97,7 @@ func TestPresence_DoesNotYieldToItself(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{})
 	announce := func(p *presence) error {
-		return p.announce(t.Context(), func(ctx context.Context) (*Node, error) { return Connect(ctx, s.Conninfo()) }, Presence{})
+		return p.announce(t.Context(), func(ctx context.Context) (*server, error) { return connect(ctx, s.Conninfo()) }, Presence{})
 	}
 	ours, another := presence{node: 1}, presence{node: 1}
 	defer func() { ours.close(); another.close() }()

@@ -106,7 +106,7 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 // a term above all that can be seen, so that a former primary that returns gives
 // way. Until its standbys are back no commit of it counts as safe with another
 // node. There is none where no daemon has ever written one.
-func (c *Cluster) ruleOfPromotion(ctx context.Context, local *Node, recs []Record) (election.Rule, error) {
+func (c *Cluster) ruleOfPromotion(ctx context.Context, local *server, recs []Record) (election.Rule, error) {
 	rules, err := local.rules(ctx)
 	if err != nil || len(rules) == 0 {
 		return election.Rule{}, err
@@ -134,7 +134,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *Node, recs []Recor
 const operator = "operator"
 
 // checkPromote asks everybody before anything changes.
-func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOptions, res *PromoteResult) ([]Record, error) {
+func (c *Cluster) checkPromote(ctx context.Context, local *server, o PromoteOptions, res *PromoteResult) ([]Record, error) {
 	status, err := local.Status(ctx)
 	if err != nil {
 		return nil, err
@@ -191,7 +191,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *Node, o PromoteOption
 
 // mayPromote asks for the privilege before anything depends on it: on a standby
 // nobody can grant it any more.
-func (n *Node) mayPromote(ctx context.Context, command string) error {
+func (n *server) mayPromote(ctx context.Context, command string) error {
 	may := command != ""
 	if err := n.conn.QueryRow(ctx, `SELECT $1 OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE')`, may).Scan(&may); err != nil {
 		return n.queryError("look at the privileges", err)
@@ -256,14 +256,14 @@ func refuseBehind(self Record, status NodeStatus, probes []probe) error {
 }
 
 // promoteServer promotes and waits until the server is out of recovery.
-func (c *Cluster) promoteServer(ctx context.Context, n *Node) (NodeStatus, error) {
+func (c *Cluster) promoteServer(ctx context.Context, n *server) (NodeStatus, error) {
 	if err := c.promoteOnly(ctx, n); err != nil {
 		return NodeStatus{}, err
 	}
 	return n.Status(ctx)
 }
 
-func (c *Cluster) promoteOnly(ctx context.Context, n *Node) error {
+func (c *Cluster) promoteOnly(ctx context.Context, n *server) error {
 	limit := c.cfg.PromoteCheckTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrPromotion, "%s is still in recovery after promote_check_timeout (%s)", n.name, limit),
 		"The server's log says what it waits for. It may still become the primary: look again with repmgr cluster show."))
@@ -285,7 +285,7 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *Node) error {
 }
 
 // poll asks until done, and nudges the server while it is not.
-func (n *Node) poll(ctx context.Context, done func() (bool, error)) error {
+func (n *server) poll(ctx context.Context, done func() (bool, error)) error {
 	begun := time.Now()
 	nudge := begun.Add(nudgeInterval)
 	for {
@@ -315,7 +315,7 @@ func (n *Node) poll(ctx context.Context, done func() (bool, error)) error {
 }
 
 // recordPromotion writes the new roles, on the new primary.
-func (c *Cluster) recordPromotion(ctx context.Context, primary *Node, res *PromoteResult) error {
+func (c *Cluster) recordPromotion(ctx context.Context, primary *server, res *PromoteResult) error {
 	self := &res.Node
 	self.Role, self.UpstreamID, self.UpstreamName, self.Active = RolePrimary, 0, "", true
 	err := pgx.BeginFunc(ctx, primary.conn, func(tx pgx.Tx) error {
@@ -360,7 +360,7 @@ func (c *Cluster) siblings(ctx context.Context, recs []Record, o PromoteOptions,
 	var wg sync.WaitGroup
 	for i, s := range res.Siblings {
 		wg.Go(func() {
-			var n *Node
+			var n *server
 			if n, errs[i] = c.connectTo(ctx, s); errs[i] != nil {
 				return
 			}

@@ -99,7 +99,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 
 // createSchema brings the metadata to this version; created says that there was none.
 // A second look is a single cheap query.
-func (n *Node) createSchema(ctx context.Context) (created bool, err error) {
+func (n *server) createSchema(ctx context.Context) (created bool, err error) {
 	switch err := n.needSchema(ctx); {
 	case err == nil:
 		return false, nil
@@ -127,7 +127,7 @@ func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error 
 }
 
 // saveRecord writes the row on the primary. Without force an existing row stays as it is.
-func (c *Cluster) saveRecord(ctx context.Context, primary *Node, rec Record, force bool) error {
+func (c *Cluster) saveRecord(ctx context.Context, primary *server, rec Record, force bool) error {
 	err := pgx.BeginFunc(ctx, primary.conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 			return err
@@ -246,9 +246,9 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 	case !o.Force || o.PrimaryConninfo == "":
 		return Record{}, err
 	}
-	var primary *Node
+	var primary *server
 	if o.PrimaryConninfo != "" {
-		primary, err = Connect(ctx, o.PrimaryConninfo)
+		primary, err = connect(ctx, o.PrimaryConninfo)
 	} else {
 		primary, err = c.connectPrimary(ctx, local)
 	}
@@ -297,7 +297,7 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 }
 
 // waitLocal connects to the local server, and waits until it lets us.
-func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*Node, error) {
+func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*server, error) {
 	patience := o.wait()
 	if o.Force {
 		patience = 0
@@ -324,7 +324,7 @@ func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*Node, erro
 }
 
 // checkStandby holds the local server against the primary that it shall belong to.
-func (c *Cluster) checkStandby(ctx context.Context, local, primary *Node) (NodeStatus, error) {
+func (c *Cluster) checkStandby(ctx context.Context, local, primary *server) (NodeStatus, error) {
 	s, err := local.Status(ctx)
 	if err != nil {
 		return s, err
@@ -489,7 +489,7 @@ func (c *Cluster) takeName(ctx context.Context, rec Record, s NodeStatus, dryRun
 
 // takeSlot gives a standby that was cloned without a configuration the slot that
 // its row names.
-func (c *Cluster) takeSlot(ctx context.Context, local *Node, rec Record, s NodeStatus, upstream Record) error {
+func (c *Cluster) takeSlot(ctx context.Context, local *server, rec Record, s NodeStatus, upstream Record) error {
 	if rec.SlotName == "" || local == nil || s.Settings.PrimarySlotName == rec.SlotName {
 		return nil
 	}
@@ -506,7 +506,7 @@ func (c *Cluster) takeSlot(ctx context.Context, local *Node, rec Record, s NodeS
 }
 
 // waitSync waits until the standby has received its own row.
-func (c *Cluster) waitSync(ctx context.Context, local, primary *Node, rec Record, patience time.Duration) error {
+func (c *Cluster) waitSync(ctx context.Context, local, primary *server, rec Record, patience time.Duration) error {
 	if patience > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, patience, kind(ErrTimeout, "the row of %s did not reach the standby within %s", rec, patience))

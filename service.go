@@ -100,16 +100,16 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		return res, err
 	}
 	errs, seqs, rules := make([]error, len(probes)), make([]int64, len(probes)), make([]election.Rule, len(probes))
-	each := func(f func(i int, n *Node) error) {
+	each := func(f func(i int, n *server) error) {
 		var wg sync.WaitGroup
 		for i, p := range probes {
 			if errs[i] == nil {
-				wg.Go(func() { errs[i] = c.withNode(ctx, p, func(n *Node) error { return f(i, n) }) })
+				wg.Go(func() { errs[i] = c.withNode(ctx, p, func(n *server) error { return f(i, n) }) })
 			}
 		}
 		wg.Wait()
 	}
-	each(func(i int, n *Node) (err error) {
+	each(func(i int, n *server) (err error) {
 		if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 			return err
 		}
@@ -121,7 +121,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 	})
 	seq := slices.Max(seqs) + 1
 	if !o.DryRun {
-		each(func(i int, n *Node) error { return n.setPaused(ctx, probes[i].record.ID, paused, seq) })
+		each(func(i int, n *server) error { return n.setPaused(ctx, probes[i].record.ID, paused, seq) })
 	}
 	for i, p := range probes {
 		n := PausedNode{ID: p.record.ID, Name: p.record.Name}
@@ -135,7 +135,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 }
 
 // withNode runs f over a connection of its own to a node that was reached before.
-func (c *Cluster) withNode(ctx context.Context, p probe, f func(*Node) error) error {
+func (c *Cluster) withNode(ctx context.Context, p probe, f func(*server) error) error {
 	if p.err != nil {
 		return p.err
 	}
@@ -148,7 +148,7 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*Node) error) er
 }
 
 // pauseSeq reads from its server how new the word of node id on a pause is.
-func (n *Node) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
+func (n *server) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
 	set, err := ballot.ReadSettings(ctx, n.conn)
 	if err != nil {
 		return 0, n.queryError("read "+pausedSetting, err)
@@ -158,7 +158,7 @@ func (n *Node) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
 }
 
 // setPaused writes the flag of node id to its server. Repeating it is harmless.
-func (n *Node) setPaused(ctx context.Context, id NodeID, paused bool, seq int64) error {
+func (n *server) setPaused(ctx context.Context, id NodeID, paused bool, seq int64) error {
 	if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 		return err
 	}
@@ -243,13 +243,13 @@ const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM rep
 
 // askService asks what runs at a node. What can be read is filled in also where the
 // rest can not.
-func askService(ctx context.Context, n *Node, p *probe) {
+func askService(ctx context.Context, n *server, p *probe) {
 	if err := n.askService(ctx, p.record, &p.service); err != nil {
 		p.service.ServiceError = err.Error()
 	}
 }
 
-func (n *Node) askService(ctx context.Context, r Record, s *ServiceNode) error {
+func (n *server) askService(ctx context.Context, r Record, s *ServiceNode) error {
 	ours, err := n.hasSchema(ctx)
 	if err != nil {
 		return err
@@ -282,7 +282,7 @@ func (n *Node) askService(ctx context.Context, r Record, s *ServiceNode) error {
 
 // askVote fills in what the file of ALTER SYSTEM holds of ours, and why no pledge
 // could be had of that server.
-func (n *Node) askVote(ctx context.Context, id NodeID, s *ServiceNode) error {
+func (n *server) askVote(ctx context.Context, id NodeID, s *ServiceNode) error {
 	var text, fault string
 	err := n.conn.QueryRow(ctx, `SELECT `+ballot.SettingsSQL+`, coalesce(`+ballot.FaultSQL+`, '')`).Scan(&text, &fault)
 	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege {
@@ -494,7 +494,7 @@ var (
 // failoverPrivileges says what this login lacks for a failover, or its server. The
 // hint has the statements that grant it: on a standby nobody can, once the primary
 // is lost.
-func (n *Node) failoverPrivileges(ctx context.Context) error {
+func (n *server) failoverPrivileges(ctx context.Context) error {
 	if err := n.heeds(ctx); err != nil {
 		return fmt.Errorf("failover: %w", err)
 	}

@@ -79,7 +79,7 @@ func (c *Cluster) recoverySettings(set map[string]string, minApplyDelay string) 
 // Those that have the value already need no privilege. What the session says
 // counts only where the file does not say otherwise: a session that was idle, or one
 // of a server whose configuration has an error, may not have read the newest settings.
-func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
+func (n *server) alterSystem(ctx context.Context, set map[string]string) error {
 	set = maps.Clone(set)
 	rows, err := n.conn.Query(ctx, `SELECT name, coalesce(current_setting(name, true), '') FROM unnest($1::text[]) AS name WHERE name <> 'primary_conninfo'`, sortedKeys(set))
 	if err != nil {
@@ -124,7 +124,7 @@ func (n *Node) alterSystem(ctx context.Context, set map[string]string) error {
 }
 
 // mayAlterSystem asks for the privileges before the first setting is changed.
-func (n *Node) mayAlterSystem(ctx context.Context, names []string) error {
+func (n *server) mayAlterSystem(ctx context.Context, names []string) error {
 	sql := `SELECT name FROM unnest($1::text[]) AS name WHERE NOT has_parameter_privilege(name, 'ALTER SYSTEM')`
 	if n.conn.PgConn().ParameterStatus("is_superuser") == "on" {
 		return nil
@@ -148,7 +148,7 @@ func (n *Node) mayAlterSystem(ctx context.Context, names []string) error {
 }
 
 // heeds says whether the server would heed a new setting. A login that may not look finds nothing wrong.
-func (n *Node) heeds(ctx context.Context) error {
+func (n *server) heeds(ctx context.Context) error {
 	var fault string
 	err := n.conn.QueryRow(ctx, `SELECT coalesce(`+ballot.FaultSQL+`, '')`).Scan(&fault)
 	switch {
@@ -163,7 +163,7 @@ func (n *Node) heeds(ctx context.Context) error {
 const heedHint = "Correct that on its machine. Then, on it: SELECT pg_reload_conf();"
 
 // withBallot runs f while nobody else can change or act upon the server's ballot.
-func (n *Node) withBallot(ctx context.Context, f func(ballot.Ballot) error) error {
+func (n *server) withBallot(ctx context.Context, f func(ballot.Ballot) error) error {
 	err := ballot.Locked(ctx, n.conn, n.heeding(f))
 	if errors.Is(err, ballot.ErrUnheeded) {
 		return hint(fmt.Errorf("change the settings of %s: %w", n.name, err), heedHint)
@@ -172,12 +172,12 @@ func (n *Node) withBallot(ctx context.Context, f func(ballot.Ballot) error) erro
 }
 
 // withPledge is withBallot for a server that has pledged itself a moment ago.
-func (n *Node) withPledge(ctx context.Context, f func(ballot.Ballot) error) error {
+func (n *server) withPledge(ctx context.Context, f func(ballot.Ballot) error) error {
 	return ballot.LockedAgain(ctx, n.conn, n.heeding(f))
 }
 
 // heeding is f on a server of which it is known that it heeds a new setting.
-func (n *Node) heeding(f func(ballot.Ballot) error) func(ballot.Ballot) error {
+func (n *server) heeding(f func(ballot.Ballot) error) func(ballot.Ballot) error {
 	return func(b ballot.Ballot) error {
 		n.heeded = true
 		defer func() { n.heeded = false }()
@@ -187,7 +187,7 @@ func (n *Node) heeding(f func(ballot.Ballot) error) func(ballot.Ballot) error {
 
 // reload makes the server read its settings again. It also wakes a startup
 // process that sleeps between two attempts, which is why callers repeat it.
-func (n *Node) reload(ctx context.Context) error {
+func (n *server) reload(ctx context.Context) error {
 	if _, err := n.conn.Exec(ctx, `SELECT pg_reload_conf()`); err != nil {
 		return n.queryError("reload the settings", err)
 	}

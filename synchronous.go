@@ -145,7 +145,7 @@ func (s syncState) foreign() bool { return s.value != "" && !s.ours() }
 
 // syncState reads the setting and its mark. A login that may not read the mark
 // takes the value for the user's.
-func (n *Node) syncState(ctx context.Context) (s syncState, err error) {
+func (n *server) syncState(ctx context.Context) (s syncState, err error) {
 	const sql = `SELECT current_setting('synchronous_standby_names'), %s`
 	var text string
 	for _, settings := range []string{ballot.SettingsSQL, `''`} {
@@ -168,7 +168,7 @@ func (n *Node) syncState(ctx context.Context) (s syncState, err error) {
 // writeMark says that a value is ours, and the one before it, where that is. A
 // login that may not write the mark writes the value alone: it then counts as the
 // user's, and is left alone when nothing is synchronous any more.
-func (n *Node) writeMark(ctx context.Context, s syncState, value string) error {
+func (n *server) writeMark(ctx context.Context, s syncState, value string) error {
 	if s.marked(value) {
 		return nil
 	}
@@ -186,7 +186,7 @@ func (n *Node) writeMark(ctx context.Context, s syncState, value string) error {
 // setSync puts synchronous_standby_names on a server, and waits until a session
 // and all WAL senders of it act by that. Where the value before made no commit
 // wait, sessions may still not wait: see [Node.proveSync].
-func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.SyncSetting) error {
+func (c *Cluster) setSync(ctx context.Context, n *server, w *watch, s election.SyncSetting) error {
 	now, err := n.syncState(ctx)
 	if err != nil {
 		return err
@@ -202,7 +202,7 @@ func (c *Cluster) setSync(ctx context.Context, n *Node, w *watch, s election.Syn
 }
 
 // putSync puts a prepared value in force.
-func (n *Node) putSync(ctx context.Context, value string) error {
+func (n *server) putSync(ctx context.Context, value string) error {
 	if err := n.alterSystem(ctx, map[string]string{"synchronous_standby_names": value}); err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func (n *Node) putSync(ctx context.Context, value string) error {
 }
 
 // tellReplaced says that a value that somebody else wrote is gone.
-func (c *Cluster) tellReplaced(ctx context.Context, n *Node, was syncState, value string) {
+func (c *Cluster) tellReplaced(ctx context.Context, n *server, was syncState, value string) {
 	from := "its place is not known"
 	_ = n.conn.QueryRow(ctx, `SELECT coalesce(sourcefile || ' line ' || sourceline, source) FROM pg_catalog.pg_settings WHERE name = 'synchronous_standby_names'`).Scan(&from)
 	what := fmt.Sprintf("synchronous_standby_names of %s was %q (%s), which repmgrd did not write; with synchronous_mode=quorum it is %q now", n.name, was.value, from, value)
@@ -234,7 +234,7 @@ var errUnproven = errors.New("commits do not wait for a standby, although synchr
 // of one under which no commit is acknowledged: there a commit is seen to wait
 // before anybody believes that commits do. Where none is, the setting is back
 // afterwards, with an [errUnproven].
-func (c *Cluster) raiseSync(ctx context.Context, n *Node, w *watch, back, s election.SyncSetting) error {
+func (c *Cluster) raiseSync(ctx context.Context, n *server, w *watch, back, s election.SyncSetting) error {
 	probe, err := n.commitProbe(ctx)
 	if err != nil {
 		return err
@@ -263,7 +263,7 @@ func (c *Cluster) raiseSync(ctx context.Context, n *Node, w *watch, back, s elec
 // pg_stat_replication say.
 // The commit is made over a connection to the same server, see [Node.commitProbe],
 // which does not last.
-func (n *Node) proveSync(ctx context.Context, probe *commitProbe, limit time.Duration) error {
+func (n *server) proveSync(ctx context.Context, probe *commitProbe, limit time.Duration) error {
 	until := time.Now().Add(limit)
 	for {
 		switch waits, err := n.commitWaits(ctx, probe, until); {
@@ -281,7 +281,7 @@ func (n *Node) proveSync(ctx context.Context, probe *commitProbe, limit time.Dur
 
 // commitProbe is a connection for a commit that is to wait.
 type commitProbe struct {
-	node *Node
+	node *server
 	done chan error // capacity 1: what came of the commit; nil: none is under way
 }
 
@@ -310,7 +310,7 @@ func (p *commitProbe) begin(ctx context.Context) {
 }
 
 // commitProbe opens one.
-func (n *Node) commitProbe(ctx context.Context) (*commitProbe, error) {
+func (n *server) commitProbe(ctx context.Context) (*commitProbe, error) {
 	probe, err := connectNode(ctx, n.name, n.conninfo)
 	if err != nil {
 		return nil, err
@@ -324,7 +324,7 @@ func (n *Node) commitProbe(ctx context.Context) (*commitProbe, error) {
 
 // commitWaits reports whether the probe's commit was seen to wait for a standby.
 // Then it ends the session that waits; [commitProbe.Close] waits for its end.
-func (n *Node) commitWaits(ctx context.Context, probe *commitProbe, until time.Time) (waits bool, err error) {
+func (n *server) commitWaits(ctx context.Context, probe *commitProbe, until time.Time) (waits bool, err error) {
 	pid := int32(probe.node.conn.PgConn().PID())
 	begun := time.Now()
 	probe.begin(ctx)
@@ -365,7 +365,7 @@ const anySync = "ANY 1 (*)"
 
 // clearSync takes away a synchronous_standby_names that is ours, and no other:
 // what stands in postgresql.conf counts again.
-func (n *Node) clearSync(ctx context.Context) error {
+func (n *server) clearSync(ctx context.Context) error {
 	s, err := n.syncState(ctx)
 	if err != nil || !s.ours() {
 		return err

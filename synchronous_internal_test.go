@@ -119,7 +119,7 @@ func TestLeaksAtStart(t *testing.T) {
 
 // idleSession is a session that has not read the newest settings of its server, and
 // can not any more: its value of work_mem and of synchronous_standby_names is an old one.
-func idleSession(t *testing.T, sync string) (s *pgtest.Server, idle *Node, mend func()) {
+func idleSession(t *testing.T, sync string) (s *pgtest.Server, idle *server, mend func()) {
 	t.Helper()
 	s = pgtest.Start(t, pgtest.Options{Name: "node1"})
 	idle, err := connectNode(t.Context(), "idle", s.Conninfo())

@@ -210,7 +210,7 @@ func (m *Monitor) registered() (ids []int32) {
 }
 
 // rules are the newest two rules of a server, the newest first.
-func (n *Node) rules(ctx context.Context) ([]election.Rule, error) {
+func (n *server) rules(ctx context.Context) ([]election.Rule, error) {
 	if ok, err := n.hasSchema(ctx); !ok {
 		return nil, err
 	}
@@ -330,9 +330,9 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 				err = nil // an election goes on: the ballots tell
 			}
 		case p.Role == election.Witness:
-			err = m.watch.node(p.ID).with(ctx, func(n *Node) error { return m.cluster.copyMetadata(ctx, m.local, n) })
+			err = m.watch.node(p.ID).with(ctx, func(n *server) error { return m.cluster.copyMetadata(ctx, m.local, n) })
 		case p.Running == election.Standby && time.Since(m.tender.ruledAt) > m.cluster.pulse(): // it is slow to replay it, or can not stream
-			err = m.watch.node(p.ID).do(ctx, func(n *Node) error { return n.tellRule(ctx, r) })
+			err = m.watch.node(p.ID).do(ctx, func(n *server) error { return n.tellRule(ctx, r) })
 		default:
 			continue
 		}
@@ -456,7 +456,7 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 }
 
 // addLine brings the table of the rules of a former version up to date.
-func (n *Node) addLine(ctx context.Context) error {
+func (n *server) addLine(ctx context.Context) error {
 	var have bool
 	err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)
 	if err == nil && !have {
@@ -478,7 +478,7 @@ func (m *Monitor) heart(ctx context.Context) {
 			continue
 		}
 		limit, cancel := context.WithTimeout(ctx, c.cfg.SilenceTimeout)
-		err := m.watch.node(int32(c.cfg.NodeID)).with(limit, func(n *Node) error { return m.beatHeart(limit, n) })
+		err := m.watch.node(int32(c.cfg.NodeID)).with(limit, func(n *server) error { return m.beatHeart(limit, n) })
 		cancel()
 		m.noteHeart(err)
 	}

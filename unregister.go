@@ -28,7 +28,7 @@ func (c *Cluster) UnregisterStandby(ctx context.Context, o UnregisterOptions) (R
 }
 
 func (c *Cluster) unregister(ctx context.Context, o UnregisterOptions, role Role, event EventType) (rec Record, err error) {
-	err = c.withPrimary(ctx, func(primary *Node) error {
+	err = c.withPrimary(ctx, func(primary *server) error {
 		recs, err := primary.records(ctx)
 		if err != nil {
 			return err
@@ -109,7 +109,7 @@ func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec
 // dropSlots removes the slot of a node that left, from the primary and from the
 // upstream that it had: nobody would ever move it on, and it would keep WAL until
 // the disk is full.
-func (c *Cluster) dropSlots(ctx context.Context, primary *Node, recs []Record, rec Record) {
+func (c *Cluster) dropSlots(ctx context.Context, primary *server, recs []Record, rec Record) {
 	if rec.SlotName == "" {
 		return
 	}
@@ -129,7 +129,7 @@ func (c *Cluster) dropSlots(ctx context.Context, primary *Node, recs []Record, r
 }
 
 // dropIdleSlot removes a node's slot where nobody uses it, and says where it stays.
-func (c *Cluster) dropIdleSlot(ctx context.Context, on *Node, rec Record) {
+func (c *Cluster) dropIdleSlot(ctx context.Context, on *server, rec Record) {
 	dropped, err := on.DropSlot(ctx, rec.SlotName)
 	if err == nil && !dropped {
 		var stays bool

@@ -18,7 +18,7 @@ const weakCommitsSQL = `SELECT place || ' has ' || value FROM (
 ) w (place, value) WHERE value IN ('off', 'local', 'remote_write', 'false', 'no', '0') ORDER BY 1`
 
 // weakCommits lists where synchronous_commit is weaker than on by default.
-func (n *Node) weakCommits(ctx context.Context) ([]string, error) {
+func (n *server) weakCommits(ctx context.Context) ([]string, error) {
 	rows, err := n.conn.Query(ctx, weakCommitsSQL)
 	if err != nil {
 		return nil, n.queryError("look at synchronous_commit", err)

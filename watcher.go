@@ -30,7 +30,7 @@ type watcher struct {
 	wg     sync.WaitGroup
 
 	// Of the goroutine:
-	idle    []*Node     // open connections
+	idle    []*server     // open connections
 	ear     *ear        // on one of them; nil: none is open
 	open    int         // tries under way
 	lent    int         // connections that somebody works on
@@ -52,7 +52,7 @@ type watcher struct {
 	last Presence
 
 	endedAt time.Time // when the server last ended our connection, the last that was open
-	conns   map[*Node]bool
+	conns   map[*server]bool
 	fault   string    // of its configuration; empty: none
 	faultAt time.Time // when that was asked
 	wordAt  time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
@@ -76,7 +76,7 @@ type job struct {
 
 // tried is a connection that comes back, and what came of one try over it.
 type tried struct {
-	node  *Node
+	node  *server
 	lent  bool      // it was lent
 	old   bool      // the connection was open before
 	began time.Time // the try
@@ -89,7 +89,7 @@ type tried struct {
 
 // ear waits for the end of a connection on which nothing is asked.
 type ear struct {
-	node  *Node
+	node  *server
 	stop  context.CancelFunc
 	ended chan error // capacity 1
 }
@@ -109,7 +109,7 @@ func (n *watcher) snapshot() election.Peer {
 
 // do runs f on an open connection, and makes one where there is none. It looks
 // afterwards. Without f it waits for an answer that was asked for since.
-func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
+func (n *watcher) do(ctx context.Context, f func(*server) error) error {
 	if f != nil {
 		err := n.over(ctx, false, f)
 		_ = n.give(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // nobody waits for that look
@@ -130,13 +130,13 @@ func (n *watcher) do(ctx context.Context, f func(*Node) error) error {
 }
 
 // with is do without a look, for what may wait for a moment.
-func (n *watcher) with(ctx context.Context, f func(*Node) error) error { return n.over(ctx, true, f) }
+func (n *watcher) with(ctx context.Context, f func(*server) error) error { return n.over(ctx, true, f) }
 
 // alone is do without a look, for an election: it reads by itself what it has to
 // know, and a look would take from it what the server can do.
-func (n *watcher) alone(ctx context.Context, f func(*Node) error) error { return n.over(ctx, false, f) }
+func (n *watcher) alone(ctx context.Context, f func(*server) error) error { return n.over(ctx, false, f) }
 
-func (n *watcher) over(ctx context.Context, easy bool, f func(*Node) error) error {
+func (n *watcher) over(ctx context.Context, easy bool, f func(*server) error) error {
 	node, err := n.borrow(ctx, easy)
 	if err != nil {
 		return err
@@ -151,7 +151,7 @@ func (n *watcher) over(ctx context.Context, easy bool, f func(*Node) error) erro
 
 // borrow hands out an open connection, and makes one where none is free soon.
 // Whoever gets one gives it back.
-func (n *watcher) borrow(ctx context.Context, easy bool) (*Node, error) {
+func (n *watcher) borrow(ctx context.Context, easy bool) (*server, error) {
 	j := job{ctx: ctx, lend: make(chan tried, 1), at: time.Now(), easy: easy}
 	if err := n.give(ctx, j); err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func (n *watcher) borrow(ctx context.Context, easy bool) (*Node, error) {
 }
 
 // giveBack ends a loan. err is what the server may have said over it.
-func (n *watcher) giveBack(node *Node, err error) {
+func (n *watcher) giveBack(node *server, err error) {
 	n.tries <- tried{node: node, lent: true, err: err}
 }
 
@@ -226,7 +226,7 @@ func (n *watcher) serve() {
 		if j.easy && n.open > 0 && len(n.idle) == 1 && n.ear != nil && time.Since(j.at) < n.patience() {
 			return
 		}
-		var node *Node
+		var node *server
 		if j.ctx.Err() == nil {
 			node = n.pop()
 		}
@@ -303,8 +303,8 @@ func (n *watcher) quiet() time.Duration {
 func (n *watcher) fair() bool { return time.Since(n.late) >= fairFor }
 
 // pop takes an open connection, if there is one: the one that is listened on last.
-func (n *watcher) pop() *Node {
-	i := slices.IndexFunc(n.idle, func(node *Node) bool { return n.ear == nil || n.ear.node != node })
+func (n *watcher) pop() *server {
+	i := slices.IndexFunc(n.idle, func(node *server) bool { return n.ear == nil || n.ear.node != node })
 	if i < 0 {
 		n.deafen()
 		i = 0
@@ -466,11 +466,11 @@ func (n *watcher) deafen() {
 }
 
 // gone notes the end of a connection that was listened on, if it has ended.
-func (n *watcher) gone(node *Node, err error) {
+func (n *watcher) gone(node *server, err error) {
 	if !node.conn.IsClosed() || n.ctx.Err() != nil {
 		return
 	}
-	n.idle = slices.DeleteFunc(n.idle, func(other *Node) bool { return other == node })
+	n.idle = slices.DeleteFunc(n.idle, func(other *server) bool { return other == node })
 	n.ended(node, err)
 	n.try()
 }
@@ -485,7 +485,7 @@ func (n *watcher) count(r tried) {
 }
 
 // keep leaves a connection open for later, where it is wanted.
-func (n *watcher) keep(node *Node) {
+func (n *watcher) keep(node *server) {
 	if total := n.open + len(n.idle); !node.conn.IsClosed() && (total < fewOpen || !n.fair() && total < n.most()) {
 		n.idle = append(n.idle, node)
 		return
@@ -575,14 +575,14 @@ func (n *watcher) plain() bool {
 }
 
 // opened and closed keep what is open to the server.
-func (n *watcher) opened(node *Node, err error) {
+func (n *watcher) opened(node *server, err error) {
 	if err != nil {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.conns == nil {
-		n.conns = map[*Node]bool{}
+		n.conns = map[*server]bool{}
 	}
 	n.conns[node] = true
 }
@@ -608,7 +608,7 @@ func (n *watcher) setFault(at time.Time, fault string) {
 	}
 }
 
-func (n *watcher) closed(node *Node) {
+func (n *watcher) closed(node *server) {
 	node.Close()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -618,7 +618,7 @@ func (n *watcher) closed(node *Node) {
 // ended notes that a connection has ended, not by us. Where none is left, and the
 // server's own kernel or its last message has closed one, the server has ended:
 // one session alone may have been terminated, or have been idle for too long.
-func (n *watcher) ended(node *Node, err error) {
+func (n *watcher) ended(node *server, err error) {
 	node.Close()
 	n.mu.Lock()
 	delete(n.conns, node)

@@ -21,13 +21,13 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
 	n := &watcher{w: &watch{wake: func() {}}}
-	open := func() *Node {
-		node, err := Connect(t.Context(), s.Conninfo())
+	open := func() *server {
+		node, err := connect(t.Context(), s.Conninfo())
 		require.NoError(t, err)
 		n.opened(node, nil)
 		return node
 	}
-	end := func(node *Node) {
+	end := func(node *server) {
 		ctx, cancel := context.WithTimeout(t.Context(), pgtest.Timeout(30*time.Second))
 		defer cancel()
 		_, err := node.conn.WaitForNotification(ctx)
@@ -148,7 +148,7 @@ func TestWatcher_CancelsNothing(t *testing.T) {
 	}()
 	conninfo := s.Conninfo(fmt.Sprintf("port=%d", l.Addr().(*net.TCPAddr).Port), "sslmode=disable")
 	c := &Cluster{cfg: Config{NodeID: 1, Conninfo: conninfo}.withDefaults()}
-	dialled := func(n *Node, err error) (again int) {
+	dialled := func(n *server, err error) (again int) {
 		t.Helper()
 		require.NoError(t, err)
 		_ = (<-relayed).Close() // as the process of a server that crashed ends
@@ -159,5 +159,5 @@ func TestWatcher_CancelsNothing(t *testing.T) {
 	}
 	require.Zero(t, dialled(c.connectPatiently(t.Context(), Record{Conninfo: conninfo}, time.Second, true)))
 	require.Zero(t, dialled(c.connectPatiently(t.Context(), Record{Conninfo: conninfo}, time.Second, false)))
-	require.Equal(t, 1, dialled(Connect(t.Context(), conninfo)))
+	require.Equal(t, 1, dialled(connect(t.Context(), conninfo)))
 }

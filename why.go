@@ -85,7 +85,7 @@ func (c *Cluster) Failovers(ctx context.Context, limit int) ([]FailoverRecord, e
 func (c *Cluster) failovers(ctx context.Context, recs []Record, limit int) ([]FailoverRecord, error) {
 	best := []FailoverRecord{}
 	var errs []error
-	for _, r := range askAll(ctx, c, recs, func(ctx context.Context, n *Node) ([]FailoverRecord, error) { return n.failovers(ctx, limit) }) {
+	for _, r := range askAll(ctx, c, recs, func(ctx context.Context, n *server) ([]FailoverRecord, error) { return n.failovers(ctx, limit) }) {
 		switch {
 		case r.err != nil:
 			errs = append(errs, r.err)
@@ -108,7 +108,7 @@ type reply[T any] struct {
 
 // askAll asks all nodes at once, each within the time of two connects. The
 // replies are in the order of recs.
-func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(context.Context, *Node) (T, error)) []reply[T] {
+func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(context.Context, *server) (T, error)) []reply[T] {
 	limit := 2 * postgres.DefaultConnectTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
@@ -137,7 +137,7 @@ SELECT f.term, coalesce(f.former_primary_id, 0) AS former_id, coalesce(o.node_na
   FROM repmgr.failovers f LEFT JOIN repmgr.nodes o ON o.node_id = f.former_primary_id LEFT JOIN repmgr.nodes w ON w.node_id = f.primary_id
  ORDER BY f.term DESC LIMIT nullif($1::int, 0)`
 
-func (n *Node) failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
+func (n *server) failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
 	if ok, err := n.hasSchema(ctx); !ok {
 		return nil, err
 	}
@@ -181,7 +181,7 @@ func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
 	}
 	r := Reasoning{At: time.Now(), Monitors: []MonitorWord{}}
 	var errs []error
-	for _, reply := range askAll(ctx, c, recs, func(ctx context.Context, n *Node) (account, error) { return n.account(ctx) }) {
+	for _, reply := range askAll(ctx, c, recs, func(ctx context.Context, n *server) (account, error) { return n.account(ctx) }) {
 		word := MonitorWord{ID: reply.record.ID, Name: reply.record.Name}
 		if reply.err != nil {
 			word.Error = reply.err.Error()
@@ -222,7 +222,7 @@ SELECT e.node_id, coalesce(n.node_name, '') AS node_name, e.event, e.successful,
   FROM repmgr.events e LEFT JOIN repmgr.nodes n USING (node_id)
  WHERE e.event = ANY ($1) ORDER BY e.event_timestamp DESC LIMIT 1`
 
-func (n *Node) account(ctx context.Context) (a account, err error) {
+func (n *server) account(ctx context.Context) (a account, err error) {
 	if a.rules, err = n.rules(ctx); err != nil {
 		return a, err
 	}

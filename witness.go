@@ -84,10 +84,10 @@ func (c *Cluster) RegisterWitness(ctx context.Context, o WitnessOptions) (Record
 // witnessPrimary connects to the primary of the cluster, and reads its rows.
 // Who knows the cluster is the server that the options name, else local. Nobody
 // is the primary because it is not in recovery: a witness never is.
-func (c *Cluster) witnessPrimary(ctx context.Context, local *Node, o WitnessOptions) (primary *Node, of Record, recs []Record, err error) {
+func (c *Cluster) witnessPrimary(ctx context.Context, local *server, o WitnessOptions) (primary *server, of Record, recs []Record, err error) {
 	knows := local
 	if o.PrimaryConninfo != "" {
-		if knows, err = Connect(ctx, o.PrimaryConninfo); err != nil {
+		if knows, err = connect(ctx, o.PrimaryConninfo); err != nil {
 			return nil, of, nil, err
 		}
 		defer knows.Close()
@@ -110,7 +110,7 @@ func (c *Cluster) witnessPrimary(ctx context.Context, local *Node, o WitnessOpti
 
 // checkWitness asks whether the local server can be a witness, and whether the
 // row is ours to write. held says that it has a copy of some metadata already.
-func (c *Cluster) checkWitness(ctx context.Context, local, primary *Node, status NodeStatus, recs []Record, rec Record, force bool) (held bool, err error) {
+func (c *Cluster) checkWitness(ctx context.Context, local, primary *server, status NodeStatus, recs []Record, rec Record, force bool) (held bool, err error) {
 	p, err := primary.Status(ctx)
 	switch {
 	case err != nil:
@@ -192,7 +192,7 @@ func (c *Cluster) UnregisterWitness(ctx context.Context, o WitnessOptions) (Reco
 }
 
 // forget removes a witness' copy of the metadata. Its ballot stays: a promise is kept.
-func (n *Node) forget(ctx context.Context) error {
+func (n *server) forget(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `DELETE FROM repmgr.rules; SET CONSTRAINTS ALL DEFERRED; DELETE FROM repmgr.nodes`)
 		return err
@@ -226,7 +226,7 @@ func (m metadata) newest() election.Rule {
 	return m.Rules[0]
 }
 
-func (n *Node) metadata(ctx context.Context) (m metadata, err error) {
+func (n *server) metadata(ctx context.Context) (m metadata, err error) {
 	if err := n.needSchema(ctx); err != nil {
 		return m, err
 	}
@@ -244,7 +244,7 @@ func (n *Node) metadata(ctx context.Context) (m metadata, err error) {
 // Monitors at once: they take turns, and each reads the primary only when it is
 // its turn. It refuses with [ErrRefused] where the witness knows of a newer rule:
 // then that is the primary no more.
-func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *Node) error {
+func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *server) error {
 	from, to, err := bothMetadata(ctx, primary, witness)
 	if err != nil || from.text == to.text {
 		return err
@@ -277,7 +277,7 @@ func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *Node) erro
 }
 
 // bothMetadata reads the two ends of a copy and asks whether it may be made.
-func bothMetadata(ctx context.Context, primary, witness *Node) (from, to metadata, err error) {
+func bothMetadata(ctx context.Context, primary, witness *server) (from, to metadata, err error) {
 	if to, err = witness.metadata(ctx); err != nil {
 		return from, to, err
 	}
