@@ -16,7 +16,7 @@ const abilityEvery = 10 * time.Second
 // It is owned by the goroutine of Run.
 type ability struct {
 	at    time.Time // of the proof; zero: none was tried yet
-	conn  *server     // over which it was made
+	conn  *server   // over which it was made
 	lacks error     // nil: it can
 	told  bool      // that it can not
 }

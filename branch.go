@@ -12,18 +12,6 @@ import (
 // are on timelines of one number, with histories that read the same. Only their
 // WAL tells: the first record of a timeline has the time of its promotion in it.
 
-// walSum asks the server. A login that may not read files gets an error.
-func (n *server) walSum(ctx context.Context, segment string, offset, length int64) (string, bool, error) {
-	var sum *string
-	if err := n.conn.QueryRow(ctx, `SELECT md5(pg_read_binary_file('pg_wal/' || $1, $2, $3, true))`, segment, offset, length).Scan(&sum); err != nil {
-		return "", false, n.queryError("read the WAL", err)
-	}
-	if sum == nil {
-		return "", false, nil
-	}
-	return *sum, true, nil
-}
-
 // refuseTwin compares the logs of a running standby and its new upstream, on the
 // timeline of the standby. beginning is where that began; 0: it is timeline 1.
 func (c *Cluster) refuseTwin(ctx context.Context, n, up *server, node, target Record, t wal.Timeline, beginning, to wal.LSN) error {

@@ -38,7 +38,7 @@ type campaign struct {
 	pledged []election.Peer
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
-	conn    *server             // to the winner, for the first commit
+	conn    *server           // to the winner, for the first commit
 	probe   *commitProbe      // nil: none is open
 	value   string            // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
 	slots   map[NodeID]string // that the winner has for its followers

@@ -79,7 +79,7 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 	if err != nil {
 		return nil, err
 	}
-	n := &server{name: r.String(), conninfo: conninfo}
+	n := &server{pgServer: pgServer{name: r.String(), conninfo: conninfo}}
 	if !settled {
 		cfg.AfterConnect, n.schema, n.loose = nil, schemaOurs, true
 	}

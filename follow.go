@@ -303,20 +303,6 @@ func (c *Cluster) timelineHistory(ctx context.Context, of Record, t wal.Timeline
 	return wal.ParseHistory(results[0].Rows[0][1])
 }
 
-// ownHistory reads the history of a server's timeline from its own files. It is
-// not there on timeline 1, nor where the login may not read files.
-func (n *server) ownHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
-	if t <= 1 {
-		return nil, false
-	}
-	var text []byte
-	if err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1)`, wal.HistoryFileName(t)).Scan(&text); err != nil {
-		return nil, false
-	}
-	h, err := wal.ParseHistory(text)
-	return h, err == nil
-}
-
 // dialReplication opens a physical replication connection to a registered node.
 func (c *Cluster) dialReplication(ctx context.Context, r Record) (*pgconn.PgConn, error) {
 	cfg, err := c.replicationConfig(c.dialInfo(r), r.ReplicationUser)

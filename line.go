@@ -2,46 +2,11 @@ package repmgr
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
 )
-
-// lineSQL is what a server shows of the timeline that it is on: of a primary the
-// number; of a standby that of its WAL receiver, or else what pg_control and the
-// names of its history files say: see [wal.Evidence].
-const lineSQL = `CASE WHEN NOT pg_is_in_recovery()
-	THEN json_build_object('timeline', ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int)
-	ELSE (SELECT json_build_object('received', w.received_tli, 'checkpoint', c.timeline_id, 'checkpoint_lsn', c.checkpoint_lsn,
-			'minimum', m.min_recovery_end_timeline, 'minimum_lsn', m.min_recovery_end_lsn,
-			'histories', CASE WHEN w.received_tli IS NULL THEN (SELECT json_agg(('x' || substr(name, 1, 8))::bit(32)::int ORDER BY name)
-				FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{8}[.]history$' AND ('x' || substr(name, 1, 8))::bit(32)::int > c.timeline_id) END)
-		FROM pg_control_checkpoint() c CROSS JOIN pg_control_recovery() m LEFT JOIN pg_stat_wal_receiver w ON true) END`
-
-// lineEvidence is what lineSQL returns.
-type lineEvidence struct {
-	Timeline      wal.Timeline   `json:"timeline"` // of a primary
-	Received      wal.Timeline   `json:"received"`
-	Checkpoint    wal.Timeline   `json:"checkpoint"`
-	CheckpointLSN wal.LSN        `json:"checkpoint_lsn"`
-	Minimum       wal.Timeline   `json:"minimum"`
-	MinimumLSN    wal.LSN        `json:"minimum_lsn"`
-	Histories     []wal.Timeline `json:"histories"`
-}
-
-// surely is the last place of which the server is known to have been there.
-func (e lineEvidence) surely() wal.Position {
-	p := wal.Position{Timeline: e.Checkpoint, LSN: e.CheckpointLSN}
-	if e.Minimum > p.Timeline || e.Minimum == p.Timeline && e.MinimumLSN > p.LSN {
-		p = wal.Position{Timeline: e.Minimum, LSN: e.MinimumLSN}
-	}
-	return p
-}
 
 // readLine fills in the line that a node is on. It reports whether that is sure.
 func (n *server) readLine(ctx context.Context, v *election.Peer, e lineEvidence) (sure bool) {
@@ -57,82 +22,6 @@ func (n *server) readLine(ctx context.Context, v *election.Peer, e lineEvidence)
 		v.Mark = n.mark(ctx, v.Position.Timeline, v.Past)
 	}
 	return sure
-}
-
-// mark reads what tells a timeline from another one of its number: see [wal.Line].
-// 0 where the log of the fork is gone, or the login may not read it.
-func (n *server) mark(ctx context.Context, t wal.Timeline, past wal.History) uint32 {
-	if len(past) == 0 {
-		return 0
-	}
-	if m := n.marks[t]; m != 0 {
-		return m
-	}
-	size, err := n.walSegmentSize(ctx)
-	if err != nil {
-		return 0
-	}
-	header, err := n.readWAL(ctx, t, wal.RecordAt(past[len(past)-1].SwitchLSN, size), 24, size)
-	if err != nil {
-		return 0
-	}
-	if n.marks == nil {
-		n.marks = map[wal.Timeline]uint32{}
-	}
-	n.marks[t] = wal.RecordChecksum(header)
-	return n.marks[t]
-}
-
-// timeline judges the evidence. at is what is sure without it.
-func (n *server) timeline(ctx context.Context, e lineEvidence, at wal.Position, replayed wal.LSN) (t wal.Timeline, sure bool) {
-	if e.Timeline != 0 {
-		return e.Timeline, true
-	}
-	if e.Received != 0 {
-		return max(e.Received, at.Timeline), true
-	}
-	judge := wal.Evidence{At: at, Replayed: replayed}
-	for _, t := range e.Histories {
-		if t > at.Timeline {
-			judge.Forks = append(judge.Forks, wal.Line{Timeline: t, Past: n.past(ctx, t)})
-		}
-	}
-	return judge.Timeline()
-}
-
-// past is the history of a timeline, from the server's own file, read once. It is
-// nil on timeline 1, and where the login may not read files.
-func (n *server) past(ctx context.Context, t wal.Timeline) wal.History {
-	h, known := n.pasts[t]
-	if known {
-		return h
-	}
-	h, ok := n.ownHistory(ctx, t)
-	if n.pasts == nil {
-		n.pasts = map[wal.Timeline]wal.History{}
-	}
-	if ok || t <= 1 {
-		n.pasts[t] = h
-	}
-	return h
-}
-
-// resolveTimeline makes a standby write down where it is, which is a checkpoint,
-// as long as that does not take longer than limit.
-func (n *server) resolveTimeline(ctx context.Context, limit time.Duration) error {
-	for _, sql := range []string{fmt.Sprintf(`SET statement_timeout = %d`, limit.Milliseconds()), `CHECKPOINT`} {
-		if _, err := n.conn.Exec(ctx, sql); err != nil {
-			return errors.Join(n.queryError("checkpoint", err), n.noTimeout(ctx))
-		}
-	}
-	return n.noTimeout(ctx)
-}
-
-func (n *server) noTimeout(ctx context.Context) error {
-	if _, err := n.conn.Exec(ctx, `SET statement_timeout = 0`); err != nil {
-		return n.queryError("end a timeout", err)
-	}
-	return nil
 }
 
 // halt names what keeps the replay of a standby from coming to its end. To resume
@@ -163,22 +52,4 @@ func (n *server) halt(ctx context.Context, target, paused bool) election.Unfit {
 		}
 	}
 	return ""
-}
-
-// ruleLine is the line of a running primary, for its rules.
-func (n *server) ruleLine(ctx context.Context) (wal.Line, error) {
-	var text []byte
-	if err := n.conn.QueryRow(ctx, `SELECT `+lineSQL).Scan(&text); err != nil {
-		return wal.Line{}, n.queryError("read the timeline", err)
-	}
-	var e lineEvidence
-	if err := json.Unmarshal(text, &e); err != nil {
-		return wal.Line{}, fmt.Errorf("read the timeline of %s: %w", n.name, err)
-	}
-	l := wal.Line{Timeline: e.Timeline, Past: n.past(ctx, e.Timeline)}
-	l.Mark = n.mark(ctx, l.Timeline, l.Past)
-	if l.Timeline > 1 && len(l.Past) == 0 {
-		return wal.Line{}, nil // not to be read: nobody can be held against it
-	}
-	return l, nil
 }

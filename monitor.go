@@ -84,7 +84,7 @@ type Monitor struct {
 	state        election.State
 	local        *server
 	localOf      *watcher // who lent that; nil: it is our own
-	primary      *server    // of a standby: the connection to its primary
+	primary      *server  // of a standby: the connection to its primary
 	primaryOf    *watcher
 	knows        bool // the primary was known at the end of the last turn
 	primSeen     time.Time

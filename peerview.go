@@ -217,22 +217,3 @@ func (n *server) look(ctx context.Context, sql string) (text []byte, err error) 
 	err = n.conn.QueryRow(ctx, sql, mode).Scan(&text)
 	return text, err
 }
-
-// endsWithShutdown reports whether the last record that a standby has replayed
-// is the checkpoint of a shutdown in order. false where it can not be told.
-func (n *server) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN) bool {
-	const most = 160 // bytes that such a record may take, with a page header inside
-	if end < most {
-		return false
-	}
-	segment, err := n.walSegmentSize(ctx)
-	if err != nil {
-		return false
-	}
-	at := int64(end) % int64(segment)
-	if at < most {
-		return false
-	}
-	tail, err := n.readWAL(ctx, t, end-most, most, segment)
-	return err == nil && wal.EndsWithShutdown(tail, end, segment)
-}

@@ -13,7 +13,6 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
-	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -23,16 +22,6 @@ import (
 // when the old one dies can leave the startup process asleep for seconds; a
 // reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
 const nudgeInterval = 100 * time.Millisecond
-
-// pollInterval is how often a server is asked whether it is there yet.
-const pollInterval = 5 * time.Millisecond
-
-// pauseSince waits between two questions whether something is over that began then:
-// the longer, the longer it lasts already. A promotion takes about 30 ms: asking costs
-// less than missing it.
-func pauseSince(ctx context.Context, begun time.Time) error {
-	return wait.Pause(ctx, min(max(time.Since(begun)/16, pollInterval/5), 4*pollInterval))
-}
 
 // PromoteOptions are the choices of [Cluster.Promote].
 type PromoteOptions struct {
@@ -282,36 +271,6 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *server) error {
 		}
 		return !inRecovery, nil
 	})
-}
-
-// poll asks until done, and nudges the server while it is not.
-func (n *server) poll(ctx context.Context, done func() (bool, error)) error {
-	begun := time.Now()
-	nudge := begun.Add(nudgeInterval)
-	for {
-		ok, err := done()
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil:
-			return err
-		case ok:
-			return nil
-		}
-		if time.Now().After(nudge) {
-			err := n.reload(ctx)
-			switch {
-			case ctx.Err() != nil:
-				return context.Cause(ctx)
-			case err != nil && !errors.Is(err, ErrQuery):
-				return err
-			}
-			nudge = time.Now().Add(nudgeInterval)
-		}
-		if err := pauseSince(ctx, begun); err != nil {
-			return err
-		}
-	}
 }
 
 // recordPromotion writes the new roles, on the new primary.

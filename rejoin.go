@@ -90,7 +90,7 @@ type rejoining struct {
 	o       RejoinOptions
 	server  *localServer
 	local   *server // the local server, when it runs in recovery
-	writes  bool  // it runs as a primary, and is to be stopped
+	writes  bool    // it runs as a primary, and is to be stopped
 	primary *server
 	status  NodeStatus // of primary
 	recs    []Record

@@ -30,7 +30,7 @@ type watcher struct {
 	wg     sync.WaitGroup
 
 	// Of the goroutine:
-	idle    []*server     // open connections
+	idle    []*server   // open connections
 	ear     *ear        // on one of them; nil: none is open
 	open    int         // tries under way
 	lent    int         // connections that somebody works on
@@ -134,7 +134,9 @@ func (n *watcher) with(ctx context.Context, f func(*server) error) error { retur
 
 // alone is do without a look, for an election: it reads by itself what it has to
 // know, and a look would take from it what the server can do.
-func (n *watcher) alone(ctx context.Context, f func(*server) error) error { return n.over(ctx, false, f) }
+func (n *watcher) alone(ctx context.Context, f func(*server) error) error {
+	return n.over(ctx, false, f)
+}
 
 func (n *watcher) over(ctx context.Context, easy bool, f func(*server) error) error {
 	node, err := n.borrow(ctx, easy)
