@@ -578,7 +578,7 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	defer cancel()
 	var count int
 	read := func(n *server) error {
-		return n.conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
+		return n.Conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
 	}
 	if m.local != nil && !m.witness {
 		return read(m.local) == nil && count >= limit
@@ -640,7 +640,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 	if of == nil {
 		defer n.Close()
 	} else {
-		defer func() { of.giveBack(n, n.broke) }()
+		defer func() { of.giveBack(n, n.Broke) }()
 	}
 	return m.cluster.copyMetadata(ctx, n, m.local)
 }

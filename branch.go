@@ -18,11 +18,11 @@ func (c *Cluster) refuseTwin(ctx context.Context, n, up *server, node, target Re
 	if t <= 1 || beginning == 0 || to <= beginning {
 		return nil
 	}
-	segSize, err := n.walSegmentSize(ctx)
+	segSize, err := n.WALSegmentSize(ctx)
 	if err != nil {
 		return err
 	}
-	twin, err := salvage.Twins(ctx, n.walSum, up.walSum, t, beginning, to, segSize)
+	twin, err := salvage.Twins(ctx, n.WALSum, up.WALSum, t, beginning, to, segSize)
 	switch {
 	case postgres.SQLState(err) == postgres.CodeInsufficientPrivilege:
 		c.log.Warn("could not compare the WAL of the two servers: this login may not read it", "hint", "GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean)")

@@ -108,7 +108,7 @@ func (a *campaign) survey(ctx context.Context) error {
 			}
 			a.policy.Adopts = int32(a.c.cfg.NodeID) // nobody voted for it: there must be grounds for a failover
 		}
-		if a.res.Health == election.HealthReceived && now.Before(deadline) && peerOf(peers, a.rule.Primary).Answer == election.Refused && wait.Pause(ctx, pollInterval) == nil {
+		if a.res.Health == election.HealthReceived && now.Before(deadline) && peerOf(peers, a.rule.Primary).Answer == election.Refused && wait.Pause(ctx, postgres.PollInterval) == nil {
 			continue
 		}
 		former := a.w.record(a.rule.Primary)
@@ -263,10 +263,10 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 	hung := false
 	err := n.alone(ctx, func(n *server) (err error) {
 		var loaded time.Time
-		if err := n.conn.QueryRow(ctx, `SELECT pg_conf_load_time()`).Scan(&loaded); err != nil {
-			return n.queryError("look at the settings", err)
+		if err := n.Conn.QueryRow(ctx, `SELECT pg_conf_load_time()`).Scan(&loaded); err != nil {
+			return n.QueryError("look at the settings", err)
 		}
-		if err := ballot.Pledge(ctx, n.conn, ballot.Ballot{Node: p.ID, Term: a.res.Term, Candidate: a.c.candidate()}, as); err != nil {
+		if err := ballot.Pledge(ctx, n.Conn, ballot.Ballot{Node: p.ID, Term: a.res.Term, Candidate: a.c.candidate()}, as); err != nil {
 			return err
 		}
 		if as == ballot.Standby {
@@ -309,24 +309,24 @@ func pledged(p, view election.Peer) election.Peer {
 // it would not promote the server either.
 func (n *server) endReceiver(ctx context.Context, before time.Time, limit time.Duration) (hung bool, err error) {
 	begun := time.Now()
-	hurry := begun.Add(nudgeInterval / 2)
+	hurry := begun.Add(postgres.NudgeInterval / 2)
 	hurried := false
-	err = n.poll(ctx, func() (bool, error) {
+	err = n.Poll(ctx, func() (bool, error) {
 		var gone, loaded bool
-		if err := n.conn.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL), pg_conf_load_time() > $1`, before).Scan(&gone, &loaded); err != nil {
-			return false, n.queryError("look at the WAL receiver", err)
+		if err := n.Conn.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL), pg_conf_load_time() > $1`, before).Scan(&gone, &loaded); err != nil {
+			return false, n.QueryError("look at the WAL receiver", err)
 		}
 		hung = !loaded
 		if !gone && !hurried && time.Now().After(hurry) {
 			hurried = true
-			return false, ballot.HurryReceiver(ctx, n.conn)
+			return false, ballot.HurryReceiver(ctx, n.Conn)
 		}
 		return gone && (loaded || time.Since(begun) > limit), nil
 	})
 	if hurried {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgres.DefaultConnectTimeout)
 		defer cancel()
-		err = errors.Join(err, ballot.Settle(ctx, n.conn))
+		err = errors.Join(err, ballot.Settle(ctx, n.Conn))
 	}
 	return hung, err
 }
@@ -338,10 +338,10 @@ func (n *server) makeSure(ctx context.Context, w *watch, r Record, view election
 	limited, cancel := context.WithTimeout(ctx, w.cluster().cfg.SilenceTimeout/2)
 	defer cancel()
 	resolved := false
-	err := n.poll(limited, func() (bool, error) {
+	err := n.Poll(limited, func() (bool, error) {
 		if view.Idle && !resolved {
 			resolved = true
-			if err := n.resolveTimeline(limited, w.cluster().cfg.SilenceTimeout/4); err != nil && !errors.Is(err, ErrQuery) {
+			if err := n.ResolveTimeline(limited, w.cluster().cfg.SilenceTimeout/4); err != nil && !errors.Is(err, ErrQuery) {
 				return false, err
 			}
 		}
@@ -351,7 +351,7 @@ func (n *server) makeSure(ctx context.Context, w *watch, r Record, view election
 		}
 		return !view.Unsure || view.Halt != "", err
 	})
-	if limited.Err() != nil && ctx.Err() == nil && !n.conn.IsClosed() {
+	if limited.Err() != nil && ctx.Err() == nil && !n.Conn.IsClosed() {
 		err = nil
 	}
 	return view, err
@@ -401,7 +401,7 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 		until = a.last.Add(a.c.cfg.FenceTimeout + election.Margin)
 	}
 	for !a.demoted() && !a.proven() && time.Now().Before(until) {
-		if err := wait.Pause(ctx, min(nudgeInterval, time.Until(until))); err != nil {
+		if err := wait.Pause(ctx, min(postgres.NudgeInterval, time.Until(until))); err != nil {
 			return err
 		}
 	}

@@ -269,7 +269,7 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 	if local := p["host"] == "" && p["hostaddr"] == ""; local && r.upstream.ID != 0 && !r.status.InRecovery && r.o.UpstreamID == 0 {
 		r.upstream.Conninfo, r.fromSource = r.o.Source, true
 	}
-	r.res.Upstream = address(r.upstream.Conninfo)
+	r.res.Upstream = postgres.Address(r.upstream.Conninfo)
 	if r.upstream.ID != 0 {
 		r.res.Upstream = r.upstream.String()
 	}
@@ -462,7 +462,7 @@ func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
 func (r *cloning) recordClone(ctx context.Context) {
 	e := Event{
 		NodeID: r.cfg.NodeID, Node: r.cfg.NodeName, Type: EventStandbyClone, Success: true,
-		Details: fmt.Sprintf("cloned from %s into %s", r.source.name, r.o.Dir),
+		Details: fmt.Sprintf("cloned from %s into %s", r.source.Name, r.o.Dir),
 	}
 	if r.cfg.NodeID == 0 || r.recs == nil {
 		return
@@ -507,24 +507,24 @@ type tablespace struct {
 }
 
 func (n *server) tablespaces(ctx context.Context) ([]tablespace, error) {
-	rows, err := n.conn.Query(ctx, `
+	rows, err := n.Conn.Query(ctx, `
 		SELECT spcname, coalesce(pg_tablespace_location(oid), ''),
 		       CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') OR has_tablespace_privilege(oid, 'CREATE') THEN pg_tablespace_size(oid) ELSE -1 END
 		  FROM pg_tablespace`)
 	if err != nil {
-		return nil, n.queryError("read the tablespaces", err)
+		return nil, n.QueryError("read the tablespaces", err)
 	}
 	defer rows.Close()
 	var list []tablespace
 	for rows.Next() {
 		var t tablespace
 		if err := rows.Scan(&t.Name, &t.Location, &t.Bytes); err != nil {
-			return nil, n.queryError("read the tablespaces", err)
+			return nil, n.QueryError("read the tablespaces", err)
 		}
 		list = append(list, t)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, n.queryError("read the tablespaces", err)
+		return nil, n.QueryError("read the tablespaces", err)
 	}
 	return list, nil
 }

@@ -32,7 +32,7 @@ func (r *cloning) preflight(ctx context.Context) error {
 		r.res.Checks = append(r.res.Checks, Check{Name: name, OK: ok, Warning: !ok, Detail: fmt.Sprintf(format, args...)})
 	}
 	s := r.status.Settings
-	add("source", true, "%s runs PostgreSQL %s as %s", r.source.name, r.status.Version, r.status.Role())
+	add("source", true, "%s runs PostgreSQL %s as %s", r.source.Name, r.status.Version, r.status.Role())
 	add("wal_level", s.WALLevel == "replica" || s.WALLevel == "logical", "it is %q on the source; replica or logical is needed", s.WALLevel)
 	add("max_wal_senders", s.MaxWALSenders-len(r.status.Senders) >= cloneSenders,
 		"%d of max_wal_senders = %d are free on the source; cloning needs %d", s.MaxWALSenders-len(r.status.Senders), s.MaxWALSenders, cloneSenders)
@@ -90,9 +90,9 @@ func (r *cloning) reportChecks() error {
 	case 0:
 		return nil
 	case 1:
-		return hint(kind(r.checkKind(), "can not clone %s: %s", r.source.name, failed[0]), "%s", r.checkHint())
+		return hint(kind(r.checkKind(), "can not clone %s: %s", r.source.Name, failed[0]), "%s", r.checkHint())
 	default:
-		return hint(kind(r.checkKind(), "can not clone %s:\n  - %s", r.source.name, strings.Join(failed, "\n  - ")), "%s", r.checkHint())
+		return hint(kind(r.checkKind(), "can not clone %s:\n  - %s", r.source.Name, strings.Join(failed, "\n  - ")), "%s", r.checkHint())
 	}
 }
 

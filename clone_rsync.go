@@ -150,17 +150,17 @@ func (b *rsyncBackup) old() bool { return b.job.Status.VersionNum < 150000 }
 // with the session.
 func (b *rsyncBackup) begin(ctx context.Context) error {
 	if b.job.Slot == "" {
-		slot := fmt.Sprintf("repmgr_clone_%d", b.n.conn.PgConn().PID())
-		if _, err := b.n.conn.Exec(ctx, `SELECT pg_create_physical_replication_slot($1, true, true)`, slot); err != nil {
-			return b.n.queryError("hold WAL with a temporary slot", err)
+		slot := fmt.Sprintf("repmgr_clone_%d", b.n.Conn.PgConn().PID())
+		if _, err := b.n.Conn.Exec(ctx, `SELECT pg_create_physical_replication_slot($1, true, true)`, slot); err != nil {
+			return b.n.QueryError("hold WAL with a temporary slot", err)
 		}
 	}
 	sql := `SELECT pg_backup_start($1, $2)`
 	if b.old() {
 		sql = `SELECT pg_start_backup($1, $2, false)`
 	}
-	if err := b.n.conn.QueryRow(postgres.Unlimited(ctx), sql, b.job.Label, b.job.FastCheckpoint).Scan(&b.start); err != nil {
-		return b.n.queryError("begin a backup", err)
+	if err := b.n.Conn.QueryRow(postgres.Unlimited(ctx), sql, b.job.Label, b.job.FastCheckpoint).Scan(&b.start); err != nil {
+		return b.n.QueryError("begin a backup", err)
 	}
 	return nil
 }
@@ -176,21 +176,21 @@ func (b *rsyncBackup) data(ctx context.Context) error {
 		return err
 	}
 	type space struct{ oid, location string }
-	rows, err := b.n.conn.Query(ctx, `SELECT oid::text, pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) <> ''`)
+	rows, err := b.n.Conn.Query(ctx, `SELECT oid::text, pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) <> ''`)
 	if err != nil {
-		return b.n.queryError("read the tablespaces", err)
+		return b.n.QueryError("read the tablespaces", err)
 	}
 	defer rows.Close()
 	var spaces []space
 	for rows.Next() {
 		var s space
 		if err := rows.Scan(&s.oid, &s.location); err != nil {
-			return b.n.queryError("read the tablespaces", err)
+			return b.n.QueryError("read the tablespaces", err)
 		}
 		spaces = append(spaces, s)
 	}
 	if err := rows.Err(); err != nil {
-		return b.n.queryError("read the tablespaces", err)
+		return b.n.QueryError("read the tablespaces", err)
 	}
 	for _, s := range spaces {
 		to := b.job.Tablespace(s.location)
@@ -222,8 +222,8 @@ func (b *rsyncBackup) end(ctx context.Context) error {
 	}
 	var stop wal.LSN
 	var label, spaceMap string
-	if err := b.n.conn.QueryRow(postgres.Unlimited(ctx), sql).Scan(&stop, &label, &spaceMap); err != nil {
-		return b.n.queryError("end the backup", err)
+	if err := b.n.Conn.QueryRow(postgres.Unlimited(ctx), sql).Scan(&stop, &label, &spaceMap); err != nil {
+		return b.n.QueryError("end the backup", err)
 	}
 	if err := b.fetchWAL(ctx, stop); err != nil {
 		return err
@@ -240,7 +240,7 @@ func (b *rsyncBackup) end(ctx context.Context) error {
 
 // fetchWAL copies the segments of the backup and the timeline's history.
 func (b *rsyncBackup) fetchWAL(ctx context.Context, stop wal.LSN) error {
-	size, err := b.n.walSegmentSize(ctx)
+	size, err := b.n.WALSegmentSize(ctx)
 	if err != nil {
 		return err
 	}

@@ -79,11 +79,11 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 	if err != nil {
 		return nil, err
 	}
-	n := &server{pgServer: pgServer{name: r.String(), conninfo: conninfo}}
+	n := &server{Server: postgres.Server{Name: r.String(), Conninfo: conninfo}}
 	if !settled {
 		cfg.AfterConnect, n.schema, n.loose = nil, schemaOurs, true
 	}
-	if n.conn, err = postgres.DialUncancelled(ctx, n.name, cfg); err != nil {
+	if n.Conn, err = postgres.DialUncancelled(ctx, n.Name, cfg); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -171,13 +171,13 @@ func (n *server) records(ctx context.Context) ([]Record, error) {
 	if err := n.needNodes(ctx); err != nil {
 		return nil, err
 	}
-	rows, err := n.conn.Query(ctx, recordsSQL)
+	rows, err := n.Conn.Query(ctx, recordsSQL)
 	if err != nil {
-		return nil, n.queryError("read repmgr.nodes", err)
+		return nil, n.QueryError("read repmgr.nodes", err)
 	}
 	recs, err := pgx.CollectRows(rows, pgx.RowToStructByName[Record])
 	if err != nil {
-		return nil, n.queryError("read repmgr.nodes", err)
+		return nil, n.QueryError("read repmgr.nodes", err)
 	}
 	return recs, nil
 }
@@ -199,10 +199,10 @@ func (n *server) seeSchema(ctx context.Context) (version int, err error) {
 		return SchemaVersion, nil
 	}
 	var nodes, ours bool
-	err = n.conn.QueryRow(ctx, `SELECT bool_and(found) FILTER (WHERE t IN ('nodes', 'events', 'monitoring_history')), bool_and(found) FILTER (WHERE t <> 'monitoring_history')
+	err = n.Conn.QueryRow(ctx, `SELECT bool_and(found) FILTER (WHERE t IN ('nodes', 'events', 'monitoring_history')), bool_and(found) FILTER (WHERE t <> 'monitoring_history')
 		FROM unnest(ARRAY['metadata', 'nodes', 'events', 'standby_state', 'monitoring_history']) t, LATERAL (SELECT to_regclass('repmgr.' || t) IS NOT NULL AS found) f`).Scan(&nodes, &ours)
 	if err != nil {
-		return 0, n.queryError("look for the metadata", err)
+		return 0, n.QueryError("look for the metadata", err)
 	}
 	n.schema = schemaNone
 	if nodes {
@@ -211,8 +211,8 @@ func (n *server) seeSchema(ctx context.Context) (version int, err error) {
 	if !ours {
 		return 0, nil
 	}
-	if err := n.conn.QueryRow(ctx, `SELECT coalesce(max(schema_version), 0) FROM repmgr.metadata`).Scan(&version); err != nil {
-		return 0, n.queryError("read the version of the metadata", err)
+	if err := n.Conn.QueryRow(ctx, `SELECT coalesce(max(schema_version), 0) FROM repmgr.metadata`).Scan(&version); err != nil {
+		return 0, n.QueryError("read the version of the metadata", err)
 	}
 	if version > 0 {
 		n.schema = schemaOther
@@ -255,16 +255,16 @@ func (n *server) needSchema(ctx context.Context) error {
 	case n.schema == schemaOurs:
 		return nil
 	case version > SchemaVersion:
-		return hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.name, version, SchemaVersion),
+		return hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.Name, version, SchemaVersion),
 			"Use the repmgr that made it, or a newer one.")
 	case version > 0:
-		return hint(kind(ErrNotRegistered, "the metadata of %s has version %d, this program needs %d", n.name, version, SchemaVersion),
+		return hint(kind(ErrNotRegistered, "the metadata of %s has version %d, this program needs %d", n.Name, version, SchemaVersion),
 			"Bring it up to date, on the primary: repmgr primary register --force")
 	case n.schema == schemaBare:
-		return hint(kind(ErrNotRegistered, "the metadata in database %q of %s is that of repmgr 5, and was not adopted", n.conn.Config().Database, n.name),
+		return hint(kind(ErrNotRegistered, "the metadata in database %q of %s is that of repmgr 5, and was not adopted", n.Conn.Config().Database, n.Name),
 			"Stop every repmgrd of repmgr 5. Then, on the primary: repmgr primary register --force")
 	}
-	return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.conn.Config().Database, n.name),
+	return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.Conn.Config().Database, n.Name),
 		"Run repmgr primary register on the primary first, with a conninfo that names this database.")
 }
 
@@ -435,8 +435,8 @@ func noPrimaryHint(probes []probe) string {
 // closes local only where they are the same.
 func (c *Cluster) connectPrimary(ctx context.Context, local *server) (*server, error) {
 	var inRecovery bool
-	if err := local.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
-		return nil, local.queryError("read the recovery state", err)
+	if err := local.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
+		return nil, local.QueryError("read the recovery state", err)
 	}
 	recs, err := local.records(ctx)
 	if self, ok := recordByID(recs, c.cfg.NodeID); !inRecovery && (!ok || self.Role != RoleWitness) {
@@ -487,17 +487,17 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	if err := local.needNodes(ctx); err != nil {
 		return nil, err
 	}
-	rows, err := local.conn.Query(ctx, `
+	rows, err := local.Conn.Query(ctx, `
 		SELECT e.node_id, coalesce(n.node_name, '') AS node_name, e.event, e.successful, e.event_timestamp, coalesce(e.details, '') AS details
 		  FROM repmgr.events e LEFT JOIN repmgr.nodes n USING (node_id)
 		 WHERE ($1 = 0 OR e.node_id = $1) AND ($2 = '' OR n.node_name = $2) AND ($3 = '' OR e.event = $3)
 		 ORDER BY e.event_timestamp DESC, e.ctid DESC LIMIT nullif($4, 0)`, int32(f.NodeID), f.Node, string(f.Type), f.Limit)
 	if err != nil {
-		return nil, local.queryError("read repmgr.events", err)
+		return nil, local.QueryError("read repmgr.events", err)
 	}
 	events, err := pgx.CollectRows(rows, pgx.RowToStructByName[Event])
 	if err != nil {
-		return nil, local.queryError("read repmgr.events", err)
+		return nil, local.QueryError("read repmgr.events", err)
 	}
 	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that is gone may still have events
 		recs, err := local.records(ctx)
@@ -546,8 +546,8 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 			}
 		}
 		if o.DryRun {
-			if err := primary.conn.QueryRow(ctx, `SELECT count(*) FROM `+old, o.KeepDays, int32(o.NodeID)).Scan(&res.Deleted); err != nil {
-				return primary.queryError("count the monitoring history", err)
+			if err := primary.Conn.QueryRow(ctx, `SELECT count(*) FROM `+old, o.KeepDays, int32(o.NodeID)).Scan(&res.Deleted); err != nil {
+				return primary.QueryError("count the monitoring history", err)
 			}
 			return nil
 		}
@@ -565,7 +565,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 func (n *server) deleteHistory(ctx context.Context, old string, o CleanupOptions, res *CleanupResult) error {
 	ctx = postgres.Unlimited(ctx)
 	if o.KeepDays == 0 && o.NodeID == 0 {
-		err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
+		err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.monitoring_history`); err != nil {
 				return err
 			}
@@ -576,17 +576,17 @@ func (n *server) deleteHistory(ctx context.Context, old string, o CleanupOptions
 			return err
 		})
 		if err != nil {
-			return n.queryError("empty repmgr.monitoring_history", err)
+			return n.QueryError("empty repmgr.monitoring_history", err)
 		}
 		return nil
 	}
-	tag, err := n.conn.Exec(ctx, `DELETE FROM `+old, o.KeepDays, int32(o.NodeID))
+	tag, err := n.Conn.Exec(ctx, `DELETE FROM `+old, o.KeepDays, int32(o.NodeID))
 	if err != nil {
-		return n.queryError("delete old monitoring history", err)
+		return n.QueryError("delete old monitoring history", err)
 	}
 	res.Deleted = tag.RowsAffected()
-	if _, err := n.conn.Exec(ctx, `VACUUM repmgr.monitoring_history`); err != nil {
-		return n.queryError("vacuum repmgr.monitoring_history", err)
+	if _, err := n.Conn.Exec(ctx, `VACUUM repmgr.monitoring_history`); err != nil {
+		return n.QueryError("vacuum repmgr.monitoring_history", err)
 	}
 	return nil
 }
@@ -618,12 +618,12 @@ func (c *Cluster) emit(ctx context.Context, primary *server, e Event) {
 	if primary != nil {
 		ctx, cancel := context.WithTimeoutCause(ctx, postgres.DefaultConnectTimeout, errors.New("writing an event took too long"))
 		defer cancel()
-		err := primary.conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details, event_timestamp)
+		err := primary.Conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details, event_timestamp)
 			SELECT $1, $2, $3, $4, coalesce($5, now()) WHERE NOT pg_is_in_recovery() RETURNING event_timestamp`,
 			int32(e.NodeID), string(e.Type), e.Success, e.Details, at).Scan(&e.At)
 		e.written = err == nil
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-			c.log.Warn("event not written to repmgr.events", "event", e.Type, "err", primary.queryError("write an event", err))
+			c.log.Warn("event not written to repmgr.events", "event", e.Type, "err", primary.QueryError("write an event", err))
 		}
 	}
 	for _, n := range c.notifiers {

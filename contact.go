@@ -57,7 +57,7 @@ func (m *Monitor) beatHeart(ctx context.Context, n *server) error {
 	b.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
 	b.Queue(sendersSQL)
 	b.Queue(heartbeatSQL)
-	res := n.conn.SendBatch(ctx, &b)
+	res := n.Conn.SendBatch(ctx, &b)
 	var end wal.LSN
 	var text string
 	_, err := res.Exec()

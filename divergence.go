@@ -153,7 +153,7 @@ func (r *rejoining) findTwin(ctx context.Context, common wal.Timeline, theirs wa
 	case r.control.State == pgcontrol.InProduction: // it has written at least the record of its promotion
 		end = max(end, begin+firstRecord)
 	}
-	twin, err := salvage.Twins(ctx, r.server.WALSum, r.primary.walSum, common, begin, min(fork, end), r.control.WALSegmentSize)
+	twin, err := salvage.Twins(ctx, r.server.WALSum, r.primary.WALSum, common, begin, min(fork, end), r.control.WALSegmentSize)
 	if err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 		return err
 	}

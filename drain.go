@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -66,34 +67,34 @@ func endedText(sessions int) string {
 func (n *server) replayAll(ctx context.Context, p election.Peer, limit time.Duration) (ended int, err error) {
 	last, at := wal.LSN(0), time.Now()
 	if p.ReplayPaused && p.Halt == "" {
-		if _, err := n.conn.Exec(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END`); err != nil {
-			return 0, n.queryError("resume WAL replay", err)
+		if _, err := n.Conn.Exec(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END`); err != nil {
+			return 0, n.QueryError("resume WAL replay", err)
 		}
 	}
-	if err := ballot.ResumeReplay(ctx, n.conn); err != nil {
+	if err := ballot.ResumeReplay(ctx, n.Conn); err != nil {
 		return 0, err
 	}
-	err = n.poll(ctx, func() (bool, error) {
+	err = n.Poll(ctx, func() (bool, error) {
 		var now wal.LSN
 		var idle bool
 		var waits string
-		err := n.conn.QueryRow(ctx, `SELECT pg_last_wal_replay_lsn(), d.idle, coalesce((SELECT wait_event_type || '/' || wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), '')
+		err := n.Conn.QueryRow(ctx, `SELECT pg_last_wal_replay_lsn(), d.idle, coalesce((SELECT wait_event_type || '/' || wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), '')
 			FROM `+idleSQL+` d`).Scan(&now, &idle, &waits)
 		switch {
 		case err != nil:
-			return false, n.queryError("look at the replay", err)
-		case now >= p.Position.LSN || idle && now == last && time.Since(at) > 2*nudgeInterval:
+			return false, n.QueryError("look at the replay", err)
+		case now >= p.Position.LSN || idle && now == last && time.Since(at) > 2*postgres.NudgeInterval:
 			return true, nil
 		case now != last:
 			last, at = now, time.Now()
 		case time.Since(at) > limit:
-			return false, hint(fmt.Errorf("replay of %s stands at %s for %s, on its way to %s", n.name, now, limit, p.Position.LSN), "Look at its log and its disk.")
+			return false, hint(fmt.Errorf("replay of %s stands at %s for %s, on its way to %s", n.Name, now, limit, p.Position.LSN), "Look at its log and its disk.")
 		case inConflict(waits):
-			tag, err := n.conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			tag, err := n.Conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 				WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND application_name NOT LIKE 'repmgr%'
 				AND (current_setting('is_superuser') = 'on' OR NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = usesysid AND r.rolsuper))`)
 			if err != nil {
-				return false, n.queryError("end the sessions that the replay waits for", err)
+				return false, n.QueryError("end the sessions that the replay waits for", err)
 			}
 			ended += int(tag.RowsAffected())
 		}
@@ -111,7 +112,7 @@ func inConflict(waits string) bool {
 // tellRule tells a data node of a rule that its tables do not show yet. One that
 // has pledged itself in a later term hears nothing: its pledge was counted without.
 func (n *server) tellRule(ctx context.Context, r election.Rule) error {
-	return ballot.Locked(ctx, n.conn, func(b ballot.Ballot) error {
+	return ballot.Locked(ctx, n.Conn, func(b ballot.Ballot) error {
 		if b.Term > r.Term {
 			return nil // an election goes on: the ballots tell
 		}
@@ -125,7 +126,7 @@ func (n *server) storeRuleLoudly(ctx context.Context, r election.Rule) error {
 	if err := n.storeRule(ctx, r); err != nil {
 		return err
 	}
-	return n.reload(ctx)
+	return n.Reload(ctx)
 }
 
 // storeRule leaves it to what comes next to be noticed.
@@ -134,21 +135,21 @@ func (n *server) storeRule(ctx context.Context, r election.Rule) error {
 	if err != nil {
 		return err
 	}
-	return ballot.Store(ctx, n.conn, toldSetting, string(text))
+	return ballot.Store(ctx, n.Conn, toldSetting, string(text))
 }
 
 // confirm asks whether a data node shows the rule, and, once that is written, tells
 // it to one that does not in time: where that is slow to replay, or can not stream
 // yet, it is enough that it knows.
 func (a *campaign) confirm(ctx context.Context, n *server, id int32, tell bool) (knows bool, err error) {
-	if err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
-		return false, n.queryError("look for the rule", err)
+	if err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
+		return false, n.QueryError("look for the rule", err)
 	}
 	rule := a.written()
 	if !knows && (!tell || !rule.Known()) {
 		return false, nil
 	}
-	err = ballot.LockedAgain(ctx, n.conn, func(b ballot.Ballot) error {
+	err = ballot.LockedAgain(ctx, n.Conn, func(b ballot.Ballot) error {
 		switch {
 		case b.Term > a.res.Term: // its pledge was counted without the rule
 			return fmt.Errorf("%w: it holds %q", errSuperseded, b)

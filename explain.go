@@ -3,6 +3,7 @@ package repmgr
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -258,7 +259,7 @@ func letIn(voters []Voter) string {
 		return ""
 	}
 	var who []string
-	for _, user := range sortedKeys(to) {
+	for _, user := range slices.Sorted(maps.Keys(to)) {
 		who = append(who, fmt.Sprintf("user %q log in to %s", user, strings.Join(to[user], ", ")))
 	}
 	return "Let " + strings.Join(who, ", and ") + ": pg_hba.conf there (then a reload), or the password that is used here (passfile, PGPASSWORD)."

@@ -1,6 +1,9 @@
 package repmgr
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
@@ -8,5 +11,5 @@ import (
 func PinNames() []string {
 	parameters := map[string]string{}
 	postgres.PinSession(parameters)
-	return sortedKeys(parameters)
+	return slices.Sorted(maps.Keys(parameters))
 }

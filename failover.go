@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // FailoverOptions are the choices of [Cluster.Failover].
@@ -194,7 +195,7 @@ func (w *watch) judge(ctx context.Context, p election.Policy) {
 func (w *watch) await(ctx context.Context, ready func() bool) {
 	limit := time.Now().Add(2*w.cluster().cfg.SilenceTimeout + time.Second)
 	for time.Now().Before(limit) {
-		if ready() || wait.Pause(ctx, pollInterval) != nil {
+		if ready() || wait.Pause(ctx, postgres.PollInterval) != nil {
 			return
 		}
 	}

@@ -103,7 +103,7 @@ func (c *Cluster) mended(ctx context.Context, local *server, target Record, err 
 	}
 	defer up.Close()
 	rules, errRules := up.rules(ctx)
-	set, errSet := ballot.ReadSettings(ctx, local.conn)
+	set, errSet := ballot.ReadSettings(ctx, local.Conn)
 	paused, _ := parsePaused(set[pausedSetting], c.cfg.NodeID)
 	if m, ok := all[c.cfg.NodeID]; ok && !paused && errors.Join(errRules, errSet) == nil && len(rules) > 0 && int32(target.ID) == rules[0].Primary && bringsBack(m, c.cfg.Rejoin, err) {
 		return hint(err, "The repmgrd of this node (PID %d, rejoin=%s) brings it back by itself, in a moment, and saves first what only this node has: see its log, and repmgr cluster event. If it says that it can not: %s", m.PID, c.cfg.Rejoin, Hint(err))
@@ -143,7 +143,7 @@ func (c *Cluster) followTarget(ctx context.Context, recs []Record, o FollowOptio
 		if err == nil || !o.Wait || !errors.Is(err, ErrNoPrimary) || time.Now().After(deadline) {
 			return primary, err
 		}
-		if err := wait.Pause(ctx, nudgeInterval); err != nil {
+		if err := wait.Pause(ctx, postgres.NudgeInterval); err != nil {
 			return Record{}, err
 		}
 	}
@@ -170,7 +170,7 @@ func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, 
 			return p.record, nil
 		}
 	}
-	return Record{}, hint(kind(ErrNotRegistered, "%s is not a registered node", n.name), "See repmgr cluster show, and use --upstream-node-id.")
+	return Record{}, hint(kind(ErrNotRegistered, "%s is not a registered node", n.Name), "See repmgr cluster show, and use --upstream-node-id.")
 }
 
 // follow re-points the standby node, whose connection is n, to target.
@@ -276,7 +276,7 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *server, node Record, sta
 			return 0, err
 		}
 	}
-	if ours, ok := n.ownHistory(ctx, local.Timeline); ok && upstream.Timeline >= local.Timeline && !history.Extends(ours) {
+	if ours, ok := n.OwnHistory(ctx, local.Timeline); ok && upstream.Timeline >= local.Timeline && !history.Extends(ours) {
 		return 0, hint(kind(ErrTimelineDiverged, "%s can not follow %s: timeline %d of the one is not timeline %d of the other: they were promoted apart", node, target, local.Timeline, upstream.Timeline),
 			"Decide which of the two branches holds the data that counts. If it is that of %s, on %s: %s", target.Name, node.Name, recloneCommand(node, target))
 	}
@@ -356,18 +356,18 @@ func (c *Cluster) repoint(ctx context.Context, n, up *server, node, target Recor
 	if rules, err := up.rules(ctx); err == nil && len(rules) > 0 {
 		term = rules[0].Term
 	}
-	err = n.withBallot(ctx, func(b ballot.Ballot) error {
+	err = n.WithBallot(ctx, func(b ballot.Ballot) error {
 		if b.Term > term && term > 0 {
 			return hint(kind(ErrRefused, "%s has pledged itself to term %d, and %s is of term %d: it may have been deposed", node, b.Term, target, term),
 				"An election is going on, or came to nothing. See repmgr service status; the daemons sort it out.")
 		}
-		return n.alterSystem(ctx, set)
+		return n.AlterSystem(ctx, set)
 	})
 	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege { // a login that may not read ballots has none
-		return n.alterSystem(ctx, set)
+		return n.AlterSystem(ctx, set)
 	}
 	if err == nil {
-		err = ballot.ResumeReplay(ctx, n.conn)
+		err = ballot.ResumeReplay(ctx, n.Conn)
 	}
 	return err
 }
@@ -375,7 +375,7 @@ func (c *Cluster) repoint(ctx context.Context, n, up *server, node, target Recor
 // finishFollow records the new upstream and waits until it sends.
 func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *server, res *FollowResult) error {
 	node, target := res.Node, res.Upstream
-	_, errRow := primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(target.ID))
+	_, errRow := primary.Conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(target.ID))
 	err := c.waitAttached(ctx, n, up, node, target, res.Timeline, func() error { // until it was re-pointed it may have received more
 		status, err := n.Status(ctx)
 		if err == nil {
@@ -386,7 +386,7 @@ func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *server, res 
 	if err == nil {
 		res.Streaming = true
 	}
-	if errArchive := ballot.GiveArchive(ctx, n.conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
+	if errArchive := ballot.GiveArchive(ctx, n.Conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
 		c.log.Warn("restore_command is not given back", "node", node.Name, "err", errArchive)
 	}
 	e := Event{
@@ -417,7 +417,7 @@ func (c *Cluster) waitAttached(ctx context.Context, n, up *server, node, target 
 	defer cancel()
 	host, port := senderAddress(target.Conninfo)
 	asked := time.Now()
-	return n.poll(ctx, func() (bool, error) {
+	return n.Poll(ctx, func() (bool, error) {
 		if time.Since(asked) >= ancestryAgain {
 			asked = time.Now()
 			if err := ancestry(); errors.Is(err, ErrTimelineDiverged) {
@@ -425,17 +425,17 @@ func (c *Cluster) waitAttached(ctx context.Context, n, up *server, node, target 
 			}
 		}
 		var arrived bool // a login that may not see these trusts the upstream's word alone
-		if err := n.conn.QueryRow(ctx, `SELECT coalesce(bool_and(coalesce(received_tli, $1) = $1 AND ($2 = '' OR coalesce(sender_host, $2) = $2) AND ($3 = 0 OR coalesce(sender_port, $3) = $3)), false)
+		if err := n.Conn.QueryRow(ctx, `SELECT coalesce(bool_and(coalesce(received_tli, $1) = $1 AND ($2 = '' OR coalesce(sender_host, $2) = $2) AND ($3 = 0 OR coalesce(sender_port, $3) = $3)), false)
 			FROM pg_stat_wal_receiver`, int32(timeline), host, int32(port)).Scan(&arrived); err != nil {
-			return false, n.queryError("watch the WAL receiver", err)
+			return false, n.QueryError("watch the WAL receiver", err)
 		}
 		if !arrived {
 			return false, nil
 		}
 		var state *string
-		err := up.conn.QueryRow(ctx, `SELECT min(state) FROM pg_stat_replication WHERE application_name = $1`, node.Name).Scan(&state)
+		err := up.Conn.QueryRow(ctx, `SELECT min(state) FROM pg_stat_replication WHERE application_name = $1`, node.Name).Scan(&state)
 		if err != nil {
-			return false, up.queryError("watch the WAL sender", err)
+			return false, up.QueryError("watch the WAL sender", err)
 		}
 		return state != nil && *state == "streaming", nil
 	})

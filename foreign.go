@@ -33,10 +33,10 @@ const (
 func (n *server) foreignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 	if n.foreign == foreignUnknown {
 		var found bool
-		err := n.conn.QueryRow(ctx, `SELECT to_regprocedure('repmgr.repmgrd_is_running()') IS NOT NULL AND to_regprocedure('repmgr.get_repmgrd_pid()') IS NOT NULL
+		err := n.Conn.QueryRow(ctx, `SELECT to_regprocedure('repmgr.repmgrd_is_running()') IS NOT NULL AND to_regprocedure('repmgr.get_repmgrd_pid()') IS NOT NULL
 			AND to_regprocedure('repmgr.repmgrd_is_paused()') IS NOT NULL AND to_regprocedure('repmgr.get_upstream_last_seen()') IS NOT NULL`).Scan(&found)
 		if err != nil {
-			return nil, n.queryError("look for a daemon of repmgr 5", err)
+			return nil, n.QueryError("look for a daemon of repmgr 5", err)
 		}
 		if !found {
 			n.foreign = foreignNone
@@ -47,11 +47,11 @@ func (n *server) foreignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 	}
 	var running, paused *bool
 	var pid, seen *int
-	err := n.conn.QueryRow(ctx, `SELECT repmgr.repmgrd_is_running(), repmgr.get_repmgrd_pid(), repmgr.repmgrd_is_paused(), repmgr.get_upstream_last_seen()`).
+	err := n.Conn.QueryRow(ctx, `SELECT repmgr.repmgrd_is_running(), repmgr.get_repmgrd_pid(), repmgr.repmgrd_is_paused(), repmgr.get_upstream_last_seen()`).
 		Scan(&running, &pid, &paused, &seen)
 	switch {
 	case err != nil && postgres.SQLState(err) == "":
-		return nil, n.queryError("look for a daemon of repmgr 5", err)
+		return nil, n.QueryError("look for a daemon of repmgr 5", err)
 	case err != nil || running == nil: // its library is gone, or not loaded; or not ours to ask
 		n.foreign = foreignNone
 		return nil, nil
@@ -73,8 +73,8 @@ func (n *server) pauseForeign(ctx context.Context, paused bool) error {
 	if err != nil || d == nil || d.Paused == paused {
 		return err
 	}
-	if _, err := n.conn.Exec(ctx, `SELECT repmgr.repmgrd_pause($1)`, paused); err != nil {
-		return n.queryError("pause the daemon of repmgr 5", err)
+	if _, err := n.Conn.Exec(ctx, `SELECT repmgr.repmgrd_pause($1)`, paused); err != nil {
+		return n.QueryError("pause the daemon of repmgr 5", err)
 	}
 	return nil
 }

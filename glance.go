@@ -41,19 +41,19 @@ func (n *server) glance(ctx context.Context) (g glance, err error) {
 		return g, nil
 	}
 	const name = "glance"
-	conn := n.conn.PgConn()
+	conn := n.Conn.PgConn()
 	if !n.glances {
 		if _, err := conn.Prepare(ctx, name, glanceSQL, nil); err != nil {
-			return g, n.queryError("glance at the node", err)
+			return g, n.QueryError("glance at the node", err)
 		}
 		n.glances = true
 	}
 	res := conn.ExecPrepared(ctx, name, nil, nil, nil).Read()
 	if res.Err != nil {
-		return g, n.queryError("glance at the node", res.Err)
+		return g, n.QueryError("glance at the node", res.Err)
 	}
 	if len(res.Rows) != 1 || len(res.Rows[0]) != 3 {
-		return g, fmt.Errorf("glance at %s: want one row of three columns", n.name)
+		return g, fmt.Errorf("glance at %s: want one row of three columns", n.Name)
 	}
 	row := res.Rows[0]
 	if row[0] != nil {
@@ -64,7 +64,7 @@ func (n *server) glance(ctx context.Context) (g glance, err error) {
 		g.heard, err = strconv.ParseFloat(string(row[2]), 64)
 	}
 	if err != nil {
-		return g, fmt.Errorf("glance at %s: %w", n.name, err)
+		return g, fmt.Errorf("glance at %s: %w", n.Name, err)
 	}
 	return g, nil
 }

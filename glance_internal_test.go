@@ -46,18 +46,18 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 		do   func() error
 	}{
 		{"a ballot on a primary", []*server{p}, func() error {
-			return ballot.Pledge(ctx, on(primary).conn, ballot.Ballot{Node: 1, Term: 3, Candidate: "a.1"}, ballot.Primary)
+			return ballot.Pledge(ctx, on(primary).Conn, ballot.Ballot{Node: 1, Term: 3, Candidate: "a.1"}, ballot.Primary)
 		}},
 		{"a pause", []*server{p}, func() error { return on(primary).setPaused(ctx, 1, true, 7) }},
 		{"a rule", []*server{p, s}, func() error {
-			_, err := on(primary).conn.Exec(ctx, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (3, 1, 1, '{1,2}', false, '{}', 0)`)
+			_, err := on(primary).Conn.Exec(ctx, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (3, 1, 1, '{1,2}', false, '{}', 0)`)
 			return err
 		}},
 		{"a ballot on a standby", []*server{s}, func() error {
-			return ballot.Pledge(ctx, on(standby).conn, ballot.Ballot{Node: 2, Term: 4, Candidate: "a.1"}, ballot.Standby)
+			return ballot.Pledge(ctx, on(standby).Conn, ballot.Ballot{Node: 2, Term: 4, Candidate: "a.1"}, ballot.Standby)
 		}},
 		{"a promotion", []*server{s}, func() error {
-			_, err := on(standby).conn.Exec(ctx, `SELECT pg_promote()`)
+			_, err := on(standby).Conn.Exec(ctx, `SELECT pg_promote()`)
 			return err
 		}},
 	} {

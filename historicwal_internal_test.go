@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // A server that was promoted twice within one segment can send that to a standby
@@ -47,7 +48,7 @@ func TestMendHistoricWAL(t *testing.T) {
 	promote(node2, "3")
 
 	follow := func(n, up *pgtest.Server) {
-		n.Exec(t, `ALTER SYSTEM SET primary_conninfo = `+quoteLiteral(up.Conninfo("application_name="+n.Name)))
+		n.Exec(t, `ALTER SYSTEM SET primary_conninfo = `+postgres.QuoteLiteral(up.Conninfo("application_name="+n.Name)))
 		n.Exec(t, `SELECT pg_reload_conf()`)
 	}
 	rows := func(n *pgtest.Server, want string) {

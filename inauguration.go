@@ -71,12 +71,12 @@ func (n *server) writeRule(ctx context.Context, r election.Rule, coordinator str
 	if err != nil {
 		return err
 	}
-	tag, err := n.conn.Exec(ctx, ruleInsertSQL, args...)
+	tag, err := n.Conn.Exec(ctx, ruleInsertSQL, args...)
 	if err != nil {
-		return n.queryError("write the rule", err)
+		return n.QueryError("write the rule", err)
 	}
 	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("write the rule of term %d: %s has one as new: %w", r.Term, n.name, errSuperseded)
+		return fmt.Errorf("write the rule of term %d: %s has one as new: %w", r.Term, n.Name, errSuperseded)
 	}
 	return nil
 }
@@ -87,10 +87,10 @@ func (n *server) rehearse(ctx context.Context, r election.Rule) {
 	if ok, err := n.hasSchema(ctx); !ok || err != nil {
 		return
 	}
-	_, _ = n.ruleLine(ctx)
-	_, _ = n.walSegmentSize(ctx)
+	_, _ = n.RuleLine(ctx)
+	_, _ = n.WALSegmentSize(ctx)
 	if args, err := ruleArgs(r, ""); err == nil {
-		_, _ = n.conn.Exec(ctx, `EXPLAIN `+ruleInsertSQL, args...)
+		_, _ = n.Conn.Exec(ctx, `EXPLAIN `+ruleInsertSQL, args...)
 	}
 }
 
@@ -116,7 +116,7 @@ func (a *campaign) promote(ctx context.Context) error {
 		if a.tally.Rule.Quorum {
 			probe.Go(func() { a.probe, _ = n.commitProbe(limited) })
 		}
-		return n.withPledge(ctx, func(b ballot.Ballot) error {
+		return n.WithPledge(ctx, func(b ballot.Ballot) error {
 			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
 				return fmt.Errorf("%w: %s holds %q", errSuperseded, winner, b)
 			}
@@ -132,7 +132,7 @@ func (a *campaign) promote(ctx context.Context) error {
 					return err
 				}
 				b.Candidate += chosenMark
-				if err := ballot.Write(ctx, n.conn, b); err != nil {
+				if err := ballot.Write(ctx, n.Conn, b); err != nil {
 					return err
 				}
 			}
@@ -207,7 +207,7 @@ func (a *campaign) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 			return
 		}
 		a.slots[r.ID] = a.c.slotOrNone(ctx, a.conn, r)
-		if a.conn.conn.IsClosed() {
+		if a.conn.Conn.IsClosed() {
 			a.conn = nil
 		}
 	}
@@ -228,7 +228,7 @@ func (c *Cluster) slotOrNone(ctx context.Context, up *server, standby Record) st
 }
 
 func (c *Cluster) warnNoSlot(up *server, standby Record, err error) {
-	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.name, "err", err, "hint", cmp.Or(Hint(err), slotHint))
+	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.Name, "err", err, "hint", cmp.Or(Hint(err), slotHint))
 }
 
 const slotHint = "Raise max_replication_slots there, or drop a slot that nobody needs. repmgrd of the standby makes its slot as soon as it can."
@@ -242,10 +242,10 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *server, winner Record) e
 		defer cancel()
 		out, err := shell.Run(ctx, c.cfg.PromoteCommand, map[byte]shell.Value{'n': {Env: "REPMGR_NODE_ID", Text: winner.ID.String()}})
 		if err != nil {
-			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5))), "The next election promotes without it.")
+			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.Name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5))), "The next election promotes without it.")
 		}
 		var inRecovery bool
-		if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {
+		if err := n.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {
 			return err
 		}
 	}
@@ -330,17 +330,17 @@ func (a *campaign) follow(ctx context.Context, n *server, p election.Peer, apart
 	limited, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout, fmt.Errorf("it does not stream after %s", a.c.cfg.SilenceTimeout))
 	defer cancel()
 	begun, streams, knows := time.Now(), apart != nil, !a.tally.Rule.Quorum
-	err := n.poll(limited, func() (_ bool, err error) {
+	err := n.Poll(limited, func() (_ bool, err error) {
 		if !streams {
-			err = n.conn.QueryRow(limited, `SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')`).Scan(&streams)
+			err = n.Conn.QueryRow(limited, `SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')`).Scan(&streams)
 		}
 		if err == nil && !knows {
-			knows, err = a.confirm(limited, n, p.ID, time.Since(begun) > nudgeInterval/2)
+			knows, err = a.confirm(limited, n, p.ID, time.Since(begun) > postgres.NudgeInterval/2)
 		}
 		return streams && knows, err
 	})
 	if err = errors.Join(apart, err); err == nil && (!p.Monitored || !p.Automatic) { // else its daemon does it when it has to
-		err = ballot.GiveArchive(ctx, n.conn)
+		err = ballot.GiveArchive(ctx, n.Conn)
 	}
 	return err
 }
@@ -358,14 +358,14 @@ func (a *campaign) repoint(ctx context.Context, n *server, r Record) error {
 	if err != nil {
 		return err
 	}
-	err = n.withPledge(ctx, func(b ballot.Ballot) error {
+	err = n.WithPledge(ctx, func(b ballot.Ballot) error {
 		if b.Term > a.res.Term {
 			return fmt.Errorf("%w: %s holds %q", errSuperseded, r, b)
 		}
-		return n.alterSystem(ctx, set)
+		return n.AlterSystem(ctx, set)
 	})
 	if err == nil {
-		err = ballot.ResumeReplay(ctx, n.conn)
+		err = ballot.ResumeReplay(ctx, n.Conn)
 	}
 	return err
 }
@@ -391,7 +391,7 @@ func (a *campaign) commit(ctx context.Context) error {
 		}
 		a.probe.begin(ctx)
 	}
-	line, err := n.ruleLine(ctx) // by then that commit waits
+	line, err := n.RuleLine(ctx) // by then that commit waits
 	if err == nil && a.tally.Rule.Quorum {
 		err = n.proveSync(ctx, a.probe, 2*a.c.cfg.SilenceTimeout)
 	}
@@ -416,10 +416,10 @@ func (a *campaign) commit(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := n.poll(ctx, func() (bool, error) { return a.held(), nil }); err != nil {
+		if err := n.Poll(ctx, func() (bool, error) { return a.held(), nil }); err != nil {
 			return err
 		}
-		n.heeded = true // it has pledged itself a moment ago
+		n.Heeded = true // it has pledged itself a moment ago
 		if err := n.putSync(ctx, a.value); err != nil {
 			return err
 		}
@@ -429,8 +429,8 @@ func (a *campaign) commit(ctx context.Context) error {
 	if err := n.installPrimary(ctx, winner, a.rule.Primary, a.followers(), wait); err != nil {
 		return err
 	}
-	if err := ballot.GiveArchive(ctx, n.conn); err != nil {
-		a.c.log.Warn("restore_command is not given back", "node", n.name, "err", err)
+	if err := ballot.GiveArchive(ctx, n.Conn); err != nil {
+		a.c.log.Warn("restore_command is not given back", "node", n.Name, "err", err)
 	}
 	if seen := a.w.lastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
 		a.res.Outage = time.Since(seen)
@@ -452,7 +452,7 @@ func (a *campaign) followers() (ids []int32) {
 // installPrimary writes who is the primary now, in one transaction. Whoever was
 // below the former one is below it, and so are the followers.
 func (n *server) installPrimary(ctx context.Context, primary, former int32, followers []int32, synchronousCommit string) error {
-	err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
 		var b pgx.Batch
 		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
 		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, primary)
@@ -461,7 +461,7 @@ func (n *server) installPrimary(ctx context.Context, primary, former int32, foll
 		return tx.SendBatch(ctx, &b).Close()
 	})
 	if err != nil {
-		return n.queryError("write who is the primary", err)
+		return n.QueryError("write who is the primary", err)
 	}
 	return nil
 }
@@ -511,11 +511,11 @@ func (n *server) recordFailover(ctx context.Context, coordinator string, res Fai
 	if err != nil {
 		return err
 	}
-	_, err = n.conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps, lost_bytes)
+	_, err = n.Conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps, lost_bytes)
 		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8, $9) ON CONFLICT (term) DO NOTHING`,
 		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps, res.LostBytes)
 	if err != nil {
-		return n.queryError("record the failover", err)
+		return n.QueryError("record the failover", err)
 	}
 	return nil
 }

@@ -5,21 +5,22 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // readLine fills in the line that a node is on. It reports whether that is sure.
-func (n *server) readLine(ctx context.Context, v *election.Peer, e lineEvidence) (sure bool) {
-	at := e.surely()
+func (n *server) readLine(ctx context.Context, v *election.Peer, e postgres.LineEvidence) (sure bool) {
+	at := e.Surely()
 	if r := v.Rule; r.Line.Timeline > at.Timeline && len(r.Line.Past) > 0 { // its row was replayed
 		at = wal.Position{Timeline: r.Line.Timeline, LSN: r.Line.Past[len(r.Line.Past)-1].SwitchLSN}
 	}
-	v.Position.Timeline, sure = n.timeline(ctx, e, at, v.Replayed)
-	v.Past = n.past(ctx, v.Position.Timeline)
+	v.Position.Timeline, sure = n.Timeline(ctx, e, at, v.Replayed)
+	v.Past = n.Past(ctx, v.Position.Timeline)
 	if l := v.Rule.Line; l.Timeline == v.Position.Timeline && l.Mark != 0 { // its row was replayed on this very line
 		v.Mark = l.Mark
 	} else {
-		v.Mark = n.mark(ctx, v.Position.Timeline, v.Past)
+		v.Mark = n.Mark(ctx, v.Position.Timeline, v.Past)
 	}
 	return sure
 }
@@ -36,7 +37,7 @@ func (n *server) halt(ctx context.Context, target, paused bool) election.Unfit {
 	}
 	var text []byte
 	var have [5]int
-	err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('global/pg_control'), current_setting('max_connections')::int, current_setting('max_worker_processes')::int,
+	err := n.Conn.QueryRow(ctx, `SELECT pg_read_binary_file('global/pg_control'), current_setting('max_connections')::int, current_setting('max_worker_processes')::int,
 		current_setting('max_wal_senders')::int, current_setting('max_prepared_transactions')::int, current_setting('max_locks_per_transaction')::int`).
 		Scan(&text, &have[0], &have[1], &have[2], &have[3], &have[4])
 	if err != nil {

@@ -44,7 +44,7 @@ func TestLocalServer_IsAt(t *testing.T) {
 	cfg.Tracer, cfg.AfterConnect = endsSession{sync.OnceFunc(func() { pg.Stop("immediate") })}, nil
 	conn, err := pgx.ConnectConfig(t.Context(), cfg)
 	require.NoError(t, err)
-	n.conn = conn
+	n.Conn = conn
 	_, err = server.isAt(t.Context(), n)
 	require.ErrorIs(t, err, ErrConnect)
 }
@@ -58,4 +58,11 @@ func TestLocalServer_WhichDirectory(t *testing.T) {
 	require.ErrorIs(t, err, ErrConfig)
 	_, err = c.localServer("/nowhere/at/all")
 	require.ErrorIs(t, err, ErrDirectory)
+}
+
+// Whoever could not connect closes what it did not get.
+func TestNode_CloseNothing(t *testing.T) {
+	t.Parallel()
+	(*Node)(nil).Close()
+	(*server)(nil).Close()
 }

@@ -40,7 +40,7 @@ func (n *server) lostWAL(ctx context.Context, of Record, s NodeStatus) *LostWAL 
 	var size uint32
 	var end *wal.LSN
 	var names []string
-	err := n.conn.QueryRow(ctx, `SELECT setting::bigint,
+	err := n.Conn.QueryRow(ctx, `SELECT setting::bigint,
 		CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END,
 		(SELECT coalesce(array_agg(name), '{}') FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$')
 		FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&size, &end, &names)

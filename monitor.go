@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -431,7 +432,7 @@ func (m *Monitor) publish(now time.Time) {
 	if m.action != nil {
 		s.Doing = string(m.action.verb)
 	}
-	for _, what := range sortedKeys(m.lastErr) { // the same one each time
+	for _, what := range slices.Sorted(maps.Keys(m.lastErr)) { // the same one each time
 		s.Error = m.lastErr[what]
 	}
 	m.status = s
@@ -475,7 +476,7 @@ func (m *Monitor) forget(d election.Decision) {
 		m.refused = ""
 		m.moot(string(election.Elect)) // whatever stood against a failover is over
 	}
-	for _, what := range sortedKeys(m.lastErr) {
+	for _, what := range slices.Sorted(maps.Keys(m.lastErr)) {
 		over := false
 		switch election.Verb(what) {
 		case election.Register:
@@ -618,8 +619,8 @@ func (m *Monitor) writeSample(ctx context.Context) error {
 	if m.cluster.cfg.MonitoringHistory {
 		b.Queue(historySQL, int32(m.self.ID))
 	}
-	if err := m.primary.conn.SendBatch(ctx, &b).Close(); err != nil {
-		return m.primary.queryError("record the replication lag", err)
+	if err := m.primary.Conn.SendBatch(ctx, &b).Close(); err != nil {
+		return m.primary.QueryError("record the replication lag", err)
 	}
 	return nil
 }
@@ -641,9 +642,9 @@ func (m *Monitor) prune(ctx context.Context) error {
 		sql := fmt.Sprintf(`DELETE FROM %[1]s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %[1]s WHERE %[2]s < now() - make_interval(secs => $1) LIMIT %[3]d))`,
 			t.table, t.column, pruneBatch)
 		for {
-			tag, err := m.local.conn.Exec(ctx, sql, t.keep.Seconds())
+			tag, err := m.local.Conn.Exec(ctx, sql, t.keep.Seconds())
 			if err != nil {
-				return m.local.queryError("prune "+t.table, err)
+				return m.local.QueryError("prune "+t.table, err)
 			}
 			if tag.RowsAffected() < pruneBatch || time.Now().After(limit) {
 				break
@@ -660,8 +661,8 @@ func (m *Monitor) markActive(ctx context.Context, active bool) error {
 	if m.primary == nil {
 		return nil // nobody to tell; it is asked for again when there is
 	}
-	if _, err := m.primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET active = $2 WHERE node_id = $1 AND active <> $2`, int32(m.cluster.cfg.NodeID), active); err != nil {
-		return m.primary.queryError("mark the node", err)
+	if _, err := m.primary.Conn.Exec(ctx, `UPDATE repmgr.nodes SET active = $2 WHERE node_id = $1 AND active <> $2`, int32(m.cluster.cfg.NodeID), active); err != nil {
+		return m.primary.QueryError("mark the node", err)
 	}
 	return nil
 }
@@ -712,10 +713,10 @@ func (m *Monitor) reachAgain(ctx context.Context) {
 	defer cancel()
 	var err error
 	switch {
-	case m.state.Phase == election.AsPrimary && (m.local == nil || m.local.conn.IsClosed()):
+	case m.state.Phase == election.AsPrimary && (m.local == nil || m.local.Conn.IsClosed()):
 		m.drop(&m.local)
 		m.local, err = m.cluster.connectLocal(ctx)
-	case m.state.Phase == election.AsStandby && (m.primary == nil || m.primary.conn.IsClosed()) && m.primRec.ID != 0:
+	case m.state.Phase == election.AsStandby && (m.primary == nil || m.primary.Conn.IsClosed()) && m.primRec.ID != 0:
 		m.drop(&m.primary)
 		m.primary, err = m.cluster.connectTo(ctx, m.primRec)
 	}

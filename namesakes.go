@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -158,7 +159,7 @@ func (m *Monitor) suspect(ctx context.Context, r Record, p election.Peer, sender
 		m.tender.addresses[r.ID] = senders[0].ClientAddr // the node itself, wherever it seems to come from
 		return ""
 	case p.Answer != "" && senders[0].ClientAddr != m.tender.addresses[r.ID] && foreignAddress(ctx, r, senders[0].ClientAddr):
-		return fmt.Sprintf("a server at %s streams under the name of %s, which does not answer at its own address, %s", from, r, address(r.Conninfo))
+		return fmt.Sprintf("a server at %s streams under the name of %s, which does not answer at its own address, %s", from, r, postgres.Address(r.Conninfo))
 	default:
 		return ""
 	}

@@ -61,7 +61,7 @@ func Connect(ctx context.Context, conninfo string) (*Node, error) {
 
 // Close ends the connection. It may be called twice, and on nil.
 func (n *Node) Close() {
-	if n != nil {
+	if n != nil && n.s != nil {
 		n.s.Close()
 	}
 }
@@ -84,7 +84,7 @@ func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err err
 // server is what we know of one PostgreSQL server, over one connection. It is not safe
 // for concurrent use.
 type server struct {
-	pgServer
+	postgres.Server
 	schema  schemaLevel  // of the metadata, as last seen
 	foreign foreignState // of the extension of repmgr 5
 	looked  bool         // whether it was looked at for an election
@@ -94,14 +94,20 @@ type server struct {
 	// As the newest look over it showed:
 	free  int    // connections that the server could still take
 	known glance // what was there just before
+}
 
+// Close ends the connection. It may be called twice, and on nil.
+func (n *server) Close() {
+	if n != nil {
+		n.Server.Close()
+	}
 }
 
 // connect opens a connection to the server that conninfo names, and waits for
 // it no longer than its connect_timeout ([DefaultConnectTimeout] where it has
 // none). The error is a [ConnectError].
 func connect(ctx context.Context, conninfo string) (*server, error) {
-	return connectNode(ctx, "server "+address(conninfo), conninfo)
+	return connectNode(ctx, "server "+postgres.Address(conninfo), conninfo)
 }
 
 func connectNode(ctx context.Context, name, conninfo string) (*server, error) {
@@ -109,7 +115,7 @@ func connectNode(ctx context.Context, name, conninfo string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &server{pgServer: pgServer{name: name, conninfo: conninfo, conn: conn}}, nil
+	return &server{Server: postgres.Server{Name: name, Conninfo: conninfo, Conn: conn}}, nil
 }
 
 // NodeStatus is what a server says of itself, read in one statement. Fields
@@ -214,7 +220,7 @@ SELECT json_build_object(
   'started_at', pg_postmaster_start_time(),
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
   'in_recovery', r.rec,
-  'line', ` + lineSQL + `,
+  'line', ` + postgres.LineSQL + `,
   'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
   'idle', d.idle,
   'asked', r.rec AND (d.idle OR pg_last_wal_receive_lsn() IS NOT NULL),
@@ -240,30 +246,30 @@ SELECT json_build_object(
 // Status reads the server's state in one statement.
 func (n *server) Status(ctx context.Context) (NodeStatus, error) {
 	var text []byte
-	if err := n.conn.QueryRow(ctx, nodeStatusSQL).Scan(&text); err != nil {
-		return NodeStatus{}, n.queryError("read the status", err)
+	if err := n.Conn.QueryRow(ctx, nodeStatusSQL).Scan(&text); err != nil {
+		return NodeStatus{}, n.QueryError("read the status", err)
 	}
 	var s struct {
 		NodeStatus
-		PrimaryConninfo string       `json:"primary_conninfo"`
-		Idle            bool         `json:"idle"`
-		Asked           bool         `json:"asked"`
-		Archive         bool         `json:"archive"`
-		Line            lineEvidence `json:"line"`
+		PrimaryConninfo string                `json:"primary_conninfo"`
+		Idle            bool                  `json:"idle"`
+		Asked           bool                  `json:"asked"`
+		Archive         bool                  `json:"archive"`
+		Line            postgres.LineEvidence `json:"line"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
-		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.name, err)
+		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.Name, err)
 	}
 	s.Settings.PrimaryConninfo, s.archive = s.PrimaryConninfo, s.Archive
 	if s.Asked {
 		s.next = s.ReceivedLSN
 	}
-	s.Timeline, _ = n.timeline(ctx, s.Line, s.Line.surely(), s.ReplayedLSN)
+	s.Timeline, _ = n.Timeline(ctx, s.Line, s.Line.Surely(), s.ReplayedLSN)
 	if s.InRecovery && s.Receiver == nil && s.Idle {
-		s.ReceivedLSN, _ = n.lastRecordEnd(ctx, s.Timeline, s.ReplayedLSN, s.ReceivedLSN)
+		s.ReceivedLSN, _ = n.LastRecordEnd(ctx, s.Timeline, s.ReplayedLSN, s.ReceivedLSN)
 	}
 	if s.VersionNum < MinServerVersion {
-		return s.NodeStatus, kind(ErrRefused, "%s runs PostgreSQL %s: version 13 or later is needed", n.name, s.Version)
+		return s.NodeStatus, kind(ErrRefused, "%s runs PostgreSQL %s: version 13 or later is needed", n.Name, s.Version)
 	}
 	return s.NodeStatus, nil
 }

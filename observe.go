@@ -135,7 +135,7 @@ func (m *Monitor) release(n **server) {
 		of = &m.primaryOf
 	}
 	if *n != nil && *of != nil {
-		(*of).giveBack(*n, (*n).broke)
+		(*of).giveBack(*n, (*n).Broke)
 	}
 	*n, *of = nil, nil
 }
@@ -227,7 +227,7 @@ func (m *Monitor) readPrimary(ctx context.Context) election.View {
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	var inRecovery bool
-	err := m.primary.conn.QueryRow(ctx, `SELECT r, CASE WHEN NOT r THEN pg_current_wal_lsn() END,
+	err := m.primary.Conn.QueryRow(ctx, `SELECT r, CASE WHEN NOT r THEN pg_current_wal_lsn() END,
 		CASE WHEN NOT r THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int ELSE 0 END FROM pg_is_in_recovery() r`).
 		Scan(&inRecovery, &m.sample.primaryLSN, &m.primTimeline)
 	if err != nil || inRecovery {

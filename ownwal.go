@@ -11,7 +11,7 @@ import (
 // refuseOwnWAL keeps a running server with WAL of its own on its timeline t from following
 // target. A login that may not read the file of ALTER SYSTEM finds none.
 func (n *server) refuseOwnWAL(ctx context.Context, node, target Record, t wal.Timeline) error {
-	set, err := ballot.ReadSettings(ctx, n.conn)
+	set, err := ballot.ReadSettings(ctx, n.Conn)
 	if err != nil {
 		return nil //nolint:nilerr // as above
 	}

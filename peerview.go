@@ -24,7 +24,7 @@ import (
 const peerSQL = `
 SELECT json_build_object(
   'in_recovery', r.rec,
-  'line', ` + lineSQL + `,
+  'line', ` + postgres.LineSQL + `,
   'lsn', CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() ELSE pg_last_wal_receive_lsn() END,
   'idle', d.idle,
   'replay', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
@@ -82,35 +82,35 @@ func (n *server) peerView(ctx context.Context, w *watch, rec Record) (election.P
 		text, err = n.look(ctx, fmt.Sprintf(peerSQL, "NULL", "NULL", rule))
 	}
 	if err != nil {
-		return election.Peer{}, Presence{}, n.queryError("look at the node", err)
+		return election.Peer{}, Presence{}, n.QueryError("look at the node", err)
 	}
 	var s struct {
-		InRecovery   bool          `json:"in_recovery"`
-		Line         lineEvidence  `json:"line"`
-		LSN          wal.LSN       `json:"lsn"`
-		Replay       wal.LSN       `json:"replay"`
-		ReplayPaused bool          `json:"replay_paused"`
-		Target       bool          `json:"target"`
-		Idle         bool          `json:"idle"`
-		Streams      bool          `json:"streams"`
-		Receiving    bool          `json:"receiving"`
-		Host         string        `json:"sender_host"`
-		Port         int           `json:"sender_port"`
-		Senders      []string      `json:"senders"`
-		SendersFree  int           `json:"senders_free"`
-		SlotsFree    int           `json:"slots_free"`
-		Slots        []string      `json:"slots"`
-		Heard        float64       `json:"heard"`
-		Detached     bool          `json:"detached"`
-		Archive      bool          `json:"archive"`
-		Delayed      bool          `json:"delayed"`
-		Started      time.Time     `json:"started"`
-		Free         int           `json:"free"`
-		Settings     string        `json:"settings"`
-		Fault        string        `json:"fault"`
-		Presences    string        `json:"presences"`
-		Extension    bool          `json:"extension"` // of repmgr 5
-		Rule         election.Rule `json:"rule"`
+		InRecovery   bool                  `json:"in_recovery"`
+		Line         postgres.LineEvidence `json:"line"`
+		LSN          wal.LSN               `json:"lsn"`
+		Replay       wal.LSN               `json:"replay"`
+		ReplayPaused bool                  `json:"replay_paused"`
+		Target       bool                  `json:"target"`
+		Idle         bool                  `json:"idle"`
+		Streams      bool                  `json:"streams"`
+		Receiving    bool                  `json:"receiving"`
+		Host         string                `json:"sender_host"`
+		Port         int                   `json:"sender_port"`
+		Senders      []string              `json:"senders"`
+		SendersFree  int                   `json:"senders_free"`
+		SlotsFree    int                   `json:"slots_free"`
+		Slots        []string              `json:"slots"`
+		Heard        float64               `json:"heard"`
+		Detached     bool                  `json:"detached"`
+		Archive      bool                  `json:"archive"`
+		Delayed      bool                  `json:"delayed"`
+		Started      time.Time             `json:"started"`
+		Free         int                   `json:"free"`
+		Settings     string                `json:"settings"`
+		Fault        string                `json:"fault"`
+		Presences    string                `json:"presences"`
+		Extension    bool                  `json:"extension"` // of repmgr 5
+		Rule         election.Rule         `json:"rule"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return election.Peer{}, Presence{}, fmt.Errorf("look at %s: %w", rec, err)
@@ -143,13 +143,13 @@ func (n *server) peerView(ctx context.Context, w *watch, rec Record) (election.P
 		v.Running, v.ReplayPaused = election.Standby, s.ReplayPaused
 		if !s.Streams {
 			var whole bool
-			v.Position.LSN, whole = n.lastRecordEnd(ctx, v.Position.Timeline, s.Replay, v.Position.LSN)
+			v.Position.LSN, whole = n.LastRecordEnd(ctx, v.Position.Timeline, s.Replay, v.Position.LSN)
 			// Since its start it has received nothing, and may have more than it has looked at.
 			sure = sure && whole && (s.LSN != 0 || s.Idle)
 		}
 		v.Halt = n.halt(ctx, s.Target, s.ReplayPaused)
 		v.Receives = int32(w.sender(s.Host, s.Port))
-		v.ShutDown = !s.Streams && n.endsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
+		v.ShutDown = !s.Streams && n.EndsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
 	v.Unsure = !sure
 	if own, err := salvage.ParseOwnWAL(set); s.InRecovery && (err != nil || own.Timeline == v.Position.Timeline) {
@@ -204,7 +204,7 @@ func readVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 // nothing is prepared for it.
 func (n *server) look(ctx context.Context, sql string) (text []byte, err error) {
 	if n.loose {
-		if text, err = postgres.LookFirst(ctx, n.conn.PgConn(), sql); err == nil {
+		if text, err = postgres.LookFirst(ctx, n.Conn.PgConn(), sql); err == nil {
 			n.loose = false
 		}
 		return text, err
@@ -214,6 +214,6 @@ func (n *server) look(ctx context.Context, sql string) (text []byte, err error) 
 		mode = pgx.QueryExecModeCacheStatement
 	}
 	n.looked = true
-	err = n.conn.QueryRow(ctx, sql, mode).Scan(&text)
+	err = n.Conn.QueryRow(ctx, sql, mode).Scan(&text)
 	return text, err
 }

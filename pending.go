@@ -183,8 +183,8 @@ func (m *Monitor) writeEvents(ctx context.Context) {
 		for _, e := range events {
 			b.Queue(lateEventSQL, int32(e.NodeID), string(e.Type), e.Success, strings.ReplaceAll(strings.ToValidUTF8(e.Details, "?"), "\x00", "?"), e.At)
 		}
-		if err := n.conn.SendBatch(ctx, &b).Close(); err != nil {
-			return n.queryError("write the events that waited", err)
+		if err := n.Conn.SendBatch(ctx, &b).Close(); err != nil {
+			return n.QueryError("write the events that waited", err)
 		}
 		return nil
 	})

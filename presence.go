@@ -148,7 +148,7 @@ type presence struct {
 // as dial and the server do: ctx has the limit. An [ErrRefused] names another
 // Monitor that watches the same node.
 func (p *presence) announce(ctx context.Context, dial func(context.Context) (*server, error), s Presence) error {
-	if p.conn != nil && p.conn.conn.IsClosed() {
+	if p.conn != nil && p.conn.Conn.IsClosed() {
 		p.close()
 	}
 	if p.conn != nil && p.held && s.same(p.last) && time.Since(p.at) < presenceRefresh {
@@ -171,8 +171,8 @@ func (p *presence) announce(ctx context.Context, dial func(context.Context) (*se
 		}
 	}
 	s.At, s.Age = time.Now(), 0
-	if _, err := p.conn.conn.Exec(ctx, s.statement()); err != nil {
-		err = p.conn.queryError("announce the monitor", err)
+	if _, err := p.conn.Conn.Exec(ctx, s.statement()); err != nil {
+		err = p.conn.QueryError("announce the monitor", err)
 		p.close()
 		return err
 	}
@@ -187,11 +187,11 @@ func (p *presence) yields() bool {
 }
 
 func (p *presence) lock(ctx context.Context) error {
-	err := p.conn.conn.QueryRow(ctx, `SELECT held FROM (SELECT pg_catalog.pg_try_advisory_lock($1::int, $2::int) AS held) l,
+	err := p.conn.Conn.QueryRow(ctx, `SELECT held FROM (SELECT pg_catalog.pg_try_advisory_lock($1::int, $2::int) AS held) l,
 		LATERAL pg_catalog.set_config('application_name', CASE WHEN held THEN $3 ELSE $4 END, false)`,
 		presenceLock, int32(p.node), presenceName, fmt.Sprintf("%s %d waits", presenceName, os.Getpid())).Scan(&p.held)
 	if err != nil {
-		err = p.conn.queryError("announce the monitor", err)
+		err = p.conn.QueryError("announce the monitor", err)
 		p.close()
 		return err
 	}
@@ -207,7 +207,7 @@ func (p *presence) lock(ctx context.Context) error {
 	who := "another repmgrd"
 	holder, there := all[p.node]
 	if holder.ID == p.id { // we lost it, and the server does not know yet
-		return kind(ErrRefused, "an earlier session of this repmgrd is still open on %s", p.conn.name)
+		return kind(ErrRefused, "an earlier session of this repmgrd is still open on %s", p.conn.Name)
 	}
 	if holder.PID > 0 {
 		who = fmt.Sprintf("another repmgrd, with PID %d,", holder.PID)
@@ -216,14 +216,14 @@ func (p *presence) lock(ctx context.Context) error {
 	if there && age < presenceYields || p.oust(ctx) {
 		p.other = time.Now().Add(-min(age, presenceYields/2))
 	}
-	return hint(kind(ErrRefused, "%s watches %s already: this one changes nothing until that one has ended", who, p.conn.name), "Stop one of them: a node has one repmgrd.")
+	return hint(kind(ErrRefused, "%s watches %s already: this one changes nothing until that one has ended", who, p.conn.Name), "Stop one of them: a node has one repmgrd.")
 }
 
 // oust ends the session of another Monitor that has said nothing for so long, and
 // reports whether it did: of those that wait one has the lock then, and is the one
 // that acts, and whose word everybody reads. The other one, if it ever wakes up, waits.
 func (p *presence) oust(ctx context.Context) (done bool) {
-	err := p.conn.conn.QueryRow(ctx, `SELECT coalesce(bool_or(pg_catalog.pg_terminate_backend(l.pid)), false)
+	err := p.conn.Conn.QueryRow(ctx, `SELECT coalesce(bool_or(pg_catalog.pg_terminate_backend(l.pid)), false)
 		FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 		WHERE l.locktype = 'advisory' AND l.classid = $1::int::oid AND l.objid = $2::int::oid AND l.objsubid = 2 AND l.granted
 		AND extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start) >= $3`, presenceLock, int32(p.node), presenceYields.Seconds()).Scan(&done)
@@ -279,8 +279,8 @@ func parsePresences(text string) (map[NodeID]Presence, error) {
 // presences reads what the Monitors of this server say.
 func (n *server) presences(ctx context.Context) (map[NodeID]Presence, error) {
 	var text string
-	if err := n.conn.QueryRow(ctx, `SELECT `+presencesSQL).Scan(&text); err != nil {
-		return nil, n.queryError("read the monitors", err)
+	if err := n.Conn.QueryRow(ctx, `SELECT `+presencesSQL).Scan(&text); err != nil {
+		return nil, n.QueryError("read the monitors", err)
 	}
 	return parsePresences(text)
 }

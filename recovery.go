@@ -17,12 +17,6 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// nudgeInterval is how often a waiting server is told to read its settings
-// again. A promotion or a new upstream that is asked for in the very moment
-// when the old one dies can leave the startup process asleep for seconds; a
-// reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
-const nudgeInterval = 100 * time.Millisecond
-
 // PromoteOptions are the choices of [Cluster.Promote].
 type PromoteOptions struct {
 	DryRun         bool
@@ -80,7 +74,7 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 		return res, err
 	}
 	if rule.Known() {
-		if rule.Line, err = local.ruleLine(ctx); err != nil {
+		if rule.Line, err = local.RuleLine(ctx); err != nil {
 			return res, err
 		}
 		if err := local.writeRule(ctx, rule, operator); err != nil {
@@ -100,7 +94,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *server, recs []Rec
 	if err != nil || len(rules) == 0 {
 		return election.Rule{}, err
 	}
-	b, err := ballot.Read(ctx, local.conn)
+	b, err := ballot.Read(ctx, local.Conn)
 	if err == nil && b.Term > rules[0].Term && strings.HasSuffix(b.Candidate, chosenMark) {
 		return election.Rule{}, nil // an election runs this as its promote_command, and opens the term itself
 	}
@@ -110,8 +104,8 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *server, recs []Rec
 	w.settle(ctx)
 	r := rules[0]
 	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, highestTerm(w.peers())), 1, int32(c.cfg.NodeID), nil, 0
-	err = local.withBallot(ctx, func(b ballot.Ballot) error { // its daemon is to know that it was not promoted past everybody
-		return ballot.Write(ctx, local.conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + chosenMark})
+	err = local.WithBallot(ctx, func(b ballot.Ballot) error { // its daemon is to know that it was not promoted past everybody
+		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + chosenMark})
 	})
 	if err == nil {
 		err = local.clearSync(ctx)
@@ -129,7 +123,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *server, o PromoteOpti
 		return nil, err
 	}
 	if !status.InRecovery {
-		return nil, hint(kind(ErrNotStandby, "%s is a primary already", local.name), "Nothing to do. See: repmgr cluster show")
+		return nil, hint(kind(ErrNotStandby, "%s is a primary already", local.Name), "Nothing to do. See: repmgr cluster show")
 	}
 	recs, err := local.records(ctx)
 	if err != nil {
@@ -182,12 +176,12 @@ func (c *Cluster) checkPromote(ctx context.Context, local *server, o PromoteOpti
 // nobody can grant it any more.
 func (n *server) mayPromote(ctx context.Context, command string) error {
 	may := command != ""
-	if err := n.conn.QueryRow(ctx, `SELECT $1 OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE')`, may).Scan(&may); err != nil {
-		return n.queryError("look at the privileges", err)
+	if err := n.Conn.QueryRow(ctx, `SELECT $1 OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE')`, may).Scan(&may); err != nil {
+		return n.QueryError("look at the privileges", err)
 	}
 	if !may {
-		return hint(kind(ErrPromotion, "promote %s: user %q may not", n.name, n.conn.Config().User),
-			"Connect as a superuser, or set service_promote_command. While there is a primary: GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO %s;", n.conn.Config().User)
+		return hint(kind(ErrPromotion, "promote %s: user %q may not", n.Name, n.Conn.Config().User),
+			"Connect as a superuser, or set service_promote_command. While there is a primary: GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO %s;", n.Conn.Config().User)
 	}
 	return nil
 }
@@ -254,20 +248,20 @@ func (c *Cluster) promoteServer(ctx context.Context, n *server) (NodeStatus, err
 
 func (c *Cluster) promoteOnly(ctx context.Context, n *server) error {
 	limit := c.cfg.PromoteCheckTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrPromotion, "%s is still in recovery after promote_check_timeout (%s)", n.name, limit),
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrPromotion, "%s is still in recovery after promote_check_timeout (%s)", n.Name, limit),
 		"The server's log says what it waits for. It may still become the primary: look again with repmgr cluster show."))
 	defer cancel()
 	if c.cfg.ServicePromoteCommand != "" {
 		if out, err := shell.Run(ctx, c.cfg.ServicePromoteCommand, nil); err != nil {
-			return kind(ErrPromotion, "service_promote_command on %s: %w%s", n.name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5)))
+			return kind(ErrPromotion, "service_promote_command on %s: %w%s", n.Name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5)))
 		}
-	} else if _, err := n.conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
-		return kind(ErrPromotion, "promote %s: %w", n.name, err)
+	} else if _, err := n.Conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
+		return kind(ErrPromotion, "promote %s: %w", n.Name, err)
 	}
-	return n.poll(ctx, func() (bool, error) {
+	return n.Poll(ctx, func() (bool, error) {
 		var inRecovery bool
-		if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
-			return false, n.queryError("watch the promotion", err)
+		if err := n.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
+			return false, n.QueryError("watch the promotion", err)
 		}
 		return !inRecovery, nil
 	})
@@ -277,7 +271,7 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *server) error {
 func (c *Cluster) recordPromotion(ctx context.Context, primary *server, res *PromoteResult) error {
 	self := &res.Node
 	self.Role, self.UpstreamID, self.UpstreamName, self.Active = RolePrimary, 0, "", true
-	err := pgx.BeginFunc(ctx, primary.conn, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, primary.Conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, int32(self.ID))
 		if err != nil {
 			return err

@@ -59,7 +59,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		return Record{}, err
 	}
 	if status.InRecovery {
-		return Record{}, hint(kind(ErrNotPrimary, "%s is a standby: only a primary can be registered as one", local.name),
+		return Record{}, hint(kind(ErrNotPrimary, "%s is a standby: only a primary can be registered as one", local.Name),
 			"Register it with: repmgr standby register")
 	}
 	recs, err := local.records(ctx)
@@ -84,7 +84,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		return Record{}, err
 	}
 	if created {
-		c.log.Log(ctx, LevelNotice, fmt.Sprintf("repmgr metadata schema created in database %q", local.conn.Config().Database))
+		c.log.Log(ctx, LevelNotice, fmt.Sprintf("repmgr metadata schema created in database %q", local.Conn.Config().Database))
 		c.emit(ctx, local, Event{NodeID: rec.ID, Node: rec.Name, Type: EventClusterCreated, Success: true})
 	}
 	if err := c.saveRecord(ctx, local, rec, o.Force); err != nil {
@@ -110,8 +110,8 @@ func (n *server) createSchema(ctx context.Context) (created bool, err error) {
 	ctx = postgres.LimitStatement(ctx) // below the driver's tracer
 	defer postgres.EndStatement(ctx)
 	// One simple-protocol query is one transaction: all of it or nothing.
-	if _, err := n.conn.PgConn().Exec(ctx, Schema).ReadAll(); err != nil {
-		return false, n.queryError("create the repmgr schema", err)
+	if _, err := n.Conn.PgConn().Exec(ctx, Schema).ReadAll(); err != nil {
+		return false, n.QueryError("create the repmgr schema", err)
 	}
 	return created, n.needSchema(ctx)
 }
@@ -128,7 +128,7 @@ func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error 
 
 // saveRecord writes the row on the primary. Without force an existing row stays as it is.
 func (c *Cluster) saveRecord(ctx context.Context, primary *server, rec Record, force bool) error {
-	err := pgx.BeginFunc(ctx, primary.conn, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, primary.Conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 			return err
 		}
@@ -154,7 +154,7 @@ func (c *Cluster) saveRecord(ctx context.Context, primary *server, rec Record, f
 		return upsertRecord(ctx, tx, rec)
 	})
 	if err != nil && postgres.SQLState(err) != "" {
-		return primary.queryError("write repmgr.nodes", err)
+		return primary.QueryError("write repmgr.nodes", err)
 	}
 	return err
 }
@@ -197,7 +197,7 @@ func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, 
 	if p.err != nil || p.status.StartedAt.Equal(self.StartedAt) && p.status.Settings.Port == self.Settings.Port {
 		return nil
 	}
-	return hint(kind(ErrRegistered, "node ID %d belongs to another running server: %q at %s", old.ID, old.Name, address(old.Conninfo)),
+	return hint(kind(ErrRegistered, "node ID %d belongs to another running server: %q at %s", old.ID, old.Name, postgres.Address(old.Conninfo)),
 		"Choose another node_id in %s.", cmp.Or(c.cfg.File, "the configuration"))
 }
 
@@ -334,14 +334,14 @@ func (c *Cluster) checkStandby(ctx context.Context, local, primary *server) (Nod
 	case err != nil:
 		return s, err
 	case !s.InRecovery:
-		return s, hint(kind(ErrNotStandby, "%s is a primary", local.name), "Register it with repmgr primary register, or make it a standby with repmgr standby clone.")
+		return s, hint(kind(ErrNotStandby, "%s is a primary", local.Name), "Register it with repmgr primary register, or make it a standby with repmgr standby clone.")
 	case p.InRecovery:
-		return s, kind(ErrNotPrimary, "%s is not a primary", primary.name)
+		return s, kind(ErrNotPrimary, "%s is not a primary", primary.Name)
 	case s.SystemIdentifier != p.SystemIdentifier:
-		return s, hint(kind(ErrSystemIdentifier, "%s has system identifier %s, the primary has %s", local.name, s.SystemIdentifier, p.SystemIdentifier),
+		return s, hint(kind(ErrSystemIdentifier, "%s has system identifier %s, the primary has %s", local.Name, s.SystemIdentifier, p.SystemIdentifier),
 			"They are different clusters. Make the standby with repmgr standby clone.")
 	case s.VersionNum/10000 != p.VersionNum/10000:
-		return s, kind(ErrRefused, "%s runs PostgreSQL %s, the primary %s: the major versions must be equal", local.name, s.Version, p.Version)
+		return s, kind(ErrRefused, "%s runs PostgreSQL %s, the primary %s: the major versions must be equal", local.Name, s.Version, p.Version)
 	default:
 		return s, nil
 	}
@@ -484,7 +484,7 @@ func (c *Cluster) takeName(ctx context.Context, rec Record, s NodeStatus, dryRun
 		return false, err
 	}
 	defer local.Close()
-	return true, local.alterSystem(ctx, map[string]string{"primary_conninfo": FormatConninfo(params)})
+	return true, local.AlterSystem(ctx, map[string]string{"primary_conninfo": FormatConninfo(params)})
 }
 
 // takeSlot gives a standby that was cloned without a configuration the slot that
@@ -502,7 +502,7 @@ func (c *Cluster) takeSlot(ctx context.Context, local *server, rec Record, s Nod
 		return err
 	}
 	c.log.Log(ctx, LevelNotice, "setting primary_slot_name", "node", rec.Name, "slot", rec.SlotName)
-	return local.alterSystem(ctx, map[string]string{"primary_slot_name": rec.SlotName})
+	return local.AlterSystem(ctx, map[string]string{"primary_slot_name": rec.SlotName})
 }
 
 // waitSync waits until the standby has received its own row.

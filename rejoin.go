@@ -299,9 +299,9 @@ func (r *rejoining) findLocal(ctx context.Context) (string, error) {
 		return stop(fmt.Sprintf("runs and can not be asked (%v)", err))
 	}
 	var inRecovery bool
-	if err := n.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
+	if err := n.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
 		n.Close()
-		return "", n.queryError("read the recovery state", err)
+		return "", n.QueryError("read the recovery state", err)
 	}
 	here, err := r.server.isAt(ctx, n)
 	switch {
@@ -442,14 +442,14 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 		}()
 	}
 	// Before PostgreSQL 14 it takes a restart to give a restore_command back.
-	if r.res.Method == RejoinByFollow && r.local != nil && (!r.server.ArchiveKept() || postgres.Major(r.local.conn.PgConn()) >= 14) {
+	if r.res.Method == RejoinByFollow && r.local != nil && (!r.server.ArchiveKept() || postgres.Major(r.local.Conn.PgConn()) >= 14) {
 		if err := r.step(ctx, "re-point", func(ctx context.Context) (string, error) {
 			return "without a restart", r.repoint(ctx, r.local, r.primary, node, r.res.Primary)
 		}); err != nil {
 			return err
 		}
 		err := r.finish(ctx)
-		if errArchive := ballot.GiveArchive(ctx, r.local.conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
+		if errArchive := ballot.GiveArchive(ctx, r.local.Conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
 			r.log.Warn("restore_command is not given back", "node", node.Name, "err", errArchive)
 		}
 		return err
@@ -586,7 +586,7 @@ func (r *rejoining) finish(ctx context.Context) error {
 	}
 	node, former := &r.res.Node, r.res.Node
 	node.Role, node.UpstreamID, node.UpstreamName, node.Active = RoleStandby, r.res.Primary.ID, r.res.Primary.Name, true
-	if _, err := r.primary.conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(r.res.Primary.ID)); err != nil {
+	if _, err := r.primary.Conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(r.res.Primary.ID)); err != nil {
 		return hint(kind(ErrMetadata, "%s rejoined, but repmgr.nodes is not updated: %w", node, err), "Run on it: repmgr standby register --force")
 	}
 	if former.UpstreamID != 0 && former.UpstreamID != r.res.Primary.ID {
@@ -622,7 +622,7 @@ func (r *rejoining) attach(ctx context.Context) (string, error) {
 		case r.forked(ctx):
 			return "", hint(kind(ErrTimelineDiverged, "%s has recovered to beyond %s, where the line of %s parts from it", r.res.Node, r.shared, r.res.Primary), "%s", r.again("--force-rewind"))
 		}
-		if err := wait.Pause(ctx, pollInterval); err != nil {
+		if err := wait.Pause(ctx, postgres.PollInterval); err != nil {
 			return "", err
 		}
 	}

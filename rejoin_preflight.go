@@ -71,12 +71,12 @@ func (r *rejoining) rightsToRewind(ctx context.Context) error {
 	functions := []string{"pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)", "pg_read_binary_file(text)", "pg_read_binary_file(text, bigint, bigint, boolean)"}
 	var missing []string
 	var mayCheckpoint bool
-	if err := r.primary.conn.QueryRow(ctx, `SELECT coalesce((SELECT array_agg(f) FROM unnest($1::text[]) f WHERE NOT has_function_privilege('pg_catalog.' || f, 'EXECUTE')), '{}'),
+	if err := r.primary.Conn.QueryRow(ctx, `SELECT coalesce((SELECT array_agg(f) FROM unnest($1::text[]) f WHERE NOT has_function_privilege('pg_catalog.' || f, 'EXECUTE')), '{}'),
 		(SELECT timeline_id = $2 FROM pg_control_checkpoint()) OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
 		OR EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_checkpoint' AND pg_has_role(oid, 'USAGE'))`, functions, int32(r.status.Timeline)).Scan(&missing, &mayCheckpoint); err != nil {
-		return r.primary.queryError("look at the privileges for pg_rewind", err)
+		return r.primary.QueryError("look at the privileges for pg_rewind", err)
 	}
-	user := r.primary.conn.Config().User
+	user := r.primary.Conn.Config().User
 	switch {
 	case len(missing) > 0:
 		return hint(kind(ErrRejoin, "pg_rewind logs in to %s as %q, who may not execute %s", r.res.Primary, user, strings.Join(missing, ", ")),
@@ -105,7 +105,7 @@ func (r *rejoining) writableFiles(ctx context.Context) error {
 		info, err := os.Lstat(filepath.Join(r.server.Dir, rel))
 		var there *bool
 		return err == nil && !info.IsDir() && readable(filepath.Join(r.server.Dir, rel)) &&
-			r.primary.conn.QueryRow(ctx, `SELECT (pg_stat_file($1, true)).isdir`, rel).Scan(&there) == nil && there == nil
+			r.primary.Conn.QueryRow(ctx, `SELECT (pg_stat_file($1, true)).isdir`, rel).Scan(&there) == nil && there == nil
 	})
 	if len(bad) == 0 {
 		return nil

@@ -201,14 +201,14 @@ func (r *rejoining) recover(ctx context.Context) (string, error) {
 // pg_rewind of 15 and older finds nothing to do.
 func (r *rejoining) checkpoint(ctx context.Context) (string, error) {
 	var known bool
-	if err := r.primary.conn.QueryRow(ctx, `SELECT timeline_id = $1 FROM pg_control_checkpoint()`, int32(r.status.Timeline)).Scan(&known); err != nil {
-		return "", r.primary.queryError("look at the checkpoint", err)
+	if err := r.primary.Conn.QueryRow(ctx, `SELECT timeline_id = $1 FROM pg_control_checkpoint()`, int32(r.status.Timeline)).Scan(&known); err != nil {
+		return "", r.primary.QueryError("look at the checkpoint", err)
 	}
 	if known {
 		return "not needed", nil
 	}
-	if _, err := r.primary.conn.Exec(postgres.Unlimited(ctx), `CHECKPOINT`); err != nil {
-		return "", hint(r.primary.queryError("checkpoint", err), "From PostgreSQL 15 on, once, on the primary: GRANT pg_checkpoint TO %s;", r.primary.conn.Config().User)
+	if _, err := r.primary.Conn.Exec(postgres.Unlimited(ctx), `CHECKPOINT`); err != nil {
+		return "", hint(r.primary.QueryError("checkpoint", err), "From PostgreSQL 15 on, once, on the primary: GRANT pg_checkpoint TO %s;", r.primary.Conn.Config().User)
 	}
 	return "", nil
 }
@@ -272,7 +272,7 @@ func (r *rejoining) rewindError(ctx context.Context, what string, out []byte, er
 	help := r.again("--reclone")
 	if bytes.Contains(out, []byte("permission denied")) {
 		help = fmt.Sprintf("pg_rewind logs in to %s as %q, who must be a superuser or have EXECUTE on pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text) and pg_read_binary_file(text, bigint, bigint, boolean).",
-			r.res.Primary.Name, r.primary.conn.Config().User)
+			r.res.Primary.Name, r.primary.Conn.Config().User)
 	}
 	return hint(kind(ErrRejoin, "pg_rewind of %s %s: %w%s", r.res.Node, what, err, shell.AfterColon(shell.LastLines(out, 5))), "%s", help)
 }
@@ -291,7 +291,7 @@ func (r *rejoining) source() (conninfo string, env []string, err error) {
 		}
 	}
 	params["application_name"] = "repmgr_rewind"
-	params["options"] = postgres.PinOptions(params["options"], postgres.Major(r.primary.conn.PgConn()))
+	params["options"] = postgres.PinOptions(params["options"], postgres.Major(r.primary.Conn.PgConn()))
 	for key, value := range map[string]string{ // a primary that was cut off must not keep it for hours
 		"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "5", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000",
 	} {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // A receiver's sender is found whichever way its address is written; where it
@@ -25,7 +26,7 @@ func TestWatch_Sender(t *testing.T) {
 	}}
 	defer w.close()
 	for limit := time.Now().Add(10 * time.Second); w.sender("127.0.0.1", 5501) == 0 && time.Now().Before(limit); {
-		_ = wait.Pause(ctx, pollInterval) // the name is looked up beside
+		_ = wait.Pause(ctx, postgres.PollInterval) // the name is looked up beside
 	}
 	for _, test := range []struct {
 		host string

@@ -46,8 +46,8 @@ func newLocalServer(cfg Config, dir string) *localServer {
 func (s *localServer) isAt(ctx context.Context, n *server) (bool, error) {
 	var backend int
 	ask := func() error {
-		if err := n.conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
-			return n.queryError("ask for the process", err)
+		if err := n.Conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
+			return n.QueryError("ask for the process", err)
 		}
 		return nil
 	}

@@ -110,7 +110,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		wg.Wait()
 	}
 	each(func(i int, n *server) (err error) {
-		if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
+		if err := n.MayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 			return err
 		}
 		if all, err := n.rules(ctx); err == nil && len(all) > 0 { // without one nobody fails over
@@ -149,9 +149,9 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*server) error) 
 
 // pauseSeq reads from its server how new the word of node id on a pause is.
 func (n *server) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
-	set, err := ballot.ReadSettings(ctx, n.conn)
+	set, err := ballot.ReadSettings(ctx, n.Conn)
 	if err != nil {
-		return 0, n.queryError("read "+pausedSetting, err)
+		return 0, n.QueryError("read "+pausedSetting, err)
 	}
 	_, seq := parsePaused(set[pausedSetting], id)
 	return seq, nil
@@ -159,15 +159,15 @@ func (n *server) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
 
 // setPaused writes the flag of node id to its server. Repeating it is harmless.
 func (n *server) setPaused(ctx context.Context, id NodeID, paused bool, seq int64) error {
-	if err := n.mayAlterSystem(ctx, []string{pausedSetting}); err != nil {
+	if err := n.MayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 		return err
 	}
 	word := fmt.Sprintf("%d/%s/%d", id, map[bool]string{true: "on", false: "off"}[paused], seq)
-	if err := ballot.Store(ctx, n.conn, pausedSetting, word); err != nil {
-		return n.queryError("set "+pausedSetting, err)
+	if err := ballot.Store(ctx, n.Conn, pausedSetting, word); err != nil {
+		return n.QueryError("set "+pausedSetting, err)
 	}
 	// Nobody needs it in force, but the Monitors notice at once that something changed.
-	if err := n.reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
+	if err := n.Reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 		return err
 	}
 	return n.pauseForeign(ctx, paused)
@@ -260,8 +260,8 @@ func (n *server) askService(ctx context.Context, r Record, s *ServiceNode) error
 	}
 	var says string
 	var rule *string
-	if err := n.conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.seconds, &rule); err != nil {
-		return n.queryError("read the monitor", err)
+	if err := n.Conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.seconds, &rule); err != nil {
+		return n.QueryError("read the monitor", err)
 	}
 	all, err := parsePresences(says)
 	if err != nil {
@@ -274,7 +274,7 @@ func (n *server) askService(ctx context.Context, r Record, s *ServiceNode) error
 	if rule != nil {
 		s.Rule = new(election.Rule)
 		if err := json.Unmarshal([]byte(*rule), s.Rule); err != nil {
-			return fmt.Errorf("read the rule of %s: %w", n.name, err)
+			return fmt.Errorf("read the rule of %s: %w", n.Name, err)
 		}
 	}
 	return n.askVote(ctx, r.ID, s)
@@ -284,14 +284,14 @@ func (n *server) askService(ctx context.Context, r Record, s *ServiceNode) error
 // could be had of that server.
 func (n *server) askVote(ctx context.Context, id NodeID, s *ServiceNode) error {
 	var text, fault string
-	err := n.conn.QueryRow(ctx, `SELECT `+ballot.SettingsSQL+`, coalesce(`+ballot.FaultSQL+`, '')`).Scan(&text, &fault)
+	err := n.Conn.QueryRow(ctx, `SELECT `+ballot.SettingsSQL+`, coalesce(`+ballot.FaultSQL+`, '')`).Scan(&text, &fault)
 	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege {
 		if lacks := n.failoverPrivileges(ctx); lacks != nil {
 			return lacks
 		}
 	}
 	if err != nil && !ballot.Unreadable(err) {
-		return n.queryError("read "+pausedSetting, err)
+		return n.QueryError("read "+pausedSetting, err)
 	}
 	set, b, unable := readVote(text, err)
 	if s.NoPledge = cmp.Or(unable, fault); unable != "" {
@@ -495,28 +495,28 @@ var (
 // hint has the statements that grant it: on a standby nobody can, once the primary
 // is lost.
 func (n *server) failoverPrivileges(ctx context.Context) error {
-	if err := n.heeds(ctx); err != nil {
+	if err := n.Heeds(ctx); err != nil {
 		return fmt.Errorf("failover: %w", err)
 	}
-	if n.conn.PgConn().ParameterStatus("is_superuser") == "on" {
+	if n.Conn.PgConn().ParameterStatus("is_superuser") == "on" {
 		return nil
 	}
-	login := n.conn.Config().User
+	login := n.Conn.Config().User
 	var archive bool
-	if err := n.conn.QueryRow(ctx, `SELECT current_setting('restore_command') <> ''`).Scan(&archive); err != nil {
-		return n.queryError("look at the privileges", err)
+	if err := n.Conn.QueryRow(ctx, `SELECT current_setting('restore_command') <> ''`).Scan(&archive); err != nil {
+		return n.QueryError("look at the privileges", err)
 	}
 	needed := failoverParameters
 	if archive {
 		needed = append(slices.Clone(needed), ballot.ArchiveParameters...)
 	}
-	if postgres.Major(n.conn.PgConn()) < 15 {
-		return hint(kind(ErrQuery, "failover on %s: user %q is no superuser, and before PostgreSQL 15 nobody else may ALTER SYSTEM", n.name, login),
+	if postgres.Major(n.Conn.PgConn()) < 15 {
+		return hint(kind(ErrQuery, "failover on %s: user %q is no superuser, and before PostgreSQL 15 nobody else may ALTER SYSTEM", n.Name, login),
 			"Make it a superuser: ALTER ROLE %s SUPERUSER;", pgx.Identifier{login}.Sanitize())
 	}
 	var parameters, functions, roles []string
 	var files, tables, replication bool
-	err := n.conn.QueryRow(ctx, `SELECT
+	err := n.Conn.QueryRow(ctx, `SELECT
 		ARRAY(SELECT name FROM unnest($1::text[]) WITH ORDINALITY u (name, i) WHERE NOT has_parameter_privilege(name, 'ALTER SYSTEM') ORDER BY i),
 		ARRAY(SELECT name FROM unnest($2::text[]) WITH ORDINALITY u (name, i) WHERE NOT has_function_privilege(name, 'EXECUTE') ORDER BY i),
 		ARRAY(SELECT name FROM unnest($3::text[]) WITH ORDINALITY u (name, i) WHERE NOT pg_has_role(name, 'USAGE') ORDER BY i),
@@ -527,7 +527,7 @@ func (n *server) failoverPrivileges(ctx context.Context) error {
 		(SELECT rolreplication FROM pg_roles WHERE rolname = current_user)`,
 		needed, failoverFunctions, failoverRoles).Scan(&parameters, &functions, &roles, &files, &tables, &replication)
 	if err != nil {
-		return n.queryError("look at the privileges", err)
+		return n.QueryError("look at the privileges", err)
 	}
 	var lacks, grants []string
 	lack := func(what, grant string) {
@@ -556,6 +556,6 @@ func (n *server) failoverPrivileges(ctx context.Context) error {
 	if len(lacks) == 0 {
 		return nil
 	}
-	return hint(kind(ErrQuery, "failover on %s: user %q may not %s", n.name, login, strings.Join(lacks, "; may not ")),
-		"Connect as a superuser. Or run once, as one, in database %q of the primary, and of each witness:\n%s", n.conn.Config().Database, strings.Join(grants, "\n"))
+	return hint(kind(ErrQuery, "failover on %s: user %q may not %s", n.Name, login, strings.Join(lacks, "; may not ")),
+		"Connect as a superuser. Or run once, as one, in database %q of the primary, and of each witness:\n%s", n.Conn.Config().Database, strings.Join(grants, "\n"))
 }

@@ -3,7 +3,6 @@ package repmgr
 import (
 	"fmt"
 	"os"
-	"slices"
 )
 
 // primaryConninfo is how a standby of that name reaches its upstream: the
@@ -64,13 +63,4 @@ func (c *Cluster) recoverySettings(set map[string]string, minApplyDelay string) 
 	for _, key := range []string{"recovery_target", "recovery_target_name", "recovery_target_time", "recovery_target_xid", "recovery_target_lsn"} {
 		set[key] = "" // a leftover of the source would stop recovery half-way
 	}
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

@@ -149,7 +149,7 @@ func (n *server) syncState(ctx context.Context) (s syncState, err error) {
 	const sql = `SELECT current_setting('synchronous_standby_names'), %s`
 	var text string
 	for _, settings := range []string{ballot.SettingsSQL, `''`} {
-		err = n.conn.QueryRow(ctx, fmt.Sprintf(sql, settings)).Scan(&s.value, &text)
+		err = n.Conn.QueryRow(ctx, fmt.Sprintf(sql, settings)).Scan(&s.value, &text)
 		if postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 			break
 		}
@@ -159,7 +159,7 @@ func (n *server) syncState(ctx context.Context) (s syncState, err error) {
 		set, err = ballot.Settings(text)
 	}
 	if err != nil {
-		return s, n.queryError("read synchronous_standby_names", err)
+		return s, n.QueryError("read synchronous_standby_names", err)
 	}
 	s.mark = set[syncMark]
 	return s, nil
@@ -175,9 +175,9 @@ func (n *server) writeMark(ctx context.Context, s syncState, value string) error
 	if s.ours() {
 		value = s.value + syncMarkJoint + value
 	}
-	for _, sql := range []string{`SET ` + syncMark + ` = ''`, `ALTER SYSTEM SET ` + syncMark + ` = ` + quoteLiteral(value)} {
-		if _, err := n.conn.Exec(ctx, sql); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
-			return n.queryError("set "+syncMark, err)
+	for _, sql := range []string{`SET ` + syncMark + ` = ''`, `ALTER SYSTEM SET ` + syncMark + ` = ` + postgres.QuoteLiteral(value)} {
+		if _, err := n.Conn.Exec(ctx, sql); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
+			return n.QueryError("set "+syncMark, err)
 		}
 	}
 	return nil
@@ -203,15 +203,15 @@ func (c *Cluster) setSync(ctx context.Context, n *server, w *watch, s election.S
 
 // putSync puts a prepared value in force.
 func (n *server) putSync(ctx context.Context, value string) error {
-	if err := n.alterSystem(ctx, map[string]string{"synchronous_standby_names": value}); err != nil {
+	if err := n.AlterSystem(ctx, map[string]string{"synchronous_standby_names": value}); err != nil {
 		return err
 	}
 	names := []string{}
 	if parsed, ok := parseSyncNames(value); ok {
 		names = parsed.names
 	}
-	return n.poll(ctx, func() (ok bool, err error) {
-		err = n.conn.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names') = $1 AND NOT EXISTS (
+	return n.Poll(ctx, func() (ok bool, err error) {
+		err = n.Conn.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names') = $1 AND NOT EXISTS (
 			SELECT FROM pg_stat_replication WHERE sync_priority > 0 AND state <> 'backup' AND NOT lower(application_name) = ANY (SELECT lower(s) FROM unnest($2::text[]) s))`, value, names).Scan(&ok)
 		return ok, err
 	})
@@ -220,9 +220,9 @@ func (n *server) putSync(ctx context.Context, value string) error {
 // tellReplaced says that a value that somebody else wrote is gone.
 func (c *Cluster) tellReplaced(ctx context.Context, n *server, was syncState, value string) {
 	from := "its place is not known"
-	_ = n.conn.QueryRow(ctx, `SELECT coalesce(sourcefile || ' line ' || sourceline, source) FROM pg_catalog.pg_settings WHERE name = 'synchronous_standby_names'`).Scan(&from)
-	what := fmt.Sprintf("synchronous_standby_names of %s was %q (%s), which repmgrd did not write; with synchronous_mode=quorum it is %q now", n.name, was.value, from, value)
-	c.log.Warn("synchronous_standby_names is replaced", "server", n.name, "was", was.value, "from", from, "value", value,
+	_ = n.Conn.QueryRow(ctx, `SELECT coalesce(sourcefile || ' line ' || sourceline, source) FROM pg_catalog.pg_settings WHERE name = 'synchronous_standby_names'`).Scan(&from)
+	what := fmt.Sprintf("synchronous_standby_names of %s was %q (%s), which repmgrd did not write; with synchronous_mode=quorum it is %q now", n.Name, was.value, from, value)
+	c.log.Warn("synchronous_standby_names is replaced", "server", n.Name, "was", was.value, "from", from, "value", value,
 		"hint", "With synchronous_mode=quorum repmgrd looks after this setting. With synchronous_mode=off it is yours.")
 	c.emit(ctx, n, Event{NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventSyncReplaced, Success: true, Details: what})
 }
@@ -247,7 +247,7 @@ func (c *Cluster) raiseSync(ctx context.Context, n *server, w *watch, back, s el
 	if err == nil {
 		return c.setSync(ctx, n, w, s)
 	}
-	if n.conn.IsClosed() { // the next look finds the closed setting, and goes on from there
+	if n.Conn.IsClosed() { // the next look finds the closed setting, and goes on from there
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgres.DefaultConnectTimeout)
@@ -270,10 +270,10 @@ func (n *server) proveSync(ctx context.Context, probe *commitProbe, limit time.D
 		case err != nil || waits:
 			return err
 		case time.Now().After(until):
-			return hint(fmt.Errorf("%s: %w", n.name, errUnproven),
+			return hint(fmt.Errorf("%s: %w", n.Name, errUnproven),
 				"Its checkpointer has not read the settings: it is in a long checkpoint, or it hangs. Until it has, no standby counts as having what is acknowledged. It is tried again.")
 		}
-		if err := wait.Pause(ctx, 10*pollInterval); err != nil {
+		if err := wait.Pause(ctx, 10*postgres.PollInterval); err != nil {
 			return err
 		}
 	}
@@ -304,20 +304,20 @@ func (p *commitProbe) begin(ctx context.Context) {
 	done := make(chan error, 1)
 	p.done = done
 	go func() {
-		_, err := p.node.conn.Exec(ctx, `SELECT pg_catalog.pg_logical_emit_message(true, 'repmgr', '')`)
+		_, err := p.node.Conn.Exec(ctx, `SELECT pg_catalog.pg_logical_emit_message(true, 'repmgr', '')`)
 		done <- err
 	}()
 }
 
 // commitProbe opens one.
 func (n *server) commitProbe(ctx context.Context) (*commitProbe, error) {
-	probe, err := connectNode(ctx, n.name, n.conninfo)
+	probe, err := connectNode(ctx, n.Name, n.Conninfo)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := probe.conn.Exec(ctx, `SELECT set_config('application_name', 'repmgr commit probe', false), set_config('synchronous_commit', 'on', false)`); err != nil {
+	if _, err := probe.Conn.Exec(ctx, `SELECT set_config('application_name', 'repmgr commit probe', false), set_config('synchronous_commit', 'on', false)`); err != nil {
 		probe.Close()
-		return nil, probe.queryError("prepare a commit", err)
+		return nil, probe.QueryError("prepare a commit", err)
 	}
 	return &commitProbe{node: probe}, nil
 }
@@ -325,7 +325,7 @@ func (n *server) commitProbe(ctx context.Context) (*commitProbe, error) {
 // commitWaits reports whether the probe's commit was seen to wait for a standby.
 // Then it ends the session that waits; [commitProbe.Close] waits for its end.
 func (n *server) commitWaits(ctx context.Context, probe *commitProbe, until time.Time) (waits bool, err error) {
-	pid := int32(probe.node.conn.PgConn().PID())
+	pid := int32(probe.node.Conn.PgConn().PID())
 	begun := time.Now()
 	probe.begin(ctx)
 	for {
@@ -333,28 +333,28 @@ func (n *server) commitWaits(ctx context.Context, probe *commitProbe, until time
 		case err := <-probe.done:
 			probe.done = nil
 			if err != nil {
-				return false, probe.node.queryError("commit", err)
+				return false, probe.node.QueryError("commit", err)
 			}
 			return false, nil
 		default:
 		}
-		err = n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep')`, pid).Scan(&waits)
+		err = n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep')`, pid).Scan(&waits)
 		if err != nil {
-			err = n.queryError("look whether a commit waits", err)
+			err = n.QueryError("look whether a commit waits", err)
 		}
 		if waits || err != nil || time.Now().After(until) {
 			break
 		}
-		if err = pauseSince(ctx, begun); err != nil {
+		if err = postgres.PauseSince(ctx, begun); err != nil {
 			break
 		}
 	}
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	_, _ = n.conn.Exec(limit, `SELECT pg_catalog.pg_terminate_backend($1)`, pid)
-	_ = probe.node.conn.PgConn().Conn().SetDeadline(time.Now().Add(time.Second)) // should that not have reached it
+	_, _ = n.Conn.Exec(limit, `SELECT pg_catalog.pg_terminate_backend($1)`, pid)
+	_ = probe.node.Conn.PgConn().Conn().SetDeadline(time.Now().Add(time.Second)) // should that not have reached it
 	if err == nil && !waits {
-		err = hint(fmt.Errorf("%s: %w: it took longer than expected to tell", n.name, errUnproven), "Its disk or its processor may be overloaded. It is tried again.")
+		err = hint(fmt.Errorf("%s: %w: it took longer than expected to tell", n.Name, errUnproven), "Its disk or its processor may be overloaded. It is tried again.")
 	}
 	return waits, err
 }
@@ -370,13 +370,13 @@ func (n *server) clearSync(ctx context.Context) error {
 	if err != nil || !s.ours() {
 		return err
 	}
-	if err := n.mayAlterSystem(ctx, []string{"synchronous_standby_names"}); err != nil {
+	if err := n.MayAlterSystem(ctx, []string{"synchronous_standby_names"}); err != nil {
 		return err
 	}
 	for _, name := range []string{"synchronous_standby_names", syncMark} {
-		if _, err := n.conn.Exec(ctx, `ALTER SYSTEM RESET `+name); err != nil && (name != syncMark || postgres.SQLState(err) != postgres.CodeInsufficientPrivilege) {
-			return n.queryError("reset "+name, err)
+		if _, err := n.Conn.Exec(ctx, `ALTER SYSTEM RESET `+name); err != nil && (name != syncMark || postgres.SQLState(err) != postgres.CodeInsufficientPrivilege) {
+			return n.QueryError("reset "+name, err)
 		}
 	}
-	return n.reload(ctx)
+	return n.Reload(ctx)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -37,7 +38,7 @@ func TestParseSyncNames(t *testing.T) {
 	} {
 		require.Equal(t, want, settingOf(text, recs), "%q", text)
 		conn := server.Conn(t)
-		_, err := conn.Exec(t.Context(), `ALTER SYSTEM SET synchronous_standby_names = `+quoteLiteral(text))
+		_, err := conn.Exec(t.Context(), `ALTER SYSTEM SET synchronous_standby_names = `+postgres.QuoteLiteral(text))
 		_, ok := parseSyncNames(text)
 		require.Equal(t, err == nil, ok || text == "", "%q: PostgreSQL says %v", text, err)
 	}
@@ -126,7 +127,7 @@ func idleSession(t *testing.T, sync string) (s *pgtest.Server, idle *server, men
 	require.NoError(t, err)
 	t.Cleanup(func() { idle.Close() })
 	for name, value := range map[string]string{"work_mem": "5MB", "synchronous_standby_names": sync} {
-		s.Exec(t, `ALTER SYSTEM SET `+name+` = `+quoteLiteral(value))
+		s.Exec(t, `ALTER SYSTEM SET `+name+` = `+postgres.QuoteLiteral(value))
 	}
 	s.Exec(t, `SELECT pg_reload_conf()`)
 	pgtest.WaitFor(t, "the server to read them", func(context.Context) error {
@@ -140,7 +141,7 @@ func idleSession(t *testing.T, sync string) (s *pgtest.Server, idle *server, men
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(path, append(conf, "work_mem = '6MB\n"...), 0o600))
 	var sees string
-	require.NoError(t, idle.conn.QueryRow(t.Context(), `SELECT current_setting('work_mem') || current_setting('synchronous_standby_names')`).Scan(&sees))
+	require.NoError(t, idle.Conn.QueryRow(t.Context(), `SELECT current_setting('work_mem') || current_setting('synchronous_standby_names')`).Scan(&sees))
 	require.Equal(t, "4MB", sees)
 	return s, idle, func() { require.NoError(t, os.WriteFile(path, conf, 0o600)) }
 }
@@ -150,9 +151,9 @@ func TestAlterSystem_IdleSession(t *testing.T) {
 	t.Parallel()
 	s, idle, mend := idleSession(t, "")
 	ctx, set := t.Context(), map[string]string{"work_mem": "4096"}
-	require.ErrorContains(t, idle.alterSystem(ctx, set), "would heed no new setting")
+	require.ErrorContains(t, idle.AlterSystem(ctx, set), "would heed no new setting")
 	mend()
-	require.NoError(t, idle.alterSystem(ctx, set))
+	require.NoError(t, idle.AlterSystem(ctx, set))
 	pgtest.WaitFor(t, "the server to read it", func(context.Context) error {
 		if got := s.QueryString(t, `SHOW work_mem`); got != "4MB" {
 			return errors.New(got)

@@ -53,7 +53,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 			return nil // promoted, and not in office yet: see the election
 		}
 		first := election.Rule{Term: 1 + highestTerm(m.watch.peers()), Seq: 1, Primary: self, Voters: registered}
-		if first.Line, err = m.local.ruleLine(ctx); err == nil {
+		if first.Line, err = m.local.RuleLine(ctx); err == nil {
 			err = m.local.addLine(ctx)
 		}
 		if err != nil {
@@ -83,7 +83,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 		m.report("announcing the primary to "+c.cfg.Arbiter.Name(), c.cfg.Arbiter.Announce(ctx, rules[0], m.self, 3*c.cfg.MonitorInterval+c.cfg.SilenceTimeout))
 	}
 	if !rules[0].Line.Known() && cohort.Held {
-		switch line, err := m.local.ruleLine(ctx); {
+		switch line, err := m.local.RuleLine(ctx); {
 		case err != nil:
 			return err
 		case line.Known(): // a former version, or an operator, has written it
@@ -214,9 +214,9 @@ func (n *server) rules(ctx context.Context) ([]election.Rule, error) {
 	if ok, err := n.hasSchema(ctx); !ok {
 		return nil, err
 	}
-	rows, err := n.conn.Query(ctx, rulesSQL+` LIMIT 2`)
+	rows, err := n.Conn.Query(ctx, rulesSQL+` LIMIT 2`)
 	if err != nil {
-		return nil, n.queryError("read the rules", err)
+		return nil, n.QueryError("read the rules", err)
 	}
 	rules, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r election.Rule, err error) {
 		var text []byte
@@ -226,7 +226,7 @@ func (n *server) rules(ctx context.Context) ([]election.Rule, error) {
 		return r, json.Unmarshal(text, &r)
 	})
 	if err != nil {
-		return nil, n.queryError("read the rules", err)
+		return nil, n.QueryError("read the rules", err)
 	}
 	return rules, nil
 }
@@ -358,7 +358,7 @@ func (m *Monitor) tendStandby(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return m.local.alterSystem(ctx, map[string]string{"synchronous_standby_names": anySync})
+		return m.local.AlterSystem(ctx, map[string]string{"synchronous_standby_names": anySync})
 	case !quorum && now != "":
 		return m.local.clearSync(ctx)
 	}
@@ -404,11 +404,11 @@ func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 		return hint(err, "%s", cmp.Or(Hint(err), slotHint))
 	}
 	term := newest(m.watch.peers()).Term
-	return m.local.withBallot(ctx, func(b ballot.Ballot) error {
+	return m.local.WithBallot(ctx, func(b ballot.Ballot) error {
 		if b.Term > term {
 			return nil // an election is going on: who wins gives it its slot
 		}
-		return m.local.alterSystem(ctx, map[string]string{"primary_slot_name": m.self.SlotName})
+		return m.local.AlterSystem(ctx, map[string]string{"primary_slot_name": m.self.SlotName})
 	})
 }
 
@@ -418,15 +418,15 @@ func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 func (m *Monitor) tendArchive(ctx context.Context) error {
 	switch alone := m.state.AloneAt; {
 	case m.sample.local.Receiver != nil && m.sample.local.Receiver.Status == "streaming":
-		return ballot.CutArchive(ctx, m.local.conn)
+		return ballot.CutArchive(ctx, m.local.Conn)
 	case peerOf(m.watch.peers(), int32(m.self.ID)).Detached: // it has no upstream: whoever gives it one gives it the archive
 	case !alone.IsZero() && time.Since(alone) > 2*m.cluster.cfg.SilenceTimeout && m.state.Health == election.HealthAlive:
 		term := newest(m.watch.peers()).Term
-		return ballot.Locked(ctx, m.local.conn, func(b ballot.Ballot) error {
+		return ballot.Locked(ctx, m.local.Conn, func(b ballot.Ballot) error {
 			if b.Term > term {
 				return nil // it has pledged itself since: nothing of the old term is to reach it
 			}
-			return ballot.GiveArchive(ctx, m.local.conn)
+			return ballot.GiveArchive(ctx, m.local.Conn)
 		})
 	}
 	return nil
@@ -445,8 +445,8 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 	}
 	if err == nil {
 		var detached bool // then it was fenced or has voted, and whoever points it to a primary gives it back
-		if err = n.conn.QueryRow(ctx, `SELECT current_setting('primary_conninfo') = ''`).Scan(&detached); err == nil && !detached {
-			err = ballot.GiveArchive(ctx, n.conn)
+		if err = n.Conn.QueryRow(ctx, `SELECT current_setting('primary_conninfo') = ''`).Scan(&detached); err == nil && !detached {
+			err = ballot.GiveArchive(ctx, n.Conn)
 		}
 		n.Close()
 	}
@@ -458,12 +458,12 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 // addLine brings the table of the rules of a former version up to date.
 func (n *server) addLine(ctx context.Context) error {
 	var have bool
-	err := n.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)
+	err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)
 	if err == nil && !have {
-		_, err = n.conn.Exec(ctx, `ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb`)
+		_, err = n.Conn.Exec(ctx, `ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb`)
 	}
 	if err != nil {
-		return n.queryError("add a column to repmgr.rules", err)
+		return n.QueryError("add a column to repmgr.rules", err)
 	}
 	return nil
 }

@@ -44,8 +44,8 @@ func (c *Cluster) unregister(ctx context.Context, o UnregisterOptions, role Role
 		if err != nil || o.DryRun {
 			return err
 		}
-		if _, err := primary.conn.Exec(ctx, `DELETE FROM repmgr.nodes WHERE node_id = $1`, int32(rec.ID)); err != nil {
-			return primary.queryError("delete from repmgr.nodes", err)
+		if _, err := primary.Conn.Exec(ctx, `DELETE FROM repmgr.nodes WHERE node_id = $1`, int32(rec.ID)); err != nil {
+			return primary.QueryError("delete from repmgr.nodes", err)
 		}
 		c.dropSlots(ctx, primary, recs, rec)
 		c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: event, Success: true, Details: fmt.Sprintf("%s unregistered", rec)})
@@ -133,16 +133,16 @@ func (c *Cluster) dropIdleSlot(ctx context.Context, on *server, rec Record) {
 	dropped, err := on.DropSlot(ctx, rec.SlotName)
 	if err == nil && !dropped {
 		var stays bool
-		err = on.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, rec.SlotName).Scan(&stays)
+		err = on.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, rec.SlotName).Scan(&stays)
 		if err == nil && stays {
 			err = errors.New("it is in use")
 		}
 	}
 	switch {
 	case err != nil:
-		c.log.Warn(fmt.Sprintf("replication slot %s not dropped on %s: %v", rec.SlotName, on.name, err),
+		c.log.Warn(fmt.Sprintf("replication slot %s not dropped on %s: %v", rec.SlotName, on.Name, err),
 			"hint", fmt.Sprintf("It keeps WAL. When nobody uses it any more: SELECT pg_drop_replication_slot('%s');", rec.SlotName))
 	case dropped:
-		c.log.Log(ctx, LevelNotice, fmt.Sprintf("replication slot %s dropped on %s", rec.SlotName, on.name))
+		c.log.Log(ctx, LevelNotice, fmt.Sprintf("replication slot %s dropped on %s", rec.SlotName, on.Name))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -58,7 +59,7 @@ func (m *Monitor) keepVote(ctx context.Context) {
 	m.recall()
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	set, err := ballot.ReadSettings(ctx, m.local.conn)
+	set, err := ballot.ReadSettings(ctx, m.local.Conn)
 	if errors.Is(err, ballot.ErrMissing) {
 		err = nil // it held nothing that was kept
 	}
@@ -99,10 +100,10 @@ func sameCandidate(a, b ballot.Ballot) bool {
 // restoreVote writes the node's vote back. Until that is done nobody counts on a
 // pledge of this node.
 func (m *Monitor) restoreVote(ctx context.Context, b, kept ballot.Ballot) {
-	err := ballot.Restore(ctx, m.local.conn, kept)
+	err := ballot.Restore(ctx, m.local.Conn, kept)
 	m.report("writing back the vote of "+m.cluster.self(), err)
 	if err == nil {
-		err = m.local.reload(ctx) // so that others look
+		err = m.local.Reload(ctx) // so that others look
 	}
 	told := m.vote.lost != ""
 	m.vote.lost = kept.String()
@@ -159,7 +160,7 @@ func lostRemedy(gone map[string]string, standby bool) string {
 			all = append(all, fmt.Sprintf("At its next start the server would do without the %s that it has now; before that: ALTER SYSTEM SET %s = '%s';", name, name, strings.ReplaceAll(value, "'", "''")))
 		}
 	}
-	if slices.ContainsFunc(sortedKeys(gone), func(name string) bool { return strings.HasPrefix(name, "recovery_target") }) {
+	if slices.ContainsFunc(slices.Sorted(maps.Keys(gone)), func(name string) bool { return strings.HasPrefix(name, "recovery_target") }) {
 		all = append(all, "pg_file_settings shows an error (cannot be changed without restarting the server) for each of recovery_target* until the next start: that does no harm.")
 	}
 	return strings.Join(all, " ")

@@ -19,13 +19,13 @@ const weakCommitsSQL = `SELECT place || ' has ' || value FROM (
 
 // weakCommits lists where synchronous_commit is weaker than on by default.
 func (n *server) weakCommits(ctx context.Context) ([]string, error) {
-	rows, err := n.conn.Query(ctx, weakCommitsSQL)
+	rows, err := n.Conn.Query(ctx, weakCommitsSQL)
 	if err != nil {
-		return nil, n.queryError("look at synchronous_commit", err)
+		return nil, n.QueryError("look at synchronous_commit", err)
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return nil, n.queryError("look at synchronous_commit", err)
+		return nil, n.QueryError("look at synchronous_commit", err)
 	}
 	return all, nil
 }

@@ -453,7 +453,7 @@ func (n *watcher) listen() {
 	e := &ear{n.idle[0], cancel, make(chan error, 1)}
 	n.ear = e
 	n.wg.Go(func() {
-		_, err := e.node.conn.WaitForNotification(ctx)
+		_, err := e.node.Conn.WaitForNotification(ctx)
 		e.ended <- err
 	})
 }
@@ -469,7 +469,7 @@ func (n *watcher) deafen() {
 
 // gone notes the end of a connection that was listened on, if it has ended.
 func (n *watcher) gone(node *server, err error) {
-	if !node.conn.IsClosed() || n.ctx.Err() != nil {
+	if !node.Conn.IsClosed() || n.ctx.Err() != nil {
 		return
 	}
 	n.idle = slices.DeleteFunc(n.idle, func(other *server) bool { return other == node })
@@ -488,7 +488,7 @@ func (n *watcher) count(r tried) {
 
 // keep leaves a connection open for later, where it is wanted.
 func (n *watcher) keep(node *server) {
-	if total := n.open + len(n.idle); !node.conn.IsClosed() && (total < fewOpen || !n.fair() && total < n.most()) {
+	if total := n.open + len(n.idle); !node.Conn.IsClosed() && (total < fewOpen || !n.fair() && total < n.most()) {
 		n.idle = append(n.idle, node)
 		return
 	}
@@ -502,7 +502,7 @@ func (n *watcher) take(r tried) {
 	case r.lent:
 		switch {
 		case r.node == nil:
-		case r.node.conn.IsClosed() && r.err != nil && !errors.Is(r.err, context.DeadlineExceeded) && !errors.Is(r.err, context.Canceled):
+		case r.node.Conn.IsClosed() && r.err != nil && !errors.Is(r.err, context.DeadlineExceeded) && !errors.Is(r.err, context.Canceled):
 			n.ended(r.node, r.err)
 		default:
 			n.keep(r.node)
@@ -518,7 +518,7 @@ func (n *watcher) take(r tried) {
 		if r.brief != nil {
 			return
 		}
-	case r.old && n.ctx.Err() == nil && r.node.conn.IsClosed() && time.Since(r.began) < n.w.cluster().cfg.SilenceTimeout:
+	case r.old && n.ctx.Err() == nil && r.node.Conn.IsClosed() && time.Since(r.began) < n.w.cluster().cfg.SilenceTimeout:
 		n.ended(r.node, r.err) // it may be back already
 		n.try()
 		return
@@ -527,7 +527,7 @@ func (n *watcher) take(r tried) {
 		n.try()
 		return
 	default:
-		if r.node != nil && r.node.conn.IsClosed() && !errors.Is(r.err, context.DeadlineExceeded) {
+		if r.node != nil && r.node.Conn.IsClosed() && !errors.Is(r.err, context.DeadlineExceeded) {
 			n.ended(r.node, r.err)
 		}
 		n.wg.Go(func() { n.closed(r.node) })
@@ -569,7 +569,7 @@ func (n *watcher) plain() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for node := range n.conns {
-		if _, ok := node.conn.PgConn().Conn().(*tls.Conn); !ok {
+		if _, ok := node.Conn.PgConn().Conn().(*tls.Conn); !ok {
 			return true
 		}
 	}

@@ -30,12 +30,12 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 	end := func(node *server) {
 		ctx, cancel := context.WithTimeout(t.Context(), pgtest.Timeout(30*time.Second))
 		defer cancel()
-		_, err := node.conn.WaitForNotification(ctx)
+		_, err := node.Conn.WaitForNotification(ctx)
 		require.NoError(t, ctx.Err())
 		n.ended(node, err)
 	}
 	idle := open()
-	_, err := idle.conn.Exec(t.Context(), `SET idle_session_timeout = '10ms'`)
+	_, err := idle.Conn.Exec(t.Context(), `SET idle_session_timeout = '10ms'`)
 	if postgres.SQLState(err) != "42704" { // before PostgreSQL 14
 		require.NoError(t, err)
 		end(idle)
@@ -44,7 +44,7 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 		n.closed(idle)
 	}
 	first, second := open(), open()
-	s.Exec(t, `SELECT pg_terminate_backend($1)`, int32(first.conn.PgConn().PID()))
+	s.Exec(t, `SELECT pg_terminate_backend($1)`, int32(first.Conn.PgConn().PID()))
 	end(first)
 	require.False(t, n.snapshot().Ended, "one of two")
 	s.Kill()
@@ -152,9 +152,9 @@ func TestWatcher_CancelsNothing(t *testing.T) {
 		t.Helper()
 		require.NoError(t, err)
 		_ = (<-relayed).Close() // as the process of a server that crashed ends
-		_, err = n.conn.WaitForNotification(t.Context())
+		_, err = n.Conn.WaitForNotification(t.Context())
 		require.Error(t, err)
-		<-n.conn.PgConn().CleanupDone()
+		<-n.Conn.PgConn().CleanupDone()
 		return len(relayed)
 	}
 	require.Zero(t, dialled(c.connectPatiently(t.Context(), Record{Conninfo: conninfo}, time.Second, true)))

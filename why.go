@@ -141,13 +141,13 @@ func (n *server) failovers(ctx context.Context, limit int) ([]FailoverRecord, er
 	if ok, err := n.hasSchema(ctx); !ok {
 		return nil, err
 	}
-	rows, err := n.conn.Query(ctx, failoversSQL, limit)
+	rows, err := n.Conn.Query(ctx, failoversSQL, limit)
 	if err != nil {
-		return nil, n.queryError("read repmgr.failovers", err)
+		return nil, n.QueryError("read repmgr.failovers", err)
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByName[FailoverRecord])
 	if err != nil {
-		return nil, n.queryError("read repmgr.failovers", err)
+		return nil, n.QueryError("read repmgr.failovers", err)
 	}
 	return all, nil
 }
@@ -229,12 +229,12 @@ func (n *server) account(ctx context.Context) (a account, err error) {
 	if a.failovers, err = n.failovers(ctx, 1); err != nil {
 		return a, err
 	}
-	rows, err := n.conn.Query(ctx, decisionsSQL, []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)})
+	rows, err := n.Conn.Query(ctx, decisionsSQL, []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)})
 	if err == nil {
 		a.events, err = pgx.CollectRows(rows, pgx.RowToStructByName[Event])
 	}
 	if err != nil {
-		return a, n.queryError("read repmgr.events", err)
+		return a, n.QueryError("read repmgr.events", err)
 	}
 	if a.foreign, err = n.foreignDaemon(ctx); err != nil {
 		return a, err

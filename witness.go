@@ -60,7 +60,7 @@ func (c *Cluster) RegisterWitness(ctx context.Context, o WitnessOptions) (Record
 		return Record{}, err
 	}
 	if created {
-		c.log.Log(ctx, LevelNotice, fmt.Sprintf("repmgr metadata schema created in database %q", local.conn.Config().Database))
+		c.log.Log(ctx, LevelNotice, fmt.Sprintf("repmgr metadata schema created in database %q", local.Conn.Config().Database))
 	}
 	if old, ok := recordByID(recs, rec.ID); held && (!ok || old.Role != RoleWitness) {
 		// What it holds is of a time, or of a cluster, in which it was not this one's witness.
@@ -116,13 +116,13 @@ func (c *Cluster) checkWitness(ctx context.Context, local, primary *server, stat
 	case err != nil:
 		return false, err
 	case status.InRecovery:
-		return false, hint(kind(ErrNotPrimary, "%s is a standby: a witness is a server of its own", local.name),
+		return false, hint(kind(ErrNotPrimary, "%s is a standby: a witness is a server of its own", local.Name),
 			"Make a new server with initdb, on a machine that fails at other times than those of the data.")
 	case status.SystemIdentifier == p.SystemIdentifier:
-		return false, hint(kind(ErrSystemIdentifier, "%s is of the cluster that it shall witness (system identifier %s)", local.name, p.SystemIdentifier),
+		return false, hint(kind(ErrSystemIdentifier, "%s is of the cluster that it shall witness (system identifier %s)", local.Name, p.SystemIdentifier),
 			"Make a new server with initdb, and let conninfo lead to that one.")
 	case len(status.Senders) > 0:
-		return false, kind(ErrRefused, "%s is the primary of %q: a witness is in no replication", local.name, status.Senders[0].ApplicationName)
+		return false, kind(ErrRefused, "%s is the primary of %q: a witness is in no replication", local.Name, status.Senders[0].ApplicationName)
 	}
 	if old, ok := recordByID(recs, rec.ID); ok && old.Role != RoleWitness {
 		return false, hint(kind(ErrRegistered, "node ID %d is registered already, as %q (%s)", old.ID, old.Name, old.Role), "Choose another node_id.")
@@ -139,12 +139,12 @@ func (c *Cluster) checkWitness(ctx context.Context, local, primary *server, stat
 			continue
 		}
 		if q := c.look(ctx, r); q.err == nil && q.status.StartedAt.Equal(status.StartedAt) && q.status.Settings.Port == status.Settings.Port {
-			return false, hint(kind(ErrRefused, "%s is a registered primary, of another cluster", local.name),
+			return false, hint(kind(ErrRefused, "%s is a registered primary, of another cluster", local.Name),
 				"If that cluster is no more: repmgr primary unregister --force, with its configuration.")
 		}
 	}
 	if len(own) > 0 && !force {
-		return false, hint(kind(ErrRegistered, "%s holds the rows of %d nodes already", local.name, len(own)), "To replace them, use --force.")
+		return false, hint(kind(ErrRegistered, "%s holds the rows of %d nodes already", local.Name, len(own)), "To replace them, use --force.")
 	}
 	return len(own) > 0, nil
 }
@@ -179,8 +179,8 @@ func (c *Cluster) UnregisterWitness(ctx context.Context, o WitnessOptions) (Reco
 	if o.DryRun {
 		return rec, nil
 	}
-	if _, err := primary.conn.Exec(ctx, `DELETE FROM repmgr.nodes WHERE node_id = $1 AND type = 'witness'`, int32(rec.ID)); err != nil {
-		return Record{}, primary.queryError("delete from repmgr.nodes", err)
+	if _, err := primary.Conn.Exec(ctx, `DELETE FROM repmgr.nodes WHERE node_id = $1 AND type = 'witness'`, int32(rec.ID)); err != nil {
+		return Record{}, primary.QueryError("delete from repmgr.nodes", err)
 	}
 	if witness != nil {
 		if err := witness.forget(ctx); err != nil {
@@ -193,12 +193,12 @@ func (c *Cluster) UnregisterWitness(ctx context.Context, o WitnessOptions) (Reco
 
 // forget removes a witness' copy of the metadata. Its ballot stays: a promise is kept.
 func (n *server) forget(ctx context.Context) error {
-	err := pgx.BeginFunc(ctx, n.conn, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `DELETE FROM repmgr.rules; SET CONSTRAINTS ALL DEFERRED; DELETE FROM repmgr.nodes`)
 		return err
 	})
 	if err != nil {
-		return n.queryError("remove the copy of the metadata", err)
+		return n.QueryError("remove the copy of the metadata", err)
 	}
 	return nil
 }
@@ -230,11 +230,11 @@ func (n *server) metadata(ctx context.Context) (m metadata, err error) {
 	if err := n.needSchema(ctx); err != nil {
 		return m, err
 	}
-	if err := n.conn.QueryRow(ctx, metadataSQL).Scan(&m.inRecovery, &m.text); err != nil {
-		return m, n.queryError("read the metadata", err)
+	if err := n.Conn.QueryRow(ctx, metadataSQL).Scan(&m.inRecovery, &m.text); err != nil {
+		return m, n.QueryError("read the metadata", err)
 	}
 	if err := json.Unmarshal([]byte(m.text), &m); err != nil {
-		return m, fmt.Errorf("read the metadata of %s: %w", n.name, err)
+		return m, fmt.Errorf("read the metadata of %s: %w", n.Name, err)
 	}
 	return m, nil
 }
@@ -249,9 +249,9 @@ func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *server) er
 	if err != nil || from.text == to.text {
 		return err
 	}
-	err = pgx.BeginFunc(ctx, witness.conn, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, witness.Conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.nodes, repmgr.rules IN SHARE ROW EXCLUSIVE MODE; SET CONSTRAINTS ALL DEFERRED`); err != nil {
-			return witness.queryError("lock the copy of the metadata", err)
+			return witness.QueryError("lock the copy of the metadata", err)
 		}
 		if from, to, err = bothMetadata(ctx, primary, witness); err != nil || from.text == to.text {
 			return err
@@ -265,13 +265,13 @@ func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *server) er
 				x || jsonb_build_object('opened_at', (x ->> 'opened_at')::timestamp AT TIME ZONE 'UTC')) AS r FROM jsonb_array_elements($1::jsonb -> 'rules') x) s`,
 		} {
 			if _, err := tx.Exec(ctx, sql, from.text); err != nil {
-				return witness.queryError("write the copy of the metadata", err)
+				return witness.QueryError("write the copy of the metadata", err)
 			}
 		}
 		return nil
 	})
 	if err != nil && postgres.SQLState(err) != "" {
-		return witness.queryError("write the copy of the metadata", err)
+		return witness.QueryError("write the copy of the metadata", err)
 	}
 	return err
 }
@@ -286,12 +286,12 @@ func bothMetadata(ctx context.Context, primary, witness *server) (from, to metad
 	}
 	switch {
 	case from.inRecovery:
-		err = kind(ErrNotPrimary, "copy the metadata of %s: it is a standby", primary.name)
+		err = kind(ErrNotPrimary, "copy the metadata of %s: it is a standby", primary.Name)
 	case to.inRecovery:
-		err = kind(ErrNotPrimary, "copy the metadata to %s: it is a standby", witness.name)
+		err = kind(ErrNotPrimary, "copy the metadata to %s: it is a standby", witness.Name)
 	case to.newest().Compare(from.newest()) > 0:
 		err = hint(kind(ErrRefused, "copy the metadata of %s to %s: the witness knows of term %d, the primary only of term %d",
-			primary.name, witness.name, to.newest().Term, from.newest().Term), "Another node was made primary meanwhile: see repmgr service status.")
+			primary.Name, witness.Name, to.newest().Term, from.newest().Term), "Another node was made primary meanwhile: see repmgr service status.")
 	}
 	return from, to, err
 }

@@ -24,7 +24,8 @@ const module = "github.com/pgrepmgr/repmgr"
 // stands on a lower floor.
 var floors = [][]string{
 	{"wal", "conninfo", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile"},
-	{"election", "ballot", "basebackup", "pgcontrol", "postgres"},
+	{"election", "ballot", "basebackup", "pgcontrol"},
+	{"postgres"},
 	{"internal/postmaster"},
 	{"internal/datadir", "internal/salvage"},
 	{"."},

@@ -1,4 +1,4 @@
-package repmgr
+package postgres
 
 import (
 	"context"
@@ -10,10 +10,10 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// lineSQL is what a server shows of the timeline that it is on: of a primary the
+// LineSQL is what a server shows of the timeline that it is on: of a primary the
 // number; of a standby that of its WAL receiver, or else what pg_control and the
 // names of its history files say: see [wal.Evidence].
-const lineSQL = `CASE WHEN NOT pg_is_in_recovery()
+const LineSQL = `CASE WHEN NOT pg_is_in_recovery()
 	THEN json_build_object('timeline', ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int)
 	ELSE (SELECT json_build_object('received', w.received_tli, 'checkpoint', c.timeline_id, 'checkpoint_lsn', c.checkpoint_lsn,
 			'minimum', m.min_recovery_end_timeline, 'minimum_lsn', m.min_recovery_end_lsn,
@@ -21,8 +21,8 @@ const lineSQL = `CASE WHEN NOT pg_is_in_recovery()
 				FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{8}[.]history$' AND ('x' || substr(name, 1, 8))::bit(32)::int > c.timeline_id) END)
 		FROM pg_control_checkpoint() c CROSS JOIN pg_control_recovery() m LEFT JOIN pg_stat_wal_receiver w ON true) END`
 
-// lineEvidence is what lineSQL returns.
-type lineEvidence struct {
+// LineEvidence is what lineSQL returns.
+type LineEvidence struct {
 	Timeline      wal.Timeline   `json:"timeline"` // of a primary
 	Received      wal.Timeline   `json:"received"`
 	Checkpoint    wal.Timeline   `json:"checkpoint"`
@@ -32,8 +32,8 @@ type lineEvidence struct {
 	Histories     []wal.Timeline `json:"histories"`
 }
 
-// surely is the last place of which the server is known to have been there.
-func (e lineEvidence) surely() wal.Position {
+// Surely is the last place of which the server is known to have been there.
+func (e LineEvidence) Surely() wal.Position {
 	p := wal.Position{Timeline: e.Checkpoint, LSN: e.CheckpointLSN}
 	if e.Minimum > p.Timeline || e.Minimum == p.Timeline && e.MinimumLSN > p.LSN {
 		p = wal.Position{Timeline: e.Minimum, LSN: e.MinimumLSN}
@@ -41,16 +41,16 @@ func (e lineEvidence) surely() wal.Position {
 	return p
 }
 
-// mark reads what tells a timeline from another one of its number: see [wal.Line].
+// Mark reads what tells a timeline from another one of its number: see [wal.Line].
 // 0 where the log of the fork is gone, or the login may not read it.
-func (n *pgServer) mark(ctx context.Context, t wal.Timeline, past wal.History) uint32 {
+func (n *Server) Mark(ctx context.Context, t wal.Timeline, past wal.History) uint32 {
 	if len(past) == 0 {
 		return 0
 	}
 	if m := n.marks[t]; m != 0 {
 		return m
 	}
-	size, err := n.walSegmentSize(ctx)
+	size, err := n.WALSegmentSize(ctx)
 	if err != nil {
 		return 0
 	}
@@ -65,8 +65,8 @@ func (n *pgServer) mark(ctx context.Context, t wal.Timeline, past wal.History) u
 	return n.marks[t]
 }
 
-// timeline judges the evidence. at is what is sure without it.
-func (n *pgServer) timeline(ctx context.Context, e lineEvidence, at wal.Position, replayed wal.LSN) (t wal.Timeline, sure bool) {
+// Timeline judges the evidence. at is what is sure without it.
+func (n *Server) Timeline(ctx context.Context, e LineEvidence, at wal.Position, replayed wal.LSN) (t wal.Timeline, sure bool) {
 	if e.Timeline != 0 {
 		return e.Timeline, true
 	}
@@ -76,20 +76,20 @@ func (n *pgServer) timeline(ctx context.Context, e lineEvidence, at wal.Position
 	judge := wal.Evidence{At: at, Replayed: replayed}
 	for _, t := range e.Histories {
 		if t > at.Timeline {
-			judge.Forks = append(judge.Forks, wal.Line{Timeline: t, Past: n.past(ctx, t)})
+			judge.Forks = append(judge.Forks, wal.Line{Timeline: t, Past: n.Past(ctx, t)})
 		}
 	}
 	return judge.Timeline()
 }
 
-// past is the history of a timeline, from the server's own file, read once. It is
+// Past is the history of a timeline, from the server's own file, read once. It is
 // nil on timeline 1, and where the login may not read files.
-func (n *pgServer) past(ctx context.Context, t wal.Timeline) wal.History {
+func (n *Server) Past(ctx context.Context, t wal.Timeline) wal.History {
 	h, known := n.pasts[t]
 	if known {
 		return h
 	}
-	h, ok := n.ownHistory(ctx, t)
+	h, ok := n.OwnHistory(ctx, t)
 	if n.pasts == nil {
 		n.pasts = map[wal.Timeline]wal.History{}
 	}
@@ -99,61 +99,61 @@ func (n *pgServer) past(ctx context.Context, t wal.Timeline) wal.History {
 	return h
 }
 
-// resolveTimeline makes a standby write down where it is, which is a checkpoint,
+// ResolveTimeline makes a standby write down where it is, which is a checkpoint,
 // as long as that does not take longer than limit.
-func (n *pgServer) resolveTimeline(ctx context.Context, limit time.Duration) error {
+func (n *Server) ResolveTimeline(ctx context.Context, limit time.Duration) error {
 	for _, sql := range []string{fmt.Sprintf(`SET statement_timeout = %d`, limit.Milliseconds()), `CHECKPOINT`} {
-		if _, err := n.conn.Exec(ctx, sql); err != nil {
-			return errors.Join(n.queryError("checkpoint", err), n.noTimeout(ctx))
+		if _, err := n.Conn.Exec(ctx, sql); err != nil {
+			return errors.Join(n.QueryError("checkpoint", err), n.noTimeout(ctx))
 		}
 	}
 	return n.noTimeout(ctx)
 }
 
-func (n *pgServer) noTimeout(ctx context.Context) error {
-	if _, err := n.conn.Exec(ctx, `SET statement_timeout = 0`); err != nil {
-		return n.queryError("end a timeout", err)
+func (n *Server) noTimeout(ctx context.Context) error {
+	if _, err := n.Conn.Exec(ctx, `SET statement_timeout = 0`); err != nil {
+		return n.QueryError("end a timeout", err)
 	}
 	return nil
 }
 
-// ruleLine is the line of a running primary, for its rules.
-func (n *pgServer) ruleLine(ctx context.Context) (wal.Line, error) {
+// RuleLine is the line of a running primary, for its rules.
+func (n *Server) RuleLine(ctx context.Context) (wal.Line, error) {
 	var text []byte
-	if err := n.conn.QueryRow(ctx, `SELECT `+lineSQL).Scan(&text); err != nil {
-		return wal.Line{}, n.queryError("read the timeline", err)
+	if err := n.Conn.QueryRow(ctx, `SELECT `+LineSQL).Scan(&text); err != nil {
+		return wal.Line{}, n.QueryError("read the timeline", err)
 	}
-	var e lineEvidence
+	var e LineEvidence
 	if err := json.Unmarshal(text, &e); err != nil {
-		return wal.Line{}, fmt.Errorf("read the timeline of %s: %w", n.name, err)
+		return wal.Line{}, fmt.Errorf("read the timeline of %s: %w", n.Name, err)
 	}
-	l := wal.Line{Timeline: e.Timeline, Past: n.past(ctx, e.Timeline)}
-	l.Mark = n.mark(ctx, l.Timeline, l.Past)
+	l := wal.Line{Timeline: e.Timeline, Past: n.Past(ctx, e.Timeline)}
+	l.Mark = n.Mark(ctx, l.Timeline, l.Past)
 	if l.Timeline > 1 && len(l.Past) == 0 {
 		return wal.Line{}, nil // not to be read: nobody can be held against it
 	}
 	return l, nil
 }
 
-// ownHistory reads the history of a server's timeline from its own files. It is
+// OwnHistory reads the history of a server's timeline from its own files. It is
 // not there on timeline 1, nor where the login may not read files.
-func (n *pgServer) ownHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
+func (n *Server) OwnHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
 	if t <= 1 {
 		return nil, false
 	}
 	var text []byte
-	if err := n.conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1)`, wal.HistoryFileName(t)).Scan(&text); err != nil {
+	if err := n.Conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1)`, wal.HistoryFileName(t)).Scan(&text); err != nil {
 		return nil, false
 	}
 	h, err := wal.ParseHistory(text)
 	return h, err == nil
 }
 
-// walSum asks the server. A login that may not read files gets an error.
-func (n *pgServer) walSum(ctx context.Context, segment string, offset, length int64) (string, bool, error) {
+// WALSum asks the server. A login that may not read files gets an error.
+func (n *Server) WALSum(ctx context.Context, segment string, offset, length int64) (string, bool, error) {
 	var sum *string
-	if err := n.conn.QueryRow(ctx, `SELECT md5(pg_read_binary_file('pg_wal/' || $1, $2, $3, true))`, segment, offset, length).Scan(&sum); err != nil {
-		return "", false, n.queryError("read the WAL", err)
+	if err := n.Conn.QueryRow(ctx, `SELECT md5(pg_read_binary_file('pg_wal/' || $1, $2, $3, true))`, segment, offset, length).Scan(&sum); err != nil {
+		return "", false, n.QueryError("read the WAL", err)
 	}
 	if sum == nil {
 		return "", false, nil
@@ -161,14 +161,14 @@ func (n *pgServer) walSum(ctx context.Context, segment string, offset, length in
 	return *sum, true, nil
 }
 
-// endsWithShutdown reports whether the last record that a standby has replayed
+// EndsWithShutdown reports whether the last record that a standby has replayed
 // is the checkpoint of a shutdown in order. false where it can not be told.
-func (n *pgServer) endsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN) bool {
+func (n *Server) EndsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN) bool {
 	const most = 160 // bytes that such a record may take, with a page header inside
 	if end < most {
 		return false
 	}
-	segment, err := n.walSegmentSize(ctx)
+	segment, err := n.WALSegmentSize(ctx)
 	if err != nil {
 		return false
 	}

@@ -1,0 +1,236 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/wait"
+
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Server is one PostgreSQL server, over one connection. It is not safe for concurrent
+// use; whoever opened it closes it.
+type Server struct {
+	Name     string // as messages call it
+	Conninfo string // may hold a password: never printed
+	Conn     *pgx.Conn
+	Broke    error  // over what the connection ended
+	segment  uint32 // the size of its WAL segments; 0: not read yet
+	Heeded   bool   // its ballot is locked: it was seen to heed a new setting
+
+	pasts map[wal.Timeline]wal.History // what was read of its timelines: their forks
+	marks map[wal.Timeline]uint32      // and marks
+}
+
+// Close ends the connection. It may be called twice.
+func (n *Server) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = n.Conn.Close(ctx)
+}
+
+// LastRecordEnd is the end of the last whole record that a standby has which
+// receives nothing: between what it has replayed and what it has received,
+// whatever its startup process is doing. Of the very last record it may have the
+// beginning only, whose end never comes: that counts for nothing. whole is false
+// where no record could be found. Where the login may not look, all counts.
+func (n *Server) LastRecordEnd(ctx context.Context, t wal.Timeline, replayed, received wal.LSN) (end wal.LSN, whole bool) {
+	if received <= replayed {
+		return received, true
+	}
+	size, err := n.WALSegmentSize(ctx)
+	if err != nil {
+		return received, true
+	}
+	for _, window := range []wal.LSN{64 << 10, 4 << 20, 64 << 20} {
+		from, all := replayed, received-replayed <= window
+		page := wal.PageStart(replayed)
+		if !all {
+			page = wal.PageStart(received - window)
+		}
+		log, ok := n.readLog(ctx, t, page, received, size)
+		if !ok {
+			return received, true
+		}
+		if !all {
+			if from, ok = wal.FirstRecord(log, page, size); !ok {
+				continue
+			}
+		}
+		if !wal.IsPage(log, page) { // it is in another file
+			return received, true
+		}
+		if end := wal.LastRecordEnd(log[from-page:], from, size); all || end > from {
+			return end, true
+		}
+	}
+	return received, false
+}
+
+// readLog reads the log from the page at from up to to.
+func (n *Server) readLog(ctx context.Context, t wal.Timeline, from, to wal.LSN, segSize uint32) (log []byte, ok bool) {
+	for at := from; at < to; {
+		want := min(int64(segSize)-int64(at)%int64(segSize), int64(to-at))
+		part, err := n.readWAL(ctx, t, at, want, segSize)
+		if err != nil || int64(len(part)) != want {
+			return nil, false
+		}
+		log, at = append(log, part...), at+wal.LSN(want)
+	}
+	return log, true
+}
+
+// readWAL reads so many bytes of the log, all of one segment. It is nil without an
+// error where the server has no such segment.
+func (n *Server) readWAL(ctx context.Context, t wal.Timeline, at wal.LSN, length int64, segSize uint32) (part []byte, err error) {
+	err = n.Conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, at, segSize), int64(at)%int64(segSize), length).Scan(&part)
+	return part, err
+}
+
+// WALSegmentSize is the size of the server's WAL segment files, in bytes.
+func (n *Server) WALSegmentSize(ctx context.Context) (uint32, error) {
+	if n.segment == 0 {
+		if err := n.Conn.QueryRow(ctx, `SELECT pg_size_bytes(current_setting('wal_segment_size'))`).Scan(&n.segment); err != nil {
+			return 0, n.QueryError("read wal_segment_size", err)
+		}
+	}
+	return n.segment, nil
+}
+
+// QueryError names the statement's purpose and the node, and keeps a lost
+// connection apart from a refused statement.
+func (n *Server) QueryError(purpose string, err error) error {
+	if n.Conn.IsClosed() {
+		n.Broke = err
+	}
+	if errors.Is(err, ballot.ErrUnreadable) {
+		return failure.WithHint(failure.Of(failure.ErrQuery, "%s of %s: %w", purpose, n.Name, err), "Nobody but ALTER SYSTEM should write or remove that file. The login needs EXECUTE on pg_read_binary_file(text).")
+	}
+	switch SQLState(err) {
+	case "":
+		reach := Classify(err)
+		if reach == ReachNotPostgres {
+			reach = ReachBroken
+		}
+		return failure.WithHint(&ConnectError{Target: n.Name, Doing: purpose, Reach: reach, Err: err},
+			"The server was there and stopped answering. Look at its process, its log and its disk, and at the network.")
+	case CodeInsufficientPrivilege:
+		return failure.WithHint(failure.Of(failure.ErrQuery, "%s of %s: %w", purpose, n.Name, err),
+			"Connect as a superuser, or grant what is missing: docs/compat.md lists the grants of an unprivileged repmgr user.")
+	case CodeUndefinedTable, CodeInvalidSchema:
+		return failure.WithHint(failure.Of(failure.ErrNotRegistered, "%s of %s: there is no repmgr metadata in database %q", purpose, n.Name, n.Conn.Config().Database),
+			"Run repmgr primary register on the primary first, with a conninfo that names this database.")
+	default:
+		return failure.Of(failure.ErrQuery, "%s of %s: %w", purpose, n.Name, err)
+	}
+}
+
+// CreateSlot makes a physical replication slot that keeps WAL from now on, for
+// the standby of that name. An existing slot is taken as it is, unless it is
+// logical or another standby streams through it.
+func (n *Server) CreateSlot(ctx context.Context, slot, standby string) (created bool, err error) {
+	_, err = n.Conn.Exec(ctx, `SELECT pg_create_physical_replication_slot($1, true)`, slot)
+	switch {
+	case err == nil:
+		return true, nil
+	case SQLState(err) != CodeDuplicateObject:
+		return false, n.QueryError(fmt.Sprintf("create slot %q", slot), err)
+	}
+	var physical, lost bool
+	var user *string
+	err = n.Conn.QueryRow(ctx, `SELECT s.slot_type = 'physical', CASE WHEN s.active THEN coalesce(r.application_name, '?') END, coalesce(s.wal_status = 'lost', false)
+		FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = $1`, slot).Scan(&physical, &user, &lost)
+	switch {
+	case err != nil:
+		return false, n.QueryError(fmt.Sprintf("look at slot %q", slot), err)
+	case !physical:
+		return false, failure.Of(failure.ErrRefused, "slot %q on %s is a logical slot", slot, n.Name)
+	case user != nil && *user != standby:
+		return false, failure.WithHint(failure.Of(failure.ErrRefused, "slot %q on %s is in use by %q", slot, n.Name, *user),
+			"Is a second server running with the same node id?")
+	case lost && user == nil: // its WAL is gone: it holds nothing, and lets nobody stream
+		if _, err := n.DropSlot(ctx, slot); err != nil {
+			return false, err
+		}
+		return n.CreateSlot(ctx, slot, standby)
+	default:
+		return false, nil
+	}
+}
+
+// DropSlot removes a physical slot that nobody uses. A missing slot is no error.
+func (n *Server) DropSlot(ctx context.Context, name string) (dropped bool, err error) {
+	var gone *string
+	err = n.Conn.QueryRow(ctx, `SELECT (SELECT pg_drop_replication_slot(slot_name)::text)
+		FROM pg_replication_slots WHERE slot_name = $1 AND slot_type = 'physical' AND NOT active`, name).Scan(&gone)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return false, nil
+	case err != nil:
+		return false, n.QueryError(fmt.Sprintf("drop slot %q", name), err)
+	default:
+		return true, nil
+	}
+}
+
+// Address is where a conninfo points, without secrets, for messages.
+func Address(conninfo string) string {
+	cfg, err := ConnConfig(conninfo)
+	if err != nil {
+		return "?"
+	}
+	return fmt.Sprintf("%s port %d", cfg.Host, cfg.Port)
+}
+
+// Poll asks until done, and nudges the server while it is not.
+func (n *Server) Poll(ctx context.Context, done func() (bool, error)) error {
+	begun := time.Now()
+	nudge := begun.Add(NudgeInterval)
+	for {
+		ok, err := done()
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return err
+		case ok:
+			return nil
+		}
+		if time.Now().After(nudge) {
+			err := n.Reload(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case err != nil && !errors.Is(err, failure.ErrQuery):
+				return err
+			}
+			nudge = time.Now().Add(NudgeInterval)
+		}
+		if err := PauseSince(ctx, begun); err != nil {
+			return err
+		}
+	}
+}
+
+// PollInterval is how often a server is asked whether it is there yet.
+const PollInterval = 5 * time.Millisecond
+
+// PauseSince waits between two questions whether something is over that began then:
+// the longer, the longer it lasts already. A promotion takes about 30 ms: asking costs
+// less than missing it.
+func PauseSince(ctx context.Context, begun time.Time) error {
+	return wait.Pause(ctx, min(max(time.Since(begun)/16, PollInterval/5), 4*PollInterval))
+}
+
+// NudgeInterval is how often a waiting server is told to read its settings
+// again. A promotion or a new upstream that is asked for in the very moment
+// when the old one dies can leave the startup process asleep for seconds; a
+// Reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
+const NudgeInterval = 100 * time.Millisecond
