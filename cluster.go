@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"os/user"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -79,7 +78,7 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 	if err != nil {
 		return nil, err
 	}
-	n := &server{Server: postgres.Server{Name: r.String(), Conninfo: conninfo}}
+	n := serverOver(postgres.Server{Name: r.String(), Conninfo: conninfo})
 	if !settled {
 		cfg.AfterConnect, n.schema, n.loose = nil, schemaOurs, true
 	}
@@ -157,117 +156,6 @@ func loginUser(params map[string]string) string {
 	return ""
 }
 
-// slotName is repmgr's name for the slot of a node; scripts split it at the underscores.
-func slotName(id NodeID) string { return fmt.Sprintf("repmgr_slot_%d", id) }
-
-const recordColumns = `n.node_id, coalesce(n.upstream_node_id, 0) AS upstream_node_id, coalesce(u.node_name, '') AS upstream_node_name,
-	n.active, n.node_name, n.type, n.location, n.priority, n.conninfo, n.repluser, coalesce(n.slot_name, '') AS slot_name, n.config_file`
-
-const recordsSQL = `SELECT ` + recordColumns + `
-	FROM repmgr.nodes n LEFT JOIN repmgr.nodes u ON u.node_id = n.upstream_node_id ORDER BY n.node_id`
-
-// records reads repmgr.nodes as this server has it.
-func (n *server) records(ctx context.Context) ([]Record, error) {
-	if err := n.needNodes(ctx); err != nil {
-		return nil, err
-	}
-	rows, err := n.Conn.Query(ctx, recordsSQL)
-	if err != nil {
-		return nil, n.QueryError("read repmgr.nodes", err)
-	}
-	recs, err := pgx.CollectRows(rows, pgx.RowToStructByName[Record])
-	if err != nil {
-		return nil, n.QueryError("read repmgr.nodes", err)
-	}
-	return recs, nil
-}
-
-// schemaLevel is how much of the metadata a server has.
-type schemaLevel int
-
-const (
-	schemaNone  schemaLevel = iota
-	schemaBare              // the tables of repmgr 5, which nobody has adopted: nodes, events, monitoring_history
-	schemaOther             // ours, of another version
-	schemaOurs
-)
-
-// seeSchema finds out what metadata a server has, without an error in its log.
-// What is ours stays so; the rest is looked for again.
-func (n *server) seeSchema(ctx context.Context) (version int, err error) {
-	if n.schema == schemaOurs {
-		return SchemaVersion, nil
-	}
-	var nodes, ours bool
-	err = n.Conn.QueryRow(ctx, `SELECT bool_and(found) FILTER (WHERE t IN ('nodes', 'events', 'monitoring_history')), bool_and(found) FILTER (WHERE t <> 'monitoring_history')
-		FROM unnest(ARRAY['metadata', 'nodes', 'events', 'standby_state', 'monitoring_history']) t, LATERAL (SELECT to_regclass('repmgr.' || t) IS NOT NULL AS found) f`).Scan(&nodes, &ours)
-	if err != nil {
-		return 0, n.QueryError("look for the metadata", err)
-	}
-	n.schema = schemaNone
-	if nodes {
-		n.schema = schemaBare
-	}
-	if !ours {
-		return 0, nil
-	}
-	if err := n.Conn.QueryRow(ctx, `SELECT coalesce(max(schema_version), 0) FROM repmgr.metadata`).Scan(&version); err != nil {
-		return 0, n.QueryError("read the version of the metadata", err)
-	}
-	if version > 0 {
-		n.schema = schemaOther
-	}
-	if version == SchemaVersion {
-		n.schema = schemaOurs
-	}
-	return version, nil
-}
-
-// needNodes is needSchema for what only reads or writes the tables that repmgr 5
-// has, too: those work before anybody adopts them.
-func (n *server) needNodes(ctx context.Context) error {
-	if n.schema == schemaBare {
-		return nil
-	}
-	err := n.needSchema(ctx)
-	if n.schema == schemaBare {
-		return nil
-	}
-	return err
-}
-
-// hasSchema reports whether the server has all of our tables, and not only those
-// of repmgr 5, where there are no rules, failovers and samples.
-func (n *server) hasSchema(ctx context.Context) (bool, error) {
-	err := n.needSchema(ctx)
-	if n.schema == schemaBare {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// needSchema says in our words that there is no metadata, and keeps the server's log quiet.
-func (n *server) needSchema(ctx context.Context) error {
-	version, err := n.seeSchema(ctx)
-	switch {
-	case err != nil:
-		return err
-	case n.schema == schemaOurs:
-		return nil
-	case version > SchemaVersion:
-		return hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.Name, version, SchemaVersion),
-			"Use the repmgr that made it, or a newer one.")
-	case version > 0:
-		return hint(kind(ErrNotRegistered, "the metadata of %s has version %d, this program needs %d", n.Name, version, SchemaVersion),
-			"Bring it up to date, on the primary: repmgr primary register --force")
-	case n.schema == schemaBare:
-		return hint(kind(ErrNotRegistered, "the metadata in database %q of %s is that of repmgr 5, and was not adopted", n.Conn.Config().Database, n.Name),
-			"Stop every repmgrd of repmgr 5. Then, on the primary: repmgr primary register --force")
-	}
-	return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.Conn.Config().Database, n.Name),
-		"Run repmgr primary register on the primary first, with a conninfo that names this database.")
-}
-
 // Nodes reads repmgr.nodes from the local node, in the order of their ids.
 func (c *Cluster) Nodes(ctx context.Context) ([]Record, error) {
 	local, err := c.connectLocal(ctx)
@@ -276,28 +164,6 @@ func (c *Cluster) Nodes(ctx context.Context) ([]Record, error) {
 	}
 	defer local.Close()
 	return local.records(ctx)
-}
-
-func recordByID(recs []Record, id NodeID) (Record, bool) {
-	for _, r := range recs {
-		if r.ID == id {
-			return r, true
-		}
-	}
-	return Record{}, false
-}
-
-func recordByName(recs []Record, name string) (Record, bool) {
-	for _, r := range recs {
-		if r.Name == name {
-			return r, true
-		}
-	}
-	return Record{}, false
-}
-
-func othersThan(recs []Record, id NodeID) []Record {
-	return slices.DeleteFunc(slices.Clone(recs), func(r Record) bool { return r.ID == id })
 }
 
 // probe is one look at one registered node: its state, or why there is none.

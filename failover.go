@@ -129,9 +129,6 @@ func refusalHint(r election.Refusal, h election.Health, forced bool) string {
 // that election: should its coordinator die, it takes office by itself.
 const chosenMark = "!"
 
-// errSuperseded: another election has begun since this one.
-var errSuperseded = kind(ErrRefused, "another election has begun since")
-
 // Failover holds one election now: it surveys all voters, recruits a majority,
 // promotes the one that has most and points the others to it. It may be called
 // on any machine that reaches the nodes; the coordinator need not be the winner.

@@ -25,7 +25,7 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 		return n
 	}
 	p, s := on(primary), on(standby)
-	_, err := p.createSchema(ctx)
+	_, err := p.createSchema(ctx, Schema)
 	require.NoError(t, err)
 	pgtest.WaitFor(t, "the schema on the standby", func(ctx context.Context) error { return s.needSchema(ctx) })
 	known := map[*server]glance{}

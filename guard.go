@@ -206,7 +206,7 @@ func (c *Cluster) hangs(ctx context.Context, plain bool) bool {
 		var ce *postgres.ConnectError
 		return ctx.Err() == nil && errors.As(err, &ce) && ce.Reach == postgres.ReachTimeout
 	}
-	(&server{Server: postgres.Server{Conn: conn}}).Close()
+	(&postgres.Server{Conn: conn}).Close()
 	return false
 }
 

@@ -45,42 +45,6 @@ func (w *watch) records() []Record {
 	return w.recs
 }
 
-// A row is only ever the newest, and never written anew. Columns that the tables
-// of a former version lack are left out.
-const ruleInsertSQL = `INSERT INTO repmgr.rules SELECT r.* FROM jsonb_populate_record(NULL::repmgr.rules,
-		$1::jsonb || jsonb_build_object('coordinator', $2::text, 'opened_at', now())) r
-	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= (r.term, r.seq))`
-
-func ruleArgs(r election.Rule, coordinator string) ([]any, error) {
-	if r.Voters == nil {
-		r.Voters = []int32{}
-	}
-	if r.Sync == nil {
-		r.Sync = []int32{}
-	}
-	text, err := json.Marshal(r)
-	return []any{string(text), coordinator}, err
-}
-
-// Where there are only the tables of repmgr 5 there is no place for a rule.
-func (n *server) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
-	if ok, err := n.hasSchema(ctx); !ok {
-		return err
-	}
-	args, err := ruleArgs(r, coordinator)
-	if err != nil {
-		return err
-	}
-	tag, err := n.Conn.Exec(ctx, ruleInsertSQL, args...)
-	if err != nil {
-		return n.QueryError("write the rule", err)
-	}
-	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("write the rule of term %d: %s has one as new: %w", r.Term, n.Name, errSuperseded)
-	}
-	return nil
-}
-
 // rehearse has a new session of a server in recovery plan what it will write as the
 // first one after the promotion: it needs some milliseconds for what it never did before.
 func (n *server) rehearse(ctx context.Context, r election.Rule) {

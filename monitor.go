@@ -572,7 +572,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 		return m.local.needSchema(ctx) // the primary's to do
 	case old:
 		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
-			_, err = m.local.createSchema(ctx)
+			_, err = m.local.createSchema(ctx, Schema)
 		}
 	case status.InRecovery:
 		_, err = m.cluster.RegisterStandby(ctx, o)

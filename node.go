@@ -84,8 +84,7 @@ func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err err
 // server is what we know of one PostgreSQL server, over one connection. It is not safe
 // for concurrent use.
 type server struct {
-	postgres.Server
-	schema  schemaLevel  // of the metadata, as last seen
+	regServer
 	foreign foreignState // of the extension of repmgr 5
 	looked  bool         // whether it was looked at for an election
 	loose   bool         // its session is not settled yet: see lookFirst
@@ -95,6 +94,8 @@ type server struct {
 	free  int    // connections that the server could still take
 	known glance // what was there just before
 }
+
+func serverOver(s postgres.Server) *server { return &server{regServer: regServer{Server: s}} }
 
 // Close ends the connection. It may be called twice, and on nil.
 func (n *server) Close() {
@@ -115,7 +116,7 @@ func connectNode(ctx context.Context, name, conninfo string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &server{Server: postgres.Server{Name: name, Conninfo: conninfo, Conn: conn}}, nil
+	return serverOver(postgres.Server{Name: name, Conninfo: conninfo, Conn: conn}), nil
 }
 
 // NodeStatus is what a server says of itself, read in one statement. Fields

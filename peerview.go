@@ -55,10 +55,6 @@ FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON t
 const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
 	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
 
-// rulesSQL are the rules of a server as JSON, the newest first.
-// Tables of a former version lack columns.
-const rulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
-
 // toldSetting is a rule that a data node was told of, because its tables do not
 // show it yet: see [election.Peer.Learned]. As JSON, in the file of ALTER SYSTEM.
 const toldSetting = "repmgr.rule"

@@ -79,7 +79,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		c.log.Info("prerequisites met for registering the primary", "node", rec.Name)
 		return rec, nil
 	}
-	created, err := local.createSchema(ctx)
+	created, err := local.createSchema(ctx, Schema)
 	if err != nil {
 		return Record{}, err
 	}
@@ -95,25 +95,6 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		Details: fmt.Sprintf("%s registered as primary", rec),
 	})
 	return rec, nil
-}
-
-// createSchema brings the metadata to this version; created says that there was none.
-// A second look is a single cheap query.
-func (n *server) createSchema(ctx context.Context) (created bool, err error) {
-	switch err := n.needSchema(ctx); {
-	case err == nil:
-		return false, nil
-	case !errors.Is(err, ErrNotRegistered):
-		return false, err
-	}
-	created = n.schema == schemaNone
-	ctx = postgres.LimitStatement(ctx) // below the driver's tracer
-	defer postgres.EndStatement(ctx)
-	// One simple-protocol query is one transaction: all of it or nothing.
-	if _, err := n.Conn.PgConn().Exec(ctx, Schema).ReadAll(); err != nil {
-		return false, n.QueryError("create the repmgr schema", err)
-	}
-	return created, n.needSchema(ctx)
 }
 
 // refuseSecondPrimary asks all registered nodes whether one of them is a primary.

@@ -3,13 +3,10 @@ package repmgr
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
@@ -207,28 +204,6 @@ func (m *Monitor) registered() (ids []int32) {
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-// rules are the newest two rules of a server, the newest first.
-func (n *server) rules(ctx context.Context) ([]election.Rule, error) {
-	if ok, err := n.hasSchema(ctx); !ok {
-		return nil, err
-	}
-	rows, err := n.Conn.Query(ctx, rulesSQL+` LIMIT 2`)
-	if err != nil {
-		return nil, n.QueryError("read the rules", err)
-	}
-	rules, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r election.Rule, err error) {
-		var text []byte
-		if err := row.Scan(&text); err != nil {
-			return r, err
-		}
-		return r, json.Unmarshal(text, &r)
-	})
-	if err != nil {
-		return nil, n.QueryError("read the rules", err)
-	}
-	return rules, nil
 }
 
 // commitRule writes a rule on the local primary.

@@ -55,7 +55,7 @@ func (c *Cluster) RegisterWitness(ctx context.Context, o WitnessOptions) (Record
 		c.log.Info("prerequisites met for registering the witness", "node", rec.Name, "primary", of.Name)
 		return rec, nil
 	}
-	created, err := local.createSchema(ctx)
+	created, err := local.createSchema(ctx, Schema)
 	if err != nil {
 		return Record{}, err
 	}

@@ -1,0 +1,76 @@
+package repmgr
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// rulesSQL are the rules of a server as JSON, the newest first.
+// Tables of a former version lack columns.
+const rulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
+
+// rules are the newest two rules of a server, the newest first.
+func (n *regServer) rules(ctx context.Context) ([]election.Rule, error) {
+	if ok, err := n.hasSchema(ctx); !ok {
+		return nil, err
+	}
+	rows, err := n.Conn.Query(ctx, rulesSQL+` LIMIT 2`)
+	if err != nil {
+		return nil, n.QueryError("read the rules", err)
+	}
+	rules, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r election.Rule, err error) {
+		var text []byte
+		if err := row.Scan(&text); err != nil {
+			return r, err
+		}
+		return r, json.Unmarshal(text, &r)
+	})
+	if err != nil {
+		return nil, n.QueryError("read the rules", err)
+	}
+	return rules, nil
+}
+
+// A row is only ever the newest, and never written anew. Columns that the tables
+// of a former version lack are left out.
+const ruleInsertSQL = `INSERT INTO repmgr.rules SELECT r.* FROM jsonb_populate_record(NULL::repmgr.rules,
+		$1::jsonb || jsonb_build_object('coordinator', $2::text, 'opened_at', now())) r
+	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= (r.term, r.seq))`
+
+func ruleArgs(r election.Rule, coordinator string) ([]any, error) {
+	if r.Voters == nil {
+		r.Voters = []int32{}
+	}
+	if r.Sync == nil {
+		r.Sync = []int32{}
+	}
+	text, err := json.Marshal(r)
+	return []any{string(text), coordinator}, err
+}
+
+// Where there are only the tables of repmgr 5 there is no place for a rule.
+func (n *regServer) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
+	if ok, err := n.hasSchema(ctx); !ok {
+		return err
+	}
+	args, err := ruleArgs(r, coordinator)
+	if err != nil {
+		return err
+	}
+	tag, err := n.Conn.Exec(ctx, ruleInsertSQL, args...)
+	if err != nil {
+		return n.QueryError("write the rule", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("write the rule of term %d: %s has one as new: %w", r.Term, n.Name, errSuperseded)
+	}
+	return nil
+}
+
+// errSuperseded: another election has begun since this one.
+var errSuperseded = kind(ErrRefused, "another election has begun since")
