@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // shared is what the goroutine of Run and those beside it tell each other.
@@ -285,7 +286,7 @@ func (m *Monitor) observeFrom(ctx context.Context) {
 	for _, p := range peers { // over what is open: a host of conninfo may be silent
 		if err != nil && p.ID != election.Arbiter {
 			ctx, cancel := m.peerLimit(ctx)
-			err = m.watch.node(p.ID).with(ctx, func(n *server) (err error) { recs, err = n.records(ctx); return err })
+			err = m.watch.node(p.ID).with(ctx, func(n *server) (err error) { recs, err = n.Records(ctx); return err })
 			cancel()
 		}
 	}
@@ -596,7 +597,7 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 func (m *Monitor) takeOffice(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	rules, err := m.local.rules(ctx)
+	rules, err := m.local.Rules(ctx)
 	if err != nil || len(rules) == 0 {
 		return err
 	}
@@ -627,7 +628,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 		return nil
 	}
 	m.synced = now
-	primary, ok := recordByID(m.recs, m.ruler())
+	primary, ok := registry.ByID(m.recs, m.ruler())
 	if !ok {
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // candidate is what the pledges of this process are made out to.
@@ -250,7 +251,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 	defer cancel()
 	n := a.w.node(p.ID)
 	if n == nil {
-		return p, errSuperseded
+		return p, registry.ErrSuperseded
 	}
 	as := ballot.Standby
 	switch {

@@ -20,6 +20,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // Cloner fills an empty directory with a base backup of a running server: the
@@ -156,7 +157,7 @@ func (r *cloning) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	r.res.SystemIdentifier = r.status.SystemIdentifier
-	r.recs, err = r.source.records(ctx)
+	r.recs, err = r.source.Records(ctx)
 	if err != nil && !errors.Is(err, ErrNotRegistered) {
 		return err
 	}
@@ -164,7 +165,7 @@ func (r *cloning) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if r.cfg.UseReplicationSlots && r.cfg.NodeID != 0 {
-		r.res.Slot = slotName(r.cfg.NodeID)
+		r.res.Slot = registry.SlotName(r.cfg.NodeID)
 	}
 	if r.tables, err = r.source.tablespaces(ctx); err != nil {
 		return err
@@ -248,7 +249,7 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 		}
 		r.upstream = Record{Name: "upstream", Conninfo: r.o.UpstreamConninfo, ReplicationUser: r.replicationUser(up)}
 	case r.o.UpstreamID != 0:
-		rec, ok := recordByID(r.recs, r.o.UpstreamID)
+		rec, ok := registry.ByID(r.recs, r.o.UpstreamID)
 		if !ok {
 			return unknownNode(r.recs, r.o.UpstreamID, "")
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // A copy needs one WAL sender for the data and one for the WAL meanwhile.
@@ -180,13 +181,13 @@ func (r *cloning) checkIdentity(add func(string, bool, string, ...any)) {
 	if r.cfg.NodeID == 0 {
 		return
 	}
-	if other, ok := recordByName(r.recs, r.cfg.NodeName); ok && other.ID != r.cfg.NodeID && other.Active {
+	if other, ok := registry.ByName(r.recs, r.cfg.NodeName); ok && other.ID != r.cfg.NodeID && other.Active {
 		add("identity", false, "the name %q is taken by node ID %d", r.cfg.NodeName, other.ID)
 	}
 	if r.upstream.ID == r.cfg.NodeID {
 		add("identity", false, "%s is the active primary: a node can not be its own standby", r.upstream)
 	}
-	if other, ok := recordByID(r.recs, r.cfg.NodeID); ok && other.Name != r.cfg.NodeName && other.Active {
+	if other, ok := registry.ByID(r.recs, r.cfg.NodeID); ok && other.Name != r.cfg.NodeName && other.Active {
 		add("identity", false, "node ID %d is registered as %q, not as %q", other.ID, other.Name, r.cfg.NodeName)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // LevelNotice is repmgr's NOTICE: something was done that an operator wants to
@@ -80,7 +81,7 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 	}
 	n := serverOver(postgres.Server{Name: r.String(), Conninfo: conninfo})
 	if !settled {
-		cfg.AfterConnect, n.schema, n.loose = nil, schemaOurs, true
+		cfg.AfterConnect, n.Level, n.loose = nil, registry.Ours, true
 	}
 	if n.Conn, err = postgres.DialUncancelled(ctx, n.Name, cfg); err != nil {
 		return nil, err
@@ -132,7 +133,7 @@ func (c *Cluster) record(role Role) (Record, error) {
 		ReplicationUser: c.replicationUser(params), ConfigFile: c.cfg.File,
 	}
 	if c.cfg.UseReplicationSlots {
-		r.SlotName = slotName(c.cfg.NodeID)
+		r.SlotName = registry.SlotName(c.cfg.NodeID)
 	}
 	return r, nil
 }
@@ -163,7 +164,7 @@ func (c *Cluster) Nodes(ctx context.Context) ([]Record, error) {
 		return nil, err
 	}
 	defer local.Close()
-	return local.records(ctx)
+	return local.Records(ctx)
 }
 
 // probe is one look at one registered node: its state, or why there is none.
@@ -208,10 +209,10 @@ func (c *Cluster) look(ctx context.Context, r Record, ask ...further) probe {
 	defer n.Close()
 	p := probe{record: r}
 	if p.status, p.err = n.Status(ctx); p.err == nil && !p.status.InRecovery {
-		p.records, _ = n.records(ctx) // without them the caller's copy serves
+		p.records, _ = n.Records(ctx) // without them the caller's copy serves
 	}
 	if p.err == nil {
-		if rules, err := n.rules(ctx); err == nil && len(rules) > 0 {
+		if rules, err := n.Rules(ctx); err == nil && len(rules) > 0 {
 			p.rule = rules[0]
 		}
 		var err error
@@ -304,8 +305,8 @@ func (c *Cluster) connectPrimary(ctx context.Context, local *server) (*server, e
 	if err := local.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
 		return nil, local.QueryError("read the recovery state", err)
 	}
-	recs, err := local.records(ctx)
-	if self, ok := recordByID(recs, c.cfg.NodeID); !inRecovery && (!ok || self.Role != RoleWitness) {
+	recs, err := local.Records(ctx)
+	if self, ok := registry.ByID(recs, c.cfg.NodeID); !inRecovery && (!ok || self.Role != RoleWitness) {
 		return local, nil // a witness is no primary: its rows are a copy
 	}
 	if err != nil {
@@ -350,7 +351,7 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 		return nil, err
 	}
 	defer local.Close()
-	if err := local.needNodes(ctx); err != nil {
+	if err := local.NeedNodes(ctx); err != nil {
 		return nil, err
 	}
 	rows, err := local.Conn.Query(ctx, `
@@ -366,12 +367,12 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 		return nil, local.QueryError("read repmgr.events", err)
 	}
 	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that is gone may still have events
-		recs, err := local.records(ctx)
+		recs, err := local.Records(ctx)
 		if err != nil {
 			return nil, err
 		}
-		_, byID := recordByID(recs, f.NodeID)
-		if _, byName := recordByName(recs, f.Node); !byID && !byName {
+		_, byID := registry.ByID(recs, f.NodeID)
+		if _, byName := registry.ByName(recs, f.Node); !byID && !byName {
 			return nil, unknownNode(recs, f.NodeID, f.Node)
 		}
 	}
@@ -398,16 +399,16 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 	}
 	res := CleanupResult{DryRun: o.DryRun}
 	err := c.withPrimary(ctx, func(primary *server) error {
-		if err := primary.needNodes(ctx); err != nil {
+		if err := primary.NeedNodes(ctx); err != nil {
 			return err
 		}
 		const old = `repmgr.monitoring_history WHERE last_monitor_time < now() - make_interval(days => $1) AND ($2 = 0 OR standby_node_id = $2)`
 		if o.NodeID != 0 {
-			recs, err := primary.records(ctx)
+			recs, err := primary.Records(ctx)
 			if err != nil {
 				return err
 			}
-			if _, ok := recordByID(recs, o.NodeID); !ok {
+			if _, ok := registry.ByID(recs, o.NodeID); !ok {
 				return unknownNode(recs, o.NodeID, "")
 			}
 		}

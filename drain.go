@@ -10,6 +10,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -152,7 +153,7 @@ func (a *campaign) confirm(ctx context.Context, n *server, id int32, tell bool) 
 	err = ballot.LockedAgain(ctx, n.Conn, func(b ballot.Ballot) error {
 		switch {
 		case b.Term > a.res.Term: // its pledge was counted without the rule
-			return fmt.Errorf("%w: it holds %q", errSuperseded, b)
+			return fmt.Errorf("%w: it holds %q", registry.ErrSuperseded, b)
 		case knows:
 			return nil
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // ExplainOptions are the choices of [Cluster.Explain].
@@ -176,13 +177,13 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 		}
 	}
 	var ok bool
-	if e.Lost, ok = recordByID(recs, o.Lost); !ok {
+	if e.Lost, ok = registry.ByID(recs, o.Lost); !ok {
 		return Explanation{}, unknownNode(recs, o.Lost, "")
 	}
 	e.Forecast = policy.Forecast(now, rule, peers, int32(o.Lost))
 	e.Voters = voters(recs, rule, peers)
 	for i, v := range e.Voters {
-		if r, ok := recordByID(recs, v.ID); ok && v.Answer == election.Rejects {
+		if r, ok := registry.ByID(recs, v.ID); ok && v.Answer == election.Rejects {
 			e.Voters[i].Login, e.Voters[i].Rejection = c.userOf(r), peerOf(peers, int32(v.ID)).Rejection
 		}
 	}
@@ -504,7 +505,7 @@ var livingHints = map[election.Health]string{
 
 // command is what an operator types on the machine of the winner.
 func (e Explanation) command(recs []Record) string {
-	winner, ok := recordByID(recs, NodeID(e.Forecast.Winner))
+	winner, ok := registry.ByID(recs, NodeID(e.Forecast.Winner))
 	if !ok {
 		return ""
 	}

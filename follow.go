@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -66,7 +67,7 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 		return res, err
 	}
 	defer local.Close()
-	recs, err := local.records(ctx)
+	recs, err := local.Records(ctx)
 	if err != nil {
 		return res, err
 	}
@@ -74,13 +75,13 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 	if err != nil {
 		return res, err
 	}
-	if _, ok := recordByID(recs, c.cfg.NodeID); !ok {
+	if _, ok := registry.ByID(recs, c.cfg.NodeID); !ok {
 		// Its own row may be the last thing that a standby received, or just did not.
 		if recs, err = c.recordsOf(ctx, target); err != nil {
 			return res, err
 		}
 	}
-	self, ok := recordByID(recs, c.cfg.NodeID)
+	self, ok := registry.ByID(recs, c.cfg.NodeID)
 	if !ok {
 		return res, hint(kind(ErrNotRegistered, "%s is not registered", c.self()), "Run repmgr standby register first.")
 	}
@@ -102,7 +103,7 @@ func (c *Cluster) mended(ctx context.Context, local *server, target Record, err 
 		return err
 	}
 	defer up.Close()
-	rules, errRules := up.rules(ctx)
+	rules, errRules := up.Rules(ctx)
 	set, errSet := ballot.ReadSettings(ctx, local.Conn)
 	paused, _ := parsePaused(set[pausedSetting], c.cfg.NodeID)
 	if m, ok := all[c.cfg.NodeID]; ok && !paused && errors.Join(errRules, errSet) == nil && len(rules) > 0 && int32(target.ID) == rules[0].Primary && bringsBack(m, c.cfg.Rejoin, err) {
@@ -122,7 +123,7 @@ func (c *Cluster) recordsOf(ctx context.Context, r Record) ([]Record, error) {
 		return nil, err
 	}
 	defer n.Close()
-	return n.records(ctx)
+	return n.Records(ctx)
 }
 
 // followTarget finds the registered node to follow.
@@ -131,7 +132,7 @@ func (c *Cluster) followTarget(ctx context.Context, recs []Record, o FollowOptio
 	case o.Target != "":
 		return c.recordOfServer(ctx, o.Target)
 	case o.UpstreamID != 0:
-		if r, ok := recordByID(recs, o.UpstreamID); ok {
+		if r, ok := registry.ByID(recs, o.UpstreamID); ok {
 			return r, nil
 		}
 		return Record{}, unknownNode(recs, o.UpstreamID, "")
@@ -161,7 +162,7 @@ func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, 
 	if err != nil {
 		return Record{}, err
 	}
-	recs, err := n.records(ctx)
+	recs, err := n.Records(ctx)
 	if err != nil {
 		return Record{}, err
 	}
@@ -204,11 +205,11 @@ func (c *Cluster) follow(ctx context.Context, n *server, node, target Record, re
 	if err := c.refuseLostWAL(ctx, up, primary, node, target, status); err != nil {
 		return res, err
 	}
-	now, err := primary.records(ctx)
+	now, err := primary.Records(ctx)
 	if err != nil {
 		return res, err
 	}
-	if r, ok := recordByID(now, target.ID); ok {
+	if r, ok := registry.ByID(now, target.ID); ok {
 		target = r // the copy that it was taken from may be old
 		res.Upstream = r
 	}
@@ -247,7 +248,7 @@ func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *server, node, 
 		return nil
 	}
 	from := target
-	if recs, err := primary.records(ctx); err == nil {
+	if recs, err := primary.Records(ctx); err == nil {
 		if r, ok := primaryRecord(recs); ok {
 			from = r
 		}
@@ -353,7 +354,7 @@ func (c *Cluster) repoint(ctx context.Context, n, up *server, node, target Recor
 		return err
 	}
 	var term int64
-	if rules, err := up.rules(ctx); err == nil && len(rules) > 0 {
+	if rules, err := up.Rules(ctx); err == nil && len(rules) > 0 {
 		term = rules[0].Term
 	}
 	err = n.WithBallot(ctx, func(b ballot.Ballot) error {
@@ -454,7 +455,7 @@ func senderAddress(conninfo string) (host string, port int) {
 
 // dropFormerSlot removes the standby's slot from the upstream that it left.
 func (c *Cluster) dropFormerSlot(ctx context.Context, recs []Record, node Record) {
-	former, ok := recordByID(recs, node.UpstreamID)
+	former, ok := registry.ByID(recs, node.UpstreamID)
 	if !ok || node.SlotName == "" {
 		return
 	}

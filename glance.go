@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -37,7 +38,7 @@ FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON t
 // glance asks, on a connection that has looked before. It is asked below pgx, which
 // takes more time than the server for a question that is always the same: ctx has the limit.
 func (n *server) glance(ctx context.Context) (g glance, err error) {
-	if n.schema != schemaOurs {
+	if n.Level != registry.Ours {
 		return g, nil
 	}
 	const name = "glance"

@@ -25,9 +25,9 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 		return n
 	}
 	p, s := on(primary), on(standby)
-	_, err := p.createSchema(ctx, Schema)
+	_, err := p.CreateSchema(ctx, Schema)
 	require.NoError(t, err)
-	pgtest.WaitFor(t, "the schema on the standby", func(ctx context.Context) error { return s.needSchema(ctx) })
+	pgtest.WaitFor(t, "the schema on the standby", func(ctx context.Context) error { return s.NeedSchema(ctx) })
 	known := map[*server]glance{}
 	settle := func(n *server) {
 		pgtest.WaitFor(t, "a glance like the one before", func(ctx context.Context) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // tellWitnesses gives the new rule to the voters without data, before anybody
@@ -30,7 +31,7 @@ func (a *campaign) tellWitnesses(ctx context.Context) error {
 		case p.ID == election.Arbiter:
 			err = a.c.cfg.Arbiter.Record(ctx, a.tally.Rule, a.w.records())
 		case p.Role == election.Witness:
-			err = a.w.node(p.ID).alone(ctx, func(n *server) error { return n.writeRule(ctx, a.tally.Rule, a.c.candidate()) })
+			err = a.w.node(p.ID).alone(ctx, func(n *server) error { return n.WriteRule(ctx, a.tally.Rule, a.c.candidate()) })
 		}
 		if err != nil {
 			return fmt.Errorf("tell node %d of the new rule: %w", p.ID, err)
@@ -48,13 +49,13 @@ func (w *watch) records() []Record {
 // rehearse has a new session of a server in recovery plan what it will write as the
 // first one after the promotion: it needs some milliseconds for what it never did before.
 func (n *server) rehearse(ctx context.Context, r election.Rule) {
-	if ok, err := n.hasSchema(ctx); !ok || err != nil {
+	if ok, err := n.HasSchema(ctx); !ok || err != nil {
 		return
 	}
 	_, _ = n.RuleLine(ctx)
 	_, _ = n.WALSegmentSize(ctx)
-	if args, err := ruleArgs(r, ""); err == nil {
-		_, _ = n.Conn.Exec(ctx, `EXPLAIN `+ruleInsertSQL, args...)
+	if args, err := registry.RuleArgs(r, ""); err == nil {
+		_, _ = n.Conn.Exec(ctx, `EXPLAIN `+registry.RuleInsertSQL, args...)
 	}
 }
 
@@ -82,7 +83,7 @@ func (a *campaign) promote(ctx context.Context) error {
 		}
 		return n.WithPledge(ctx, func(b ballot.Ballot) error {
 			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
-				return fmt.Errorf("%w: %s holds %q", errSuperseded, winner, b)
+				return fmt.Errorf("%w: %s holds %q", registry.ErrSuperseded, winner, b)
 			}
 			if a.tally.Rule.Quorum {
 				if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.Opening()); err != nil {
@@ -248,7 +249,7 @@ func (a *campaign) open(ctx context.Context) error {
 			if followers[i] = a.w.node(p.ID).alone(ctx, func(n *server) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
 				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
-			if errors.Is(followers[i], errSuperseded) && a.tally.Rule.Quorum {
+			if errors.Is(followers[i], registry.ErrSuperseded) && a.tally.Rule.Quorum {
 				cancel()
 			}
 		})
@@ -288,7 +289,7 @@ var errNoStandby = errors.New("no standby")
 // One that was below another standby is below the winner, too, until the term is
 // open: only then it counts whom it is sent by.
 func (a *campaign) follow(ctx context.Context, n *server, p election.Peer, apart error) error {
-	if errors.Is(apart, errSuperseded) {
+	if errors.Is(apart, registry.ErrSuperseded) {
 		return apart
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout, fmt.Errorf("it does not stream after %s", a.c.cfg.SilenceTimeout))
@@ -324,7 +325,7 @@ func (a *campaign) repoint(ctx context.Context, n *server, r Record) error {
 	}
 	err = n.WithPledge(ctx, func(b ballot.Ballot) error {
 		if b.Term > a.res.Term {
-			return fmt.Errorf("%w: %s holds %q", errSuperseded, r, b)
+			return fmt.Errorf("%w: %s holds %q", registry.ErrSuperseded, r, b)
 		}
 		return n.AlterSystem(ctx, set)
 	})
@@ -367,7 +368,7 @@ func (a *campaign) commit(ctx context.Context) error {
 		a.tally.Rule.Line = line
 		a.mu.Unlock()
 	}
-	if err := n.writeRule(ctx, a.tally.Rule, a.c.candidate()); err != nil {
+	if err := n.WriteRule(ctx, a.tally.Rule, a.c.candidate()); err != nil {
 		return err
 	}
 	a.mu.Lock()
@@ -468,7 +469,7 @@ func (a *campaign) record(ctx context.Context) {
 
 // recordFailover writes the history row of a failover, on the new primary.
 func (n *server) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
-	if ok, err := n.hasSchema(ctx); !ok {
+	if ok, err := n.HasSchema(ctx); !ok {
 		return err
 	}
 	steps, err := json.Marshal(res.Steps)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -68,7 +69,7 @@ func missingFrom(names []string, needed string) string {
 
 // remedy is what an operator does about it: one command, on the node itself.
 func (l LostWAL) remedy(node Record, probes []probe) string {
-	primary, _ := recordByID(recordsOf(probes), node.UpstreamID)
+	primary, _ := registry.ByID(recordsOf(probes), node.UpstreamID)
 	if found := primaries(probes); len(found) == 1 {
 		primary = found[0].record
 	}
@@ -171,7 +172,7 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 	up, of := m.primary, m.primRec
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	if r, ok := recordByID(m.recs, m.self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
+	if r, ok := registry.ByID(m.recs, m.self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
 		if n, err := m.cluster.connectTo(ctx, r); err == nil {
 			defer n.Close()
 			up, of = n, r

@@ -17,6 +17,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -560,19 +561,19 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	if m.witness {
 		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
 	}
-	recs, errRecs := m.local.records(ctx)
+	recs, errRecs := m.local.Records(ctx)
 	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
 		return errRecs
 	}
 	if err := standAside(foreigners(m.cluster.survey(ctx, recs))); err != nil {
 		return err
 	}
-	switch old := m.local.schema == schemaBare || m.local.schema == schemaOther; {
+	switch old := m.local.Level == registry.Bare || m.local.Level == registry.OtherVersion; {
 	case old && status.InRecovery:
-		return m.local.needSchema(ctx) // the primary's to do
+		return m.local.NeedSchema(ctx) // the primary's to do
 	case old:
 		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
-			_, err = m.local.createSchema(ctx, Schema)
+			_, err = m.local.CreateSchema(ctx, Schema)
 		}
 	case status.InRecovery:
 		_, err = m.cluster.RegisterStandby(ctx, o)
@@ -683,7 +684,7 @@ func (m *Monitor) tellHappening(a election.Action) {
 	case election.StandbyReconnect:
 		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.primRec)
 	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
-		child, _ := recordByID(m.recs, NodeID(a.Child))
+		child, _ := registry.ByID(m.recs, NodeID(a.Child))
 		e.Success = a.What != election.ChildDisconnect
 		e.PeerID, e.Peer = child.ID, child.Name
 		e.Details = map[election.Happening]string{

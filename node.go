@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -84,7 +85,7 @@ func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err err
 // server is what we know of one PostgreSQL server, over one connection. It is not safe
 // for concurrent use.
 type server struct {
-	regServer
+	registry.Server
 	foreign foreignState // of the extension of repmgr 5
 	looked  bool         // whether it was looked at for an election
 	loose   bool         // its session is not settled yet: see lookFirst
@@ -95,7 +96,7 @@ type server struct {
 	known glance // what was there just before
 }
 
-func serverOver(s postgres.Server) *server { return &server{regServer: regServer{Server: s}} }
+func serverOver(s postgres.Server) *server { return &server{Server: registry.Server{Server: s}} }
 
 // Close ends the connection. It may be called twice, and on nil.
 func (n *server) Close() {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/pgrepmgr/repmgr/internal/conffile"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // CheckStatus is the outcome of a check, in the words of Nagios.
@@ -175,8 +176,8 @@ func checkUpstream(ctx context.Context, c *Cluster, rep NodeReport) CheckResult 
 		return finding(CheckUnknown, "%v", err)
 	}
 	defer local.Close()
-	recs, err := local.records(ctx)
-	up, ok := recordByID(recs, r.UpstreamID)
+	recs, err := local.Records(ctx)
+	up, ok := registry.ByID(recs, r.UpstreamID)
 	switch {
 	case err != nil:
 		return finding(CheckUnknown, "%v", err)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // NodeReport is the state of the local node: what it is, what it should be, and
@@ -33,7 +35,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 		return NodeReport{}, err
 	}
 	defer local.Close()
-	recs, err := local.records(ctx)
+	recs, err := local.Records(ctx)
 	if err != nil {
 		return NodeReport{}, err
 	}
@@ -42,7 +44,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 		MissingSlots: []string{}, InactiveSlots: []string{}, MissingChildren: []string{}, Issues: []string{},
 	}
 	ok := false
-	if rep.Record, ok = recordByID(recs, c.cfg.NodeID); !ok {
+	if rep.Record, ok = registry.ByID(recs, c.cfg.NodeID); !ok {
 		return rep, unknownNode(recs, c.cfg.NodeID, "")
 	}
 	rep.Record.Conninfo = Redact(rep.Record.Conninfo)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -61,7 +62,7 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 	o.Local = election.View{Up: true, InRecovery: status.InRecovery, Position: status.Position()}
 	o.RowKnown = true
 	m.recs = recs
-	m.self, _ = recordByID(recs, m.cluster.cfg.NodeID)
+	m.self, _ = registry.ByID(recs, m.cluster.cfg.NodeID)
 	if m.self.ID == 0 {
 		return
 	}
@@ -96,7 +97,7 @@ func (m *Monitor) readRule(ctx context.Context) {
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	if rules, err := m.local.rules(ctx); err == nil && len(rules) > 0 {
+	if rules, err := m.local.Rules(ctx); err == nil && len(rules) > 0 {
 		m.rule = rules[0]
 	}
 }
@@ -110,10 +111,10 @@ func (m *Monitor) readRecords(ctx context.Context, n *server) ([]Record, error) 
 // ownRecords are the rows of a server that has all of our tables: those of repmgr
 // 5 are none of a Monitor's before they are adopted.
 func (n *server) ownRecords(ctx context.Context) ([]Record, error) {
-	if err := n.needSchema(ctx); err != nil {
+	if err := n.NeedSchema(ctx); err != nil {
 		return nil, err
 	}
-	return n.records(ctx)
+	return n.Records(ctx)
 }
 
 // open borrows a connection of those that are open for the looks, where there are

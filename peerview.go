@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -61,8 +62,8 @@ const toldSetting = "repmgr.rule"
 
 // peerView reads the view of a node from its server.
 func (n *server) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
-	rule := `(` + rulesSQL + ` LIMIT 1)`
-	if err := n.needSchema(ctx); errors.Is(err, ErrNotRegistered) {
+	rule := `(` + registry.RulesSQL + ` LIMIT 1)`
+	if err := n.NeedSchema(ctx); errors.Is(err, ErrNotRegistered) {
 		rule = "NULL"
 	} else if err != nil {
 		return election.Peer{}, Presence{}, err

@@ -176,7 +176,7 @@ func (m *Monitor) writeEvents(ctx context.Context) {
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	known, err := m.onPrimary(ctx, func(n *server) error {
-		if err := n.needNodes(ctx); err != nil {
+		if err := n.NeedNodes(ctx); err != nil {
 			return err
 		}
 		var b pgx.Batch

@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -77,7 +78,7 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 		if rule.Line, err = local.RuleLine(ctx); err != nil {
 			return res, err
 		}
-		if err := local.writeRule(ctx, rule, operator); err != nil {
+		if err := local.WriteRule(ctx, rule, operator); err != nil {
 			return res, err
 		}
 	}
@@ -90,7 +91,7 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 // way. Until its standbys are back no commit of it counts as safe with another
 // node. There is none where no daemon has ever written one.
 func (c *Cluster) ruleOfPromotion(ctx context.Context, local *server, recs []Record) (election.Rule, error) {
-	rules, err := local.rules(ctx)
+	rules, err := local.Rules(ctx)
 	if err != nil || len(rules) == 0 {
 		return election.Rule{}, err
 	}
@@ -125,11 +126,11 @@ func (c *Cluster) checkPromote(ctx context.Context, local *server, o PromoteOpti
 	if !status.InRecovery {
 		return nil, hint(kind(ErrNotStandby, "%s is a primary already", local.Name), "Nothing to do. See: repmgr cluster show")
 	}
-	recs, err := local.records(ctx)
+	recs, err := local.Records(ctx)
 	if err != nil {
 		return nil, err
 	}
-	self, ok := recordByID(recs, c.cfg.NodeID)
+	self, ok := registry.ByID(recs, c.cfg.NodeID)
 	switch {
 	case !ok && !o.Force:
 		return nil, hint(kind(ErrNotRegistered, "%s is not registered", c.self()),
@@ -143,7 +144,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *server, o PromoteOpti
 	if err := local.mayPromote(ctx, c.cfg.ServicePromoteCommand); err != nil {
 		return nil, err
 	}
-	probes := c.survey(ctx, othersThan(recs, self.ID))
+	probes := c.survey(ctx, registry.OthersThan(recs, self.ID))
 	for _, p := range primaries(probes) {
 		return nil, hint(kind(ErrPrimaryExists, "this replication cluster already has an active primary server: %s", p.record),
 			"To move the primary here, stop that server first, and make sure that it stays down.")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // DefaultWaitStart is how long registering a standby waits for its server.
@@ -62,7 +63,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		return Record{}, hint(kind(ErrNotPrimary, "%s is a standby: only a primary can be registered as one", local.Name),
 			"Register it with: repmgr standby register")
 	}
-	recs, err := local.records(ctx)
+	recs, err := local.Records(ctx)
 	if err != nil && !errors.Is(err, ErrNotRegistered) { // no metadata yet: no rows
 		return Record{}, err
 	}
@@ -79,7 +80,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		c.log.Info("prerequisites met for registering the primary", "node", rec.Name)
 		return rec, nil
 	}
-	created, err := local.createSchema(ctx, Schema)
+	created, err := local.CreateSchema(ctx, Schema)
 	if err != nil {
 		return Record{}, err
 	}
@@ -100,7 +101,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 // refuseSecondPrimary asks all registered nodes whether one of them is a primary.
 // Whatever they are registered as: our copy of the rows may be an old one.
 func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error {
-	for _, p := range primaries(c.survey(ctx, othersThan(recs, c.cfg.NodeID))) {
+	for _, p := range primaries(c.survey(ctx, registry.OthersThan(recs, c.cfg.NodeID))) {
 		return hint(kind(ErrPrimaryExists, "%s runs as primary, on timeline %d", p.record, p.status.Timeline),
 			"A cluster has one primary. If this server was the primary before that one was promoted, stop it now, and clone it anew as a standby: repmgr standby clone --force")
 	}
@@ -116,7 +117,7 @@ func (c *Cluster) saveRecord(ctx context.Context, primary *server, rec Record, f
 		if err := c.checkClusterName(ctx, tx); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, recordsSQL)
+		rows, err := tx.Query(ctx, registry.RecordsSQL)
 		if err != nil {
 			return err
 		}
@@ -151,11 +152,11 @@ func (c *Cluster) checkRow(ctx context.Context, recs []Record, rec Record, self 
 
 // checkTaken keeps a node from taking the id or the name of another one.
 func checkTaken(recs []Record, rec Record, force bool) error {
-	if old, ok := recordByID(recs, rec.ID); ok && !force {
+	if old, ok := registry.ByID(recs, rec.ID); ok && !force {
 		return hint(kind(ErrRegistered, "node ID %d is registered already, as %q (%s)", old.ID, old.Name, old.Role),
 			"To update its row, use --force. If that is another node, choose another node_id.")
 	}
-	if other, ok := recordByName(recs, rec.Name); ok && other.ID != rec.ID && other.Active {
+	if other, ok := registry.ByName(recs, rec.Name); ok && other.ID != rec.ID && other.Active {
 		return hint(kind(ErrRegistered, "the name %q is taken by node ID %d", rec.Name, other.ID), "Set another node_name in repmgr.conf.")
 	}
 	for _, other := range recs {
@@ -170,7 +171,7 @@ func checkTaken(recs []Record, rec Record, force bool) error {
 // checkImpostor keeps --force from taking the row of another server that runs.
 // self is the state of ours; without one there is nothing to compare.
 func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, self NodeStatus) error {
-	old, ok := recordByID(recs, rec.ID)
+	old, ok := registry.ByID(recs, rec.ID)
 	if !ok || self.VersionNum == 0 {
 		return nil
 	}
@@ -244,7 +245,7 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 			return Record{}, err
 		}
 	}
-	recs, err := primary.records(ctx)
+	recs, err := primary.Records(ctx)
 	if err != nil {
 		return Record{}, err
 	}
@@ -347,7 +348,7 @@ func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, sta
 	}
 	chosen := primary
 	if o.UpstreamID != 0 {
-		if chosen, ok = recordByID(recs, o.UpstreamID); !ok {
+		if chosen, ok = registry.ByID(recs, o.UpstreamID); !ok {
 			return Record{}, unknownNode(recs, o.UpstreamID, "")
 		}
 		if !chosen.Active && !o.Force {
@@ -393,7 +394,7 @@ func checkLoop(recs []Record, node NodeID, upstream Record) error {
 			return hint(kind(ErrRefused, "that would be a circle of upstreams: %s", chain),
 				"Follow the primary, or a standby that does not get its WAL from this node.")
 		}
-		next, ok := recordByID(recs, at.UpstreamID)
+		next, ok := registry.ByID(recs, at.UpstreamID)
 		if !ok {
 			return nil
 		}
@@ -494,8 +495,8 @@ func (c *Cluster) waitSync(ctx context.Context, local, primary *server, rec Reco
 		defer cancel()
 	}
 	for {
-		recs, err := local.records(ctx)
-		if have, ok := recordByID(recs, rec.ID); err == nil && ok && have == rec {
+		recs, err := local.Records(ctx)
+		if have, ok := registry.ByID(recs, rec.ID); err == nil && ok && have == rec {
 			c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: EventStandbySynced, Success: true})
 			return nil
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -332,19 +333,19 @@ func (r *rejoining) findUpstream(ctx context.Context) (_ string, err error) {
 		}
 		defer target.Close()
 	}
-	if r.recs, err = target.records(ctx); err != nil {
+	if r.recs, err = target.Records(ctx); err != nil {
 		return "", err
 	}
-	if r.res.Primary, err = r.findPrimary(ctx, othersThan(r.recs, r.cfg.NodeID)); err != nil {
+	if r.res.Primary, err = r.findPrimary(ctx, registry.OthersThan(r.recs, r.cfg.NodeID)); err != nil {
 		return "", err
 	}
 	if r.primary, err = r.connectTo(ctx, r.res.Primary); err != nil {
 		return "", err
 	}
-	if r.recs, err = r.primary.records(ctx); err != nil {
+	if r.recs, err = r.primary.Records(ctx); err != nil {
 		return "", err
 	}
-	self, ok := recordByID(r.recs, r.cfg.NodeID)
+	self, ok := registry.ByID(r.recs, r.cfg.NodeID)
 	switch {
 	case !ok:
 		return "", hint(kind(ErrNotRegistered, "%s is not registered", r.self()), "Clone it anew and register it: repmgr standby clone, repmgr standby register.")
@@ -376,7 +377,7 @@ func (r *rejoining) checkPledge(ctx context.Context) error {
 	if err != nil || vote.Term == 0 {
 		return err
 	}
-	rules, err := r.primary.rules(ctx)
+	rules, err := r.primary.Rules(ctx)
 	if err != nil || len(rules) == 0 || rules[0].Term >= vote.Term {
 		return err
 	}

@@ -64,7 +64,11 @@ import (
 
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/registry"
 )
+
+// SchemaVersion is the version of the metadata that this library writes.
+const SchemaVersion = registry.SchemaVersion
 
 // Version is the version of the library and of its programs.
 const Version = "0.1.0"
@@ -73,6 +77,23 @@ const Version = "0.1.0"
 //
 //go:embed schema.sql
 var Schema string
+
+// NodeID identifies a node for as long as the cluster lives. Valid ids are 1
+// and more; the zero value means unknown, or none.
+type NodeID = registry.NodeID
+
+// Role is what a node is registered as, or runs as. The zero value means unknown.
+type Role = registry.Role
+
+const (
+	RolePrimary = registry.RolePrimary
+	RoleStandby = registry.RoleStandby
+	RoleWitness = registry.RoleWitness
+)
+
+// Record is a row of repmgr.nodes: what a node registered itself as. It says
+// what should be; [NodeStatus] says what is.
+type Record = registry.Record
 
 // EventType names what happened. The values are those of repmgr 5, byte for
 // byte, because scripts dispatch on them.

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // ScreenOptions are the choices of [Cluster.Screen].
@@ -91,7 +92,7 @@ func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason
 	if err != nil {
 		return "", "", err
 	}
-	self, registered := recordByID(k.Nodes, c.cfg.NodeID)
+	self, registered := registry.ByID(k.Nodes, c.cfg.NodeID)
 	switch {
 	case srv.Runs():
 		return "", "it runs already", nil
@@ -122,7 +123,7 @@ func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason
 
 	w := newWatch(ctx, c, func() {})
 	defer w.close()
-	w.follow(othersThan(k.Nodes, self.ID))
+	w.follow(registry.OthersThan(k.Nodes, self.ID))
 	silent := func(p election.Peer) bool { return p.SeenAt.IsZero() }
 	answers := func(p election.Peer) bool { return !silent(p) }
 	var verdict election.Screening

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // A WAL receiver names its sender as its own primary_conninfo does, which need not
@@ -144,7 +146,7 @@ func (w *watch) fed(names []string) (ids []int32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, name := range names {
-		if r, ok := recordByName(w.recs, name); ok {
+		if r, ok := registry.ByName(w.recs, name); ok {
 			ids = append(ids, int32(r.ID))
 		}
 	}

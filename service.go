@@ -113,7 +113,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		if err := n.MayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 			return err
 		}
-		if all, err := n.rules(ctx); err == nil && len(all) > 0 { // without one nobody fails over
+		if all, err := n.Rules(ctx); err == nil && len(all) > 0 { // without one nobody fails over
 			rules[i] = all[0]
 		}
 		seqs[i], err = n.pauseSeq(ctx, probes[i].record.ID)
@@ -250,7 +250,7 @@ func askService(ctx context.Context, n *server, p *probe) {
 }
 
 func (n *server) askService(ctx context.Context, r Record, s *ServiceNode) error {
-	ours, err := n.hasSchema(ctx)
+	ours, err := n.HasSchema(ctx)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -119,7 +120,7 @@ func judge(probes []probe) ClusterStatus {
 		recs[i] = p.record
 	}
 	for _, r := range recs {
-		if up, ok := recordByID(recs, r.UpstreamID); ok {
+		if up, ok := registry.ByID(recs, r.UpstreamID); ok {
 			if err := checkLoop(recs, r.ID, up); err != nil {
 				found.add(FindingUpstreamCircle, r.ID, "%s receives nothing: its upstreams are a circle", r)
 			}
@@ -158,8 +159,8 @@ func deposed(p probe, probes []probe) string {
 		return ""
 	default: // promoted by hand, which is in the rows of who was
 		for _, q := range primaries(probes) {
-			me, ok := recordByID(q.records, p.record.ID)
-			its, _ := recordByID(q.records, q.record.ID)
+			me, ok := registry.ByID(q.records, p.record.ID)
+			its, _ := registry.ByID(q.records, q.record.ID)
 			if q.record.ID != p.record.ID && q.status.Timeline > p.status.Timeline && its.Role == RolePrimary && ok && (me.Role != RolePrimary || !me.Active) {
 				by, since = q, fmt.Sprintf(", promoted to timeline %d", q.status.Timeline)
 			}

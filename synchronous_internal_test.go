@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -43,7 +44,7 @@ func TestParseSyncNames(t *testing.T) {
 		require.Equal(t, err == nil, ok || text == "", "%q: PostgreSQL says %v", text, err)
 	}
 	name := func(id int32) string {
-		if r, ok := recordByID(recs, NodeID(id)); ok {
+		if r, ok := registry.ByID(recs, NodeID(id)); ok {
 			return r.Name
 		}
 		return fmt.Sprint(id) // as a watch does
@@ -58,7 +59,7 @@ func TestNameProblem(t *testing.T) {
 	t.Parallel()
 	recs := []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}, {ID: 3, Name: "NODE2"}, {ID: 4, Name: "*"}, {ID: 5, Name: "a, b"}, {ID: 6, Name: "n-1_2.dc"}}
 	for id, want := range map[NodeID]string{1: "", 2: "at most in case", 3: "at most in case", 4: "letters, digits", 5: "letters, digits", 6: ""} {
-		r, _ := recordByID(recs, id)
+		r, _ := registry.ByID(recs, id)
 		got := nameProblem(r, recs)
 		require.Equal(t, want == "", got == "", got)
 		require.Contains(t, got, want)

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -39,7 +40,7 @@ type tender struct {
 func (m *Monitor) tend(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	rules, err := m.local.rules(ctx)
+	rules, err := m.local.Rules(ctx)
 	if err != nil {
 		return err
 	}
@@ -209,7 +210,7 @@ func (m *Monitor) registered() (ids []int32) {
 // commitRule writes a rule on the local primary.
 func (m *Monitor) commitRule(ctx context.Context, before, r election.Rule) error {
 	m.noteBefore(before, false) // until it is known to be held
-	if err := m.local.writeRule(ctx, r, m.cluster.candidate()); err != nil {
+	if err := m.local.WriteRule(ctx, r, m.cluster.candidate()); err != nil {
 		return err
 	}
 	m.log.Info("rule changed", "term", r.Term, "seq", r.Seq, "voters", r.Voters, "sync_standbys", r.Sync, "acks", r.Acks)
@@ -363,7 +364,7 @@ func (m *Monitor) mendSlot(ctx context.Context) {
 func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	upstream, ok := recordByID(m.recs, m.self.UpstreamID)
+	upstream, ok := registry.ByID(m.recs, m.self.UpstreamID)
 	if !ok {
 		return nil // the primary's row of it is on its way
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // UnregisterOptions say which node leaves the metadata.
@@ -29,7 +31,7 @@ func (c *Cluster) UnregisterStandby(ctx context.Context, o UnregisterOptions) (R
 
 func (c *Cluster) unregister(ctx context.Context, o UnregisterOptions, role Role, event EventType) (rec Record, err error) {
 	err = c.withPrimary(ctx, func(primary *server) error {
-		recs, err := primary.records(ctx)
+		recs, err := primary.Records(ctx)
 		if err != nil {
 			return err
 		}
@@ -58,7 +60,7 @@ func (c *Cluster) unregisterTarget(recs []Record, o UnregisterOptions, role Role
 	id := o.NodeID
 	switch {
 	case id == 0 && o.Name != "":
-		if r, ok := recordByName(recs, o.Name); ok {
+		if r, ok := registry.ByName(recs, o.Name); ok {
 			return r, nil
 		}
 		return Record{}, unknownNode(recs, 0, o.Name)
@@ -70,7 +72,7 @@ func (c *Cluster) unregisterTarget(recs []Record, o UnregisterOptions, role Role
 	case id == 0:
 		id = c.cfg.NodeID
 	}
-	if r, ok := recordByID(recs, id); ok {
+	if r, ok := registry.ByID(recs, id); ok {
 		return r, nil
 	}
 	return Record{}, unknownNode(recs, id, "")
@@ -114,7 +116,7 @@ func (c *Cluster) dropSlots(ctx context.Context, primary *server, recs []Record,
 		return
 	}
 	c.dropIdleSlot(ctx, primary, rec)
-	upstream, ok := recordByID(recs, rec.UpstreamID)
+	upstream, ok := registry.ByID(recs, rec.UpstreamID)
 	if !ok || upstream.Role == RolePrimary {
 		return
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // watch looks at all voters without end, each over a connection of its own that
@@ -75,7 +76,7 @@ func (w *watch) follow(recs []Record) {
 		w.wg.Go(func() { w.ticks.run(w.ctx, func() time.Duration { return w.cluster().pulse() }) })
 	}
 	for id, n := range w.nodes {
-		if r, ok := recordByID(recs, id); !ok || r.Conninfo != n.rec.Conninfo {
+		if r, ok := registry.ByID(recs, id); !ok || r.Conninfo != n.rec.Conninfo {
 			n.cancel()
 			delete(w.nodes, id)
 		}

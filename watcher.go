@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // watcher looks at one node, over connections that stay open. In fair weather it
@@ -30,21 +31,21 @@ type watcher struct {
 	wg     sync.WaitGroup
 
 	// Of the goroutine:
-	idle    []*server   // open connections
-	ear     *ear        // on one of them; nil: none is open
-	open    int         // tries under way
-	lent    int         // connections that somebody works on
-	queue   []job       // for a connection
-	begun   time.Time   // when the newest try began
-	first   time.Time   // when the first of all began, or since when we run again
-	turn    time.Time   // when the goroutine was to be here again at the latest
-	late    time.Time   // when an answer was last late
-	looked  time.Time   // when the last look began that was answered
-	free    int         // connections that the server could still take then
-	schema  schemaLevel // of the server
-	refused bool        // a spare connection: the next question goes over an open one
-	passed  bool        // nothing was asked in the last pulse, though it was time
-	waiting []job       // for an answer to a try that began since
+	idle    []*server      // open connections
+	ear     *ear           // on one of them; nil: none is open
+	open    int            // tries under way
+	lent    int            // connections that somebody works on
+	queue   []job          // for a connection
+	begun   time.Time      // when the newest try began
+	first   time.Time      // when the first of all began, or since when we run again
+	turn    time.Time      // when the goroutine was to be here again at the latest
+	late    time.Time      // when an answer was last late
+	looked  time.Time      // when the last look began that was answered
+	free    int            // connections that the server could still take then
+	schema  registry.Level // of the server
+	refused bool           // a spare connection: the next question goes over an open one
+	passed  bool           // nothing was asked in the last pulse, though it was time
+	waiting []job          // for an answer to a try that began since
 
 	mu   sync.Mutex
 	rec  Record
@@ -345,7 +346,7 @@ func (n *watcher) try() {
 		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
 		defer cancel()
 		if r.node == nil {
-			r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, schema != schemaOurs)
+			r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, schema != registry.Ours)
 			n.opened(r.node, r.err)
 		}
 		if r.at = time.Now(); r.err == nil {
@@ -509,7 +510,7 @@ func (n *watcher) take(r tried) {
 		}
 		return
 	case r.err == nil:
-		n.schema = r.node.schema
+		n.schema = r.node.Level
 		if r.brief == nil {
 			n.looked, n.free = r.began, r.node.free
 		}
@@ -531,7 +532,7 @@ func (n *watcher) take(r tried) {
 			n.ended(r.node, r.err)
 		}
 		n.wg.Go(func() { n.closed(r.node) })
-		n.schema = schemaNone
+		n.schema = registry.None
 		if v := n.snapshot(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
 			n.answer(answerOf(r.err), r.began, r.err)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // FailoverRecord is a failover that took place, as repmgr.failovers keeps it.
@@ -120,7 +121,7 @@ func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(cont
 			n, err := c.connectTo(ctx, r)
 			if err == nil {
 				defer n.Close()
-				if err = n.needNodes(ctx); err == nil {
+				if err = n.NeedNodes(ctx); err == nil {
 					replies[i].said, err = ask(ctx, n)
 				}
 			}
@@ -138,7 +139,7 @@ SELECT f.term, coalesce(f.former_primary_id, 0) AS former_id, coalesce(o.node_na
  ORDER BY f.term DESC LIMIT nullif($1::int, 0)`
 
 func (n *server) failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
-	if ok, err := n.hasSchema(ctx); !ok {
+	if ok, err := n.HasSchema(ctx); !ok {
 		return nil, err
 	}
 	rows, err := n.Conn.Query(ctx, failoversSQL, limit)
@@ -223,7 +224,7 @@ SELECT e.node_id, coalesce(n.node_name, '') AS node_name, e.event, e.successful,
  WHERE e.event = ANY ($1) ORDER BY e.event_timestamp DESC LIMIT 1`
 
 func (n *server) account(ctx context.Context) (a account, err error) {
-	if a.rules, err = n.rules(ctx); err != nil {
+	if a.rules, err = n.Rules(ctx); err != nil {
 		return a, err
 	}
 	if a.failovers, err = n.failovers(ctx, 1); err != nil {
@@ -358,7 +359,7 @@ func (c *Cluster) WhyNot(ctx context.Context, id NodeID) (WhyNotAnswer, error) {
 	if err != nil {
 		return WhyNotAnswer{}, err
 	}
-	node, ok := recordByID(recs, id)
+	node, ok := registry.ByID(recs, id)
 	if !ok {
 		return WhyNotAnswer{}, unknownNode(recs, id, "")
 	}

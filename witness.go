@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // WitnessOptions are the choices of [Cluster.RegisterWitness] and
@@ -55,14 +56,14 @@ func (c *Cluster) RegisterWitness(ctx context.Context, o WitnessOptions) (Record
 		c.log.Info("prerequisites met for registering the witness", "node", rec.Name, "primary", of.Name)
 		return rec, nil
 	}
-	created, err := local.createSchema(ctx, Schema)
+	created, err := local.CreateSchema(ctx, Schema)
 	if err != nil {
 		return Record{}, err
 	}
 	if created {
 		c.log.Log(ctx, LevelNotice, fmt.Sprintf("repmgr metadata schema created in database %q", local.Conn.Config().Database))
 	}
-	if old, ok := recordByID(recs, rec.ID); held && (!ok || old.Role != RoleWitness) {
+	if old, ok := registry.ByID(recs, rec.ID); held && (!ok || old.Role != RoleWitness) {
 		// What it holds is of a time, or of a cluster, in which it was not this one's witness.
 		if err := local.forget(ctx); err != nil {
 			return Record{}, err
@@ -92,7 +93,7 @@ func (c *Cluster) witnessPrimary(ctx context.Context, local *server, o WitnessOp
 		}
 		defer knows.Close()
 	}
-	if recs, err = knows.records(ctx); err != nil {
+	if recs, err = knows.Records(ctx); err != nil {
 		return nil, of, nil, err
 	}
 	if of, err = c.findPrimary(ctx, recs); err != nil {
@@ -101,7 +102,7 @@ func (c *Cluster) witnessPrimary(ctx context.Context, local *server, o WitnessOp
 	if primary, err = c.connectTo(ctx, of); err != nil {
 		return nil, of, nil, err
 	}
-	if recs, err = primary.records(ctx); err != nil {
+	if recs, err = primary.Records(ctx); err != nil {
 		primary.Close()
 		return nil, of, nil, err
 	}
@@ -124,13 +125,13 @@ func (c *Cluster) checkWitness(ctx context.Context, local, primary *server, stat
 	case len(status.Senders) > 0:
 		return false, kind(ErrRefused, "%s is the primary of %q: a witness is in no replication", local.Name, status.Senders[0].ApplicationName)
 	}
-	if old, ok := recordByID(recs, rec.ID); ok && old.Role != RoleWitness {
+	if old, ok := registry.ByID(recs, rec.ID); ok && old.Role != RoleWitness {
 		return false, hint(kind(ErrRegistered, "node ID %d is registered already, as %q (%s)", old.ID, old.Name, old.Role), "Choose another node_id.")
 	}
 	if err := c.checkRow(ctx, recs, rec, status, force); err != nil {
 		return false, err
 	}
-	own, err := local.records(ctx)
+	own, err := local.Records(ctx)
 	if err != nil && !errors.Is(err, ErrNotRegistered) { // no metadata yet: no rows
 		return false, err
 	}
@@ -227,7 +228,7 @@ func (m metadata) newest() election.Rule {
 }
 
 func (n *server) metadata(ctx context.Context) (m metadata, err error) {
-	if err := n.needSchema(ctx); err != nil {
+	if err := n.NeedSchema(ctx); err != nil {
 		return m, err
 	}
 	if err := n.Conn.QueryRow(ctx, metadataSQL).Scan(&m.inRecovery, &m.text); err != nil {

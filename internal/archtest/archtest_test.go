@@ -26,6 +26,7 @@ var floors = [][]string{
 	{"wal", "conninfo", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile"},
 	{"election", "ballot", "basebackup", "pgcontrol"},
 	{"postgres"},
+	{"registry"},
 	{"internal/postmaster"},
 	{"internal/datadir", "internal/salvage"},
 	{"."},

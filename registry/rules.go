@@ -1,4 +1,4 @@
-package repmgr
+package registry
 
 import (
 	"context"
@@ -8,18 +8,19 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
-// rulesSQL are the rules of a server as JSON, the newest first.
+// RulesSQL are the rules of a server as JSON, the newest first.
 // Tables of a former version lack columns.
-const rulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
+const RulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
 
-// rules are the newest two rules of a server, the newest first.
-func (n *regServer) rules(ctx context.Context) ([]election.Rule, error) {
-	if ok, err := n.hasSchema(ctx); !ok {
+// Rules are the newest two rules of a server, the newest first.
+func (n *Server) Rules(ctx context.Context) ([]election.Rule, error) {
+	if ok, err := n.HasSchema(ctx); !ok {
 		return nil, err
 	}
-	rows, err := n.Conn.Query(ctx, rulesSQL+` LIMIT 2`)
+	rows, err := n.Conn.Query(ctx, RulesSQL+` LIMIT 2`)
 	if err != nil {
 		return nil, n.QueryError("read the rules", err)
 	}
@@ -38,11 +39,11 @@ func (n *regServer) rules(ctx context.Context) ([]election.Rule, error) {
 
 // A row is only ever the newest, and never written anew. Columns that the tables
 // of a former version lack are left out.
-const ruleInsertSQL = `INSERT INTO repmgr.rules SELECT r.* FROM jsonb_populate_record(NULL::repmgr.rules,
+const RuleInsertSQL = `INSERT INTO repmgr.rules SELECT r.* FROM jsonb_populate_record(NULL::repmgr.rules,
 		$1::jsonb || jsonb_build_object('coordinator', $2::text, 'opened_at', now())) r
 	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= (r.term, r.seq))`
 
-func ruleArgs(r election.Rule, coordinator string) ([]any, error) {
+func RuleArgs(r election.Rule, coordinator string) ([]any, error) {
 	if r.Voters == nil {
 		r.Voters = []int32{}
 	}
@@ -54,23 +55,23 @@ func ruleArgs(r election.Rule, coordinator string) ([]any, error) {
 }
 
 // Where there are only the tables of repmgr 5 there is no place for a rule.
-func (n *regServer) writeRule(ctx context.Context, r election.Rule, coordinator string) error {
-	if ok, err := n.hasSchema(ctx); !ok {
+func (n *Server) WriteRule(ctx context.Context, r election.Rule, coordinator string) error {
+	if ok, err := n.HasSchema(ctx); !ok {
 		return err
 	}
-	args, err := ruleArgs(r, coordinator)
+	args, err := RuleArgs(r, coordinator)
 	if err != nil {
 		return err
 	}
-	tag, err := n.Conn.Exec(ctx, ruleInsertSQL, args...)
+	tag, err := n.Conn.Exec(ctx, RuleInsertSQL, args...)
 	if err != nil {
 		return n.QueryError("write the rule", err)
 	}
 	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("write the rule of term %d: %s has one as new: %w", r.Term, n.Name, errSuperseded)
+		return fmt.Errorf("write the rule of term %d: %s has one as new: %w", r.Term, n.Name, ErrSuperseded)
 	}
 	return nil
 }
 
-// errSuperseded: another election has begun since this one.
-var errSuperseded = kind(ErrRefused, "another election has begun since")
+// ErrSuperseded: another election has begun since this one.
+var ErrSuperseded = failure.Of(failure.ErrRefused, "another election has begun since")

@@ -1,4 +1,4 @@
-package repmgr
+package registry
 
 import (
 	"fmt"
@@ -49,7 +49,7 @@ func (r Record) String() string {
 	return fmt.Sprintf("node %q (ID: %d)", r.Name, r.ID)
 }
 
-func recordByID(recs []Record, id NodeID) (Record, bool) {
+func ByID(recs []Record, id NodeID) (Record, bool) {
 	for _, r := range recs {
 		if r.ID == id {
 			return r, true
@@ -58,7 +58,7 @@ func recordByID(recs []Record, id NodeID) (Record, bool) {
 	return Record{}, false
 }
 
-func recordByName(recs []Record, name string) (Record, bool) {
+func ByName(recs []Record, name string) (Record, bool) {
 	for _, r := range recs {
 		if r.Name == name {
 			return r, true
@@ -67,9 +67,9 @@ func recordByName(recs []Record, name string) (Record, bool) {
 	return Record{}, false
 }
 
-func othersThan(recs []Record, id NodeID) []Record {
+func OthersThan(recs []Record, id NodeID) []Record {
 	return slices.DeleteFunc(slices.Clone(recs), func(r Record) bool { return r.ID == id })
 }
 
-// slotName is repmgr's name for the slot of a node; scripts split it at the underscores.
-func slotName(id NodeID) string { return fmt.Sprintf("repmgr_slot_%d", id) }
+// SlotName is repmgr's name for the slot of a node; scripts split it at the underscores.
+func SlotName(id NodeID) string { return fmt.Sprintf("repmgr_slot_%d", id) }

@@ -1,4 +1,4 @@
-package repmgr
+package registry
 
 import (
 	"context"
@@ -6,28 +6,29 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
-// regServer is a server of the cluster, over one connection, with the metadata that it has.
+// Server is a server of the cluster, over one connection, with the metadata that it has.
 // It is not safe for concurrent use.
-type regServer struct {
+type Server struct {
 	postgres.Server
-	schema schemaLevel // as last seen
+	Level Level // as last seen
 }
 
 const recordColumns = `n.node_id, coalesce(n.upstream_node_id, 0) AS upstream_node_id, coalesce(u.node_name, '') AS upstream_node_name,
 	n.active, n.node_name, n.type, n.location, n.priority, n.conninfo, n.repluser, coalesce(n.slot_name, '') AS slot_name, n.config_file`
 
-const recordsSQL = `SELECT ` + recordColumns + `
+const RecordsSQL = `SELECT ` + recordColumns + `
 	FROM repmgr.nodes n LEFT JOIN repmgr.nodes u ON u.node_id = n.upstream_node_id ORDER BY n.node_id`
 
-// records reads repmgr.nodes as this server has it.
-func (n *regServer) records(ctx context.Context) ([]Record, error) {
-	if err := n.needNodes(ctx); err != nil {
+// Records reads repmgr.nodes as this server has it.
+func (n *Server) Records(ctx context.Context) ([]Record, error) {
+	if err := n.NeedNodes(ctx); err != nil {
 		return nil, err
 	}
-	rows, err := n.Conn.Query(ctx, recordsSQL)
+	rows, err := n.Conn.Query(ctx, RecordsSQL)
 	if err != nil {
 		return nil, n.QueryError("read repmgr.nodes", err)
 	}
@@ -38,20 +39,20 @@ func (n *regServer) records(ctx context.Context) ([]Record, error) {
 	return recs, nil
 }
 
-// schemaLevel is how much of the metadata a server has.
-type schemaLevel int
+// Level is how much of the metadata a server has.
+type Level int
 
 const (
-	schemaNone  schemaLevel = iota
-	schemaBare              // the tables of repmgr 5, which nobody has adopted: nodes, events, monitoring_history
-	schemaOther             // ours, of another version
-	schemaOurs
+	None         Level = iota
+	Bare               // the tables of repmgr 5, which nobody has adopted: nodes, events, monitoring_history
+	OtherVersion       // ours, of another version
+	Ours
 )
 
 // seeSchema finds out what metadata a server has, without an error in its log.
 // What is ours stays so; the rest is looked for again.
-func (n *regServer) seeSchema(ctx context.Context) (version int, err error) {
-	if n.schema == schemaOurs {
+func (n *Server) seeSchema(ctx context.Context) (version int, err error) {
+	if n.Level == Ours {
 		return SchemaVersion, nil
 	}
 	var nodes, ours bool
@@ -60,9 +61,9 @@ func (n *regServer) seeSchema(ctx context.Context) (version int, err error) {
 	if err != nil {
 		return 0, n.QueryError("look for the metadata", err)
 	}
-	n.schema = schemaNone
+	n.Level = None
 	if nodes {
-		n.schema = schemaBare
+		n.Level = Bare
 	}
 	if !ours {
 		return 0, nil
@@ -71,74 +72,74 @@ func (n *regServer) seeSchema(ctx context.Context) (version int, err error) {
 		return 0, n.QueryError("read the version of the metadata", err)
 	}
 	if version > 0 {
-		n.schema = schemaOther
+		n.Level = OtherVersion
 	}
 	if version == SchemaVersion {
-		n.schema = schemaOurs
+		n.Level = Ours
 	}
 	return version, nil
 }
 
-// needNodes is needSchema for what only reads or writes the tables that repmgr 5
+// NeedNodes is needSchema for what only reads or writes the tables that repmgr 5
 // has, too: those work before anybody adopts them.
-func (n *regServer) needNodes(ctx context.Context) error {
-	if n.schema == schemaBare {
+func (n *Server) NeedNodes(ctx context.Context) error {
+	if n.Level == Bare {
 		return nil
 	}
-	err := n.needSchema(ctx)
-	if n.schema == schemaBare {
+	err := n.NeedSchema(ctx)
+	if n.Level == Bare {
 		return nil
 	}
 	return err
 }
 
-// hasSchema reports whether the server has all of our tables, and not only those
+// HasSchema reports whether the server has all of our tables, and not only those
 // of repmgr 5, where there are no rules, failovers and samples.
-func (n *regServer) hasSchema(ctx context.Context) (bool, error) {
-	err := n.needSchema(ctx)
-	if n.schema == schemaBare {
+func (n *Server) HasSchema(ctx context.Context) (bool, error) {
+	err := n.NeedSchema(ctx)
+	if n.Level == Bare {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// needSchema says in our words that there is no metadata, and keeps the server's log quiet.
-func (n *regServer) needSchema(ctx context.Context) error {
+// NeedSchema says in our words that there is no metadata, and keeps the server's log quiet.
+func (n *Server) NeedSchema(ctx context.Context) error {
 	version, err := n.seeSchema(ctx)
 	switch {
 	case err != nil:
 		return err
-	case n.schema == schemaOurs:
+	case n.Level == Ours:
 		return nil
 	case version > SchemaVersion:
-		return hint(kind(ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.Name, version, SchemaVersion),
+		return failure.WithHint(failure.Of(failure.ErrSchemaVersion, "the metadata of %s has version %d, this program knows %d", n.Name, version, SchemaVersion),
 			"Use the repmgr that made it, or a newer one.")
 	case version > 0:
-		return hint(kind(ErrNotRegistered, "the metadata of %s has version %d, this program needs %d", n.Name, version, SchemaVersion),
+		return failure.WithHint(failure.Of(failure.ErrNotRegistered, "the metadata of %s has version %d, this program needs %d", n.Name, version, SchemaVersion),
 			"Bring it up to date, on the primary: repmgr primary register --force")
-	case n.schema == schemaBare:
-		return hint(kind(ErrNotRegistered, "the metadata in database %q of %s is that of repmgr 5, and was not adopted", n.Conn.Config().Database, n.Name),
+	case n.Level == Bare:
+		return failure.WithHint(failure.Of(failure.ErrNotRegistered, "the metadata in database %q of %s is that of repmgr 5, and was not adopted", n.Conn.Config().Database, n.Name),
 			"Stop every repmgrd of repmgr 5. Then, on the primary: repmgr primary register --force")
 	}
-	return hint(kind(ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.Conn.Config().Database, n.Name),
+	return failure.WithHint(failure.Of(failure.ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.Conn.Config().Database, n.Name),
 		"Run repmgr primary register on the primary first, with a conninfo that names this database.")
 }
 
-// createSchema brings the metadata to this version; created says that there was none.
+// CreateSchema brings the metadata to this version; created says that there was none.
 // A second look is a single cheap query.
-func (n *regServer) createSchema(ctx context.Context, schema string) (created bool, err error) {
-	switch err := n.needSchema(ctx); {
+func (n *Server) CreateSchema(ctx context.Context, schema string) (created bool, err error) {
+	switch err := n.NeedSchema(ctx); {
 	case err == nil:
 		return false, nil
-	case !errors.Is(err, ErrNotRegistered):
+	case !errors.Is(err, failure.ErrNotRegistered):
 		return false, err
 	}
-	created = n.schema == schemaNone
+	created = n.Level == None
 	ctx = postgres.LimitStatement(ctx) // below the driver's tracer
 	defer postgres.EndStatement(ctx)
 	// One simple-protocol query is one transaction: all of it or nothing.
 	if _, err := n.Conn.PgConn().Exec(ctx, schema).ReadAll(); err != nil {
 		return false, n.QueryError("create the repmgr schema", err)
 	}
-	return created, n.needSchema(ctx)
+	return created, n.NeedSchema(ctx)
 }
