@@ -12,7 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// mendHistory does what [localServer.mendHistoricWAL] says after each promotion.
+// mendHistory does what mendHistoricWAL says after each promotion.
 func (m *Monitor) mendHistory() {
 	s := m.sample.local
 	if s.InRecovery || s.Timeline == m.tender.mended || m.self.Role == RoleWitness || m.isElsewhere() {

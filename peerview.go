@@ -52,7 +52,7 @@ SELECT json_build_object(
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + idleSQL + ` d`
 
 // idleSQL says whether a standby waits for more WAL. It may still have some that
-// it has not looked at: see [Node.lastRecordEnd].
+// it has not looked at: see [postgres.Server.LastRecordEnd].
 const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
 	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
 

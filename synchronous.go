@@ -185,7 +185,7 @@ func (n *server) writeMark(ctx context.Context, s syncState, value string) error
 
 // setSync puts synchronous_standby_names on a server, and waits until a session
 // and all WAL senders of it act by that. Where the value before made no commit
-// wait, sessions may still not wait: see [Node.proveSync].
+// wait, sessions may still not wait: see proveSync.
 func (c *Cluster) setSync(ctx context.Context, n *server, w *watch, s election.SyncSetting) error {
 	now, err := n.syncState(ctx)
 	if err != nil {
@@ -261,7 +261,7 @@ func (c *Cluster) raiseSync(ctx context.Context, n *server, w *watch, back, s el
 // sets, when it reads its settings; in some phases of a checkpoint it does not for
 // long. Until then commits are acknowledged whatever current_setting and
 // pg_stat_replication say.
-// The commit is made over a connection to the same server, see [Node.commitProbe],
+// The commit is made over a connection to the same server, see commitProbe,
 // which does not last.
 func (n *server) proveSync(ctx context.Context, probe *commitProbe, limit time.Duration) error {
 	until := time.Now().Add(limit)

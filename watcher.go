@@ -662,7 +662,7 @@ func answerOf(err error) election.Answer {
 	case postgres.ReachRejected:
 		return election.Rejects
 	case postgres.ReachTimeout:
-		if ce.Doing == "" && ce.Accepted() {
+		if ce.Doing == "" && postgres.Accepted(ce) {
 			return election.Hangs
 		}
 		return election.Silent

@@ -73,7 +73,7 @@ func (e *ConnectError) Error() string {
 
 // Accepted reports whether something took the connection that then came to
 // nothing: an attempt that got no packet back ends in dialling.
-func (e *ConnectError) Accepted() bool {
+func Accepted(e *ConnectError) bool {
 	var op *net.OpError
 	return !errors.As(e.Err, &op) || op.Op != "dial"
 }
@@ -97,6 +97,7 @@ const (
 // of our sessions as a violation of the protocol.
 const poolerHint = "Let conninfo lead to the PostgreSQL server itself: locks and settings of our sessions do not outlast a pooler, and %s seems to be one."
 
+// SQLState is the code with which a server refused a statement, "" for any other error.
 func SQLState(err error) string {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
@@ -166,6 +167,7 @@ func Unlimited(ctx context.Context) context.Context {
 	return context.WithValue(ctx, noLimitKey{}, true)
 }
 
+// LimitStatement is ctx with the deadline of a statement, for what goes below the driver's tracer. [EndStatement] releases it.
 func LimitStatement(ctx context.Context) context.Context {
 	if ctx.Value(noLimitKey{}) != nil {
 		return ctx
@@ -174,6 +176,7 @@ func LimitStatement(ctx context.Context) context.Context {
 	return context.WithValue(ctx, cancelKey{}, cancel)
 }
 
+// EndStatement releases what [LimitStatement] has made.
 func EndStatement(ctx context.Context) {
 	if cancel, ok := ctx.Value(cancelKey{}).(context.CancelFunc); ok {
 		cancel()
@@ -209,6 +212,7 @@ func Dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
 	return DialConfig(ctx, target, cfg)
 }
 
+// DialConfig connects as cfg says, which [ConnConfig] has made.
 func DialConfig(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	return dialBy(ctx, target, cfg, dialNoWait)
 }
@@ -280,6 +284,7 @@ func attempts(err error) error {
 	return errors.Join(telling...)
 }
 
+// Explained is the error of an attempt to connect as a [ConnectError], with what to do about it.
 func Explained(ctx context.Context, target string, cfg *pgx.ConnConfig, err error) error {
 	ce := &ConnectError{Target: target, Reach: Classify(err), Err: attempts(err)}
 	switch {
@@ -297,7 +302,7 @@ func Explained(ctx context.Context, target string, cfg *pgx.ConnConfig, err erro
 	case ReachRefused:
 		return failure.WithHint(ce, "Nothing listens at %s. Is PostgreSQL running there, and are host and port right?", where)
 	case ReachTimeout:
-		if ce.Accepted() {
+		if Accepted(ce) {
 			return failure.WithHint(ce, "Something accepts connections at %s and then says nothing: a server that hangs, or not PostgreSQL. Look at its process and its log there.", where)
 		}
 		return failure.WithHint(ce, "Check the network and the firewall on the way to %s, and whether that host is up.", where)

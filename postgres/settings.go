@@ -133,4 +133,5 @@ func (n *Server) Reload(ctx context.Context) error {
 	return nil
 }
 
+// QuoteLiteral writes a string as a literal of SQL.
 func QuoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

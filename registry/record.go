@@ -49,6 +49,7 @@ func (r Record) String() string {
 	return fmt.Sprintf("node %q (ID: %d)", r.Name, r.ID)
 }
 
+// ByID finds a node by its id.
 func ByID(recs []Record, id NodeID) (Record, bool) {
 	for _, r := range recs {
 		if r.ID == id {
@@ -58,6 +59,7 @@ func ByID(recs []Record, id NodeID) (Record, bool) {
 	return Record{}, false
 }
 
+// ByName finds a node by its name.
 func ByName(recs []Record, name string) (Record, bool) {
 	for _, r := range recs {
 		if r.Name == name {
@@ -67,6 +69,7 @@ func ByName(recs []Record, name string) (Record, bool) {
 	return Record{}, false
 }
 
+// OthersThan leaves one node out.
 func OthersThan(recs []Record, id NodeID) []Record {
 	return slices.DeleteFunc(slices.Clone(recs), func(r Record) bool { return r.ID == id })
 }

@@ -43,6 +43,7 @@ const RuleInsertSQL = `INSERT INTO repmgr.rules SELECT r.* FROM jsonb_populate_r
 		$1::jsonb || jsonb_build_object('coordinator', $2::text, 'opened_at', now())) r
 	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= (r.term, r.seq))`
 
+// RuleArgs are the arguments of [RuleInsertSQL].
 func RuleArgs(r election.Rule, coordinator string) ([]any, error) {
 	if r.Voters == nil {
 		r.Voters = []int32{}

@@ -20,6 +20,7 @@ type Server struct {
 const recordColumns = `n.node_id, coalesce(n.upstream_node_id, 0) AS upstream_node_id, coalesce(u.node_name, '') AS upstream_node_name,
 	n.active, n.node_name, n.type, n.location, n.priority, n.conninfo, n.repluser, coalesce(n.slot_name, '') AS slot_name, n.config_file`
 
+// RecordsSQL reads all nodes, in the order of their ids.
 const RecordsSQL = `SELECT ` + recordColumns + `
 	FROM repmgr.nodes n LEFT JOIN repmgr.nodes u ON u.node_id = n.upstream_node_id ORDER BY n.node_id`
 

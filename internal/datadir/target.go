@@ -108,6 +108,7 @@ func isNote(name string) bool {
 	return name == postmaster.NodesFile || name == postmaster.EventsFile
 }
 
+// Some names the first of many.
 func Some(names []string) string {
 	if len(names) > 4 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:4], ", "), len(names)-4)

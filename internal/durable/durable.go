@@ -29,6 +29,7 @@ func Write(path string, data []byte) (err error) {
 	return SyncDir(filepath.Dir(path))
 }
 
+// SyncDir makes the names in a directory outlast a crash.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

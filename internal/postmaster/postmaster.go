@@ -113,7 +113,7 @@ func (s *Server) postmaster(pids []int) int {
 }
 
 // chief is the postmaster among the processes of one server, or 0. Unlike
-// [pmServer.postmaster] it reads nothing on the server's disk. What a postmaster
+// [Server.postmaster] it reads nothing on the server's disk. What a postmaster
 // starts is its child and calls itself "postgres: ".
 func chief(pids []int) int {
 	for _, pid := range pids {

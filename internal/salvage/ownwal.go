@@ -29,6 +29,7 @@ func (s *Server) MarkOwnWAL(behind wal.Position) error {
 	return postmaster.SetAutoConf(s.Dir, map[string]string{OwnWALSetting: string(text)}, nil)
 }
 
+// OwnWAL is what MarkOwnWAL has noted. Timeline 0: nothing.
 func (s *Server) OwnWAL() (behind wal.Position, err error) {
 	text, err := postmaster.ReadAutoConf(s.Dir)
 	if err != nil {
