@@ -160,7 +160,11 @@ func (s *scene) cascade(ctx context.Context) (upstream *node, err error) {
 	upstream, leaf := standbys[i], standbys[(i+1)%len(standbys)]
 	s.target = leaf.name() + " below " + upstream.name() + "; "
 	s.after = append(s.after, func(ctx context.Context) error {
-		now, err := s.c.healthy(ctx)
+		var now state
+		err := waitFor(ctx, 20*time.Second, "a primary to follow", func(ctx context.Context) (err error) {
+			now, err = s.c.healthy(ctx)
+			return err
+		})
 		if err != nil || now.Primary == leaf {
 			return err
 		}
