@@ -10,14 +10,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
-	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -391,7 +389,6 @@ func (r *cloning) writeSettings(dir string, set map[string]string) error {
 		return fmt.Errorf("in %s: %w", postmaster.AutoConf, err)
 	}
 	maps.Copy(give, set)
-	drop = slices.DeleteFunc(drop, func(name string) bool { return name == salvage.OwnWALSetting }) // so has the copy
 	for _, name := range []string{postmaster.FencedMark, postmaster.RejoinMark, postmaster.EventsFile} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -64,13 +64,13 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		return r.impossible, nil
 	}
 	r.shared = wal.Position{Timeline: common, LSN: fork}
-	own, err := r.server.OwnWAL()
+	behind, own, err := r.server.OwnWAL(r.timeline)
 	if err != nil {
 		return "", hint(kind(ErrRejoin, "look at the settings of %s: %w", r.res.Node, err), "%s", r.again("--reclone"))
 	}
 	damaged := !r.server.HasSegment(r.control.Redo, r.control.WALSegmentSize)
 	switch {
-	case r.writes, common != r.timeline, damaged, own.Timeline == r.timeline:
+	case r.writes, common != r.timeline, damaged, own:
 		r.diverged = true
 	case received != 0:
 		r.diverged = received > fork
@@ -117,8 +117,8 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 	case damaged:
 		r.impossible = "the WAL of its last checkpoint is gone"
 		return detail + ", and " + r.impossible, nil
-	case own.Timeline == r.timeline && fork > own.LSN:
-		r.impossible, r.cloneOnly = fmt.Sprintf("an earlier rejoin gave it WAL of its own behind %s, and pg_rewind would take that for the primary's", own), true
+	case own && fork > behind:
+		r.impossible, r.cloneOnly = fmt.Sprintf("an earlier rejoin gave it WAL of its own behind %s, and pg_rewind would take that for the primary's", wal.Position{Timeline: r.timeline, LSN: behind}), true
 	case r.twin, common < r.timeline && r.timeline == r.status.Timeline:
 		r.impossible, r.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", r.timeline), true
 	case gone != "":

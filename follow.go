@@ -290,6 +290,45 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *server, node Record, sta
 		"What it has beyond that point is on no other node. On %s, this saves that, and takes it back: %s", node.Name, rejoinCommand(node, target, "--force-rewind"))
 }
 
+// refuseOwnWAL keeps a running server with WAL of its own on its timeline t from following
+// target. A login that may not read the file of ALTER SYSTEM finds none.
+func (n *server) refuseOwnWAL(ctx context.Context, node, target Record, t wal.Timeline) error {
+	set, err := ballot.ReadSettings(ctx, n.Conn)
+	if err != nil {
+		return nil //nolint:nilerr // it may not read them
+	}
+	behind, own := salvage.OwnWAL(set, t)
+	if !own {
+		return nil
+	}
+	return hint(kind(ErrTimelineDiverged, "%s can not follow %s: a rejoin that did not end gave it WAL of its own behind %s", node, target, wal.Position{Timeline: t, LSN: behind}),
+		"On %s, this goes on with that: %s", node.Name, rejoinCommand(node, target, "--force-rewind"))
+}
+
+// refuseTwin compares the logs of a running standby and its new upstream, on the
+// timeline of the standby. beginning is where that began; 0: it is timeline 1.
+func (c *Cluster) refuseTwin(ctx context.Context, n, up *server, node, target Record, t wal.Timeline, beginning, to wal.LSN) error {
+	if t <= 1 || beginning == 0 || to <= beginning {
+		return nil
+	}
+	segSize, err := n.WALSegmentSize(ctx)
+	if err != nil {
+		return err
+	}
+	twin, err := salvage.Twins(ctx, n.WALSum, up.WALSum, t, beginning, to, segSize)
+	switch {
+	case postgres.SQLState(err) == postgres.CodeInsufficientPrivilege:
+		c.log.Warn("could not compare the WAL of the two servers: this login may not read it", "hint", "GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean)")
+		return nil
+	case err != nil:
+		return err
+	case twin:
+		return hint(kind(ErrTimelineDiverged, "%s can not follow %s: they were promoted apart, and what both call timeline %d is not one log", node, target, t),
+			"Decide which of the two branches holds the data that counts. If it is that of %s, on %s: %s", target.Name, node.Name, recloneCommand(node, target))
+	}
+	return nil
+}
+
 // timelineHistory reads the history of a timeline over a replication connection.
 func (c *Cluster) timelineHistory(ctx context.Context, of Record, t wal.Timeline) (wal.History, error) {
 	conn, err := c.dialReplication(ctx, of)

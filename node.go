@@ -88,7 +88,7 @@ type server struct {
 	registry.Server
 	foreign foreignState // of the extension of repmgr 5
 	looked  bool         // whether it was looked at for an election
-	loose   bool         // its session is not settled yet: see lookFirst
+	loose   bool         // its session is not settled yet: see [postgres.LookFirst]
 	glances bool         // the question of a glance is prepared
 
 	// As the newest look over it showed:

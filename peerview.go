@@ -149,8 +149,8 @@ func (n *server) peerView(ctx context.Context, w *watch, rec Record) (election.P
 		v.ShutDown = !s.Streams && n.EndsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
 	v.Unsure = !sure
-	if own, err := salvage.ParseOwnWAL(set); s.InRecovery && (err != nil || own.Timeline == v.Position.Timeline) {
-		v.Halt, v.Position.LSN = election.UnfitOwnWAL, own.LSN
+	if behind, own := salvage.OwnWAL(set, v.Position.Timeline); own && s.InRecovery {
+		v.Halt, v.Position.LSN = election.UnfitOwnWAL, behind
 	}
 	var told election.Rule
 	if text := set[toldSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
-	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -562,7 +561,7 @@ func (r *rejoining) startStandby(ctx context.Context) (string, error) {
 	}
 	err = r.server.GiveArchive()
 	if err == nil {
-		err = postmaster.WriteStandby(r.server.Dir, set, []string{salvage.OwnWALSetting})
+		err = postmaster.WriteStandby(r.server.Dir, set, []string{ballot.OwnWAL})
 	}
 	if err != nil {
 		return "", kind(ErrDirectory, "write the standby settings: %w", err)

@@ -71,6 +71,7 @@ func GiveBack(ctx context.Context, conn *pgx.Conn, name, value string) (changed 
 // vote and a pause are one node's own, as is the rule that a node was told of ahead of
 // its tables; what was put in force for a while on the source is none of the copy's.
 // The mark of synchronous_standby_names stays beside it: it says whose that value is.
+// WAL of its own the copy has, too.
 func Inherited(file string) (give map[string]string, drop []string, err error) {
 	set, err := FileSettings(file)
 	if err != nil {
@@ -87,12 +88,19 @@ func Inherited(file string) (give map[string]string, drop []string, err error) {
 		case saved && override:
 			drop = append(drop, of)
 		}
-		if strings.HasPrefix(name, "repmgr.") && name != SyncMark {
+		if strings.HasPrefix(name, "repmgr.") && name != SyncMark && name != OwnWAL {
 			drop = append(drop, name)
 		}
 	}
 	return give, drop, nil
 }
+
+// OwnWAL is the setting that says that crash recovery has given a server that was to be
+// rewound some WAL of its own, on which timeline, and behind which place: a position as JSON.
+// Others may have other WAL there: the end of this server's WAL tells nothing, and it can
+// follow nobody until it has been rewound or cloned. It is made before that recovery and
+// goes with the end of the rejoin; a promotion, which begins another timeline, makes it void.
+const OwnWAL = "repmgr.own_wal"
 
 // SyncMark says which value of synchronous_standby_names the daemons have set.
 const SyncMark = "repmgr.sync"

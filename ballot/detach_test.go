@@ -54,3 +54,11 @@ func TestOverride_KeepsWhatWasSetSince(t *testing.T) {
 	require.NoError(t, err)
 	giveBack("", false)
 }
+
+// A copy has the WAL that its source has of its own, and so the note of it; a vote it has not.
+func TestInherited_OwnWAL(t *testing.T) {
+	t.Parallel()
+	_, drop, err := ballot.Inherited("repmgr.ballot = '1/2/node1.7'\nrepmgr.own_wal = '{\"timeline\":1,\"lsn\":\"0/5000\"}'\n")
+	require.NoError(t, err)
+	require.Equal(t, []string{ballot.Setting}, drop)
+}

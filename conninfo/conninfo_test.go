@@ -53,12 +53,12 @@ func TestParse(t *testing.T) {
 			t.Parallel()
 			got, err := Parse(tc.conninfo)
 			if (err == nil) != (tc.want != nil) || !maps.Equal(got, tc.want) {
-				t.Fatalf("parse(%q) = %v, %v; want %v", tc.conninfo, got, err, tc.want)
+				t.Fatalf("Parse(%q) = %v, %v; want %v", tc.conninfo, got, err, tc.want)
 			}
 			if tc.want != nil {
 				again, err := Parse(Format(got))
 				if err != nil || !maps.Equal(again, got) {
-					t.Fatalf("formatParams = %q, which is %v, %v; want %v", Format(got), again, err, got)
+					t.Fatalf("Format = %q, which is %v, %v; want %v", Format(got), again, err, got)
 				}
 			}
 		})
@@ -105,7 +105,7 @@ func TestRedact(t *testing.T) {
 		"postgres://h/host%3Dx%20password%3Dy":       "postgres://h/***",
 	} {
 		if got := Redact(conninfo); got != want {
-			t.Errorf("redactInfo(%q) = %q, want %q", conninfo, got, want)
+			t.Errorf("Redact(%q) = %q, want %q", conninfo, got, want)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func TestCheck_NamesTheFaultAndNoSecret(t *testing.T) {
 	} {
 		got := Check(conninfo)
 		if (got == "") != (want == "") || !strings.Contains(got, want) || strings.Contains(got, "hunter2") {
-			t.Errorf("check(%q) = %q, want %q", conninfo, got, want)
+			t.Errorf("Check(%q) = %q, want %q", conninfo, got, want)
 		}
 	}
 }
@@ -192,10 +192,10 @@ func FuzzRedact_HidesThePassword(f *testing.F) {
 		} {
 			got := Redact(s)
 			if strings.Contains(got, marker) {
-				t.Fatalf("redactInfo(%q) = %q", s, got)
+				t.Fatalf("Redact(%q) = %q", s, got)
 			}
 			if problem := Check(s); strings.Contains(problem, marker) {
-				t.Fatalf("check(%q) = %q", s, problem)
+				t.Fatalf("Check(%q) = %q", s, problem)
 			}
 		}
 	})
@@ -208,7 +208,7 @@ func FuzzRedact_KeepsTheRest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		got := Redact(s)
 		if again := Redact(got); again != got && !strings.Contains(got, Masked) {
-			t.Fatalf("redactInfo(%q) = %q, and again %q", s, got, again)
+			t.Fatalf("Redact(%q) = %q, and again %q", s, got, again)
 		}
 		params, err := Parse(s)
 		if err != nil {
@@ -225,7 +225,7 @@ func FuzzRedact_KeepsTheRest(f *testing.F) {
 		}
 		shown, err := Parse(got)
 		if err != nil || !maps.Equal(shown, params) {
-			t.Fatalf("redactInfo(%q) = %q, which is %v, %v; want %v", s, got, shown, err, params)
+			t.Fatalf("Redact(%q) = %q, which is %v, %v; want %v", s, got, shown, err, params)
 		}
 	})
 }

@@ -21,7 +21,7 @@ const LineSQL = `CASE WHEN NOT pg_is_in_recovery()
 				FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{8}[.]history$' AND ('x' || substr(name, 1, 8))::bit(32)::int > c.timeline_id) END)
 		FROM pg_control_checkpoint() c CROSS JOIN pg_control_recovery() m LEFT JOIN pg_stat_wal_receiver w ON true) END`
 
-// LineEvidence is what lineSQL returns.
+// LineEvidence is what [LineSQL] returns.
 type LineEvidence struct {
 	Timeline      wal.Timeline   `json:"timeline"` // of a primary
 	Received      wal.Timeline   `json:"received"`

@@ -9,9 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/ballot"
-	"github.com/pgrepmgr/repmgr/internal/wait"
-
 	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -232,5 +231,5 @@ func PauseSince(ctx context.Context, begun time.Time) error {
 // NudgeInterval is how often a waiting server is told to read its settings
 // again. A promotion or a new upstream that is asked for in the very moment
 // when the old one dies can leave the startup process asleep for seconds; a
-// Reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
+// reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
 const NudgeInterval = 100 * time.Millisecond

@@ -110,7 +110,7 @@ func (n *Server) WithBallot(ctx context.Context, f func(ballot.Ballot) error) er
 	return err
 }
 
-// WithPledge is withBallot for a server that has pledged itself a moment ago.
+// WithPledge is WithBallot for a server that has pledged itself a moment ago.
 func (n *Server) WithPledge(ctx context.Context, f func(ballot.Ballot) error) error {
 	return ballot.LockedAgain(ctx, n.Conn, n.heeding(f))
 }

@@ -25,7 +25,7 @@ const (
 )
 
 // Record is a row of repmgr.nodes: what a node registered itself as. It says
-// what should be; [NodeStatus] says what is.
+// what should be; the server itself says what is.
 type Record struct {
 	ID              NodeID `json:"node_id" db:"node_id"`
 	UpstreamID      NodeID `json:"upstream_node_id,omitempty" db:"upstream_node_id"` // 0: none

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // Topology is which nodes there are.
@@ -267,7 +269,7 @@ func (c *cluster) join(ctx context.Context, n *node) error {
 			if v := n.view(ctx); !v.Streams {
 				return errors.Join(errors.New("it does not"), v.Err)
 			}
-			return sleep(ctx, moment)
+			return wait.Pause(ctx, moment)
 		})
 		if err != nil {
 			return err

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // strays: somebody promotes a standby past everybody.
@@ -43,7 +45,7 @@ func strays() []Nemesis {
 				killAll(ctx, "the server", n.serverProcesses),
 				n.run(ctx, "touch", filepath.Join(n.data(), "standby.signal")),
 				n.launchServer(ctx),
-				sleep(ctx, time.Duration(500+s.rng.IntN(5000))*time.Millisecond))
+				wait.Pause(ctx, time.Duration(500+s.rng.IntN(5000))*time.Millisecond))
 			return errors.Join(err, s.killServer(ctx))
 		}},
 	}
@@ -64,7 +66,7 @@ func configurations() []Nemesis {
 				s.expect = None
 				s.after = append(s.after, func(context.Context) error { back(); return nil })
 			}
-			err = errors.Join(err, sleep(ctx, 5*time.Second), waitFor(ctx, 20*time.Second, "the daemon to be seen", func(ctx context.Context) error {
+			err = errors.Join(err, wait.Pause(ctx, 5*time.Second), waitFor(ctx, 20*time.Second, "the daemon to be seen", func(ctx context.Context) error {
 				_, err := s.c.healthy(ctx)
 				return err
 			}))
@@ -124,7 +126,7 @@ func configurations() []Nemesis {
 // breakConf leaves an error in the configuration of a node's server, until the end of the fault.
 func (s *scene) breakConf(ctx context.Context, n *node) error {
 	s.cleanup = append(s.cleanup, func() { _ = n.configure() })
-	return errors.Join(n.configure("this is no = 'setting"), sleep(ctx, time.Duration(s.rng.IntN(4000))*time.Millisecond))
+	return errors.Join(n.configure("this is no = 'setting"), wait.Pause(ctx, time.Duration(s.rng.IntN(4000))*time.Millisecond))
 }
 
 // reject refuses the daemons' login on all nodes, while replication goes on, and
@@ -147,7 +149,7 @@ func (s *scene) reject(ctx context.Context, anew []*node) error {
 		}
 	}
 	for _, n := range anew {
-		if err := sleep(ctx, moment); err != nil {
+		if err := wait.Pause(ctx, moment); err != nil {
 			return err
 		}
 		s.hit(n).signalDaemon(syscall.SIGKILL)
@@ -167,7 +169,7 @@ func namesakes() []Nemesis {
 				return err
 			}
 			// What the copy alone has acknowledged until it is noticed would be lost by a failover then.
-			if err := sleep(ctx, time.Duration(3000+s.rng.IntN(4000))*time.Millisecond); err != nil {
+			if err := wait.Pause(ctx, time.Duration(3000+s.rng.IntN(4000))*time.Millisecond); err != nil {
 				return err
 			}
 			// From here on the copy alone may receive.
@@ -177,7 +179,7 @@ func namesakes() []Nemesis {
 			}
 			signalAll(receivers, syscall.SIGSTOP)
 			s.cleanup = append(s.cleanup, func() { signalAll(receivers, syscall.SIGCONT) })
-			return errors.Join(sleep(ctx, moment), s.killServer(ctx))
+			return errors.Join(wait.Pause(ctx, moment), s.killServer(ctx))
 		}},
 	}
 }

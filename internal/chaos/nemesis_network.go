@@ -5,6 +5,8 @@ import (
 	"errors"
 	"slices"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // cuts: packets vanish.
@@ -113,13 +115,13 @@ func cuts() []Nemesis {
 				if err := s.c.net.set(dropped, ways...); err != nil {
 					return err
 				}
-				if err := sleep(ctx, time.Duration(200+s.rng.IntN(1500))*time.Millisecond); err != nil {
+				if err := wait.Pause(ctx, time.Duration(200+s.rng.IntN(1500))*time.Millisecond); err != nil {
 					return err
 				}
 				if err := s.c.net.set(delivered, ways...); err != nil {
 					return err
 				}
-				if err := sleep(ctx, time.Duration(100+s.rng.IntN(900))*time.Millisecond); err != nil {
+				if err := wait.Pause(ctx, time.Duration(100+s.rng.IntN(900))*time.Millisecond); err != nil {
 					return err
 				}
 			}

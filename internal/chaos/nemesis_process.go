@@ -15,6 +15,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sys/unix"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // Steps are where a daemon can be made to kill itself in a failover.
@@ -129,7 +131,7 @@ func dieAt(step string) Nemesis {
 			return err
 		})
 		if err == nil {
-			err = sleep(ctx, 2*time.Second) // they have looked around
+			err = wait.Pause(ctx, 2*time.Second) // they have looked around
 		}
 		s.now()
 		return errors.Join(err, s.hit(s.primary()).killPostmaster(ctx))
@@ -266,7 +268,7 @@ func operators() []Nemesis {
 			for _, i := range s.rng.Perm(len(s.c.nodes)) {
 				n := s.c.nodes[i]
 				s.target += " " + n.name()
-				errs = append(errs, n.launchServer(ctx), n.startDaemon(), sleep(ctx, time.Duration(s.rng.IntN(1500))*time.Millisecond))
+				errs = append(errs, n.launchServer(ctx), n.startDaemon(), wait.Pause(ctx, time.Duration(s.rng.IntN(1500))*time.Millisecond))
 			}
 			return errors.Join(errs...)
 		}},

@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // replays: what keeps a standby from the end of its WAL, or brings it other WAL
@@ -20,7 +22,7 @@ func replays() []Nemesis {
 		{Name: "slow restore_command, kill server", Expect: Failover, Needs: needsFailover, Do: func(ctx context.Context, s *scene) error {
 			pause := []string{"0.06", "0.3", "1", "5"}[s.rng.IntN(4)]
 			s.target = "restore_command of " + pause + " s, "
-			return errors.Join(s.configureAll(ctx, s.c.standbys(s.primary()), "restore_command = 'sleep "+pause+"; false'"), sleep(ctx, time.Duration(s.rng.IntN(4000))*time.Millisecond), s.killServer(ctx))
+			return errors.Join(s.configureAll(ctx, s.c.standbys(s.primary()), "restore_command = 'sleep "+pause+"; false'"), wait.Pause(ctx, time.Duration(s.rng.IntN(4000))*time.Millisecond), s.killServer(ctx))
 		}},
 		{Name: "archive of the cut-off primary", Expect: Failover, Needs: needsFailover | needsNetwork, Hold: span(6*time.Second, 9*time.Second), Do: func(ctx context.Context, s *scene) error {
 			return s.archiveOn(ctx)
@@ -33,7 +35,7 @@ func replays() []Nemesis {
 			s.target = "delayed: " + n.name() + ", "
 			s.cleanup = append(s.cleanup, func() { _ = n.configure() })
 			err := s.configure(ctx, n, "recovery_min_apply_delay = '10min'")
-			return errors.Join(err, sleep(ctx, 2*time.Second), s.killServer(ctx))
+			return errors.Join(err, wait.Pause(ctx, 2*time.Second), s.killServer(ctx))
 		}},
 		{Name: "standby below a standby, kill server", Expect: Failover, Needs: needsFailover | needsTwo, Do: func(ctx context.Context, s *scene) error {
 			_, err := s.cascade(ctx)
@@ -105,7 +107,7 @@ func (s *scene) archiveOn(ctx context.Context) error {
 			_, err := c.Exec(ctx, "SELECT pg_switch_wal()")
 			return err
 		})
-		if err := sleep(ctx, time.Second/2); err != nil {
+		if err := wait.Pause(ctx, time.Second/2); err != nil {
 			return err
 		}
 	}
@@ -149,7 +151,7 @@ func (s *scene) longQuery(ctx context.Context) error {
 	if err := on(s.primary(), "DROP TABLE "+table); err != nil {
 		return err
 	}
-	return sleep(ctx, time.Duration(s.rng.IntN(3000))*time.Millisecond)
+	return wait.Pause(ctx, time.Duration(s.rng.IntN(3000))*time.Millisecond)
 }
 
 // cascade puts one standby below another, which it returns. When all is well
@@ -186,5 +188,5 @@ func (s *scene) cascade(ctx context.Context) (upstream *node, err error) {
 			return err
 		})
 	})
-	return upstream, errors.Join(err, sleep(ctx, 3*time.Second))
+	return upstream, errors.Join(err, wait.Pause(ctx, 3*time.Second))
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sys/unix"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // node is one machine with one server and one daemon. Safe for concurrent use,
@@ -358,7 +360,7 @@ func (n *node) watch(d *daemon) {
 		n.deaths = append(n.deaths, fmt.Sprintf("repmgrd of %s ended by itself: %v", n.name(), err))
 	}
 	n.mu.Unlock()
-	if sleep(n.c.ctx, restartAfter) != nil {
+	if wait.Pause(n.c.ctx, restartAfter) != nil {
 		return
 	}
 	n.mu.Lock()

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // limited keeps the last 4 kB that were written to it. Safe for concurrent use.
@@ -35,18 +37,6 @@ func (l *limited) String() string {
 	return strings.TrimSpace(string(l.b))
 }
 
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
-}
-
 // waitFor calls ok every few milliseconds until it returns nil. When limit is
 // over it returns what was waited for and the last error.
 func waitFor(ctx context.Context, limit time.Duration, what string, ok func(context.Context) error) error {
@@ -62,7 +52,7 @@ func waitFor(ctx context.Context, limit time.Duration, what string, ok func(cont
 		if err == nil || ctx.Err() == nil { // what fails because the time is over tells nothing
 			err = last
 		}
-		if cause := sleep(ctx, pause); cause != nil {
+		if cause := wait.Pause(ctx, pause); cause != nil {
 			return fmt.Errorf("wait for %s: %w: %w", what, cause, err)
 		}
 		pause = min(pause*3/2, 50*time.Millisecond)

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
 // Result is what one fault did. Times are in milliseconds.
@@ -250,7 +252,7 @@ func (r *runner) settle(ctx context.Context, quiet time.Duration) (before state,
 		err = r.writes(ctx, 20)
 	}
 	if err == nil {
-		err = sleep(ctx, quiet)
+		err = wait.Pause(ctx, quiet)
 	}
 	for _, n := range r.c.nodes {
 		n.takeDeaths()
@@ -285,7 +287,7 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 	postmaster := s.primary().postmaster()
 	for i, n := range list {
 		if i > 0 {
-			_ = sleep(ctx, later)
+			_ = wait.Pause(ctx, later)
 		}
 		o.newest, s.second, s.picked = time.Now(), i > 0, nil
 		fail("do", n.Name, n.Do(ctx, s))
@@ -297,7 +299,7 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 		res.Expect = s.expect
 	}
 	held := time.Now()
-	_ = sleep(ctx, hold)
+	_ = wait.Pause(ctx, hold)
 	if (list[0].Steady || s.steady) && s.primary().postmaster() != postmaster {
 		res.Problems = append(res.Problems, "the primary's server was ended")
 	}
@@ -343,7 +345,7 @@ func (r *runner) awaitPromotion(ctx context.Context, o *observation) {
 		}
 		return errors.New("none yet")
 	})
-	_ = sleep(ctx, moment)
+	_ = wait.Pause(ctx, moment)
 }
 
 // heal waits until the cluster is well. After a while an operator starts the

@@ -18,7 +18,7 @@ type Value struct{ Env, Text string }
 
 // Run runs a command of the configuration through /bin/sh. Values never
 // become part of the program text, so nothing in them can be executed: each
-// Value turns into an expansion of an environment variable, quoted as its
+// value turns into an expansion of an environment variable, quoted as its
 // surroundings ask for. env is added to its environment. The command ends with ctx.
 func Run(ctx context.Context, command string, values map[byte]Value, env ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", Expand(command, values))
