@@ -502,10 +502,11 @@ func TestFailover_WinnerThatHangs(t *testing.T) {
 			nodes[0].Exec(t, `CREATE TABLE kept AS SELECT 1 AS i`)
 			waitSame(t, nodes[0], nodes[1])
 			waitSame(t, nodes[0], nodes[2])
+			waitValue(t, nodes[1], "t", `SELECT count(*) >= 6 FROM pg_stat_activity WHERE application_name = 'repmgr' AND backend_type = 'client backend'`) // two of each daemon
 			nodes[1].Signal(syscall.SIGSTOP)
 			t.Cleanup(func() { nodes[1].Signal(syscall.SIGCONT) })
+			nodes[0].Kill() // its daemon was there: it need not be known for certain that it is dead
 			nodes[0].stop()
-			nodes[0].Kill()
 			winner := waitPrimary(t, nodes[2])
 			waitValue(t, winner, "1", `SELECT count(*)::text FROM kept`)
 			winner.Exec(t, `INSERT INTO kept VALUES (2)`)
