@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // abilityEvery is the time between two proofs that this Monitor can stop its server.
@@ -15,10 +16,10 @@ const abilityEvery = 10 * time.Second
 // it lacks is announced, because nobody may count on a fence that does not come.
 // It is owned by the goroutine of Run.
 type ability struct {
-	at    time.Time // of the proof; zero: none was tried yet
-	conn  *server   // over which it was made
-	lacks error     // nil: it can
-	told  bool      // that it can not
+	at    time.Time        // of the proof; zero: none was tried yet
+	conn  *registry.Server // over which it was made
+	lacks error            // nil: it can
+	told  bool             // that it can not
 }
 
 // proveFence tries whether this Monitor could stop the local server, without doing
@@ -28,7 +29,7 @@ func (m *Monitor) proveFence(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.local == nil || m.dataDirectory() == "" && m.cluster.cfg.DataDirectory == "" {
 		return
 	}
-	if a.lacks == nil && a.conn == m.local && m.deviceTrouble() == nil && time.Since(a.at) < abilityEvery {
+	if a.lacks == nil && a.conn == m.local.Server && m.deviceTrouble() == nil && time.Since(a.at) < abilityEvery {
 		return
 	}
 	ctx, cancel := m.lookLimit(ctx)
@@ -37,7 +38,7 @@ func (m *Monitor) proveFence(ctx context.Context) {
 	if ctx.Err() != nil {
 		return // nothing was found out
 	}
-	a.at, a.conn, a.lacks = time.Now(), m.local, err
+	a.at, a.conn, a.lacks = time.Now(), m.local.Server, err
 	if m.cluster.cfg.Failover != FailoverAutomatic || m.self.Role == RoleWitness {
 		return // nobody counts on it
 	}

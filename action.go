@@ -118,7 +118,7 @@ func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error 
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	return m.local.setPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
+	return setPaused(ctx, m.local.Server, NodeID(o.Self), election.Paused(o.Peers), word)
 }
 
 // halfPaused says that a pause does not hold, since an election could pass it by:
@@ -218,7 +218,7 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	m.checkQuorum(ctx)
-	if err := m.local.failoverPrivileges(ctx); err != nil {
+	if err := failoverPrivileges(ctx, m.local.Server); err != nil {
 		m.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
 	}
 	if srv, err := c.localServer(m.dataDirectory()); err != nil {
@@ -244,7 +244,7 @@ func (m *Monitor) servesHere(ctx context.Context, srv *localServer) error {
 	if srv == nil {
 		return nil
 	}
-	here, err := srv.isAt(ctx, m.local)
+	here, err := srv.isAt(ctx, m.local.Server)
 	if err != nil {
 		return err
 	}
@@ -286,7 +286,7 @@ func (m *Monitor) observeFrom(ctx context.Context) {
 	for _, p := range peers { // over what is open: a host of conninfo may be silent
 		if err != nil && p.ID != election.Arbiter {
 			ctx, cancel := m.peerLimit(ctx)
-			err = m.watch.node(p.ID).with(ctx, func(n *server) (err error) { recs, err = n.Records(ctx); return err })
+			err = m.watch.node(p.ID).with(ctx, func(n *registry.Server) (err error) { recs, err = n.Records(ctx); return err })
 			cancel()
 		}
 	}
@@ -578,11 +578,11 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	var count int
-	read := func(n *server) error {
+	read := func(n *registry.Server) error {
 		return n.Conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
 	}
 	if m.local != nil && !m.witness {
-		return read(m.local) == nil && count >= limit
+		return read(m.local.Server) == nil && count >= limit
 	}
 	for _, p := range answering(m.watch.peers()) {
 		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.node(p.ID).with(ctx, read) == nil {
@@ -605,7 +605,7 @@ func (m *Monitor) takeOffice(ctx context.Context) error {
 	if len(rules) > 1 {
 		former = rules[1].Primary
 	}
-	return m.local.installPrimary(ctx, int32(m.cluster.cfg.NodeID), former, nil, "local")
+	return installPrimary(ctx, m.local.Server, int32(m.cluster.cfg.NodeID), former, nil, "local")
 }
 
 // hookFollow runs follow_command once for each term whose primary the node was
@@ -634,16 +634,12 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 	}
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	n, of, err := m.open(ctx, primary.ID, func(ctx context.Context) (*server, error) { return m.cluster.connectTo(ctx, primary) })
+	n, err := m.open(ctx, primary.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, primary) })
 	if err != nil {
 		return err
 	}
-	if of == nil {
-		defer n.Close()
-	} else {
-		defer func() { of.giveBack(n, n.Broke) }()
-	}
-	return m.cluster.copyMetadata(ctx, n, m.local)
+	defer n.giveBack()
+	return m.cluster.copyMetadata(ctx, n.Server, m.local.Server)
 }
 
 // followWinner points the local standby to the primary that the newest rule

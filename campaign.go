@@ -39,7 +39,7 @@ type campaign struct {
 	pledged []election.Peer
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
-	conn    *server           // to the winner, for the first commit
+	conn    *registry.Server  // to the winner, for the first commit
 	probe   *commitProbe      // nil: none is open
 	value   string            // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
 	slots   map[NodeID]string // that the winner has for its followers
@@ -262,7 +262,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 	}
 	var view election.Peer
 	hung := false
-	err := n.alone(ctx, func(n *server) (err error) {
+	err := n.alone(ctx, func(n *registry.Server) (err error) {
 		var loaded time.Time
 		if err := n.Conn.QueryRow(ctx, `SELECT pg_conf_load_time()`).Scan(&loaded); err != nil {
 			return n.QueryError("look at the settings", err)
@@ -271,12 +271,12 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 			return err
 		}
 		if as == ballot.Standby {
-			if hung, err = n.endReceiver(ctx, loaded, limit/2); err != nil {
+			if hung, err = endReceiver(ctx, n, loaded, limit/2); err != nil {
 				return err
 			}
 		}
-		if view, _, err = n.peerView(ctx, a.w, a.w.record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
-			view, err = n.makeSure(ctx, a.w, a.w.record(p.ID), view)
+		if view, err = a.w.look(ctx, n, a.w.record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
+			view, err = makeSure(ctx, n, a.w, a.w.record(p.ID), view)
 		}
 		view.Hung = hung
 		return err
@@ -288,10 +288,10 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 func (a *campaign) lookAgain(ctx context.Context, p election.Peer) (view election.Peer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout)
 	defer cancel()
-	err = a.w.node(p.ID).with(ctx, func(n *server) (err error) {
+	err = a.w.node(p.ID).with(ctx, func(n *registry.Server) (err error) {
 		rec := a.w.record(p.ID)
-		if view, _, err = n.peerView(ctx, a.w, rec); err == nil && view.Unsure {
-			view, err = n.makeSure(ctx, a.w, rec, view)
+		if view, err = a.w.look(ctx, n, rec); err == nil && view.Unsure {
+			view, err = makeSure(ctx, n, a.w, rec, view)
 		}
 		return err
 	})
@@ -308,7 +308,7 @@ func pledged(p, view election.Peer) election.Peer {
 // process ends it, and where that is busy with its replay, a short timeout does. It
 // is hung where the postmaster has not told our session of the new settings until then:
 // it would not promote the server either.
-func (n *server) endReceiver(ctx context.Context, before time.Time, limit time.Duration) (hung bool, err error) {
+func endReceiver(ctx context.Context, n *registry.Server, before time.Time, limit time.Duration) (hung bool, err error) {
 	begun := time.Now()
 	hurry := begun.Add(postgres.NudgeInterval / 2)
 	hurried := false
@@ -335,7 +335,7 @@ func (n *server) endReceiver(ctx context.Context, before time.Time, limit time.D
 // makeSure waits a little until it can be told where a standby's WAL ends: until
 // its server, which was just started, has read all that it has, or has written
 // down on which timeline it is. One that stays unsure has a vote, and cannot win.
-func (n *server) makeSure(ctx context.Context, w *watch, r Record, view election.Peer) (election.Peer, error) {
+func makeSure(ctx context.Context, n *registry.Server, w *watch, r Record, view election.Peer) (election.Peer, error) {
 	limited, cancel := context.WithTimeout(ctx, w.cluster().cfg.SilenceTimeout/2)
 	defer cancel()
 	resolved := false
@@ -346,7 +346,7 @@ func (n *server) makeSure(ctx context.Context, w *watch, r Record, view election
 				return false, err
 			}
 		}
-		seen, _, err := n.peerView(limited, w, r)
+		seen, err := w.look(limited, n, r)
 		if err == nil {
 			view = seen
 		}

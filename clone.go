@@ -110,7 +110,7 @@ type Check struct {
 type cloning struct {
 	*Cluster
 	o          CloneOptions
-	source     *server
+	source     *registry.Server
 	status     NodeStatus
 	recs       []Record // nil: the source has no metadata
 	upstream   Record   // where the new standby will stream from
@@ -148,7 +148,7 @@ func (r *cloning) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	r.res = CloneResult{Dir: r.o.Dir, Source: Redact(r.o.Source), DryRun: r.o.DryRun, Checks: []Check{}}
-	if r.source, err = connect(ctx, r.o.Source); err != nil {
+	if r.source, err = registry.Connect(ctx, "", r.o.Source); err != nil {
 		return err
 	}
 	if r.status, err = r.source.Status(ctx); err != nil {
@@ -165,7 +165,7 @@ func (r *cloning) prepare(ctx context.Context) (err error) {
 	if r.cfg.UseReplicationSlots && r.cfg.NodeID != 0 {
 		r.res.Slot = registry.SlotName(r.cfg.NodeID)
 	}
-	if r.tables, err = r.source.tablespaces(ctx); err != nil {
+	if r.tables, err = readTablespaces(ctx, r.source); err != nil {
 		return err
 	}
 	return r.preflight(ctx)
@@ -432,7 +432,7 @@ func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
 		return drop, nil
 	}
 	conninfo := r.dialInfo(r.upstream)
-	up, err := connectNode(ctx, r.upstream.String(), conninfo)
+	up, err := registry.Connect(ctx, r.upstream.String(), conninfo)
 	if err != nil {
 		return drop, err
 	}
@@ -444,7 +444,7 @@ func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
 	return func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*postgres.DefaultConnectTimeout)
 		defer cancel()
-		up, err := connectNode(ctx, r.upstream.String(), conninfo)
+		up, err := registry.Connect(ctx, r.upstream.String(), conninfo)
 		if err == nil {
 			defer up.Close()
 			_, err = up.DropSlot(ctx, r.res.Slot)
@@ -504,7 +504,7 @@ type tablespace struct {
 	Bytes    int64 // -1: not ours to read
 }
 
-func (n *server) tablespaces(ctx context.Context) ([]tablespace, error) {
+func readTablespaces(ctx context.Context, n *registry.Server) ([]tablespace, error) {
 	rows, err := n.Conn.Query(ctx, `
 		SELECT spcname, coalesce(pg_tablespace_location(oid), ''),
 		       CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') OR has_tablespace_privilege(oid, 'CREATE') THEN pg_tablespace_size(oid) ELSE -1 END

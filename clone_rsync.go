@@ -17,6 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -81,7 +82,7 @@ func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {
 	if err != nil {
 		return err
 	}
-	n, err := connect(ctx, job.Source)
+	n, err := registry.Connect(ctx, "", job.Source)
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func rsyncHost(source, user string) (string, error) {
 type rsyncBackup struct {
 	rsyncCloner
 	job   CopyJob
-	n     *server
+	n     *registry.Server
 	from  string
 	start wal.LSN
 }

@@ -51,25 +51,25 @@ func (c *Cluster) self() string {
 }
 
 // connectLocal opens a connection to the node of the configuration.
-func (c *Cluster) connectLocal(ctx context.Context) (*server, error) {
+func (c *Cluster) connectLocal(ctx context.Context) (*registry.Server, error) {
 	if c.cfg.Conninfo == "" {
 		return nil, hint(kind(ErrConfig, "conninfo is not set in %s", cmp.Or(c.cfg.File, "the configuration")), "Set conninfo in repmgr.conf, name the file with -f, or give -h, -p, -U and -d.")
 	}
 	if c.cfg.NodeID == 0 {
-		return connect(ctx, c.cfg.Conninfo)
+		return registry.Connect(ctx, "", c.cfg.Conninfo)
 	}
-	return connectNode(ctx, c.self(), c.cfg.Conninfo)
+	return registry.Connect(ctx, c.self(), c.cfg.Conninfo)
 }
 
 // connectTo opens a connection to a registered node.
-func (c *Cluster) connectTo(ctx context.Context, r Record) (*server, error) {
-	return connectNode(ctx, r.String(), c.dialInfo(r))
+func (c *Cluster) connectTo(ctx context.Context, r Record) (*registry.Server, error) {
+	return registry.Connect(ctx, r.String(), c.dialInfo(r))
 }
 
 // connectPatiently is connectTo with a limit of its own in the place of the
 // conninfo's connect_timeout, which is often too short for a slow line. Where
 // settled is false, the first look settles the session, and saves a round trip.
-func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Duration, settled bool) (*server, error) {
+func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Duration, settled bool) (*registry.Server, error) {
 	conninfo := c.dialInfo(r)
 	if params, err := ParseConninfo(conninfo); err == nil {
 		params["connect_timeout"] = fmt.Sprint(int(limit.Seconds()) + 1)
@@ -79,9 +79,9 @@ func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Dur
 	if err != nil {
 		return nil, err
 	}
-	n := serverOver(postgres.Server{Name: r.String(), Conninfo: conninfo})
+	n := &registry.Server{Server: postgres.Server{Name: r.String(), Conninfo: conninfo}}
 	if !settled {
-		cfg.AfterConnect, n.Level, n.loose = nil, registry.Ours, true
+		cfg.AfterConnect, n.Level = nil, registry.Ours
 	}
 	if n.Conn, err = postgres.DialUncancelled(ctx, n.Name, cfg); err != nil {
 		return nil, err
@@ -180,7 +180,7 @@ type probe struct {
 }
 
 // further is what is asked of a node that was reached, over the same connection.
-type further func(ctx context.Context, n *server, p *probe)
+type further func(ctx context.Context, n *registry.Server, p *probe)
 
 func (p probe) reach() postgres.Reach {
 	var ce *postgres.ConnectError
@@ -216,7 +216,7 @@ func (c *Cluster) look(ctx context.Context, r Record, ask ...further) probe {
 			p.rule = rules[0]
 		}
 		var err error
-		if p.foreign, err = n.foreignDaemon(ctx); err != nil { // who can not be asked is not known to have one
+		if p.foreign, err = n.ForeignDaemon(ctx); err != nil { // who can not be asked is not known to have one
 			p.service.ServiceError = err.Error()
 		}
 		for _, f := range ask {
@@ -300,7 +300,7 @@ func noPrimaryHint(probes []probe) string {
 // connectPrimary returns a connection to the primary: local itself where that
 // is one, else whichever of its records is. The caller closes it; closing it
 // closes local only where they are the same.
-func (c *Cluster) connectPrimary(ctx context.Context, local *server) (*server, error) {
+func (c *Cluster) connectPrimary(ctx context.Context, local *registry.Server) (*registry.Server, error) {
 	var inRecovery bool
 	if err := local.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
 		return nil, local.QueryError("read the recovery state", err)
@@ -320,7 +320,7 @@ func (c *Cluster) connectPrimary(ctx context.Context, local *server) (*server, e
 }
 
 // withPrimary runs f on a connection to the primary.
-func (c *Cluster) withPrimary(ctx context.Context, f func(*server) error) error {
+func (c *Cluster) withPrimary(ctx context.Context, f func(*registry.Server) error) error {
 	local, err := c.connectLocal(ctx)
 	if err != nil {
 		return err
@@ -398,7 +398,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 		return CleanupResult{}, kind(ErrConfig, "keep-history %d: must be 0 or more days", o.KeepDays)
 	}
 	res := CleanupResult{DryRun: o.DryRun}
-	err := c.withPrimary(ctx, func(primary *server) error {
+	err := c.withPrimary(ctx, func(primary *registry.Server) error {
 		if err := primary.NeedNodes(ctx); err != nil {
 			return err
 		}
@@ -418,7 +418,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 			}
 			return nil
 		}
-		if err := primary.deleteHistory(ctx, old, o, &res); err != nil {
+		if err := deleteHistory(ctx, primary, old, o, &res); err != nil {
 			return err
 		}
 		details := fmt.Sprintf("%d rows of monitoring history deleted; the last %d days kept", res.Deleted, o.KeepDays)
@@ -429,7 +429,7 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 }
 
 // deleteHistory deletes the chosen rows; all of them at once where none is kept.
-func (n *server) deleteHistory(ctx context.Context, old string, o CleanupOptions, res *CleanupResult) error {
+func deleteHistory(ctx context.Context, n *registry.Server, old string, o CleanupOptions, res *CleanupResult) error {
 	ctx = postgres.Unlimited(ctx)
 	if o.KeepDays == 0 && o.NodeID == 0 {
 		err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
@@ -473,7 +473,7 @@ func unknownNode(recs []Record, id NodeID, name string) error {
 
 // emit writes the event where a primary can take it, and tells the notifiers in
 // any case. Neither can fail what the event is about.
-func (c *Cluster) emit(ctx context.Context, primary *server, e Event) {
+func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
 	var at *time.Time // the time of the row is the server's, but for what has happened before
 	if !e.At.IsZero() {
 		at = &e.At

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -51,7 +52,7 @@ const (
 )
 
 // beatHeart writes the sign of life, and hears those of the standbys.
-func (m *Monitor) beatHeart(ctx context.Context, n *server) error {
+func (m *Monitor) beatHeart(ctx context.Context, n *registry.Server) error {
 	at := time.Now()
 	var b pgx.Batch
 	b.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)

@@ -45,7 +45,7 @@ func (c *Cluster) StartDaemon(ctx context.Context, o DaemonOptions) (DaemonResul
 		return res, err
 	}
 	defer local.Close()
-	all, err := local.presences(ctx)
+	all, err := readPresences(ctx, local)
 	if err != nil {
 		return res, err
 	}
@@ -56,7 +56,7 @@ func (c *Cluster) StartDaemon(ctx context.Context, o DaemonOptions) (DaemonResul
 		return res, nil
 	}
 	err = c.control(ctx, o, "repmgrd_service_start_command", res.Command, "repmgrd did not start", func(ctx context.Context) (bool, error) {
-		all, err := local.presences(ctx)
+		all, err := readPresences(ctx, local)
 		res.PID = all[c.cfg.NodeID].PID
 		return res.PID > 0, err
 	})
@@ -76,7 +76,7 @@ func (c *Cluster) StopDaemon(ctx context.Context, o DaemonOptions) (DaemonResult
 	if err == nil {
 		defer local.Close()
 		runs = func(ctx context.Context) (bool, error) {
-			all, err := local.presences(ctx)
+			all, err := readPresences(ctx, local)
 			p, ok := all[c.cfg.NodeID]
 			if ok {
 				res.PID = p.PID

@@ -9,6 +9,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -53,7 +54,7 @@ func (r *rejoining) measure(ctx context.Context, theirs wal.History) (string, er
 		if status.Receiver != nil {
 			received = max(status.ReceivedLSN, status.ReplayedLSN)
 		}
-		next, archive = status.next, archive || status.archive
+		next, archive = registry.NextLSN(status), archive || registry.HasArchive(status)
 		if now, err := r.primary.Status(ctx); err == nil { // later than our own
 			r.status = now
 		}
@@ -165,7 +166,7 @@ func (r *rejoining) findTwin(ctx context.Context, common wal.Timeline, theirs wa
 // walGone says that the primary does not have the WAL any more that the node
 // will ask for. It is asked only where no archive may have it.
 func (r *rejoining) walGone(ctx context.Context, lsn wal.LSN) string {
-	lost := r.primary.lostWAL(ctx, r.res.Primary, NodeStatus{InRecovery: true, Timeline: r.shared.Timeline, next: lsn})
+	lost := askForWAL(ctx, r.primary, r.res.Primary, wal.Position{Timeline: r.shared.Timeline, LSN: lsn}, false)
 	if lost == nil { // a login that may not look finds out later
 		return ""
 	}

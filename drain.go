@@ -29,10 +29,10 @@ func (a *campaign) drain(ctx context.Context) error {
 		}
 	}
 	begun, ended := time.Now(), 0
-	if ended, err = a.conn.replayAll(ctx, before, a.c.cfg.PromoteCheckTimeout); err != nil {
+	if ended, err = replayAll(ctx, a.conn, before, a.c.cfg.PromoteCheckTimeout); err != nil {
 		return err
 	}
-	view, _, err := a.conn.peerView(ctx, a.w, *a.res.Winner)
+	view, err := a.w.look(ctx, a.conn, *a.res.Winner)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func endedText(sessions int) string {
 // replayAll waits until a detached standby has replayed what it has, as long as
 // it gets on: it gives up where nothing was replayed for limit. It returns how
 // many sessions it has ended for that.
-func (n *server) replayAll(ctx context.Context, p election.Peer, limit time.Duration) (ended int, err error) {
+func replayAll(ctx context.Context, n *registry.Server, p election.Peer, limit time.Duration) (ended int, err error) {
 	last, at := wal.LSN(0), time.Now()
 	if p.ReplayPaused && p.Halt == "" {
 		if _, err := n.Conn.Exec(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END`); err != nil {
@@ -80,7 +80,7 @@ func (n *server) replayAll(ctx context.Context, p election.Peer, limit time.Dura
 		var idle bool
 		var waits string
 		err := n.Conn.QueryRow(ctx, `SELECT pg_last_wal_replay_lsn(), d.idle, coalesce((SELECT wait_event_type || '/' || wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), '')
-			FROM `+idleSQL+` d`).Scan(&now, &idle, &waits)
+			FROM `+postgres.IdleSQL+` d`).Scan(&now, &idle, &waits)
 		switch {
 		case err != nil:
 			return false, n.QueryError("look at the replay", err)
@@ -112,26 +112,26 @@ func inConflict(waits string) bool {
 
 // tellRule tells a data node of a rule that its tables do not show yet. One that
 // has pledged itself in a later term hears nothing: its pledge was counted without.
-func (n *server) tellRule(ctx context.Context, r election.Rule) error {
+func tellRule(ctx context.Context, n *registry.Server, r election.Rule) error {
 	return ballot.Locked(ctx, n.Conn, func(b ballot.Ballot) error {
 		if b.Term > r.Term {
 			return nil // an election goes on: the ballots tell
 		}
-		return n.storeRuleLoudly(ctx, r)
+		return storeRuleLoudly(ctx, n, r)
 	})
 }
 
 // storeRuleLoudly is tellRule for who holds the ballot's lock. Nobody needs it in
 // force, but where the server reads its settings the Monitors notice that something changed.
-func (n *server) storeRuleLoudly(ctx context.Context, r election.Rule) error {
-	if err := n.storeRule(ctx, r); err != nil {
+func storeRuleLoudly(ctx context.Context, n *registry.Server, r election.Rule) error {
+	if err := storeRule(ctx, n, r); err != nil {
 		return err
 	}
 	return n.Reload(ctx)
 }
 
 // storeRule leaves it to what comes next to be noticed.
-func (n *server) storeRule(ctx context.Context, r election.Rule) error {
+func storeRule(ctx context.Context, n *registry.Server, r election.Rule) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -142,7 +142,7 @@ func (n *server) storeRule(ctx context.Context, r election.Rule) error {
 // confirm asks whether a data node shows the rule, and, once that is written, tells
 // it to one that does not in time: where that is slow to replay, or can not stream
 // yet, it is enough that it knows.
-func (a *campaign) confirm(ctx context.Context, n *server, id int32, tell bool) (knows bool, err error) {
+func (a *campaign) confirm(ctx context.Context, n *registry.Server, id int32, tell bool) (knows bool, err error) {
 	if err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
 		return false, n.QueryError("look for the rule", err)
 	}
@@ -157,7 +157,7 @@ func (a *campaign) confirm(ctx context.Context, n *server, id int32, tell bool) 
 		case knows:
 			return nil
 		}
-		return n.storeRuleLoudly(ctx, rule)
+		return storeRuleLoudly(ctx, n, rule)
 	})
 	if err != nil {
 		return false, err

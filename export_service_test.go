@@ -1,6 +1,10 @@
 package repmgr
 
-import "context"
+import (
+	"context"
+
+	"github.com/pgrepmgr/repmgr/registry"
+)
 
 // What only a Monitor does, for tests that see the package from outside.
 
@@ -10,31 +14,31 @@ type Announcer struct{ p presence }
 func NewAnnouncer(id NodeID) *Announcer { return &Announcer{presence{node: id}} }
 
 func (a *Announcer) Announce(ctx context.Context, conninfo string, s Presence) error {
-	return a.p.announce(ctx, func(ctx context.Context) (*server, error) { return connect(ctx, conninfo) }, s)
+	return a.p.announce(ctx, func(ctx context.Context) (*registry.Server, error) { return registry.Connect(ctx, "", conninfo) }, s)
 }
 
 func (a *Announcer) Close() { a.p.close() }
 
 func Presences(ctx context.Context, conninfo string) (all map[NodeID]Presence, err error) {
-	return all, withNode(ctx, conninfo, func(n *server) error { all, err = n.presences(ctx); return err })
+	return all, withNode(ctx, conninfo, func(n *registry.Server) error { all, err = readPresences(ctx, n); return err })
 }
 
 func FailoverPrivileges(ctx context.Context, conninfo string) error {
-	return withNode(ctx, conninfo, func(n *server) error { return n.failoverPrivileges(ctx) })
+	return withNode(ctx, conninfo, func(n *registry.Server) error { return failoverPrivileges(ctx, n) })
 }
 
 func WeakCommits(ctx context.Context, conninfo string) (all []string, err error) {
-	return all, withNode(ctx, conninfo, func(n *server) error { all, err = n.weakCommits(ctx); return err })
+	return all, withNode(ctx, conninfo, func(n *registry.Server) error { all, err = weakCommits(ctx, n); return err })
 }
 
 func CopyMetadata(ctx context.Context, c *Cluster, primary, witness string) error {
-	return withNode(ctx, primary, func(p *server) error {
-		return withNode(ctx, witness, func(w *server) error { return c.copyMetadata(ctx, p, w) })
+	return withNode(ctx, primary, func(p *registry.Server) error {
+		return withNode(ctx, witness, func(w *registry.Server) error { return c.copyMetadata(ctx, p, w) })
 	})
 }
 
-func withNode(ctx context.Context, conninfo string, f func(*server) error) error {
-	n, err := connect(ctx, conninfo)
+func withNode(ctx context.Context, conninfo string, f func(*registry.Server) error) error {
+	n, err := registry.Connect(ctx, "", conninfo)
 	if err != nil {
 		return err
 	}

@@ -93,11 +93,11 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 }
 
 // mended says of a standby that can not follow that its daemon brings it back, where it does.
-func (c *Cluster) mended(ctx context.Context, local *server, target Record, err error) error {
+func (c *Cluster) mended(ctx context.Context, local *registry.Server, target Record, err error) error {
 	if !errors.Is(err, ErrTimelineDiverged) && !errors.Is(err, ErrWALGone) {
 		return err
 	}
-	all, errAll := local.presences(ctx)
+	all, errAll := readPresences(ctx, local)
 	up, errUp := c.connectTo(ctx, target)
 	if errAll != nil || errUp != nil {
 		return err
@@ -153,7 +153,7 @@ func (c *Cluster) followTarget(ctx context.Context, recs []Record, o FollowOptio
 // recordOfServer asks a server which registered node it is: the one that
 // listens at the same address in its own copy of the metadata.
 func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, error) {
-	n, err := connect(ctx, conninfo)
+	n, err := registry.Connect(ctx, "", conninfo)
 	if err != nil {
 		return Record{}, err
 	}
@@ -175,7 +175,7 @@ func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, 
 }
 
 // follow re-points the standby node, whose connection is n, to target.
-func (c *Cluster) follow(ctx context.Context, n *server, node, target Record, recs []Record, o FollowOptions) (FollowResult, error) {
+func (c *Cluster) follow(ctx context.Context, n *registry.Server, node, target Record, recs []Record, o FollowOptions) (FollowResult, error) {
 	start := time.Now()
 	res := FollowResult{Node: node, Upstream: target, DryRun: o.DryRun}
 	status, err := n.Status(ctx)
@@ -238,8 +238,8 @@ func (c *Cluster) follow(ctx context.Context, n *server, node, target Record, re
 
 // refuseLostWAL refuses before anything is changed where the standby would wait
 // for ever. Where an archive may have the WAL, that is only said.
-func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *server, node, target Record, status NodeStatus) error {
-	lost := up.lostWAL(ctx, target, status)
+func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *registry.Server, node, target Record, status NodeStatus) error {
+	lost := findLostWAL(ctx, up, target, status)
 	switch {
 	case lost == nil:
 		return nil
@@ -258,7 +258,7 @@ func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *server, node, 
 
 // checkAncestry proves that all WAL of the standby is WAL of the target, too.
 // It returns the timeline of the target.
-func (c *Cluster) checkAncestry(ctx context.Context, n *server, node Record, status NodeStatus, target Record, up *server) (wal.Timeline, error) {
+func (c *Cluster) checkAncestry(ctx context.Context, n *registry.Server, node Record, status NodeStatus, target Record, up *registry.Server) (wal.Timeline, error) {
 	theirs, err := up.Status(ctx)
 	if err != nil {
 		return 0, err
@@ -267,7 +267,7 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *server, node Record, sta
 		return 0, hint(kind(ErrSystemIdentifier, "%s has system identifier %s, %s has %s", node, status.SystemIdentifier, target, theirs.SystemIdentifier),
 			"They are different clusters, and one can not follow the other.")
 	}
-	if err := n.refuseOwnWAL(ctx, node, target, status.Timeline); err != nil {
+	if err := refuseOwnWAL(ctx, n, node, target, status.Timeline); err != nil {
 		return 0, err
 	}
 	local, upstream := status.Position(), theirs.Position()
@@ -292,7 +292,7 @@ func (c *Cluster) checkAncestry(ctx context.Context, n *server, node Record, sta
 
 // refuseOwnWAL keeps a running server with WAL of its own on its timeline t from following
 // target. A login that may not read the file of ALTER SYSTEM finds none.
-func (n *server) refuseOwnWAL(ctx context.Context, node, target Record, t wal.Timeline) error {
+func refuseOwnWAL(ctx context.Context, n *registry.Server, node, target Record, t wal.Timeline) error {
 	set, err := ballot.ReadSettings(ctx, n.Conn)
 	if err != nil {
 		return nil //nolint:nilerr // it may not read them
@@ -307,7 +307,7 @@ func (n *server) refuseOwnWAL(ctx context.Context, node, target Record, t wal.Ti
 
 // refuseTwin compares the logs of a running standby and its new upstream, on the
 // timeline of the standby. beginning is where that began; 0: it is timeline 1.
-func (c *Cluster) refuseTwin(ctx context.Context, n, up *server, node, target Record, t wal.Timeline, beginning, to wal.LSN) error {
+func (c *Cluster) refuseTwin(ctx context.Context, n, up *registry.Server, node, target Record, t wal.Timeline, beginning, to wal.LSN) error {
 	if t <= 1 || beginning == 0 || to <= beginning {
 		return nil
 	}
@@ -382,7 +382,7 @@ func (c *Cluster) replicationConfig(conninfo, user string) (*pgx.ConnConfig, err
 
 // repoint makes the slot on the new upstream and gives the standby its new
 // primary_conninfo.
-func (c *Cluster) repoint(ctx context.Context, n, up *server, node, target Record) error {
+func (c *Cluster) repoint(ctx context.Context, n, up *registry.Server, node, target Record) error {
 	if node.SlotName != "" {
 		if _, err := up.CreateSlot(ctx, node.SlotName, node.Name); err != nil {
 			return err
@@ -413,7 +413,7 @@ func (c *Cluster) repoint(ctx context.Context, n, up *server, node, target Recor
 }
 
 // finishFollow records the new upstream and waits until it sends.
-func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *server, res *FollowResult) error {
+func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *registry.Server, res *FollowResult) error {
 	node, target := res.Node, res.Upstream
 	_, errRow := primary.Conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(target.ID))
 	err := c.waitAttached(ctx, n, up, node, target, res.Timeline, func() error { // until it was re-pointed it may have received more
@@ -450,7 +450,7 @@ const ancestryAgain = time.Second
 // standby that it does so on the upstream's timeline: on its way to a new one it
 // streams the rest of the old one first. Where that takes longer it asks again
 // whether the standby has diverged: then it never will.
-func (c *Cluster) waitAttached(ctx context.Context, n, up *server, node, target Record, timeline wal.Timeline, ancestry func() error) error {
+func (c *Cluster) waitAttached(ctx context.Context, n, up *registry.Server, node, target Record, timeline wal.Timeline, ancestry func() error) error {
 	limit := c.cfg.StandbyFollowTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrNotAttached, "%s was re-pointed to %s, but did not stream from it within standby_follow_timeout (%s)", node, target, limit),
 		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", target.Name))

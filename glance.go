@@ -37,7 +37,7 @@ FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON t
 
 // glance asks, on a connection that has looked before. It is asked below pgx, which
 // takes more time than the server for a question that is always the same: ctx has the limit.
-func (n *server) glance(ctx context.Context) (g glance, err error) {
+func (n *session) glance(ctx context.Context) (g glance, err error) {
 	if n.Level != registry.Ours {
 		return g, nil
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // A glance shows everything that takes a look: ballots, pauses, rules, the end of
@@ -18,18 +19,18 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 	ctx := t.Context()
 	primary := pgtest.Start(t, pgtest.Options{})
 	standby := pgtest.NewStandby(t, primary, pgtest.Options{})
-	on := func(s *pgtest.Server) *server {
-		n, err := connect(ctx, s.Conninfo())
+	on := func(s *pgtest.Server) *session {
+		n, err := registry.Connect(ctx, "", s.Conninfo())
 		require.NoError(t, err)
 		t.Cleanup(n.Close)
-		return n
+		return &session{Server: n}
 	}
 	p, s := on(primary), on(standby)
 	_, err := p.CreateSchema(ctx, Schema)
 	require.NoError(t, err)
 	pgtest.WaitFor(t, "the schema on the standby", func(ctx context.Context) error { return s.NeedSchema(ctx) })
-	known := map[*server]glance{}
-	settle := func(n *server) {
+	known := map[*session]glance{}
+	settle := func(n *session) {
 		pgtest.WaitFor(t, "a glance like the one before", func(ctx context.Context) error {
 			g, err := n.glance(ctx)
 			old := known[n]
@@ -42,21 +43,21 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 	}
 	for _, c := range []struct {
 		what string
-		on   []*server
+		on   []*session
 		do   func() error
 	}{
-		{"a ballot on a primary", []*server{p}, func() error {
+		{"a ballot on a primary", []*session{p}, func() error {
 			return ballot.Pledge(ctx, on(primary).Conn, ballot.Ballot{Node: 1, Term: 3, Candidate: "a.1"}, ballot.Primary)
 		}},
-		{"a pause", []*server{p}, func() error { return on(primary).setPaused(ctx, 1, true, 7) }},
-		{"a rule", []*server{p, s}, func() error {
+		{"a pause", []*session{p}, func() error { return setPaused(ctx, on(primary).Server, 1, true, 7) }},
+		{"a rule", []*session{p, s}, func() error {
 			_, err := on(primary).Conn.Exec(ctx, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (3, 1, 1, '{1,2}', false, '{}', 0)`)
 			return err
 		}},
-		{"a ballot on a standby", []*server{s}, func() error {
+		{"a ballot on a standby", []*session{s}, func() error {
 			return ballot.Pledge(ctx, on(standby).Conn, ballot.Ballot{Node: 2, Term: 4, Candidate: "a.1"}, ballot.Standby)
 		}},
-		{"a promotion", []*server{s}, func() error {
+		{"a promotion", []*session{s}, func() error {
 			_, err := on(standby).Conn.Exec(ctx, `SELECT pg_promote()`)
 			return err
 		}},

@@ -31,7 +31,7 @@ func (a *campaign) tellWitnesses(ctx context.Context) error {
 		case p.ID == election.Arbiter:
 			err = a.c.cfg.Arbiter.Record(ctx, a.tally.Rule, a.w.records())
 		case p.Role == election.Witness:
-			err = a.w.node(p.ID).alone(ctx, func(n *server) error { return n.WriteRule(ctx, a.tally.Rule, a.c.candidate()) })
+			err = a.w.node(p.ID).alone(ctx, func(n *registry.Server) error { return n.WriteRule(ctx, a.tally.Rule, a.c.candidate()) })
 		}
 		if err != nil {
 			return fmt.Errorf("tell node %d of the new rule: %w", p.ID, err)
@@ -48,7 +48,7 @@ func (w *watch) records() []Record {
 
 // rehearse has a new session of a server in recovery plan what it will write as the
 // first one after the promotion: it needs some milliseconds for what it never did before.
-func (n *server) rehearse(ctx context.Context, r election.Rule) {
+func rehearse(ctx context.Context, n *registry.Server, r election.Rule) {
 	if ok, err := n.HasSchema(ctx); !ok || err != nil {
 		return
 	}
@@ -69,7 +69,7 @@ func (a *campaign) promote(ctx context.Context) error {
 	if a.conn == nil {
 		conn.Go(func() {
 			if a.conn, _ = a.c.connectTo(limited, winner); a.conn != nil {
-				a.conn.rehearse(limited, a.tally.Rule)
+				rehearse(limited, a.conn, a.tally.Rule)
 			}
 		})
 	}
@@ -77,9 +77,9 @@ func (a *campaign) promote(ctx context.Context) error {
 	defer conn.Wait()
 	defer probe.Wait()
 	defer mark.Wait()
-	err := a.w.node(int32(winner.ID)).alone(ctx, func(n *server) error {
+	err := a.w.node(int32(winner.ID)).alone(ctx, func(n *registry.Server) error {
 		if a.tally.Rule.Quorum {
-			probe.Go(func() { a.probe, _ = n.commitProbe(limited) })
+			probe.Go(func() { a.probe, _ = newCommitProbe(limited, n) })
 		}
 		return n.WithPledge(ctx, func(b ballot.Ballot) error {
 			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
@@ -89,11 +89,11 @@ func (a *campaign) promote(ctx context.Context) error {
 				if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.Opening()); err != nil {
 					return err
 				}
-			} else if err := n.clearSync(ctx); err != nil {
+			} else if err := clearSync(ctx, n); err != nil {
 				return err
 			}
 			if !a.reaffirm {
-				if err := n.storeRule(ctx, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
+				if err := storeRule(ctx, n, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
 					return err
 				}
 				b.Candidate += chosenMark
@@ -125,10 +125,10 @@ func (a *campaign) promote(ctx context.Context) error {
 
 // markOpen says of the value under which the term is open that it is ours, beside
 // the closed one that is in force.
-func (a *campaign) markOpen(ctx context.Context, n *server) error {
+func (a *campaign) markOpen(ctx context.Context, n *registry.Server) error {
 	name := func(id int32) string { return a.w.record(id).Name }
 	closed, value := syncValue(a.tally.Rule.Opening(), name), syncValue(a.tally.Rule.SyncSetting(), name)
-	err := n.writeMark(ctx, syncState{value: closed, mark: closed}, value)
+	err := writeMark(ctx, n, syncState{value: closed, mark: closed}, value)
 	if err == nil {
 		a.value = value
 	}
@@ -150,7 +150,7 @@ func (a *campaign) point(ctx context.Context) {
 			limit := inaugurationLimit * a.c.cfg.SilenceTimeout
 			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 			defer cancel()
-			done <- a.w.node(p.ID).alone(ctx, func(n *server) error { return a.repoint(ctx, n, a.w.record(p.ID)) })
+			done <- a.w.node(p.ID).alone(ctx, func(n *registry.Server) error { return a.repoint(ctx, n, a.w.record(p.ID)) })
 		})
 	}
 }
@@ -181,7 +181,7 @@ func (a *campaign) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 // slotOrNone makes the slot of a standby on its upstream, and returns its name.
 // Where it can not be made the standby is to stream without one: that is better
 // than no standby at all.
-func (c *Cluster) slotOrNone(ctx context.Context, up *server, standby Record) string {
+func (c *Cluster) slotOrNone(ctx context.Context, up *registry.Server, standby Record) string {
 	if standby.SlotName == "" {
 		return ""
 	}
@@ -192,7 +192,7 @@ func (c *Cluster) slotOrNone(ctx context.Context, up *server, standby Record) st
 	return standby.SlotName
 }
 
-func (c *Cluster) warnNoSlot(up *server, standby Record, err error) {
+func (c *Cluster) warnNoSlot(up *registry.Server, standby Record, err error) {
 	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.Name, "err", err, "hint", cmp.Or(Hint(err), slotHint))
 }
 
@@ -200,7 +200,7 @@ const slotHint = "Raise max_replication_slots there, or drop a slot that nobody 
 
 // promoteWinner runs the operator's promote_command where the winner is the
 // local node, and otherwise promotes over SQL.
-func (c *Cluster) promoteWinner(ctx context.Context, n *server, winner Record) error {
+func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner Record) error {
 	local := winner.ID == c.cfg.NodeID
 	if local && c.cfg.PromoteCommand != "" {
 		ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.PromoteCheckTimeout, fmt.Errorf("no end within promote_check_timeout (%s)", c.cfg.PromoteCheckTimeout))
@@ -246,7 +246,7 @@ func (a *campaign) open(ctx context.Context) error {
 		}
 		wg.Go(func() {
 			apart := <-done
-			if followers[i] = a.w.node(p.ID).alone(ctx, func(n *server) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
+			if followers[i] = a.w.node(p.ID).alone(ctx, func(n *registry.Server) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
 				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
 			if errors.Is(followers[i], registry.ErrSuperseded) && a.tally.Rule.Quorum {
@@ -288,7 +288,7 @@ var errNoStandby = errors.New("no standby")
 // as long as is usual, and until it knows of the rule. Apart is why it does not.
 // One that was below another standby is below the winner, too, until the term is
 // open: only then it counts whom it is sent by.
-func (a *campaign) follow(ctx context.Context, n *server, p election.Peer, apart error) error {
+func (a *campaign) follow(ctx context.Context, n *registry.Server, p election.Peer, apart error) error {
 	if errors.Is(apart, registry.ErrSuperseded) {
 		return apart
 	}
@@ -311,7 +311,7 @@ func (a *campaign) follow(ctx context.Context, n *server, p election.Peer, apart
 }
 
 // repoint gives a standby the settings to stream from the winner, if it can.
-func (a *campaign) repoint(ctx context.Context, n *server, r Record) error {
+func (a *campaign) repoint(ctx context.Context, n *registry.Server, r Record) error {
 	winner, theirs := peerOf(a.pledged, a.tally.Winner), peerOf(a.pledged, int32(r.ID))
 	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
 		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
@@ -350,7 +350,7 @@ func (a *campaign) commit(ctx context.Context) error {
 	ctx = postgres.Unlimited(ctx)
 	if a.tally.Rule.Quorum {
 		if a.probe == nil {
-			if a.probe, err = n.commitProbe(ctx); err != nil {
+			if a.probe, err = newCommitProbe(ctx, n); err != nil {
 				return err
 			}
 		}
@@ -358,7 +358,7 @@ func (a *campaign) commit(ctx context.Context) error {
 	}
 	line, err := n.RuleLine(ctx) // by then that commit waits
 	if err == nil && a.tally.Rule.Quorum {
-		err = n.proveSync(ctx, a.probe, 2*a.c.cfg.SilenceTimeout)
+		err = proveSync(ctx, n, a.probe, 2*a.c.cfg.SilenceTimeout)
 	}
 	if err != nil {
 		return err
@@ -385,13 +385,13 @@ func (a *campaign) commit(ctx context.Context) error {
 			return err
 		}
 		n.Heeded = true // it has pledged itself a moment ago
-		if err := n.putSync(ctx, a.value); err != nil {
+		if err := putSync(ctx, n, a.value); err != nil {
 			return err
 		}
 		wait = "on"
 	}
 	winner := int32(a.res.Winner.ID)
-	if err := n.installPrimary(ctx, winner, a.rule.Primary, a.followers(), wait); err != nil {
+	if err := installPrimary(ctx, n, winner, a.rule.Primary, a.followers(), wait); err != nil {
 		return err
 	}
 	if err := ballot.GiveArchive(ctx, n.Conn); err != nil {
@@ -416,7 +416,7 @@ func (a *campaign) followers() (ids []int32) {
 
 // installPrimary writes who is the primary now, in one transaction. Whoever was
 // below the former one is below it, and so are the followers.
-func (n *server) installPrimary(ctx context.Context, primary, former int32, followers []int32, synchronousCommit string) error {
+func installPrimary(ctx context.Context, n *registry.Server, primary, former int32, followers []int32, synchronousCommit string) error {
 	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
 		var b pgx.Batch
 		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
@@ -458,9 +458,9 @@ func (a *campaign) record(ctx context.Context) {
 	if res.Former.ID == res.Winner.ID {
 		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
 	}
-	err := a.w.node(int32(res.Winner.ID)).alone(ctx, func(n *server) error {
+	err := a.w.node(int32(res.Winner.ID)).alone(ctx, func(n *registry.Server) error {
 		a.c.emit(ctx, n, e)
-		return n.recordFailover(ctx, a.c.candidate(), res)
+		return recordFailover(ctx, n, a.c.candidate(), res)
 	})
 	if err != nil {
 		a.c.log.Warn("the failover is not in repmgr.failovers", "err", err)
@@ -468,7 +468,7 @@ func (a *campaign) record(ctx context.Context) {
 }
 
 // recordFailover writes the history row of a failover, on the new primary.
-func (n *server) recordFailover(ctx context.Context, coordinator string, res FailoverResult) error {
+func recordFailover(ctx context.Context, n *registry.Server, coordinator string, res FailoverResult) error {
 	if ok, err := n.HasSchema(ctx); !ok {
 		return err
 	}

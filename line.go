@@ -6,11 +6,12 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // readLine fills in the line that a node is on. It reports whether that is sure.
-func (n *server) readLine(ctx context.Context, v *election.Peer, e postgres.LineEvidence) (sure bool) {
+func readLine(ctx context.Context, n *registry.Server, v *election.Peer, e postgres.LineEvidence) (sure bool) {
 	at := e.Surely()
 	if r := v.Rule; r.Line.Timeline > at.Timeline && len(r.Line.Past) > 0 { // its row was replayed
 		at = wal.Position{Timeline: r.Line.Timeline, LSN: r.Line.Past[len(r.Line.Past)-1].SwitchLSN}
@@ -25,10 +26,10 @@ func (n *server) readLine(ctx context.Context, v *election.Peer, e postgres.Line
 	return sure
 }
 
-// halt names what keeps the replay of a standby from coming to its end. To resume
+// replayHalt names what keeps the replay of a standby from coming to its end. To resume
 // a replay that stops at a recovery target would promote the server; one that
 // waits for larger parameters would end it.
-func (n *server) halt(ctx context.Context, target, paused bool) election.Unfit {
+func replayHalt(ctx context.Context, n *registry.Server, target, paused bool) election.Unfit {
 	switch {
 	case target:
 		return election.UnfitTarget

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // localServer is the server of the configuration on this machine.
@@ -43,7 +44,7 @@ func newLocalServer(cfg Config, dir string) *localServer {
 // isAt reports whether the server at the other end of n is this one. A session that
 // ends meanwhile, as that of a server which is being stopped, is an error: its process
 // is gone, and that says nothing of where it ran.
-func (s *localServer) isAt(ctx context.Context, n *server) (bool, error) {
+func (s *localServer) isAt(ctx context.Context, n *registry.Server) (bool, error) {
 	var backend int
 	ask := func() error {
 		if err := n.Conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&backend); err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // endsSession is a server that is stopped between its answer and the look at its processes.
@@ -29,7 +30,7 @@ func TestLocalServer_IsAt(t *testing.T) {
 	require.NoError(t, err)
 	server, err := c.localServer("")
 	require.NoError(t, err)
-	n, err := connect(t.Context(), pg.Conninfo())
+	n, err := registry.Connect(t.Context(), "", pg.Conninfo())
 	require.NoError(t, err)
 	defer n.Close()
 	here, err := server.isAt(t.Context(), n)
@@ -64,5 +65,5 @@ func TestLocalServer_WhichDirectory(t *testing.T) {
 func TestNode_CloseNothing(t *testing.T) {
 	t.Parallel()
 	(*Node)(nil).Close()
-	(*server)(nil).Close()
+	(*registry.Server)(nil).Close()
 }

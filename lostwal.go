@@ -30,12 +30,20 @@ func (l LostWAL) String() string {
 	return text
 }
 
-// lostWAL asks the server whether it still has what the standby of status s
-// would ask it for. It is nil where it has, and where that can not be told: where
+// findLostWAL asks the server whether it still has what the standby of status s
+// would ask it for. See [askForWAL].
+func findLostWAL(ctx context.Context, n *registry.Server, of Record, s NodeStatus) *LostWAL {
+	if !s.InRecovery {
+		return nil
+	}
+	return askForWAL(ctx, n, of, wal.Position{Timeline: s.Timeline, LSN: registry.NextLSN(s)}, registry.HasArchive(s))
+}
+
+// askForWAL asks the server whether it still has the WAL from a position on. It is nil where it has, and where that can not be told: where
 // the standby has not come to the end of its own WAL yet, or the login may not
 // list the files of the upstream (pg_monitor may).
-func (n *server) lostWAL(ctx context.Context, of Record, s NodeStatus) *LostWAL {
-	if !s.InRecovery || s.next == 0 {
+func askForWAL(ctx context.Context, n *registry.Server, of Record, next wal.Position, archive bool) *LostWAL {
+	if next.LSN == 0 {
 		return nil
 	}
 	var size uint32
@@ -45,15 +53,15 @@ func (n *server) lostWAL(ctx context.Context, of Record, s NodeStatus) *LostWAL 
 		CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END,
 		(SELECT coalesce(array_agg(name), '{}') FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$')
 		FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&size, &end, &names)
-	if err != nil || end == nil || s.next >= *end {
+	if err != nil || end == nil || next.LSN >= *end {
 		return nil
 	}
-	needed := wal.SegmentName(s.Timeline, s.next, size)
+	needed := wal.SegmentName(next.Timeline, next.LSN, size)
 	oldest := missingFrom(names, needed)
 	if oldest == "" {
 		return nil
 	}
-	return &LostWAL{Upstream: of.String(), Needed: needed, Oldest: oldest, Archive: s.archive}
+	return &LostWAL{Upstream: of.String(), Needed: needed, Oldest: oldest, Archive: archive}
 }
 
 // missingFrom is the oldest of the segments names, where needed is none of them
@@ -123,13 +131,13 @@ func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
 	var wg sync.WaitGroup
 	for i, p := range probes {
 		up, ok := upstreamProbe(probes, p.record)
-		if !ok || p.err != nil || p.record.Role != RoleStandby || p.status.next == 0 || attachedAnywhere(probes, p.record.Name) {
+		if !ok || p.err != nil || p.record.Role != RoleStandby || registry.NextLSN(p.status) == 0 || attachedAnywhere(probes, p.record.Name) {
 			continue
 		}
 		wg.Go(func() {
 			if n, err := c.connectTo(ctx, up.record); err == nil {
 				defer n.Close()
-				found[i] = n.lostWAL(ctx, up.record, p.status)
+				found[i] = findLostWAL(ctx, n, up.record, p.status)
 			}
 		})
 	}
@@ -165,11 +173,11 @@ const goneEvery = 2 * time.Second
 // any more: nothing else will bring it back than a new copy.
 func (m *Monitor) watchWAL(ctx context.Context) {
 	s := m.sample.local
-	if m.local == nil || m.primary == nil || m.witness || m.self.ID == 0 || s.next == 0 || m.action != nil || time.Since(m.goneAt) < goneEvery {
+	if m.local == nil || m.primary == nil || m.witness || m.self.ID == 0 || registry.NextLSN(s) == 0 || m.action != nil || time.Since(m.goneAt) < goneEvery {
 		return
 	}
 	m.goneAt = time.Now()
-	up, of := m.primary, m.primRec
+	up, of := m.primary.Server, m.primRec
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	if r, ok := registry.ByID(m.recs, m.self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
@@ -179,8 +187,8 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 		}
 	}
 	var err error
-	if s.Receiver == nil || up == m.primary && s.next < m.sample.primaryLSN {
-		if lost := up.lostWAL(ctx, of, s); lost != nil {
+	if s.Receiver == nil || up == m.primary.Server && registry.NextLSN(s) < m.sample.primaryLSN {
+		if lost := findLostWAL(ctx, up, of, s); lost != nil {
 			probes := []probe{{record: m.primRec, status: NodeStatus{}}}
 			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.self, lost), "%s", lost.remedy(m.self, probes))
 		}

@@ -84,11 +84,9 @@ type Monitor struct {
 	hooked       int64     // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
-	local        *server
-	localOf      *watcher // who lent that; nil: it is our own
-	primary      *server  // of a standby: the connection to its primary
-	primaryOf    *watcher
-	knows        bool // the primary was known at the end of the last turn
+	local        *loan
+	primary      *loan // of a standby: the connection to its primary
+	knows        bool  // the primary was known at the end of the last turn
 	primSeen     time.Time
 	rule         election.Rule // the newest of the local server; only with failover=manual
 	primRec      Record        // and who that is
@@ -503,9 +501,13 @@ const (
 	troubleSlot    = "the replication slot"
 )
 
-func (m *Monitor) drop(n **server) {
-	(*n).Close()
-	m.release(n)
+// drop closes a connection, and forgets it.
+func (m *Monitor) drop(l **loan) {
+	if *l != nil {
+		(*l).Close()
+		(*l).giveBack()
+		*l = nil
+	}
 }
 
 // act does what was decided. A failure is reported, and decides nothing: the
@@ -700,9 +702,12 @@ func (m *Monitor) tellHappening(a election.Action) {
 // tell writes an event on whichever primary is at hand, and hands it to the notifiers.
 func (m *Monitor) tell(e Event) {
 	e.NodeID, e.Node = m.cluster.cfg.NodeID, m.cluster.cfg.NodeName
-	on := m.primary
-	if on == nil && m.state.Role == election.Primary {
-		on = m.local
+	var on *registry.Server
+	switch {
+	case m.primary != nil:
+		on = m.primary.Server
+	case m.local != nil && m.state.Role == election.Primary:
+		on = m.local.Server
 	}
 	m.cluster.emit(context.Background(), on, e)
 }
@@ -716,10 +721,10 @@ func (m *Monitor) reachAgain(ctx context.Context) {
 	switch {
 	case m.state.Phase == election.AsPrimary && (m.local == nil || m.local.Conn.IsClosed()):
 		m.drop(&m.local)
-		m.local, err = m.cluster.connectLocal(ctx)
+		m.local, err = own(m.cluster.connectLocal(ctx))
 	case m.state.Phase == election.AsStandby && (m.primary == nil || m.primary.Conn.IsClosed()) && m.primRec.ID != 0:
 		m.drop(&m.primary)
-		m.primary, err = m.cluster.connectTo(ctx, m.primRec)
+		m.primary, err = own(m.cluster.connectTo(ctx, m.primRec))
 	}
 	if err != nil {
 		m.log.Warn("the end of the daemon is written nowhere", "err", err)

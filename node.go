@@ -2,13 +2,9 @@ package repmgr
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"time"
 
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
-	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // DefaultConnectTimeout bounds reaching a server, from the first packet to the
@@ -43,17 +39,17 @@ const (
 type ConnectError = postgres.ConnectError
 
 // MinServerVersion is the oldest PostgreSQL that this package manages, as server_version_num.
-const MinServerVersion = 130000
+const MinServerVersion = registry.MinServerVersion
 
 // Node is one PostgreSQL server, over one connection. It is not safe for
 // concurrent use; whoever called [Connect] closes it.
-type Node struct{ s *server }
+type Node struct{ s *registry.Server }
 
 // Connect opens a connection to the server that conninfo names, and waits for
 // it no longer than its connect_timeout ([DefaultConnectTimeout] where it has
 // none). The error is a [ConnectError].
 func Connect(ctx context.Context, conninfo string) (*Node, error) {
-	s, err := connect(ctx, conninfo)
+	s, err := registry.Connect(ctx, "", conninfo)
 	if err != nil {
 		return nil, err
 	}
@@ -82,196 +78,18 @@ func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err err
 	return n.s.DropSlot(ctx, name)
 }
 
-// server is what we know of one PostgreSQL server, over one connection. It is not safe
-// for concurrent use.
-type server struct {
-	registry.Server
-	foreign foreignState // of the extension of repmgr 5
-	looked  bool         // whether it was looked at for an election
-	loose   bool         // its session is not settled yet: see [postgres.LookFirst]
-	glances bool         // the question of a glance is prepared
-
-	// As the newest look over it showed:
-	free  int    // connections that the server could still take
-	known glance // what was there just before
-}
-
-func serverOver(s postgres.Server) *server { return &server{Server: registry.Server{Server: s}} }
-
-// Close ends the connection. It may be called twice, and on nil.
-func (n *server) Close() {
-	if n != nil {
-		n.Server.Close()
-	}
-}
-
-// connect opens a connection to the server that conninfo names, and waits for
-// it no longer than its connect_timeout ([DefaultConnectTimeout] where it has
-// none). The error is a [ConnectError].
-func connect(ctx context.Context, conninfo string) (*server, error) {
-	return connectNode(ctx, "server "+postgres.Address(conninfo), conninfo)
-}
-
-func connectNode(ctx context.Context, name, conninfo string) (*server, error) {
-	conn, err := postgres.Dial(ctx, name, conninfo)
-	if err != nil {
-		return nil, err
-	}
-	return serverOver(postgres.Server{Name: name, Conninfo: conninfo, Conn: conn}), nil
-}
-
-// NodeStatus is what a server says of itself, read in one statement. Fields
-// that this login may not read are empty; see the grants of pg_monitor.
-type NodeStatus struct {
-	At               time.Time    `json:"at"` // the server's clock
-	Version          string       `json:"server_version"`
-	VersionNum       int          `json:"server_version_num"`
-	StartedAt        time.Time    `json:"started_at"`
-	SystemIdentifier string       `json:"system_identifier"`
-	InRecovery       bool         `json:"in_recovery"`
-	Timeline         wal.Timeline `json:"timeline"`
-	CurrentLSN       wal.LSN      `json:"current_lsn"`  // where a primary writes; a standby has none
-	ReceivedLSN      wal.LSN      `json:"received_lsn"` // the end of the WAL that a standby has
-	ReplayedLSN      wal.LSN      `json:"replayed_lsn"`
-	ReplayedAt       *time.Time   `json:"replayed_at"` // commit time of the last transaction replayed
-	ReplayPaused     bool         `json:"replay_paused"`
-	Receiver         *WALReceiver `json:"wal_receiver"` // nil: none is running
-	Senders          []WALSender  `json:"wal_senders"`
-	Slots            []Slot       `json:"slots"`
-	Settings         Settings     `json:"settings"`
-
-	next    wal.LSN // what a standby that has come to the end of its own WAL asks for next; 0: that is not known
-	archive bool    // a standby has a restore_command
-}
-
-// Role is what the server runs as.
-func (s NodeStatus) Role() Role {
-	if s.InRecovery {
-		return RoleStandby
-	}
-	return RolePrimary
-}
-
-// Position is the end of the WAL that the server has.
-func (s NodeStatus) Position() wal.Position {
-	if s.InRecovery {
-		return wal.Position{Timeline: s.Timeline, LSN: s.ReceivedLSN}
-	}
-	return wal.Position{Timeline: s.Timeline, LSN: s.CurrentLSN}
-}
+// NodeStatus is what a server says of itself, read in one statement. Fields that this
+// login may not read are empty: see the grants of pg_monitor.
+type NodeStatus = registry.NodeStatus
 
 // WALReceiver is the row of pg_stat_wal_receiver.
-type WALReceiver struct {
-	Status        string       `json:"status"`
-	SenderHost    string       `json:"sender_host"`
-	SenderPort    int          `json:"sender_port"`
-	SlotName      string       `json:"slot_name"`
-	Timeline      wal.Timeline `json:"timeline"`
-	LatestEndLSN  wal.LSN      `json:"latest_end_lsn"`
-	LastMessageAt *time.Time   `json:"last_message_at"`
-}
+type WALReceiver = registry.WALReceiver
 
 // WALSender is a row of pg_stat_replication.
-type WALSender struct {
-	PID             int     `json:"pid"`
-	ApplicationName string  `json:"application_name"`
-	ClientAddr      string  `json:"client_addr"` // empty: a Unix socket
-	State           string  `json:"state"`
-	SyncState       string  `json:"sync_state"`
-	SentLSN         wal.LSN `json:"sent_lsn"`
-	FlushedLSN      wal.LSN `json:"flushed_lsn"`
-	ReplayedLSN     wal.LSN `json:"replayed_lsn"`
-}
+type WALSender = registry.WALSender
 
 // Slot is a row of pg_replication_slots.
-type Slot struct {
-	Name      string `json:"slot_name"`
-	Physical  bool   `json:"physical"`
-	Active    bool   `json:"active"`
-	Temporary bool   `json:"temporary"`
-	WALStatus string `json:"wal_status"`
-}
+type Slot = registry.Slot
 
-// Settings are the server settings that decide whether replication can work.
-type Settings struct {
-	Port               int    `json:"port"`
-	WALLevel           string `json:"wal_level"`
-	MaxWALSenders      int    `json:"max_wal_senders"`
-	MaxSlots           int    `json:"max_replication_slots"`
-	HotStandby         string `json:"hot_standby"`
-	FullPageWrites     string `json:"full_page_writes"`
-	WALLogHints        string `json:"wal_log_hints"`
-	DataChecksums      string `json:"data_checksums"`
-	ArchiveMode        string `json:"archive_mode"`
-	ArchiveCommand     string `json:"archive_command"`
-	DataDirectory      string `json:"data_directory"`
-	DataDirectoryMode  string `json:"data_directory_mode"`
-	ConfigFile         string `json:"config_file"`
-	HBAFile            string `json:"hba_file"`
-	IdentFile          string `json:"ident_file"`
-	PrimaryConninfo    string `json:"-"` // may hold a password
-	PrimarySlotName    string `json:"primary_slot_name"`
-	SynchronousStandby string `json:"synchronous_standby_names"`
-}
-
-const nodeStatusSQL = `
-SELECT json_build_object(
-  'at', clock_timestamp(),
-  'server_version', current_setting('server_version'),
-  'server_version_num', current_setting('server_version_num')::int,
-  'started_at', pg_postmaster_start_time(),
-  'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
-  'in_recovery', r.rec,
-  'line', ` + postgres.LineSQL + `,
-  'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
-  'idle', d.idle,
-  'asked', r.rec AND (d.idle OR pg_last_wal_receive_lsn() IS NOT NULL),
-  'archive', r.rec AND coalesce(current_setting('restore_command', true), '') || ltrim(coalesce(current_setting('repmgr.saved_restore_command', true), ''), '=') <> '',
-  'received_lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
-  'replayed_lsn', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
-  'replayed_at', CASE WHEN r.rec THEN pg_last_xact_replay_timestamp() END,
-  'replay_paused', CASE WHEN r.rec THEN pg_is_wal_replay_paused() ELSE false END,
-  'wal_receiver', (SELECT json_build_object('status', status, 'sender_host', sender_host, 'sender_port', sender_port,
-        'slot_name', slot_name, 'timeline', received_tli, 'latest_end_lsn', latest_end_lsn, 'last_message_at', last_msg_receipt_time)
-      FROM pg_stat_wal_receiver),
-  'wal_senders', (SELECT coalesce(json_agg(json_build_object('pid', pid, 'application_name', application_name, 'client_addr', host(client_addr), 'state', state, 'sync_state', sync_state,
-        'sent_lsn', sent_lsn, 'flushed_lsn', flush_lsn, 'replayed_lsn', replay_lsn) ORDER BY application_name), '[]') FROM pg_stat_replication),
-  'slots', (SELECT coalesce(json_agg(json_build_object('slot_name', slot_name, 'physical', slot_type = 'physical', 'active', active,
-        'temporary', temporary, 'wal_status', wal_status) ORDER BY slot_name), '[]') FROM pg_replication_slots),
-  'settings', (SELECT json_object_agg(name, CASE WHEN vartype = 'integer' AND name <> 'data_directory_mode' THEN to_json(setting::bigint) ELSE to_json(setting) END)
-      FROM pg_settings WHERE name IN ('port', 'wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
-        'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'data_directory', 'data_directory_mode', 'config_file',
-        'hba_file', 'ident_file', 'primary_slot_name', 'synchronous_standby_names')),
-  'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo')
-) FROM (SELECT pg_is_in_recovery() AS rec) r CROSS JOIN ` + idleSQL + ` d`
-
-// Status reads the server's state in one statement.
-func (n *server) Status(ctx context.Context) (NodeStatus, error) {
-	var text []byte
-	if err := n.Conn.QueryRow(ctx, nodeStatusSQL).Scan(&text); err != nil {
-		return NodeStatus{}, n.QueryError("read the status", err)
-	}
-	var s struct {
-		NodeStatus
-		PrimaryConninfo string                `json:"primary_conninfo"`
-		Idle            bool                  `json:"idle"`
-		Asked           bool                  `json:"asked"`
-		Archive         bool                  `json:"archive"`
-		Line            postgres.LineEvidence `json:"line"`
-	}
-	if err := json.Unmarshal(text, &s); err != nil {
-		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.Name, err)
-	}
-	s.Settings.PrimaryConninfo, s.archive = s.PrimaryConninfo, s.Archive
-	if s.Asked {
-		s.next = s.ReceivedLSN
-	}
-	s.Timeline, _ = n.Timeline(ctx, s.Line, s.Line.Surely(), s.ReplayedLSN)
-	if s.InRecovery && s.Receiver == nil && s.Idle {
-		s.ReceivedLSN, _ = n.LastRecordEnd(ctx, s.Timeline, s.ReplayedLSN, s.ReceivedLSN)
-	}
-	if s.VersionNum < MinServerVersion {
-		return s.NodeStatus, kind(ErrRefused, "%s runs PostgreSQL %s: version 13 or later is needed", n.Name, s.Version)
-	}
-	return s.NodeStatus, nil
-}
+// Settings are the settings of a server that decide whether replication can work.
+type Settings = registry.Settings

@@ -55,7 +55,7 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 		o.Upstream = m.readPrimary(ctx)
 	}
 	if m.primary != nil { // its copy of the rows is the one that counts
-		if theirs, err := m.readRecords(ctx, m.primary); err == nil {
+		if theirs, err := m.readRecords(ctx, m.primary.Server); err == nil {
 			recs = theirs
 		}
 	}
@@ -102,15 +102,15 @@ func (m *Monitor) readRule(ctx context.Context) {
 	}
 }
 
-func (m *Monitor) readRecords(ctx context.Context, n *server) ([]Record, error) {
+func (m *Monitor) readRecords(ctx context.Context, n *registry.Server) ([]Record, error) {
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	return n.ownRecords(ctx)
+	return ownRecords(ctx, n)
 }
 
 // ownRecords are the rows of a server that has all of our tables: those of repmgr
 // 5 are none of a Monitor's before they are adopted.
-func (n *server) ownRecords(ctx context.Context) ([]Record, error) {
+func ownRecords(ctx context.Context, n *registry.Server) ([]Record, error) {
 	if err := n.NeedSchema(ctx); err != nil {
 		return nil, err
 	}
@@ -119,26 +119,13 @@ func (n *server) ownRecords(ctx context.Context) ([]Record, error) {
 
 // open borrows a connection of those that are open for the looks, where there are
 // such, and makes one otherwise.
-func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Context) (*server, error)) (*server, *watcher, error) {
+func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Context) (*registry.Server, error)) (*loan, error) {
 	if w := m.watch.node(int32(id)); w != nil && w.snapshot().Answer == election.Answers {
-		if n, err := w.borrow(ctx, false); err == nil {
-			return n, w, nil
+		if l, err := w.borrow(ctx); err == nil {
+			return l, nil
 		}
 	}
-	n, err := connect(ctx)
-	return n, nil, err
-}
-
-// release gives a connection back that was borrowed, and forgets it.
-func (m *Monitor) release(n **server) {
-	of := &m.localOf
-	if n == &m.primary {
-		of = &m.primaryOf
-	}
-	if *n != nil && *of != nil {
-		(*of).giveBack(*n, (*n).Broke)
-	}
-	*n, *of = nil, nil
+	return own(connect(ctx))
 }
 
 // rest gives back at the end of a turn what the looks can use meanwhile. With
@@ -148,14 +135,10 @@ func (m *Monitor) rest() {
 		return
 	}
 	m.knows = m.primary != nil
-	for _, c := range []struct {
-		n  **server
-		of *watcher
-	}{{&m.local, m.localOf}, {&m.primary, m.primaryOf}} {
-		if c.of == nil {
-			m.drop(c.n)
-		} else {
-			m.release(c.n)
+	for _, l := range []**loan{&m.local, &m.primary} {
+		if *l != nil {
+			(*l).giveBack()
+			*l = nil
 		}
 	}
 }
@@ -170,7 +153,7 @@ func (m *Monitor) resume(ctx context.Context) {
 		ctx, cancel := m.peerLimit(ctx)
 		defer cancel()
 		var err error
-		m.primary, m.primaryOf, err = m.open(ctx, m.primRec.ID, func(ctx context.Context) (*server, error) { return m.cluster.connectTo(ctx, m.primRec) })
+		m.primary, err = m.open(ctx, m.primRec.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, m.primRec) })
 		m.report("the primary", err)
 	}
 	m.knows = false
@@ -184,7 +167,7 @@ func (m *Monitor) observeLocal(ctx context.Context) (NodeStatus, []Record, error
 	for {
 		if m.local == nil {
 			var err error
-			if m.local, m.localOf, err = m.open(ctx, m.cluster.cfg.NodeID, m.cluster.connectLocal); err != nil {
+			if m.local, err = m.open(ctx, m.cluster.cfg.NodeID, m.cluster.connectLocal); err != nil {
 				return NodeStatus{}, nil, err
 			}
 		}
@@ -193,7 +176,7 @@ func (m *Monitor) observeLocal(ctx context.Context) (NodeStatus, []Record, error
 		}
 		status, err := m.local.Status(ctx)
 		if err == nil {
-			recs, errRecs := m.local.ownRecords(ctx)
+			recs, errRecs := ownRecords(ctx, m.local.Server)
 			if errRecs == nil || errors.Is(errRecs, ErrNotRegistered) {
 				return status, recs, nil // without metadata there are no rows
 			}
@@ -248,7 +231,7 @@ func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
 		return false // it became the primary while we looked: the next look sees it as that
 	}
 	if err == nil {
-		m.primary, m.primaryOf, err = m.open(ctx, rec.ID, func(ctx context.Context) (*server, error) { return m.cluster.connectTo(ctx, rec) })
+		m.primary, err = m.open(ctx, rec.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, rec) })
 	}
 	if len(recs) > 0 {
 		m.report(troublePrimary, err)

@@ -49,19 +49,20 @@ SELECT json_build_object(
   'presences', ` + presencesSQL + `,
   'extension', to_regprocedure('repmgr.repmgrd_is_running()') IS NOT NULL,
   'rule', %s)
-FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + idleSQL + ` d`
-
-// idleSQL says whether a standby waits for more WAL. It may still have some that
-// it has not looked at: see [postgres.Server.LastRecordEnd].
-const idleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
-	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
+FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + postgres.IdleSQL + ` d`
 
 // toldSetting is a rule that a data node was told of, because its tables do not
 // show it yet: see [election.Peer.Learned]. As JSON, in the file of ALTER SYSTEM.
 const toldSetting = "repmgr.rule"
 
+// look reads the view of a node over a connection to it.
+func (w *watch) look(ctx context.Context, n *registry.Server, rec Record) (election.Peer, error) {
+	v, _, err := w.node(int32(rec.ID)).session(n).peerView(ctx, w, rec)
+	return v, err
+}
+
 // peerView reads the view of a node from its server.
-func (n *server) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
+func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
 	rule := `(` + registry.RulesSQL + ` LIMIT 1)`
 	if err := n.NeedSchema(ctx); errors.Is(err, ErrNotRegistered) {
 		rule = "NULL"
@@ -129,13 +130,13 @@ func (n *server) peerView(ctx context.Context, w *watch, rec Record) (election.P
 	v.Feeds, v.NeedsSlot = w.fed(s.Senders), rec.SlotName != ""
 	v.Room = election.Room{Known: true, Senders: s.SendersFree + len(v.Feeds), Slots: s.SlotsFree + w.ofNodes(s.Slots)}
 	if s.Extension {
-		foreign, err := n.foreignDaemon(ctx)
+		foreign, err := n.ForeignDaemon(ctx)
 		if err != nil {
 			return election.Peer{}, Presence{}, err
 		}
 		v.Foreign = foreign != nil
 	}
-	sure := n.readLine(ctx, &v, s.Line)
+	sure := readLine(ctx, n.Server, &v, s.Line)
 	if s.InRecovery {
 		v.Running, v.ReplayPaused = election.Standby, s.ReplayPaused
 		if !s.Streams {
@@ -144,7 +145,7 @@ func (n *server) peerView(ctx context.Context, w *watch, rec Record) (election.P
 			// Since its start it has received nothing, and may have more than it has looked at.
 			sure = sure && whole && (s.LSN != 0 || s.Idle)
 		}
-		v.Halt = n.halt(ctx, s.Target, s.ReplayPaused)
+		v.Halt = replayHalt(ctx, n.Server, s.Target, s.ReplayPaused)
 		v.Receives = int32(w.sender(s.Host, s.Port))
 		v.ShutDown = !s.Streams && n.EndsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
@@ -199,7 +200,7 @@ func readVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 
 // look asks one question. The first one on a connection takes one round trip:
 // nothing is prepared for it.
-func (n *server) look(ctx context.Context, sql string) (text []byte, err error) {
+func (n *session) look(ctx context.Context, sql string) (text []byte, err error) {
 	if n.loose {
 		if text, err = postgres.LookFirst(ctx, n.Conn.PgConn(), sql); err == nil {
 			n.loose = false

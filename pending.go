@@ -20,6 +20,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 const (
@@ -175,7 +176,7 @@ func (m *Monitor) writeEvents(ctx context.Context) {
 	}
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	known, err := m.onPrimary(ctx, func(n *server) error {
+	known, err := m.onPrimary(ctx, func(n *registry.Server) error {
 		if err := n.NeedNodes(ctx); err != nil {
 			return err
 		}
@@ -207,16 +208,16 @@ func (m *Monitor) writeEvents(ctx context.Context) {
 
 // onPrimary does f on the primary, over a connection that is open, and is false where
 // there is none.
-func (m *Monitor) onPrimary(ctx context.Context, f func(*server) error) (known bool, err error) {
+func (m *Monitor) onPrimary(ctx context.Context, f func(*registry.Server) error) (known bool, err error) {
 	self, ruler := m.cluster.cfg.NodeID, m.ruler()
 	if m.primary != nil {
-		return true, f(m.primary)
+		return true, f(m.primary.Server)
 	}
 	if ruler == 0 || ruler == self {
 		if m.state.Role != election.Primary || m.local == nil {
 			return false, nil
 		}
-		return true, f(m.local)
+		return true, f(m.local.Server)
 	}
 	// A witness and an observer keep no connection of their own to it.
 	if p := peerOf(m.watch.peers(), int32(ruler)); p.Answer != election.Answers || p.Running != election.Primary {

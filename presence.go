@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf16"
+
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 const (
@@ -135,7 +137,7 @@ func ascii(doc string) string {
 type presence struct {
 	node NodeID
 	id   string // made by the first announcement
-	conn *server
+	conn *registry.Server
 	held bool // the lock is ours
 	last Presence
 	at   time.Time
@@ -147,7 +149,7 @@ type presence struct {
 // It does nothing where s has no news and was said a moment ago. It waits as long
 // as dial and the server do: ctx has the limit. An [ErrRefused] names another
 // Monitor that watches the same node.
-func (p *presence) announce(ctx context.Context, dial func(context.Context) (*server, error), s Presence) error {
+func (p *presence) announce(ctx context.Context, dial func(context.Context) (*registry.Server, error), s Presence) error {
 	if p.conn != nil && p.conn.Conn.IsClosed() {
 		p.close()
 	}
@@ -199,7 +201,7 @@ func (p *presence) lock(ctx context.Context) error {
 		p.other = time.Time{}
 		return nil
 	}
-	all, err := p.conn.presences(ctx)
+	all, err := readPresences(ctx, p.conn)
 	if err != nil {
 		p.close()
 		return err
@@ -276,8 +278,8 @@ func parsePresences(text string) (map[NodeID]Presence, error) {
 	return all, nil
 }
 
-// presences reads what the Monitors of this server say.
-func (n *server) presences(ctx context.Context) (map[NodeID]Presence, error) {
+// readPresences reads what the Monitors of this server say.
+func readPresences(ctx context.Context, n *registry.Server) (map[NodeID]Presence, error) {
 	var text string
 	if err := n.Conn.QueryRow(ctx, `SELECT `+presencesSQL).Scan(&text); err != nil {
 		return nil, n.QueryError("read the monitors", err)

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // However much there is to say, the statement is shown whole, and tells which nodes
@@ -97,7 +98,7 @@ func TestPresence_DoesNotYieldToItself(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{})
 	announce := func(p *presence) error {
-		return p.announce(t.Context(), func(ctx context.Context) (*server, error) { return connect(ctx, s.Conninfo()) }, Presence{})
+		return p.announce(t.Context(), func(ctx context.Context) (*registry.Server, error) { return registry.Connect(ctx, "", s.Conninfo()) }, Presence{})
 	}
 	ours, another := presence{node: 1}, presence{node: 1}
 	defer func() { ours.close(); another.close() }()

@@ -90,7 +90,7 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 // a term above all that can be seen, so that a former primary that returns gives
 // way. Until its standbys are back no commit of it counts as safe with another
 // node. There is none where no daemon has ever written one.
-func (c *Cluster) ruleOfPromotion(ctx context.Context, local *server, recs []Record) (election.Rule, error) {
+func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, recs []Record) (election.Rule, error) {
 	rules, err := local.Rules(ctx)
 	if err != nil || len(rules) == 0 {
 		return election.Rule{}, err
@@ -109,7 +109,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *server, recs []Rec
 		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + chosenMark})
 	})
 	if err == nil {
-		err = local.clearSync(ctx)
+		err = clearSync(ctx, local)
 	}
 	return r, err
 }
@@ -118,7 +118,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *server, recs []Rec
 const operator = "operator"
 
 // checkPromote asks everybody before anything changes.
-func (c *Cluster) checkPromote(ctx context.Context, local *server, o PromoteOptions, res *PromoteResult) ([]Record, error) {
+func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o PromoteOptions, res *PromoteResult) ([]Record, error) {
 	status, err := local.Status(ctx)
 	if err != nil {
 		return nil, err
@@ -141,7 +141,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *server, o PromoteOpti
 		}
 	}
 	res.Node = self
-	if err := local.mayPromote(ctx, c.cfg.ServicePromoteCommand); err != nil {
+	if err := mayPromote(ctx, local, c.cfg.ServicePromoteCommand); err != nil {
 		return nil, err
 	}
 	probes := c.survey(ctx, registry.OthersThan(recs, self.ID))
@@ -175,7 +175,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *server, o PromoteOpti
 
 // mayPromote asks for the privilege before anything depends on it: on a standby
 // nobody can grant it any more.
-func (n *server) mayPromote(ctx context.Context, command string) error {
+func mayPromote(ctx context.Context, n *registry.Server, command string) error {
 	may := command != ""
 	if err := n.Conn.QueryRow(ctx, `SELECT $1 OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE')`, may).Scan(&may); err != nil {
 		return n.QueryError("look at the privileges", err)
@@ -240,14 +240,14 @@ func refuseBehind(self Record, status NodeStatus, probes []probe) error {
 }
 
 // promoteServer promotes and waits until the server is out of recovery.
-func (c *Cluster) promoteServer(ctx context.Context, n *server) (NodeStatus, error) {
+func (c *Cluster) promoteServer(ctx context.Context, n *registry.Server) (NodeStatus, error) {
 	if err := c.promoteOnly(ctx, n); err != nil {
 		return NodeStatus{}, err
 	}
 	return n.Status(ctx)
 }
 
-func (c *Cluster) promoteOnly(ctx context.Context, n *server) error {
+func (c *Cluster) promoteOnly(ctx context.Context, n *registry.Server) error {
 	limit := c.cfg.PromoteCheckTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrPromotion, "%s is still in recovery after promote_check_timeout (%s)", n.Name, limit),
 		"The server's log says what it waits for. It may still become the primary: look again with repmgr cluster show."))
@@ -269,7 +269,7 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *server) error {
 }
 
 // recordPromotion writes the new roles, on the new primary.
-func (c *Cluster) recordPromotion(ctx context.Context, primary *server, res *PromoteResult) error {
+func (c *Cluster) recordPromotion(ctx context.Context, primary *registry.Server, res *PromoteResult) error {
 	self := &res.Node
 	self.Role, self.UpstreamID, self.UpstreamName, self.Active = RolePrimary, 0, "", true
 	err := pgx.BeginFunc(ctx, primary.Conn, func(tx pgx.Tx) error {
@@ -314,7 +314,7 @@ func (c *Cluster) siblings(ctx context.Context, recs []Record, o PromoteOptions,
 	var wg sync.WaitGroup
 	for i, s := range res.Siblings {
 		wg.Go(func() {
-			var n *server
+			var n *registry.Server
 			if n, errs[i] = c.connectTo(ctx, s); errs[i] != nil {
 				return
 			}

@@ -109,7 +109,7 @@ func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error 
 }
 
 // saveRecord writes the row on the primary. Without force an existing row stays as it is.
-func (c *Cluster) saveRecord(ctx context.Context, primary *server, rec Record, force bool) error {
+func (c *Cluster) saveRecord(ctx context.Context, primary *registry.Server, rec Record, force bool) error {
 	err := pgx.BeginFunc(ctx, primary.Conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 			return err
@@ -228,9 +228,9 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 	case !o.Force || o.PrimaryConninfo == "":
 		return Record{}, err
 	}
-	var primary *server
+	var primary *registry.Server
 	if o.PrimaryConninfo != "" {
-		primary, err = connect(ctx, o.PrimaryConninfo)
+		primary, err = registry.Connect(ctx, "", o.PrimaryConninfo)
 	} else {
 		primary, err = c.connectPrimary(ctx, local)
 	}
@@ -279,7 +279,7 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 }
 
 // waitLocal connects to the local server, and waits until it lets us.
-func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*server, error) {
+func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*registry.Server, error) {
 	patience := o.wait()
 	if o.Force {
 		patience = 0
@@ -306,7 +306,7 @@ func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*server, er
 }
 
 // checkStandby holds the local server against the primary that it shall belong to.
-func (c *Cluster) checkStandby(ctx context.Context, local, primary *server) (NodeStatus, error) {
+func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Server) (NodeStatus, error) {
 	s, err := local.Status(ctx)
 	if err != nil {
 		return s, err
@@ -471,7 +471,7 @@ func (c *Cluster) takeName(ctx context.Context, rec Record, s NodeStatus, dryRun
 
 // takeSlot gives a standby that was cloned without a configuration the slot that
 // its row names.
-func (c *Cluster) takeSlot(ctx context.Context, local *server, rec Record, s NodeStatus, upstream Record) error {
+func (c *Cluster) takeSlot(ctx context.Context, local *registry.Server, rec Record, s NodeStatus, upstream Record) error {
 	if rec.SlotName == "" || local == nil || s.Settings.PrimarySlotName == rec.SlotName {
 		return nil
 	}
@@ -488,7 +488,7 @@ func (c *Cluster) takeSlot(ctx context.Context, local *server, rec Record, s Nod
 }
 
 // waitSync waits until the standby has received its own row.
-func (c *Cluster) waitSync(ctx context.Context, local, primary *server, rec Record, patience time.Duration) error {
+func (c *Cluster) waitSync(ctx context.Context, local, primary *registry.Server, rec Record, patience time.Duration) error {
 	if patience > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, patience, kind(ErrTimeout, "the row of %s did not reach the standby within %s", rec, patience))

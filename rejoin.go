@@ -89,9 +89,9 @@ type rejoining struct {
 	*Cluster
 	o       RejoinOptions
 	server  *localServer
-	local   *server // the local server, when it runs in recovery
-	writes  bool    // it runs as a primary, and is to be stopped
-	primary *server
+	local   *registry.Server // the local server, when it runs in recovery
+	writes  bool             // it runs as a primary, and is to be stopped
+	primary *registry.Server
 	status  NodeStatus // of primary
 	recs    []Record
 	lock    *os.File // the data directory, locked
@@ -327,7 +327,7 @@ func (r *rejoining) findUpstream(ctx context.Context) (_ string, err error) {
 	}
 	target := r.local
 	if r.o.Target != "" {
-		if target, err = connect(ctx, r.o.Target); err != nil {
+		if target, err = registry.Connect(ctx, "", r.o.Target); err != nil {
 			return "", err
 		}
 		defer target.Close()

@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // pausedSetting is the server setting that keeps Monitors from acting by
@@ -100,28 +101,28 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		return res, err
 	}
 	errs, seqs, rules := make([]error, len(probes)), make([]int64, len(probes)), make([]election.Rule, len(probes))
-	each := func(f func(i int, n *server) error) {
+	each := func(f func(i int, n *registry.Server) error) {
 		var wg sync.WaitGroup
 		for i, p := range probes {
 			if errs[i] == nil {
-				wg.Go(func() { errs[i] = c.withNode(ctx, p, func(n *server) error { return f(i, n) }) })
+				wg.Go(func() { errs[i] = c.withNode(ctx, p, func(n *registry.Server) error { return f(i, n) }) })
 			}
 		}
 		wg.Wait()
 	}
-	each(func(i int, n *server) (err error) {
+	each(func(i int, n *registry.Server) (err error) {
 		if err := n.MayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 			return err
 		}
 		if all, err := n.Rules(ctx); err == nil && len(all) > 0 { // without one nobody fails over
 			rules[i] = all[0]
 		}
-		seqs[i], err = n.pauseSeq(ctx, probes[i].record.ID)
+		seqs[i], err = pauseSeq(ctx, n, probes[i].record.ID)
 		return err
 	})
 	seq := slices.Max(seqs) + 1
 	if !o.DryRun {
-		each(func(i int, n *server) error { return n.setPaused(ctx, probes[i].record.ID, paused, seq) })
+		each(func(i int, n *registry.Server) error { return setPaused(ctx, n, probes[i].record.ID, paused, seq) })
 	}
 	for i, p := range probes {
 		n := PausedNode{ID: p.record.ID, Name: p.record.Name}
@@ -135,7 +136,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 }
 
 // withNode runs f over a connection of its own to a node that was reached before.
-func (c *Cluster) withNode(ctx context.Context, p probe, f func(*server) error) error {
+func (c *Cluster) withNode(ctx context.Context, p probe, f func(*registry.Server) error) error {
 	if p.err != nil {
 		return p.err
 	}
@@ -148,7 +149,7 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*server) error) 
 }
 
 // pauseSeq reads from its server how new the word of node id on a pause is.
-func (n *server) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
+func pauseSeq(ctx context.Context, n *registry.Server, id NodeID) (int64, error) {
 	set, err := ballot.ReadSettings(ctx, n.Conn)
 	if err != nil {
 		return 0, n.QueryError("read "+pausedSetting, err)
@@ -158,7 +159,7 @@ func (n *server) pauseSeq(ctx context.Context, id NodeID) (int64, error) {
 }
 
 // setPaused writes the flag of node id to its server. Repeating it is harmless.
-func (n *server) setPaused(ctx context.Context, id NodeID, paused bool, seq int64) error {
+func setPaused(ctx context.Context, n *registry.Server, id NodeID, paused bool, seq int64) error {
 	if err := n.MayAlterSystem(ctx, []string{pausedSetting}); err != nil {
 		return err
 	}
@@ -170,7 +171,7 @@ func (n *server) setPaused(ctx context.Context, id NodeID, paused bool, seq int6
 	if err := n.Reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 		return err
 	}
-	return n.pauseForeign(ctx, paused)
+	return n.PauseForeign(ctx, paused)
 }
 
 // ServiceStatus is every registered node with what its Monitor says, and the
@@ -243,13 +244,13 @@ const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM rep
 
 // askService asks what runs at a node. What can be read is filled in also where the
 // rest can not.
-func askService(ctx context.Context, n *server, p *probe) {
-	if err := n.askService(ctx, p.record, &p.service); err != nil {
+func askService(ctx context.Context, n *registry.Server, p *probe) {
+	if err := readService(ctx, n, p.record, &p.service); err != nil {
 		p.service.ServiceError = err.Error()
 	}
 }
 
-func (n *server) askService(ctx context.Context, r Record, s *ServiceNode) error {
+func readService(ctx context.Context, n *registry.Server, r Record, s *ServiceNode) error {
 	ours, err := n.HasSchema(ctx)
 	if err != nil {
 		return err
@@ -277,16 +278,16 @@ func (n *server) askService(ctx context.Context, r Record, s *ServiceNode) error
 			return fmt.Errorf("read the rule of %s: %w", n.Name, err)
 		}
 	}
-	return n.askVote(ctx, r.ID, s)
+	return askVote(ctx, n, r.ID, s)
 }
 
 // askVote fills in what the file of ALTER SYSTEM holds of ours, and why no pledge
 // could be had of that server.
-func (n *server) askVote(ctx context.Context, id NodeID, s *ServiceNode) error {
+func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode) error {
 	var text, fault string
 	err := n.Conn.QueryRow(ctx, `SELECT `+ballot.SettingsSQL+`, coalesce(`+ballot.FaultSQL+`, '')`).Scan(&text, &fault)
 	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege {
-		if lacks := n.failoverPrivileges(ctx); lacks != nil {
+		if lacks := failoverPrivileges(ctx, n); lacks != nil {
 			return lacks
 		}
 	}
@@ -494,7 +495,7 @@ var (
 // failoverPrivileges says what this login lacks for a failover, or its server. The
 // hint has the statements that grant it: on a standby nobody can, once the primary
 // is lost.
-func (n *server) failoverPrivileges(ctx context.Context) error {
+func failoverPrivileges(ctx context.Context, n *registry.Server) error {
 	if err := n.Heeds(ctx); err != nil {
 		return fmt.Errorf("failover: %w", err)
 	}

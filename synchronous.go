@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // syncNames is a synchronous_standby_names, as PostgreSQL reads it.
@@ -143,9 +144,9 @@ func (s syncState) ours() bool { return s.marked(s.value) || strings.Contains(s.
 // foreign reports whether the value is a user's own.
 func (s syncState) foreign() bool { return s.value != "" && !s.ours() }
 
-// syncState reads the setting and its mark. A login that may not read the mark
+// readSyncState reads the setting and its mark. A login that may not read the mark
 // takes the value for the user's.
-func (n *server) syncState(ctx context.Context) (s syncState, err error) {
+func readSyncState(ctx context.Context, n *registry.Server) (s syncState, err error) {
 	const sql = `SELECT current_setting('synchronous_standby_names'), %s`
 	var text string
 	for _, settings := range []string{ballot.SettingsSQL, `''`} {
@@ -168,7 +169,7 @@ func (n *server) syncState(ctx context.Context) (s syncState, err error) {
 // writeMark says that a value is ours, and the one before it, where that is. A
 // login that may not write the mark writes the value alone: it then counts as the
 // user's, and is left alone when nothing is synchronous any more.
-func (n *server) writeMark(ctx context.Context, s syncState, value string) error {
+func writeMark(ctx context.Context, n *registry.Server, s syncState, value string) error {
 	if s.marked(value) {
 		return nil
 	}
@@ -186,8 +187,8 @@ func (n *server) writeMark(ctx context.Context, s syncState, value string) error
 // setSync puts synchronous_standby_names on a server, and waits until a session
 // and all WAL senders of it act by that. Where the value before made no commit
 // wait, sessions may still not wait: see proveSync.
-func (c *Cluster) setSync(ctx context.Context, n *server, w *watch, s election.SyncSetting) error {
-	now, err := n.syncState(ctx)
+func (c *Cluster) setSync(ctx context.Context, n *registry.Server, w *watch, s election.SyncSetting) error {
+	now, err := readSyncState(ctx, n)
 	if err != nil {
 		return err
 	}
@@ -195,14 +196,14 @@ func (c *Cluster) setSync(ctx context.Context, n *server, w *watch, s election.S
 	if now.foreign() && now.value != value {
 		c.tellReplaced(ctx, n, now, value)
 	}
-	if err := n.writeMark(ctx, now, value); err != nil {
+	if err := writeMark(ctx, n, now, value); err != nil {
 		return err
 	}
-	return n.putSync(ctx, value)
+	return putSync(ctx, n, value)
 }
 
 // putSync puts a prepared value in force.
-func (n *server) putSync(ctx context.Context, value string) error {
+func putSync(ctx context.Context, n *registry.Server, value string) error {
 	if err := n.AlterSystem(ctx, map[string]string{"synchronous_standby_names": value}); err != nil {
 		return err
 	}
@@ -218,7 +219,7 @@ func (n *server) putSync(ctx context.Context, value string) error {
 }
 
 // tellReplaced says that a value that somebody else wrote is gone.
-func (c *Cluster) tellReplaced(ctx context.Context, n *server, was syncState, value string) {
+func (c *Cluster) tellReplaced(ctx context.Context, n *registry.Server, was syncState, value string) {
 	from := "its place is not known"
 	_ = n.Conn.QueryRow(ctx, `SELECT coalesce(sourcefile || ' line ' || sourceline, source) FROM pg_catalog.pg_settings WHERE name = 'synchronous_standby_names'`).Scan(&from)
 	what := fmt.Sprintf("synchronous_standby_names of %s was %q (%s), which repmgrd did not write; with synchronous_mode=quorum it is %q now", n.Name, was.value, from, value)
@@ -234,15 +235,15 @@ var errUnproven = errors.New("commits do not wait for a standby, although synchr
 // of one under which no commit is acknowledged: there a commit is seen to wait
 // before anybody believes that commits do. Where none is, the setting is back
 // afterwards, with an [errUnproven].
-func (c *Cluster) raiseSync(ctx context.Context, n *server, w *watch, back, s election.SyncSetting) error {
-	probe, err := n.commitProbe(ctx)
+func (c *Cluster) raiseSync(ctx context.Context, n *registry.Server, w *watch, back, s election.SyncSetting) error {
+	probe, err := newCommitProbe(ctx, n)
 	if err != nil {
 		return err
 	}
 	defer probe.Close()
 	err = c.setSync(ctx, n, w, election.Closed())
 	if err == nil {
-		err = n.proveSync(ctx, probe, c.cfg.SilenceTimeout/2)
+		err = proveSync(ctx, n, probe, c.cfg.SilenceTimeout/2)
 	}
 	if err == nil {
 		return c.setSync(ctx, n, w, s)
@@ -263,10 +264,10 @@ func (c *Cluster) raiseSync(ctx context.Context, n *server, w *watch, back, s el
 // pg_stat_replication say.
 // The commit is made over a connection to the same server, see commitProbe,
 // which does not last.
-func (n *server) proveSync(ctx context.Context, probe *commitProbe, limit time.Duration) error {
+func proveSync(ctx context.Context, n *registry.Server, probe *commitProbe, limit time.Duration) error {
 	until := time.Now().Add(limit)
 	for {
-		switch waits, err := n.commitWaits(ctx, probe, until); {
+		switch waits, err := commitWaits(ctx, n, probe, until); {
 		case err != nil || waits:
 			return err
 		case time.Now().After(until):
@@ -281,7 +282,7 @@ func (n *server) proveSync(ctx context.Context, probe *commitProbe, limit time.D
 
 // commitProbe is a connection for a commit that is to wait.
 type commitProbe struct {
-	node *server
+	node *registry.Server
 	done chan error // capacity 1: what came of the commit; nil: none is under way
 }
 
@@ -309,9 +310,9 @@ func (p *commitProbe) begin(ctx context.Context) {
 	}()
 }
 
-// commitProbe opens one.
-func (n *server) commitProbe(ctx context.Context) (*commitProbe, error) {
-	probe, err := connectNode(ctx, n.Name, n.Conninfo)
+// newCommitProbe opens one.
+func newCommitProbe(ctx context.Context, n *registry.Server) (*commitProbe, error) {
+	probe, err := registry.Connect(ctx, n.Name, n.Conninfo)
 	if err != nil {
 		return nil, err
 	}
@@ -324,7 +325,7 @@ func (n *server) commitProbe(ctx context.Context) (*commitProbe, error) {
 
 // commitWaits reports whether the probe's commit was seen to wait for a standby.
 // Then it ends the session that waits; [commitProbe.Close] waits for its end.
-func (n *server) commitWaits(ctx context.Context, probe *commitProbe, until time.Time) (waits bool, err error) {
+func commitWaits(ctx context.Context, n *registry.Server, probe *commitProbe, until time.Time) (waits bool, err error) {
 	pid := int32(probe.node.Conn.PgConn().PID())
 	begun := time.Now()
 	probe.begin(ctx)
@@ -365,8 +366,8 @@ const anySync = "ANY 1 (*)"
 
 // clearSync takes away a synchronous_standby_names that is ours, and no other:
 // what stands in postgresql.conf counts again.
-func (n *server) clearSync(ctx context.Context) error {
-	s, err := n.syncState(ctx)
+func clearSync(ctx context.Context, n *registry.Server) error {
+	s, err := readSyncState(ctx, n)
 	if err != nil || !s.ours() {
 		return err
 	}

@@ -121,10 +121,10 @@ func TestLeaksAtStart(t *testing.T) {
 
 // idleSession is a session that has not read the newest settings of its server, and
 // can not any more: its value of work_mem and of synchronous_standby_names is an old one.
-func idleSession(t *testing.T, sync string) (s *pgtest.Server, idle *server, mend func()) {
+func idleSession(t *testing.T, sync string) (s *pgtest.Server, idle *registry.Server, mend func()) {
 	t.Helper()
 	s = pgtest.Start(t, pgtest.Options{Name: "node1"})
-	idle, err := connectNode(t.Context(), "idle", s.Conninfo())
+	idle, err := registry.Connect(t.Context(), "idle", s.Conninfo())
 	require.NoError(t, err)
 	t.Cleanup(func() { idle.Close() })
 	for name, value := range map[string]string{"work_mem": "5MB", "synchronous_standby_names": sync} {
@@ -175,7 +175,7 @@ func TestSyncInForce_IdleSession(t *testing.T) {
 	m.use(m.cfg)
 	m.watch = newWatch(t.Context(), m.cluster, func() {})
 	defer m.watch.close()
-	m.recs, m.local = []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}}, idle
+	m.recs, m.local = []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}}, &loan{Server: idle}
 	rule := election.Rule{Term: 3, Seq: 1, Primary: 1, Voters: []int32{1, 2}, Quorum: true, Sync: []int32{2}, Acks: 1}
 	want := election.SyncSetting{Acks: 1, Standbys: []int32{2}}
 	for _, seq := range []int{1, 2} {

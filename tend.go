@@ -52,7 +52,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 		}
 		first := election.Rule{Term: 1 + highestTerm(m.watch.peers()), Seq: 1, Primary: self, Voters: registered}
 		if first.Line, err = m.local.RuleLine(ctx); err == nil {
-			err = m.local.addLine(ctx)
+			err = addLine(ctx, m.local.Server)
 		}
 		if err != nil {
 			return err
@@ -87,7 +87,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 		case line.Known(): // a former version, or an operator, has written it
 			next := rules[0]
 			next.Seq, next.Line = next.Seq+1, line
-			if err := m.local.addLine(ctx); err != nil {
+			if err := addLine(ctx, m.local.Server); err != nil {
 				return err
 			}
 			return m.commitRule(ctx, rules[0], next)
@@ -112,7 +112,7 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 	if !quorum && !rules[0].Quorum && m.sample.local.Settings.SynchronousStandby == "" {
 		return none, nil
 	}
-	s, err := m.local.syncState(ctx)
+	s, err := readSyncState(ctx, m.local.Server)
 	usual := s.value == t.proven && settingOf(s.value, m.recs).Equal(rules[0].SyncSetting())
 	if err == nil && !usual && (quorum || rules[0].Quorum) { // this session may not have read the newest settings: a new one has them
 		s, err = m.freshSyncState(ctx)
@@ -124,7 +124,7 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 	case !quorum && s.foreign() && !former:
 		return none, nil
 	case s.foreign() && former:
-		err = m.local.writeMark(ctx, s, s.value)
+		err = writeMark(ctx, m.local.Server, s, s.value)
 	}
 	set := settingOf(s.value, m.recs)
 	if (!t.begun || rules[0].Seq == 1) && set.Equal(rules[0].SyncSetting()) {
@@ -147,7 +147,7 @@ func (m *Monitor) freshSyncState(ctx context.Context) (syncState, error) {
 		return syncState{}, err
 	}
 	defer n.Close()
-	return n.syncState(ctx)
+	return readSyncState(ctx, n)
 }
 
 // ofFormerBuild reports whether a value without our mark is the one that the rule
@@ -162,13 +162,13 @@ func (m *Monitor) putSync(ctx context.Context, r election.Rule, now, s election.
 	var err error
 	switch t := &m.tender; {
 	case s.Acks == 0 && m.cluster.cfg.SynchronousMode != SynchronousQuorum:
-		err = m.local.clearSync(ctx)
+		err = clearSync(ctx, m.local.Server)
 	case s.Acks == 0 || now.Open() && s.Acks <= now.Acks:
-		err = m.cluster.setSync(ctx, m.local, m.watch, s)
+		err = m.cluster.setSync(ctx, m.local.Server, m.watch, s)
 	case time.Now().Before(t.again):
 		return t.failed
 	default:
-		err = m.cluster.raiseSync(ctx, m.local, m.watch, r.SyncSetting(), s)
+		err = m.cluster.raiseSync(ctx, m.local.Server, m.watch, r.SyncSetting(), s)
 		if errors.Is(err, errUnproven) && !errors.Is(t.failed, errUnproven) {
 			m.tell(Event{Type: EventSyncUnproven, Details: err.Error()})
 		}
@@ -306,9 +306,9 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 				err = nil // an election goes on: the ballots tell
 			}
 		case p.Role == election.Witness:
-			err = m.watch.node(p.ID).with(ctx, func(n *server) error { return m.cluster.copyMetadata(ctx, m.local, n) })
+			err = m.watch.node(p.ID).with(ctx, func(n *registry.Server) error { return m.cluster.copyMetadata(ctx, m.local.Server, n) })
 		case p.Running == election.Standby && time.Since(m.tender.ruledAt) > m.cluster.pulse(): // it is slow to replay it, or can not stream
-			err = m.watch.node(p.ID).do(ctx, func(n *server) error { return n.tellRule(ctx, r) })
+			err = m.watch.node(p.ID).do(ctx, func(n *registry.Server) error { return tellRule(ctx, n, r) })
 		default:
 			continue
 		}
@@ -327,16 +327,16 @@ func (m *Monitor) tendStandby(ctx context.Context) error {
 	}
 	switch quorum := newest(m.watch.peers()).Quorum; {
 	case quorum && now == "":
-		s, err := m.local.syncState(ctx)
+		s, err := readSyncState(ctx, m.local.Server)
 		if err == nil {
-			err = m.local.writeMark(ctx, s, anySync)
+			err = writeMark(ctx, m.local.Server, s, anySync)
 		}
 		if err != nil {
 			return err
 		}
 		return m.local.AlterSystem(ctx, map[string]string{"synchronous_standby_names": anySync})
 	case !quorum && now != "":
-		return m.local.clearSync(ctx)
+		return clearSync(ctx, m.local.Server)
 	}
 	return nil
 }
@@ -432,7 +432,7 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 }
 
 // addLine brings the table of the rules of a former version up to date.
-func (n *server) addLine(ctx context.Context) error {
+func addLine(ctx context.Context, n *registry.Server) error {
 	var have bool
 	err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)
 	if err == nil && !have {
@@ -454,7 +454,7 @@ func (m *Monitor) heart(ctx context.Context) {
 			continue
 		}
 		limit, cancel := context.WithTimeout(ctx, c.cfg.SilenceTimeout)
-		err := m.watch.node(int32(c.cfg.NodeID)).with(limit, func(n *server) error { return m.beatHeart(limit, n) })
+		err := m.watch.node(int32(c.cfg.NodeID)).with(limit, func(n *registry.Server) error { return m.beatHeart(limit, n) })
 		cancel()
 		m.noteHeart(err)
 	}

@@ -30,7 +30,7 @@ func (c *Cluster) UnregisterStandby(ctx context.Context, o UnregisterOptions) (R
 }
 
 func (c *Cluster) unregister(ctx context.Context, o UnregisterOptions, role Role, event EventType) (rec Record, err error) {
-	err = c.withPrimary(ctx, func(primary *server) error {
+	err = c.withPrimary(ctx, func(primary *registry.Server) error {
 		recs, err := primary.Records(ctx)
 		if err != nil {
 			return err
@@ -111,7 +111,7 @@ func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec
 // dropSlots removes the slot of a node that left, from the primary and from the
 // upstream that it had: nobody would ever move it on, and it would keep WAL until
 // the disk is full.
-func (c *Cluster) dropSlots(ctx context.Context, primary *server, recs []Record, rec Record) {
+func (c *Cluster) dropSlots(ctx context.Context, primary *registry.Server, recs []Record, rec Record) {
 	if rec.SlotName == "" {
 		return
 	}
@@ -131,7 +131,7 @@ func (c *Cluster) dropSlots(ctx context.Context, primary *server, recs []Record,
 }
 
 // dropIdleSlot removes a node's slot where nobody uses it, and says where it stays.
-func (c *Cluster) dropIdleSlot(ctx context.Context, on *server, rec Record) {
+func (c *Cluster) dropIdleSlot(ctx context.Context, on *registry.Server, rec Record) {
 	dropped, err := on.DropSlot(ctx, rec.SlotName)
 	if err == nil && !dropped {
 		var stays bool

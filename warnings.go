@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // weakCommitsSQL are the places that make sessions commit without waiting until a
@@ -18,7 +20,7 @@ const weakCommitsSQL = `SELECT place || ' has ' || value FROM (
 ) w (place, value) WHERE value IN ('off', 'local', 'remote_write', 'false', 'no', '0') ORDER BY 1`
 
 // weakCommits lists where synchronous_commit is weaker than on by default.
-func (n *server) weakCommits(ctx context.Context) ([]string, error) {
+func weakCommits(ctx context.Context, n *registry.Server) ([]string, error) {
 	rows, err := n.Conn.Query(ctx, weakCommitsSQL)
 	if err != nil {
 		return nil, n.QueryError("look at synchronous_commit", err)
@@ -49,7 +51,7 @@ func (m *Monitor) checkQuorum(ctx context.Context) {
 		m.log.Warn("this PostgreSQL can acknowledge commits in the first moments after a start without waiting for a standby",
 			"version", m.sample.local.Version, "hint", "Update to PostgreSQL "+fixed+" or later. What is acknowledged so is lost if this primary is lost then.")
 	}
-	weak, err := m.local.weakCommits(ctx)
+	weak, err := weakCommits(ctx, m.local.Server)
 	switch {
 	case err != nil:
 		m.log.Warn("whether commits wait by default is not known", "err", err, "hint", Hint(err))

@@ -31,7 +31,7 @@ type watcher struct {
 	wg     sync.WaitGroup
 
 	// Of the goroutine:
-	idle    []*server      // open connections
+	idle    []*session     // open connections
 	ear     *ear           // on one of them; nil: none is open
 	open    int            // tries under way
 	lent    int            // connections that somebody works on
@@ -53,7 +53,7 @@ type watcher struct {
 	last Presence
 
 	endedAt time.Time // when the server last ended our connection, the last that was open
-	conns   map[*server]bool
+	conns   map[*registry.Server]*session
 	fault   string    // of its configuration; empty: none
 	faultAt time.Time // when that was asked
 	wordAt  time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
@@ -77,7 +77,7 @@ type job struct {
 
 // tried is a connection that comes back, and what came of one try over it.
 type tried struct {
-	node  *server
+	node  *session
 	lent  bool      // it was lent
 	old   bool      // the connection was open before
 	began time.Time // the try
@@ -88,9 +88,44 @@ type tried struct {
 	err   error
 }
 
+// session is a connection of a watcher, and what it knows of it.
+type session struct {
+	*registry.Server
+	looked  bool   // whether it was looked at for an election
+	loose   bool   // its session is not settled yet: see [postgres.LookFirst]
+	glances bool   // the question of a glance is prepared
+	free    int    // connections that the server could still take, as the newest look over it showed
+	known   glance // what was there just before that look
+}
+
+// loan is a connection to a server that its borrower ends with giveBack: that of a
+// watcher, or one that the borrower has opened.
+type loan struct {
+	*registry.Server
+	of *watcher // nil: the borrower has opened it
+	s  *session
+}
+
+// own is the loan of a connection that the borrower has opened itself.
+func own(n *registry.Server, err error) (*loan, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &loan{Server: n}, nil
+}
+
+// giveBack ends the loan of a connection, which may have broken meanwhile.
+func (l *loan) giveBack() {
+	if l.of == nil {
+		l.Close()
+		return
+	}
+	l.of.giveBack(l.s, l.Broke)
+}
+
 // ear waits for the end of a connection on which nothing is asked.
 type ear struct {
-	node  *server
+	node  *session
 	stop  context.CancelFunc
 	ended chan error // capacity 1
 }
@@ -110,7 +145,7 @@ func (n *watcher) snapshot() election.Peer {
 
 // do runs f on an open connection, and makes one where there is none. It looks
 // afterwards. Without f it waits for an answer that was asked for since.
-func (n *watcher) do(ctx context.Context, f func(*server) error) error {
+func (n *watcher) do(ctx context.Context, f func(*registry.Server) error) error {
 	if f != nil {
 		err := n.over(ctx, false, f)
 		_ = n.give(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // nobody waits for that look
@@ -131,20 +166,22 @@ func (n *watcher) do(ctx context.Context, f func(*server) error) error {
 }
 
 // with is do without a look, for what may wait for a moment.
-func (n *watcher) with(ctx context.Context, f func(*server) error) error { return n.over(ctx, true, f) }
+func (n *watcher) with(ctx context.Context, f func(*registry.Server) error) error {
+	return n.over(ctx, true, f)
+}
 
 // alone is do without a look, for an election: it reads by itself what it has to
 // know, and a look would take from it what the server can do.
-func (n *watcher) alone(ctx context.Context, f func(*server) error) error {
+func (n *watcher) alone(ctx context.Context, f func(*registry.Server) error) error {
 	return n.over(ctx, false, f)
 }
 
-func (n *watcher) over(ctx context.Context, easy bool, f func(*server) error) error {
-	node, err := n.borrow(ctx, easy)
+func (n *watcher) over(ctx context.Context, easy bool, f func(*registry.Server) error) error {
+	node, err := n.take(ctx, easy)
 	if err != nil {
 		return err
 	}
-	if err = f(node); ctx.Err() == nil {
+	if err = f(node.Server); ctx.Err() == nil {
 		n.giveBack(node, err)
 	} else {
 		n.giveBack(node, nil)
@@ -154,7 +191,15 @@ func (n *watcher) over(ctx context.Context, easy bool, f func(*server) error) er
 
 // borrow hands out an open connection, and makes one where none is free soon.
 // Whoever gets one gives it back.
-func (n *watcher) borrow(ctx context.Context, easy bool) (*server, error) {
+func (n *watcher) borrow(ctx context.Context) (*loan, error) {
+	s, err := n.take(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	return &loan{s.Server, n, s}, nil
+}
+
+func (n *watcher) take(ctx context.Context, easy bool) (*session, error) {
 	j := job{ctx: ctx, lend: make(chan tried, 1), at: time.Now(), easy: easy}
 	if err := n.give(ctx, j); err != nil {
 		return nil, err
@@ -164,7 +209,7 @@ func (n *watcher) borrow(ctx context.Context, easy bool) (*server, error) {
 }
 
 // giveBack ends a loan. err is what the server may have said over it.
-func (n *watcher) giveBack(node *server, err error) {
+func (n *watcher) giveBack(node *session, err error) {
 	n.tries <- tried{node: node, lent: true, err: err}
 }
 
@@ -196,7 +241,9 @@ func (n *watcher) run() {
 	for n.open+n.lent > 0 { // each says one word: its context has ended, or somebody gives it back
 		r := <-n.tries
 		n.count(r)
-		r.node.Close()
+		if r.node != nil {
+			r.node.Close()
+		}
 	}
 	n.wg.Wait()
 	for _, node := range n.idle {
@@ -229,7 +276,7 @@ func (n *watcher) serve() {
 		if j.easy && n.open > 0 && len(n.idle) == 1 && n.ear != nil && time.Since(j.at) < n.patience() {
 			return
 		}
-		var node *server
+		var node *session
 		if j.ctx.Err() == nil {
 			node = n.pop()
 		}
@@ -244,12 +291,15 @@ func (n *watcher) serve() {
 		default:
 			n.lent++
 			n.wg.Go(func() {
-				node, err := n.w.cluster().connectTo(j.ctx, n.record())
-				n.opened(node, err)
+				server, err := n.w.cluster().connectTo(j.ctx, n.record())
 				if err != nil {
 					n.tries <- tried{lent: true}
+					j.lend <- tried{err: err}
+					return
 				}
-				j.lend <- tried{node: node, err: err}
+				node := &session{Server: server}
+				n.opened(node)
+				j.lend <- tried{node: node}
 			})
 		}
 		n.queue = n.queue[1:]
@@ -306,8 +356,8 @@ func (n *watcher) quiet() time.Duration {
 func (n *watcher) fair() bool { return time.Since(n.late) >= fairFor }
 
 // pop takes an open connection, if there is one: the one that is listened on last.
-func (n *watcher) pop() *server {
-	i := slices.IndexFunc(n.idle, func(node *server) bool { return n.ear == nil || n.ear.node != node })
+func (n *watcher) pop() *session {
+	i := slices.IndexFunc(n.idle, func(node *session) bool { return n.ear == nil || n.ear.node != node })
 	if i < 0 {
 		n.deafen()
 		i = 0
@@ -346,8 +396,12 @@ func (n *watcher) try() {
 		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
 		defer cancel()
 		if r.node == nil {
-			r.node, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, schema != registry.Ours)
-			n.opened(r.node, r.err)
+			settled := schema != registry.Ours
+			var server *registry.Server
+			if server, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, settled); r.err == nil {
+				r.node = &session{Server: server, loose: !settled}
+				n.opened(r.node)
+			}
 		}
 		if r.at = time.Now(); r.err == nil {
 			r.look(ctx, n, due, asked)
@@ -433,7 +487,7 @@ func (n *watcher) wait() {
 	case j := <-n.jobs:
 		n.work(j)
 	case r := <-n.tries:
-		n.take(r)
+		n.settle(r)
 	case err := <-ended:
 		node := n.ear.node
 		n.ear.stop()
@@ -469,11 +523,11 @@ func (n *watcher) deafen() {
 }
 
 // gone notes the end of a connection that was listened on, if it has ended.
-func (n *watcher) gone(node *server, err error) {
+func (n *watcher) gone(node *session, err error) {
 	if !node.Conn.IsClosed() || n.ctx.Err() != nil {
 		return
 	}
-	n.idle = slices.DeleteFunc(n.idle, func(other *server) bool { return other == node })
+	n.idle = slices.DeleteFunc(n.idle, func(other *session) bool { return other == node })
 	n.ended(node, err)
 	n.try()
 }
@@ -488,7 +542,7 @@ func (n *watcher) count(r tried) {
 }
 
 // keep leaves a connection open for later, where it is wanted.
-func (n *watcher) keep(node *server) {
+func (n *watcher) keep(node *session) {
 	if total := n.open + len(n.idle); !node.Conn.IsClosed() && (total < fewOpen || !n.fair() && total < n.most()) {
 		n.idle = append(n.idle, node)
 		return
@@ -496,8 +550,8 @@ func (n *watcher) keep(node *server) {
 	n.wg.Go(func() { n.closed(node) })
 }
 
-// take puts a try's outcome to use.
-func (n *watcher) take(r tried) {
+// settle puts a try's outcome to use.
+func (n *watcher) settle(r tried) {
 	n.count(r)
 	switch {
 	case r.lent:
@@ -578,16 +632,25 @@ func (n *watcher) plain() bool {
 }
 
 // opened and closed keep what is open to the server.
-func (n *watcher) opened(node *server, err error) {
-	if err != nil {
-		return
-	}
+func (n *watcher) opened(node *session) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.conns == nil {
-		n.conns = map[*server]bool{}
+		n.conns = map[*registry.Server]*session{}
 	}
-	n.conns[node] = true
+	n.conns[node.Server] = node
+}
+
+// session is what the watcher knows of a connection; one that is not its own it knows nothing of.
+func (n *watcher) session(server *registry.Server) *session {
+	if n != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if s := n.conns[server]; s != nil {
+			return s
+		}
+	}
+	return &session{Server: server}
 }
 
 // faultSeen is what was wrong with its configuration when somebody last asked,
@@ -611,20 +674,23 @@ func (n *watcher) setFault(at time.Time, fault string) {
 	}
 }
 
-func (n *watcher) closed(node *server) {
+func (n *watcher) closed(node *session) {
+	if node == nil {
+		return
+	}
 	node.Close()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.conns, node)
+	delete(n.conns, node.Server)
 }
 
 // ended notes that a connection has ended, not by us. Where none is left, and the
 // server's own kernel or its last message has closed one, the server has ended:
 // one session alone may have been terminated, or have been idle for too long.
-func (n *watcher) ended(node *server, err error) {
+func (n *watcher) ended(node *session, err error) {
 	node.Close()
 	n.mu.Lock()
-	delete(n.conns, node)
+	delete(n.conns, node.Server)
 	if endsServer(err) {
 		n.wordAt = time.Now()
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // The end of a server ends all connections to it. One session that is terminated,
@@ -21,13 +22,14 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
 	n := &watcher{w: &watch{wake: func() {}}}
-	open := func() *server {
-		node, err := connect(t.Context(), s.Conninfo())
+	open := func() *session {
+		node, err := registry.Connect(t.Context(), "", s.Conninfo())
 		require.NoError(t, err)
-		n.opened(node, nil)
-		return node
+		s := &session{Server: node}
+		n.opened(s)
+		return s
 	}
-	end := func(node *server) {
+	end := func(node *session) {
 		ctx, cancel := context.WithTimeout(t.Context(), pgtest.Timeout(30*time.Second))
 		defer cancel()
 		_, err := node.Conn.WaitForNotification(ctx)
@@ -148,7 +150,7 @@ func TestWatcher_CancelsNothing(t *testing.T) {
 	}()
 	conninfo := s.Conninfo(fmt.Sprintf("port=%d", l.Addr().(*net.TCPAddr).Port), "sslmode=disable")
 	c := &Cluster{cfg: Config{NodeID: 1, Conninfo: conninfo}.withDefaults()}
-	dialled := func(n *server, err error) (again int) {
+	dialled := func(n *registry.Server, err error) (again int) {
 		t.Helper()
 		require.NoError(t, err)
 		_ = (<-relayed).Close() // as the process of a server that crashed ends
@@ -159,5 +161,5 @@ func TestWatcher_CancelsNothing(t *testing.T) {
 	}
 	require.Zero(t, dialled(c.connectPatiently(t.Context(), Record{Conninfo: conninfo}, time.Second, true)))
 	require.Zero(t, dialled(c.connectPatiently(t.Context(), Record{Conninfo: conninfo}, time.Second, false)))
-	require.Equal(t, 1, dialled(connect(t.Context(), conninfo)))
+	require.Equal(t, 1, dialled(registry.Connect(t.Context(), "", conninfo)))
 }

@@ -86,7 +86,9 @@ func (c *Cluster) Failovers(ctx context.Context, limit int) ([]FailoverRecord, e
 func (c *Cluster) failovers(ctx context.Context, recs []Record, limit int) ([]FailoverRecord, error) {
 	best := []FailoverRecord{}
 	var errs []error
-	for _, r := range askAll(ctx, c, recs, func(ctx context.Context, n *server) ([]FailoverRecord, error) { return n.failovers(ctx, limit) }) {
+	for _, r := range askAll(ctx, c, recs, func(ctx context.Context, n *registry.Server) ([]FailoverRecord, error) {
+		return readFailovers(ctx, n, limit)
+	}) {
 		switch {
 		case r.err != nil:
 			errs = append(errs, r.err)
@@ -109,7 +111,7 @@ type reply[T any] struct {
 
 // askAll asks all nodes at once, each within the time of two connects. The
 // replies are in the order of recs.
-func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(context.Context, *server) (T, error)) []reply[T] {
+func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(context.Context, *registry.Server) (T, error)) []reply[T] {
 	limit := 2 * postgres.DefaultConnectTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
@@ -138,7 +140,7 @@ SELECT f.term, coalesce(f.former_primary_id, 0) AS former_id, coalesce(o.node_na
   FROM repmgr.failovers f LEFT JOIN repmgr.nodes o ON o.node_id = f.former_primary_id LEFT JOIN repmgr.nodes w ON w.node_id = f.primary_id
  ORDER BY f.term DESC LIMIT nullif($1::int, 0)`
 
-func (n *server) failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
+func readFailovers(ctx context.Context, n *registry.Server, limit int) ([]FailoverRecord, error) {
 	if ok, err := n.HasSchema(ctx); !ok {
 		return nil, err
 	}
@@ -182,7 +184,7 @@ func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
 	}
 	r := Reasoning{At: time.Now(), Monitors: []MonitorWord{}}
 	var errs []error
-	for _, reply := range askAll(ctx, c, recs, func(ctx context.Context, n *server) (account, error) { return n.account(ctx) }) {
+	for _, reply := range askAll(ctx, c, recs, func(ctx context.Context, n *registry.Server) (account, error) { return readAccount(ctx, n) }) {
 		word := MonitorWord{ID: reply.record.ID, Name: reply.record.Name}
 		if reply.err != nil {
 			word.Error = reply.err.Error()
@@ -223,11 +225,11 @@ SELECT e.node_id, coalesce(n.node_name, '') AS node_name, e.event, e.successful,
   FROM repmgr.events e LEFT JOIN repmgr.nodes n USING (node_id)
  WHERE e.event = ANY ($1) ORDER BY e.event_timestamp DESC LIMIT 1`
 
-func (n *server) account(ctx context.Context) (a account, err error) {
+func readAccount(ctx context.Context, n *registry.Server) (a account, err error) {
 	if a.rules, err = n.Rules(ctx); err != nil {
 		return a, err
 	}
-	if a.failovers, err = n.failovers(ctx, 1); err != nil {
+	if a.failovers, err = readFailovers(ctx, n, 1); err != nil {
 		return a, err
 	}
 	rows, err := n.Conn.Query(ctx, decisionsSQL, []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)})
@@ -237,10 +239,10 @@ func (n *server) account(ctx context.Context) (a account, err error) {
 	if err != nil {
 		return a, n.QueryError("read repmgr.events", err)
 	}
-	if a.foreign, err = n.foreignDaemon(ctx); err != nil {
+	if a.foreign, err = n.ForeignDaemon(ctx); err != nil {
 		return a, err
 	}
-	a.monitors, err = n.presences(ctx)
+	a.monitors, err = readPresences(ctx, n)
 	return a, err
 }
 

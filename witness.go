@@ -65,7 +65,7 @@ func (c *Cluster) RegisterWitness(ctx context.Context, o WitnessOptions) (Record
 	}
 	if old, ok := registry.ByID(recs, rec.ID); held && (!ok || old.Role != RoleWitness) {
 		// What it holds is of a time, or of a cluster, in which it was not this one's witness.
-		if err := local.forget(ctx); err != nil {
+		if err := forgetWitness(ctx, local); err != nil {
 			return Record{}, err
 		}
 	}
@@ -85,10 +85,10 @@ func (c *Cluster) RegisterWitness(ctx context.Context, o WitnessOptions) (Record
 // witnessPrimary connects to the primary of the cluster, and reads its rows.
 // Who knows the cluster is the server that the options name, else local. Nobody
 // is the primary because it is not in recovery: a witness never is.
-func (c *Cluster) witnessPrimary(ctx context.Context, local *server, o WitnessOptions) (primary *server, of Record, recs []Record, err error) {
+func (c *Cluster) witnessPrimary(ctx context.Context, local *registry.Server, o WitnessOptions) (primary *registry.Server, of Record, recs []Record, err error) {
 	knows := local
 	if o.PrimaryConninfo != "" {
-		if knows, err = connect(ctx, o.PrimaryConninfo); err != nil {
+		if knows, err = registry.Connect(ctx, "", o.PrimaryConninfo); err != nil {
 			return nil, of, nil, err
 		}
 		defer knows.Close()
@@ -111,7 +111,7 @@ func (c *Cluster) witnessPrimary(ctx context.Context, local *server, o WitnessOp
 
 // checkWitness asks whether the local server can be a witness, and whether the
 // row is ours to write. held says that it has a copy of some metadata already.
-func (c *Cluster) checkWitness(ctx context.Context, local, primary *server, status NodeStatus, recs []Record, rec Record, force bool) (held bool, err error) {
+func (c *Cluster) checkWitness(ctx context.Context, local, primary *registry.Server, status NodeStatus, recs []Record, rec Record, force bool) (held bool, err error) {
 	p, err := primary.Status(ctx)
 	switch {
 	case err != nil:
@@ -184,7 +184,7 @@ func (c *Cluster) UnregisterWitness(ctx context.Context, o WitnessOptions) (Reco
 		return Record{}, primary.QueryError("delete from repmgr.nodes", err)
 	}
 	if witness != nil {
-		if err := witness.forget(ctx); err != nil {
+		if err := forgetWitness(ctx, witness); err != nil {
 			c.log.Warn("the former witness still has its copy of the metadata", "node", rec.Name, "err", err)
 		}
 	}
@@ -192,8 +192,8 @@ func (c *Cluster) UnregisterWitness(ctx context.Context, o WitnessOptions) (Reco
 	return rec, nil
 }
 
-// forget removes a witness' copy of the metadata. Its ballot stays: a promise is kept.
-func (n *server) forget(ctx context.Context) error {
+// forgetWitness removes a witness' copy of the metadata. Its ballot stays: a promise is kept.
+func forgetWitness(ctx context.Context, n *registry.Server) error {
 	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `DELETE FROM repmgr.rules; SET CONSTRAINTS ALL DEFERRED; DELETE FROM repmgr.nodes`)
 		return err
@@ -227,7 +227,7 @@ func (m metadata) newest() election.Rule {
 	return m.Rules[0]
 }
 
-func (n *server) metadata(ctx context.Context) (m metadata, err error) {
+func readMetadata(ctx context.Context, n *registry.Server) (m metadata, err error) {
 	if err := n.NeedSchema(ctx); err != nil {
 		return m, err
 	}
@@ -245,7 +245,7 @@ func (n *server) metadata(ctx context.Context) (m metadata, err error) {
 // Monitors at once: they take turns, and each reads the primary only when it is
 // its turn. It refuses with [ErrRefused] where the witness knows of a newer rule:
 // then that is the primary no more.
-func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *server) error {
+func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *registry.Server) error {
 	from, to, err := bothMetadata(ctx, primary, witness)
 	if err != nil || from.text == to.text {
 		return err
@@ -278,11 +278,11 @@ func (c *Cluster) copyMetadata(ctx context.Context, primary, witness *server) er
 }
 
 // bothMetadata reads the two ends of a copy and asks whether it may be made.
-func bothMetadata(ctx context.Context, primary, witness *server) (from, to metadata, err error) {
-	if to, err = witness.metadata(ctx); err != nil {
+func bothMetadata(ctx context.Context, primary, witness *registry.Server) (from, to metadata, err error) {
+	if to, err = readMetadata(ctx, witness); err != nil {
 		return from, to, err
 	}
-	if from, err = primary.metadata(ctx); err != nil {
+	if from, err = readMetadata(ctx, primary); err != nil {
 		return from, to, err
 	}
 	switch {

@@ -35,6 +35,11 @@ func (n *Server) Close() {
 	_ = n.Conn.Close(ctx)
 }
 
+// IdleSQL says whether a standby waits for more WAL. It may still have some that
+// it has not looked at: see [Server.LastRecordEnd].
+const IdleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
+
 // LastRecordEnd is the end of the last whole record that a standby has which
 // receives nothing: between what it has replayed and what it has received,
 // whatever its startup process is doing. Of the very last record it may have the

@@ -15,6 +15,30 @@ import (
 type Server struct {
 	postgres.Server
 	Level Level // as last seen
+
+	foreign foreignState // of the extension of repmgr 5
+}
+
+// Connect opens a connection to the server that conninfo names, and waits for it no
+// longer than its connect_timeout ([postgres.DefaultConnectTimeout] where it has none).
+// Messages call the server by name; where that is empty, by its address. The error is a
+// [postgres.ConnectError].
+func Connect(ctx context.Context, name, conninfo string) (*Server, error) {
+	if name == "" {
+		name = "server " + postgres.Address(conninfo)
+	}
+	conn, err := postgres.Dial(ctx, name, conninfo)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{Server: postgres.Server{Name: name, Conninfo: conninfo, Conn: conn}}, nil
+}
+
+// Close ends the connection. It may be called twice, and on nil.
+func (n *Server) Close() {
+	if n != nil {
+		n.Server.Close()
+	}
 }
 
 const recordColumns = `n.node_id, coalesce(n.upstream_node_id, 0) AS upstream_node_id, coalesce(u.node_name, '') AS upstream_node_name,
