@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -26,14 +27,14 @@ type shared struct {
 	dir       string    // data directory, as the server last said
 	office    time.Time // since when the local server is seen as the primary; zero: it is none
 	lease     *time.Duration
-	runsOut   bool          // nothing renews the lease
-	events    []Event       // of the guard, to be told by Run
-	before    election.Rule // the rule before the newest, while an election could miss the newest
-	trouble   string        // what keeps the heartbeat from being written
-	srv       *localServer  // as it was when it was last known that it can be stopped
-	elsewhere bool          // the local server runs on another machine: it is not ours to stop
-	rejoins   bool          // a rejoin is under way: it starts and stops the server
-	fenced    string        // why this Monitor last fenced the server
+	runsOut   bool            // nothing renews the lease
+	events    []Event         // of the guard, to be told by Run
+	before    election.Rule   // the rule before the newest, while an election could miss the newest
+	trouble   string          // what keeps the heartbeat from being written
+	srv       *salvage.Server // as it was when it was last known that it can be stopped
+	elsewhere bool            // the local server runs on another machine: it is not ours to stop
+	rejoins   bool            // a rejoin is under way: it starts and stops the server
+	fenced    string          // why this Monitor last fenced the server
 	fencedAt  time.Time
 	device    error               // what keeps the watchdog device from being used
 	replied   map[int32]time.Time // when a standby sent a reply, or later
@@ -240,11 +241,11 @@ func (m *Monitor) warnOfTwo() {
 
 // servesHere asks whether the server that answers is the one of the data directory
 // on this machine: a daemon elsewhere, with the same path, must not stop its own.
-func (m *Monitor) servesHere(ctx context.Context, srv *localServer) error {
+func (m *Monitor) servesHere(ctx context.Context, srv *salvage.Server) error {
 	if srv == nil {
 		return nil
 	}
-	here, err := srv.isAt(ctx, m.local.Server)
+	here, err := srv.IsAt(ctx, &m.local.Server.Server)
 	if err != nil {
 		return err
 	}
@@ -332,7 +333,7 @@ func (m *Monitor) wasPrimary() bool {
 	if err != nil || srv.Runs() {
 		return false
 	}
-	if srv.incomplete() {
+	if incomplete(srv, m.cluster.cfg.NodeID) {
 		return true
 	}
 	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
@@ -457,7 +458,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 	if err != nil {
 		return err
 	}
-	if !srv.incomplete() { // a clone takes no directory with a file in it that it does not know
+	if !incomplete(srv, c.cfg.NodeID) { // a clone takes no directory with a file in it that it does not know
 		if err := durable.Write(filepath.Join(srv.Dir, postmaster.RejoinMark), []byte(target.Name+"\n")); err != nil {
 			return fmt.Errorf("mark the rejoin: %w", err)
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"os/user"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +17,8 @@ import (
 
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -110,6 +113,31 @@ func (c *Cluster) dialInfo(r Record) string {
 		theirs["passfile"] = c.cfg.Passfile
 	}
 	return FormatConninfo(theirs)
+}
+
+// localServer finds the server of this machine by its data directory: that of
+// the configuration, or dir where it names none.
+func (c *Cluster) localServer(dir string) (*salvage.Server, error) {
+	dir = cmp.Or(c.cfg.DataDirectory, dir)
+	if dir == "" {
+		return nil, hint(kind(ErrConfig, "the data directory of %s is not known", c.self()), "Set data_directory in repmgr.conf: a server that is down can not be asked.")
+	}
+	abs, err := filepath.Abs(dir)
+	if err == nil {
+		abs, err = filepath.EvalSymlinks(abs)
+	}
+	if err != nil {
+		return nil, hint(kind(ErrDirectory, "find the data directory: %w", err), "Is data_directory in repmgr.conf right, and is this the machine of %s?", c.self())
+	}
+	return newLocalServer(c.cfg, abs), nil
+}
+
+func newLocalServer(cfg Config, dir string) *salvage.Server {
+	o := postmaster.Options{
+		BinDir: cfg.PgBindir, ConfigDirectory: cfg.ConfigDirectory, StartCommand: cfg.ServiceStartCommand, StopCommand: cfg.ServiceStopCommand,
+		PgCtlOptions: cfg.PgCtlOptions, StartTimeout: cfg.StandbyReconnectTimeout, StopTimeout: cfg.ShutdownCheckTimeout, Logger: cfg.Logger,
+	}
+	return &salvage.Server{Server: postmaster.Server{Options: o, Dir: dir}, Root: cfg.SalvageDirectory}
 }
 
 // record makes the row that the configuration asks for.

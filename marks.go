@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 )
 
 const (
@@ -61,7 +63,7 @@ func (m *Monitor) fence(ctx context.Context, c *Cluster, why string) bool {
 
 // stoppable is the local server, as it was when it was shown that it can be
 // stopped: to find it anew may take its disk.
-func (m *Monitor) stoppable(c *Cluster) (*localServer, error) {
+func (m *Monitor) stoppable(c *Cluster) (*salvage.Server, error) {
 	m.shared.mu.Lock()
 	srv, elsewhere, dir := m.shared.srv, m.shared.elsewhere, m.shared.dir
 	m.shared.mu.Unlock()

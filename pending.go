@@ -11,13 +11,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -250,34 +248,9 @@ func (m *Monitor) storeEvents() {
 	done := make(chan error, 1)
 	p.storing = done
 	go func() { // shutdown waits for it
-		done <- srv.store(postmaster.EventsFile, text, empty)
+		done <- srv.Store(postmaster.EventsFile, text, empty)
 		m.lookNow()
 	}()
-}
-
-// store writes or removes a file of ours in the data directory, as long as nobody
-// else is at work there: who replaces the data expects no file of that moment.
-func (s *localServer) store(name string, text []byte, remove bool) error {
-	if _, err := os.Stat(filepath.Join(s.Dir, "global", "pg_control")); err != nil {
-		return err
-	}
-	dir, err := os.Open(s.Dir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
-	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != nil {
-		return err
-	}
-	_ = syscall.Flock(int(dir.Fd()), syscall.LOCK_UN) // it must not keep anybody out
-	path := filepath.Join(s.Dir, name)
-	if !remove {
-		return durable.Write(path, text)
-	}
-	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // leaveEvents keeps on disk what this Monitor could not write until its end.

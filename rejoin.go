@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -88,7 +89,7 @@ type Salvage struct {
 type rejoining struct {
 	*Cluster
 	o       RejoinOptions
-	server  *localServer
+	server  *salvage.Server
 	local   *registry.Server // the local server, when it runs in recovery
 	writes  bool             // it runs as a primary, and is to be stopped
 	primary *registry.Server
@@ -303,7 +304,7 @@ func (r *rejoining) findLocal(ctx context.Context) (string, error) {
 		n.Close()
 		return "", n.QueryError("read the recovery state", err)
 	}
-	here, err := r.server.isAt(ctx, n)
+	here, err := r.server.IsAt(ctx, &n.Server)
 	switch {
 	case err != nil:
 		n.Close()

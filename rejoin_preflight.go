@@ -97,7 +97,7 @@ var emptied = []string{"pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify",
 func (r *rejoining) writableFiles(ctx context.Context) error {
 	var bad []string
 	visit := func(rel string, err error) { bad = append(bad, fmt.Sprintf("%s: %v", rel, err)) }
-	if err := r.server.walkRewound(visit); err != nil {
+	if err := walkRewound(r.server.Dir, visit); err != nil {
 		return hint(kind(ErrRejoin, "look at the files in %s: %w", r.server.Dir, err), "Mend that, and run the same command again.")
 	}
 	bad = slices.DeleteFunc(bad, func(line string) bool { // what only this node has is removed, which the directory allows
@@ -117,7 +117,7 @@ func (r *rejoining) writableFiles(ctx context.Context) error {
 func readable(path string) bool { return syscall.Access(path, 4) == nil }
 
 // walkRewound shows what in the data directory pg_rewind could not write.
-func (s *localServer) walkRewound(bad func(rel string, err error)) error {
+func walkRewound(dir string, bad func(rel string, err error)) error {
 	const read, write, search = 4, 2, 1
 	var walk func(root, rel string) error
 	walk = func(root, rel string) error {
@@ -155,5 +155,5 @@ func (s *localServer) walkRewound(bad func(rel string, err error)) error {
 			return nil
 		})
 	}
-	return walk(s.Dir, ".")
+	return walk(dir, ".")
 }

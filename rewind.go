@@ -39,16 +39,16 @@ const guardMode = 0o001
 
 // stateDir exists while the data is neither the old one nor the new one. It
 // holds the node's own files.
-func (r *rejoining) stateDir() string { return r.server.stateDir() }
+func (r *rejoining) stateDir() string { return stateDir(r.server, r.cfg.NodeID) }
 
-func (s *localServer) stateDir() string {
-	return filepath.Join(s.Directory(), fmt.Sprintf("incomplete-node%d", s.cfg.NodeID))
+func stateDir(s *salvage.Server, node NodeID) string {
+	return filepath.Join(s.Directory(), fmt.Sprintf("incomplete-node%d", node))
 }
 
 // incomplete reports whether a rejoin has taken the old data away and has not put
 // new data in its place: its clone failed, or was ended.
-func (s *localServer) incomplete() bool {
-	_, errState := os.Stat(s.stateDir())
+func incomplete(s *salvage.Server, node NodeID) bool {
+	_, errState := os.Stat(stateDir(s, node))
 	_, errData := os.Stat(filepath.Join(s.Dir, "global", "pg_control"))
 	return errState == nil && errors.Is(errData, fs.ErrNotExist)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -87,7 +88,7 @@ func isStandby(dir string) bool {
 	})
 }
 
-func (c *Cluster) screen(ctx context.Context, srv *localServer) (as Role, reason string, err error) {
+func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, reason string, err error) {
 	k, err := c.kept("")
 	if err != nil {
 		return "", "", err

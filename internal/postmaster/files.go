@@ -1,5 +1,15 @@
 package postmaster
 
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/pgrepmgr/repmgr/internal/durable"
+)
+
 // Files of ours in a data directory, which are one node's own: a clone drops them.
 
 // FencedMark is the file, in the data directory, that says that the Monitor
@@ -16,3 +26,28 @@ const NodesFile = "repmgr_nodes.json"
 
 // EventsFile is the file, in the data directory, that keeps the events that no primary has taken yet.
 const EventsFile = "repmgr_events.json"
+
+// Store writes or removes a file of ours in the data directory, as long as nobody
+// else is at work there: who replaces the data expects no file of that moment.
+func (s *Server) Store(name string, text []byte, remove bool) error {
+	if _, err := os.Stat(filepath.Join(s.Dir, "global", "pg_control")); err != nil {
+		return err
+	}
+	dir, err := os.Open(s.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != nil {
+		return err
+	}
+	_ = syscall.Flock(int(dir.Fd()), syscall.LOCK_UN) // it must not keep anybody out
+	path := filepath.Join(s.Dir, name)
+	if !remove {
+		return durable.Write(path, text)
+	}
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

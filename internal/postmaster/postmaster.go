@@ -20,6 +20,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // Options are what an operator may say of the server.
@@ -80,6 +81,23 @@ func (s *Server) MayControl() error {
 func (s *Server) Serves(backend int) bool {
 	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", backend))
 	return err == nil && cwd == s.Dir
+}
+
+// IsAt reports whether the server at the other end of n is this one. A session that
+// ends meanwhile, as that of a server which is being stopped, is an error: its process
+// is gone, and that says nothing of where it ran.
+func (s *Server) IsAt(ctx context.Context, n *postgres.Server) (bool, error) {
+	var backend int
+	ask := func() error {
+		if err := n.Conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
+			return n.QueryError("ask for the process", err)
+		}
+		return nil
+	}
+	if err := ask(); err != nil || s.Serves(backend) {
+		return err == nil, err
+	}
+	return false, ask()
 }
 
 // Processes are the living processes of the server: those of PostgreSQL that

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // serverOf is the local server of a test's PostgreSQL.
@@ -190,4 +192,36 @@ func TestServer_TouchesOnlyItsOwn(t *testing.T) {
 	require.NoError(t, serverOf(t, one).Fence(t.Context()))
 	require.Equal(t, "1", two.QueryString(t, `SELECT 1`))
 	require.Error(t, (&Server{Dir: "/proc/1"}).MayControl(), "it is another user's")
+}
+
+// endsSession is a server that is stopped between its answer and the look at its processes.
+type endsSession struct{ stop func() }
+
+func (e endsSession) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (e endsSession) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { e.stop() }
+
+// A server that is being stopped is not taken for one of another machine.
+func TestServer_IsAt(t *testing.T) {
+	t.Parallel()
+	pg := pgtest.Start(t, pgtest.Options{})
+	server := serverOf(t, pg)
+	n := &postgres.Server{Name: "the server", Conninfo: pg.Conninfo(), Conn: pg.Conn(t)}
+	here, err := server.IsAt(t.Context(), n)
+	require.NoError(t, err)
+	require.True(t, here)
+	here, err = (&Server{server.Options, t.TempDir()}).IsAt(t.Context(), n)
+	require.NoError(t, err)
+	require.False(t, here)
+
+	cfg, err := postgres.ConnConfig(pg.Conninfo())
+	require.NoError(t, err)
+	cfg.Tracer, cfg.AfterConnect = endsSession{sync.OnceFunc(func() { pg.Stop("immediate") })}, nil
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	n.Conn = conn
+	_, err = server.IsAt(t.Context(), n)
+	require.ErrorIs(t, err, failure.ErrConnect)
 }
