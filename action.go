@@ -119,7 +119,7 @@ func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error 
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	return setPaused(ctx, m.local.Server, NodeID(o.Self), election.Paused(o.Peers), word)
+	return m.local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
 }
 
 // halfPaused says that a pause does not hold, since an election could pass it by:
@@ -219,7 +219,7 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	m.checkQuorum(ctx)
-	if err := failoverPrivileges(ctx, m.local.Server); err != nil {
+	if err := m.local.Server.FailoverPrivileges(ctx); err != nil {
 		m.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
 	}
 	if srv, err := c.localServer(m.dataDirectory()); err != nil {
@@ -640,7 +640,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 		return err
 	}
 	defer n.giveBack()
-	return m.cluster.copyMetadata(ctx, n.Server, m.local.Server)
+	return registry.CopyMetadata(ctx, n.Server, m.local.Server)
 }
 
 // followWinner points the local standby to the primary that the newest rule

@@ -60,7 +60,7 @@ func (c *Cluster) campaign(w *watch, p election.Policy) *campaign {
 // at notes a step. A test may want the process to die in this very moment.
 func (a *campaign) at(step, evidence string, args ...any) {
 	evidence = fmt.Sprintf(evidence, args...)
-	a.res.Steps = append(a.res.Steps, FailoverStep{step, time.Since(a.start), evidence})
+	a.res.Steps = append(a.res.Steps, FailoverStep{Step: step, After: time.Since(a.start), Evidence: evidence})
 	a.c.log.Info("failover", "step", step, "term", a.res.Term, "elapsed", time.Since(a.start).Round(time.Microsecond), "evidence", evidence)
 	if os.Getenv("REPMGR_TEST_DIE_AT") == step {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)

@@ -249,12 +249,12 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 	case r.o.UpstreamID != 0:
 		rec, ok := registry.ByID(r.recs, r.o.UpstreamID)
 		if !ok {
-			return unknownNode(r.recs, r.o.UpstreamID, "")
+			return registry.Unknown(r.recs, r.o.UpstreamID, "")
 		}
 		r.upstream = rec
 	default:
 		r.upstream = self
-		if rec, ok := primaryRecord(r.recs); ok {
+		if rec, ok := registry.Primary(r.recs); ok {
 			r.upstream = rec
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -245,7 +246,7 @@ func (r *cloning) checkDirectories(add, warn func(string, bool, string, ...any))
 				free += treeBytes(dir)
 			}
 		}
-		add("space", free >= bytes+spaceMargin, "%s needed at %s, %s free", prettyBytes(bytes+spaceMargin), where[fs], prettyBytes(free))
+		add("space", free >= bytes+spaceMargin, "%s needed at %s, %s free", wording.Bytes(bytes+spaceMargin), where[fs], wording.Bytes(free))
 	}
 }
 

@@ -382,17 +382,13 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	if err := local.NeedNodes(ctx); err != nil {
 		return nil, err
 	}
-	rows, err := local.Conn.Query(ctx, `
-		SELECT e.node_id, coalesce(n.node_name, '') AS node_name, e.event, e.successful, e.event_timestamp, coalesce(e.details, '') AS details
-		  FROM repmgr.events e LEFT JOIN repmgr.nodes n USING (node_id)
-		 WHERE ($1 = 0 OR e.node_id = $1) AND ($2 = '' OR n.node_name = $2) AND ($3 = '' OR e.event = $3)
-		 ORDER BY e.event_timestamp DESC, e.ctid DESC LIMIT nullif($4, 0)`, int32(f.NodeID), f.Node, string(f.Type), f.Limit)
-	if err != nil {
-		return nil, local.QueryError("read repmgr.events", err)
+	types := []string{}
+	if f.Type != "" {
+		types = append(types, string(f.Type))
 	}
-	events, err := pgx.CollectRows(rows, pgx.RowToStructByName[Event])
+	events, err := readEvents(ctx, local, registry.EventFilter{NodeID: f.NodeID, Node: f.Node, Types: types, Limit: f.Limit})
 	if err != nil {
-		return nil, local.QueryError("read repmgr.events", err)
+		return nil, err
 	}
 	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that is gone may still have events
 		recs, err := local.Records(ctx)
@@ -401,8 +397,20 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 		}
 		_, byID := registry.ByID(recs, f.NodeID)
 		if _, byName := registry.ByName(recs, f.Node); !byID && !byName {
-			return nil, unknownNode(recs, f.NodeID, f.Node)
+			return nil, registry.Unknown(recs, f.NodeID, f.Node)
 		}
+	}
+	return events, nil
+}
+
+func readEvents(ctx context.Context, n *registry.Server, f registry.EventFilter) ([]Event, error) {
+	rows, err := n.Events(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	events := make([]Event, len(rows))
+	for i, e := range rows {
+		events[i] = Event{NodeID: e.NodeID, Node: e.Node, Type: EventType(e.Type), Success: e.Success, At: e.At, Details: e.Details}
 	}
 	return events, nil
 }
@@ -430,23 +438,22 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 		if err := primary.NeedNodes(ctx); err != nil {
 			return err
 		}
-		const old = `repmgr.monitoring_history WHERE last_monitor_time < now() - make_interval(days => $1) AND ($2 = 0 OR standby_node_id = $2)`
 		if o.NodeID != 0 {
 			recs, err := primary.Records(ctx)
 			if err != nil {
 				return err
 			}
 			if _, ok := registry.ByID(recs, o.NodeID); !ok {
-				return unknownNode(recs, o.NodeID, "")
+				return registry.Unknown(recs, o.NodeID, "")
 			}
 		}
+		var err error
 		if o.DryRun {
-			if err := primary.Conn.QueryRow(ctx, `SELECT count(*) FROM `+old, o.KeepDays, int32(o.NodeID)).Scan(&res.Deleted); err != nil {
-				return primary.QueryError("count the monitoring history", err)
-			}
-			return nil
+			res.Deleted, err = primary.CountHistory(ctx, o.KeepDays, o.NodeID)
+		} else {
+			res.Deleted, err = primary.DeleteHistory(ctx, o.KeepDays, o.NodeID)
 		}
-		if err := deleteHistory(ctx, primary, old, o, &res); err != nil {
+		if err != nil || o.DryRun {
 			return err
 		}
 		details := fmt.Sprintf("%d rows of monitoring history deleted; the last %d days kept", res.Deleted, o.KeepDays)
@@ -456,56 +463,11 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 	return res, err
 }
 
-// deleteHistory deletes the chosen rows; all of them at once where none is kept.
-func deleteHistory(ctx context.Context, n *registry.Server, old string, o CleanupOptions, res *CleanupResult) error {
-	ctx = postgres.Unlimited(ctx)
-	if o.KeepDays == 0 && o.NodeID == 0 {
-		err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.monitoring_history`); err != nil {
-				return err
-			}
-			if err := tx.QueryRow(ctx, `SELECT count(*) FROM repmgr.monitoring_history`).Scan(&res.Deleted); err != nil {
-				return err
-			}
-			_, err := tx.Exec(ctx, `TRUNCATE repmgr.monitoring_history`)
-			return err
-		})
-		if err != nil {
-			return n.QueryError("empty repmgr.monitoring_history", err)
-		}
-		return nil
-	}
-	tag, err := n.Conn.Exec(ctx, `DELETE FROM `+old, o.KeepDays, int32(o.NodeID))
-	if err != nil {
-		return n.QueryError("delete old monitoring history", err)
-	}
-	res.Deleted = tag.RowsAffected()
-	if _, err := n.Conn.Exec(ctx, `VACUUM repmgr.monitoring_history`); err != nil {
-		return n.QueryError("vacuum repmgr.monitoring_history", err)
-	}
-	return nil
-}
-
-// unknownNode says which nodes there are.
-func unknownNode(recs []Record, id NodeID, name string) error {
-	what := fmt.Sprintf("no node with ID %d is registered", id)
-	if id == 0 {
-		what = fmt.Sprintf("no node named %q is registered", name)
-	}
-	var known []string
-	for _, r := range recs {
-		known = append(known, fmt.Sprintf("%d (%s, %s)", r.ID, r.Name, r.Role))
-	}
-	return hint(kind(ErrNotRegistered, "%s", what), "Registered nodes: %s", strings.Join(known, ", "))
-}
-
 // emit writes the event where a primary can take it, and tells the notifiers in
 // any case. Neither can fail what the event is about.
 func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
-	var at *time.Time // the time of the row is the server's, but for what has happened before
-	if !e.At.IsZero() {
-		at = &e.At
-	} else {
+	row := registry.Event{NodeID: e.NodeID, Type: string(e.Type), Success: e.Success, At: e.At, Details: e.Details}
+	if e.At.IsZero() { // the time of the row is the server's, except for what happened before
 		e.At = time.Now()
 	}
 	e.PeerConninfo = Redact(e.PeerConninfo)
@@ -513,11 +475,10 @@ func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
 	if primary != nil {
 		ctx, cancel := context.WithTimeoutCause(ctx, postgres.DefaultConnectTimeout, errors.New("writing an event took too long"))
 		defer cancel()
-		err := primary.Conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details, event_timestamp)
-			SELECT $1, $2, $3, $4, coalesce($5, now()) WHERE NOT pg_is_in_recovery() RETURNING event_timestamp`,
-			int32(e.NodeID), string(e.Type), e.Success, e.Details, at).Scan(&e.At)
-		e.written = err == nil
-		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		at, err := primary.WriteEvent(ctx, row)
+		if e.written = err == nil; e.written {
+			e.At = at
+		} else if !errors.Is(err, pgx.ErrNoRows) {
 			c.log.Warn("event not written to repmgr.events", "event", e.Type, "err", primary.QueryError("write an event", err))
 		}
 	}

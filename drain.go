@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -51,7 +52,7 @@ func (a *campaign) drain(ctx context.Context) error {
 	case a.tally.Winner != before.ID:
 		return a.refuse(election.RefusedPledges, a.res.Health, fmt.Sprintf("what %s has replayed makes node %d the winner", a.res.Winner, a.tally.Winner))
 	}
-	a.at("drained", "%s has replayed %s in %s%s", a.res.Winner, prettyBytes(before.Position.LSN.Bytes(before.Replayed)), time.Since(begun).Round(time.Millisecond), endedText(ended))
+	a.at("drained", "%s has replayed %s in %s%s", a.res.Winner, wording.Bytes(before.Position.LSN.Bytes(before.Replayed)), time.Since(begun).Round(time.Millisecond), endedText(ended))
 	return nil
 }
 
@@ -59,7 +60,7 @@ func endedText(sessions int) string {
 	if sessions == 0 {
 		return ""
 	}
-	return fmt.Sprintf("; %s that it waited for were ended", counted(sessions, "session"))
+	return fmt.Sprintf("; %s that it waited for were ended", wording.Count(sessions, "session"))
 }
 
 // replayAll waits until a detached standby has replayed what it has, as long as
@@ -136,7 +137,7 @@ func storeRule(ctx context.Context, n *registry.Server, r election.Rule) error {
 	if err != nil {
 		return err
 	}
-	return ballot.Store(ctx, n.Conn, toldSetting, string(text))
+	return ballot.Store(ctx, n.Conn, registry.ToldSetting, string(text))
 }
 
 // confirm asks whether a data node shows the rule, and, once that is written, tells

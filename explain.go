@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -178,7 +179,7 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	}
 	var ok bool
 	if e.Lost, ok = registry.ByID(recs, o.Lost); !ok {
-		return Explanation{}, unknownNode(recs, o.Lost, "")
+		return Explanation{}, registry.Unknown(recs, o.Lost, "")
 	}
 	e.Forecast = policy.Forecast(now, rule, peers, int32(o.Lost))
 	e.Voters = voters(recs, rule, peers)
@@ -375,7 +376,7 @@ func (e Explanation) lacks() string {
 	if best.BehindLost < 0 {
 		return fmt.Sprintf(": how much %s lacks is not known", e.name(best.ID))
 	}
-	return fmt.Sprintf(": %s lacks %s of what %s has", e.name(best.ID), prettyBytes(best.BehindLost), e.name(e.Rule.Primary))
+	return fmt.Sprintf(": %s lacks %s of what %s has", e.name(best.ID), wording.Bytes(best.BehindLost), e.name(e.Rule.Primary))
 }
 
 // risks are what the nodes lack that may be promoted, in words.
@@ -391,12 +392,12 @@ func (e Explanation) risks() []Blocker {
 			})
 		case election.LackSenders:
 			all = append(all, Blocker{
-				fmt.Sprintf("if %s were promoted, it would have WAL senders for %d of %s", winner, u.Have, counted(u.Need, "standby")),
+				fmt.Sprintf("if %s were promoted, it would have WAL senders for %d of %s", winner, u.Have, wording.Count(u.Need, "standby")),
 				fmt.Sprintf("Raise max_wal_senders on %s, and restart it.", winner),
 			})
 		case election.LackSlots:
 			all = append(all, Blocker{
-				fmt.Sprintf("if %s were promoted, it would have replication slots for %d of %s; the others would stream without", winner, u.Have, counted(u.Need, "standby")),
+				fmt.Sprintf("if %s were promoted, it would have replication slots for %d of %s; the others would stream without", winner, u.Have, wording.Count(u.Need, "standby")),
 				fmt.Sprintf("Raise max_replication_slots on %s, and restart it, or drop slots that nobody needs there.", winner),
 			})
 		}
@@ -602,8 +603,8 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 	pledges, promote := OutagePart{"pledges", typicalPledges, typical}, OutagePart{"promotion", typicalPromote, typical}
 	if len(past) > 0 {
 		from := fmt.Sprintf("measured in term %d", past[0].Term)
-		surveyed, recruited := past[0].after("surveyed"), past[0].after("recruited")
-		waited, ruled := max(past[0].after("chosen"), past[0].after("waited")), past[0].after("ruled")
+		surveyed, recruited := registry.StepTime(past[0], "surveyed"), registry.StepTime(past[0], "recruited")
+		waited, ruled := max(registry.StepTime(past[0], "chosen"), registry.StepTime(past[0], "waited")), registry.StepTime(past[0], "ruled")
 		if surveyed > 0 && recruited > surveyed && ruled > waited && waited > 0 {
 			pledges.Time, pledges.From = recruited-surveyed, from
 			promote.Time, promote.From = ruled-waited, from
@@ -621,7 +622,7 @@ func (e Explanation) outages(p election.Policy, past []FailoverRecord) []Expecte
 		silent.Parts[3] = fence
 	}
 	if owed := e.Forecast.Candidates[0].ToReplay; owed > typicalReplay/10 { // the winner's
-		replay := OutagePart{"replay of " + prettyBytes(owed), time.Duration(float64(owed) / typicalReplay * float64(time.Second)), typical}
+		replay := OutagePart{"replay of " + wording.Bytes(owed), time.Duration(float64(owed) / typicalReplay * float64(time.Second)), typical}
 		dies.Parts, silent.Parts = slices.Insert(dies.Parts, 3, replay), slices.Insert(silent.Parts, 3, replay)
 	}
 	all := []ExpectedOutage{dies, silent}

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wording"
 )
 
 // String is the explanation in plain sentences, several lines of them.
@@ -53,7 +53,7 @@ func (e Explanation) String() string {
 	say("")
 	say("Expected loss: %s", e.lossText())
 	for i, o := range e.Outages {
-		say("%-16s %s%s if %s: %s", map[bool]string{true: "Expected outage:"}[i == 0], roundTime(o.Total), map[bool]string{true: " or more"}[o.Least], o.Case, partsText(o.Parts))
+		say("%-16s %s%s if %s: %s", map[bool]string{true: "Expected outage:"}[i == 0], wording.Duration(o.Total), map[bool]string{true: " or more"}[o.Least], o.Case, partsText(o.Parts))
 	}
 	if len(e.Outages) > 0 {
 		say("%s", outageLimits(e.Outages[0].Least))
@@ -166,7 +166,7 @@ func (e Explanation) present() string {
 		answer = "1 answers"
 	}
 	return fmt.Sprintf("%s is the primary of term %d (%s). %s, %s; a majority is %d.",
-		e.name(e.Rule.Primary), e.Rule.Term, e.Health, counted(e.Votes.All, "vote"), answer, e.Votes.Majority)
+		e.name(e.Rule.Primary), e.Rule.Term, e.Health, wording.Count(e.Votes.All, "vote"), answer, e.Votes.Majority)
 }
 
 // waits says for whom commits wait, and what they do where nobody is left.
@@ -185,13 +185,6 @@ func (e Explanation) waits() string {
 	default:
 		return now + "; with none of them left, for nobody (durability=preferred)."
 	}
-}
-
-func counted(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // verb makes a verb of the voter's answer.
@@ -262,7 +255,7 @@ func (e Explanation) place(i int) string {
 	case c.Key == "" && c.BehindLost == 0:
 		return "has all that " + e.name(e.Rule.Primary) + " had"
 	case c.Key == "" && c.BehindLost > 0:
-		return fmt.Sprintf("has most: %s less than %s", prettyBytes(c.BehindLost), e.name(e.Rule.Primary))
+		return fmt.Sprintf("has most: %s less than %s", wording.Bytes(c.BehindLost), e.name(e.Rule.Primary))
 	case c.Key == "":
 		return "has most"
 	}
@@ -274,7 +267,7 @@ func (e Explanation) place(i int) string {
 		return "is on an older timeline than " + before
 	case election.KeyLSN:
 		if c.BehindBest > 0 {
-			return fmt.Sprintf("has %s less than the best", prettyBytes(c.BehindBest))
+			return fmt.Sprintf("has %s less than the best", wording.Bytes(c.BehindBest))
 		}
 		return "has less than " + before
 	case election.KeyServes:
@@ -299,7 +292,7 @@ func (e Explanation) lossText() string {
 	case e.Loss.Bytes == 0:
 		return "none at this look: " + e.Loss.Why + "."
 	default:
-		return fmt.Sprintf("up to %s of WAL: %s.", prettyBytes(e.Loss.Bytes), e.Loss.Why)
+		return fmt.Sprintf("up to %s of WAL: %s.", wording.Bytes(e.Loss.Bytes), e.Loss.Why)
 	}
 }
 
@@ -307,21 +300,7 @@ func (e Explanation) lossText() string {
 func partsText(parts []OutagePart) string {
 	var all []string
 	for _, p := range parts {
-		all = append(all, fmt.Sprintf("%s %s (%s)", p.Part, roundTime(p.Time), p.From))
+		all = append(all, fmt.Sprintf("%s %s (%s)", p.Part, wording.Duration(p.Time), p.From))
 	}
 	return strings.Join(all, " + ")
-}
-
-// roundTime keeps what a person reads.
-func roundTime(d time.Duration) time.Duration {
-	switch {
-	case d >= 10*time.Second:
-		return d.Round(100 * time.Millisecond)
-	case d >= time.Second:
-		return d.Round(10 * time.Millisecond)
-	case d >= time.Millisecond:
-		return d.Round(time.Millisecond)
-	default:
-		return d.Round(time.Microsecond)
-	}
 }

@@ -60,7 +60,7 @@ func TestExplanation_String(t *testing.T) {
 		}
 	}
 	past := []FailoverRecord{{Term: 3, StartedAt: now.Add(-2 * time.Hour), Steps: []FailoverStep{
-		{"surveyed", 2 * time.Millisecond, ""}, {"recruited", 25 * time.Millisecond, ""}, {"chosen", 25 * time.Millisecond, ""}, {"promoted", 60 * time.Millisecond, ""}, {"ruled", 87 * time.Millisecond, ""},
+		{Step: "surveyed", After: 2 * time.Millisecond}, {Step: "recruited", After: 25 * time.Millisecond}, {Step: "chosen", After: 25 * time.Millisecond}, {Step: "promoted", After: 60 * time.Millisecond}, {Step: "ruled", After: 87 * time.Millisecond},
 	}}}
 	var all string
 	for _, test := range []struct {

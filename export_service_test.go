@@ -24,16 +24,16 @@ func Presences(ctx context.Context, conninfo string) (all map[NodeID]Presence, e
 }
 
 func FailoverPrivileges(ctx context.Context, conninfo string) error {
-	return withNode(ctx, conninfo, func(n *registry.Server) error { return failoverPrivileges(ctx, n) })
+	return withNode(ctx, conninfo, func(n *registry.Server) error { return n.FailoverPrivileges(ctx) })
 }
 
 func WeakCommits(ctx context.Context, conninfo string) (all []string, err error) {
-	return all, withNode(ctx, conninfo, func(n *registry.Server) error { all, err = weakCommits(ctx, n); return err })
+	return all, withNode(ctx, conninfo, func(n *registry.Server) error { all, err = n.WeakCommits(ctx); return err })
 }
 
 func CopyMetadata(ctx context.Context, c *Cluster, primary, witness string) error {
 	return withNode(ctx, primary, func(p *registry.Server) error {
-		return withNode(ctx, witness, func(w *registry.Server) error { return c.copyMetadata(ctx, p, w) })
+		return withNode(ctx, witness, func(w *registry.Server) error { return registry.CopyMetadata(ctx, p, w) })
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // FailoverOptions are the choices of [Cluster.Failover].
@@ -39,11 +40,7 @@ type FailoverResult struct {
 }
 
 // FailoverStep is one step of an election, with what was known then.
-type FailoverStep struct {
-	Step     string        `json:"step"`
-	After    time.Duration `json:"after_ns"` // since the start
-	Evidence string        `json:"evidence"`
-}
+type FailoverStep = registry.FailoverStep
 
 // RefusalError is a failover that did not happen, by name. errors.Is finds it as
 // [ErrRefused], and as [ErrNoQuorum] or [ErrPaused] where it is that.
@@ -173,7 +170,7 @@ func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 
 // presumed is what the rows of the nodes, and what runs, say in the place of a rule.
 func presumed(recs []Record, peers []election.Peer) election.Rule {
-	of, _ := primaryRecord(recs)
+	of, _ := registry.Primary(recs)
 	return election.Presume(int32(of.ID), peers)
 }
 

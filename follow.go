@@ -105,7 +105,7 @@ func (c *Cluster) mended(ctx context.Context, local *registry.Server, target Rec
 	defer up.Close()
 	rules, errRules := up.Rules(ctx)
 	set, errSet := ballot.ReadSettings(ctx, local.Conn)
-	paused, _ := parsePaused(set[pausedSetting], c.cfg.NodeID)
+	paused, _ := registry.ParsePaused(set[registry.PausedSetting], c.cfg.NodeID)
 	if m, ok := all[c.cfg.NodeID]; ok && !paused && errors.Join(errRules, errSet) == nil && len(rules) > 0 && int32(target.ID) == rules[0].Primary && bringsBack(m, c.cfg.Rejoin, err) {
 		return hint(err, "The repmgrd of this node (PID %d, rejoin=%s) brings it back by itself, in a moment, and saves first what only this node has: see its log, and repmgr cluster event. If it says that it can not: %s", m.PID, c.cfg.Rejoin, Hint(err))
 	}
@@ -135,7 +135,7 @@ func (c *Cluster) followTarget(ctx context.Context, recs []Record, o FollowOptio
 		if r, ok := registry.ByID(recs, o.UpstreamID); ok {
 			return r, nil
 		}
-		return Record{}, unknownNode(recs, o.UpstreamID, "")
+		return Record{}, registry.Unknown(recs, o.UpstreamID, "")
 	}
 	limit := c.cfg.PrimaryFollowTimeout
 	deadline := time.Now().Add(limit)
@@ -213,7 +213,7 @@ func (c *Cluster) follow(ctx context.Context, n *registry.Server, node, target R
 		target = r // the copy that it was taken from may be old
 		res.Upstream = r
 	}
-	if err := checkLoop(now, node.ID, target); err != nil {
+	if err := registry.CheckLoop(now, node.ID, target); err != nil {
 		return res, err
 	}
 	if o.DryRun {
@@ -249,7 +249,7 @@ func (c *Cluster) refuseLostWAL(ctx context.Context, up, primary *registry.Serve
 	}
 	from := target
 	if recs, err := primary.Records(ctx); err == nil {
-		if r, ok := primaryRecord(recs); ok {
+		if r, ok := registry.Primary(recs); ok {
 			from = r
 		}
 	}
@@ -415,7 +415,7 @@ func (c *Cluster) repoint(ctx context.Context, n, up *registry.Server, node, tar
 // finishFollow records the new upstream and waits until it sends.
 func (c *Cluster) finishFollow(ctx context.Context, n, up, primary *registry.Server, res *FollowResult) error {
 	node, target := res.Node, res.Upstream
-	_, errRow := primary.Conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(target.ID))
+	errRow := primary.RecordUpstream(ctx, node.ID, target.ID)
 	err := c.waitAttached(ctx, n, up, node, target, res.Timeline, func() error { // until it was re-pointed it may have received more
 		status, err := n.Status(ctx)
 		if err == nil {

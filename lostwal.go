@@ -149,7 +149,7 @@ func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
 
 // attachedAnywhere says whether one of the servers sends to the standby of that name.
 func attachedAnywhere(probes []probe, name string) bool {
-	return slices.ContainsFunc(probes, func(p probe) bool { return p.err == nil && attachment(p.status, name) == "streaming" })
+	return slices.ContainsFunc(probes, func(p probe) bool { return p.err == nil && registry.Attachment(p.status, name) == "streaming" })
 }
 
 // upstreamProbe is the server that a standby would stream from: its registered

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // A primary is new only where it was not the primary before, as the follower knew it.
@@ -182,7 +183,7 @@ func TestLostRemedy(t *testing.T) {
 	require.Contains(t, of, "ALTER SYSTEM SET port = '5433';")
 	require.Contains(t, of, "ALTER SYSTEM SET hba_file = 'it''s';")
 	require.Contains(t, of, "for each of recovery_target* until the next start")
-	require.Contains(t, lostRemedy(map[string]string{pausedSetting: "1/on/2"}, true), "repmgr service pause")
+	require.Contains(t, lostRemedy(map[string]string{registry.PausedSetting: "1/on/2"}, true), "repmgr service pause")
 }
 
 // A file that was emptied is told of once. What brings a server back writes it anew.

@@ -185,7 +185,7 @@ func checkUpstream(ctx context.Context, c *Cluster, rep NodeReport) CheckResult 
 		return finding(CheckCritical, "no upstream node is registered for %s", r)
 	}
 	p := c.look(ctx, up)
-	switch state := attachment(p.status, r.Name); {
+	switch state := registry.Attachment(p.status, r.Name); {
 	case p.err != nil && rep.Status.Receiver == nil:
 		return finding(CheckCritical, "%s receives nothing, and its upstream node does not answer: %v", r, p.err)
 	case p.err != nil:

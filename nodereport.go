@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -45,7 +46,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	}
 	ok := false
 	if rep.Record, ok = registry.ByID(recs, c.cfg.NodeID); !ok {
-		return rep, unknownNode(recs, c.cfg.NodeID, "")
+		return rep, registry.Unknown(recs, c.cfg.NodeID, "")
 	}
 	rep.Record.Conninfo = Redact(rep.Record.Conninfo)
 	if rep.Status, err = local.Status(ctx); err != nil {
@@ -55,7 +56,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	_ = local.Conn.QueryRow(ctx, `SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database`).Scan(&rep.DataBytes)
 	_ = local.Conn.QueryRow(ctx, `SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'`).Scan(&rep.ArchiveReady)
 	if rep.Status.InRecovery {
-		rep.ReplicationLag = standbyLag(rep.Status)
+		rep.ReplicationLag = registry.Lag(rep.Status)
 	}
 	var above []Record // whom it may stream from
 	for _, r := range recs {
@@ -71,21 +72,6 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	}
 	rep.judge(recs)
 	return rep, nil
-}
-
-// standbyLag is how long ago the standby had replayed all that it had received:
-// unknown where it receives nothing, 0 where it has now, else the age of the last transaction that it replayed.
-func standbyLag(s NodeStatus) time.Duration {
-	switch {
-	case s.Receiver == nil: // it does not learn how far the others are
-		return -1
-	case s.ReplayedLSN >= s.ReceivedLSN:
-		return 0
-	case s.ReplayedAt == nil:
-		return -1
-	default:
-		return max(0, s.At.Sub(*s.ReplayedAt))
-	}
 }
 
 func (r *NodeReport) judge(recs []Record) {
@@ -104,7 +90,7 @@ func (r *NodeReport) judge(recs []Record) {
 		if _, ok := slots[d.SlotName]; d.SlotName != "" && !ok {
 			r.MissingSlots = append(r.MissingSlots, d.SlotName)
 		}
-		if attachment(r.Status, d.Name) == "" {
+		if registry.Attachment(r.Status, d.Name) == "" {
 			r.MissingChildren = append(r.MissingChildren, d.String())
 		}
 	}
@@ -147,7 +133,7 @@ func (r NodeReport) Rows(verbose bool) []ReportRow {
 	version, _, _ := strings.Cut(s.Version, " ") // not what a packager added
 	add("PostgreSQL version", version)
 	if r.DataBytes >= 0 {
-		add("Total data size", prettyBytes(r.DataBytes))
+		add("Total data size", wording.Bytes(r.DataBytes))
 	} else {
 		add("Total data size", "(no privilege to read it)")
 	}
@@ -223,15 +209,4 @@ func (r NodeReport) slots() string {
 		text += fmt.Sprintf("; %d inactive", len(r.InactiveSlots))
 	}
 	return text
-}
-
-// prettyBytes writes a size as pg_size_pretty does.
-func prettyBytes(n int64) string {
-	units := []string{"bytes", "kB", "MB", "GB", "TB", "PB"}
-	v, i := n, 0
-	for v >= 10*1024 && i < len(units)-1 {
-		v = (v + 512) / 1024
-		i++
-	}
-	return fmt.Sprintf("%d %s", v, units[i])
 }

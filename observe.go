@@ -71,7 +71,7 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 	o.Children = map[int32]bool{}
 	for _, r := range recs {
 		if r.UpstreamID == m.self.ID && r.Role == RoleStandby {
-			o.Children[int32(r.ID)] = attachment(status, r.Name) != ""
+			o.Children[int32(r.ID)] = registry.Attachment(status, r.Name) != ""
 		}
 	}
 }
@@ -250,7 +250,7 @@ func (m *Monitor) choosePrimary(ctx context.Context, recs []Record) (Record, err
 		return rec, err
 	}
 	for _, p := range primaries(m.cluster.survey(ctx, recs)) {
-		if attachment(p.status, m.cluster.cfg.NodeName) != "" && p.status.Timeline >= m.sample.local.Timeline {
+		if registry.Attachment(p.status, m.cluster.cfg.NodeName) != "" && p.status.Timeline >= m.sample.local.Timeline {
 			return p.record, nil
 		}
 	}

@@ -51,10 +51,6 @@ SELECT json_build_object(
   'rule', %s)
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + postgres.IdleSQL + ` d`
 
-// toldSetting is a rule that a data node was told of, because its tables do not
-// show it yet: see [election.Peer.Learned]. As JSON, in the file of ALTER SYSTEM.
-const toldSetting = "repmgr.rule"
-
 // look reads the view of a node over a connection to it.
 func (w *watch) look(ctx context.Context, n *registry.Server, rec Record) (election.Peer, error) {
 	v, _, err := w.node(int32(rec.ID)).session(n).peerView(ctx, w, rec)
@@ -126,7 +122,7 @@ func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.
 		NoPledge: cmp.Or(unable, known),
 	}
 	v.Misnamed = nameProblem(rec, w.records()) != ""
-	v.Paused, v.PauseSeq = parsePaused(set[pausedSetting], rec.ID)
+	v.Paused, v.PauseSeq = registry.ParsePaused(set[registry.PausedSetting], rec.ID)
 	v.Feeds, v.NeedsSlot = w.fed(s.Senders), rec.SlotName != ""
 	v.Room = election.Room{Known: true, Senders: s.SendersFree + len(v.Feeds), Slots: s.SlotsFree + w.ofNodes(s.Slots)}
 	if s.Extension {
@@ -154,7 +150,7 @@ func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.
 		v.Halt, v.Position.LSN = election.UnfitOwnWAL, behind
 	}
 	var told election.Rule
-	if text := set[toldSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {
+	if text := set[registry.ToldSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {
 		v.ID, v.Role = int32(rec.ID), election.Role(rec.Role)
 		v = v.Learned(told)
 	}

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
@@ -211,7 +209,7 @@ func refuseLivingPrimary(probes []probe) error {
 			last = p.status.At.Sub(*w.LastMessageAt).Round(time.Millisecond).String() + " ago"
 		}
 		for _, q := range probes {
-			if q.err == nil && attachment(q.status, p.record.Name) != "" {
+			if q.err == nil && registry.Attachment(q.status, p.record.Name) != "" {
 				w = nil // it streams from another standby, which says nothing of the primary
 				break
 			}
@@ -272,15 +270,7 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *registry.Server) error {
 func (c *Cluster) recordPromotion(ctx context.Context, primary *registry.Server, res *PromoteResult) error {
 	self := &res.Node
 	self.Role, self.UpstreamID, self.UpstreamName, self.Active = RolePrimary, 0, "", true
-	err := pgx.BeginFunc(ctx, primary.Conn, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, int32(self.ID))
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, int32(self.ID))
-		return err
-	})
-	if err != nil {
+	if err := primary.RecordPromotion(ctx, self.ID); err != nil {
 		return hint(kind(ErrMetadata, "%s is promoted, but repmgr.nodes is not updated: %w", self, err),
 			"Run on it: repmgr primary register --force")
 	}

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -88,7 +86,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		c.log.Log(ctx, LevelNotice, fmt.Sprintf("repmgr metadata schema created in database %q", local.Conn.Config().Database))
 		c.emit(ctx, local, Event{NodeID: rec.ID, Node: rec.Name, Type: EventClusterCreated, Success: true})
 	}
-	if err := c.saveRecord(ctx, local, rec, o.Force); err != nil {
+	if err := local.Save(ctx, rec, c.cfg.ClusterName, o.Force); err != nil {
 		return Record{}, err
 	}
 	c.emit(ctx, local, Event{
@@ -108,64 +106,13 @@ func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error 
 	return nil
 }
 
-// saveRecord writes the row on the primary. Without force an existing row stays as it is.
-func (c *Cluster) saveRecord(ctx context.Context, primary *registry.Server, rec Record, force bool) error {
-	err := pgx.BeginFunc(ctx, primary.Conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `LOCK TABLE repmgr.nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
-			return err
-		}
-		if err := c.checkClusterName(ctx, tx); err != nil {
-			return err
-		}
-		rows, err := tx.Query(ctx, registry.RecordsSQL)
-		if err != nil {
-			return err
-		}
-		recs, err := pgx.CollectRows(rows, pgx.RowToStructByName[Record])
-		if err != nil {
-			return err
-		}
-		if err := checkTaken(recs, rec, force); err != nil {
-			return err
-		}
-		if rec.Role == RolePrimary {
-			if _, err := tx.Exec(ctx, `UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, int32(rec.ID)); err != nil {
-				return err
-			}
-		}
-		return upsertRecord(ctx, tx, rec)
-	})
-	if err != nil && postgres.SQLState(err) != "" {
-		return primary.QueryError("write repmgr.nodes", err)
-	}
-	return err
-}
-
 // checkRow asks whether the row is ours to write, first of what is registered,
 // then of the server that the row leads to. self is the state of ours.
 func (c *Cluster) checkRow(ctx context.Context, recs []Record, rec Record, self NodeStatus, force bool) error {
-	if err := checkTaken(recs, rec, force); err != nil {
+	if err := registry.CheckTaken(recs, rec, force); err != nil {
 		return err
 	}
 	return c.checkImpostor(ctx, recs, rec, self)
-}
-
-// checkTaken keeps a node from taking the id or the name of another one.
-func checkTaken(recs []Record, rec Record, force bool) error {
-	if old, ok := registry.ByID(recs, rec.ID); ok && !force {
-		return hint(kind(ErrRegistered, "node ID %d is registered already, as %q (%s)", old.ID, old.Name, old.Role),
-			"To update its row, use --force. If that is another node, choose another node_id.")
-	}
-	if other, ok := registry.ByName(recs, rec.Name); ok && other.ID != rec.ID && other.Active {
-		return hint(kind(ErrRegistered, "the name %q is taken by node ID %d", rec.Name, other.ID), "Set another node_name in repmgr.conf.")
-	}
-	for _, other := range recs {
-		if other.ID != rec.ID && other.Name != rec.Name && strings.EqualFold(other.Name, rec.Name) {
-			return hint(kind(ErrRegistered, "the name %q differs only in case from %q of node ID %d, which PostgreSQL does not see in synchronous_standby_names", rec.Name, other.Name, other.ID),
-				"Set another node_name in repmgr.conf.")
-		}
-	}
-	return nil
 }
 
 // checkImpostor keeps --force from taking the row of another server that runs.
@@ -181,33 +128,6 @@ func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, 
 	}
 	return hint(kind(ErrRegistered, "node ID %d belongs to another running server: %q at %s", old.ID, old.Name, postgres.Address(old.Conninfo)),
 		"Choose another node_id in %s.", cmp.Or(c.cfg.File, "the configuration"))
-}
-
-func upsertRecord(ctx context.Context, tx pgx.Tx, r Record) error {
-	_, err := tx.Exec(ctx, `
-		INSERT INTO repmgr.nodes AS n (node_id, upstream_node_id, active, node_name, type, location, priority, conninfo, repluser, slot_name, config_file)
-		VALUES ($1, nullif($2, 0), $3, $4, $5, $6, $7, $8, $9, nullif($10, ''), $11)
-		ON CONFLICT (node_id) DO UPDATE SET (upstream_node_id, active, node_name, type, location, priority, conninfo, repluser, slot_name, config_file)
-		 = (EXCLUDED.upstream_node_id, EXCLUDED.active, EXCLUDED.node_name, EXCLUDED.type, EXCLUDED.location, EXCLUDED.priority,
-		    EXCLUDED.conninfo, EXCLUDED.repluser, EXCLUDED.slot_name, EXCLUDED.config_file)`,
-		int32(r.ID), int32(r.UpstreamID), r.Active, r.Name, string(r.Role), r.Location, r.Priority, r.Conninfo, r.ReplicationUser, r.SlotName, r.ConfigFile)
-	return err
-}
-
-// checkClusterName keeps a node with the configuration of another cluster out.
-// The first name that is given stays.
-func (c *Cluster) checkClusterName(ctx context.Context, tx pgx.Tx) error {
-	if c.cfg.ClusterName == "" {
-		return nil
-	}
-	var name string
-	err := tx.QueryRow(ctx, `UPDATE repmgr.metadata SET cluster_name = CASE cluster_name WHEN '' THEN $1 ELSE cluster_name END RETURNING cluster_name`,
-		c.cfg.ClusterName).Scan(&name)
-	if err == nil && name != c.cfg.ClusterName {
-		return hint(kind(ErrConfig, "cluster %q: this is the metadata of cluster %q", c.cfg.ClusterName, name),
-			"Correct cluster, or conninfo, in %s.", c.cfg.File)
-	}
-	return err
 }
 
 // RegisterStandby registers the local node as a standby, on the primary. The
@@ -261,13 +181,13 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 		c.log.Info("prerequisites met for registering the standby", "node", rec.Name, "upstream", upstream.Name)
 		return rec, nil
 	}
-	if err := c.saveRecord(ctx, primary, rec, o.Force); err != nil {
+	if err := primary.Save(ctx, rec, c.cfg.ClusterName, o.Force); err != nil {
 		return Record{}, err
 	}
 	if err := c.takeSlot(ctx, local, rec, status, upstream); err != nil {
 		return rec, err
 	}
-	of, _ := primaryRecord(recs)
+	of, _ := registry.Primary(recs)
 	c.emit(ctx, primary, Event{
 		NodeID: rec.ID, Node: rec.Name, Type: EventStandbyRegister, Success: true,
 		Details: fmt.Sprintf("%s registered as standby of %s", rec, upstream), PeerID: of.ID, Peer: of.Name, PeerConninfo: of.Conninfo,
@@ -329,33 +249,24 @@ func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Ser
 	}
 }
 
-func primaryRecord(recs []Record) (Record, bool) {
-	for _, r := range recs {
-		if r.Role == RolePrimary && r.Active {
-			return r, true
-		}
-	}
-	return Record{}, false
-}
-
 // upstreamOf finds the node that sends WAL to rec. A standby is known to its
 // upstream only by application_name, so a standby that streams under another
 // name is given its own first.
 func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, status NodeStatus, o RegisterOptions) (Record, error) {
-	primary, ok := primaryRecord(recs)
+	primary, ok := registry.Primary(recs)
 	if !ok {
 		return Record{}, hint(kind(ErrNotRegistered, "no primary is registered"), "Run repmgr primary register on the primary first.")
 	}
 	chosen := primary
 	if o.UpstreamID != 0 {
 		if chosen, ok = registry.ByID(recs, o.UpstreamID); !ok {
-			return Record{}, unknownNode(recs, o.UpstreamID, "")
+			return Record{}, registry.Unknown(recs, o.UpstreamID, "")
 		}
 		if !chosen.Active && !o.Force {
 			return Record{}, hint(kind(ErrRefused, "%s is registered as inactive", chosen), "Start it, or use --force.")
 		}
 	}
-	if err := checkLoop(recs, rec.ID, chosen); err != nil {
+	if err := registry.CheckLoop(recs, rec.ID, chosen); err != nil {
 		return Record{}, err
 	}
 	if o.Force && (o.UpstreamID != 0 || status.Receiver == nil) {
@@ -385,25 +296,6 @@ func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, sta
 	}
 }
 
-// checkLoop follows the registered upstreams from a node's upstream to the top.
-// If they lead back to the node, nobody in that circle would ever receive anything.
-func checkLoop(recs []Record, node NodeID, upstream Record) error {
-	chain := upstream.Name
-	for steps, at := 0, upstream; steps <= len(recs); steps++ {
-		if at.ID == node {
-			return hint(kind(ErrRefused, "that would be a circle of upstreams: %s", chain),
-				"Follow the primary, or a standby that does not get its WAL from this node.")
-		}
-		next, ok := registry.ByID(recs, at.UpstreamID)
-		if !ok {
-			return nil
-		}
-		chain += ", which follows " + next.Name
-		at = next
-	}
-	return nil
-}
-
 // waitUpstream looks at the nodes until one of them streams to rec. A
 // replication connection that has just been made, or made anew, needs a moment.
 func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o RegisterOptions) (Record, error) {
@@ -411,7 +303,7 @@ func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o
 	deadline, told := time.Now().Add(patience), false
 	for {
 		for _, p := range c.survey(ctx, recs) {
-			if p.err == nil && attachment(p.status, rec.Name) != "" {
+			if p.err == nil && registry.Attachment(p.status, rec.Name) != "" {
 				return p.record, nil
 			}
 		}
@@ -427,22 +319,6 @@ func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o
 			return Record{}, err
 		}
 	}
-}
-
-// attachment is the state in which a standby of that name is attached to the
-// server: streaming, catchup, or empty when it is not.
-func attachment(s NodeStatus, name string) string {
-	best := ""
-	for _, w := range s.Senders {
-		switch {
-		case w.ApplicationName != name || w.State == "backup":
-		case w.State == "streaming":
-			return w.State
-		default:
-			best = w.State
-		}
-	}
-	return best
 }
 
 // takeName gives a standby that was cloned without a configuration its node
@@ -503,5 +379,145 @@ func (c *Cluster) waitSync(ctx context.Context, local, primary *registry.Server,
 		if err := wait.Pause(ctx, 50*time.Millisecond); err != nil {
 			return hint(err, "Replication may be slow or stopped: see repmgr cluster show, and the standby's log.")
 		}
+	}
+}
+
+// UnregisterOptions say which node leaves the metadata.
+type UnregisterOptions struct {
+	NodeID NodeID // defaults to: the primary, or for a standby the local node
+	Name   string // used where NodeID is 0
+	Force  bool   // also an active primary, or one that now runs as a standby
+	DryRun bool
+}
+
+// UnregisterPrimary removes the row of a primary that is no longer one. It
+// stops nothing. It refuses while other nodes name it as their upstream.
+func (c *Cluster) UnregisterPrimary(ctx context.Context, o UnregisterOptions) (Record, error) {
+	return c.unregister(ctx, o, RolePrimary, EventPrimaryUnregister)
+}
+
+// UnregisterStandby removes the row of a standby, and its replication slot on
+// the primary where that is idle, so that it keeps no WAL for ever. It stops nothing.
+func (c *Cluster) UnregisterStandby(ctx context.Context, o UnregisterOptions) (Record, error) {
+	return c.unregister(ctx, o, RoleStandby, EventStandbyUnregister)
+}
+
+func (c *Cluster) unregister(ctx context.Context, o UnregisterOptions, role Role, event EventType) (rec Record, err error) {
+	err = c.withPrimary(ctx, func(primary *registry.Server) error {
+		recs, err := primary.Records(ctx)
+		if err != nil {
+			return err
+		}
+		if rec, err = c.unregisterTarget(recs, o, role); err != nil {
+			return err
+		}
+		if role == RolePrimary {
+			err = c.checkUnregisterPrimary(ctx, recs, rec, o)
+		} else if rec.Role != role {
+			err = kind(ErrRefused, "%s is registered as %s, not as standby", rec, rec.Role)
+		}
+		if err != nil || o.DryRun {
+			return err
+		}
+		if err := primary.Remove(ctx, rec.ID, ""); err != nil {
+			return err
+		}
+		c.dropSlots(ctx, primary, recs, rec)
+		c.emit(ctx, primary, Event{NodeID: rec.ID, Node: rec.Name, Type: event, Success: true, Details: fmt.Sprintf("%s unregistered", rec)})
+		return nil
+	})
+	return rec, err
+}
+
+func (c *Cluster) unregisterTarget(recs []Record, o UnregisterOptions, role Role) (Record, error) {
+	id := o.NodeID
+	switch {
+	case id == 0 && o.Name != "":
+		if r, ok := registry.ByName(recs, o.Name); ok {
+			return r, nil
+		}
+		return Record{}, registry.Unknown(recs, 0, o.Name)
+	case id == 0 && role == RolePrimary:
+		if r, ok := registry.Primary(recs); ok {
+			return r, nil
+		}
+		return Record{}, kind(ErrNotRegistered, "no primary is registered")
+	case id == 0:
+		id = c.cfg.NodeID
+	}
+	if r, ok := registry.ByID(recs, id); ok {
+		return r, nil
+	}
+	return Record{}, registry.Unknown(recs, id, "")
+}
+
+func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec Record, o UnregisterOptions) error {
+	var downstream []string
+	for _, r := range recs {
+		if r.UpstreamID == rec.ID {
+			downstream = append(downstream, r.String())
+		}
+	}
+	p := c.look(ctx, rec)
+	running := p.err == nil
+	switch {
+	case rec.Role == RoleWitness:
+		return kind(ErrRefused, "%s is a witness", rec)
+	case len(downstream) > 0:
+		return hint(kind(ErrRefused, "%s is the upstream of %s", rec, strings.Join(downstream, ", ")),
+			"Re-point them with repmgr standby follow, or unregister them first.")
+	case running && p.status.InRecovery && rec.Role != RolePrimary:
+		return hint(kind(ErrRefused, "%s is a standby", rec), "Use: repmgr standby unregister --node-id=%d", rec.ID)
+	case !running && rec.Role != RolePrimary:
+		return kind(ErrRefused, "%s is registered as %s, not as primary", rec, rec.Role)
+	case running && p.status.InRecovery && !o.Force:
+		return hint(kind(ErrRefused, "%s runs as a standby now", rec), "If it shall stay one, register it as such: repmgr standby register --force. To remove the row, use --force.")
+	case running && !p.status.InRecovery && !o.Force:
+		return hint(kind(ErrRefused, "%s is the running primary", rec), "Use --force if the cluster is to be taken apart.")
+	case rec.Active && !o.Force:
+		return hint(kind(ErrRefused, "%s is still registered as active", rec), "If it is gone for good, use --force.")
+	default:
+		return nil
+	}
+}
+
+// dropSlots removes the slot of a node that left, from the primary and from the
+// upstream that it had: nobody would ever move it on, and it would keep WAL until
+// the disk is full.
+func (c *Cluster) dropSlots(ctx context.Context, primary *registry.Server, recs []Record, rec Record) {
+	if rec.SlotName == "" {
+		return
+	}
+	c.dropIdleSlot(ctx, primary, rec)
+	upstream, ok := registry.ByID(recs, rec.UpstreamID)
+	if !ok || upstream.Role == RolePrimary {
+		return
+	}
+	up, err := c.connectTo(ctx, upstream)
+	if err != nil {
+		c.log.Warn("replication slot not dropped: its server is not reachable", "slot", rec.SlotName, "on", upstream.Name, "err", err,
+			"hint", fmt.Sprintf("There: SELECT pg_drop_replication_slot('%s');", rec.SlotName))
+		return
+	}
+	defer up.Close()
+	c.dropIdleSlot(ctx, up, rec)
+}
+
+// dropIdleSlot removes a node's slot where nobody uses it, and says where it stays.
+func (c *Cluster) dropIdleSlot(ctx context.Context, on *registry.Server, rec Record) {
+	dropped, err := on.DropSlot(ctx, rec.SlotName)
+	if err == nil && !dropped {
+		var stays bool
+		err = on.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, rec.SlotName).Scan(&stays)
+		if err == nil && stays {
+			err = errors.New("it is in use")
+		}
+	}
+	switch {
+	case err != nil:
+		c.log.Warn(fmt.Sprintf("replication slot %s not dropped on %s: %v", rec.SlotName, on.Name, err),
+			"hint", fmt.Sprintf("It keeps WAL. When nobody uses it any more: SELECT pg_drop_replication_slot('%s');", rec.SlotName))
+	case dropped:
+		c.log.Log(ctx, LevelNotice, fmt.Sprintf("replication slot %s dropped on %s", rec.SlotName, on.Name))
 	}
 }

@@ -7,34 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
-
-// pausedSetting is the server setting that keeps Monitors from acting by
-// themselves: 'node id/on/n', the n-th word on that; the newest that any node has
-// counts for all. It is in the file of ALTER SYSTEM, so it works on a standby and
-// survives restarts; a clone brings that of its source, which does not count.
-const pausedSetting = "repmgr.paused"
-
-// parsePaused reads the value of the setting as that node's. 0: it has said nothing.
-func parsePaused(raw string, id NodeID) (paused bool, seq int64) {
-	node, word, _ := strings.Cut(raw, "/")
-	on, number, _ := strings.Cut(word, "/")
-	if node != id.String() {
-		return false, 0
-	}
-	seq, _ = strconv.ParseInt(number, 10, 64)
-	return on == "on", seq
-}
 
 // PauseOptions are the choices of [Cluster.Pause] and [Cluster.Unpause].
 type PauseOptions struct {
@@ -111,18 +91,18 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		wg.Wait()
 	}
 	each(func(i int, n *registry.Server) (err error) {
-		if err := n.MayAlterSystem(ctx, []string{pausedSetting}); err != nil {
+		if err := n.MayAlterSystem(ctx, []string{registry.PausedSetting}); err != nil {
 			return err
 		}
 		if all, err := n.Rules(ctx); err == nil && len(all) > 0 { // without one nobody fails over
 			rules[i] = all[0]
 		}
-		seqs[i], err = pauseSeq(ctx, n, probes[i].record.ID)
+		seqs[i], err = n.PauseSeq(ctx, probes[i].record.ID)
 		return err
 	})
 	seq := slices.Max(seqs) + 1
 	if !o.DryRun {
-		each(func(i int, n *registry.Server) error { return setPaused(ctx, n, probes[i].record.ID, paused, seq) })
+		each(func(i int, n *registry.Server) error { return n.SetPaused(ctx, probes[i].record.ID, paused, seq) })
 	}
 	for i, p := range probes {
 		n := PausedNode{ID: p.record.ID, Name: p.record.Name}
@@ -146,32 +126,6 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*registry.Server
 	}
 	defer n.Close()
 	return f(n)
-}
-
-// pauseSeq reads from its server how new the word of node id on a pause is.
-func pauseSeq(ctx context.Context, n *registry.Server, id NodeID) (int64, error) {
-	set, err := ballot.ReadSettings(ctx, n.Conn)
-	if err != nil {
-		return 0, n.QueryError("read "+pausedSetting, err)
-	}
-	_, seq := parsePaused(set[pausedSetting], id)
-	return seq, nil
-}
-
-// setPaused writes the flag of node id to its server. Repeating it is harmless.
-func setPaused(ctx context.Context, n *registry.Server, id NodeID, paused bool, seq int64) error {
-	if err := n.MayAlterSystem(ctx, []string{pausedSetting}); err != nil {
-		return err
-	}
-	word := fmt.Sprintf("%d/%s/%d", id, map[bool]string{true: "on", false: "off"}[paused], seq)
-	if err := ballot.Store(ctx, n.Conn, pausedSetting, word); err != nil {
-		return n.QueryError("set "+pausedSetting, err)
-	}
-	// Nobody needs it in force, but the Monitors notice at once that something changed.
-	if err := n.Reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
-		return err
-	}
-	return n.PauseForeign(ctx, paused)
 }
 
 // ServiceStatus is every registered node with what its Monitor says, and the
@@ -287,18 +241,18 @@ func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode)
 	var text, fault string
 	err := n.Conn.QueryRow(ctx, `SELECT `+ballot.SettingsSQL+`, coalesce(`+ballot.FaultSQL+`, '')`).Scan(&text, &fault)
 	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege {
-		if lacks := failoverPrivileges(ctx, n); lacks != nil {
+		if lacks := n.FailoverPrivileges(ctx); lacks != nil {
 			return lacks
 		}
 	}
 	if err != nil && !ballot.Unreadable(err) {
-		return n.QueryError("read "+pausedSetting, err)
+		return n.QueryError("read "+registry.PausedSetting, err)
 	}
 	set, b, unable := readVote(text, err)
 	if s.NoPledge = cmp.Or(unable, fault); unable != "" {
 		return nil
 	}
-	paused, seq := parsePaused(set[pausedSetting], id)
+	paused, seq := registry.ParsePaused(set[registry.PausedSetting], id)
 	s.Paused, s.pauseSeq = &paused, seq
 	if b.Term > 0 {
 		s.Ballot = &b
@@ -479,84 +433,4 @@ func (s ServiceStatus) RuleText() string {
 		sync = append(sync, name(id))
 	}
 	return text + fmt.Sprintf("; commits wait for %d of %s%s", s.Rule.Acks, strings.Join(sync, ", "), durability)
-}
-
-// What a login that is no superuser needs for a failover. The parameters are
-// those that a Monitor sets by ALTER SYSTEM.
-var (
-	failoverParameters = append(slices.Clone(ballot.Parameters), pausedSetting, syncMark, toldSetting, "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names")
-	failoverFunctions  = []string{
-		"pg_show_all_file_settings()", "pg_reload_conf()", "pg_promote(boolean, integer)", "pg_wal_replay_resume()",
-		"pg_read_binary_file(text)", "pg_read_binary_file(text, bigint, bigint, boolean)", "pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)",
-	}
-	failoverRoles = []string{"pg_monitor", "pg_checkpoint", "pg_signal_backend"}
-)
-
-// failoverPrivileges says what this login lacks for a failover, or its server. The
-// hint has the statements that grant it: on a standby nobody can, once the primary
-// is lost.
-func failoverPrivileges(ctx context.Context, n *registry.Server) error {
-	if err := n.Heeds(ctx); err != nil {
-		return fmt.Errorf("failover: %w", err)
-	}
-	if n.Conn.PgConn().ParameterStatus("is_superuser") == "on" {
-		return nil
-	}
-	login := n.Conn.Config().User
-	var archive bool
-	if err := n.Conn.QueryRow(ctx, `SELECT current_setting('restore_command') <> ''`).Scan(&archive); err != nil {
-		return n.QueryError("look at the privileges", err)
-	}
-	needed := failoverParameters
-	if archive {
-		needed = append(slices.Clone(needed), ballot.ArchiveParameters...)
-	}
-	if postgres.Major(n.Conn.PgConn()) < 15 {
-		return hint(kind(ErrQuery, "failover on %s: user %q is no superuser, and before PostgreSQL 15 nobody else may ALTER SYSTEM", n.Name, login),
-			"Make it a superuser: ALTER ROLE %s SUPERUSER;", pgx.Identifier{login}.Sanitize())
-	}
-	var parameters, functions, roles []string
-	var files, tables, replication bool
-	err := n.Conn.QueryRow(ctx, `SELECT
-		ARRAY(SELECT name FROM unnest($1::text[]) WITH ORDINALITY u (name, i) WHERE NOT has_parameter_privilege(name, 'ALTER SYSTEM') ORDER BY i),
-		ARRAY(SELECT name FROM unnest($2::text[]) WITH ORDINALITY u (name, i) WHERE NOT has_function_privilege(name, 'EXECUTE') ORDER BY i),
-		ARRAY(SELECT name FROM unnest($3::text[]) WITH ORDINALITY u (name, i) WHERE NOT pg_has_role(name, 'USAGE') ORDER BY i),
-		has_table_privilege('pg_file_settings', 'SELECT'),
-		(SELECT coalesce(bool_and(has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
-				AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')), true)
-			FROM pg_class WHERE relkind = 'r' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'repmgr')),
-		(SELECT rolreplication FROM pg_roles WHERE rolname = current_user)`,
-		needed, failoverFunctions, failoverRoles).Scan(&parameters, &functions, &roles, &files, &tables, &replication)
-	if err != nil {
-		return n.QueryError("look at the privileges", err)
-	}
-	var lacks, grants []string
-	lack := func(what, grant string) {
-		lacks = append(lacks, what)
-		grants = append(grants, fmt.Sprintf("%s TO %s;", grant, pgx.Identifier{login}.Sanitize()))
-	}
-	if !replication {
-		lacks = append(lacks, "replicate")
-		grants = append(grants, fmt.Sprintf("ALTER ROLE %s REPLICATION;", pgx.Identifier{login}.Sanitize()))
-	}
-	if list := strings.Join(roles, ", "); list != "" {
-		lack("be "+list, "GRANT "+list)
-	}
-	if list := strings.Join(parameters, ", "); list != "" {
-		lack("ALTER SYSTEM SET "+list, "GRANT ALTER SYSTEM ON PARAMETER "+list)
-	}
-	if !files {
-		lack("read pg_file_settings", "GRANT SELECT ON pg_file_settings")
-	}
-	if list := strings.Join(functions, ", "); list != "" {
-		lack("call "+list, "GRANT EXECUTE ON FUNCTION "+list)
-	}
-	if !tables {
-		lack("write the tables of repmgr", "GRANT USAGE ON SCHEMA repmgr TO "+pgx.Identifier{login}.Sanitize()+"; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA repmgr")
-	}
-	if len(lacks) == 0 {
-		return nil
-	}
-	return hint(kind(ErrQuery, "failover on %s: user %q may not %s", n.Name, login, strings.Join(lacks, "; may not ")),
-		"Connect as a superuser. Or run once, as one, in database %q of the primary, and of each witness:\n%s", n.Conn.Config().Database, strings.Join(grants, "\n"))
 }

@@ -121,7 +121,7 @@ func judge(probes []probe) ClusterStatus {
 	}
 	for _, r := range recs {
 		if up, ok := registry.ByID(recs, r.UpstreamID); ok {
-			if err := checkLoop(recs, r.ID, up); err != nil {
+			if err := registry.CheckLoop(recs, r.ID, up); err != nil {
 				found.add(FindingUpstreamCircle, r.ID, "%s receives nothing: its upstreams are a circle", r)
 			}
 		}
@@ -271,7 +271,7 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 	case !p.status.InRecovery:
 		return "! " + r.UpstreamName, "" // the Status column says it
 	}
-	attached = attachment(up.status, r.Name)
+	attached = registry.Attachment(up.status, r.Name)
 	slot, _ := slotOf(up.status, r.SlotName)
 	switch {
 	case attached == "streaming":
@@ -287,9 +287,9 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 	switch attached {
 	case "":
 		for _, q := range probes {
-			if q.err == nil && attachment(q.status, r.Name) != "" {
+			if q.err == nil && registry.Attachment(q.status, r.Name) != "" {
 				found.add(FindingWrongUpstream, r.ID, "%s is attached to %s, not to its registered upstream %q (ID: %d)", r, q.record, r.UpstreamName, r.UpstreamID)
-				return "! " + q.record.Name, attachment(q.status, r.Name)
+				return "! " + q.record.Name, registry.Attachment(q.status, r.Name)
 			}
 		}
 		found.add(FindingNotAttached, r.ID, "%s is not attached to its upstream node %q (ID: %d)", r, r.UpstreamName, r.UpstreamID)

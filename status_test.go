@@ -114,10 +114,3 @@ func TestJudge_NoPrimary(t *testing.T) {
 		}
 	}
 }
-
-func TestPrettyBytes(t *testing.T) {
-	t.Parallel()
-	for n, want := range map[int64]string{0: "0 bytes", 10239: "10239 bytes", 10240: "10 kB", 40 << 20: "40 MB", 12345678901: "11 GB"} {
-		require.Equal(t, want, prettyBytes(n))
-	}
-}

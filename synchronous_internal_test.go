@@ -111,14 +111,6 @@ func TestForeignAddress(t *testing.T) {
 	}
 }
 
-func TestLeaksAtStart(t *testing.T) {
-	t.Parallel()
-	for version, want := range map[int]bool{130020: true, 130021: false, 140017: true, 140018: false, 150012: true, 150013: false, 160008: true, 160009: false, 170004: true, 170005: false, 180000: false} {
-		fixed, leaks := leaksAtStart(version)
-		require.Equal(t, want, leaks, "%d: %s", version, fixed)
-	}
-}
-
 // idleSession is a session that has not read the newest settings of its server, and
 // can not any more: its value of work_mem and of synchronous_standby_names is an old one.
 func idleSession(t *testing.T, sync string) (s *pgtest.Server, idle *registry.Server, mend func()) {

@@ -306,7 +306,7 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 				err = nil // an election goes on: the ballots tell
 			}
 		case p.Role == election.Witness:
-			err = m.watch.node(p.ID).with(ctx, func(n *registry.Server) error { return m.cluster.copyMetadata(ctx, m.local.Server, n) })
+			err = m.watch.node(p.ID).with(ctx, func(n *registry.Server) error { return registry.CopyMetadata(ctx, m.local.Server, n) })
 		case p.Running == election.Standby && time.Since(m.tender.ruledAt) > m.cluster.pulse(): // it is slow to replay it, or can not stream
 			err = m.watch.node(p.ID).do(ctx, func(n *registry.Server) error { return tellRule(ctx, n, r) })
 		default:
@@ -373,7 +373,7 @@ func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 		return err
 	}
 	defer up.Close()
-	if status, err := up.Status(ctx); err != nil || attachment(status, m.self.Name) == "" {
+	if status, err := up.Status(ctx); err != nil || registry.Attachment(status, m.self.Name) == "" {
 		return err // it streams from another one than its row says
 	}
 	if _, err := up.CreateSlot(ctx, m.self.SlotName, m.self.Name); err != nil {

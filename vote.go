@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // tellPledge says when the local server could not give its pledge in an election,
@@ -44,7 +45,7 @@ type vote struct {
 // who only changes them: what a standby streams by, what clients find the server by,
 // and what a clone has set for good.
 var (
-	guardedSettings = append([]string{"primary_conninfo", pausedSetting}, startSettings...)
+	guardedSettings = append([]string{"primary_conninfo", registry.PausedSetting}, startSettings...)
 	startSettings   = append(slices.Clone(placeSettings), "recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_timeline", "recovery_target_xid")
 	placeSettings   = []string{"port", "listen_addresses", "unix_socket_directories", "hba_file", "ident_file"}
 )
@@ -152,7 +153,7 @@ func lostRemedy(gone map[string]string, standby bool) string {
 	} else if ok {
 		all = append(all, "This server is a primary: it needs no primary_conninfo, and is given one when it becomes a standby.")
 	}
-	if _, ok := gone[pausedSetting]; ok {
+	if _, ok := gone[registry.PausedSetting]; ok {
 		all = append(all, "If failover is still to be paused: repmgr service pause.")
 	}
 	for _, name := range placeSettings {

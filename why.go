@@ -10,64 +10,14 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // FailoverRecord is a failover that took place, as repmgr.failovers keeps it.
-type FailoverRecord struct {
-	Term        int64           `json:"term" db:"term"`
-	FormerID    NodeID          `json:"former_primary_id,omitempty" db:"former_id"` // 0: there was none
-	Former      string          `json:"former_primary,omitempty" db:"former"`       // empty: the node is not registered any more
-	PrimaryID   NodeID          `json:"primary_id" db:"primary_id"`
-	Primary     string          `json:"primary,omitempty" db:"primary_name"`
-	Coordinator string          `json:"coordinator" db:"coordinator"` // whose election it was: node name and PID
-	Reason      election.Health `json:"reason" db:"reason"`           // the verdict on the former primary
-	StartedAt   time.Time       `json:"started_at" db:"started_at"`
-	Outage      time.Duration   `json:"outage_ns,omitempty" db:"outage"`      // from the last sign of life of the former primary until the new one's first commit; 0: not known
-	LostBytes   *int64          `json:"lost_bytes,omitempty" db:"lost_bytes"` // WAL that the former primary had beyond the new one; nil: not known
-	Steps       []FailoverStep  `json:"steps" db:"steps"`
-}
-
-// after is when a step was done, since the start. 0: it was not.
-func (f FailoverRecord) after(step string) (d time.Duration) {
-	for _, s := range f.Steps {
-		if s.Step == step {
-			d = s.After
-		}
-	}
-	return d
-}
-
-func (f FailoverRecord) end() time.Time {
-	if len(f.Steps) == 0 {
-		return f.StartedAt
-	}
-	return f.StartedAt.Add(f.Steps[len(f.Steps)-1].After)
-}
-
-// Line says what happened, in one sentence.
-func (f FailoverRecord) Line() string {
-	text := fmt.Sprintf("Term %d, %s: %s took over from %s, because the %s.", f.Term, f.StartedAt.Local().Format(time.DateTime),
-		nodeName(f.PrimaryID, f.Primary), nodeName(f.FormerID, f.Former), strings.TrimPrefix(string(f.Reason), "the "))
-	if f.Outage > 0 {
-		text += fmt.Sprintf(" There was no primary for %s.", roundTime(f.Outage))
-	}
-	return text + fmt.Sprintf(" The election was held by %s.", f.Coordinator)
-}
-
-func nodeName(id NodeID, name string) string {
-	switch {
-	case id == 0:
-		return "nobody"
-	case name == "":
-		return fmt.Sprintf("node %d, which is not registered any more", id)
-	}
-	return name
-}
+type FailoverRecord = registry.FailoverRecord
 
 // Failovers are the failovers that took place, the newest first, at most limit
 // of them. limit 0: all. Every node that answers is asked, and the one that
@@ -87,7 +37,7 @@ func (c *Cluster) failovers(ctx context.Context, recs []Record, limit int) ([]Fa
 	best := []FailoverRecord{}
 	var errs []error
 	for _, r := range askAll(ctx, c, recs, func(ctx context.Context, n *registry.Server) ([]FailoverRecord, error) {
-		return readFailovers(ctx, n, limit)
+		return n.Failovers(ctx, limit)
 	}) {
 		switch {
 		case r.err != nil:
@@ -134,27 +84,6 @@ func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(cont
 	return replies
 }
 
-const failoversSQL = `
-SELECT f.term, coalesce(f.former_primary_id, 0) AS former_id, coalesce(o.node_name, '') AS former, f.primary_id, coalesce(w.node_name, '') AS primary_name,
-       f.coordinator, f.reason, f.started_at, coalesce((extract(epoch FROM f.outage) * 1e9)::bigint, 0) AS outage, f.lost_bytes, f.steps
-  FROM repmgr.failovers f LEFT JOIN repmgr.nodes o ON o.node_id = f.former_primary_id LEFT JOIN repmgr.nodes w ON w.node_id = f.primary_id
- ORDER BY f.term DESC LIMIT nullif($1::int, 0)`
-
-func readFailovers(ctx context.Context, n *registry.Server, limit int) ([]FailoverRecord, error) {
-	if ok, err := n.HasSchema(ctx); !ok {
-		return nil, err
-	}
-	rows, err := n.Conn.Query(ctx, failoversSQL, limit)
-	if err != nil {
-		return nil, n.QueryError("read repmgr.failovers", err)
-	}
-	all, err := pgx.CollectRows(rows, pgx.RowToStructByName[FailoverRecord])
-	if err != nil {
-		return nil, n.QueryError("read repmgr.failovers", err)
-	}
-	return all, nil
-}
-
 // Reasoning is the last decision, and what every Monitor says now.
 type Reasoning struct {
 	At       time.Time       `json:"at"`
@@ -198,7 +127,7 @@ func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
 	if len(errs) == len(recs) {
 		return Reasoning{}, errors.Join(errs...)
 	}
-	if r.Event != nil && r.Failover != nil && !r.Event.At.After(r.Failover.end()) {
+	if r.Event != nil && r.Failover != nil && !r.Event.At.After(registry.EndOf(*r.Failover)) {
 		r.Event = nil
 	}
 	return r, nil
@@ -220,24 +149,18 @@ func (a account) monitor(id NodeID) *Presence {
 	return nil
 }
 
-const decisionsSQL = `
-SELECT e.node_id, coalesce(n.node_name, '') AS node_name, e.event, e.successful, e.event_timestamp, coalesce(e.details, '') AS details
-  FROM repmgr.events e LEFT JOIN repmgr.nodes n USING (node_id)
- WHERE e.event = ANY ($1) ORDER BY e.event_timestamp DESC LIMIT 1`
+// decisions are the events that tell of one.
+var decisions = []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)}
 
 func readAccount(ctx context.Context, n *registry.Server) (a account, err error) {
 	if a.rules, err = n.Rules(ctx); err != nil {
 		return a, err
 	}
-	if a.failovers, err = readFailovers(ctx, n, 1); err != nil {
+	if a.failovers, err = n.Failovers(ctx, 1); err != nil {
 		return a, err
 	}
-	rows, err := n.Conn.Query(ctx, decisionsSQL, []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)})
-	if err == nil {
-		a.events, err = pgx.CollectRows(rows, pgx.RowToStructByName[Event])
-	}
-	if err != nil {
-		return a, n.QueryError("read repmgr.events", err)
+	if a.events, err = readEvents(ctx, n, registry.EventFilter{Types: decisions, Limit: 1}); err != nil {
+		return a, err
 	}
 	if a.foreign, err = n.ForeignDaemon(ctx); err != nil {
 		return a, err
@@ -264,7 +187,7 @@ func (r Reasoning) String() string {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	if e := r.Event; e != nil {
-		say("%s, %s on %s: %s", e.At.Local().Format(time.DateTime), decisionText(*e), nodeName(e.NodeID, e.Node), e.Details)
+		say("%s, %s on %s: %s", e.At.Local().Format(time.DateTime), decisionText(*e), registry.NameOf(e.NodeID, e.Node), e.Details)
 		if r.Failover != nil {
 			say("Before that:")
 		}
@@ -308,19 +231,6 @@ func decisionText(e Event) string {
 	}
 }
 
-// String is the failover with its steps, and what was known in each.
-func (f FailoverRecord) String() string {
-	var b strings.Builder
-	fmt.Fprintln(&b, f.Line())
-	if f.LostBytes != nil {
-		fmt.Fprintf(&b, "  The former primary had %s of WAL that the new one never got.\n", prettyBytes(*f.LostBytes))
-	}
-	for _, s := range f.Steps {
-		fmt.Fprintf(&b, "  %8s  %-10s %s\n", roundTime(s.After), s.Step, s.Evidence)
-	}
-	return b.String()
-}
-
 func (m MonitorWord) text(now time.Time) string {
 	switch {
 	case m.Error != "":
@@ -333,7 +243,7 @@ func (m MonitorWord) text(now time.Time) string {
 	p := m.Monitor
 	text := fmt.Sprintf("%s: %s", cmp.Or(p.Phase, "it runs"), p.Reason)
 	if !p.Since.IsZero() {
-		text += fmt.Sprintf(" (for %s)", roundTime(max(0, now.Sub(p.Since))))
+		text += fmt.Sprintf(" (for %s)", wording.Duration(max(0, now.Sub(p.Since))))
 	}
 	if p.Mode == FailoverManual {
 		text += "; failover=manual"
@@ -363,7 +273,7 @@ func (c *Cluster) WhyNot(ctx context.Context, id NodeID) (WhyNotAnswer, error) {
 	}
 	node, ok := registry.ByID(recs, id)
 	if !ok {
-		return WhyNotAnswer{}, unknownNode(recs, id, "")
+		return WhyNotAnswer{}, registry.Unknown(recs, id, "")
 	}
 	e, err := c.Explain(ctx, ExplainOptions{})
 	if err != nil {

@@ -15,6 +15,11 @@ import (
 // Tables of a former version lack columns.
 const RulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
 
+// ToldSetting is the server setting that has a rule which a data node was told of, because
+// its tables do not show it yet: see [election.Peer.Learned]. It is JSON, in the file of
+// ALTER SYSTEM.
+const ToldSetting = "repmgr.rule"
+
 // Rules are the newest two rules of a server, the newest first.
 func (n *Server) Rules(ctx context.Context) ([]election.Rule, error) {
 	if ok, err := n.HasSchema(ctx); !ok {

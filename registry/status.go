@@ -176,3 +176,35 @@ func NextLSN(s NodeStatus) wal.LSN { return s.next }
 
 // HasArchive reports whether a standby has a restore_command.
 func HasArchive(s NodeStatus) bool { return s.archive }
+
+// Attachment is the state in which a standby of that name is attached to the server of
+// that status: streaming, catchup, or empty when it is not.
+func Attachment(s NodeStatus, name string) string {
+	best := ""
+	for _, w := range s.Senders {
+		switch {
+		case w.ApplicationName != name || w.State == "backup":
+		case w.State == "streaming":
+			return w.State
+		default:
+			best = w.State
+		}
+	}
+	return best
+}
+
+// Lag is how long ago a standby had replayed all that it had received: -1, which is
+// unknown, where it receives nothing; 0 where it has now; else the age of the last
+// transaction that it replayed.
+func Lag(s NodeStatus) time.Duration {
+	switch {
+	case s.Receiver == nil: // it does not learn how far the others are
+		return -1
+	case s.ReplayedLSN >= s.ReceivedLSN:
+		return 0
+	case s.ReplayedAt == nil:
+		return -1
+	default:
+		return max(0, s.At.Sub(*s.ReplayedAt))
+	}
+}

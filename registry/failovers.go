@@ -1,0 +1,111 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wording"
+)
+
+// FailoverRecord is a failover that took place, as repmgr.failovers keeps it.
+type FailoverRecord struct {
+	Term        int64           `json:"term" db:"term"`
+	FormerID    NodeID          `json:"former_primary_id,omitempty" db:"former_id"` // 0: there was none
+	Former      string          `json:"former_primary,omitempty" db:"former"`       // empty: the node is not registered any more
+	PrimaryID   NodeID          `json:"primary_id" db:"primary_id"`
+	Primary     string          `json:"primary,omitempty" db:"primary_name"`
+	Coordinator string          `json:"coordinator" db:"coordinator"` // whose election it was: node name and PID
+	Reason      election.Health `json:"reason" db:"reason"`           // the verdict on the former primary
+	StartedAt   time.Time       `json:"started_at" db:"started_at"`
+	Outage      time.Duration   `json:"outage_ns,omitempty" db:"outage"`      // from the last sign of life of the former primary until the new one's first commit; 0: not known
+	LostBytes   *int64          `json:"lost_bytes,omitempty" db:"lost_bytes"` // WAL that the former primary had beyond the new one; nil: not known
+	Steps       []FailoverStep  `json:"steps" db:"steps"`
+}
+
+// FailoverStep is one step of an election, with what was known then.
+type FailoverStep struct {
+	Step     string        `json:"step"`
+	After    time.Duration `json:"after_ns"` // since the start
+	Evidence string        `json:"evidence"`
+}
+
+const failoversSQL = `
+SELECT f.term, coalesce(f.former_primary_id, 0) AS former_id, coalesce(o.node_name, '') AS former, f.primary_id, coalesce(w.node_name, '') AS primary_name,
+       f.coordinator, f.reason, f.started_at, coalesce((extract(epoch FROM f.outage) * 1e9)::bigint, 0) AS outage, f.lost_bytes, f.steps
+  FROM repmgr.failovers f LEFT JOIN repmgr.nodes o ON o.node_id = f.former_primary_id LEFT JOIN repmgr.nodes w ON w.node_id = f.primary_id
+ ORDER BY f.term DESC LIMIT nullif($1::int, 0)`
+
+// Failovers are those that the server knows of, the newest first, at most limit of them.
+// limit 0: all. The tables of repmgr 5 have none.
+func (n *Server) Failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
+	if ok, err := n.HasSchema(ctx); !ok {
+		return nil, err
+	}
+	rows, err := n.Conn.Query(ctx, failoversSQL, limit)
+	if err != nil {
+		return nil, n.QueryError("read repmgr.failovers", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByName[FailoverRecord])
+	if err != nil {
+		return nil, n.QueryError("read repmgr.failovers", err)
+	}
+	return all, nil
+}
+
+// StepTime is when a step of the failover was done, since the start. 0: it was not.
+func StepTime(f FailoverRecord, step string) (d time.Duration) {
+	for _, s := range f.Steps {
+		if s.Step == step {
+			d = s.After
+		}
+	}
+	return d
+}
+
+// EndOf is when the last step of the failover was done.
+func EndOf(f FailoverRecord) time.Time {
+	if len(f.Steps) == 0 {
+		return f.StartedAt
+	}
+	return f.StartedAt.Add(f.Steps[len(f.Steps)-1].After)
+}
+
+// Line says what happened, in one sentence.
+func (f FailoverRecord) Line() string {
+	text := fmt.Sprintf("Term %d, %s: %s took over from %s, because the %s.", f.Term, f.StartedAt.Local().Format(time.DateTime),
+		NameOf(f.PrimaryID, f.Primary), NameOf(f.FormerID, f.Former), strings.TrimPrefix(string(f.Reason), "the "))
+	if f.Outage > 0 {
+		text += fmt.Sprintf(" There was no primary for %s.", wording.Duration(f.Outage))
+	}
+	return text + fmt.Sprintf(" The election was held by %s.", f.Coordinator)
+}
+
+// NameOf is the name of a node of the past, for a sentence: id 0 is nobody, and a node
+// without a name is not registered any more.
+func NameOf(id NodeID, name string) string {
+	switch {
+	case id == 0:
+		return "nobody"
+	case name == "":
+		return fmt.Sprintf("node %d, which is not registered any more", id)
+	}
+	return name
+}
+
+// String is the failover with its steps, and what was known in each.
+func (f FailoverRecord) String() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, f.Line())
+	if f.LostBytes != nil {
+		fmt.Fprintf(&b, "  The former primary had %s of WAL that the new one never got.\n", wording.Bytes(*f.LostBytes))
+	}
+	for _, s := range f.Steps {
+		fmt.Fprintf(&b, "  %8s  %-10s %s\n", wording.Duration(s.After), s.Step, s.Evidence)
+	}
+	return b.String()
+}
