@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -83,43 +82,4 @@ func (a *ability) canFence() *bool {
 	}
 	can := a.lacks == nil
 	return &can
-}
-
-// guarded is what is kept of the primary's daemon: who starts during a cut has
-// nothing else to judge by whether that will stop its server.
-type guarded struct {
-	ID        NodeID    `json:"node_id"`
-	Monitored bool      `json:"monitored"`
-	Automatic bool      `json:"automatic"`
-	CanFence  bool      `json:"can_fence"`
-	Paused    bool      `json:"paused"`
-	PauseSeq  int64     `json:"pause_seq"`
-	Until     time.Time `json:"until"` // when the Monitor that wrote it still watched
-}
-
-const (
-	guardedEvery = time.Minute     // between two notes of the same
-	guardedLasts = 5 * time.Minute // without a Monitor that watches: later something may have changed unseen
-)
-
-func guardedOf(p election.Peer) *guarded {
-	return &guarded{NodeID(p.ID), p.Monitored, p.Automatic, p.CanFence, p.Paused, p.PauseSeq, time.Now().Round(0)}
-}
-
-// same reports whether there is nothing new, and it needs no renewal.
-func (g *guarded) same(now *guarded) bool {
-	if g == nil || now == nil {
-		return g == now
-	}
-	was := *g
-	was.Until = now.Until
-	return was == *now && now.Until.Sub(g.Until) < guardedEvery
-}
-
-// recall fills in what was kept of the node, where that is fresh.
-func (g *guarded) recall(p *election.Peer) {
-	if g == nil || g.ID != NodeID(p.ID) || time.Since(g.Until).Abs() > guardedLasts {
-		return
-	}
-	p.Monitored, p.Automatic, p.CanFence, p.Paused, p.PauseSeq = g.Monitored, g.Automatic, g.CanFence, g.Paused, g.PauseSeq
 }

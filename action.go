@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -113,7 +114,7 @@ func (m *Monitor) lastFence() string {
 
 // learnPause writes to the local server what was said of a pause while it was down.
 func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error {
-	me, word := peerOf(o.Peers, o.Self), election.LastPause(o.Peers)
+	me, word := voters.PeerOf(o.Peers, o.Self), election.LastPause(o.Peers)
 	if !o.Local.Up || m.local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
 		return nil
 	}
@@ -125,7 +126,7 @@ func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error 
 // halfPaused says that a pause does not hold, since an election could pass it by:
 // the local primary keeps its lease then.
 func (m *Monitor) halfPaused(o election.Observation) error {
-	me := peerOf(o.Peers, o.Self)
+	me := voters.PeerOf(o.Peers, o.Self)
 	if m.cluster.cfg.Failover != FailoverAutomatic || !m.inOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PauseHolds(o.Self, o.Peers) {
 		return nil
 	}
@@ -139,7 +140,7 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 		if p.ID == election.Arbiter {
 			continue
 		}
-		rec := m.watch.record(p.ID)
+		rec := m.watch.Record(p.ID)
 		var err error
 		if p.Answer == election.Rejects {
 			text := "%s rejects the login of this daemon"
@@ -264,7 +265,7 @@ func (m *Monitor) ruler() NodeID {
 	if m.manual() {
 		return NodeID(m.rule.Primary)
 	}
-	return NodeID(newest(m.watch.peers()).Primary)
+	return NodeID(voters.NewestRule(m.watch.Peers()).Primary)
 }
 
 // manual reports whether this Monitor only watches.
@@ -272,7 +273,7 @@ func (m *Monitor) manual() bool { return m.cluster.cfg.Failover != FailoverAutom
 
 // silent reports whether a node is known not to answer, so that nobody waits for it.
 func (m *Monitor) silent(id NodeID) bool {
-	p := peerOf(m.watch.peers(), int32(id))
+	p := voters.PeerOf(m.watch.Peers(), int32(id))
 	return m.cluster.cfg.Failover == FailoverAutomatic && p.Answer != "" && p.Answer != election.Answers
 }
 
@@ -280,14 +281,14 @@ func (m *Monitor) silent(id NodeID) bool {
 func (m *Monitor) observeFrom(ctx context.Context) {
 	var recs []Record
 	err := errNoStandby
-	ruler, peers := int32(m.ruler()), answering(m.watch.peers())
+	ruler, peers := int32(m.ruler()), answering(m.watch.Peers())
 	if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == ruler }); i > 0 {
 		peers[0], peers[i] = peers[i], peers[0] // its rows are the newest
 	}
 	for _, p := range peers { // over what is open: a host of conninfo may be silent
 		if err != nil && p.ID != election.Arbiter {
 			ctx, cancel := m.peerLimit(ctx)
-			err = m.watch.node(p.ID).with(ctx, func(n *registry.Server) (err error) { recs, err = n.Records(ctx); return err })
+			err = m.watch.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) { recs, err = n.Records(ctx); return err })
 			cancel()
 		}
 	}
@@ -305,16 +306,16 @@ func (m *Monitor) observeFrom(ctx context.Context) {
 // observeVoters adds what the election wants to know.
 func (m *Monitor) observeVoters(o *election.Observation) {
 	if m.manual() {
-		m.watch.follow(nil) // nobody here decides anything
+		m.watch.SetNodes(nil) // nobody here decides anything
 	} else {
-		m.watch.follow(m.recs)
+		m.watch.SetNodes(m.recs)
 	}
 	self := int32(m.cluster.cfg.NodeID)
 	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
-	o.Peers = m.watch.peers()
-	o.Rule = newest(o.Peers)
+	o.Peers = m.watch.Peers()
+	o.Rule = voters.NewestRule(o.Peers)
 	o.Busy, o.Yields, o.Last, o.Diverged = m.action != nil, m.action.yields(), m.last, m.diverged
-	me := peerOf(o.Peers, self)
+	me := voters.PeerOf(o.Peers, self)
 	m.noteOffice(me)
 	m.shared.mu.Lock()
 	if o.Local.Up {
@@ -398,10 +399,10 @@ func (m *Monitor) begin(ctx context.Context, a election.Action) {
 	act := &action{verb: a.Verb, why: string(m.state.Reason), cancel: cancel, done: make(chan error, 1), firm: a.Verb != election.Follow && a.Verb != election.Rejoin}
 	m.action = act
 	if a.Verb == election.Follow { // follow_command is run once for it
-		m.hooked = max(m.hooked, newest(m.watch.peers()).Term)
+		m.hooked = max(m.hooked, voters.NewestRule(m.watch.Peers()).Term)
 	}
 	c := m.cluster
-	target := m.watch.record(a.Child)
+	target := m.watch.Record(a.Child)
 	policy := m.policy()
 	if m.hookless {
 		c = c.withoutHooks()
@@ -434,7 +435,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Reco
 			m.fence(ctx, c, "another node is to be the primary: "+refusal.Detail)
 		}
 		if err == nil || a.res.Term > 0 {
-			m.watch.refresh(ctx, c.pulse()) // the next decision is to know of it
+			m.watch.Refresh(ctx, c.pulse()) // the next decision is to know of it
 		}
 		return err
 	case election.Follow:
@@ -585,8 +586,8 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	if m.local != nil && !m.witness {
 		return read(m.local.Server) == nil && count >= limit
 	}
-	for _, p := range answering(m.watch.peers()) {
-		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.node(p.ID).with(ctx, read) == nil {
+	for _, p := range answering(m.watch.Peers()) {
+		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.Voter(p.ID).Run(ctx, read) == nil {
 			return count >= limit
 		}
 	}
@@ -612,7 +613,7 @@ func (m *Monitor) takeOffice(ctx context.Context) error {
 // hookFollow runs follow_command once for each term whose primary the node was
 // pointed to by somebody else.
 func (m *Monitor) hookFollow(ctx context.Context) {
-	r := newest(m.watch.peers())
+	r := voters.NewestRule(m.watch.Peers())
 	switch {
 	case m.hooked == 0 || m.cluster.cfg.FollowCommand == "":
 		m.hooked = r.Term
@@ -639,7 +640,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer n.giveBack()
+	defer n.GiveBack()
 	return registry.CopyMetadata(ctx, n.Server, m.local.Server)
 }
 
@@ -669,7 +670,7 @@ func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 // announce says what this Monitor does to everybody who looks at its server.
 func (m *Monitor) announce(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.local == nil {
-		m.presence.close()
+		m.presence.Close()
 		return
 	}
 	ctx, cancel := m.lookLimit(ctx)
@@ -685,11 +686,11 @@ func (m *Monitor) announce(ctx context.Context) {
 		left := s.Lease.Seconds()
 		p.LeaseLeft, p.RunsOut = &left, s.RunsOut
 	}
-	if ruler := peerOf(m.watch.peers(), int32(m.ruler())); m.manual() {
+	if ruler := voters.PeerOf(m.watch.Peers(), int32(m.ruler())); m.manual() {
 		p.SeenAt = m.primSeen
 	} else if int32(m.cluster.cfg.NodeID) != ruler.ID {
 		p.SeenAt = ruler.SeenAt
-		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.peers()) == ""
+		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.Peers()) == ""
 	}
-	m.report("the announcement", m.presence.announce(ctx, m.cluster.connectLocal, p))
+	m.report("the announcement", m.presence.Announce(ctx, m.cluster.connectLocal, p))
 }

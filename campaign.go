@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -21,13 +22,13 @@ import (
 
 // candidate is what the pledges of this process are made out to.
 func (c *Cluster) candidate() string {
-	return fmt.Sprintf("%s.%d", candidateName(c.cfg.NodeName), os.Getpid())
+	return fmt.Sprintf("%s.%d", voters.CandidateName(c.cfg.NodeName), os.Getpid())
 }
 
 // campaign is one election, from its survey to its winner's first commit.
 type campaign struct {
 	c        *Cluster
-	w        *watch
+	w        *voters.Watch
 	policy   election.Policy
 	known    int64 // the highest term of a ballot when it was decided to begin
 	presume  bool  // an operator asks: where there is no rule, the rows of the nodes are one
@@ -52,7 +53,7 @@ type campaign struct {
 	holders []int32    // data nodes that show it, or know of it
 }
 
-func (c *Cluster) campaign(w *watch, p election.Policy) *campaign {
+func (c *Cluster) campaign(w *voters.Watch, p election.Policy) *campaign {
 	now := time.Now()
 	return &campaign{c: c, w: w, policy: p, start: now, res: FailoverResult{StartedAt: now, Steps: []FailoverStep{}, Following: []Record{}}}
 }
@@ -91,37 +92,37 @@ func (a *campaign) run(ctx context.Context, dryRun bool) (FailoverResult, error)
 func (a *campaign) survey(ctx context.Context) error {
 	deadline := a.start.Add(a.c.cfg.SilenceTimeout / 2)
 	for {
-		peers := a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4)
-		a.rule = newest(peers)
+		peers := a.w.Refresh(ctx, a.c.cfg.SilenceTimeout/4)
+		a.rule = voters.NewestRule(peers)
 		if a.presume && !a.rule.Known() {
-			a.rule = presumed(a.w.records(), peers)
+			a.rule = presumed(a.w.Records(), peers)
 		}
 		now := time.Now()
 		a.res.Health, a.res.Rule = a.policy.Diagnose(now, a.rule, peers), a.rule
 		if a.reaffirm {
 			a.policy.Incumbent = int32(a.c.cfg.NodeID)
-			if own := peerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
+			if own := voters.PeerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
 				return a.refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
 			}
-			if me := peerOf(peers, int32(a.c.cfg.NodeID)); a.rule.Primary == me.ID || me.Elected(a.rule) {
+			if me := voters.PeerOf(peers, int32(a.c.cfg.NodeID)); a.rule.Primary == me.ID || me.Elected(a.rule) {
 				a.at("surveyed", "%s", describe(peers))
 				return nil
 			}
 			a.policy.Adopts = int32(a.c.cfg.NodeID) // nobody voted for it: there must be grounds for a failover
 		}
-		if a.res.Health == election.HealthReceived && now.Before(deadline) && peerOf(peers, a.rule.Primary).Answer == election.Refused && wait.Pause(ctx, postgres.PollInterval) == nil {
+		if a.res.Health == election.HealthReceived && now.Before(deadline) && voters.PeerOf(peers, a.rule.Primary).Answer == election.Refused && wait.Pause(ctx, postgres.PollInterval) == nil {
 			continue
 		}
-		former := a.w.record(a.rule.Primary)
+		former := a.w.Record(a.rule.Primary)
 		a.res.Former, a.policy.Location = &former, former.Location
 		if r := a.policy.Survey(now, a.rule, peers); r != "" {
 			detail := describe(peers)
 			if r == election.RefusedUnfenced {
-				detail = string(election.Unfenced(peerOf(peers, a.rule.Primary), peers)) + "; " + detail
+				detail = string(election.Unfenced(voters.PeerOf(peers, a.rule.Primary), peers)) + "; " + detail
 			}
 			return a.refuse(r, a.res.Health, detail)
 		}
-		if who := a.w.stillSees(a.rule.Primary); who != "" && a.c.cfg.PrimaryVisibilityConsensus {
+		if who := a.w.WhoSees(a.rule.Primary); who != "" && a.c.cfg.PrimaryVisibilityConsensus {
 			return a.refuse(election.RefusedVisible, a.res.Health, who)
 		}
 		if t := highestTerm(peers); t > max(a.known, a.rule.Term) {
@@ -129,27 +130,11 @@ func (a *campaign) survey(ctx context.Context) error {
 		}
 		a.at("surveyed", "%s; %s", a.res.Health, describe(peers))
 		best := a.policy.Count(a.rule, 0, a.res.Health, election.Able(a.policy.Recruits(a.rule, peers)))
-		if r := a.w.record(best.Winner); best.Winner != 0 {
+		if r := a.w.Record(best.Winner); best.Winner != 0 {
 			a.res.Winner = &r
 		}
 		return nil
 	}
-}
-
-// stillSees names a node whose Monitor has seen the primary lately.
-func (w *watch) stillSees(primary int32) string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for id, n := range w.nodes {
-		n.mu.Lock()
-		ago, ok := n.last.SeenAgo()
-		name := n.rec.String()
-		n.mu.Unlock()
-		if ok && ago < w.cluster().cfg.SilenceTimeout && id != NodeID(primary) {
-			return name
-		}
-	}
-	return ""
 }
 
 func answering(peers []election.Peer) []election.Peer {
@@ -178,7 +163,7 @@ func (a *campaign) validate(ctx context.Context) error {
 	if command == "" || a.reaffirm || a.res.Winner == nil {
 		return nil
 	}
-	peers := a.w.peers()
+	peers := a.w.Peers()
 	visible := len(answering(peers))
 	ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.EventNotificationTimeout, fmt.Errorf("no answer within event_notification_timeout (%s)", a.c.cfg.EventNotificationTimeout))
 	defer cancel()
@@ -196,7 +181,7 @@ func (a *campaign) validate(ctx context.Context) error {
 // stands itself goes on writing: what it has is read when no pledged one receives
 // from it any more, or those would have more than it had.
 func (a *campaign) recruit(ctx context.Context) error {
-	peers := a.w.peers()
+	peers := a.w.Peers()
 	for _, p := range peers {
 		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term, p.Told.Term)
 	}
@@ -249,7 +234,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 	limit := a.c.cfg.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no pledge within silence_timeout (%s)", limit))
 	defer cancel()
-	n := a.w.node(p.ID)
+	n := a.w.Voter(p.ID)
 	if n == nil {
 		return p, registry.ErrSuperseded
 	}
@@ -262,7 +247,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 	}
 	var view election.Peer
 	hung := false
-	err := n.alone(ctx, func(n *registry.Server) (err error) {
+	err := n.RunNow(ctx, func(n *registry.Server) (err error) {
 		var loaded time.Time
 		if err := n.Conn.QueryRow(ctx, `SELECT pg_conf_load_time()`).Scan(&loaded); err != nil {
 			return n.QueryError("look at the settings", err)
@@ -275,8 +260,8 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 				return err
 			}
 		}
-		if view, err = a.w.look(ctx, n, a.w.record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
-			view, err = makeSure(ctx, n, a.w, a.w.record(p.ID), view)
+		if view, err = a.w.Look(ctx, n, a.w.Record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
+			view, err = makeSure(ctx, n, a.w, a.w.Record(p.ID), view)
 		}
 		view.Hung = hung
 		return err
@@ -288,9 +273,9 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 func (a *campaign) lookAgain(ctx context.Context, p election.Peer) (view election.Peer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout)
 	defer cancel()
-	err = a.w.node(p.ID).with(ctx, func(n *registry.Server) (err error) {
-		rec := a.w.record(p.ID)
-		if view, err = a.w.look(ctx, n, rec); err == nil && view.Unsure {
+	err = a.w.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) {
+		rec := a.w.Record(p.ID)
+		if view, err = a.w.Look(ctx, n, rec); err == nil && view.Unsure {
 			view, err = makeSure(ctx, n, a.w, rec, view)
 		}
 		return err
@@ -335,18 +320,18 @@ func endReceiver(ctx context.Context, n *registry.Server, before time.Time, limi
 // makeSure waits a little until it can be told where a standby's WAL ends: until
 // its server, which was just started, has read all that it has, or has written
 // down on which timeline it is. One that stays unsure has a vote, and cannot win.
-func makeSure(ctx context.Context, n *registry.Server, w *watch, r Record, view election.Peer) (election.Peer, error) {
-	limited, cancel := context.WithTimeout(ctx, w.cluster().cfg.SilenceTimeout/2)
+func makeSure(ctx context.Context, n *registry.Server, w *voters.Watch, r Record, view election.Peer) (election.Peer, error) {
+	limited, cancel := context.WithTimeout(ctx, w.Settings().SilenceTimeout/2)
 	defer cancel()
 	resolved := false
 	err := n.Poll(limited, func() (bool, error) {
 		if view.Idle && !resolved {
 			resolved = true
-			if err := n.ResolveTimeline(limited, w.cluster().cfg.SilenceTimeout/4); err != nil && !errors.Is(err, ErrQuery) {
+			if err := n.ResolveTimeline(limited, w.Settings().SilenceTimeout/4); err != nil && !errors.Is(err, ErrQuery) {
 				return false, err
 			}
 		}
-		seen, err := w.look(limited, n, r)
+		seen, err := w.Look(limited, n, r)
 		if err == nil {
 			view = seen
 		}
@@ -361,7 +346,7 @@ func makeSure(ctx context.Context, n *registry.Server, w *watch, r Record, view 
 // count finds the winner.
 func (a *campaign) count(context.Context) error {
 	self := int32(a.c.cfg.NodeID)
-	if a.reaffirm && peerOf(a.pledged, self).Term != a.res.Term { // then nothing says that another one has more
+	if a.reaffirm && voters.PeerOf(a.pledged, self).Term != a.res.Term { // then nothing says that another one has more
 		return a.refuse(election.RefusedPledges, a.res.Health, "its own server did not pledge itself")
 	}
 	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
@@ -370,19 +355,19 @@ func (a *campaign) count(context.Context) error {
 		return a.refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
 	case a.reaffirm && a.tally.Winner != self:
 		detail := fmt.Sprintf("node %d has more", a.tally.Winner)
-		if unfit := a.policy.Fit(a.rule, peerOf(a.pledged, self)); unfit != "" {
+		if unfit := a.policy.Fit(a.rule, voters.PeerOf(a.pledged, self)); unfit != "" {
 			detail = fmt.Sprintf("%s, node %d could be elected", unfit, a.tally.Winner)
 		}
 		return a.refuse(election.RefusedBehind, a.res.Health, detail)
 	}
-	r := a.w.record(a.tally.Winner)
+	r := a.w.Record(a.tally.Winner)
 	a.res.Winner = &r
-	ours, theirs := peerOf(a.pledged, a.tally.Winner).Position, peerOf(a.w.peers(), a.rule.Primary).Position
+	ours, theirs := voters.PeerOf(a.pledged, a.tally.Winner).Position, voters.PeerOf(a.w.Peers(), a.rule.Primary).Position
 	if theirs.LSN > 0 && theirs.Timeline == ours.Timeline {
 		lost := max(0, theirs.LSN.Bytes(ours.LSN))
 		a.res.LostBytes = &lost
 	}
-	if former := peerOf(a.w.peers(), a.rule.Primary); !a.reaffirm && a.policy.LacksTooMuch(a.rule, former, peerOf(a.pledged, a.tally.Winner)) {
+	if former := voters.PeerOf(a.w.Peers(), a.rule.Primary); !a.reaffirm && a.policy.LacksTooMuch(a.rule, former, voters.PeerOf(a.pledged, a.tally.Winner)) {
 		return a.refuse(election.RefusedLag, a.res.Health, fmt.Sprintf("%s has up to %s, the primary had up to %s", r, ours, theirs))
 	}
 	a.at("chosen", "%s at %s", r, ours)
@@ -407,15 +392,15 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 		}
 	}
 	var ours []int32
-	peers := a.w.refresh(ctx, a.c.cfg.SilenceTimeout/4)
+	peers := a.w.Refresh(ctx, a.c.cfg.SilenceTimeout/4)
 	if election.Paused(peers) && !a.policy.Forced {
 		return a.refuse(election.RefusedPaused, a.res.Health, "since the election began")
 	}
-	if p := peerOf(peers, a.rule.Primary); p.Answer == election.Answers && p.Running == election.Primary && p.SeenAt.After(a.last) {
+	if p := voters.PeerOf(peers, a.rule.Primary); p.Answer == election.Answers && p.Running == election.Primary && p.SeenAt.After(a.last) {
 		return a.refuse(election.RefusedHealth, election.HealthAlive, "it answers again, and nobody has stopped it")
 	}
 	for _, p := range peers {
-		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(peerOf(a.pledged, p.ID).Started) {
+		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(voters.PeerOf(a.pledged, p.ID).Started) {
 			ours = append(ours, p.ID)
 		}
 	}
@@ -429,7 +414,7 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 // proven reports whether the proof that the former primary is dead came late, and
 // nobody else may be one.
 func (a *campaign) proven() bool {
-	h := a.policy.Diagnose(time.Now(), a.rule, a.w.peers())
+	h := a.policy.Diagnose(time.Now(), a.rule, a.w.Peers())
 	if !h.Proven() || a.policy.Count(a.rule, a.res.Term, h, a.pledged).Wait {
 		return false
 	}
@@ -440,6 +425,6 @@ func (a *campaign) proven() bool {
 // demoted reports whether the former primary was seen as a standby since it
 // could have gone on.
 func (a *campaign) demoted() bool {
-	p := peerOf(a.w.peers(), a.rule.Primary)
+	p := voters.PeerOf(a.w.Peers(), a.rule.Primary)
 	return p.Answer == election.Answers && p.Running == election.Standby && p.SeenAt.After(a.last)
 }

@@ -104,7 +104,7 @@ func (m *Monitor) awake(ctx context.Context, c *Cluster) {
 		m.log.Warn("this machine was asleep, or its clock was set forward: what was known is older than it seemed, and the voters are asked anew", "for", lost.Round(time.Millisecond))
 	}
 	if lost > 0 || stopped {
-		m.watch.refreshAll(ctx, 2*c.pulse())
+		m.watch.RefreshAll(ctx, 2*c.pulse())
 		m.sleeps.last = readClocks(m.boot) // the waiting was none
 	}
 }

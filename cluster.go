@@ -15,10 +15,12 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -67,29 +69,6 @@ func (c *Cluster) connectLocal(ctx context.Context) (*registry.Server, error) {
 // connectTo opens a connection to a registered node.
 func (c *Cluster) connectTo(ctx context.Context, r Record) (*registry.Server, error) {
 	return registry.Connect(ctx, r.String(), c.dialInfo(r))
-}
-
-// connectPatiently is connectTo with a limit of its own in the place of the
-// conninfo's connect_timeout, which is often too short for a slow line. Where
-// settled is false, the first look settles the session, and saves a round trip.
-func (c *Cluster) connectPatiently(ctx context.Context, r Record, limit time.Duration, settled bool) (*registry.Server, error) {
-	conninfo := c.dialInfo(r)
-	if params, err := ParseConninfo(conninfo); err == nil {
-		params["connect_timeout"] = fmt.Sprint(int(limit.Seconds()) + 1)
-		conninfo = FormatConninfo(params)
-	}
-	cfg, err := postgres.ConnConfig(conninfo)
-	if err != nil {
-		return nil, err
-	}
-	n := &registry.Server{Server: postgres.Server{Name: r.String(), Conninfo: conninfo}}
-	if !settled {
-		cfg.AfterConnect, n.Level = nil, registry.Ours
-	}
-	if n.Conn, err = postgres.DialUncancelled(ctx, n.Name, cfg); err != nil {
-		return nil, err
-	}
-	return n, nil
 }
 
 // dialInfo is a node's conninfo, with what only we know: records hold no
@@ -183,6 +162,29 @@ func loginUser(params map[string]string) string {
 		return u.Username
 	}
 	return ""
+}
+
+// pulse is the time between two looks at a voter, and between two heartbeats.
+func (c *Cluster) pulse() time.Duration { return voters.HeartbeatInterval(c.cfg.SilenceTimeout) }
+
+// watchVoters begins to look at the voters of an election; follow says which.
+func (c *Cluster) watchVoters(ctx context.Context, wake func()) *voters.Watch {
+	k, err := c.kept("")
+	if err != nil {
+		k = kept{} // nothing is known until it is seen
+	}
+	return voters.New(ctx, c.watchSettings(), k.Guard, wake)
+}
+
+func (c *Cluster) watchSettings() voters.Settings {
+	s := voters.Settings{Self: c.cfg.NodeID, SilenceTimeout: c.cfg.SilenceTimeout, Conninfo: c.dialInfo}
+	if a := c.cfg.Arbiter; a != nil {
+		s.LookArbiter = func(ctx context.Context) (ballot.Ballot, election.Rule, error) {
+			st, err := a.Look(ctx)
+			return st.Ballot, st.Rule, err
+		}
+	}
+	return s
 }
 
 // Nodes reads repmgr.nodes from the local node, in the order of their ids.

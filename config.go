@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // The defaults of the configuration. What is not listed is empty, false or 0.
@@ -59,7 +60,6 @@ const (
 	DefaultEventNotificationTimeout      = 30 * time.Second
 	DefaultMonitoringHistoryRetention    = time.Duration(0)
 	DefaultEventsRetention               = time.Duration(0)
-	maxNodeNameBytes                     = 63 // PostgreSQL cuts application_name there
 )
 
 // ReplicationType is the kind of replication. There is only one.
@@ -67,12 +67,12 @@ type ReplicationType string
 
 const ReplicationPhysical ReplicationType = "physical"
 
-// FailoverMode says who decides on a failover.
-type FailoverMode string
+// FailoverMode says who decides on a failover: a person, or the daemons.
+type FailoverMode = registry.FailoverMode
 
 const (
-	FailoverManual    FailoverMode = "manual"
-	FailoverAutomatic FailoverMode = "automatic"
+	FailoverManual    = registry.FailoverManual
+	FailoverAutomatic = registry.FailoverAutomatic
 )
 
 // SynchronousMode says what a commit waits for before it is acknowledged.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // confKey is a row of the table that drives parsing, defaults, checks, dumping
@@ -246,13 +247,13 @@ func confText(def string, at func(*Config) *string) confField { return confStrin
 
 func confName(at func(*Config) *string) confField {
 	return confString("", at, func(s string) string {
-		if len(s) > maxNodeNameBytes {
-			return fmt.Sprintf("must be at most %d bytes long, and is %d", maxNodeNameBytes, len(s))
+		if len(s) > registry.MaxNameBytes {
+			return fmt.Sprintf("must be at most %d bytes long, and is %d", registry.MaxNameBytes, len(s))
 		}
 		if problem := noNUL(s); problem != "" {
 			return problem
 		}
-		if s != "" && !validName.MatchString(s) {
+		if s != "" && !registry.ValidName.MatchString(s) {
 			return "must be of letters, digits, '_', '.' and '-' only: synchronous_standby_names, application_name or a shell would read others differently; choose another name"
 		}
 		return ""

@@ -81,7 +81,7 @@ func (m *Monitor) beatHeart(ctx context.Context, n *registry.Server) error {
 
 // hear notes which standbys have replied since when.
 func (m *Monitor) hear(ctx context.Context, senders []walSender) {
-	for _, rec := range m.watch.records() {
+	for _, rec := range m.watch.Records() {
 		if rec.Role != RoleStandby {
 			continue
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // DefaultDaemonWait is how long starting and stopping the daemon wait for it.
@@ -45,7 +46,7 @@ func (c *Cluster) StartDaemon(ctx context.Context, o DaemonOptions) (DaemonResul
 		return res, err
 	}
 	defer local.Close()
-	all, err := readPresences(ctx, local)
+	all, err := registry.ReadPresences(ctx, local)
 	if err != nil {
 		return res, err
 	}
@@ -56,7 +57,7 @@ func (c *Cluster) StartDaemon(ctx context.Context, o DaemonOptions) (DaemonResul
 		return res, nil
 	}
 	err = c.control(ctx, o, "repmgrd_service_start_command", res.Command, "repmgrd did not start", func(ctx context.Context) (bool, error) {
-		all, err := readPresences(ctx, local)
+		all, err := registry.ReadPresences(ctx, local)
 		res.PID = all[c.cfg.NodeID].PID
 		return res.PID > 0, err
 	})
@@ -76,7 +77,7 @@ func (c *Cluster) StopDaemon(ctx context.Context, o DaemonOptions) (DaemonResult
 	if err == nil {
 		defer local.Close()
 		runs = func(ctx context.Context) (bool, error) {
-			all, err := readPresences(ctx, local)
+			all, err := registry.ReadPresences(ctx, local)
 			p, ok := all[c.cfg.NodeID]
 			if ok {
 				res.PID = p.PID

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -19,7 +20,7 @@ import (
 // helps: a pause ends, and so do the sessions that the replay waits for. What it
 // has replayed then may show a newer rule: the votes are counted once more.
 func (a *campaign) drain(ctx context.Context) error {
-	before := peerOf(a.pledged, a.tally.Winner)
+	before := voters.PeerOf(a.pledged, a.tally.Winner)
 	if a.reaffirm || before.Replayed >= before.Position.LSN && !before.ReplayPaused {
 		return nil
 	}
@@ -33,7 +34,7 @@ func (a *campaign) drain(ctx context.Context) error {
 	if ended, err = replayAll(ctx, a.conn, before, a.c.cfg.PromoteCheckTimeout); err != nil {
 		return err
 	}
-	view, err := a.w.look(ctx, a.conn, *a.res.Winner)
+	view, err := a.w.Look(ctx, a.conn, *a.res.Winner)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -109,11 +110,11 @@ func (c *Cluster) Explain(ctx context.Context, o ExplainOptions) (Explanation, e
 	if err != nil {
 		return Explanation{}, err
 	}
-	w := newWatch(ctx, c, func() {})
-	defer w.close()
-	w.follow(recs)
-	w.judge(ctx, c.policy())
-	peers := w.refresh(ctx, c.cfg.SilenceTimeout/4) // again, so that the positions are of one moment
+	w := c.watchVoters(ctx, func() {})
+	defer w.Close()
+	w.SetNodes(recs)
+	w.AwaitVerdict(ctx, c.policy())
+	peers := w.Refresh(ctx, c.cfg.SilenceTimeout/4) // again, so that the positions are of one moment
 	if err := ctx.Err(); err != nil {
 		return Explanation{}, context.Cause(ctx)
 	}
@@ -130,7 +131,7 @@ func (c *Cluster) lostWALs(ctx context.Context, recs []Record, peers []election.
 	var up []Record
 	alone := false
 	for _, r := range recs {
-		if p := peerOf(peers, int32(r.ID)); p.Answer == election.Answers {
+		if p := voters.PeerOf(peers, int32(r.ID)); p.Answer == election.Answers {
 			up = append(up, r)
 			alone = alone || p.Running == election.Standby && !p.Receiving
 		}
@@ -158,7 +159,7 @@ func (e *Explanation) addLostWAL(probes []probe) {
 
 // explain is Explain, once everybody was asked.
 func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, past []FailoverRecord, o ExplainOptions) (Explanation, error) {
-	rule := newest(peers)
+	rule := voters.NewestRule(peers)
 	policy := c.policy()
 	policy.TooMany = c.tooManyOf(past, now)
 	manual := c.cfg.Failover != FailoverAutomatic && !slices.ContainsFunc(peers, func(p election.Peer) bool { return p.Answer == election.Answers && p.Automatic })
@@ -182,10 +183,10 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 		return Explanation{}, registry.Unknown(recs, o.Lost, "")
 	}
 	e.Forecast = policy.Forecast(now, rule, peers, int32(o.Lost))
-	e.Voters = voters(recs, rule, peers)
+	e.Voters = votersOf(recs, rule, peers)
 	for i, v := range e.Voters {
 		if r, ok := registry.ByID(recs, v.ID); ok && v.Answer == election.Rejects {
-			e.Voters[i].Login, e.Voters[i].Rejection = c.userOf(r), peerOf(peers, int32(v.ID)).Rejection
+			e.Voters[i].Login, e.Voters[i].Rejection = c.userOf(r), voters.PeerOf(peers, int32(v.ID)).Rejection
 		}
 	}
 	if manual {
@@ -220,10 +221,10 @@ func (c *Cluster) tooManyOf(past []FailoverRecord, now time.Time) bool {
 	return c.cfg.FailoversPerHour >= 0 && len(recent) >= c.cfg.FailoversPerHour
 }
 
-func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
+func votersOf(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
 	all := []Voter{}
 	add := func(id int32, name string, role Role) {
-		p := peerOf(peers, id)
+		p := voters.PeerOf(peers, id)
 		weight, _ := rule.Votes([]int32{id})
 		v := Voter{ID: NodeID(id), Name: name, Role: role, Votes: weight, Answer: p.Answer, Running: p.Running, Monitored: p.Monitored, Automatic: p.Automatic, CanFence: p.CanFence, Foreign: p.Foreign && p.Answer == election.Answers, Paused: p.Paused && p.PauseSeq == election.LastPause(peers), NoPledge: p.NoPledge}
 		if v.Answer == "" {
@@ -234,7 +235,7 @@ func voters(recs []Record, rule election.Rule, peers []election.Peer) []Voter {
 	for _, r := range recs {
 		add(int32(r.ID), r.Name, r.Role)
 	}
-	if peerOf(peers, election.Arbiter).Answer != "" || slices.Contains(rule.Voters, election.Arbiter) {
+	if voters.PeerOf(peers, election.Arbiter).Answer != "" || slices.Contains(rule.Voters, election.Arbiter) {
 		add(election.Arbiter, "etcd", "")
 	}
 	return all

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/internal/wait"
-	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -99,8 +97,8 @@ const insisted = "--force does not get around this: nobody can be sure that the 
 // refuse is a refusal of that campaign. It does not advise what was tried.
 func (a *campaign) refuse(r election.Refusal, h election.Health, detail string) error {
 	var left []Voter
-	for _, p := range a.w.peers() {
-		if rec := a.w.record(p.ID); p.ID != a.rule.Primary && rec.ID != 0 {
+	for _, p := range a.w.Peers() {
+		if rec := a.w.Record(p.ID); p.ID != a.rule.Primary && rec.ID != 0 {
 			v := Voter{ID: rec.ID, Name: rec.Name, Answer: p.Answer}
 			if v.Answer == election.Rejects {
 				v.Login = a.c.userOf(rec)
@@ -122,10 +120,6 @@ func refusalHint(r election.Refusal, h election.Health, forced bool) string {
 	return help
 }
 
-// chosenMark at the end of a ballot's candidate says that the ballot's node won
-// that election: should its coordinator die, it takes office by itself.
-const chosenMark = "!"
-
 // Failover holds one election now: it surveys all voters, recruits a majority,
 // promotes the one that has most and points the others to it. It may be called
 // on any machine that reaches the nodes; the coordinator need not be the winner.
@@ -137,14 +131,14 @@ func (c *Cluster) Failover(ctx context.Context, o FailoverOptions) (FailoverResu
 	if err != nil {
 		return FailoverResult{}, err
 	}
-	w := newWatch(ctx, c, func() {})
-	defer w.close()
-	w.follow(recs)
+	w := c.watchVoters(ctx, func() {})
+	defer w.Close()
+	w.SetNodes(recs)
 	policy := c.policy()
 	policy.Forced, policy.OnShutdown = o.Force, true
-	w.judge(ctx, policy)
+	w.AwaitVerdict(ctx, policy)
 	a := c.campaign(w, policy)
-	a.known, a.presume = highestTerm(w.peers()), true
+	a.known, a.presume = highestTerm(w.Peers()), true
 	res, err := a.run(ctx, o.DryRun)
 	if err == nil && !o.DryRun {
 		a.record(ctx)
@@ -172,31 +166,6 @@ func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 func presumed(recs []Record, peers []election.Peer) election.Rule {
 	of, _ := registry.Primary(recs)
 	return election.Presume(int32(of.ID), peers)
-}
-
-// settle waits until every voter was tried once.
-func (w *watch) settle(ctx context.Context) { w.await(ctx, w.settled) }
-
-// judge waits until it is known whether the primary is silent.
-func (w *watch) judge(ctx context.Context, p election.Policy) {
-	w.await(ctx, func() bool {
-		peers := w.peers()
-		return w.settled() && p.Diagnose(time.Now(), newest(peers), peers) != election.HealthDoubtful
-	})
-}
-
-// await waits until ready says so, for at most twice silence_timeout and a second.
-func (w *watch) await(ctx context.Context, ready func() bool) {
-	limit := time.Now().Add(2*w.cluster().cfg.SilenceTimeout + time.Second)
-	for time.Now().Before(limit) {
-		if ready() || wait.Pause(ctx, postgres.PollInterval) != nil {
-			return
-		}
-	}
-}
-
-func (w *watch) settled() bool {
-	return !slices.ContainsFunc(w.peers(), func(p election.Peer) bool { return p.Tried.IsZero() })
 }
 
 // policy is the operator's choices as the kernel knows them.

@@ -97,7 +97,7 @@ func (c *Cluster) mended(ctx context.Context, local *registry.Server, target Rec
 	if !errors.Is(err, ErrTimelineDiverged) && !errors.Is(err, ErrWALGone) {
 		return err
 	}
-	all, errAll := readPresences(ctx, local)
+	all, errAll := registry.ReadPresences(ctx, local)
 	up, errUp := c.connectTo(ctx, target)
 	if errAll != nil || errUp != nil {
 		return err

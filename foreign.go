@@ -31,21 +31,11 @@ func (m *Monitor) noteForeigners(peers []election.Peer) {
 		m.report(what, nil)
 		return
 	}
-	err := standAside(m.watch.foreigners(peers))
+	err := standAside(m.watch.Foreign(peers))
 	if m.lastErr[what] == "" {
 		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
 	}
 	m.report(what, err)
-}
-
-// foreigners names the voters with a daemon of repmgr 5.
-func (w *watch) foreigners(peers []election.Peer) (names []string) {
-	for _, p := range peers {
-		if p.Foreign && p.Answer == election.Answers {
-			names = append(names, w.record(p.ID).Name)
-		}
-	}
-	return names
 }
 
 // foreigners names the nodes with a daemon of repmgr 5.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
@@ -92,7 +93,7 @@ func (m *Monitor) guardOnce(ctx context.Context, c *Cluster) *time.Duration {
 // of this daemon since that began is what was kept of it: where it was the primary,
 // and runs as one, it is to be guarded all the same: by that rule, and the one before.
 func (m *Monitor) localPeer(c *Cluster) (me election.Peer, before election.Rule) {
-	me = peerOf(m.watch.peers(), int32(c.cfg.NodeID))
+	me = voters.PeerOf(m.watch.Peers(), int32(c.cfg.NodeID))
 	if me.Answer != election.Rejects || !me.SeenAt.IsZero() || me.Role == election.Witness {
 		return me, before
 	}
@@ -128,13 +129,13 @@ func (m *Monitor) guardHang(ctx context.Context) {
 		if !since.IsZero() {
 			rest = c.cfg.HangTimeout / 10
 		}
-		if m.watch.lull(ctx, rest, nil) != nil {
+		if m.watch.Rest(ctx, rest, nil) != nil {
 			return
 		}
-		peers := m.watch.peers()
-		me := peerOf(peers, int32(c.cfg.NodeID))
+		peers := m.watch.Peers()
+		me := voters.PeerOf(peers, int32(c.cfg.NodeID))
 		switch now := time.Now(); {
-		case c.cfg.Failover != FailoverAutomatic || election.Paused(peers) || me.Running != election.Primary || me.Role == election.Witness || !c.hangs(ctx, m.watch.node(me.ID).plain()):
+		case c.cfg.Failover != FailoverAutomatic || election.Paused(peers) || me.Running != election.Primary || me.Role == election.Witness || !c.hangs(ctx, m.watch.Voter(me.ID).WithoutTLS()):
 			since = time.Time{}
 		case since.IsZero():
 			since = now
@@ -149,7 +150,7 @@ func (m *Monitor) guardHang(ctx context.Context) {
 // own rule, and by the one before while an election could miss that.
 func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.Duration, needed bool) {
 	r := me.Rule
-	peers := m.watch.peers()
+	peers := m.watch.Peers()
 	if !r.Known() {
 		return 0, false
 	}

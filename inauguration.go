@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -29,21 +30,15 @@ func (a *campaign) tellWitnesses(ctx context.Context) error {
 		var err error
 		switch {
 		case p.ID == election.Arbiter:
-			err = a.c.cfg.Arbiter.Record(ctx, a.tally.Rule, a.w.records())
+			err = a.c.cfg.Arbiter.Record(ctx, a.tally.Rule, a.w.Records())
 		case p.Role == election.Witness:
-			err = a.w.node(p.ID).alone(ctx, func(n *registry.Server) error { return n.WriteRule(ctx, a.tally.Rule, a.c.candidate()) })
+			err = a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return n.WriteRule(ctx, a.tally.Rule, a.c.candidate()) })
 		}
 		if err != nil {
 			return fmt.Errorf("tell node %d of the new rule: %w", p.ID, err)
 		}
 	}
 	return nil
-}
-
-func (w *watch) records() []Record {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.recs
 }
 
 // rehearse has a new session of a server in recovery plan what it will write as the
@@ -77,7 +72,7 @@ func (a *campaign) promote(ctx context.Context) error {
 	defer conn.Wait()
 	defer probe.Wait()
 	defer mark.Wait()
-	err := a.w.node(int32(winner.ID)).alone(ctx, func(n *registry.Server) error {
+	err := a.w.Voter(int32(winner.ID)).RunNow(ctx, func(n *registry.Server) error {
 		if a.tally.Rule.Quorum {
 			probe.Go(func() { a.probe, _ = newCommitProbe(limited, n) })
 		}
@@ -96,7 +91,7 @@ func (a *campaign) promote(ctx context.Context) error {
 				if err := storeRule(ctx, n, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
 					return err
 				}
-				b.Candidate += chosenMark
+				b.Candidate += ballot.ChosenMark
 				if err := ballot.Write(ctx, n.Conn, b); err != nil {
 					return err
 				}
@@ -126,7 +121,7 @@ func (a *campaign) promote(ctx context.Context) error {
 // markOpen says of the value under which the term is open that it is ours, beside
 // the closed one that is in force.
 func (a *campaign) markOpen(ctx context.Context, n *registry.Server) error {
-	name := func(id int32) string { return a.w.record(id).Name }
+	name := func(id int32) string { return a.w.Record(id).Name }
 	closed, value := syncValue(a.tally.Rule.Opening(), name), syncValue(a.tally.Rule.SyncSetting(), name)
 	err := writeMark(ctx, n, syncState{value: closed, mark: closed}, value)
 	if err == nil {
@@ -150,7 +145,7 @@ func (a *campaign) point(ctx context.Context) {
 			limit := inaugurationLimit * a.c.cfg.SilenceTimeout
 			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 			defer cancel()
-			done <- a.w.node(p.ID).alone(ctx, func(n *registry.Server) error { return a.repoint(ctx, n, a.w.record(p.ID)) })
+			done <- a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return a.repoint(ctx, n, a.w.Record(p.ID)) })
 		})
 	}
 }
@@ -163,7 +158,7 @@ func (a *campaign) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 	defer cancel()
 	a.slots = map[NodeID]string{}
 	for _, p := range a.pledged {
-		r := a.w.record(p.ID)
+		r := a.w.Record(p.ID)
 		if p.ID == int32(a.res.Winner.ID) || r.SlotName == "" || r.Role == RoleWitness {
 			continue
 		}
@@ -246,7 +241,7 @@ func (a *campaign) open(ctx context.Context) error {
 		}
 		wg.Go(func() {
 			apart := <-done
-			if followers[i] = a.w.node(p.ID).alone(ctx, func(n *registry.Server) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
+			if followers[i] = a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
 				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
 			if errors.Is(followers[i], registry.ErrSuperseded) && a.tally.Rule.Quorum {
@@ -263,7 +258,7 @@ func (a *campaign) open(ctx context.Context) error {
 	}
 	for i, p := range a.pledged {
 		if followers[i] == nil {
-			a.res.Following = append(a.res.Following, a.w.record(p.ID))
+			a.res.Following = append(a.res.Following, a.w.Record(p.ID))
 		}
 	}
 	a.res.Rule = a.tally.Rule
@@ -312,7 +307,7 @@ func (a *campaign) follow(ctx context.Context, n *registry.Server, p election.Pe
 
 // repoint gives a standby the settings to stream from the winner, if it can.
 func (a *campaign) repoint(ctx context.Context, n *registry.Server, r Record) error {
-	winner, theirs := peerOf(a.pledged, a.tally.Winner), peerOf(a.pledged, int32(r.ID))
+	winner, theirs := voters.PeerOf(a.pledged, a.tally.Winner), voters.PeerOf(a.pledged, int32(r.ID))
 	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
 		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
 	}
@@ -397,7 +392,7 @@ func (a *campaign) commit(ctx context.Context) error {
 	if err := ballot.GiveArchive(ctx, n.Conn); err != nil {
 		a.c.log.Warn("restore_command is not given back", "node", n.Name, "err", err)
 	}
-	if seen := a.w.lastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
+	if seen := a.w.LastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
 		a.res.Outage = time.Since(seen)
 	}
 	return nil
@@ -458,7 +453,7 @@ func (a *campaign) record(ctx context.Context) {
 	if res.Former.ID == res.Winner.ID {
 		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
 	}
-	err := a.w.node(int32(res.Winner.ID)).alone(ctx, func(n *registry.Server) error {
+	err := a.w.Voter(int32(res.Winner.ID)).RunNow(ctx, func(n *registry.Server) error {
 		a.c.emit(ctx, n, e)
 		return recordFailover(ctx, n, a.c.candidate(), res)
 	})

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 )
 
 // kept is what must be known of the cluster while the own server is down: who
@@ -20,7 +21,7 @@ type kept struct {
 	Nodes  []Record        `json:"nodes"`
 	Ballot ballot.Ballot   `json:"ballot"` // the newest vote of this node that its Monitor has seen
 	Rules  []election.Rule `json:"rules"`  // the newest, and the one before, while an election could miss the newest
-	Guard  *guarded        `json:"guard"`  // of the primary, where that is another node; nil: not known
+	Guard  *voters.Guarded `json:"guard"`  // of the primary, where that is another node; nil: not known
 }
 
 // kept reads it. Where nothing was ever kept it is empty. dir is the data directory
@@ -60,7 +61,7 @@ func (m *Monitor) keep(o election.Observation) {
 		return
 	}
 	m.recall()
-	own := peerOf(o.Peers, o.Self).Rule
+	own := voters.PeerOf(o.Peers, o.Self).Rule
 	if !own.Known() {
 		own = m.rule
 	}
@@ -70,11 +71,11 @@ func (m *Monitor) keep(o election.Observation) {
 			now.Rules = append(now.Rules, r)
 		}
 	}
-	if ruler := m.ruler(); ruler != m.cluster.cfg.NodeID && m.watch.node(int32(ruler)) != nil {
-		now.Guard = guardedOf(peerOf(m.watch.peers(), int32(ruler)))
+	if ruler := m.ruler(); ruler != m.cluster.cfg.NodeID && m.watch.Voter(int32(ruler)) != nil {
+		now.Guard = voters.GuardedOf(voters.PeerOf(m.watch.Peers(), int32(ruler)))
 	}
 	same := func(a, b election.Rule) bool { return a.Compare(b) == 0 }
-	if slices.Equal(now.Nodes, m.kept.Nodes) && slices.EqualFunc(now.Rules, m.kept.Rules, same) && m.kept.Guard.same(now.Guard) {
+	if slices.Equal(now.Nodes, m.kept.Nodes) && slices.EqualFunc(now.Rules, m.kept.Rules, same) && m.kept.Guard.Same(now.Guard) {
 		return
 	}
 	m.kept = now

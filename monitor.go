@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -42,8 +43,8 @@ type Monitor struct {
 
 	wake  chan struct{} // capacity 1: a token that says "look again now"
 	queue *notifyQueue
-	watch *watch    // of all voters; made by Run
-	beats io.Writer // to the watchdog; nil: there is none
+	watch *voters.Watch // of all voters; made by Run
+	beats io.Writer     // to the watchdog; nil: there is none
 
 	boot    func() time.Duration // CLOCK_BOOTTIME
 	marks   marks
@@ -59,7 +60,7 @@ type Monitor struct {
 
 	// Below: owned by the goroutine of Run.
 	cluster      *Cluster
-	presence     presence
+	presence     registry.Announcement
 	yields       bool // another Monitor acts for the node
 	ability      ability
 	tender       tender
@@ -84,9 +85,9 @@ type Monitor struct {
 	hooked       int64     // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
-	local        *loan
-	primary      *loan // of a standby: the connection to its primary
-	knows        bool  // the primary was known at the end of the last turn
+	local        *voters.Loan
+	primary      *voters.Loan // of a standby: the connection to its primary
+	knows        bool         // the primary was known at the end of the last turn
 	primSeen     time.Time
 	rule         election.Rule // the newest of the local server; only with failover=manual
 	primRec      Record        // and who that is
@@ -150,7 +151,7 @@ func NewMonitor(cfg Config) (*Monitor, error) {
 		return nil, err
 	}
 	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), queue: newNotifyQueue(), lastErr: map[string]string{}, boot: bootTime}
-	m.presence.node = cfg.NodeID
+	m.presence.Node = cfg.NodeID
 	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
 	return m, nil
 }
@@ -203,7 +204,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 
 	var wg, beside sync.WaitGroup
 	ctx, stopAll := context.WithCancel(ctx)
-	m.watch = newWatch(context.WithoutCancel(ctx), m.cluster, m.lookNow)
+	m.watch = m.cluster.watchVoters(context.WithoutCancel(ctx), m.lookNow)
 	for _, f := range []func(context.Context){m.heart, m.guard, m.guardHang, m.tryStreams} {
 		beside.Go(func() { f(ctx) })
 	}
@@ -214,14 +215,14 @@ func (m *Monitor) Run(ctx context.Context) error {
 		beside.Wait()
 		m.endAction()
 		m.shutdown(ctx)
-		m.watch.close()
+		m.watch.Close()
 		stopQueue()
 		wg.Wait()
 	}()
 
 	started := false
 	for {
-		m.takeReload()
+		m.takeReload(ctx)
 		m.takeOutcome()
 		now := time.Now()
 		o := m.observe(ctx, now)
@@ -235,8 +236,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		d := m.policy().Step(m.state, o)
 		m.transition(d)
 		calm := m.calm(o.Rule)
-		m.watch.calm.Store(calm)
-		m.watch.easy.Store(calm && m.state.Phase == election.AsStandby)
+		m.watch.Relax(calm, calm && m.state.Phase == election.AsStandby)
 		m.forget(d)
 		m.act(ctx, d.Actions)
 		m.tellShared()
@@ -256,7 +256,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.keepVote(ctx)
 		m.keepEvents(ctx)
 		m.publish(now)
-		if m.presence.held { // else that was tried before
+		if m.presence.Held { // else that was tried before
 			m.announce(ctx)
 		}
 		m.rest()
@@ -282,7 +282,7 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	case m.electing():
 		d = min(d, pulse)
 	case d > pulse:
-		return m.watch.lull(ctx, d-sinceTick(pulse), m.wake)
+		return m.watch.Rest(ctx, d-voters.SinceTick(pulse), m.wake)
 	}
 	begun := time.Now()
 	t := time.NewTimer(d)
@@ -319,13 +319,13 @@ func (m *Monitor) electing() bool {
 // takes it over when that has ended: until then this one goes on as with
 // failover=manual. It is asked before anything is changed.
 func (m *Monitor) yield(ctx context.Context) {
-	if m.presence.held && time.Since(m.presence.at) >= presenceYields { // it hung: another one may have taken its place
+	if m.presence.Overdue() { // it hung: another one may have taken its place
 		m.announce(ctx)
 	}
-	if !m.presence.held {
+	if !m.presence.Held {
 		m.announce(ctx)
 	}
-	now := m.presence.yields()
+	now := m.presence.Yields()
 	if now == m.yields {
 		return
 	}
@@ -339,7 +339,7 @@ func (m *Monitor) yield(ctx context.Context) {
 	cfg := m.cfg
 	m.mu.Unlock()
 	m.use(cfg)
-	m.watch.use(m.cluster)
+	m.watch.Use(m.cluster.watchSettings())
 	e := Event{Type: EventDaemonYield, Success: !now, Details: "no other repmgrd watches this node any more: this one acts again"}
 	if now {
 		e.Details = "another repmgrd watches this node: this one changes nothing until that one has ended"
@@ -365,7 +365,7 @@ func (m *Monitor) use(cfg Config) {
 	m.shared.setCluster(m.cluster)
 }
 
-func (m *Monitor) takeReload() {
+func (m *Monitor) takeReload(ctx context.Context) {
 	m.mu.Lock()
 	next := m.next
 	m.next = nil
@@ -378,9 +378,9 @@ func (m *Monitor) takeReload() {
 	}
 	m.use(*next)
 	if next.Failover != FailoverAutomatic && !m.yields {
-		m.giveArchive(m.watch.ctx)
+		m.giveArchive(ctx)
 	}
-	m.watch.use(m.cluster)
+	m.watch.Use(m.cluster.watchSettings())
 	m.drop(&m.local)
 	m.drop(&m.primary)
 	m.tell(Event{Type: EventDaemonReload, Success: true, Details: "configuration reloaded"})
@@ -421,7 +421,7 @@ func (m *Monitor) publish(now time.Time) {
 		lag := m.sample.lag()
 		s.Lag, s.Primary = &lag, m.primRec.String()
 	}
-	s.Health, s.Rule = m.state.Health, newest(m.watch.peers())
+	s.Health, s.Rule = m.state.Health, voters.NewestRule(m.watch.Peers())
 	if s.Rule.Compare(m.rule) < 0 {
 		s.Rule = m.rule
 	}
@@ -502,10 +502,10 @@ const (
 )
 
 // drop closes a connection, and forgets it.
-func (m *Monitor) drop(l **loan) {
+func (m *Monitor) drop(l **voters.Loan) {
 	if *l != nil {
 		(*l).Close()
-		(*l).giveBack()
+		(*l).GiveBack()
 		*l = nil
 	}
 }
@@ -721,10 +721,10 @@ func (m *Monitor) reachAgain(ctx context.Context) {
 	switch {
 	case m.state.Phase == election.AsPrimary && (m.local == nil || m.local.Conn.IsClosed()):
 		m.drop(&m.local)
-		m.local, err = own(m.cluster.connectLocal(ctx))
+		m.local, err = voters.Own(m.cluster.connectLocal(ctx))
 	case m.state.Phase == election.AsStandby && (m.primary == nil || m.primary.Conn.IsClosed()) && m.primRec.ID != 0:
 		m.drop(&m.primary)
-		m.primary, err = own(m.cluster.connectTo(ctx, m.primRec))
+		m.primary, err = voters.Own(m.cluster.connectTo(ctx, m.primRec))
 	}
 	if err != nil {
 		m.log.Warn("the end of the daemon is written nowhere", "err", err)
@@ -741,7 +741,7 @@ func (m *Monitor) shutdown(ctx context.Context) {
 		m.giveArchive(ctx)
 	}
 	m.leaveEvents()
-	m.presence.close()
+	m.presence.Close()
 	m.drop(&m.local)
 	m.drop(&m.primary)
 }

@@ -6,35 +6,16 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
-
-// validName is what a node may be called: PostgreSQL matches the names of
-// synchronous_standby_names without regard to case, takes * for everybody, and
-// replaces what is not ASCII.
-var validName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
-
-// nameProblem says what is wrong with the name of a registered node, and what to
-// do about it. Empty: nothing.
-func nameProblem(r Record, recs []Record) string {
-	remedy := fmt.Sprintf("set another node_name in repmgr.conf of node ID %d, then run on it: repmgr %s register --force, and restart its repmgrd", r.ID, r.Role)
-	if !validName.MatchString(r.Name) || len(r.Name) > maxNodeNameBytes {
-		return fmt.Sprintf("node_name %q of node ID %d is not of letters, digits, '_', '.' and '-' (at most %d): with synchronous_mode=quorum no commit waits for it; %s", r.Name, r.ID, maxNodeNameBytes, remedy)
-	}
-	for _, o := range recs {
-		if o.ID != r.ID && strings.EqualFold(o.Name, r.Name) {
-			return fmt.Sprintf("node_name %q of node ID %d differs from %q of node ID %d at most in case, which PostgreSQL does not see: with synchronous_mode=quorum no commit waits for it; %s", r.Name, r.ID, o.Name, o.ID, remedy)
-		}
-	}
-	return ""
-}
 
 // sendersOf are the WAL senders of a server that stream under a name, or one that
 // PostgreSQL takes for the same.
@@ -91,13 +72,13 @@ func (m *Monitor) watchNames(ctx context.Context) {
 	for _, r := range m.recs {
 		problem := ""
 		if m.cluster.cfg.SynchronousMode == SynchronousQuorum && r.Role != RoleWitness {
-			problem = nameProblem(r, m.recs)
+			problem = registry.NameProblem(r, m.recs)
 		}
 		m.report(fmt.Sprintf("the name of node %d", r.ID), textError(problem))
 		if r.Role == RoleWitness || r.ID == m.cluster.cfg.NodeID {
 			continue
 		}
-		p, senders := peerOf(m.watch.peers(), int32(r.ID)), sendersOf(status, r.Name)
+		p, senders := voters.PeerOf(m.watch.Peers(), int32(r.ID)), sendersOf(status, r.Name)
 		why := m.suspect(ctx, r, p, senders)
 		if why == "" {
 			m.report(fmt.Sprintf("the identity of node %d", r.ID), nil)

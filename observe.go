@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -83,8 +84,8 @@ func (m *Monitor) knowsLocal() bool {
 	if m.manual() || m.state.Phase != election.AsStandby || !m.sample.local.InRecovery || time.Since(m.Status().LookedAt) > 2*m.cluster.cfg.MonitorInterval {
 		return false
 	}
-	peers := m.watch.peers()
-	me, primary := peerOf(peers, int32(m.cluster.cfg.NodeID)), peerOf(peers, int32(m.ruler()))
+	peers := m.watch.Peers()
+	me, primary := voters.PeerOf(peers, int32(m.cluster.cfg.NodeID)), voters.PeerOf(peers, int32(m.ruler()))
 	return primary.Ended && primary.Answer == election.Refused &&
 		me.Answer == election.Answers && me.Running == election.Standby && me.Started.Equal(m.sample.local.StartedAt)
 }
@@ -119,13 +120,13 @@ func ownRecords(ctx context.Context, n *registry.Server) ([]Record, error) {
 
 // open borrows a connection of those that are open for the looks, where there are
 // such, and makes one otherwise.
-func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Context) (*registry.Server, error)) (*loan, error) {
-	if w := m.watch.node(int32(id)); w != nil && w.snapshot().Answer == election.Answers {
-		if l, err := w.borrow(ctx); err == nil {
+func (m *Monitor) open(ctx context.Context, id NodeID, connect func(context.Context) (*registry.Server, error)) (*voters.Loan, error) {
+	if w := m.watch.Voter(int32(id)); w != nil && w.Peer().Answer == election.Answers {
+		if l, err := w.Borrow(ctx); err == nil {
 			return l, nil
 		}
 	}
-	return own(connect(ctx))
+	return voters.Own(connect(ctx))
 }
 
 // rest gives back at the end of a turn what the looks can use meanwhile. With
@@ -135,9 +136,9 @@ func (m *Monitor) rest() {
 		return
 	}
 	m.knows = m.primary != nil
-	for _, l := range []**loan{&m.local, &m.primary} {
+	for _, l := range []**voters.Loan{&m.local, &m.primary} {
 		if *l != nil {
-			(*l).giveBack()
+			(*l).GiveBack()
 			*l = nil
 		}
 	}

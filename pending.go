@@ -17,6 +17,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -218,10 +219,10 @@ func (m *Monitor) onPrimary(ctx context.Context, f func(*registry.Server) error)
 		return true, f(m.local.Server)
 	}
 	// A witness and an observer keep no connection of their own to it.
-	if p := peerOf(m.watch.peers(), int32(ruler)); p.Answer != election.Answers || p.Running != election.Primary {
+	if p := voters.PeerOf(m.watch.Peers(), int32(ruler)); p.Answer != election.Answers || p.Running != election.Primary {
 		return false, nil
 	}
-	return true, m.watch.node(int32(ruler)).with(ctx, f)
+	return true, m.watch.Voter(int32(ruler)).Run(ctx, f)
 }
 
 // storeEvents keeps the events that wait on disk, where that has another list.

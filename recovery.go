@@ -94,17 +94,17 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, r
 		return election.Rule{}, err
 	}
 	b, err := ballot.Read(ctx, local.Conn)
-	if err == nil && b.Term > rules[0].Term && strings.HasSuffix(b.Candidate, chosenMark) {
+	if err == nil && b.Term > rules[0].Term && strings.HasSuffix(b.Candidate, ballot.ChosenMark) {
 		return election.Rule{}, nil // an election runs this as its promote_command, and opens the term itself
 	}
-	w := newWatch(ctx, c, func() {})
-	defer w.close()
-	w.follow(recs)
-	w.settle(ctx)
+	w := c.watchVoters(ctx, func() {})
+	defer w.Close()
+	w.SetNodes(recs)
+	w.AwaitAnswers(ctx)
 	r := rules[0]
-	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, highestTerm(w.peers())), 1, int32(c.cfg.NodeID), nil, 0
+	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, highestTerm(w.Peers())), 1, int32(c.cfg.NodeID), nil, 0
 	err = local.WithBallot(ctx, func(b ballot.Ballot) error { // its daemon is to know that it was not promoted past everybody
-		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + chosenMark})
+		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + ballot.ChosenMark})
 	})
 	if err == nil {
 		err = clearSync(ctx, local)

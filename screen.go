@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
@@ -112,7 +113,7 @@ func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, rea
 		return "", "", kind(ErrDirectory, "read the vote of %s: %w", self, err)
 	}
 	if vote.Node == own.ID { // a clone brings its source's
-		own.Term, own.Chosen = vote.Term, strings.HasSuffix(vote.Candidate, chosenMark)
+		own.Term, own.Chosen = vote.Term, strings.HasSuffix(vote.Candidate, ballot.ChosenMark)
 	}
 	var voters []int32
 	for _, r := range k.Nodes {
@@ -122,20 +123,20 @@ func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, rea
 		voters = append(voters, election.Arbiter)
 	}
 
-	w := newWatch(ctx, c, func() {})
-	defer w.close()
-	w.follow(registry.OthersThan(k.Nodes, self.ID))
+	w := c.watchVoters(ctx, func() {})
+	defer w.Close()
+	w.SetNodes(registry.OthersThan(k.Nodes, self.ID))
 	silent := func(p election.Peer) bool { return p.SeenAt.IsZero() }
 	answers := func(p election.Peer) bool { return !silent(p) }
 	var verdict election.Screening
-	w.await(ctx, func() bool {
-		peers := w.peers()
+	w.Await(ctx, func() bool {
+		peers := w.Peers()
 		all := !slices.ContainsFunc(peers, silent)
 		switch verdict = c.policy().Screen(time.Now(), own, k.Rules, voters, peers); verdict {
 		case election.ScreenedRunning, election.ScreenedDeposed:
 			return true
 		case election.ScreenedClear: // an operator may have promoted another one without any vote
-			return all || slices.ContainsFunc(peers, answers) && w.settled()
+			return all || slices.ContainsFunc(peers, answers) && w.Answered()
 		case election.ScreenedManual:
 			return all
 		case election.ScreenedPledged, election.ScreenedAlone: // they may still be starting

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -51,6 +52,9 @@ func (res *PauseResult) warn(r election.Rule, seq int64) {
 		res.Warning = "the primary was not reached, and may hold the pause: with synchronous_mode=off nobody takes its place unless it is known to be dead, or an operator forces it"
 	}
 }
+
+// Presence is what a Monitor says of itself to everybody who can read its server.
+type Presence = registry.Presence
 
 // PausedNode is a node, and why it could not be paused or unpaused.
 type PausedNode struct {
@@ -128,6 +132,32 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*registry.Server
 	return f(n)
 }
 
+// pauseSeq reads from its server how new the word of node id on a pause is.
+func pauseSeq(ctx context.Context, n *registry.Server, id NodeID) (int64, error) {
+	set, err := ballot.ReadSettings(ctx, n.Conn)
+	if err != nil {
+		return 0, n.QueryError("read "+registry.PausedSetting, err)
+	}
+	_, seq := registry.ParsePaused(set[registry.PausedSetting], id)
+	return seq, nil
+}
+
+// setPaused writes the flag of node id to its server. Repeating it is harmless.
+func setPaused(ctx context.Context, n *registry.Server, id NodeID, paused bool, seq int64) error {
+	if err := n.MayAlterSystem(ctx, []string{registry.PausedSetting}); err != nil {
+		return err
+	}
+	word := fmt.Sprintf("%d/%s/%d", id, map[bool]string{true: "on", false: "off"}[paused], seq)
+	if err := ballot.Store(ctx, n.Conn, registry.PausedSetting, word); err != nil {
+		return n.QueryError("set "+registry.PausedSetting, err)
+	}
+	// Nobody needs it in force, but the Monitors notice at once that something changed.
+	if err := n.Reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
+		return err
+	}
+	return n.PauseForeign(ctx, paused)
+}
+
 // ServiceStatus is every registered node with what its Monitor says, and the
 // rule that is in force.
 type ServiceStatus struct {
@@ -192,7 +222,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	return st, nil
 }
 
-const serviceSQL = `SELECT ` + presencesSQL + `, ` + secondsSQL + `, %s::text`
+const serviceSQL = `SELECT ` + registry.PresencesSQL + `, ` + registry.SecondsSQL + `, %s::text`
 
 const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)`
 
@@ -218,7 +248,7 @@ func readService(ctx context.Context, n *registry.Server, r Record, s *ServiceNo
 	if err := n.Conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.seconds, &rule); err != nil {
 		return n.QueryError("read the monitor", err)
 	}
-	all, err := parsePresences(says)
+	all, err := registry.ParsePresences(says)
 	if err != nil {
 		return err
 	}
@@ -248,7 +278,7 @@ func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode)
 	if err != nil && !ballot.Unreadable(err) {
 		return n.QueryError("read "+registry.PausedSetting, err)
 	}
-	set, b, unable := readVote(text, err)
+	set, b, unable := voters.ReadVote(text, err)
 	if s.NoPledge = cmp.Or(unable, fault); unable != "" {
 		return nil
 	}
@@ -271,7 +301,7 @@ func (s ServiceStatus) serviceFindings(automatic bool) (found findings) {
 		recs = append(recs, n.Record)
 	}
 	for _, r := range recs {
-		if problem := nameProblem(r, recs); problem != "" {
+		if problem := registry.NameProblem(r, recs); problem != "" {
 			found.add(FindingName, r.ID, "%s", problem)
 		}
 	}
@@ -344,7 +374,7 @@ func (n ServiceNode) findings(automatic, quorum bool, found *findings) {
 	if m.Error != "" {
 		found.add(FindingDaemonTrouble, n.ID, "repmgrd on %s: %s", n.Record, m.Error)
 	}
-	if m.Age > presenceSilent.Seconds() {
+	if m.Age > registry.PresenceSilent.Seconds() {
 		found.add(FindingDaemonSilent, n.ID, "repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -111,7 +112,7 @@ func syncValue(s election.SyncSetting, name func(id int32) string) string {
 	var names []string
 	for _, id := range s.Standbys {
 		text := name(id)
-		if id == 0 || !validName.MatchString(text) {
+		if id == 0 || !registry.ValidName.MatchString(text) {
 			text = closedName
 		}
 		names = append(names, pgx.Identifier{text}.Sanitize())
@@ -187,12 +188,12 @@ func writeMark(ctx context.Context, n *registry.Server, s syncState, value strin
 // setSync puts synchronous_standby_names on a server, and waits until a session
 // and all WAL senders of it act by that. Where the value before made no commit
 // wait, sessions may still not wait: see proveSync.
-func (c *Cluster) setSync(ctx context.Context, n *registry.Server, w *watch, s election.SyncSetting) error {
+func (c *Cluster) setSync(ctx context.Context, n *registry.Server, w *voters.Watch, s election.SyncSetting) error {
 	now, err := readSyncState(ctx, n)
 	if err != nil {
 		return err
 	}
-	value := syncValue(s, func(id int32) string { return w.record(id).Name })
+	value := syncValue(s, func(id int32) string { return w.Record(id).Name })
 	if now.foreign() && now.value != value {
 		c.tellReplaced(ctx, n, now, value)
 	}
@@ -235,7 +236,7 @@ var errUnproven = errors.New("commits do not wait for a standby, although synchr
 // of one under which no commit is acknowledged: there a commit is seen to wait
 // before anybody believes that commits do. Where none is, the setting is back
 // afterwards, with an [errUnproven].
-func (c *Cluster) raiseSync(ctx context.Context, n *registry.Server, w *watch, back, s election.SyncSetting) error {
+func (c *Cluster) raiseSync(ctx context.Context, n *registry.Server, w *voters.Watch, back, s election.SyncSetting) error {
 	probe, err := newCommitProbe(ctx, n)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -60,7 +61,7 @@ func TestNameProblem(t *testing.T) {
 	recs := []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}, {ID: 3, Name: "NODE2"}, {ID: 4, Name: "*"}, {ID: 5, Name: "a, b"}, {ID: 6, Name: "n-1_2.dc"}}
 	for id, want := range map[NodeID]string{1: "", 2: "at most in case", 3: "at most in case", 4: "letters, digits", 5: "letters, digits", 6: ""} {
 		r, _ := registry.ByID(recs, id)
-		got := nameProblem(r, recs)
+		got := registry.NameProblem(r, recs)
 		require.Equal(t, want == "", got == "", got)
 		require.Contains(t, got, want)
 	}
@@ -165,9 +166,9 @@ func TestSyncInForce_IdleSession(t *testing.T) {
 	m, err := NewMonitor(cfg)
 	require.NoError(t, err)
 	m.use(m.cfg)
-	m.watch = newWatch(t.Context(), m.cluster, func() {})
-	defer m.watch.close()
-	m.recs, m.local = []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}}, &loan{Server: idle}
+	m.watch = m.cluster.watchVoters(t.Context(), func() {})
+	defer m.watch.Close()
+	m.recs, m.local = []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}}, &voters.Loan{Server: idle}
 	rule := election.Rule{Term: 3, Seq: 1, Primary: 1, Voters: []int32{1, 2}, Quorum: true, Sync: []int32{2}, Acks: 1}
 	want := election.SyncSetting{Acks: 1, Standbys: []int32{2}}
 	for _, seq := range []int{1, 2} {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -50,7 +51,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 		if len(rules) > 0 {
 			return nil // promoted, and not in office yet: see the election
 		}
-		first := election.Rule{Term: 1 + highestTerm(m.watch.peers()), Seq: 1, Primary: self, Voters: registered}
+		first := election.Rule{Term: 1 + highestTerm(m.watch.Peers()), Seq: 1, Primary: self, Voters: registered}
 		if first.Line, err = m.local.RuleLine(ctx); err == nil {
 			err = addLine(ctx, m.local.Server)
 		}
@@ -71,7 +72,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 	}
 	holders := m.holders(rules[0])
 	if cohort.Held = election.Held(rules[0], before, holders); !cohort.Held {
-		m.watch.refresh(ctx, m.cluster.pulse()) // what was seen of them may be older than the rule
+		m.watch.Refresh(ctx, m.cluster.pulse()) // what was seen of them may be older than the rule
 		holders = m.holders(rules[0])
 		cohort.Held = election.Held(rules[0], before, holders)
 	}
@@ -185,7 +186,7 @@ func (m *Monitor) putSync(ctx context.Context, r election.Rule, now, s election.
 }
 
 func (m *Monitor) syncValue(s election.SyncSetting) string {
-	return syncValue(s, func(id int32) string { return m.watch.record(id).Name })
+	return syncValue(s, func(id int32) string { return m.watch.Record(id).Name })
 }
 
 func highestTerm(peers []election.Peer) (term int64) {
@@ -225,7 +226,7 @@ func (m *Monitor) holders(r election.Rule) []int32 {
 	if m.tender.rule.Compare(r) != 0 {
 		m.tender.rule, m.tender.ruledAt = r, time.Now()
 	}
-	for _, p := range m.watch.peers() {
+	for _, p := range m.watch.Peers() {
 		if p.ID != ids[0] && p.Holds(r) {
 			ids = append(ids, p.ID)
 		}
@@ -248,10 +249,10 @@ func (m *Monitor) healthy(rule election.Rule) (ids []int32) {
 		}
 	}
 	for _, r := range m.recs {
-		p, id := peerOf(m.watch.peers(), int32(r.ID)), int32(r.ID)
+		p, id := voters.PeerOf(m.watch.Peers(), int32(r.ID)), int32(r.ID)
 		keepsUp := slices.ContainsFunc(sendersOf(m.sample.local, r.Name), func(w WALSender) bool { return w.FlushedLSN >= t.mark })
 		switch {
-		case !t.namesakes[r.ID].since.IsZero() || nameProblem(r, m.recs) != "":
+		case !t.namesakes[r.ID].since.IsZero() || registry.NameProblem(r, m.recs) != "":
 			delete(t.sound, id)
 		case keepsUp && p.Answer == election.Answers && p.Streams:
 			t.sound[id] = now
@@ -259,7 +260,7 @@ func (m *Monitor) healthy(rule election.Rule) (ids []int32) {
 	}
 	t.mark = m.sample.local.CurrentLSN
 	for _, r := range m.recs {
-		p := peerOf(m.watch.peers(), int32(r.ID))
+		p := voters.PeerOf(m.watch.Peers(), int32(r.ID))
 		at, ok := t.sound[int32(r.ID)]
 		if ok && r.Role == RoleStandby && r.Priority > 0 && !p.Delayed && p.Halt == "" && now.Sub(at) < 2*m.cluster.cfg.SilenceTimeout {
 			ids = append(ids, int32(r.ID))
@@ -292,7 +293,7 @@ func (m *Monitor) noteBefore(before election.Rule, held bool) {
 // arbiter, and tells it to standbys that do not show it. How much an arbiter's vote weighs depends on the voters, so of other
 // voters it hears only when the nodes hold them.
 func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders []int32) {
-	for _, p := range m.watch.peers() {
+	for _, p := range m.watch.Peers() {
 		if p.ID == election.Arbiter && before.Known() && !slices.Equal(r.Voters, before.Voters) && !election.Held(r, before, holders) {
 			continue
 		}
@@ -306,9 +307,9 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 				err = nil // an election goes on: the ballots tell
 			}
 		case p.Role == election.Witness:
-			err = m.watch.node(p.ID).with(ctx, func(n *registry.Server) error { return registry.CopyMetadata(ctx, m.local.Server, n) })
+			err = m.watch.Voter(p.ID).Run(ctx, func(n *registry.Server) error { return registry.CopyMetadata(ctx, m.local.Server, n) })
 		case p.Running == election.Standby && time.Since(m.tender.ruledAt) > m.cluster.pulse(): // it is slow to replay it, or can not stream
-			err = m.watch.node(p.ID).do(ctx, func(n *registry.Server) error { return tellRule(ctx, n, r) })
+			err = m.watch.Voter(p.ID).RunAndLook(ctx, func(n *registry.Server) error { return tellRule(ctx, n, r) })
 		default:
 			continue
 		}
@@ -325,7 +326,7 @@ func (m *Monitor) tendStandby(ctx context.Context) error {
 	if err := m.tendArchive(ctx); err != nil {
 		return err
 	}
-	switch quorum := newest(m.watch.peers()).Quorum; {
+	switch quorum := voters.NewestRule(m.watch.Peers()).Quorum; {
 	case quorum && now == "":
 		s, err := readSyncState(ctx, m.local.Server)
 		if err == nil {
@@ -379,7 +380,7 @@ func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 	if _, err := up.CreateSlot(ctx, m.self.SlotName, m.self.Name); err != nil {
 		return hint(err, "%s", cmp.Or(Hint(err), slotHint))
 	}
-	term := newest(m.watch.peers()).Term
+	term := voters.NewestRule(m.watch.Peers()).Term
 	return m.local.WithBallot(ctx, func(b ballot.Ballot) error {
 		if b.Term > term {
 			return nil // an election is going on: who wins gives it its slot
@@ -395,9 +396,9 @@ func (m *Monitor) tendArchive(ctx context.Context) error {
 	switch alone := m.state.AloneAt; {
 	case m.sample.local.Receiver != nil && m.sample.local.Receiver.Status == "streaming":
 		return ballot.CutArchive(ctx, m.local.Conn)
-	case peerOf(m.watch.peers(), int32(m.self.ID)).Detached: // it has no upstream: whoever gives it one gives it the archive
+	case voters.PeerOf(m.watch.Peers(), int32(m.self.ID)).Detached: // it has no upstream: whoever gives it one gives it the archive
 	case !alone.IsZero() && time.Since(alone) > 2*m.cluster.cfg.SilenceTimeout && m.state.Health == election.HealthAlive:
-		term := newest(m.watch.peers()).Term
+		term := voters.NewestRule(m.watch.Peers()).Term
 		return ballot.Locked(ctx, m.local.Conn, func(b ballot.Ballot) error {
 			if b.Term > term {
 				return nil // it has pledged itself since: nothing of the old term is to reach it
@@ -454,7 +455,7 @@ func (m *Monitor) heart(ctx context.Context) {
 			continue
 		}
 		limit, cancel := context.WithTimeout(ctx, c.cfg.SilenceTimeout)
-		err := m.watch.node(int32(c.cfg.NodeID)).with(limit, func(n *registry.Server) error { return m.beatHeart(limit, n) })
+		err := m.watch.Voter(int32(c.cfg.NodeID)).Run(limit, func(n *registry.Server) error { return m.beatHeart(limit, n) })
 		cancel()
 		m.noteHeart(err)
 	}
@@ -466,7 +467,7 @@ func (m *Monitor) pulse(ctx context.Context) error {
 	if c.cfg.Failover != FailoverAutomatic {
 		return wait.Pause(ctx, c.cfg.MonitorInterval)
 	}
-	return m.watch.lull(ctx, c.pulse()-sinceTick(c.pulse()), nil)
+	return m.watch.Rest(ctx, c.pulse()-voters.SinceTick(c.pulse()), nil)
 }
 
 // heartTrouble names what keeps a server that answers from writing.

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
@@ -79,8 +80,8 @@ func (t *trials) all() map[NodeID]error {
 // now and then, and at once when a server or its row is another one.
 func (m *Monitor) tryStreams(ctx context.Context) {
 	for m.pulse(ctx) == nil {
-		c, peers := m.settings(), m.watch.peers()
-		me := peerOf(peers, int32(c.cfg.NodeID))
+		c, peers := m.settings(), m.watch.Peers()
+		me := voters.PeerOf(peers, int32(c.cfg.NodeID))
 		var kept []NodeID
 		if c.cfg.Failover == FailoverAutomatic && me.Answer == election.Answers && me.Role != election.Witness {
 			for _, p := range peers {
@@ -96,7 +97,7 @@ func (m *Monitor) tryStreams(ctx context.Context) {
 // tryStream tries one login if it is time. It reports whether it is known what
 // would come of it: of a server that is down that is not.
 func (m *Monitor) tryStream(ctx context.Context, c *Cluster, me, p election.Peer) bool {
-	r := m.watch.record(p.ID)
+	r := m.watch.Record(p.ID)
 	was, now := m.trials.get(r.ID), time.Now()
 	with := fmt.Sprint(r.Conninfo, " ", r.ReplicationUser, " ", p.Started)
 	switch {
@@ -188,7 +189,7 @@ func (m *Monitor) tellStreams() {
 			continue
 		}
 		m.streams[id] = text
-		r := m.watch.record(int32(id))
+		r := m.watch.Record(int32(id))
 		e := Event{Type: EventStreamAbility, Success: text == "", PeerID: r.ID, Peer: r.Name, Details: fmt.Sprintf("this node could stream from %s again, if that were the primary", r)}
 		if text != "" {
 			e.Details = fmt.Sprintf("this node could not stream from %s, if that were the primary: %s", r, text)

@@ -11,13 +11,14 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // tellPledge says when the local server could not give its pledge in an election,
 // and when it could again: the log, and an event.
 func (m *Monitor) tellPledge() {
-	me := peerOf(m.watch.peers(), int32(m.cluster.cfg.NodeID))
+	me := voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID))
 	if m.cluster.cfg.NodeID == 0 || me.Answer != election.Answers || me.NoPledge == m.noPledge {
 		return
 	}
@@ -95,7 +96,7 @@ func (m *Monitor) keepVote(ctx context.Context) {
 // sameCandidate reports whether two ballots are for one candidate: the mark of its
 // victory comes later.
 func sameCandidate(a, b ballot.Ballot) bool {
-	return strings.TrimSuffix(a.Candidate, chosenMark) == strings.TrimSuffix(b.Candidate, chosenMark)
+	return strings.TrimSuffix(a.Candidate, ballot.ChosenMark) == strings.TrimSuffix(b.Candidate, ballot.ChosenMark)
 }
 
 // restoreVote writes the node's vote back. Until that is done nobody counts on a

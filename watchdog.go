@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 )
 
 // Beat is what a [Monitor] tells its watchdog, at least four times in each silence_timeout.
@@ -138,7 +139,7 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 	}
 	d.m.awake(ctx, d.c)
 	left := seconds(*d.beat.Left) - d.silence()
-	me := peerOf(d.m.watch.peers(), int32(d.c.cfg.NodeID))
+	me := voters.PeerOf(d.m.watch.Peers(), int32(d.c.cfg.NodeID))
 	if !me.Rule.Known() { // it was not seen since, and may reject our login
 		me.Rule = d.beat.Rule
 	}
@@ -188,12 +189,12 @@ func (d *watchdog) begin(ctx context.Context) error {
 		recs, _ = d.c.Nodes(limit) // without them it has no contact, and the lease counts down
 	}
 	d.m = m
-	m.watch = newWatch(ctx, m.cluster, func() {})
-	m.watch.follow(recs)
+	m.watch = m.cluster.watchVoters(ctx, func() {})
+	m.watch.SetNodes(recs)
 	hearts, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { m.heart(hearts) }) // and what the standbys reply is contact
-	d.stop = func() { end(); wg.Wait(); m.endMarking(); m.watch.close() }
+	d.stop = func() { end(); wg.Wait(); m.endMarking(); m.watch.Close() }
 	m.log.Warn("repmgrd is silent: its watchdog guards the server", "pid", d.beat.PID, "gone", d.orphan, "lease_left", *d.beat.Left)
 	return nil
 }
@@ -208,13 +209,13 @@ func (d *watchdog) rest() {
 
 // succeeded reports whether another Monitor watches the server now.
 func (d *watchdog) succeeded(answers bool) bool {
-	n := d.m.watch.node(int32(d.c.cfg.NodeID))
+	n := d.m.watch.Voter(int32(d.c.cfg.NodeID))
 	if n == nil || !answers {
 		return false
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.view.Monitored && n.last.PID != 0 && n.last.PID != d.beat.PID
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	return n.View.Monitored && n.Last.PID != 0 && n.Last.PID != d.beat.PID
 }
 
 // serverRuns reports whether there is a server to guard. What a dead postmaster

@@ -165,7 +165,7 @@ func readAccount(ctx context.Context, n *registry.Server) (a account, err error)
 	if a.foreign, err = n.ForeignDaemon(ctx); err != nil {
 		return a, err
 	}
-	a.monitors, err = readPresences(ctx, n)
+	a.monitors, err = registry.ReadPresences(ctx, n)
 	return a, err
 }
 

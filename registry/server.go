@@ -3,9 +3,12 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
@@ -32,6 +35,29 @@ func Connect(ctx context.Context, name, conninfo string) (*Server, error) {
 		return nil, err
 	}
 	return &Server{Server: postgres.Server{Name: name, Conninfo: conninfo, Conn: conn}}, nil
+}
+
+// ConnectPatiently is [Connect] with a limit of its own in the place of the conninfo's
+// connect_timeout, which is often too short for a slow line, and without cancel requests
+// to a server whose connections break. Where settled is false, the first look settles the
+// session, which saves a round trip: see [postgres.LookFirst].
+func ConnectPatiently(ctx context.Context, name, info string, limit time.Duration, settled bool) (*Server, error) {
+	if params, err := conninfo.Parse(info); err == nil {
+		params["connect_timeout"] = fmt.Sprint(int(limit.Seconds()) + 1)
+		info = conninfo.Format(params)
+	}
+	cfg, err := postgres.ConnConfig(info)
+	if err != nil {
+		return nil, err
+	}
+	n := &Server{Server: postgres.Server{Name: name, Conninfo: info}}
+	if !settled {
+		cfg.AfterConnect, n.Level = nil, Ours
+	}
+	if n.Conn, err = postgres.DialUncancelled(ctx, n.Name, cfg); err != nil {
+		return nil, err
+	}
+	return n, nil
 }
 
 // Close ends the connection. It may be called twice, and on nil.

@@ -29,6 +29,7 @@ var floors = [][]string{
 	{"registry"},
 	{"internal/postmaster"},
 	{"internal/datadir", "internal/salvage"},
+	{"internal/voters"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

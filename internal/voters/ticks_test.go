@@ -1,7 +1,8 @@
-package repmgr
+package voters
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -22,32 +23,33 @@ func TestTimerfd(t *testing.T) {
 				require.NoError(t, timer.wait(ctx, 5*time.Millisecond))
 				require.GreaterOrEqual(t, time.Since(begun), 5*time.Millisecond)
 			}
-			go cancel(errNoStandby)
-			require.ErrorIs(t, timer.wait(ctx, time.Hour), errNoStandby)
+			over := errors.New("over")
+			go cancel(over)
+			require.ErrorIs(t, timer.wait(ctx, time.Hour), over)
 		})
 	}
 }
 
 func TestWatch_Lull(t *testing.T) {
 	t.Parallel()
-	w := &watch{}
-	w.use(&Cluster{cfg: Config{SilenceTimeout: 40 * time.Millisecond}})
+	w := &Watch{}
+	w.Use(Settings{SilenceTimeout: 40 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	lulls := func(t *testing.T) {
 		for _, d := range []time.Duration{time.Millisecond, 10 * time.Millisecond, 35 * time.Millisecond} {
 			begun := time.Now()
-			require.NoError(t, w.lull(ctx, d, nil))
-			require.GreaterOrEqual(t, time.Since(begun), d-w.cluster().pulse()/2)
+			require.NoError(t, w.Rest(ctx, d, nil))
+			require.GreaterOrEqual(t, time.Since(begun), d-w.heartbeat()/2)
 		}
 		wake := make(chan struct{}, 1)
 		wake <- struct{}{}
-		require.NoError(t, w.lull(ctx, time.Hour, wake))
+		require.NoError(t, w.Rest(ctx, time.Hour, wake))
 	}
 	lulls(t) // no ticks come
 	w.ticks.start()
-	w.wg.Go(func() { w.ticks.run(ctx, func() time.Duration { return w.cluster().pulse() }) })
+	w.wg.Go(func() { w.ticks.run(ctx, func() time.Duration { return w.heartbeat() }) })
 	lulls(t)
 	cancel()
-	require.ErrorIs(t, w.lull(ctx, time.Hour, nil), context.Canceled)
+	require.ErrorIs(t, w.Rest(ctx, time.Hour, nil), context.Canceled)
 	w.wg.Wait()
 }

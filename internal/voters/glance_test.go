@@ -1,8 +1,9 @@
-package repmgr
+package voters
 
 import (
 	"context"
 	"errors"
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -26,7 +27,9 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 		return &session{Server: n}
 	}
 	p, s := on(primary), on(standby)
-	_, err := p.CreateSchema(ctx, Schema)
+	schema, err := os.ReadFile("../../schema.sql")
+	require.NoError(t, err)
+	_, err = p.CreateSchema(ctx, string(schema))
 	require.NoError(t, err)
 	pgtest.WaitFor(t, "the schema on the standby", func(ctx context.Context) error { return s.NeedSchema(ctx) })
 	known := map[*session]glance{}

@@ -1,4 +1,4 @@
-package repmgr
+package voters
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // A receiver's sender is found whichever way its address is written; where it
@@ -14,7 +15,7 @@ import (
 func TestWatch_Sender(t *testing.T) {
 	t.Parallel()
 	ctx, stop := context.WithCancel(t.Context())
-	w := &watch{ctx: ctx, stop: stop, recs: []Record{
+	w := &Watch{ctx: ctx, stop: stop, recs: []registry.Record{
 		{ID: 1, Conninfo: "host=localhost port=5501 dbname=x"},
 		{ID: 2, Conninfo: "host=other.invalid,127.0.0.1 port=5502 dbname=x"},
 		{ID: 3, Conninfo: "host=name.invalid hostaddr=10.1.1.3"},
@@ -24,14 +25,14 @@ func TestWatch_Sender(t *testing.T) {
 		{ID: 7, Conninfo: "host=10.1.1.7"},
 		{ID: 8, Conninfo: "host=/run/postgresql"},
 	}}
-	defer w.close()
-	for limit := time.Now().Add(10 * time.Second); w.sender("127.0.0.1", 5501) == 0 && time.Now().Before(limit); {
+	defer w.Close()
+	for limit := time.Now().Add(10 * time.Second); w.nodeAt("127.0.0.1", 5501) == 0 && time.Now().Before(limit); {
 		_ = wait.Pause(ctx, postgres.PollInterval) // the name is looked up beside
 	}
 	for _, test := range []struct {
 		host string
 		port int
-		want NodeID
+		want registry.NodeID
 	}{
 		{"localhost", 5501, 1},
 		{"127.0.0.1", 5501, 1},
@@ -49,7 +50,7 @@ func TestWatch_Sender(t *testing.T) {
 		{"/tmp", 5432, 0},
 		{"nobody.invalid", 5432, 0},
 	} {
-		if got := w.sender(test.host, test.port); got != test.want {
+		if got := w.nodeAt(test.host, test.port); got != test.want {
 			t.Errorf("%s port %d: got %d, want %d", test.host, test.port, got, test.want)
 		}
 	}

@@ -1,4 +1,4 @@
-package repmgr
+package voters
 
 import (
 	"cmp"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -46,26 +47,26 @@ SELECT json_build_object(
       - coalesce(current_setting('reserved_connections', true)::int, 0) - (SELECT sum(numbackends)::int FROM pg_stat_database),
   'settings', %s,
   'fault', %s,
-  'presences', ` + presencesSQL + `,
+  'presences', ` + registry.PresencesSQL + `,
   'extension', to_regprocedure('repmgr.repmgrd_is_running()') IS NOT NULL,
   'rule', %s)
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + postgres.IdleSQL + ` d`
 
-// look reads the view of a node over a connection to it.
-func (w *watch) look(ctx context.Context, n *registry.Server, rec Record) (election.Peer, error) {
-	v, _, err := w.node(int32(rec.ID)).session(n).peerView(ctx, w, rec)
+// Look reads the view of a node over a connection to it.
+func (w *Watch) Look(ctx context.Context, n *registry.Server, rec registry.Record) (election.Peer, error) {
+	v, _, err := w.Voter(int32(rec.ID)).session(n).peerView(ctx, w, rec)
 	return v, err
 }
 
 // peerView reads the view of a node from its server.
-func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.Peer, Presence, error) {
+func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (election.Peer, registry.Presence, error) {
 	rule := `(` + registry.RulesSQL + ` LIMIT 1)`
-	if err := n.NeedSchema(ctx); errors.Is(err, ErrNotRegistered) {
+	if err := n.NeedSchema(ctx); errors.Is(err, failure.ErrNotRegistered) {
 		rule = "NULL"
 	} else if err != nil {
-		return election.Peer{}, Presence{}, err
+		return election.Peer{}, registry.Presence{}, err
 	}
-	fault, asked, of := "NULL", time.Now(), w.node(int32(rec.ID))
+	fault, asked, of := "NULL", time.Now(), w.Voter(int32(rec.ID))
 	checked, known := of.faultSeen()
 	if asked.Sub(checked) >= faultEvery {
 		fault = ballot.FaultSQL
@@ -76,7 +77,7 @@ func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.
 		text, err = n.look(ctx, fmt.Sprintf(peerSQL, "NULL", "NULL", rule))
 	}
 	if err != nil {
-		return election.Peer{}, Presence{}, n.QueryError("look at the node", err)
+		return election.Peer{}, registry.Presence{}, n.QueryError("look at the node", err)
 	}
 	var s struct {
 		InRecovery   bool                  `json:"in_recovery"`
@@ -107,9 +108,9 @@ func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.
 		Rule         election.Rule         `json:"rule"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
-		return election.Peer{}, Presence{}, fmt.Errorf("look at %s: %w", rec, err)
+		return election.Peer{}, registry.Presence{}, fmt.Errorf("look at %s: %w", rec, err)
 	}
-	set, b, unable := readVote(s.Settings, unreadable)
+	set, b, unable := ReadVote(s.Settings, unreadable)
 	if fault != "NULL" {
 		known = s.Fault
 		of.setFault(asked, known)
@@ -118,17 +119,17 @@ func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{LSN: max(s.LSN, s.Replay)}, Replayed: s.Replay, Idle: s.Idle,
 		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Archive: s.Archive, Delayed: s.Delayed, Started: s.Started,
-		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, chosenMark), Chosen: strings.HasSuffix(b.Candidate, chosenMark), Rule: s.Rule,
+		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, ballot.ChosenMark), Chosen: strings.HasSuffix(b.Candidate, ballot.ChosenMark), Rule: s.Rule,
 		NoPledge: cmp.Or(unable, known),
 	}
-	v.Misnamed = nameProblem(rec, w.records()) != ""
+	v.Misnamed = registry.NameProblem(rec, w.Records()) != ""
 	v.Paused, v.PauseSeq = registry.ParsePaused(set[registry.PausedSetting], rec.ID)
 	v.Feeds, v.NeedsSlot = w.fed(s.Senders), rec.SlotName != ""
 	v.Room = election.Room{Known: true, Senders: s.SendersFree + len(v.Feeds), Slots: s.SlotsFree + w.ofNodes(s.Slots)}
 	if s.Extension {
 		foreign, err := n.ForeignDaemon(ctx)
 		if err != nil {
-			return election.Peer{}, Presence{}, err
+			return election.Peer{}, registry.Presence{}, err
 		}
 		v.Foreign = foreign != nil
 	}
@@ -142,7 +143,7 @@ func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.
 			sure = sure && whole && (s.LSN != 0 || s.Idle)
 		}
 		v.Halt = replayHalt(ctx, n.Server, s.Target, s.ReplayPaused)
-		v.Receives = int32(w.sender(s.Host, s.Port))
+		v.Receives = int32(w.nodeAt(s.Host, s.Port))
 		v.ShutDown = !s.Streams && n.EndsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
 	v.Unsure = !sure
@@ -154,14 +155,14 @@ func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.
 		v.ID, v.Role = int32(rec.ID), election.Role(rec.Role)
 		v = v.Learned(told)
 	}
-	all, err := parsePresences(s.Presences)
+	all, err := registry.ParsePresences(s.Presences)
 	if err != nil {
-		return v, Presence{}, err
+		return v, registry.Presence{}, err
 	}
 	p, ok := all[rec.ID] // one whose words can not be read here is taken for automatic
-	v.Monitored, v.Automatic = ok, ok && p.Mode != FailoverManual
+	v.Monitored, v.Automatic = ok, ok && p.Mode != registry.FailoverManual
 	if lost, err := ballot.Parse(p.LostVote); err == nil && lost.Term > 0 && lost.Term >= v.Term {
-		v.Term, v.Candidate, v.Chosen = lost.Term, strings.TrimSuffix(lost.Candidate, chosenMark), strings.HasSuffix(lost.Candidate, chosenMark)
+		v.Term, v.Candidate, v.Chosen = lost.Term, strings.TrimSuffix(lost.Candidate, ballot.ChosenMark), strings.HasSuffix(lost.Candidate, ballot.ChosenMark)
 		v.NoPledge = "its server has lost its vote of term " + fmt.Sprint(lost.Term)
 	}
 	for id, why := range p.NoStream {
@@ -178,9 +179,9 @@ func (n *session) peerView(ctx context.Context, w *watch, rec Record) (election.
 // configuration: they cost the server more than all others together.
 const faultEvery = 5 * time.Second
 
-// readVote reads our settings from what the server's file has of them. Where that
+// ReadVote reads our settings from what the server's file has of them. Where that
 // is in doubt, unable says why.
-func readVote(text string, unreadable error) (set map[string]string, b ballot.Ballot, unable string) {
+func ReadVote(text string, unreadable error) (set map[string]string, b ballot.Ballot, unable string) {
 	err := unreadable
 	if err == nil {
 		set, err = ballot.Settings(text)

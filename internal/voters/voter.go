@@ -1,4 +1,4 @@
-package repmgr
+package voters
 
 import (
 	"context"
@@ -11,19 +11,20 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// watcher looks at one node, over connections that stay open. In fair weather it
+// Voter looks at one node, over connections that stay open. In fair weather it
 // asks over one and listens on the other: a server that dies over a question resets
 // that connection, which proves nothing, and closes the one that is silent. Where an
 // answer is late it asks over all of them, more often, and opens more: under loss of
 // packets any may be the one that gets through, opening a new one takes several
 // round trips, and a hung postmaster answers old ones only. What is late is still
 // waited for. Its goroutine owns the connections; others borrow them.
-type watcher struct {
-	w      *watch
+type Voter struct {
+	w      *Watch
 	ctx    context.Context
 	cancel context.CancelFunc
 	jobs   chan job   // unbuffered: handed over when the goroutine is free
@@ -47,10 +48,10 @@ type watcher struct {
 	passed  bool           // nothing was asked in the last pulse, though it was time
 	waiting []job          // for an answer to a try that began since
 
-	mu   sync.Mutex
-	rec  Record
-	view election.Peer
-	last Presence
+	Mu   sync.Mutex
+	rec  registry.Record
+	View election.Peer
+	Last registry.Presence
 
 	endedAt time.Time // when the server last ended our connection, the last that was open
 	conns   map[*registry.Server]*session
@@ -84,43 +85,8 @@ type tried struct {
 	at    time.Time // the question
 	brief *glance   // nil: it was a look, which gave what follows
 	view  election.Peer
-	pres  Presence
+	pres  registry.Presence
 	err   error
-}
-
-// session is a connection of a watcher, and what it knows of it.
-type session struct {
-	*registry.Server
-	looked  bool   // whether it was looked at for an election
-	loose   bool   // its session is not settled yet: see [postgres.LookFirst]
-	glances bool   // the question of a glance is prepared
-	free    int    // connections that the server could still take, as the newest look over it showed
-	known   glance // what was there just before that look
-}
-
-// loan is a connection to a server that its borrower ends with giveBack: that of a
-// watcher, or one that the borrower has opened.
-type loan struct {
-	*registry.Server
-	of *watcher // nil: the borrower has opened it
-	s  *session
-}
-
-// own is the loan of a connection that the borrower has opened itself.
-func own(n *registry.Server, err error) (*loan, error) {
-	if err != nil {
-		return nil, err
-	}
-	return &loan{Server: n}, nil
-}
-
-// giveBack ends the loan of a connection, which may have broken meanwhile.
-func (l *loan) giveBack() {
-	if l.of == nil {
-		l.Close()
-		return
-	}
-	l.of.giveBack(l.s, l.Broke)
 }
 
 // ear waits for the end of a connection on which nothing is asked.
@@ -130,27 +96,21 @@ type ear struct {
 	ended chan error // capacity 1
 }
 
-func (n *watcher) setRecord(r Record) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+func (n *Voter) setRecord(r registry.Record) {
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
 	n.rec = r
-	n.view.Role, n.view.Priority, n.view.Location = election.Role(r.Role), r.Priority, r.Location
+	n.View.Role, n.View.Priority, n.View.Location = election.Role(r.Role), r.Priority, r.Location
 }
 
-func (n *watcher) snapshot() election.Peer {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.view
+func (n *Voter) Peer() election.Peer {
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	return n.View
 }
 
-// do runs f on an open connection, and makes one where there is none. It looks
-// afterwards. Without f it waits for an answer that was asked for since.
-func (n *watcher) do(ctx context.Context, f func(*registry.Server) error) error {
-	if f != nil {
-		err := n.over(ctx, false, f)
-		_ = n.give(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // nobody waits for that look
-		return err
-	}
+// look waits for an answer to a question that was asked after this call.
+func (n *Voter) look(ctx context.Context) error {
 	j := job{ctx: ctx, done: make(chan error, 1), at: time.Now()}
 	if err := n.give(ctx, j); err != nil {
 		return err
@@ -165,57 +125,9 @@ func (n *watcher) do(ctx context.Context, f func(*registry.Server) error) error 
 	}
 }
 
-// with is do without a look, for what may wait for a moment.
-func (n *watcher) with(ctx context.Context, f func(*registry.Server) error) error {
-	return n.over(ctx, true, f)
-}
-
-// alone is do without a look, for an election: it reads by itself what it has to
-// know, and a look would take from it what the server can do.
-func (n *watcher) alone(ctx context.Context, f func(*registry.Server) error) error {
-	return n.over(ctx, false, f)
-}
-
-func (n *watcher) over(ctx context.Context, easy bool, f func(*registry.Server) error) error {
-	node, err := n.take(ctx, easy)
-	if err != nil {
-		return err
-	}
-	if err = f(node.Server); ctx.Err() == nil {
-		n.giveBack(node, err)
-	} else {
-		n.giveBack(node, nil)
-	}
-	return err
-}
-
-// borrow hands out an open connection, and makes one where none is free soon.
-// Whoever gets one gives it back.
-func (n *watcher) borrow(ctx context.Context) (*loan, error) {
-	s, err := n.take(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	return &loan{s.Server, n, s}, nil
-}
-
-func (n *watcher) take(ctx context.Context, easy bool) (*session, error) {
-	j := job{ctx: ctx, lend: make(chan tried, 1), at: time.Now(), easy: easy}
-	if err := n.give(ctx, j); err != nil {
-		return nil, err
-	}
-	r := <-j.lend // it ends with either context
-	return r.node, r.err
-}
-
-// giveBack ends a loan. err is what the server may have said over it.
-func (n *watcher) giveBack(node *session, err error) {
-	n.tries <- tried{node: node, lent: true, err: err}
-}
-
-func (n *watcher) give(ctx context.Context, j job) error {
+func (n *Voter) give(ctx context.Context, j job) error {
 	if n == nil {
-		return kind(ErrNotRegistered, "the node is not registered any more")
+		return failure.Of(failure.ErrNotRegistered, "the node is not registered any more")
 	}
 	select {
 	case n.jobs <- j:
@@ -227,7 +139,7 @@ func (n *watcher) give(ctx context.Context, j job) error {
 	}
 }
 
-func (n *watcher) run() {
+func (n *Voter) run() {
 	for n.turn = time.Now(); n.ctx.Err() == nil; {
 		n.serve()
 		n.ask()
@@ -253,7 +165,7 @@ func (n *watcher) run() {
 
 // most is how many may be open at once: a few, and this daemon's share of what the
 // server has free, so that all of them together leave most of that to others.
-func (n *watcher) most() int {
+func (n *Voter) most() int {
 	if n.looked.IsZero() {
 		return 2 * fewOpen
 	}
@@ -262,15 +174,15 @@ func (n *watcher) most() int {
 
 // patience is how long a connection is waited for in fair weather before another
 // one is opened.
-func (n *watcher) patience() time.Duration {
+func (n *Voter) patience() time.Duration {
 	if n.fair() && n.open+n.lent > 0 {
-		return n.w.cluster().pulse() / 8
+		return n.w.heartbeat() / 8
 	}
 	return 0
 }
 
 // serve hands out connections.
-func (n *watcher) serve() {
+func (n *Voter) serve() {
 	for len(n.queue) > 0 {
 		j := n.queue[0]
 		if j.easy && n.open > 0 && len(n.idle) == 1 && n.ear != nil && time.Since(j.at) < n.patience() {
@@ -291,7 +203,8 @@ func (n *watcher) serve() {
 		default:
 			n.lent++
 			n.wg.Go(func() {
-				server, err := n.w.cluster().connectTo(j.ctx, n.record())
+				rec := n.record()
+				server, err := registry.Connect(j.ctx, rec.String(), n.w.Settings().Conninfo(rec))
 				if err != nil {
 					n.tries <- tried{lent: true}
 					j.lend <- tried{err: err}
@@ -309,8 +222,8 @@ func (n *watcher) serve() {
 // every is the time between two tries: a pulse, whether the one before was
 // answered or not; half of that where answers are late; and twice, so that some
 // are left for later, where a new connection would come too late for a lease.
-func (n *watcher) every() time.Duration {
-	every := n.w.cluster().pulse()
+func (n *Voter) every() time.Duration {
+	every := n.w.heartbeat()
 	switch {
 	case n.open >= mostOpen/2 && n.quiet() > 3*every:
 		return every * 2
@@ -321,7 +234,7 @@ func (n *watcher) every() time.Duration {
 }
 
 // ask begins a try where one is due, and a connection is free, or none will be soon.
-func (n *watcher) ask() {
+func (n *Voter) ask() {
 	over := time.Since(n.begun) - n.every()
 	if over >= 0 && (n.lent == 0 || len(n.idle) > 0 || over >= n.patience()) {
 		if n.passed = !n.passed && n.passes(); n.passed {
@@ -330,22 +243,22 @@ func (n *watcher) ask() {
 		} else {
 			n.try()
 		}
-		n.begun = n.begun.Add(-sinceTick(n.every()))
+		n.begun = n.begun.Add(-SinceTick(n.every()))
 	}
 }
 
 // passes says that a pulse may go by without a question: to another standby that
 // answers, while a standby's Monitor sees its primary. Its end is heard at once all the
 // same, and whoever decides on an election asks everybody anew.
-func (n *watcher) passes() bool {
-	v := n.snapshot()
+func (n *Voter) passes() bool {
+	v := n.Peer()
 	return n.w.easy.Load() && n.open == 0 && len(n.waiting) == 0 && n.ear != nil && n.fair() &&
-		v.Answer == election.Answers && v.Running == election.Standby && v.Role == election.Standby && v.ID != int32(n.w.cluster().cfg.NodeID)
+		v.Answer == election.Answers && v.Running == election.Standby && v.Role == election.Standby && v.ID != int32(n.w.Settings().Self)
 }
 
 // quiet is how long ago the question was asked that was answered last.
-func (n *watcher) quiet() time.Duration {
-	since := n.snapshot().SeenAt
+func (n *Voter) quiet() time.Duration {
+	since := n.Peer().SeenAt
 	if since.Before(n.first) {
 		since = n.first
 	}
@@ -353,10 +266,10 @@ func (n *watcher) quiet() time.Duration {
 }
 
 // fair says that no answer was late for a while.
-func (n *watcher) fair() bool { return time.Since(n.late) >= fairFor }
+func (n *Voter) fair() bool { return time.Since(n.late) >= fairFor }
 
 // pop takes an open connection, if there is one: the one that is listened on last.
-func (n *watcher) pop() *session {
+func (n *Voter) pop() *session {
 	i := slices.IndexFunc(n.idle, func(node *session) bool { return n.ear == nil || n.ear.node != node })
 	if i < 0 {
 		n.deafen()
@@ -371,7 +284,7 @@ func (n *watcher) pop() *session {
 }
 
 // try asks once more, unless too much is under way.
-func (n *watcher) try() {
+func (n *Voter) try() {
 	r := tried{began: time.Now()}
 	total := n.open + len(n.idle)
 	if n.refused || total >= fewOpen || len(n.waiting) > 0 {
@@ -390,15 +303,16 @@ func (n *watcher) try() {
 	}
 	schema := n.schema
 	asked := len(n.waiting) > 0 || !n.w.calm.Load()
-	due := time.Since(n.looked) >= lookEvery*n.w.cluster().pulse()
+	due := time.Since(n.looked) >= lookEvery*n.w.heartbeat()
 	n.wg.Go(func() {
-		limit := 4 * n.w.cluster().cfg.SilenceTimeout
+		limit := 4 * n.w.Settings().SilenceTimeout
 		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
 		defer cancel()
 		if r.node == nil {
 			settled := schema != registry.Ours
+			rec := n.record()
 			var server *registry.Server
-			if server, r.err = n.w.cluster().connectPatiently(ctx, n.record(), limit, settled); r.err == nil {
+			if server, r.err = registry.ConnectPatiently(ctx, rec.String(), n.w.Settings().Conninfo(rec), limit, settled); r.err == nil {
 				r.node = &session{Server: server, loose: !settled}
 				n.opened(r.node)
 			}
@@ -411,7 +325,7 @@ func (n *watcher) try() {
 }
 
 // look looks, or glances where nobody asked for more and nothing has changed.
-func (r *tried) look(ctx context.Context, n *watcher, due, asked bool) {
+func (r *tried) look(ctx context.Context, n *Voter, due, asked bool) {
 	var g glance
 	if r.old && !asked {
 		if g, r.err = r.node.glance(ctx); r.err != nil {
@@ -429,9 +343,9 @@ func (r *tried) look(ctx context.Context, n *watcher, due, asked bool) {
 
 // markLate notes that an answer is late, and, where nothing was answered for so
 // long, that the node counts as silent.
-func (n *watcher) markLate() {
-	seen := n.snapshot()
-	if time.Since(n.turn) > n.w.cluster().pulse() { // this process was stopped: its own silence is none of theirs
+func (n *Voter) markLate() {
+	seen := n.Peer()
+	if time.Since(n.turn) > n.w.heartbeat() { // this process was stopped: its own silence is none of theirs
 		n.first = time.Now()
 	}
 	if n.open == 0 {
@@ -442,21 +356,21 @@ func (n *watcher) markLate() {
 	if waited && quiet > n.lateAfter() {
 		n.late = time.Now()
 	}
-	if quiet > n.w.cluster().cfg.SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
+	if quiet > n.w.Settings().SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
 		n.answer(election.Silent, time.Now().Add(-quiet), nil)
 	}
 }
 
 // lateAfter is how long after a question that was answered another one is late.
-func (n *watcher) lateAfter() time.Duration { return n.w.cluster().pulse() * 3 / 2 }
+func (n *Voter) lateAfter() time.Duration { return n.w.heartbeat() * 3 / 2 }
 
 // next is how long nothing is due.
-func (n *watcher) next() time.Duration {
-	pulse := n.w.cluster().pulse()
+func (n *Voter) next() time.Duration {
+	pulse := n.w.heartbeat()
 	due := n.every() - time.Since(n.begun)
 	if n.open > 0 {
 		quiet := n.quiet()
-		for _, limit := range []time.Duration{n.lateAfter(), n.w.cluster().cfg.SilenceTimeout / 2} {
+		for _, limit := range []time.Duration{n.lateAfter(), n.w.Settings().SilenceTimeout / 2} {
 			if quiet <= limit {
 				due = min(due, limit-quiet+time.Millisecond)
 			}
@@ -469,12 +383,12 @@ func (n *watcher) next() time.Duration {
 }
 
 // wait lets things rest until something is due, and notices at once what comes.
-func (n *watcher) wait() {
-	rest, pulse := n.next(), n.w.cluster().pulse()
+func (n *Voter) wait() {
+	rest, pulse := n.next(), n.w.heartbeat()
 	n.turn = time.Now().Add(min(rest, pulse))
 	tick := n.w.ticks.coming()
 	var due <-chan time.Time
-	if rest < pulse-sinceTick(pulse)-pulse/16 { // else it is due at the next tick
+	if rest < pulse-SinceTick(pulse)-pulse/16 { // else it is due at the next tick
 		t := time.NewTimer(rest)
 		defer t.Stop()
 		due = t.C
@@ -500,7 +414,7 @@ func (n *watcher) wait() {
 }
 
 // listen waits for the end of an open connection, where it does for none.
-func (n *watcher) listen() {
+func (n *Voter) listen() {
 	if n.ear != nil || len(n.idle) == 0 {
 		return
 	}
@@ -514,7 +428,7 @@ func (n *watcher) listen() {
 }
 
 // deafen ends the listening.
-func (n *watcher) deafen() {
+func (n *Voter) deafen() {
 	if e := n.ear; e != nil {
 		e.stop()
 		n.ear = nil
@@ -523,7 +437,7 @@ func (n *watcher) deafen() {
 }
 
 // gone notes the end of a connection that was listened on, if it has ended.
-func (n *watcher) gone(node *session, err error) {
+func (n *Voter) gone(node *session, err error) {
 	if !node.Conn.IsClosed() || n.ctx.Err() != nil {
 		return
 	}
@@ -533,7 +447,7 @@ func (n *watcher) gone(node *session, err error) {
 }
 
 // count notes that a connection is back.
-func (n *watcher) count(r tried) {
+func (n *Voter) count(r tried) {
 	if r.lent {
 		n.lent--
 	} else {
@@ -542,7 +456,7 @@ func (n *watcher) count(r tried) {
 }
 
 // keep leaves a connection open for later, where it is wanted.
-func (n *watcher) keep(node *session) {
+func (n *Voter) keep(node *session) {
 	if total := n.open + len(n.idle); !node.Conn.IsClosed() && (total < fewOpen || !n.fair() && total < n.most()) {
 		n.idle = append(n.idle, node)
 		return
@@ -551,7 +465,7 @@ func (n *watcher) keep(node *session) {
 }
 
 // settle puts a try's outcome to use.
-func (n *watcher) settle(r tried) {
+func (n *Voter) settle(r tried) {
 	n.count(r)
 	switch {
 	case r.lent:
@@ -573,7 +487,7 @@ func (n *watcher) settle(r tried) {
 		if r.brief != nil {
 			return
 		}
-	case r.old && n.ctx.Err() == nil && r.node.Conn.IsClosed() && time.Since(r.began) < n.w.cluster().cfg.SilenceTimeout:
+	case r.old && n.ctx.Err() == nil && r.node.Conn.IsClosed() && time.Since(r.began) < n.w.Settings().SilenceTimeout:
 		n.ended(r.node, r.err) // it may be back already
 		n.try()
 		return
@@ -587,7 +501,7 @@ func (n *watcher) settle(r tried) {
 		}
 		n.wg.Go(func() { n.closed(r.node) })
 		n.schema = registry.None
-		if v := n.snapshot(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
+		if v := n.Peer(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
 			n.answer(answerOf(r.err), r.began, r.err)
 		}
 	}
@@ -601,7 +515,7 @@ func (n *watcher) settle(r tried) {
 }
 
 // work takes a job.
-func (n *watcher) work(j job) {
+func (n *Voter) work(j job) {
 	if j.lend != nil {
 		n.queue = append(n.queue, j)
 		return
@@ -610,19 +524,19 @@ func (n *watcher) work(j job) {
 	n.try()
 }
 
-func (n *watcher) record() Record {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+func (n *Voter) record() registry.Record {
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
 	return n.rec
 }
 
-// plain reports whether an open connection to the server is one without TLS.
-func (n *watcher) plain() bool {
+// WithoutTLS reports whether an open connection to the server is one without TLS.
+func (n *Voter) WithoutTLS() bool {
 	if n == nil {
 		return false
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
 	for node := range n.conns {
 		if _, ok := node.Conn.PgConn().Conn().(*tls.Conn); !ok {
 			return true
@@ -632,9 +546,9 @@ func (n *watcher) plain() bool {
 }
 
 // opened and closed keep what is open to the server.
-func (n *watcher) opened(node *session) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+func (n *Voter) opened(node *session) {
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
 	if n.conns == nil {
 		n.conns = map[*registry.Server]*session{}
 	}
@@ -642,10 +556,10 @@ func (n *watcher) opened(node *session) {
 }
 
 // session is what the watcher knows of a connection; one that is not its own it knows nothing of.
-func (n *watcher) session(server *registry.Server) *session {
+func (n *Voter) session(server *registry.Server) *session {
 	if n != nil {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.Mu.Lock()
+		defer n.Mu.Unlock()
 		if s := n.conns[server]; s != nil {
 			return s
 		}
@@ -655,50 +569,50 @@ func (n *watcher) session(server *registry.Server) *session {
 
 // faultSeen is what was wrong with its configuration when somebody last asked,
 // whatever connection that was on: what one knows is not to be unknown to the other.
-func (n *watcher) faultSeen() (at time.Time, fault string) {
+func (n *Voter) faultSeen() (at time.Time, fault string) {
 	if n == nil {
 		return at, ""
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
 	return n.faultAt, n.fault
 }
 
-func (n *watcher) setFault(at time.Time, fault string) {
+func (n *Voter) setFault(at time.Time, fault string) {
 	if n != nil {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.Mu.Lock()
+		defer n.Mu.Unlock()
 		if at.After(n.faultAt) {
 			n.faultAt, n.fault = at, fault
 		}
 	}
 }
 
-func (n *watcher) closed(node *session) {
+func (n *Voter) closed(node *session) {
 	if node == nil {
 		return
 	}
 	node.Close()
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
 	delete(n.conns, node.Server)
 }
 
 // ended notes that a connection has ended, not by us. Where none is left, and the
 // server's own kernel or its last message has closed one, the server has ended:
 // one session alone may have been terminated, or have been idle for too long.
-func (n *watcher) ended(node *session, err error) {
+func (n *Voter) ended(node *session, err error) {
 	node.Close()
-	n.mu.Lock()
+	n.Mu.Lock()
 	delete(n.conns, node.Server)
 	if endsServer(err) {
 		n.wordAt = time.Now()
 	}
 	over := !n.wordAt.IsZero() && len(n.conns) == 0
 	if over {
-		n.endedAt, n.view.Ended = time.Now(), true
+		n.endedAt, n.View.Ended = time.Now(), true
 	}
-	n.mu.Unlock()
+	n.Mu.Unlock()
 	if over {
 		n.w.wake()
 	}
@@ -748,39 +662,39 @@ func rejection(err error) string {
 }
 
 // answer notes an attempt that brought no view.
-func (n *watcher) answer(a election.Answer, at time.Time, err error) {
-	n.mu.Lock()
-	changed := n.view.Answer != a
+func (n *Voter) answer(a election.Answer, at time.Time, err error) {
+	n.Mu.Lock()
+	changed := n.View.Answer != a
 	switch {
 	case a == election.Refused:
-		n.view.Starting = time.Time{}
-	case a == election.NotAccepting && n.view.Starting.IsZero():
-		n.view.Starting = time.Now()
+		n.View.Starting = time.Time{}
+	case a == election.NotAccepting && n.View.Starting.IsZero():
+		n.View.Starting = time.Now()
 	}
 	if a != election.Refused && a != election.NotAccepting { // the end of a server is followed by a port that refuses
-		n.view.Ended, n.wordAt = false, time.Time{}
+		n.View.Ended, n.wordAt = false, time.Time{}
 	}
-	n.view.Answer, n.view.Tried, n.view.Rejection = a, at, ""
+	n.View.Answer, n.View.Tried, n.View.Rejection = a, at, ""
 	if a == election.Rejects {
-		n.view.Rejection = rejection(err)
+		n.View.Rejection = rejection(err)
 	}
 	if changed {
-		n.view.Since = time.Now()
+		n.View.Since = time.Now()
 	}
-	n.mu.Unlock()
+	n.Mu.Unlock()
 	if changed {
 		n.w.wake()
 	}
 }
 
-func (n *watcher) publish(r tried) {
-	n.mu.Lock()
-	v, p, at, old := r.view, r.pres, r.at, n.view
+func (n *Voter) publish(r tried) {
+	n.Mu.Lock()
+	v, p, at, old := r.view, r.pres, r.at, n.View
 	if r.brief != nil {
-		v, p = r.brief.update(old), n.last
+		v, p = r.brief.update(old), n.Last
 	}
 	if at.Before(old.SeenAt) { // overtaken by a later question
-		n.mu.Unlock()
+		n.Mu.Unlock()
 		return
 	}
 	v.ID, v.Role, v.Priority, v.Location = old.ID, old.Role, old.Priority, old.Location
@@ -796,8 +710,8 @@ func (n *watcher) publish(r tried) {
 	if v.NoPledge != "" && v.Term == 0 {                                       // a vote that can not be read now was not taken back
 		v.Term, v.Candidate, v.Chosen, v.Paused, v.PauseSeq = old.Term, old.Candidate, old.Chosen, old.Paused, old.PauseSeq
 	}
-	n.view, n.last = v, p
-	n.mu.Unlock()
+	n.View, n.Last = v, p
+	n.Mu.Unlock()
 	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Archive != v.Archive || old.Chosen != v.Chosen || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq || old.NoPledge != v.NoPledge {
 		n.w.wake()
 	}

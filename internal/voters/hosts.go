@@ -1,4 +1,4 @@
-package repmgr
+package voters
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -80,8 +81,8 @@ type endpoint struct {
 }
 
 // endpoints are all places that a conninfo names. An empty host is the default socket.
-func endpoints(conninfo string) (all []endpoint) {
-	params, err := ParseConninfo(conninfo)
+func endpoints(text string) (all []endpoint) {
+	params, err := conninfo.Parse(text)
 	if err != nil {
 		return nil
 	}
@@ -104,9 +105,9 @@ func endpoints(conninfo string) (all []endpoint) {
 	return all
 }
 
-// sender is the registered node at that address. 0 where it can not be told, or
+// nodeAt is the registered node at that address. 0 where it can not be told, or
 // where it could be several.
-func (w *watch) sender(host string, port int) NodeID {
+func (w *Watch) nodeAt(host string, port int) registry.NodeID {
 	w.mu.Lock()
 	recs := w.recs
 	w.mu.Unlock()
@@ -116,7 +117,7 @@ func (w *watch) sender(host string, port int) NodeID {
 		return slices.ContainsFunc(w.hosts.addresses(w.ctx, e.host, w.wg.Go), func(a netip.Addr) bool { return slices.Contains(addrs, a) })
 	}
 	for _, match := range []func(endpoint) bool{same, resolves} {
-		var found []NodeID
+		var found []registry.NodeID
 		for _, r := range recs {
 			if slices.ContainsFunc(endpoints(r.Conninfo), func(e endpoint) bool { return e.port == port && match(e) }) {
 				found = append(found, r.ID)
@@ -130,7 +131,7 @@ func (w *watch) sender(host string, port int) NodeID {
 }
 
 // ofNodes is how many of these slots are those of registered nodes.
-func (w *watch) ofNodes(slots []string) (n int) {
+func (w *Watch) ofNodes(slots []string) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range w.recs {
@@ -142,7 +143,7 @@ func (w *watch) ofNodes(slots []string) (n int) {
 }
 
 // fed are the registered nodes whose names a node's WAL senders show.
-func (w *watch) fed(names []string) (ids []int32) {
+func (w *Watch) fed(names []string) (ids []int32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, name := range names {

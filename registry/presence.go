@@ -1,4 +1,4 @@
-package repmgr
+package registry
 
 import (
 	"context"
@@ -12,16 +12,16 @@ import (
 	"time"
 	"unicode/utf16"
 
-	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
 const (
-	presenceLock    = 1919250541 // "repm": the class of the advisory lock that a Monitor holds; its object is the node's id
+	PresenceLock    = 1919250541 // "repm": the class of the advisory lock that a Monitor holds; its object is the node's id
 	presenceName    = "repmgrd"  // application_name of its session
 	presenceMark    = "SELECT 1 -- repmgrd "
 	presenceBytes   = 900             // of the statement: pg_stat_activity shows track_activity_query_size, 1024 by default
 	presenceRefresh = 2 * time.Second // between two announcements of the same
-	presenceSilent  = 30 * time.Second
+	PresenceSilent  = 30 * time.Second
 	presenceYields  = 5 * presenceRefresh // so long after the last word of another Monitor of the same node ours does nothing
 )
 
@@ -132,28 +132,28 @@ func ascii(doc string) string {
 	return b.String()
 }
 
-// presence announces a Monitor on its own server. It is not safe for concurrent
+// Announcement announces a Monitor on its own server. It is not safe for concurrent
 // use; whoever announced calls close.
-type presence struct {
-	node NodeID
-	id   string // made by the first announcement
-	conn *registry.Server
-	held bool // the lock is ours
-	last Presence
-	at   time.Time
+type Announcement struct {
+	Node   NodeID
+	id     string // made by the first announcement
+	conn   *Server
+	Held   bool // the lock is ours
+	last   Presence
+	saidAt time.Time
 
 	other time.Time // when another Monitor, which has the lock, had said something a moment ago; zero: there is none
 }
 
-// announce says s, over a session that dial opens when there is none that works.
+// Announce says s, over a session that dial opens when there is none that works.
 // It does nothing where s has no news and was said a moment ago. It waits as long
 // as dial and the server do: ctx has the limit. An [ErrRefused] names another
 // Monitor that watches the same node.
-func (p *presence) announce(ctx context.Context, dial func(context.Context) (*registry.Server, error), s Presence) error {
+func (p *Announcement) Announce(ctx context.Context, dial func(context.Context) (*Server, error), s Presence) error {
 	if p.conn != nil && p.conn.Conn.IsClosed() {
-		p.close()
+		p.Close()
 	}
-	if p.conn != nil && p.held && s.same(p.last) && time.Since(p.at) < presenceRefresh {
+	if p.conn != nil && p.Held && s.same(p.last) && time.Since(p.saidAt) < presenceRefresh {
 		return nil
 	}
 	if p.conn == nil {
@@ -167,7 +167,7 @@ func (p *presence) announce(ctx context.Context, dial func(context.Context) (*re
 		p.id = rand.Text()[:8]
 	}
 	s.ID = p.id
-	if !p.held {
+	if !p.Held {
 		if err := p.lock(ctx); err != nil {
 			return err
 		}
@@ -175,41 +175,45 @@ func (p *presence) announce(ctx context.Context, dial func(context.Context) (*re
 	s.At, s.Age = time.Now(), 0
 	if _, err := p.conn.Conn.Exec(ctx, s.statement()); err != nil {
 		err = p.conn.QueryError("announce the monitor", err)
-		p.close()
+		p.Close()
 		return err
 	}
-	p.last, p.at = s, s.At
+	p.last, p.saidAt = s, s.At
 	return nil
 }
 
-// yields reports whether another Monitor acts for the node. One that has said
+// Overdue reports whether the lock was ours, and nothing was said for so long that another
+// Monitor may have taken our place.
+func (p *Announcement) Overdue() bool { return p.Held && time.Since(p.saidAt) >= presenceYields }
+
+// Yields reports whether another Monitor acts for the node. One that has said
 // nothing for so long hangs, or its machine is gone.
-func (p *presence) yields() bool {
+func (p *Announcement) Yields() bool {
 	return !p.other.IsZero() && time.Since(p.other) < presenceYields
 }
 
-func (p *presence) lock(ctx context.Context) error {
+func (p *Announcement) lock(ctx context.Context) error {
 	err := p.conn.Conn.QueryRow(ctx, `SELECT held FROM (SELECT pg_catalog.pg_try_advisory_lock($1::int, $2::int) AS held) l,
 		LATERAL pg_catalog.set_config('application_name', CASE WHEN held THEN $3 ELSE $4 END, false)`,
-		presenceLock, int32(p.node), presenceName, fmt.Sprintf("%s %d waits", presenceName, os.Getpid())).Scan(&p.held)
+		PresenceLock, int32(p.Node), presenceName, fmt.Sprintf("%s %d waits", presenceName, os.Getpid())).Scan(&p.Held)
 	if err != nil {
 		err = p.conn.QueryError("announce the monitor", err)
-		p.close()
+		p.Close()
 		return err
 	}
-	if p.held {
+	if p.Held {
 		p.other = time.Time{}
 		return nil
 	}
-	all, err := readPresences(ctx, p.conn)
+	all, err := ReadPresences(ctx, p.conn)
 	if err != nil {
-		p.close()
+		p.Close()
 		return err
 	}
 	who := "another repmgrd"
-	holder, there := all[p.node]
+	holder, there := all[p.Node]
 	if holder.ID == p.id { // we lost it, and the server does not know yet
-		return kind(ErrRefused, "an earlier session of this repmgrd is still open on %s", p.conn.Name)
+		return failure.Of(failure.ErrRefused, "an earlier session of this repmgrd is still open on %s", p.conn.Name)
 	}
 	if holder.PID > 0 {
 		who = fmt.Sprintf("another repmgrd, with PID %d,", holder.PID)
@@ -218,39 +222,39 @@ func (p *presence) lock(ctx context.Context) error {
 	if there && age < presenceYields || p.oust(ctx) {
 		p.other = time.Now().Add(-min(age, presenceYields/2))
 	}
-	return hint(kind(ErrRefused, "%s watches %s already: this one changes nothing until that one has ended", who, p.conn.Name), "Stop one of them: a node has one repmgrd.")
+	return failure.WithHint(failure.Of(failure.ErrRefused, "%s watches %s already: this one changes nothing until that one has ended", who, p.conn.Name), "Stop one of them: a node has one repmgrd.")
 }
 
 // oust ends the session of another Monitor that has said nothing for so long, and
 // reports whether it did: of those that wait one has the lock then, and is the one
 // that acts, and whose word everybody reads. The other one, if it ever wakes up, waits.
-func (p *presence) oust(ctx context.Context) (done bool) {
+func (p *Announcement) oust(ctx context.Context) (done bool) {
 	err := p.conn.Conn.QueryRow(ctx, `SELECT coalesce(bool_or(pg_catalog.pg_terminate_backend(l.pid)), false)
 		FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 		WHERE l.locktype = 'advisory' AND l.classid = $1::int::oid AND l.objid = $2::int::oid AND l.objsubid = 2 AND l.granted
-		AND extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start) >= $3`, presenceLock, int32(p.node), presenceYields.Seconds()).Scan(&done)
+		AND extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start) >= $3`, PresenceLock, int32(p.Node), presenceYields.Seconds()).Scan(&done)
 	return err == nil && done // where it may not, it acts all the same
 }
 
-// close ends the announcement. It may be called at any time.
-func (p *presence) close() {
+// Close ends the announcement. It may be called at any time.
+func (p *Announcement) Close() {
 	p.conn.Close()
-	*p = presence{node: p.node, id: p.id, other: p.other}
+	*p = Announcement{Node: p.Node, id: p.id, other: p.other}
 }
 
-// presencesSQL is a scalar subquery for what the Monitors of a server say, as
+// PresencesSQL is a scalar subquery for what the Monitors of a server say, as
 // JSON text for [parsePresences].
-const presencesSQL = `coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_build_object('node_id', l.objid::bigint, 'says', a.query,
+const PresencesSQL = `coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_build_object('node_id', l.objid::bigint, 'says', a.query,
 		'age', greatest(0, extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start))))::text
 	FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 	WHERE l.locktype = 'advisory' AND l.classid = 1919250541 AND l.objsubid = 2 AND l.granted), '[]')`
 
-// secondsSQL is a scalar subquery for the process IDs of the Monitors that have found another one there.
-const secondsSQL = `(SELECT coalesce(array_agg(DISTINCT substring(application_name FROM '[0-9]{1,9}')::int), '{}')
+// SecondsSQL is a scalar subquery for the process IDs of the Monitors that have found another one there.
+const SecondsSQL = `(SELECT coalesce(array_agg(DISTINCT substring(application_name FROM '[0-9]{1,9}')::int), '{}')
 	FROM pg_stat_activity WHERE application_name ~ '^` + presenceName + ` [0-9]+ waits$')`
 
-// parsePresences reads what presencesSQL returned.
-func parsePresences(text string) (map[NodeID]Presence, error) {
+// ParsePresences reads what presencesSQL returned.
+func ParsePresences(text string) (map[NodeID]Presence, error) {
 	var rows []struct {
 		Node NodeID   `json:"node_id"`
 		Says string   `json:"says"`
@@ -278,11 +282,19 @@ func parsePresences(text string) (map[NodeID]Presence, error) {
 	return all, nil
 }
 
-// readPresences reads what the Monitors of this server say.
-func readPresences(ctx context.Context, n *registry.Server) (map[NodeID]Presence, error) {
+// ReadPresences reads what the Monitors of this server say.
+func ReadPresences(ctx context.Context, n *Server) (map[NodeID]Presence, error) {
 	var text string
-	if err := n.Conn.QueryRow(ctx, `SELECT `+presencesSQL).Scan(&text); err != nil {
+	if err := n.Conn.QueryRow(ctx, `SELECT `+PresencesSQL).Scan(&text); err != nil {
 		return nil, n.QueryError("read the monitors", err)
 	}
-	return parsePresences(text)
+	return ParsePresences(text)
 }
+
+// FailoverMode says who decides on a failover: a person, or the daemons.
+type FailoverMode string
+
+const (
+	FailoverManual    FailoverMode = "manual"
+	FailoverAutomatic FailoverMode = "automatic"
+)

@@ -1,4 +1,4 @@
-package repmgr
+package voters
 
 import (
 	"context"

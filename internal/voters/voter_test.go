@@ -1,4 +1,4 @@
-package repmgr
+package voters
 
 import (
 	"context"
@@ -21,7 +21,7 @@ import (
 func TestWatcher_EndedIsTheServer(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
-	n := &watcher{w: &watch{wake: func() {}}}
+	n := &Voter{w: &Watch{wake: func() {}}}
 	open := func() *session {
 		node, err := registry.Connect(t.Context(), "", s.Conninfo())
 		require.NoError(t, err)
@@ -41,21 +41,21 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 	if postgres.SQLState(err) != "42704" { // before PostgreSQL 14
 		require.NoError(t, err)
 		end(idle)
-		require.False(t, n.snapshot().Ended, "an idle session")
+		require.False(t, n.Peer().Ended, "an idle session")
 	} else {
 		n.closed(idle)
 	}
 	first, second := open(), open()
 	s.Exec(t, `SELECT pg_terminate_backend($1)`, int32(first.Conn.PgConn().PID()))
 	end(first)
-	require.False(t, n.snapshot().Ended, "one of two")
+	require.False(t, n.Peer().Ended, "one of two")
 	s.Kill()
 	end(second)
-	require.True(t, n.snapshot().Ended)
+	require.True(t, n.Peer().Ended)
 	n.answer(election.Refused, time.Now(), nil)
-	require.True(t, n.snapshot().Ended)
+	require.True(t, n.Peer().Ended)
 	n.answer(election.Silent, time.Now(), nil)
-	require.False(t, n.snapshot().Ended, "a port that falls silent and refuses later may be a firewall's")
+	require.False(t, n.Peer().Ended, "a port that falls silent and refuses later may be a firewall's")
 }
 
 // A standby's Monitor that sees its primary leaves out every second question to
@@ -64,25 +64,25 @@ func TestWatcher_PassesEverySecondPulse(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // nothing is dialled
-	calm := func() *watcher {
-		w := &watch{wake: func() {}}
-		w.use(&Cluster{cfg: Config{NodeID: 2, Conninfo: "host=127.0.0.1"}.withDefaults()})
+	calm := func() *Voter {
+		w := &Watch{wake: func() {}}
+		w.Use(Settings{Self: 2, SilenceTimeout: 2 * time.Second})
 		w.easy.Store(true)
-		n := &watcher{w: w, ctx: ctx, tries: make(chan tried, mostOpen), ear: &ear{}}
-		n.view = election.Peer{ID: 3, Role: election.Standby, Running: election.Standby, Answer: election.Answers, SeenAt: time.Now()}
+		n := &Voter{w: w, ctx: ctx, tries: make(chan tried, mostOpen), ear: &ear{}}
+		n.View = election.Peer{ID: 3, Role: election.Standby, Running: election.Standby, Answer: election.Answers, SeenAt: time.Now()}
 		return n
 	}
-	for what, change := range map[string]func(*watcher){
-		"an election may be near":   func(n *watcher) { n.w.easy.Store(false) },
-		"its own server":            func(n *watcher) { n.view.ID = 2 },
-		"a primary":                 func(n *watcher) { n.view.Running = election.Primary },
-		"registered as a primary":   func(n *watcher) { n.view.Role = election.Primary },
-		"a witness":                 func(n *watcher) { n.view.Role = election.Witness },
-		"silent":                    func(n *watcher) { n.view.Answer = election.Silent },
-		"late a moment ago":         func(n *watcher) { n.late = time.Now() },
-		"its end would go unheard":  func(n *watcher) { n.ear = nil },
-		"a question is on its way":  func(n *watcher) { n.open = 1 },
-		"somebody waits for a look": func(n *watcher) { n.waiting = []job{{}} },
+	for what, change := range map[string]func(*Voter){
+		"an election may be near":   func(n *Voter) { n.w.easy.Store(false) },
+		"its own server":            func(n *Voter) { n.View.ID = 2 },
+		"a primary":                 func(n *Voter) { n.View.Running = election.Primary },
+		"registered as a primary":   func(n *Voter) { n.View.Role = election.Primary },
+		"a witness":                 func(n *Voter) { n.View.Role = election.Witness },
+		"silent":                    func(n *Voter) { n.View.Answer = election.Silent },
+		"late a moment ago":         func(n *Voter) { n.late = time.Now() },
+		"its end would go unheard":  func(n *Voter) { n.ear = nil },
+		"a question is on its way":  func(n *Voter) { n.open = 1 },
+		"somebody waits for a look": func(n *Voter) { n.waiting = []job{{}} },
 	} {
 		n := calm()
 		require.True(t, n.passes())
@@ -108,7 +108,7 @@ func TestWatcher_PassesEverySecondPulse(t *testing.T) {
 // else the node could pledge itself and could not, in turn.
 func TestWatcher_OneKnowsOfAFault(t *testing.T) {
 	t.Parallel()
-	n, now := &watcher{}, time.Now()
+	n, now := &Voter{}, time.Now()
 	n.setFault(now, "its configuration file has an error")
 	n.setFault(now.Add(-time.Second), "") // asked before, answered later
 	at, fault := n.faultSeen()
@@ -117,7 +117,7 @@ func TestWatcher_OneKnowsOfAFault(t *testing.T) {
 	n.setFault(now.Add(time.Second), "")
 	_, fault = n.faultSeen()
 	require.Empty(t, fault)
-	var gone *watcher
+	var gone *Voter
 	gone.setFault(now, "")
 	at, _ = gone.faultSeen()
 	require.True(t, at.IsZero())
@@ -149,7 +149,6 @@ func TestWatcher_CancelsNothing(t *testing.T) {
 		}
 	}()
 	conninfo := s.Conninfo(fmt.Sprintf("port=%d", l.Addr().(*net.TCPAddr).Port), "sslmode=disable")
-	c := &Cluster{cfg: Config{NodeID: 1, Conninfo: conninfo}.withDefaults()}
 	dialled := func(n *registry.Server, err error) (again int) {
 		t.Helper()
 		require.NoError(t, err)
@@ -159,7 +158,7 @@ func TestWatcher_CancelsNothing(t *testing.T) {
 		<-n.Conn.PgConn().CleanupDone()
 		return len(relayed)
 	}
-	require.Zero(t, dialled(c.connectPatiently(t.Context(), Record{Conninfo: conninfo}, time.Second, true)))
-	require.Zero(t, dialled(c.connectPatiently(t.Context(), Record{Conninfo: conninfo}, time.Second, false)))
+	require.Zero(t, dialled(registry.ConnectPatiently(t.Context(), "node1", conninfo, time.Second, true)))
+	require.Zero(t, dialled(registry.ConnectPatiently(t.Context(), "node1", conninfo, time.Second, false)))
 	require.Equal(t, 1, dialled(registry.Connect(t.Context(), "", conninfo)))
 }

@@ -1,4 +1,4 @@
-package repmgr
+package registry
 
 import (
 	"context"
@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
-	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // However much there is to say, the statement is shown whole, and tells which nodes
@@ -58,17 +57,9 @@ func TestPresence_Lease(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all, err := parsePresences(string(rows))
+		all, err := ParsePresences(string(rows))
 		if err != nil || all[7].Lease() != test.text {
 			t.Errorf("%.1f s left, said %.1f s ago, runs out %v: got %q, want %q (%v)", test.left, test.age, test.runsOut, all[7].Lease(), test.text, err)
-		}
-		yes := true
-		n := ServiceNode{NodeView: NodeView{Record: Record{ID: 7, Name: "node7", Role: RolePrimary}}, Monitor: new(all[7])}
-		n.Monitor.CanFence = &yes
-		var found findings
-		n.findings(true, true, &found)
-		if found.has(FindingLeaseRunsOut) != (test.text != "") || len(found) > 1 {
-			t.Errorf("found %v", found)
 		}
 	}
 	p, q := Presence{LeaseLeft: new(2.0)}, Presence{LeaseLeft: new(1.4), RunsOut: true}
@@ -77,39 +68,24 @@ func TestPresence_Lease(t *testing.T) {
 	}
 }
 
-// Between two renewals, and a late answer, a lease does not run out: two looks have
-// to have failed. It is said at the latest when half of silence_timeout is left.
-func TestLeaseRunsOut(t *testing.T) {
-	t.Parallel()
-	cfg := DefaultConfig()
-	for _, fence := range []time.Duration{cfg.SilenceTimeout, cfg.FenceTimeout, 24 * time.Hour} {
-		cfg.FenceTimeout = fence
-		for since, want := range map[time.Duration]bool{0: false, 500: false, 990: false, 1010: true, 2000: true} {
-			if got := leaseRunsOut(cfg, fence-since*time.Millisecond); got != want {
-				t.Errorf("fence_timeout %s, no contact for %d ms: %v", fence, since, got)
-			}
-		}
-	}
-}
-
 // A Monitor that lost its session does not yield to that, while the server has not
 // noticed yet; another one does.
 func TestPresence_DoesNotYieldToItself(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{})
-	announce := func(p *presence) error {
-		return p.announce(t.Context(), func(ctx context.Context) (*registry.Server, error) { return registry.Connect(ctx, "", s.Conninfo()) }, Presence{})
+	announce := func(p *Announcement) error {
+		return p.Announce(t.Context(), func(ctx context.Context) (*Server, error) { return Connect(ctx, "", s.Conninfo()) }, Presence{})
 	}
-	ours, another := presence{node: 1}, presence{node: 1}
-	defer func() { ours.close(); another.close() }()
+	ours, another := Announcement{Node: 1}, Announcement{Node: 1}
+	defer func() { ours.Close(); another.Close() }()
 	require.NoError(t, announce(&ours))
 	lost := ours.conn
-	ours.conn, ours.held = nil, false
+	ours.conn, ours.Held = nil, false
 	require.ErrorContains(t, announce(&ours), "an earlier session")
-	require.False(t, ours.yields())
+	require.False(t, ours.Yields())
 	require.ErrorContains(t, announce(&another), "watches")
-	require.True(t, another.yields())
+	require.True(t, another.Yields())
 	lost.Close()
 	pgtest.WaitFor(t, "the end of the lost session", func(context.Context) error { return announce(&ours) })
-	require.False(t, ours.yields())
+	require.False(t, ours.Yields())
 }

@@ -1,4 +1,4 @@
-package repmgr
+package voters
 
 import (
 	"context"
@@ -24,8 +24,8 @@ type ticks struct {
 // began is when this process did.
 var began = time.Now()
 
-// sinceTick is how long ago the last multiple of d was.
-func sinceTick(d time.Duration) time.Duration { return time.Since(began) % d }
+// SinceTick is how long ago the last multiple of d was.
+func SinceTick(d time.Duration) time.Duration { return time.Since(began) % d }
 
 // coming is closed at the next tick. nil: none comes.
 func (t *ticks) coming() <-chan struct{} {
@@ -47,7 +47,7 @@ func (t *ticks) run(ctx context.Context, every func() time.Duration) {
 	defer context.AfterFunc(ctx, timer.close)()
 	for {
 		d := every()
-		if timer.wait(ctx, d-sinceTick(d)) != nil {
+		if timer.wait(ctx, d-SinceTick(d)) != nil {
 			return
 		}
 		t.mu.Lock()
@@ -101,10 +101,10 @@ func (t *timerfd) wait(ctx context.Context, d time.Duration) error {
 	return context.Cause(ctx)
 }
 
-// lull waits until d has passed, or, where ticks come, until the tick next to that
+// Rest waits until d has passed, or, where ticks come, until the tick next to that
 // moment; and no longer than until wake says so.
-func (w *watch) lull(ctx context.Context, d time.Duration, wake <-chan struct{}) error {
-	pulse := w.cluster().pulse()
+func (w *Watch) Rest(ctx context.Context, d time.Duration, wake <-chan struct{}) error {
+	pulse := w.heartbeat()
 	tick := w.ticks.coming()
 	var over <-chan time.Time
 	if tick == nil || d < pulse/4 {

@@ -1,9 +1,10 @@
-package repmgr
+package voters
 
 import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -30,7 +31,7 @@ var glanceSQL = `
 SELECT CASE WHEN NOT r.rec OR w.status = 'streaming' THEN concat_ws('/', r.rec, pg_postmaster_start_time(), pg_conf_load_time(),
     w.received_tli, w.sender_host, w.sender_port, (SELECT term || '.' || seq FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1),
     (SELECT string_agg(concat(pid, state), ',') FROM pg_stat_get_wal_senders()),
-    (SELECT string_agg(concat(objid, '.', pid), ',') FROM pg_lock_status() WHERE locktype = 'advisory' AND classid = ` + fmt.Sprint(presenceLock) + ` AND objsubid = 2 AND granted)) END,
+    (SELECT string_agg(concat(objid, '.', pid), ',') FROM pg_lock_status() WHERE locktype = 'advisory' AND classid = ` + fmt.Sprint(registry.PresenceLock) + ` AND objsubid = 2 AND granted)) END,
   CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_flush_lsn() END,
   coalesce(extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time), 0)::float8
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true`
@@ -77,6 +78,6 @@ func (g glance) same(old glance) bool {
 
 // update is a view with what the glance shows.
 func (g glance) update(v election.Peer) election.Peer {
-	v.Position.LSN, v.Heard = g.lsn, seconds(g.heard)
+	v.Position.LSN, v.Heard = g.lsn, time.Duration(g.heard*float64(time.Second))
 	return v
 }

@@ -1,0 +1,357 @@
+package voters
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// Settings are what the watching of the voters needs of a configuration.
+type Settings struct {
+	Self           registry.NodeID // the node whose daemon watches; 0: it has none
+	SilenceTimeout time.Duration
+
+	// LookArbiter asks the arbiter for its vote and its rule; nil: there is none.
+	LookArbiter func(context.Context) (ballot.Ballot, election.Rule, error)
+	// Conninfo is how a node is reached: what it has registered, with the password that only we know.
+	Conninfo func(registry.Record) string
+}
+
+// Watch looks at all voters without end, each over a connection of its own that
+// stays open. A server's death is noticed when its kernel closes that
+// connection, and an election finds the connections open. It is safe for
+// concurrent use.
+type Watch struct {
+	conf atomic.Pointer[Settings]
+	calm atomic.Bool // glances are enough: no election is near
+	easy atomic.Bool // and the other standbys need few: a standby's Monitor watches the primary
+	wake func()      // called when a voter's answer or what it says of the election has changed
+	ctx  context.Context
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+
+	hosts hosts
+	ticks ticks
+
+	mu    sync.Mutex
+	nodes map[registry.NodeID]*Voter
+	recs  []registry.Record
+	arb   election.Peer
+	guard *Guarded // what was kept of the primary's daemon before this process
+}
+
+// New watches nobody yet: follow says whom. guard is what was kept of the primary's
+// daemon, and wake is called when a voter's answer, or what it says of the election, has
+// changed.
+func New(ctx context.Context, s Settings, guard *Guarded, wake func()) *Watch {
+	w := &Watch{wake: wake, nodes: map[registry.NodeID]*Voter{}, guard: guard}
+	w.Use(s)
+	w.ctx, w.stop = context.WithCancel(ctx)
+	if s.LookArbiter != nil {
+		w.arb = election.Peer{ID: election.Arbiter}
+		w.wg.Go(func() { w.watchArbiter(w.ctx) })
+	}
+	return w
+}
+
+// Use puts a configuration in force: new connections are made with it. What was
+// seen stays.
+func (w *Watch) Use(s Settings) { w.conf.Store(&s) }
+
+func (w *Watch) Settings() *Settings { return w.conf.Load() }
+
+// HeartbeatInterval is the time between two looks at a voter, and between two heartbeats.
+func HeartbeatInterval(silenceTimeout time.Duration) time.Duration { return silenceTimeout / 4 }
+
+func (w *Watch) heartbeat() time.Duration { return HeartbeatInterval(w.Settings().SilenceTimeout) }
+
+// Relax says how much is asked. calm: glances are enough, for no election is near. easy:
+// the other standbys need few of them, for this is a standby's Monitor that watches its primary.
+func (w *Watch) Relax(calm, easy bool) {
+	w.calm.Store(calm)
+	w.easy.Store(easy)
+}
+
+// Close ends all looking and waits for it.
+func (w *Watch) Close() {
+	w.stop()
+	w.wg.Wait()
+}
+
+// SetNodes takes over the registered nodes: it begins with those that are new and
+// leaves those that are gone, or that moved.
+func (w *Watch) SetNodes(recs []registry.Record) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.recs = recs
+	if len(recs) > 0 && w.ticks.coming() == nil {
+		w.ticks.start()
+		w.wg.Go(func() { w.ticks.run(w.ctx, func() time.Duration { return w.heartbeat() }) })
+	}
+	for id, n := range w.nodes {
+		if r, ok := registry.ByID(recs, id); !ok || r.Conninfo != n.rec.Conninfo {
+			n.cancel()
+			delete(w.nodes, id)
+		}
+	}
+	for _, r := range recs {
+		if n := w.nodes[r.ID]; n != nil {
+			n.setRecord(r)
+			continue
+		}
+		n := &Voter{w: w, rec: r, jobs: make(chan job), tries: make(chan tried, mostOpen)}
+		n.View = election.Peer{ID: int32(r.ID)}
+		w.guard.recall(&n.View)
+		n.setRecord(r)
+		n.ctx, n.cancel = context.WithCancel(w.ctx)
+		w.nodes[r.ID] = n
+		w.wg.Go(n.run)
+	}
+}
+
+// daemons is how many look at each node.
+func (w *Watch) daemons() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return max(1, len(w.recs))
+}
+
+// Peers are the newest views, in the order of the ids.
+func (w *Watch) Peers() []election.Peer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []election.Peer
+	if w.arb.ID != 0 {
+		all = append(all, w.arb)
+	}
+	for _, n := range w.nodes {
+		all = append(all, n.Peer())
+	}
+	slices.SortFunc(all, func(a, b election.Peer) int { return int(a.ID) - int(b.ID) })
+	primary := NewestRule(all).Primary
+	for i, p := range all {
+		all[i].Forsaken = w.forsaken(p.Candidate)
+		if p.ID == primary && p.SeenAt.IsZero() && !p.Monitored && w.saysGuarded() {
+			all[i].Monitored, all[i].Automatic, all[i].CanFence, all[i].PauseSeq = true, true, true, election.LastPause(all)
+		}
+	}
+	return all
+}
+
+// saysGuarded reports whether a Monitor that has seen the primary when we had not
+// says that the primary's own would stop it.
+func (w *Watch) saysGuarded() bool {
+	for _, n := range w.nodes {
+		n.Mu.Lock()
+		says := n.View.Answer == election.Answers && n.Last.Guarded
+		n.Mu.Unlock()
+		if says {
+			return true
+		}
+	}
+	return false
+}
+
+// forsaken reports whether the Monitor that pledges were made out to is known to
+// have ended: its server answers, and another one, or none, watches it.
+func (w *Watch) forsaken(candidate string) bool {
+	at := strings.LastIndex(candidate, ".")
+	if at < 0 {
+		return false
+	}
+	for _, n := range w.nodes {
+		n.Mu.Lock()
+		same := CandidateName(n.rec.Name) == candidate[:at]
+		gone := n.View.Answer == election.Answers && (!n.View.Monitored || n.Last.PID != 0 && fmt.Sprint(n.Last.PID) != candidate[at+1:])
+		n.Mu.Unlock()
+		if same {
+			return gone
+		}
+	}
+	return false
+}
+
+func CandidateName(node string) string {
+	return url.PathEscape(cmp.Or(node, "observer")) // ASCII, whatever the encoding of a database is
+}
+
+func (w *Watch) Voter(id int32) *Voter {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.nodes[registry.NodeID(id)]
+}
+
+// LastSign is when a node last showed that it lived.
+func (w *Watch) LastSign(id int32) time.Time {
+	n := w.Voter(id)
+	if n == nil {
+		return time.Time{}
+	}
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	if n.View.Ended && n.endedAt.After(n.View.SeenAt) {
+		return n.endedAt
+	}
+	return n.View.SeenAt
+}
+
+func (w *Watch) Record(id int32) registry.Record {
+	if n := w.Voter(id); n != nil {
+		n.Mu.Lock()
+		defer n.Mu.Unlock()
+		return n.rec
+	}
+	return registry.Record{ID: registry.NodeID(id), Name: fmt.Sprint(id)}
+}
+
+// Refresh looks at every voter that was not silent now, and waits for the
+// answers, or for limit.
+func (w *Watch) Refresh(ctx context.Context, limit time.Duration) []election.Peer {
+	return w.lookAt(ctx, limit, func(a election.Answer) bool { return a != election.Silent && a != election.Hangs }) // these are being asked anyway
+}
+
+// RefreshAll looks at the silent ones, too: this process was stopped, and its
+// silence may have been taken for theirs.
+func (w *Watch) RefreshAll(ctx context.Context, limit time.Duration) []election.Peer {
+	return w.lookAt(ctx, limit, func(election.Answer) bool { return true })
+}
+
+func (w *Watch) lookAt(ctx context.Context, limit time.Duration, which func(election.Answer) bool) []election.Peer {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	w.mu.Lock()
+	nodes := make([]*Voter, 0, len(w.nodes))
+	for _, n := range w.nodes {
+		if which(n.Peer().Answer) {
+			nodes = append(nodes, n)
+		}
+	}
+	w.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, n := range nodes {
+		wg.Go(func() { _ = n.look(ctx) })
+	}
+	if w.Settings().LookArbiter != nil {
+		wg.Go(func() { w.lookArbiter(ctx) })
+	}
+	wg.Wait()
+	return w.Peers()
+}
+
+// NewestRule is the newest rule that any voter holds.
+func NewestRule(peers []election.Peer) (r election.Rule) {
+	for _, p := range peers {
+		if k := p.Knows(); k.Compare(r) > 0 {
+			r = k
+		}
+	}
+	return r
+}
+
+func PeerOf(peers []election.Peer, id int32) election.Peer {
+	for _, p := range peers {
+		if p.ID == id {
+			return p
+		}
+	}
+	return election.Peer{ID: id}
+}
+
+func (w *Watch) watchArbiter(ctx context.Context) {
+	for ctx.Err() == nil {
+		w.lookArbiter(ctx)
+		_ = wait.Pause(ctx, w.heartbeat())
+	}
+}
+
+func (w *Watch) lookArbiter(ctx context.Context) {
+	at := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, w.Settings().SilenceTimeout)
+	defer cancel()
+	vote, rule, err := w.Settings().LookArbiter(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was := w.arb.Answer
+	defer func() {
+		if w.arb.Answer != was {
+			w.arb.Since = time.Now()
+		}
+	}()
+	w.arb.Tried = at
+	if err != nil {
+		w.arb.Answer = election.Silent
+		return
+	}
+	w.arb.Answer, w.arb.SeenAt = election.Answers, at
+	w.arb.Term, w.arb.Candidate, w.arb.Rule = vote.Term, vote.Candidate, rule
+}
+
+// AwaitAnswers waits until every voter was tried once.
+func (w *Watch) AwaitAnswers(ctx context.Context) { w.Await(ctx, w.Answered) }
+
+// AwaitVerdict waits until it is known whether the primary is silent.
+func (w *Watch) AwaitVerdict(ctx context.Context, p election.Policy) {
+	w.Await(ctx, func() bool {
+		peers := w.Peers()
+		return w.Answered() && p.Diagnose(time.Now(), NewestRule(peers), peers) != election.HealthDoubtful
+	})
+}
+
+// Await waits until ready says so, for at most twice silence_timeout and a second.
+func (w *Watch) Await(ctx context.Context, ready func() bool) {
+	limit := time.Now().Add(2*w.Settings().SilenceTimeout + time.Second)
+	for time.Now().Before(limit) {
+		if ready() || wait.Pause(ctx, postgres.PollInterval) != nil {
+			return
+		}
+	}
+}
+
+func (w *Watch) Answered() bool {
+	return !slices.ContainsFunc(w.Peers(), func(p election.Peer) bool { return p.Tried.IsZero() })
+}
+
+// WhoSees names a node whose Monitor has seen the primary lately.
+func (w *Watch) WhoSees(primary int32) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, n := range w.nodes {
+		n.Mu.Lock()
+		ago, ok := n.Last.SeenAgo()
+		name := n.rec.String()
+		n.Mu.Unlock()
+		if ok && ago < w.Settings().SilenceTimeout && id != registry.NodeID(primary) {
+			return name
+		}
+	}
+	return ""
+}
+
+// Records are the registered nodes, as they were last given.
+func (w *Watch) Records() []registry.Record {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.recs
+}
+
+// Foreign names the voters with a daemon of repmgr 5.
+func (w *Watch) Foreign(peers []election.Peer) (names []string) {
+	for _, p := range peers {
+		if p.Foreign && p.Answer == election.Answers {
+			names = append(names, w.Record(p.ID).Name)
+		}
+	}
+	return names
+}

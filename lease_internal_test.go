@@ -1,0 +1,48 @@
+package repmgr
+
+import (
+	"testing"
+	"time"
+)
+
+// A lease that runs out, or is over while the server runs, is a finding; one that is
+// renewed all the time is none, however old what was said of it is.
+func TestServiceNode_Lease(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		left, age float64
+		runsOut   bool
+		want      bool
+	}{
+		{2.4, 0.3, false, false},
+		{2.0, 1.9, false, false},
+		{1.6, 7, false, false},
+		{1.2, 0.3, true, true},
+		{-0.5, 2, true, true},
+		{-0.3, 0.3, true, true},
+		{0, 3, false, true}, // of a former version
+	} {
+		yes := true
+		n := ServiceNode{NodeView: NodeView{Record: Record{ID: 7, Name: "node7", Role: RolePrimary}}, Monitor: &Presence{PID: 4711, Mode: FailoverAutomatic, LeaseLeft: &test.left, Age: test.age, RunsOut: test.runsOut, CanFence: &yes}}
+		var found findings
+		n.findings(true, true, &found)
+		if found.has(FindingLeaseRunsOut) != test.want || len(found) > 1 {
+			t.Errorf("%+v: found %v", test, found)
+		}
+	}
+}
+
+// Between two renewals, and a late answer, a lease does not run out: two looks have
+// to have failed. It is said at the latest when half of silence_timeout is left.
+func TestLeaseRunsOut(t *testing.T) {
+	t.Parallel()
+	cfg := DefaultConfig()
+	for _, fence := range []time.Duration{cfg.SilenceTimeout, cfg.FenceTimeout, 24 * time.Hour} {
+		cfg.FenceTimeout = fence
+		for since, want := range map[time.Duration]bool{0: false, 500: false, 990: false, 1010: true, 2000: true} {
+			if got := leaseRunsOut(cfg, fence-since*time.Millisecond); got != want {
+				t.Errorf("fence_timeout %s, no contact for %d ms: %v", fence, since, got)
+			}
+		}
+	}
+}
