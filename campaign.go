@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -40,10 +41,10 @@ type campaign struct {
 	pledged []election.Peer
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
-	conn    *registry.Server  // to the winner, for the first commit
-	probe   *commitProbe      // nil: none is open
-	value   string            // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
-	slots   map[NodeID]string // that the winner has for its followers
+	conn    *registry.Server     // to the winner, for the first commit
+	probe   *syncrep.CommitProbe // nil: none is open
+	value   string               // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
+	slots   map[NodeID]string    // that the winner has for its followers
 
 	beside  sync.WaitGroup
 	pointed map[int32]chan error // capacity 1: what came of pointing that standby to the winner

@@ -20,6 +20,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
+	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -185,6 +186,21 @@ func (c *Cluster) watchSettings() voters.Settings {
 		}
 	}
 	return s
+}
+
+// syncWriter writes synchronous_standby_names with the names of the nodes that are watched.
+func (c *Cluster) syncWriter(w *voters.Watch) syncrep.Writer {
+	return syncrep.Writer{Name: func(id int32) string { return w.Record(id).Name }, Replaced: c.tellReplaced, Patience: c.cfg.SilenceTimeout / 2}
+}
+
+// tellReplaced says that a synchronous_standby_names that somebody else wrote is gone.
+func (c *Cluster) tellReplaced(ctx context.Context, n *registry.Server, was, from, value string) {
+	c.log.Warn("synchronous_standby_names is replaced", "server", n.Name, "was", was, "from", from, "value", value,
+		"hint", "With synchronous_mode=quorum repmgrd looks after this setting. With synchronous_mode=off it is yours.")
+	c.emit(ctx, n, Event{
+		NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventSyncReplaced, Success: true,
+		Details: fmt.Sprintf("synchronous_standby_names of %s was %q (%s), which repmgrd did not write; with synchronous_mode=quorum it is %q now", n.Name, was, from, value),
+	})
 }
 
 // Nodes reads repmgr.nodes from the local node, in the order of their ids.

@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -74,17 +75,17 @@ func (a *campaign) promote(ctx context.Context) error {
 	defer mark.Wait()
 	err := a.w.Voter(int32(winner.ID)).RunNow(ctx, func(n *registry.Server) error {
 		if a.tally.Rule.Quorum {
-			probe.Go(func() { a.probe, _ = newCommitProbe(limited, n) })
+			probe.Go(func() { a.probe, _ = syncrep.NewCommitProbe(limited, n) })
 		}
 		return n.WithPledge(ctx, func(b ballot.Ballot) error {
 			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
 				return fmt.Errorf("%w: %s holds %q", registry.ErrSuperseded, winner, b)
 			}
 			if a.tally.Rule.Quorum {
-				if err := a.c.setSync(ctx, n, a.w, a.tally.Rule.Opening()); err != nil {
+				if err := a.c.syncWriter(a.w).Set(ctx, n, a.tally.Rule.Opening()); err != nil {
 					return err
 				}
-			} else if err := clearSync(ctx, n); err != nil {
+			} else if err := syncrep.Clear(ctx, n); err != nil {
 				return err
 			}
 			if !a.reaffirm {
@@ -122,8 +123,8 @@ func (a *campaign) promote(ctx context.Context) error {
 // the closed one that is in force.
 func (a *campaign) markOpen(ctx context.Context, n *registry.Server) error {
 	name := func(id int32) string { return a.w.Record(id).Name }
-	closed, value := syncValue(a.tally.Rule.Opening(), name), syncValue(a.tally.Rule.SyncSetting(), name)
-	err := writeMark(ctx, n, syncState{value: closed, mark: closed}, value)
+	closed, value := syncrep.Value(a.tally.Rule.Opening(), name), syncrep.Value(a.tally.Rule.SyncSetting(), name)
+	err := syncrep.WriteMark(ctx, n, syncrep.State{Value: closed, Mark: closed}, value)
 	if err == nil {
 		a.value = value
 	}
@@ -345,15 +346,15 @@ func (a *campaign) commit(ctx context.Context) error {
 	ctx = postgres.Unlimited(ctx)
 	if a.tally.Rule.Quorum {
 		if a.probe == nil {
-			if a.probe, err = newCommitProbe(ctx, n); err != nil {
+			if a.probe, err = syncrep.NewCommitProbe(ctx, n); err != nil {
 				return err
 			}
 		}
-		a.probe.begin(ctx)
+		a.probe.Begin(ctx)
 	}
 	line, err := n.RuleLine(ctx) // by then that commit waits
 	if err == nil && a.tally.Rule.Quorum {
-		err = proveSync(ctx, n, a.probe, 2*a.c.cfg.SilenceTimeout)
+		err = syncrep.Prove(ctx, n, a.probe, 2*a.c.cfg.SilenceTimeout)
 	}
 	if err != nil {
 		return err
@@ -380,7 +381,7 @@ func (a *campaign) commit(ctx context.Context) error {
 			return err
 		}
 		n.Heeded = true // it has pledged itself a moment ago
-		if err := putSync(ctx, n, a.value); err != nil {
+		if err := syncrep.Put(ctx, n, a.value); err != nil {
 			return err
 		}
 		wait = "on"

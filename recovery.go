@@ -11,6 +11,7 @@ import (
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -107,7 +108,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, r
 		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + ballot.ChosenMark})
 	})
 	if err == nil {
-		err = clearSync(ctx, local)
+		err = syncrep.Clear(ctx, local)
 	}
 	return r, err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -113,8 +114,8 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 	if !quorum && !rules[0].Quorum && m.sample.local.Settings.SynchronousStandby == "" {
 		return none, nil
 	}
-	s, err := readSyncState(ctx, m.local.Server)
-	usual := s.value == t.proven && settingOf(s.value, m.recs).Equal(rules[0].SyncSetting())
+	s, err := syncrep.Read(ctx, m.local.Server)
+	usual := s.Value == t.proven && syncrep.SettingOf(s.Value, m.recs).Equal(rules[0].SyncSetting())
 	if err == nil && !usual && (quorum || rules[0].Quorum) { // this session may not have read the newest settings: a new one has them
 		s, err = m.freshSyncState(ctx)
 	}
@@ -122,16 +123,16 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 	switch {
 	case err != nil:
 		return none, err
-	case !quorum && s.foreign() && !former:
+	case !quorum && s.Foreign() && !former:
 		return none, nil
-	case s.foreign() && former:
-		err = writeMark(ctx, m.local.Server, s, s.value)
+	case s.Foreign() && former:
+		err = syncrep.WriteMark(ctx, m.local.Server, s, s.Value)
 	}
-	set := settingOf(s.value, m.recs)
+	set := syncrep.SettingOf(s.Value, m.recs)
 	if (!t.begun || rules[0].Seq == 1) && set.Equal(rules[0].SyncSetting()) {
-		t.proven = s.value // whoever wrote the rule, or opened the term, saw a commit wait
+		t.proven = s.Value // whoever wrote the rule, or opened the term, saw a commit wait
 	}
-	if t.begun = true; s.value != t.proven {
+	if t.begun = true; s.Value != t.proven {
 		t.proven = ""
 	}
 	if set.Open() && t.proven == "" {
@@ -142,19 +143,19 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 
 // freshSyncState is what a new session of the local server says: it has the settings
 // of the server itself, whatever the sessions that were there before have read.
-func (m *Monitor) freshSyncState(ctx context.Context) (syncState, error) {
+func (m *Monitor) freshSyncState(ctx context.Context) (syncrep.State, error) {
 	n, err := m.cluster.connectLocal(ctx)
 	if err != nil {
-		return syncState{}, err
+		return syncrep.State{}, err
 	}
 	defer n.Close()
-	return readSyncState(ctx, n)
+	return syncrep.Read(ctx, n)
 }
 
 // ofFormerBuild reports whether a value without our mark is the one that the rule
 // asks for: a repmgrd that made no marks has written it.
-func (m *Monitor) ofFormerBuild(s syncState, r election.Rule) bool {
-	return s.mark == "" && s.value == m.syncValue(r.SyncSetting())
+func (m *Monitor) ofFormerBuild(s syncrep.State, r election.Rule) bool {
+	return s.Mark == "" && s.Value == m.syncValue(r.SyncSetting())
 }
 
 // putSync puts a setting in force. What asks for more is believed only when a
@@ -163,14 +164,14 @@ func (m *Monitor) putSync(ctx context.Context, r election.Rule, now, s election.
 	var err error
 	switch t := &m.tender; {
 	case s.Acks == 0 && m.cluster.cfg.SynchronousMode != SynchronousQuorum:
-		err = clearSync(ctx, m.local.Server)
+		err = syncrep.Clear(ctx, m.local.Server)
 	case s.Acks == 0 || now.Open() && s.Acks <= now.Acks:
-		err = m.cluster.setSync(ctx, m.local.Server, m.watch, s)
+		err = m.cluster.syncWriter(m.watch).Set(ctx, m.local.Server, s)
 	case time.Now().Before(t.again):
 		return t.failed
 	default:
-		err = m.cluster.raiseSync(ctx, m.local.Server, m.watch, r.SyncSetting(), s)
-		if errors.Is(err, errUnproven) && !errors.Is(t.failed, errUnproven) {
+		err = m.cluster.syncWriter(m.watch).Raise(ctx, m.local.Server, r.SyncSetting(), s)
+		if errors.Is(err, syncrep.ErrUnproven) && !errors.Is(t.failed, syncrep.ErrUnproven) {
 			m.tell(Event{Type: EventSyncUnproven, Details: err.Error()})
 		}
 		t.again, t.failed = time.Now().Add(m.cluster.cfg.SilenceTimeout), err
@@ -186,7 +187,7 @@ func (m *Monitor) putSync(ctx context.Context, r election.Rule, now, s election.
 }
 
 func (m *Monitor) syncValue(s election.SyncSetting) string {
-	return syncValue(s, func(id int32) string { return m.watch.Record(id).Name })
+	return syncrep.Value(s, func(id int32) string { return m.watch.Record(id).Name })
 }
 
 func highestTerm(peers []election.Peer) (term int64) {
@@ -328,16 +329,16 @@ func (m *Monitor) tendStandby(ctx context.Context) error {
 	}
 	switch quorum := voters.NewestRule(m.watch.Peers()).Quorum; {
 	case quorum && now == "":
-		s, err := readSyncState(ctx, m.local.Server)
+		s, err := syncrep.Read(ctx, m.local.Server)
 		if err == nil {
-			err = writeMark(ctx, m.local.Server, s, anySync)
+			err = syncrep.WriteMark(ctx, m.local.Server, s, syncrep.AnyStandby)
 		}
 		if err != nil {
 			return err
 		}
-		return m.local.AlterSystem(ctx, map[string]string{"synchronous_standby_names": anySync})
+		return m.local.AlterSystem(ctx, map[string]string{"synchronous_standby_names": syncrep.AnyStandby})
 	case !quorum && now != "":
-		return clearSync(ctx, m.local.Server)
+		return syncrep.Clear(ctx, m.local.Server)
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ var floors = [][]string{
 	{"registry"},
 	{"internal/postmaster"},
 	{"internal/datadir", "internal/salvage"},
-	{"internal/voters"},
+	{"internal/voters", "internal/syncrep"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},
