@@ -175,13 +175,13 @@ func (s *Server) stopImmediate(ctx context.Context) error {
 			return s.mayNotSignal(pm, err)
 		}
 		grace, cancel := context.WithTimeout(ctx, immediateGrace)
-		err := s.waitGone(grace, pids)
+		err := s.waitGone(grace, pids, s.Processes)
 		cancel()
 		if err == nil {
 			return nil
 		}
 	}
-	return s.killLeftovers(ctx)
+	return s.kill(ctx, s.Processes)
 }
 
 // leftovers are the processes that outlived their postmaster.
@@ -192,12 +192,12 @@ func (s *Server) leftovers() []int {
 	return nil
 }
 
-// killLeftovers kills every process of the server and waits until all are gone.
-func (s *Server) killLeftovers(ctx context.Context) error {
+// kill kills the processes that which names, and waits until it names none any more.
+func (s *Server) kill(ctx context.Context, which func() []int) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, killLimit, fmt.Errorf("not gone within %s", killLimit))
 	defer cancel()
 	for {
-		pids := s.Processes()
+		pids := which()
 		if len(pids) == 0 {
 			return nil
 		}
@@ -206,21 +206,21 @@ func (s *Server) killLeftovers(ctx context.Context) error {
 				return s.mayNotSignal(pid, err)
 			}
 		}
-		if err := s.waitGone(ctx, pids); err != nil {
-			return failure.WithHint(failure.Of(failure.ErrTimeout, "kill the processes %v of %s: %w", s.Processes(), s.Dir, err),
+		if err := s.waitGone(ctx, pids, which); err != nil {
+			return failure.WithHint(failure.Of(failure.ErrTimeout, "kill the processes %v of %s: %w", which(), s.Dir, err),
 				"A process that does not die hangs in the kernel, mostly on its disk. Only a reset of the machine ends it for certain.")
 		}
 	}
 }
 
-// waitGone waits until the processes are gone, and no other of the server is there.
-func (s *Server) waitGone(ctx context.Context, pids []int) error {
+// waitGone waits until the processes are gone, and which names no other ones.
+func (s *Server) waitGone(ctx context.Context, pids []int, which func() []int) error {
 	for {
 		for len(pids) > 0 && !processAlive(pids[0]) {
 			pids = pids[1:]
 		}
 		if len(pids) == 0 {
-			if pids = s.Processes(); len(pids) == 0 {
+			if pids = which(); len(pids) == 0 {
 				return nil
 			}
 		}
@@ -267,7 +267,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	pids := s.Processes()
 	pm := s.postmaster(pids)
 	if pm == 0 {
-		return s.killLeftovers(ctx)
+		return s.kill(ctx, s.Processes)
 	}
 	limit := s.StopTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the server in %s is still there after shutdown_check_timeout (%s)", s.Dir, limit),
@@ -280,7 +280,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	} else if err := syscall.Kill(pm, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return s.mayNotSignal(pm, err)
 	}
-	return s.waitGone(ctx, pids)
+	return s.waitGone(ctx, pids, s.Processes)
 }
 
 // Start starts the server and returns when it accepts connections, or in
@@ -290,8 +290,11 @@ func (s *Server) Start(ctx context.Context) error {
 	if s.Runs() {
 		return nil
 	}
-	if err := s.killLeftovers(ctx); err != nil {
+	if err := s.kill(ctx, s.leftovers); err != nil {
 		return err
+	}
+	if s.Runs() { // somebody else, such as the watchdog of this daemon, has started it meanwhile
+		return nil
 	}
 	s.ForgetDead()
 	limit := s.StartTimeout

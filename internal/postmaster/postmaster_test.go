@@ -70,8 +70,8 @@ func postmasterPID(t *testing.T, s *pgtest.Server) int {
 func TestServer_EndsWhatADeadPostmasterLeaves(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*Server, context.Context) error{
-		"killLeftovers": (*Server).killLeftovers,
-		"fence":         (*Server).Fence,
+		"kill":  func(s *Server, ctx context.Context) error { return s.kill(ctx, s.Processes) },
+		"fence": (*Server).Fence,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -79,6 +79,9 @@ func TestServer_EndsWhatADeadPostmasterLeaves(t *testing.T) {
 			server := serverOf(t, pg)
 			keepCommitting(t, pg)
 			require.Empty(t, server.leftovers(), "the postmaster lives")
+			before := postmasterPID(t, pg)
+			require.NoError(t, server.kill(t.Context(), server.leftovers), "somebody else has started it")
+			require.Equal(t, before, postmasterPID(t, pg), "a server that runs is left alone")
 			require.NoError(t, syscall.Kill(postmasterPID(t, pg), syscall.SIGKILL))
 			pgtest.WaitFor(t, "the postmaster to die", func(context.Context) error {
 				if server.Runs() {
