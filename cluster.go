@@ -13,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
@@ -382,57 +380,6 @@ func (c *Cluster) withPrimary(ctx context.Context, f func(*registry.Server) erro
 	return f(primary)
 }
 
-// EventFilter chooses events; a zero field chooses all.
-type EventFilter struct {
-	NodeID NodeID
-	Node   string
-	Type   EventType
-	Limit  int
-}
-
-// Events reads the events that the local node knows of, newest first.
-func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
-	local, err := c.connectLocal(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer local.Close()
-	if err := local.NeedNodes(ctx); err != nil {
-		return nil, err
-	}
-	types := []string{}
-	if f.Type != "" {
-		types = append(types, string(f.Type))
-	}
-	events, err := readEvents(ctx, local, registry.EventFilter{NodeID: f.NodeID, Node: f.Node, Types: types, Limit: f.Limit})
-	if err != nil {
-		return nil, err
-	}
-	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that is gone may still have events
-		recs, err := local.Records(ctx)
-		if err != nil {
-			return nil, err
-		}
-		_, byID := registry.ByID(recs, f.NodeID)
-		if _, byName := registry.ByName(recs, f.Node); !byID && !byName {
-			return nil, registry.Unknown(recs, f.NodeID, f.Node)
-		}
-	}
-	return events, nil
-}
-
-func readEvents(ctx context.Context, n *registry.Server, f registry.EventFilter) ([]Event, error) {
-	rows, err := n.Events(ctx, f)
-	if err != nil {
-		return nil, err
-	}
-	events := make([]Event, len(rows))
-	for i, e := range rows {
-		events[i] = Event{NodeID: e.NodeID, Node: e.Node, Type: EventType(e.Type), Success: e.Success, At: e.At, Details: e.Details}
-	}
-	return events, nil
-}
-
 // CleanupOptions says which monitoring history goes.
 type CleanupOptions struct {
 	KeepDays int    // rows of the last so many days stay. Defaults to 0: none stays.
@@ -479,28 +426,4 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 		return nil
 	})
 	return res, err
-}
-
-// emit writes the event where a primary can take it, and tells the notifiers in
-// any case. Neither can fail what the event is about.
-func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
-	row := registry.Event{NodeID: e.NodeID, Type: string(e.Type), Success: e.Success, At: e.At, Details: e.Details}
-	if e.At.IsZero() { // the time of the row is the server's, except for what happened before
-		e.At = time.Now()
-	}
-	e.PeerConninfo = Redact(e.PeerConninfo)
-	ctx = context.WithoutCancel(ctx) // what has happened is told, even to somebody who is leaving
-	if primary != nil {
-		ctx, cancel := context.WithTimeoutCause(ctx, postgres.DefaultConnectTimeout, errors.New("writing an event took too long"))
-		defer cancel()
-		at, err := primary.WriteEvent(ctx, row)
-		if e.written = err == nil; e.written {
-			e.At = at
-		} else if !errors.Is(err, pgx.ErrNoRows) {
-			c.log.Warn("event not written to repmgr.events", "event", e.Type, "err", primary.QueryError("write an event", err))
-		}
-	}
-	for _, n := range c.notifiers {
-		deliver(ctx, c.log, c.cfg.EventNotificationTimeout, n, e)
-	}
 }

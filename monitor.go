@@ -356,7 +356,7 @@ func (m *Monitor) use(cfg Config) {
 	targets := append([]Notifier{LogNotifier{cfg.Logger}}, cfg.allNotifiers()...)
 	queued := NotifierFunc(func(_ context.Context, e Event) error {
 		m.queue.add(e, targets)
-		if !e.written {
+		if !registry.Written(e) {
 			m.pending.add(e)
 		}
 		return nil

@@ -55,12 +55,10 @@
 package repmgr
 
 import (
-	"context"
 	_ "embed"
 	"errors"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/failure"
@@ -94,88 +92,6 @@ const (
 // Record is a row of repmgr.nodes: what a node registered itself as. It says
 // what should be; [NodeStatus] says what is.
 type Record = registry.Record
-
-// EventType names what happened. The values are those of repmgr 5, byte for
-// byte, because scripts dispatch on them.
-type EventType string
-
-const (
-	EventClusterCreated     EventType = "cluster_created"
-	EventPrimaryRegister    EventType = "primary_register"
-	EventPrimaryUnregister  EventType = "primary_unregister"
-	EventStandbyClone       EventType = "standby_clone"
-	EventStandbyRegister    EventType = "standby_register"
-	EventStandbySynced      EventType = "standby_register_sync"
-	EventStandbyUnregister  EventType = "standby_unregister"
-	EventStandbyPromote     EventType = "standby_promote"
-	EventStandbyFollow      EventType = "standby_follow"
-	EventClusterCleanup     EventType = "cluster_cleanup"
-	EventDaemonStart        EventType = "repmgrd_start"
-	EventDaemonShutdown     EventType = "repmgrd_shutdown"
-	EventDaemonReload       EventType = "repmgrd_reload"
-	EventDaemonYield        EventType = "repmgrd_yield" // another daemon watches the same node: this one changes nothing, or (successful) acts again
-	EventLocalDisconnect    EventType = "repmgrd_local_disconnect"
-	EventLocalReconnect     EventType = "repmgrd_local_reconnect"
-	EventUpstreamDisconnect EventType = "repmgrd_upstream_disconnect"
-	EventUpstreamReconnect  EventType = "repmgrd_upstream_reconnect"
-	EventStandbyReconnect   EventType = "repmgrd_standby_reconnect"
-	EventStandbyFailure     EventType = "standby_failure"
-	EventStandbyRecovery    EventType = "standby_recovery"
-	EventChildDisconnect    EventType = "child_node_disconnect"
-	EventChildReconnect     EventType = "child_node_reconnect"
-	EventChildConnect       EventType = "child_node_new_connect"
-	EventWitnessRegister    EventType = "witness_register"
-	EventWitnessUnregister  EventType = "witness_unregister"
-	EventNodeRejoin         EventType = "node_rejoin"
-	EventFailoverPromote    EventType = "repmgrd_failover_promote"
-	EventFailoverFollow     EventType = "repmgrd_failover_follow"
-	EventFailoverAbort      EventType = "repmgrd_failover_abort"
-
-	// These repmgr 5 does not have.
-	EventFailoverRefused EventType = "repmgrd_failover_refused" // the primary is lost, and failover would be unsafe or is unwanted
-	EventFence           EventType = "repmgrd_fence"            // this node's server was stopped, because another one may be the primary
-	EventFenceAbility    EventType = "repmgrd_fence_ability"    // this daemon has found that it can not stop its server, or that it can again
-	EventStreamAbility   EventType = "repmgrd_stream_ability"   // this node could not stream from a node that may be promoted, or it could again
-	EventPledgeAbility   EventType = "repmgrd_pledge_ability"   // this node could not pledge itself in an election, or it could again
-	EventVoteLost        EventType = "repmgrd_vote_lost"        // this node's vote was gone from its server, or taken back there, and was it put back
-	EventSettingsLost    EventType = "repmgrd_settings_lost"    // settings that this node needs are gone from its postgresql.auto.conf
-	EventWALGone         EventType = "repmgrd_standby_wal_gone" // this standby needs WAL that its upstream does not have any more
-	EventTermReaffirmed  EventType = "repmgrd_term_reaffirmed"  // an election came to nothing; the primary goes on in a higher term
-	EventSyncUnproven    EventType = "repmgrd_sync_unproven"    // synchronous_standby_names is set, and commits do not wait: no standby counts as having them
-	EventSyncReplaced    EventType = "repmgrd_sync_replaced"    // a synchronous_standby_names that somebody else wrote was replaced
-	EventEventsDropped   EventType = "repmgrd_events_dropped"   // older events of this node were not kept: there was no primary for too long
-	EventDuplicateNode   EventType = "repmgrd_duplicate_node"   // another server streams under the name of a registered node
-)
-
-// Event is something that happened to a node. It is written to repmgr.events
-// where a primary can take it, and given to every [Notifier] in any case.
-type Event struct {
-	NodeID  NodeID    `json:"node_id" db:"node_id"`
-	Node    string    `json:"node_name,omitempty" db:"node_name"` // empty: the node is not registered any more
-	Type    EventType `json:"event" db:"event"`
-	Success bool      `json:"successful" db:"successful"`
-	At      time.Time `json:"event_timestamp" db:"event_timestamp"`
-	Details string    `json:"details,omitempty" db:"details"`
-
-	// The other node of the event, where it has one: the primary that a standby
-	// registered with or follows, the former primary of a promotion.
-	PeerID       NodeID `json:"peer_node_id,omitempty" db:"-"`
-	Peer         string `json:"peer_node_name,omitempty" db:"-"`
-	PeerConninfo string `json:"peer_conninfo,omitempty" db:"-"`
-
-	written bool // it is in repmgr.events
-}
-
-// Notifier is told of each event, in order, one at a time. Notify must return
-// when ctx ends; its error is logged and changes nothing.
-type Notifier interface {
-	Notify(ctx context.Context, e Event) error
-}
-
-// NotifierFunc makes a function a [Notifier].
-type NotifierFunc func(ctx context.Context, e Event) error
-
-func (f NotifierFunc) Notify(ctx context.Context, e Event) error { return f(ctx, e) }
 
 // The questions a caller may ask of an error, with [errors.Is].
 var (

@@ -159,7 +159,7 @@ func readAccount(ctx context.Context, n *registry.Server) (a account, err error)
 	if a.failovers, err = n.Failovers(ctx, 1); err != nil {
 		return a, err
 	}
-	if a.events, err = readEvents(ctx, n, registry.EventFilter{Types: decisions, Limit: 1}); err != nil {
+	if a.events, err = n.Events(ctx, registry.EventFilter{Types: decisions, Limit: 1}); err != nil {
 		return a, err
 	}
 	if a.foreign, err = n.ForeignDaemon(ctx); err != nil {

@@ -7,14 +7,93 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Event is a row of repmgr.events, with the name of its node.
+// EventTimeFormat is how the time of an event that is in no table is given to
+// commands: as repmgr does. One that is in repmgr.events has the form that
+// PostgreSQL gives it.
+const EventTimeFormat = "2006-01-02 15:04:05-0700"
+
+// EventType names what happened. The values are those of repmgr 5, byte for
+// byte, because scripts dispatch on them.
+type EventType string
+
+// What each of them means is said where the library shows them.
+const (
+	EventClusterCreated     EventType = "cluster_created"
+	EventPrimaryRegister    EventType = "primary_register"
+	EventPrimaryUnregister  EventType = "primary_unregister"
+	EventStandbyClone       EventType = "standby_clone"
+	EventStandbyRegister    EventType = "standby_register"
+	EventStandbySynced      EventType = "standby_register_sync"
+	EventStandbyUnregister  EventType = "standby_unregister"
+	EventStandbyPromote     EventType = "standby_promote"
+	EventStandbyFollow      EventType = "standby_follow"
+	EventClusterCleanup     EventType = "cluster_cleanup"
+	EventDaemonStart        EventType = "repmgrd_start"
+	EventDaemonShutdown     EventType = "repmgrd_shutdown"
+	EventDaemonReload       EventType = "repmgrd_reload"
+	EventDaemonYield        EventType = "repmgrd_yield"
+	EventLocalDisconnect    EventType = "repmgrd_local_disconnect"
+	EventLocalReconnect     EventType = "repmgrd_local_reconnect"
+	EventUpstreamDisconnect EventType = "repmgrd_upstream_disconnect"
+	EventUpstreamReconnect  EventType = "repmgrd_upstream_reconnect"
+	EventStandbyReconnect   EventType = "repmgrd_standby_reconnect"
+	EventStandbyFailure     EventType = "standby_failure"
+	EventStandbyRecovery    EventType = "standby_recovery"
+	EventChildDisconnect    EventType = "child_node_disconnect"
+	EventChildReconnect     EventType = "child_node_reconnect"
+	EventChildConnect       EventType = "child_node_new_connect"
+	EventWitnessRegister    EventType = "witness_register"
+	EventWitnessUnregister  EventType = "witness_unregister"
+	EventNodeRejoin         EventType = "node_rejoin"
+	EventFailoverPromote    EventType = "repmgrd_failover_promote"
+	EventFailoverFollow     EventType = "repmgrd_failover_follow"
+	EventFailoverAbort      EventType = "repmgrd_failover_abort"
+
+	EventFailoverRefused EventType = "repmgrd_failover_refused"
+	EventFence           EventType = "repmgrd_fence"
+	EventFenceAbility    EventType = "repmgrd_fence_ability"
+	EventStreamAbility   EventType = "repmgrd_stream_ability"
+	EventPledgeAbility   EventType = "repmgrd_pledge_ability"
+	EventVoteLost        EventType = "repmgrd_vote_lost"
+	EventSettingsLost    EventType = "repmgrd_settings_lost"
+	EventWALGone         EventType = "repmgrd_standby_wal_gone"
+	EventTermReaffirmed  EventType = "repmgrd_term_reaffirmed"
+	EventSyncUnproven    EventType = "repmgrd_sync_unproven"
+	EventSyncReplaced    EventType = "repmgrd_sync_replaced"
+	EventEventsDropped   EventType = "repmgrd_events_dropped"
+	EventDuplicateNode   EventType = "repmgrd_duplicate_node"
+)
+
+// Event is something that happened to a node. Most of it is a row of repmgr.events.
 type Event struct {
-	NodeID  NodeID    `db:"node_id"`
-	Node    string    `db:"node_name"` // empty: the node is not registered any more
-	Type    string    `db:"event"`
-	Success bool      `db:"successful"`
-	At      time.Time `db:"event_timestamp"`
-	Details string    `db:"details"`
+	NodeID  NodeID    `json:"node_id" db:"node_id"`
+	Node    string    `json:"node_name,omitempty" db:"node_name"` // empty: the node is not registered any more
+	Type    EventType `json:"event" db:"event"`
+	Success bool      `json:"successful" db:"successful"`
+	At      time.Time `json:"event_timestamp" db:"event_timestamp"`
+	Details string    `json:"details,omitempty" db:"details"`
+
+	// The other node of the event, where it has one: the primary that a standby
+	// registered with or follows, the former primary of a promotion.
+	PeerID       NodeID `json:"peer_node_id,omitempty" db:"-"`
+	Peer         string `json:"peer_node_name,omitempty" db:"-"`
+	PeerConninfo string `json:"peer_conninfo,omitempty" db:"-"`
+
+	written bool // it is in repmgr.events
+}
+
+// Written reports whether this process has seen the event go into repmgr.events.
+func Written(e Event) bool { return e.written }
+
+// EventTime is the time of an event as a command is given it: see [EventTimeFormat].
+func EventTime(e Event) string {
+	if !e.written {
+		return e.At.Format(EventTimeFormat)
+	}
+	if _, offset := e.At.Zone(); offset%3600 != 0 {
+		return e.At.Format("2006-01-02 15:04:05.999999-07:00")
+	}
+	return e.At.Format("2006-01-02 15:04:05.999999-07")
 }
 
 // EventFilter chooses events; a zero field chooses all.
@@ -42,16 +121,20 @@ func (n *Server) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	return events, nil
 }
 
-// WriteEvent writes an event where the server is a primary, and returns the time that the
-// row has: that of the event, or where it has none the server's. A standby answers with
+// WriteEvent writes an event where the server is a primary, and returns it with the time
+// that the row has: its own, or where it has none the server's. A standby answers with
 // [pgx.ErrNoRows]; the error is the driver's own.
-func (n *Server) WriteEvent(ctx context.Context, e Event) (at time.Time, err error) {
+func (n *Server) WriteEvent(ctx context.Context, e Event) (Event, error) {
 	var given *time.Time
 	if !e.At.IsZero() {
 		given = &e.At
 	}
-	err = n.Conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details, event_timestamp)
+	var at time.Time
+	err := n.Conn.QueryRow(ctx, `INSERT INTO repmgr.events (node_id, event, successful, details, event_timestamp)
 		SELECT $1, $2, $3, $4, coalesce($5, now()) WHERE NOT pg_is_in_recovery() RETURNING event_timestamp`,
-		int32(e.NodeID), e.Type, e.Success, e.Details, given).Scan(&at)
-	return at, err
+		int32(e.NodeID), string(e.Type), e.Success, e.Details, given).Scan(&at)
+	if err == nil {
+		e.At, e.written = at, true
+	}
+	return e, err
 }
