@@ -14,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -334,7 +335,7 @@ func (m *Monitor) wasPrimary() bool {
 	if err != nil || srv.Runs() {
 		return false
 	}
-	if incomplete(srv, m.cluster.cfg.NodeID) {
+	if rejoin.Incomplete(srv, m.cluster.cfg.NodeID) {
 		return true
 	}
 	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
@@ -459,7 +460,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 	if err != nil {
 		return err
 	}
-	if !incomplete(srv, c.cfg.NodeID) { // a clone takes no directory with a file in it that it does not know
+	if !rejoin.Incomplete(srv, c.cfg.NodeID) { // a clone takes no directory with a file in it that it does not know
 		if err := durable.Write(filepath.Join(srv.Dir, postmaster.RejoinMark), []byte(target.Name+"\n")); err != nil {
 			return fmt.Errorf("mark the rejoin: %w", err)
 		}

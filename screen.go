@@ -108,7 +108,7 @@ func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, rea
 		return RolePrimary, "it is a witness, with data of its own", nil
 	}
 	own := election.Peer{ID: int32(self.ID)}
-	vote, err := readBallot(filepath.Join(srv.Dir, postmaster.AutoConf))
+	vote, err := salvage.ReadBallot(filepath.Join(srv.Dir, postmaster.AutoConf))
 	if err != nil {
 		return "", "", kind(ErrDirectory, "read the vote of %s: %w", self, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -298,4 +299,108 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 		found.add(FindingNotStreaming, r.ID, "%s is attached to its upstream node %q (ID: %d), in state %q", r, r.UpstreamName, r.UpstreamID, attached)
 		return "? " + r.UpstreamName, attached
 	}
+}
+
+// LostWAL says why a standby can not go on: the server that it would stream from
+// does not have the WAL any more that comes next.
+type LostWAL struct {
+	Upstream string `json:"upstream"`       // the node that was asked for it
+	Needed   string `json:"needed_segment"` // the first segment that the standby would ask for
+	Oldest   string `json:"oldest_segment"` // the first one that the upstream has
+	Archive  bool   `json:"archive"`        // the standby has a restore_command: an archive may still bring it
+}
+
+func (l LostWAL) String() string {
+	text := fmt.Sprintf("%s does not have WAL segment %s any more, only %s and later", l.Upstream, l.Needed, l.Oldest)
+	if l.Archive {
+		text += ", and restore_command has not brought it from the archive so far"
+	}
+	return text
+}
+
+// findLostWAL asks the server whether it still has what the standby of status s would
+// ask it for; nil: it has, or that can not be told. See [postgres.Server.MissingWAL].
+func findLostWAL(ctx context.Context, n *registry.Server, of Record, s NodeStatus) *LostWAL {
+	if !s.InRecovery {
+		return nil
+	}
+	needed, oldest := n.MissingWAL(ctx, wal.Position{Timeline: s.Timeline, LSN: registry.NextLSN(s)})
+	if oldest == "" {
+		return nil
+	}
+	return &LostWAL{Upstream: of.String(), Needed: needed, Oldest: oldest, Archive: registry.HasArchive(s)}
+}
+
+// remedy is what an operator does about it: one command, on the node itself.
+func (l LostWAL) remedy(node Record, probes []probe) string {
+	primary, _ := registry.ByID(recordsOf(probes), node.UpstreamID)
+	if found := primaries(probes); len(found) == 1 {
+		primary = found[0].record
+	}
+	if l.Archive {
+		return "Look at its log for what restore_command says. To copy it anew, on " + node.Name + ": " + recloneCommand(node, primary)
+	}
+	return "It has to be copied anew. Run on " + node.Name + ": " + recloneCommand(node, primary)
+}
+
+func recordsOf(probes []probe) []Record {
+	recs := make([]Record, len(probes))
+	for i, p := range probes {
+		recs[i] = p.record
+	}
+	return recs
+}
+
+// slotOf is the slot of that name.
+func slotOf(s NodeStatus, name string) (Slot, bool) {
+	for _, slot := range s.Slots {
+		if slot.Name == name {
+			return slot, true
+		}
+	}
+	return Slot{}, false
+}
+
+// seekLostWAL looks for the standbys that receive nothing and never will again,
+// and notes it in their probes. All of them are looked at at once.
+func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
+	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
+	defer cancel()
+	found := make([]*LostWAL, len(probes))
+	var wg sync.WaitGroup
+	for i, p := range probes {
+		up, ok := upstreamProbe(probes, p.record)
+		if !ok || p.err != nil || p.record.Role != RoleStandby || registry.NextLSN(p.status) == 0 || attachedAnywhere(probes, p.record.Name) {
+			continue
+		}
+		wg.Go(func() {
+			if n, err := c.connectTo(ctx, up.record); err == nil {
+				defer n.Close()
+				found[i] = findLostWAL(ctx, n, up.record, p.status)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range probes {
+		probes[i].lost = found[i]
+	}
+}
+
+// attachedAnywhere says whether one of the servers sends to the standby of that name.
+func attachedAnywhere(probes []probe, name string) bool {
+	return slices.ContainsFunc(probes, func(p probe) bool { return p.err == nil && registry.Attachment(p.status, name) == "streaming" })
+}
+
+// upstreamProbe is the server that a standby would stream from: its registered
+// upstream where that answers, else the primary.
+func upstreamProbe(probes []probe, r Record) (probe, bool) {
+	for _, p := range probes {
+		if p.record.ID == r.UpstreamID && p.err == nil {
+			return p, true
+		}
+	}
+	if found := primaries(probes); len(found) == 1 {
+		return found[0], true
+	}
+	return probe{}, false
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
@@ -489,3 +490,57 @@ func heartTrouble(err error) string {
 }
 
 const codeDiskFull = "53100"
+
+// mendHistory makes, after each promotion, what standbys need of earlier timelines: see [rejoin.MendHistory].
+func (m *Monitor) mendHistory() {
+	s := m.sample.local
+	if s.InRecovery || s.Timeline == m.tender.mended || m.self.Role == RoleWitness || m.isElsewhere() {
+		return
+	}
+	srv, err := m.cluster.localServer(m.dataDirectory())
+	var mended []string
+	if err == nil {
+		mended, err = rejoin.MendHistory(srv.Dir, s.Timeline)
+	}
+	if len(mended) > 0 {
+		m.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
+	}
+	if m.report("mending the WAL of earlier timelines", err); err == nil {
+		m.tender.mended = s.Timeline
+	}
+}
+
+// goneEvery is how often a monitor asks again whether the WAL is gone.
+const goneEvery = 2 * time.Second
+
+// watchWAL tells once when this standby needs WAL that its upstream does not have
+// any more: nothing else will bring it back than a new copy.
+func (m *Monitor) watchWAL(ctx context.Context) {
+	s := m.sample.local
+	if m.local == nil || m.primary == nil || m.witness || m.self.ID == 0 || registry.NextLSN(s) == 0 || m.action != nil || time.Since(m.goneAt) < goneEvery {
+		return
+	}
+	m.goneAt = time.Now()
+	up, of := m.primary.Server, m.primRec
+	ctx, cancel := m.peerLimit(ctx)
+	defer cancel()
+	if r, ok := registry.ByID(m.recs, m.self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
+		if n, err := m.cluster.connectTo(ctx, r); err == nil {
+			defer n.Close()
+			up, of = n, r
+		}
+	}
+	var err error
+	if s.Receiver == nil || up == m.primary.Server && registry.NextLSN(s) < m.sample.primaryLSN {
+		if lost := findLostWAL(ctx, up, of, s); lost != nil {
+			probes := []probe{{record: m.primRec, status: NodeStatus{}}}
+			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.self, lost), "%s", lost.remedy(m.self, probes))
+		}
+	}
+	m.report("replication", err)
+	if text := errText(err); text != m.gone {
+		if m.gone = text; err != nil {
+			m.tell(Event{Type: EventWALGone, Details: text + ". " + Hint(err)})
+		}
+	}
+}

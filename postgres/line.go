@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/wal"
@@ -178,4 +180,40 @@ func (n *Server) EndsWithShutdown(ctx context.Context, t wal.Timeline, end wal.L
 	}
 	tail, err := n.readWAL(ctx, t, end-most, most, segment)
 	return err == nil && wal.EndsWithShutdown(tail, end, segment)
+}
+
+// MissingWAL is the segment with the WAL from a position on, and the oldest one that the
+// server has, where it does not have that segment any more. Both are empty where it has it,
+// and where that can not be told: where that WAL is not written yet, or the login may not
+// list the server's files (pg_monitor may).
+func (n *Server) MissingWAL(ctx context.Context, next wal.Position) (needed, oldest string) {
+	if next.LSN == 0 {
+		return "", ""
+	}
+	var size uint32
+	var end *wal.LSN
+	var names []string
+	err := n.Conn.QueryRow(ctx, `SELECT setting::bigint,
+		CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END,
+		(SELECT coalesce(array_agg(name), '{}') FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$')
+		FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&size, &end, &names)
+	if err != nil || end == nil || next.LSN >= *end {
+		return "", ""
+	}
+	needed = wal.SegmentName(next.Timeline, next.LSN, size)
+	if oldest = missingFrom(names, needed); oldest == "" {
+		return "", ""
+	}
+	return needed, oldest
+}
+
+// missingFrom is the oldest of the segments names, where needed is none of them
+// on any timeline: a promotion moves the segment that it happens in to the new
+// one. It is empty where needed is there.
+func missingFrom(names []string, needed string) string {
+	byPlace := func(a, b string) int { return strings.Compare(a[8:], b[8:]) }
+	if len(names) == 0 || slices.ContainsFunc(names, func(n string) bool { return n[8:] == needed[8:] }) {
+		return ""
+	}
+	return slices.MinFunc(names, byPlace)
 }

@@ -29,6 +29,7 @@ var floors = [][]string{
 	{"registry"},
 	{"internal/postmaster"},
 	{"internal/datadir", "internal/salvage"},
+	{"internal/rejoin"},
 	{"internal/voters", "internal/syncrep"},
 	{"."},
 	{"etcd", "web"},

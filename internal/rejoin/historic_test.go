@@ -1,4 +1,4 @@
-package repmgr
+package rejoin
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 
 // A server that was promoted twice within one segment can send that to a standby
 // that saw neither promotion.
-func TestMendHistoricWAL(t *testing.T) {
+func TestMendHistory(t *testing.T) {
 	t.Parallel()
 	archive := map[string]string{"archive_mode": "on", "archive_command": "true", "wal_keep_size": "64MB"}
 	node1 := pgtest.Start(t, pgtest.Options{Name: "node1", Settings: archive})
@@ -71,12 +71,12 @@ func TestMendHistoricWAL(t *testing.T) {
 	}
 	follow(node3, node2)
 	removed(node3)
-	mended, err := mendHistoricWAL(node2.Dir, 3)
+	mended, err := MendHistory(node2.Dir, 3)
 	require.NoError(t, err)
 	require.Len(t, mended, 1)
 	mendedName := mended[0]
 	rows(node3, "2")
-	mended, err = mendHistoricWAL(node2.Dir, 3)
+	mended, err = MendHistory(node2.Dir, 3)
 	require.NoError(t, err)
 	require.Empty(t, mended)
 	ready, err := filepath.Glob(filepath.Join(node2.Dir, "pg_wal", "archive_status", mendedName+".ready"))

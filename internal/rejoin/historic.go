@@ -1,4 +1,4 @@
-package repmgr
+package rejoin
 
 import (
 	"errors"
@@ -12,33 +12,14 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// mendHistory does what mendHistoricWAL says after each promotion.
-func (m *Monitor) mendHistory() {
-	s := m.sample.local
-	if s.InRecovery || s.Timeline == m.tender.mended || m.self.Role == RoleWitness || m.isElsewhere() {
-		return
-	}
-	srv, err := m.cluster.localServer(m.dataDirectory())
-	var mended []string
-	if err == nil {
-		mended, err = mendHistoricWAL(srv.Dir, s.Timeline)
-	}
-	if len(mended) > 0 {
-		m.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
-	}
-	if m.report("mending the WAL of earlier timelines", err); err == nil {
-		m.tender.mended = s.Timeline
-	}
-}
-
-// mendHistoricWAL lets the local primary send what came before its timeline to
+// MendHistory lets the local primary send what came before its timeline to
 // standbys that have not been there yet. The last segment of a timeline is sent from
 // the file of the next one. Where archive_mode is on, a server that is promoted twice
 // within one segment renames that file to .partial, and a standby that missed the first
 // of the two promotions is told for ever that its WAL has been removed. But the next
 // timeline's file of that segment begins with the same bytes, so it is made from
 // that. The archive is told nothing of it.
-func mendHistoricWAL(dataDirectory string, t wal.Timeline) (mended []string, err error) {
+func MendHistory(dataDirectory string, t wal.Timeline) (mended []string, err error) {
 	if t <= 1 {
 		return nil, nil
 	}

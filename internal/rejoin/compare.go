@@ -1,0 +1,175 @@
+package rejoin
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/salvage"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Compare finds out whether the node has WAL that the primary lacks.
+func (w *Work) Compare(ctx context.Context) (string, error) {
+	if w.interrupted = w.isGuarded(); w.interrupted {
+		return "an earlier rejoin was interrupted", nil
+	}
+	var err error
+	if w.control, err = w.Server.Control(ctx); err != nil {
+		if w.MayClone && w.Local == nil {
+			w.diverged, w.impossible = true, err.Error()
+			return w.impossible, nil
+		}
+		return "", failure.WithHint(failure.Of(failure.ErrRejoin, "look at the data in %s: %w", w.Server.Dir, err), "%s", w.Again("--reclone"))
+	}
+	if id := strconv.FormatUint(w.control.SystemIdentifier, 10); id != w.Status.SystemIdentifier {
+		return "", failure.WithHint(failure.Of(failure.ErrSystemIdentifier, "the data in %s has system identifier %s, %s has %s", w.Server.Dir, id, w.Primary, w.Status.SystemIdentifier),
+			"They are different clusters. Is data_directory right? A node of this one is made with: repmgr standby clone")
+	}
+	if w.timeline, w.ours, err = w.Server.Line(w.control); err != nil {
+		return "", failure.Of(failure.ErrRejoin, "look at the timelines in %s: %w", w.Server.Dir, err)
+	}
+	var theirs wal.History
+	if w.Status.Timeline > 1 {
+		if theirs, err = w.History(ctx, w.Primary, w.Status.Timeline); err != nil {
+			return "", err
+		}
+	}
+	return w.measure(ctx, theirs)
+}
+
+// measure compares the two lines, and the WAL behind the point where they part.
+func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) {
+	var received, next wal.LSN // a server that receives has no other end than this one, but what it has replayed
+	archive := w.Archive
+	if w.Local != nil {
+		status, err := w.Local.Status(ctx)
+		if err != nil {
+			return "", err
+		}
+		if status.Receiver != nil {
+			received = max(status.ReceivedLSN, status.ReplayedLSN)
+		}
+		next, archive = registry.NextLSN(status), archive || registry.HasArchive(status)
+		if now, err := w.Source.Status(ctx); err == nil { // later than our own
+			w.Status = now
+		}
+	}
+	common, fork, ok := salvage.LastCommon(w.timeline, w.ours, w.Status.Position(), theirs)
+	if !ok {
+		w.diverged, w.impossible = true, fmt.Sprintf("timeline %d of the node and timeline %d of the primary have no common past", w.timeline, w.Status.Timeline)
+		return w.impossible, nil
+	}
+	w.shared = wal.Position{Timeline: common, LSN: fork}
+	behind, own, err := w.Server.OwnWAL(w.timeline)
+	if err != nil {
+		return "", failure.WithHint(failure.Of(failure.ErrRejoin, "look at the settings of %s: %w", w.Node, err), "%s", w.Again("--reclone"))
+	}
+	damaged := !w.Server.HasSegment(w.control.Redo, w.control.WALSegmentSize)
+	switch {
+	case w.writes, common != w.timeline, damaged, own:
+		w.diverged = true
+	case received != 0:
+		w.diverged = received > fork
+	case w.control.State == pgcontrol.ShutDown: // the end is known to the byte
+		w.diverged = w.control.Position().LSN > fork
+	default:
+		beyond, err := w.Server.WALBeyond(ctx, salvage.Branch{Timeline: common, From: fork}, w.control.WALSegmentSize)
+		if err != nil {
+			return "", failure.WithHint(failure.Of(failure.ErrRejoin, "%w", err), "%s", cmp.Or(failure.Hint(err), w.Again("--reclone")))
+		}
+		w.diverged = beyond || w.control.Position().LSN > fork
+	}
+	if err := w.findTwin(ctx, common, theirs, fork); err != nil {
+		return "", err
+	}
+	needed := fork
+	switch {
+	case w.diverged, w.timeline != common:
+	case next != 0:
+		needed = min(fork, next)
+	case w.control.State == pgcontrol.ShutDown:
+		needed = min(fork, w.control.Position().LSN)
+	case w.Local == nil:
+		needed = min(fork, w.Server.WALEnd(w.control))
+	}
+	gone := ""
+	if !archive {
+		gone = w.walGone(ctx, needed)
+	}
+	if !w.diverged && gone != "" {
+		w.impossible = gone
+		return gone, nil
+	}
+	if !w.diverged {
+		return fmt.Sprintf("nothing beyond what %s has (%s)", w.Primary, w.control.State), nil
+	}
+	w.Fork = &wal.Position{Timeline: common, LSN: fork}
+	if w.twin {
+		w.Fork.LSN, _ = w.ours.Fork(salvage.Parent(w.ours, common))
+	}
+	detail := fmt.Sprintf("%s has WAL of its own behind %s", w.Node, w.Fork)
+	w.lags = w.Status.VersionNum < 160000 && !salvage.RewindSees(w.control.Timeline, w.timeline, w.ours, w.Status.Position(), theirs)
+	switch s := w.Status.Settings; {
+	case damaged:
+		w.impossible = "the WAL of its last checkpoint is gone"
+		return detail + ", and " + w.impossible, nil
+	case own && fork > behind:
+		w.impossible, w.cloneOnly = fmt.Sprintf("an earlier rejoin gave it WAL of its own behind %s, and pg_rewind would take that for the primary's", wal.Position{Timeline: w.timeline, LSN: behind}), true
+	case w.twin, common < w.timeline && w.timeline == w.Status.Timeline:
+		w.impossible, w.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", w.timeline), true
+	case gone != "":
+		w.impossible = gone
+	case common == w.Status.Timeline && common == w.timeline:
+		w.impossible = fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", common)
+	case !w.Archive && !w.Server.HasSegment(w.Fork.LSN-1, w.control.WALSegmentSize): // pg_rewind looks for the last checkpoint before it
+		w.impossible = fmt.Sprintf("the WAL of %s at %s, from where pg_rewind would read it, is gone", w.Node, w.Fork)
+	case w.control.DataChecksums == 0 && !w.control.WALLogHints:
+		w.impossible = fmt.Sprintf("neither data checksums nor wal_log_hints were on in %s", w.Node)
+	case s.FullPageWrites == "off":
+		w.impossible = fmt.Sprintf("full_page_writes is off on %s", w.Primary)
+	}
+	return detail, nil
+}
+
+// firstRecord is less than the first record of a timeline takes.
+const firstRecord = 40
+
+// findTwin looks whether the timeline that both are on is one log.
+func (w *Work) findTwin(ctx context.Context, common wal.Timeline, theirs wal.History, fork wal.LSN) error {
+	begin, ok := theirs.Fork(salvage.Parent(theirs, common))
+	if common != w.timeline || common <= 1 || !ok {
+		return nil
+	}
+	end := w.control.Position().LSN
+	switch {
+	case w.Local != nil:
+		if status, err := w.Local.Status(ctx); err == nil {
+			end = status.Position().LSN
+		}
+	case w.control.State == pgcontrol.InProduction: // it has written at least the record of its promotion
+		end = max(end, begin+firstRecord)
+	}
+	twin, err := salvage.Twins(ctx, w.Server.WALSum, w.Source.WALSum, common, begin, min(fork, end), w.control.WALSegmentSize)
+	if err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
+		return err
+	}
+	w.twin = twin
+	w.diverged = w.diverged || twin
+	return nil
+}
+
+// walGone says that the primary does not have the WAL any more that the node
+// will ask for. It is asked only where no archive may have it.
+func (w *Work) walGone(ctx context.Context, lsn wal.LSN) string {
+	needed, oldest := w.Source.MissingWAL(ctx, wal.Position{Timeline: w.shared.Timeline, LSN: lsn})
+	if oldest == "" { // a login that may not look finds out later
+		return ""
+	}
+	return fmt.Sprintf("%s does not have the WAL from %s on any more (segment %s; its first one is %s)", w.Primary, lsn, needed, oldest)
+}
