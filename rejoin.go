@@ -96,6 +96,9 @@ func (c *Cluster) Rejoin(ctx context.Context, o RejoinOptions) (RejoinResult, er
 	if o.Policy == "" {
 		o.Policy = c.cfg.Rejoin
 	}
+	if o.hold == nil {
+		o.hold = func(bool) error { return nil }
+	}
 	r := &rejoining{Cluster: c, o: o, res: RejoinResult{DryRun: o.DryRun, Steps: []RejoinStep{}}}
 	r.work = &rejoin.Work{Options: rejoin.Options{
 		MayRewind: o.Policy == RejoinRewind || o.Policy == RejoinReclone, MayClone: o.Policy == RejoinReclone, Force: o.Force, DryRun: o.DryRun,
@@ -134,7 +137,7 @@ func (r *rejoining) run(ctx context.Context) error {
 	if r.o.DryRun {
 		return nil
 	}
-	if err := r.hold(true); err != nil {
+	if err := r.o.hold(true); err != nil {
 		return err
 	}
 	err := r.perform(ctx)
@@ -324,7 +327,7 @@ func (r *rejoining) startStandby(ctx context.Context) (string, error) {
 
 // finish waits until the node streams and records it.
 func (r *rejoining) finish(ctx context.Context) error {
-	if err := r.hold(false); err != nil {
+	if err := r.o.hold(false); err != nil {
 		return err
 	}
 	if err := r.step(ctx, "attach", r.attach); err != nil {
@@ -377,14 +380,6 @@ func (res RejoinResult) String() string {
 		text += fmt.Sprintf("; %d transactions (%d bytes of WAL) are no longer in the database and saved in %s", len(res.Salvage.Commits), res.Salvage.Bytes, res.Salvage.Dir)
 	}
 	return text
-}
-
-// hold tells whoever runs the rejoin whether it may be ended now.
-func (r *rejoining) hold(firm bool) error {
-	if r.o.hold == nil {
-		return nil
-	}
-	return r.o.hold(firm)
 }
 
 // step runs one named step, notes it and says so.

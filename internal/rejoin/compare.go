@@ -66,13 +66,14 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 		return w.impossible, nil
 	}
 	w.shared = wal.Position{Timeline: common, LSN: fork}
-	behind, own, err := w.Server.OwnWAL(w.timeline)
+	p := parting{Position: w.shared, damaged: !w.Server.HasSegment(w.control.Redo, w.control.WALSegmentSize)}
+	var err error
+	p.behind, p.own, err = w.Server.OwnWAL(w.timeline)
 	if err != nil {
 		return "", failure.WithHint(failure.Of(failure.ErrRejoin, "look at the settings of %s: %w", w.Node, err), "%s", w.Again("--reclone"))
 	}
-	damaged := !w.Server.HasSegment(w.control.Redo, w.control.WALSegmentSize)
 	switch {
-	case w.writes, common != w.timeline, damaged, own:
+	case w.writes, common != w.timeline, p.damaged, p.own:
 		w.diverged = true
 	case received != 0:
 		w.diverged = received > fork
@@ -98,13 +99,12 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 	case w.Local == nil:
 		needed = min(fork, w.Server.WALEnd(w.control))
 	}
-	gone := ""
 	if !archive {
-		gone = w.walGone(ctx, needed)
+		p.gone = w.walGone(ctx, needed)
 	}
-	if !w.diverged && gone != "" {
-		w.impossible = gone
-		return gone, nil
+	if !w.diverged && p.gone != "" {
+		w.impossible = p.gone
+		return p.gone, nil
 	}
 	if !w.diverged {
 		return fmt.Sprintf("nothing beyond what %s has (%s)", w.Primary, w.control.State), nil
@@ -115,26 +115,46 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 	}
 	detail := fmt.Sprintf("%s has WAL of its own behind %s", w.Node, w.Fork)
 	w.lags = w.Status.VersionNum < 160000 && !salvage.RewindSees(w.control.Timeline, w.timeline, w.ours, w.Status.Position(), theirs)
-	switch s := w.Status.Settings; {
-	case damaged:
-		w.impossible = "the WAL of its last checkpoint is gone"
-		return detail + ", and " + w.impossible, nil
-	case own && fork > behind:
-		w.impossible, w.cloneOnly = fmt.Sprintf("an earlier rejoin gave it WAL of its own behind %s, and pg_rewind would take that for the primary's", wal.Position{Timeline: w.timeline, LSN: behind}), true
-	case w.twin, common < w.timeline && w.timeline == w.Status.Timeline:
-		w.impossible, w.cloneOnly = fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", w.timeline), true
-	case gone != "":
-		w.impossible = gone
-	case common == w.Status.Timeline && common == w.timeline:
-		w.impossible = fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", common)
-	case !w.Archive && !w.Server.HasSegment(w.Fork.LSN-1, w.control.WALSegmentSize): // pg_rewind looks for the last checkpoint before it
-		w.impossible = fmt.Sprintf("the WAL of %s at %s, from where pg_rewind would read it, is gone", w.Node, w.Fork)
-	case w.control.DataChecksums == 0 && !w.control.WALLogHints:
-		w.impossible = fmt.Sprintf("neither data checksums nor wal_log_hints were on in %s", w.Node)
-	case s.FullPageWrites == "off":
-		w.impossible = fmt.Sprintf("full_page_writes is off on %s", w.Primary)
+	if why, forGood := w.whyNotRewind(p); why != "" {
+		w.impossible, w.cloneOnly = why, w.cloneOnly || forGood
+	}
+	if p.damaged {
+		detail += ", and " + w.impossible
 	}
 	return detail, nil
+}
+
+// parting is the place where the two lines part, and what is known of the WAL around it.
+type parting struct {
+	wal.Position
+	damaged bool    // the WAL of the server's last checkpoint is gone
+	own     bool    // an earlier rejoin gave the server WAL of its own
+	behind  wal.LSN // and that lies behind this place
+	gone    string  // how the primary does not have the WAL any more that comes next; empty: it has, or that is not known
+}
+
+// whyNotRewind says why pg_rewind can not take back what the server has of its own,
+// and whether no person could make it possible; empty: it can.
+func (w *Work) whyNotRewind(p parting) (why string, forGood bool) {
+	switch {
+	case p.damaged:
+		return "the WAL of its last checkpoint is gone", false
+	case p.own && p.LSN > p.behind:
+		return fmt.Sprintf("an earlier rejoin gave it WAL of its own behind %s, and pg_rewind would take that for the primary's", wal.Position{Timeline: w.timeline, LSN: p.behind}), true
+	case w.twin, p.Timeline < w.timeline && w.timeline == w.Status.Timeline:
+		return fmt.Sprintf("the two were promoted apart, and pg_rewind takes their timelines %d for one", w.timeline), true
+	case p.gone != "":
+		return p.gone, false
+	case p.Timeline == w.Status.Timeline && p.Timeline == w.timeline:
+		return fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", p.Timeline), false
+	case !w.Archive && !w.Server.HasSegment(w.Fork.LSN-1, w.control.WALSegmentSize): // pg_rewind looks for the last checkpoint before it
+		return fmt.Sprintf("the WAL of %s at %s, from where pg_rewind would read it, is gone", w.Node, w.Fork), false
+	case w.control.DataChecksums == 0 && !w.control.WALLogHints:
+		return fmt.Sprintf("neither data checksums nor wal_log_hints were on in %s", w.Node), false
+	case w.Status.Settings.FullPageWrites == "off":
+		return fmt.Sprintf("full_page_writes is off on %s", w.Primary), false
+	}
+	return "", false
 }
 
 // firstRecord is less than the first record of a timeline takes.
