@@ -128,7 +128,7 @@ func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error 
 // the local primary keeps its lease then.
 func (m *Monitor) halfPaused(o election.Observation) error {
 	me := voters.PeerOf(o.Peers, o.Self)
-	if m.cluster.cfg.Failover != FailoverAutomatic || !m.inOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PauseHolds(o.Self, o.Peers) {
+	if m.cluster.cfg.Failover != FailoverAutomatic || !m.inOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
 		return nil
 	}
 	return hint(kind(ErrPaused, "failover is paused, but not on so many nodes that the others could elect nobody: %s keeps its lease, and is stopped where it has no contact to a majority", m.cluster.self()),
@@ -315,7 +315,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
 	o.Peers = m.watch.Peers()
 	o.Rule = voters.NewestRule(o.Peers)
-	o.Busy, o.Yields, o.Last, o.Diverged = m.action != nil, m.action.yields(), m.last, m.diverged
+	o.Busy, o.Interruptible, o.Last, o.Diverged = m.action != nil, m.action.yields(), m.last, m.diverged
 	me := voters.PeerOf(o.Peers, self)
 	m.noteOffice(me)
 	m.shared.mu.Lock()

@@ -130,7 +130,7 @@ func (a *campaign) survey(ctx context.Context) error {
 			return a.refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
 		}
 		a.at("surveyed", "%s; %s", a.res.Health, describe(peers))
-		best := a.policy.Count(a.rule, 0, a.res.Health, election.Able(a.policy.Recruits(a.rule, peers)))
+		best := a.policy.Count(a.rule, 0, a.res.Health, election.AbleToPledge(a.policy.Electors(a.rule, peers)))
 		if r := a.w.Record(best.Winner); best.Winner != 0 {
 			a.res.Winner = &r
 		}
@@ -184,10 +184,10 @@ func (a *campaign) validate(ctx context.Context) error {
 func (a *campaign) recruit(ctx context.Context) error {
 	peers := a.w.Peers()
 	for _, p := range peers {
-		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term, p.Told.Term)
+		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term, p.Announced.Term)
 	}
 	a.res.Term++
-	asked := a.policy.Recruits(a.rule, peers)
+	asked := a.policy.Electors(a.rule, peers)
 	got := make([]election.Peer, len(asked))
 	errs := make([]error, len(asked))
 	var wg sync.WaitGroup

@@ -190,7 +190,7 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 		}
 	}
 	if manual {
-		e.Forecast = e.Forecast.ByHand()
+		e.Forecast = e.Forecast.PromotedByHand()
 		if livingHints[e.Health] == "" && !e.several() {
 			e.Command = e.command(recs)
 		}

@@ -165,7 +165,7 @@ func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 // presumed is what the rows of the nodes, and what runs, say in the place of a rule.
 func presumed(recs []Record, peers []election.Peer) election.Rule {
 	of, _ := registry.Primary(recs)
-	return election.Presume(int32(of.ID), peers)
+	return election.PresumedRule(int32(of.ID), peers)
 }
 
 // policy is the operator's choices as the kernel knows them.

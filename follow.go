@@ -315,7 +315,7 @@ func (c *Cluster) refuseTwin(ctx context.Context, n, up *registry.Server, node, 
 	if err != nil {
 		return err
 	}
-	twin, err := salvage.Twins(ctx, n.WALSum, up.WALSum, t, beginning, to, segSize)
+	twin, err := salvage.LogsDiffer(ctx, n.WALSum, up.WALSum, t, beginning, to, segSize)
 	switch {
 	case postgres.SQLState(err) == postgres.CodeInsufficientPrivilege:
 		c.log.Warn("could not compare the WAL of the two servers: this login may not read it", "hint", "GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean)")

@@ -169,7 +169,7 @@ func (m *Monitor) lease(now time.Time, c *Cluster, me election.Peer) (left time.
 	}
 	left = c.cfg.FenceTimeout
 	for _, rule := range []election.Rule{r, m.ruleBefore()} {
-		if !rule.Known() || rule.PauseHolds(me.ID, peers) { // who is paused elects nobody
+		if !rule.Known() || rule.PausePreventsElection(me.ID, peers) { // who is paused elects nobody
 			continue
 		}
 		rule.Primary, rule.Term = r.Primary, r.Term

@@ -82,7 +82,7 @@ func (a *campaign) promote(ctx context.Context) error {
 				return fmt.Errorf("%w: %s holds %q", registry.ErrSuperseded, winner, b)
 			}
 			if a.tally.Rule.Quorum {
-				if err := a.c.syncWriter(a.w).Set(ctx, n, a.tally.Rule.Opening()); err != nil {
+				if err := a.c.syncWriter(a.w).Set(ctx, n, a.tally.Rule.PromotionSetting()); err != nil {
 					return err
 				}
 			} else if err := syncrep.Clear(ctx, n); err != nil {
@@ -123,7 +123,7 @@ func (a *campaign) promote(ctx context.Context) error {
 // the closed one that is in force.
 func (a *campaign) markOpen(ctx context.Context, n *registry.Server) error {
 	name := func(id int32) string { return a.w.Record(id).Name }
-	closed, value := syncrep.Value(a.tally.Rule.Opening(), name), syncrep.Value(a.tally.Rule.SyncSetting(), name)
+	closed, value := syncrep.Value(a.tally.Rule.PromotionSetting(), name), syncrep.Value(a.tally.Rule.SyncSetting(), name)
 	err := syncrep.WriteMark(ctx, n, syncrep.State{Value: closed, Mark: closed}, value)
 	if err == nil {
 		a.value = value

@@ -467,7 +467,7 @@ func (m *Monitor) moot(what string) {
 func (m *Monitor) forget(d election.Decision) {
 	phase := d.Next.Phase
 	primary := phase == election.AsPrimary || phase == election.AsWitness
-	settled := m.action == nil && d.Next.AloneAt.IsZero() && (primary || phase == election.AsStandby)
+	settled := m.action == nil && d.Next.DisconnectedAt.IsZero() && (primary || phase == election.AsStandby)
 	asked := func(v string) bool {
 		return slices.ContainsFunc(d.Actions, func(a election.Action) bool { return string(a.Verb) == v })
 	}
@@ -480,9 +480,9 @@ func (m *Monitor) forget(d election.Decision) {
 		switch election.Verb(what) {
 		case election.Register:
 			over = phase != election.Unregistered
-		case election.Adopt, election.Sample, election.MarkActive, election.MarkInactive, election.TakeOffice, election.TendStandby, election.TendWitness:
+		case election.Adopt, election.Sample, election.MarkActive, election.MarkInactive, election.RecordPromotion, election.PrepareStandby, election.CopyToWitness:
 			over = !asked(what)
-		case election.Tend:
+		case election.Reconcile:
 			over = phase != election.AsPrimary
 		case election.Reaffirm, election.Follow, election.Rejoin, election.Fence:
 			over = settled
@@ -528,25 +528,25 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 			err = m.markActive(ctx, true)
 		case election.MarkInactive:
 			err = m.markActive(ctx, false)
-		case election.Tell:
+		case election.Notify:
 			m.tellHappening(a)
-		case election.Tend:
+		case election.Reconcile:
 			err = m.tend(ctx)
-		case election.TakeOffice:
+		case election.RecordPromotion:
 			err = m.takeOffice(ctx)
-		case election.TendStandby:
+		case election.PrepareStandby:
 			err = m.tendStandby(ctx)
 			m.hookFollow(ctx)
-		case election.TendWitness:
+		case election.CopyToWitness:
 			err = m.syncWitness(ctx)
-		case election.GiveWay:
+		case election.Interrupt:
 			m.action.giveWay()
 			continue
 		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
 			m.begin(ctx, a)
 			continue
 		}
-		if a.Verb != election.Tell {
+		if a.Verb != election.Notify {
 			m.report(string(a.Verb), err)
 		}
 	}
@@ -672,9 +672,9 @@ func (m *Monitor) markActive(ctx context.Context, active bool) error {
 
 // tellHappening fills in what an event's name alone does not say.
 func (m *Monitor) tellHappening(a election.Action) {
-	e := Event{Type: EventType(a.What), Success: true}
+	e := Event{Type: EventType(a.Event), Success: true}
 	self := m.cluster.self()
-	switch a.What {
+	switch a.Event {
 	case election.LocalDisconnect, election.StandbyFailure:
 		e.Success, e.Details = false, fmt.Sprintf("the server of %s does not answer", self)
 	case election.LocalReconnect, election.StandbyRecovery:
@@ -687,13 +687,13 @@ func (m *Monitor) tellHappening(a election.Action) {
 		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.primRec)
 	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
 		child, _ := registry.ByID(m.recs, NodeID(a.Child))
-		e.Success = a.What != election.ChildDisconnect
+		e.Success = a.Event != election.ChildDisconnect
 		e.PeerID, e.Peer = child.ID, child.Name
-		e.Details = map[election.Happening]string{
+		e.Details = map[election.Event]string{
 			election.ChildConnect:    "%s has attached",
 			election.ChildReconnect:  "%s has attached again",
 			election.ChildDisconnect: "%s is not attached any more",
-		}[a.What]
+		}[a.Event]
 		e.Details = fmt.Sprintf(e.Details, child)
 	}
 	m.tell(e)

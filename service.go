@@ -45,7 +45,7 @@ func (res *PauseResult) warn(r election.Rule, seq int64) {
 	}
 	switch {
 	case !r.Known() || res.DryRun || len(reached) == len(res.Nodes):
-	case res.Paused && !r.PauseHolds(r.Primary, peers):
+	case res.Paused && !r.PausePreventsElection(r.Primary, peers):
 		res.Warning = fmt.Sprintf("paused on %d of %d nodes (%s): the others could elect a primary, so the primary keeps its lease, and is stopped where it has no contact to a majority for fence_timeout",
 			len(reached), len(res.Nodes), cmp.Or(strings.Join(reached, ", "), "none"))
 	case !res.Paused && !primary && !r.Quorum:

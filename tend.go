@@ -39,7 +39,7 @@ type tender struct {
 	addresses map[NodeID]string   // from where a node was seen to stream
 }
 
-// tend does one step of what [election.Policy.Tend] asks for.
+// tend does one step of what [election.Policy.Reconcile] asks for.
 func (m *Monitor) tend(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
@@ -67,23 +67,23 @@ func (m *Monitor) tend(ctx context.Context) error {
 		return err
 	}
 	m.watchNames(ctx)
-	cohort := election.Cohort{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy(rules[0]), Doubled: m.doubled()}
+	membership := election.Membership{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy(rules[0]), Duplicated: m.doubled()}
 	var before election.Rule
 	if len(rules) > 1 {
 		before = rules[1]
 	}
 	holders := m.holders(rules[0])
-	if cohort.Held = election.Held(rules[0], before, holders); !cohort.Held {
+	if membership.Held = election.Held(rules[0], before, holders); !membership.Held {
 		m.watch.Refresh(ctx, m.cluster.pulse()) // what was seen of them may be older than the rule
 		holders = m.holders(rules[0])
-		cohort.Held = election.Held(rules[0], before, holders)
+		membership.Held = election.Held(rules[0], before, holders)
 	}
-	m.noteBefore(before, cohort.Held)
+	m.noteBefore(before, membership.Held)
 	m.pushRule(ctx, rules[0], before, holders)
 	if c := m.cluster; c.cfg.Arbiter != nil {
 		m.report("announcing the primary to "+c.cfg.Arbiter.Name(), c.cfg.Arbiter.Announce(ctx, rules[0], m.self, 3*c.cfg.MonitorInterval+c.cfg.SilenceTimeout))
 	}
-	if !rules[0].Line.Known() && cohort.Held {
+	if !rules[0].Line.Known() && membership.Held {
 		switch line, err := m.local.RuleLine(ctx); {
 		case err != nil:
 			return err
@@ -96,12 +96,12 @@ func (m *Monitor) tend(ctx context.Context) error {
 			return m.commitRule(ctx, rules[0], next)
 		}
 	}
-	switch change := m.policy().Tend(cohort); {
+	switch change := m.policy().Reconcile(membership); {
 	case change.Set != nil:
 		return m.putSync(ctx, rules[0], set, *change.Set)
 	case change.Rule != nil:
 		return m.commitRule(ctx, rules[0], *change.Rule)
-	case !cohort.Held:
+	case !membership.Held:
 		m.log.Debug("the rule is not held yet", "rule", rules[0], "holders", holders)
 	}
 	return nil
@@ -136,7 +136,7 @@ func (m *Monitor) syncInForce(ctx context.Context, rules []election.Rule) (none 
 	if t.begun = true; s.Value != t.proven {
 		t.proven = ""
 	}
-	if set.Open() && t.proven == "" {
+	if set.NeedsStandbys() && t.proven == "" {
 		set.Acks = -1
 	}
 	return set, err
@@ -166,7 +166,7 @@ func (m *Monitor) putSync(ctx context.Context, r election.Rule, now, s election.
 	switch t := &m.tender; {
 	case s.Acks == 0 && m.cluster.cfg.SynchronousMode != SynchronousQuorum:
 		err = syncrep.Clear(ctx, m.local.Server)
-	case s.Acks == 0 || now.Open() && s.Acks <= now.Acks:
+	case s.Acks == 0 || now.NeedsStandbys() && s.Acks <= now.Acks:
 		err = m.cluster.syncWriter(m.watch).Set(ctx, m.local.Server, s)
 	case time.Now().Before(t.again):
 		return t.failed
@@ -193,7 +193,7 @@ func (m *Monitor) syncValue(s election.SyncSetting) string {
 
 func highestTerm(peers []election.Peer) (term int64) {
 	for _, p := range peers {
-		term = max(term, p.Term, p.Rule.Term, p.Told.Term)
+		term = max(term, p.Term, p.Rule.Term, p.Announced.Term)
 	}
 	return term
 }
@@ -299,7 +299,7 @@ func (m *Monitor) pushRule(ctx context.Context, r, before election.Rule, holders
 		if p.ID == election.Arbiter && before.Known() && !slices.Equal(r.Voters, before.Voters) && !election.Held(r, before, holders) {
 			continue
 		}
-		if p.Answer != election.Answers || p.Knows().Compare(r) >= 0 {
+		if p.Answer != election.Answers || p.NewestRule().Compare(r) >= 0 {
 			continue
 		}
 		var err error
@@ -395,7 +395,7 @@ func (m *Monitor) makeOwnSlot(ctx context.Context) error {
 // primary is lost nothing of it is to come from there, and a command that takes
 // long would hold the promotion up. One that can not stream gets it back.
 func (m *Monitor) tendArchive(ctx context.Context) error {
-	switch alone := m.state.AloneAt; {
+	switch alone := m.state.DisconnectedAt; {
 	case m.sample.local.Receiver != nil && m.sample.local.Receiver.Status == "streaming":
 		return ballot.CutArchive(ctx, m.local.Conn)
 	case voters.PeerOf(m.watch.Peers(), int32(m.self.ID)).Detached: // it has no upstream: whoever gives it one gives it the archive

@@ -21,7 +21,7 @@ var Parameters = []string{Setting, "primary_conninfo", receiverTimeout, savedPre
 // Who may change that can run any command as the user of the server.
 var ArchiveParameters = []string{archive, savedPrefix + archive}
 
-// Override puts a setting in force for a while, until [GiveBack] with the same
+// Override puts a setting in force for a while, until [Revert] with the same
 // value. It keeps what was there before: where somebody has changed the setting
 // since an earlier override, or a clone has brought that of its source, what is
 // there now. Whoever calls it reloads.
@@ -43,9 +43,9 @@ func Override(ctx context.Context, conn *pgx.Conn, name, value string) error {
 	return alter(ctx, conn, name, &value)
 }
 
-// GiveBack ends an override by value; what somebody has set in its place since
+// Revert ends an override by value; what somebody has set in its place since
 // stays. It reports whether there was one: then whoever called it reloads.
-func GiveBack(ctx context.Context, conn *pgx.Conn, name, value string) (changed bool, err error) {
+func Revert(ctx context.Context, conn *pgx.Conn, name, value string) (changed bool, err error) {
 	set, err := ReadSettings(ctx, conn)
 	if err != nil {
 		return false, fmt.Errorf("read %s: %w", savedPrefix+name, err)
@@ -183,7 +183,7 @@ func stopArchive(ctx context.Context, conn *pgx.Conn) error {
 
 // GiveArchive lets a standby fetch WAL from its archive again.
 func GiveArchive(ctx context.Context, conn *pgx.Conn) error {
-	changed, err := GiveBack(ctx, conn, archive, "")
+	changed, err := Revert(ctx, conn, archive, "")
 	if err == nil && changed {
 		err = reload(ctx, conn)
 	}
@@ -266,7 +266,7 @@ func HurryReceiver(ctx context.Context, conn *pgx.Conn) error {
 
 // Settle takes back what [HurryReceiver] did.
 func Settle(ctx context.Context, conn *pgx.Conn) error {
-	changed, err := GiveBack(ctx, conn, receiverTimeout, briefly)
+	changed, err := Revert(ctx, conn, receiverTimeout, briefly)
 	if err == nil && changed {
 		err = reload(ctx, conn)
 	}

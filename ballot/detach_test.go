@@ -24,7 +24,7 @@ func TestOverride_KeepsWhatWasSetSince(t *testing.T) {
 	}
 	giveBack := func(want string, there bool) {
 		t.Helper()
-		_, err := ballot.GiveBack(ctx, conn, name, "")
+		_, err := ballot.Revert(ctx, conn, name, "")
 		require.NoError(t, err)
 		got, is := file()
 		require.Equal(t, there, is)

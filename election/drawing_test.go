@@ -49,7 +49,7 @@ func situations(now time.Time) (all []Observation) {
 								Self: self, Rule: r, Peers: peers, WasPrimary: flags&1 != 0,
 							}
 							failed, forked, pledged, waiting, won := o, o, o, o, o
-							waiting.Busy, waiting.Yields = local.InRecovery, local.InRecovery // only a standby waits for another node
+							waiting.Busy, waiting.Interruptible = local.InRecovery, local.InRecovery // only a standby waits for another node
 							won.Peers = slices.Clone(peers)
 							won.Peers[0].Chosen, won.Peers[0].Term = true, r.Term+1
 							failed.Last = Outcome{Verb: Elect, At: now.Add(-100 * time.Millisecond)}
@@ -95,10 +95,10 @@ func edges() []string {
 			}
 			d := p.Step(s, o)
 			found[edge(d)] = true
-			next := State{Phase: d.Next.Phase, Role: d.Next.Role, Reason: d.Next.Reason, Health: d.Next.Health, LostAt: d.Next.LostAt, TurnsAt: d.Next.TurnsAt, AloneAt: d.Next.AloneAt}
+			next := State{Phase: d.Next.Phase, Role: d.Next.Role, Reason: d.Next.Reason, Health: d.Next.Health, LostAt: d.Next.LostAt, TurnsAt: d.Next.TurnsAt, DisconnectedAt: d.Next.DisconnectedAt}
 			visit(next, o.Observer)
 			if !next.LostAt.IsZero() { // later
-				next.LostAt, next.TurnsAt, next.OfficeAt = now.Add(-time.Minute), now.Add(-time.Minute), now.Add(-time.Minute)
+				next.LostAt, next.TurnsAt, next.PrimarySince = now.Add(-time.Minute), now.Add(-time.Minute), now.Add(-time.Minute)
 				visit(next, o.Observer)
 			}
 		}
@@ -114,7 +114,7 @@ func edge(d Decision) string {
 	arrow := "-->"
 	for _, a := range d.Actions {
 		switch a.Verb {
-		case Fence, Elect, GiveWay, Reaffirm, Follow, Rejoin, Register, Tend, TakeOffice:
+		case Fence, Elect, Interrupt, Reaffirm, Follow, Rejoin, Register, Reconcile, RecordPromotion:
 			arrow = "-- " + string(a.Verb) + " -->"
 		}
 	}

@@ -1,8 +1,8 @@
-// Package election decides what a node's monitor does next. It is the whole
-// policy and nothing else: it reads no clock, opens nothing, starts nothing,
-// keeps nothing and imports nothing of repmgr.
+// Package election decides what the monitor of a node does next. It contains all
+// decisions about failover and no effects: it reads no clock, does no I/O, starts no
+// goroutines, keeps no state and imports no other package of repmgr but wal.
 //
-// A monitor observes, asks [Policy.Step], and acts:
+// A monitor observes, asks [Policy.Step], acts, and starts again:
 //
 //	o := observe()
 //	d := policy.Step(state, o)
@@ -10,12 +10,11 @@
 //	act(d.Actions)
 //	wait(d.Again)
 //
-// Step is a function of its arguments, so the same one answers why, why not and
-// what if. An election is an action that takes longer; what it decides on its
-// way is here as well: [Policy.Diagnose] whether the primary is lost,
-// [Policy.Survey] whether an election may begin, [Policy.Count] who wins,
-// [Policy.Tend] what the primary changes in its rule, [LeaseStart] how long it
-// may go on by itself.
+// Step depends on its arguments only, so the same code also explains a decision and
+// predicts one. An election is an action that takes longer, and its decisions are here
+// as well: [Policy.Diagnose] says whether the primary is lost, [Policy.Survey] whether
+// an election may begin, and [Policy.Count] who wins. [Policy.Reconcile] says what the
+// primary changes in its rule, and [LeaseStart] how long it may run without contact.
 package election
 
 import (
@@ -42,7 +41,7 @@ type View struct {
 	Position   wal.Position
 }
 
-// Node is the row of the node itself. The zero value means that it has none.
+// Node is the row of the monitor's own node. The zero value means that there is none.
 type Node struct {
 	Registered bool
 	Role       Role
@@ -53,30 +52,30 @@ type Node struct {
 type Observation struct {
 	Now      time.Time
 	Local    View
-	Node     Node           // as the most trusted copy that could be read has it
-	RowKnown bool           // whether any copy of the row could be looked for
-	Upstream View           // of a standby: its primary, over this node's own connection
-	Children map[int32]bool // of a primary: registered standbys below it, and whether they are attached
+	Node     Node           // from the most trustworthy copy of the metadata that could be read
+	RowKnown bool           // some copy of the metadata could be read, whether or not it has the row
+	Upstream View           // on a standby: its primary, over this node's own connection
+	Children map[int32]bool // on a primary: the registered standbys below it, and whether they are attached
 
 	// For failover=automatic.
-	Self       int32  // the node of this monitor
-	Observer   bool   // it has none
-	Candidate  string // what its pledges are made out to
-	Rule       Rule   // the newest that is known
-	Peers      []Peer // all its voters, this node among them
-	WasPrimary bool   // of a server that is down: its data directory is that of a primary
-	Busy       bool   // a long action is under way
-	Yields     bool   // and it only waits: it may be ended for an election
-	Diverged   bool   // following failed: the node has WAL that the primary never had
-	Last       Outcome
+	Self          int32  // the node of this monitor
+	Observer      bool   // this monitor has no node of its own
+	Candidate     string // the name under which this monitor asks for pledges
+	Rule          Rule   // the newest that is known
+	Peers         []Peer // all voters of the rule, this node included
+	WasPrimary    bool   // the server is down, and its data directory is that of a primary
+	Busy          bool   // a long action is running
+	Interruptible bool   // the running action only waits, and may be ended for an election
+	Diverged      bool   // following failed because the node has WAL that the primary never had
+	Last          Outcome
 }
 
-// Outcome is what came of the last long action.
+// Outcome is the result of the last long action.
 type Outcome struct {
 	Verb   Verb
-	At     time.Time // when it ended; zero: none was tried
+	At     time.Time // when it ended; zero: there was none
 	OK     bool
-	Reason Reason // why not
+	Reason Reason // why it failed
 }
 
 // Phase is what the node is doing, in one word. The zero value means that
@@ -85,17 +84,18 @@ type Phase string
 
 const (
 	Waiting      Phase = "waiting"      // for the local server
-	Unregistered Phase = "unregistered" // the server is there, its row is not
+	Unregistered Phase = "unregistered" // the server runs, but the node has no row
 	AsPrimary    Phase = "primary"
 	AsStandby    Phase = "standby"
 	AsWitness    Phase = "witness"
 	Orphaned     Phase = "orphaned"  // a standby whose primary is not reachable
 	Observing    Phase = "observing" // without a node of its own
 	Failover     Phase = "failover"  // the primary is lost
-	Fenced       Phase = "fenced"    // stopped from being a primary
+	Fenced       Phase = "fenced"    // stopped, because it must not be a primary
 )
 
-// Reason names why a decision was made. It is shown to people, and stable.
+// Reason names why a decision was made. The texts are shown to people and do not change
+// between releases.
 type Reason string
 
 const (
@@ -130,65 +130,65 @@ const (
 type Verb string
 
 const (
-	Register     Verb = "register"      // the node, as what it runs as
-	Adopt        Verb = "adopt"         // rewrite the node's row: it is a standby now
-	Sample       Verb = "sample"        // record how far behind the standby is
-	Prune        Verb = "prune"         // delete history that is older than it is to be kept
-	MarkActive   Verb = "mark active"   // in the node's row
-	MarkInactive Verb = "mark inactive" // in the node's row
-	Tell         Verb = "tell"          // record and notify an event
-	Tend         Verb = "tend"          // to the rule and synchronous_standby_names
-	TakeOffice   Verb = "take office"   // write the rows of the nodes that a promotion changes
-	TendStandby  Verb = "prepare"       // the local standby for its promotion
-	TendWitness  Verb = "copy"          // the metadata to the local witness, now and then
-	Fence        Verb = "fence"         // stop the local server at once, and start it as a standby of nobody
-	Elect        Verb = "elect"         // a new primary
-	GiveWay      Verb = "give way"      // end the long action that is under way
-	Reaffirm     Verb = "reaffirm"      // the local primary, in a higher term
-	Follow       Verb = "follow"        // the node of the action
-	Rejoin       Verb = "rejoin"        // the local server, as a standby of the node of the action
+	Register        Verb = "register"      // register the node in the role that it runs in
+	Adopt           Verb = "adopt"         // change the node's row to that of a standby
+	Sample          Verb = "sample"        // record how far the standby is behind
+	Prune           Verb = "prune"         // delete monitoring history that is too old to be kept
+	MarkActive      Verb = "mark active"   // in the node's row
+	MarkInactive    Verb = "mark inactive" // in the node's row
+	Notify          Verb = "tell"          // record an event and send its notification
+	Reconcile       Verb = "tend"          // one step of [Policy.Reconcile]: the rule and synchronous_standby_names
+	RecordPromotion Verb = "take office"   // write the rows of the nodes that a promotion changes
+	PrepareStandby  Verb = "prepare"       // make the local standby ready for a promotion
+	CopyToWitness   Verb = "copy"          // copy the metadata to the local witness, at intervals
+	Fence           Verb = "fence"         // stop the local server at once, and start it as a standby without an upstream
+	Elect           Verb = "elect"         // elect a new primary
+	Interrupt       Verb = "give way"      // end the long action that is running
+	Reaffirm        Verb = "reaffirm"      // let the local primary win an election in a higher term
+	Follow          Verb = "follow"        // follow the node that the action names
+	Rejoin          Verb = "rejoin"        // bring the local server back as a standby of the node that the action names
 )
 
-// Happening names an event. The values are those of repmgr.
-type Happening string
+// Event names an event, as repmgr 5 does.
+type Event string
 
 const (
-	LocalDisconnect    Happening = "repmgrd_local_disconnect"
-	LocalReconnect     Happening = "repmgrd_local_reconnect"
-	StandbyFailure     Happening = "standby_failure"
-	StandbyRecovery    Happening = "standby_recovery"
-	UpstreamDisconnect Happening = "repmgrd_upstream_disconnect"
-	UpstreamReconnect  Happening = "repmgrd_upstream_reconnect"
-	StandbyReconnect   Happening = "repmgrd_standby_reconnect"
-	ChildConnect       Happening = "child_node_new_connect"
-	ChildDisconnect    Happening = "child_node_disconnect"
-	ChildReconnect     Happening = "child_node_reconnect"
+	LocalDisconnect    Event = "repmgrd_local_disconnect"
+	LocalReconnect     Event = "repmgrd_local_reconnect"
+	StandbyFailure     Event = "standby_failure"
+	StandbyRecovery    Event = "standby_recovery"
+	UpstreamDisconnect Event = "repmgrd_upstream_disconnect"
+	UpstreamReconnect  Event = "repmgrd_upstream_reconnect"
+	StandbyReconnect   Event = "repmgrd_standby_reconnect"
+	ChildConnect       Event = "child_node_new_connect"
+	ChildDisconnect    Event = "child_node_disconnect"
+	ChildReconnect     Event = "child_node_reconnect"
 )
 
-// Action is one thing to do. Actions are idempotent, and are done in their order.
+// Action is one thing to do. Actions are idempotent, and are carried out in their order.
 type Action struct {
 	Verb  Verb
-	What  Happening // of Tell
-	Child int32     // of Tell: the child node, where it is about one; of Follow and Rejoin: whom
+	Event Event // for Notify
+	Child int32 // for Notify: the child node that the event is about, if any; for Follow and Rejoin: the upstream
 }
 
-// State is what one step leaves for the next. Its zero value is the beginning.
+// State is what one step hands to the next. The first step gets the zero value.
 type State struct {
 	Phase    Phase
 	Reason   Reason
 	Since    time.Time // of Phase and Reason
-	Role     Role      // as what the local server was last seen
+	Role     Role      // the role in which the local server was last seen
 	Children map[int32]bool
-	Tried    time.Time // when registering was last asked for
+	Tried    time.Time // when a registration was last asked for
 	Pruned   time.Time
 
-	Health    Health    // the verdict on the primary
-	LostAt    time.Time // since when it is lost; zero: it is not
-	TurnsAt   time.Time // since when it is lost in this way
-	AloneAt   time.Time // since when the local standby receives from nobody
-	OfficeAt  time.Time // since when the local server runs as a primary
-	BallotAt  time.Time // since when a pledge of BallotFor is known
-	BallotFor int64     // the highest term of any ballot
+	Health         Health    // the verdict on the primary
+	LostAt         time.Time // since when the primary is lost; zero: it is not
+	TurnsAt        time.Time // since when it is lost by the present verdict: the monitors count their turns from here
+	DisconnectedAt time.Time // since when the local standby receives from nobody
+	PrimarySince   time.Time // since when the local server runs as a primary
+	BallotAt       time.Time // since when a ballot of BallotFor is known
+	BallotFor      int64     // the highest term of any ballot
 }
 
 // Decision is what to do now.
@@ -196,10 +196,11 @@ type Decision struct {
 	Next    State
 	Actions []Action
 	Reason  Reason
-	Again   time.Duration // when to look again at the latest
+	Again   time.Duration // look again after this time at the latest
 }
 
-// Policy is the operator's choices. Durations of 0 mean never.
+// Policy holds the operator's settings, and what one election adds to them. A duration
+// of 0 means never.
 type Policy struct {
 	Interval      time.Duration // between two looks
 	RegisterEvery time.Duration // between two attempts to register
@@ -208,32 +209,33 @@ type Policy struct {
 	Automatic  bool
 	Silence    time.Duration // silence_timeout
 	Fence      time.Duration // fence_timeout
-	Patience   time.Duration // beyond what the evidence needs: reconnect_attempts times reconnect_interval
+	Patience   time.Duration // wait so much longer than the evidence needs: reconnect_attempts times reconnect_interval
 	OnShutdown bool          // failover_on_shutdown
-	Start      time.Duration // primary_start_timeout; 0: as synchronous_mode asks for, less: never
+	Start      time.Duration // primary_start_timeout; 0: a default that depends on synchronous_mode; negative: never
 	Quorum     bool          // synchronous_mode=quorum
 	Acks       int           // synchronous_node_count
-	Required   bool          // durability=required: once a standby has what is acknowledged, commits never wait for nobody again
+	Required   bool          // durability=required: after the first commit that a standby acknowledged, no commit goes without one
 	MaxLag     int64         // maximum_lag_on_failover, in bytes; 0: any
 	TooMany    bool          // failovers_per_hour is reached
 	Location   string        // of the former primary
-	Promotion  time.Duration // promote_check_timeout: how long a promotion may take, and a replay before it stand still
-	Adopts     int32         // a node that runs as primary on a branch of its own, and asks to be elected there
-	Incumbent  int32         // a node that runs as primary and stands for a higher term: it stays unless another one has more
-	Forced     bool          // an operator asks: pause, manual daemons, failovers_per_hour, maximum_lag_on_failover and primary_start_timeout do not count
+	Promotion  time.Duration // promote_check_timeout: how long a promotion may take, and how long the replay before it may make no progress
+	Adopts     int32         // a node that runs as a primary on a branch that no rule knows, and asks to be elected with it
+	Incumbent  int32         // a node that runs as the primary and is a candidate for a higher term: it stays unless another node has more
+	Forced     bool          // an operator insists: pause, manual daemons, failovers_per_hour, maximum_lag_on_failover and primary_start_timeout do not count
 }
 
-// Step is the whole policy: the first case that applies decides, the most
-// dangerous first.
+// Step decides what to do. The first case that applies decides, and the most dangerous
+// situations come first.
 //
-// Beside a daemon of repmgr 5, which knows nothing of pledges, a monitor only watches.
+// While a daemon of repmgr 5 runs in the cluster a monitor only watches, because that
+// daemon knows nothing of pledges and may promote a node by itself.
 func (p Policy) Step(s State, o Observation) Decision {
 	p.Automatic = p.Automatic && !Foreign(o.Peers)
 	s = p.remember(s, o)
 	switch {
 	case p.deposed(o):
 		return p.enter(s, o, Fenced, Deposed, Action{Verb: Fence})
-	case p.usurps(o):
+	case p.mustYield(o):
 		return p.enter(s, o, Fenced, Unelected, Action{Verb: Fence})
 	case !o.Local.Up && p.mayRejoin(o):
 		return p.enter(s, o, Waiting, Rejoining, Action{Verb: Rejoin, Child: o.Rule.Primary})
@@ -243,26 +245,26 @@ func (p Policy) Step(s State, o Observation) Decision {
 		return p.enter(s, o, Waiting, RowNotReadable)
 	case !o.Observer && !o.Node.Registered:
 		return p.register(s, o)
-	case p.claims(s, o):
+	case p.mayStand(s, o):
 		return p.enter(s, o, AsPrimary, Claiming, Action{Verb: Reaffirm})
-	case p.challenged(s, o):
+	case p.meetsHigherTerm(s, o):
 		return p.enter(s, o, AsPrimary, MetHigherTerm, Action{Verb: Reaffirm})
-	case p.strays(s, o):
+	case p.mustFollow(s, o):
 		return p.follow(s, o)
 	case p.mayElect(s, o):
 		return p.elect(s, o)
 	case o.Observer:
 		return p.enter(s, o, Observing, WatchingCluster)
 	case o.Node.Role == Witness:
-		return p.enter(s, o, AsWitness, WatchingWitness, append(p.returned(s, o), Action{Verb: TendWitness})...)
+		return p.enter(s, o, AsWitness, WatchingWitness, append(p.returned(s, o), Action{Verb: CopyToWitness})...)
 	case o.Local.InRecovery && o.Node.Role == Primary && o.Upstream.Up:
-		return p.enter(s, o, AsStandby, NowStandby, Action{Verb: Adopt}, Action{Verb: Tell, What: StandbyReconnect})
+		return p.enter(s, o, AsStandby, NowStandby, Action{Verb: Adopt}, Action{Verb: Notify, Event: StandbyReconnect})
 	case o.Local.InRecovery && !o.Upstream.Up:
 		return p.orphaned(s, o)
 	case o.Local.InRecovery:
 		return p.standby(s, o)
 	case o.Node.Role == Standby && p.Automatic && find(o.Peers, o.Self).Rule.Primary == o.Self:
-		return p.enter(s, o, AsPrimary, TakingOffice, Action{Verb: Tend}, Action{Verb: TakeOffice})
+		return p.enter(s, o, AsPrimary, TakingOffice, Action{Verb: Reconcile}, Action{Verb: RecordPromotion})
 	case o.Node.Role == Standby:
 		return p.enter(s, o, AsPrimary, NowPrimary)
 	default:
@@ -270,7 +272,7 @@ func (p Policy) Step(s State, o Observation) Decision {
 	}
 }
 
-// enter moves to a phase. Since moves only when the phase or the reason does.
+// enter makes the decision to be in a phase. Since changes only with the phase or the reason.
 func (p Policy) enter(s State, o Observation, phase Phase, why Reason, actions ...Action) Decision {
 	next := s
 	if s.Phase != phase || s.Reason != why {
@@ -280,11 +282,11 @@ func (p Policy) enter(s State, o Observation, phase Phase, why Reason, actions .
 		next.Role = role(o.Local)
 	}
 	if phase != AsPrimary {
-		next.Children = nil // whoever becomes a primary again knows nobody yet
+		next.Children = nil // a node that becomes a primary again starts with no known children
 	}
 	again := p.Interval
 	if s.Health == HealthDoubtful || s.Health == HealthReceived {
-		again = min(again, p.Silence/20) // time alone makes it a loss
+		again = min(again, p.Silence/20) // the verdict can change by the mere passing of time
 	}
 	return Decision{Next: next, Actions: actions, Reason: why, Again: again}
 }
@@ -296,19 +298,21 @@ func role(v View) Role {
 	return Primary
 }
 
-// localLost says once that the server is gone. A standby's row tells the others.
+// localLost reports once that the local server is gone. A standby is marked inactive in
+// its row, so that the other nodes learn of it.
 func (p Policy) localLost(s State, o Observation) Decision {
 	switch {
 	case s.Phase == "" || s.Phase == Waiting || s.Phase == Unregistered:
 		return p.enter(s, o, Waiting, LocalNotReachable)
 	case s.Role == Standby:
-		return p.enter(s, o, Waiting, LocalNotReachable, Action{Verb: MarkInactive}, Action{Verb: Tell, What: StandbyFailure})
+		return p.enter(s, o, Waiting, LocalNotReachable, Action{Verb: MarkInactive}, Action{Verb: Notify, Event: StandbyFailure})
 	default:
-		return p.enter(s, o, Waiting, LocalNotReachable, Action{Verb: Tell, What: LocalDisconnect})
+		return p.enter(s, o, Waiting, LocalNotReachable, Action{Verb: Notify, Event: LocalDisconnect})
 	}
 }
 
-// register asks for a row, now and then: what stands in its way takes time to mend.
+// register asks for the registration of the node, and repeats that at intervals, because
+// what prevents it usually takes time to be repaired.
 func (p Policy) register(s State, o Observation) Decision {
 	if !s.Tried.IsZero() && o.Now.Sub(s.Tried) < p.RegisterEvery {
 		return p.enter(s, o, Unregistered, NotRegistered)
@@ -318,27 +322,27 @@ func (p Policy) register(s State, o Observation) Decision {
 	return d
 }
 
-// returned says what came back since the last step.
+// returned are the actions for a local server that is reachable again.
 func (p Policy) returned(s State, o Observation) []Action {
 	var actions []Action
 	lost := s.Phase == Waiting && s.Reason == LocalNotReachable && s.Role != ""
 	standby := o.Local.InRecovery
 	switch {
 	case lost && standby:
-		actions = append(actions, Action{Verb: MarkActive}, Action{Verb: Tell, What: StandbyRecovery})
+		actions = append(actions, Action{Verb: MarkActive}, Action{Verb: Notify, Event: StandbyRecovery})
 	case lost:
-		actions = append(actions, Action{Verb: Tell, What: LocalReconnect})
+		actions = append(actions, Action{Verb: Notify, Event: LocalReconnect})
 	case standby && !o.Node.Active:
 		actions = append(actions, Action{Verb: MarkActive})
 	}
 	return actions
 }
 
-// orphaned says once that the primary is gone, and waits for one.
+// orphaned reports once that the primary of this standby is gone, and waits for one.
 func (p Policy) orphaned(s State, o Observation) Decision {
 	actions := p.returned(s, o)
 	if s.Phase == AsStandby {
-		actions = append(actions, Action{Verb: Tell, What: UpstreamDisconnect})
+		actions = append(actions, Action{Verb: Notify, Event: UpstreamDisconnect})
 	}
 	return p.enter(s, o, Orphaned, PrimaryNotReachable, actions...)
 }
@@ -346,16 +350,16 @@ func (p Policy) orphaned(s State, o Observation) Decision {
 func (p Policy) standby(s State, o Observation) Decision {
 	actions := p.returned(s, o)
 	if s.Phase == Orphaned {
-		actions = append(actions, Action{Verb: Tell, What: UpstreamReconnect})
+		actions = append(actions, Action{Verb: Notify, Event: UpstreamReconnect})
 	}
 	if p.Automatic {
-		actions = append(actions, Action{Verb: TendStandby})
+		actions = append(actions, Action{Verb: PrepareStandby})
 	}
 	return p.enter(s, o, AsStandby, WatchingStandby, append(actions, Action{Verb: Sample})...)
 }
 
-// primary watches who is attached. A child that was not attached when we first
-// looked was never ours to lose.
+// primary reports standbys that attach and detach. A standby that was not attached at the
+// first look is not reported as lost.
 func (p Policy) primary(s State, o Observation) Decision {
 	actions := p.returned(s, o)
 	first := s.Phase != AsPrimary
@@ -366,11 +370,11 @@ func (p Policy) primary(s State, o Observation) Decision {
 		switch {
 		case first:
 		case attached && !known:
-			actions = append(actions, Action{Tell, ChildConnect, id})
+			actions = append(actions, Action{Notify, ChildConnect, id})
 		case attached && !was:
-			actions = append(actions, Action{Tell, ChildReconnect, id})
+			actions = append(actions, Action{Notify, ChildReconnect, id})
 		case !attached && was:
-			actions = append(actions, Action{Tell, ChildDisconnect, id})
+			actions = append(actions, Action{Notify, ChildDisconnect, id})
 		}
 		if attached || known {
 			children[id] = attached
@@ -381,7 +385,7 @@ func (p Policy) primary(s State, o Observation) Decision {
 		actions = append(actions, Action{Verb: Prune})
 	}
 	if p.Automatic && !o.Busy {
-		actions = append(actions, Action{Verb: Tend})
+		actions = append(actions, Action{Verb: Reconcile})
 	}
 	d := p.enter(s, o, AsPrimary, WatchingPrimary, actions...)
 	d.Next.Children = children

@@ -21,8 +21,8 @@ func row(role election.Role, active bool) election.Node {
 	return election.Node{Registered: true, Role: role, Active: active}
 }
 
-func tell(what election.Happening) election.Action {
-	return election.Action{Verb: election.Tell, What: what}
+func tell(what election.Event) election.Action {
+	return election.Action{Verb: election.Notify, Event: what}
 }
 
 func do(v election.Verb) election.Action { return election.Action{Verb: v} }
@@ -126,7 +126,7 @@ func TestPolicy_Step(t *testing.T) {
 		},
 		"a witness is neither": {
 			see:   election.Observation{Local: primary, RowKnown: true, Node: row(election.Witness, true)},
-			phase: election.AsWitness, reason: election.WatchingWitness, actions: []election.Action{{Verb: election.TendWitness}},
+			phase: election.AsWitness, reason: election.WatchingWitness, actions: []election.Action{{Verb: election.CopyToWitness}},
 		},
 	}
 	for name, test := range tests {
@@ -162,12 +162,12 @@ func TestPolicy_Step_Children(t *testing.T) {
 	}{
 		{"first look: nothing is news", map[int32]bool{2: true, 3: false}, nil},
 		{"nothing changed", map[int32]bool{2: true, 3: false}, nil},
-		{"one that was never seen attaches", map[int32]bool{2: true, 3: true}, []election.Action{{election.Tell, election.ChildConnect, 3}}},
-		{"one is gone", map[int32]bool{2: false, 3: true}, []election.Action{{election.Tell, election.ChildDisconnect, 2}}},
+		{"one that was never seen attaches", map[int32]bool{2: true, 3: true}, []election.Action{{election.Notify, election.ChildConnect, 3}}},
+		{"one is gone", map[int32]bool{2: false, 3: true}, []election.Action{{election.Notify, election.ChildDisconnect, 2}}},
 		{"and stays gone", map[int32]bool{2: false, 3: true}, nil},
-		{"and is back, while the other goes", map[int32]bool{2: true, 3: false}, []election.Action{{election.Tell, election.ChildReconnect, 2}, {election.Tell, election.ChildDisconnect, 3}}},
+		{"and is back, while the other goes", map[int32]bool{2: true, 3: false}, []election.Action{{election.Notify, election.ChildReconnect, 2}, {election.Notify, election.ChildDisconnect, 3}}},
 		{"an unregistered one is forgotten", map[int32]bool{2: true}, nil},
-		{"and new when it returns", map[int32]bool{2: true, 3: true}, []election.Action{{election.Tell, election.ChildConnect, 3}}},
+		{"and new when it returns", map[int32]bool{2: true, 3: true}, []election.Action{{election.Notify, election.ChildConnect, 3}}},
 	}
 	for _, step := range steps {
 		d := policy.Step(s, election.Observation{Now: start, Local: primary, RowKnown: true, Node: row(election.Primary, true), Children: step.children})

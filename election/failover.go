@@ -7,15 +7,15 @@ import (
 )
 
 const (
-	stagger      = 300 * time.Millisecond // between the turns of two monitors
-	retryAfter   = 250 * time.Millisecond // an election that found no grounds, or not enough pledges
-	refuseAfter  = time.Second            // one that something stands against
-	followAfter  = 3 * time.Second        // a follow or a rejoin that did not work
-	inauguration = 2 * time.Second        // from the pledges of an election to the rule of its winner
-	Margin       = 750 * time.Millisecond // beyond fence_timeout: for clocks and for the fence itself
+	stagger     = 300 * time.Millisecond // between the turns of two monitors
+	retryAfter  = 250 * time.Millisecond // after an election that found the primary not lost, or got too few pledges
+	refuseAfter = time.Second            // after an election that was refused for another reason
+	followAfter = 3 * time.Second        // after a follow or a rejoin that failed
+	ruleDelay   = 2 * time.Second        // that the winner of an election gets to write its rule
+	Margin      = 750 * time.Millisecond // added to fence_timeout, for differences of the clocks and for the time that the fence takes
 )
 
-// remember keeps since when things are as they are.
+// remember updates the times in the state: since when the primary is lost, and so on.
 func (p Policy) remember(s State, o Observation) State {
 	if !p.Automatic {
 		return s
@@ -26,17 +26,17 @@ func (p Policy) remember(s State, o Observation) State {
 	} else if s.LostAt.IsZero() {
 		s.LostAt, s.TurnsAt = o.Now, o.Now
 	} else if s.Health != was {
-		s.TurnsAt = o.Now // what lets one begin lets all: they take turns anew
+		s.TurnsAt = o.Now // the new verdict holds for all monitors, so the turns begin again
 	}
 	if me := find(o.Peers, o.Self); !o.Local.Up || !o.Local.InRecovery || me.attached(find(o.Peers, o.Rule.Primary)) {
-		s.AloneAt = time.Time{}
-	} else if s.AloneAt.IsZero() {
-		s.AloneAt = o.Now
+		s.DisconnectedAt = time.Time{}
+	} else if s.DisconnectedAt.IsZero() {
+		s.DisconnectedAt = o.Now
 	}
 	if !o.runsPrimary() {
-		s.OfficeAt = time.Time{}
-	} else if s.OfficeAt.IsZero() {
-		s.OfficeAt = o.Now
+		s.PrimarySince = time.Time{}
+	} else if s.PrimarySince.IsZero() {
+		s.PrimarySince = o.Now
 	}
 	if b := highestBallot(o.Peers); b > s.BallotFor {
 		s.BallotFor, s.BallotAt = b, o.Now
@@ -56,16 +56,16 @@ func (o Observation) runsPrimary() bool {
 	return !o.Observer && o.Local.Up && !o.Local.InRecovery && o.Node.Registered && o.Node.Role != Witness
 }
 
-// deposed: a data node has the rule of a later term, so another node was promoted.
-// What a winner has of its own may be older than what others have seen of the lost
-// primary: it was elected after that.
+// deposed reports whether another node was promoted in place of the local primary: a data
+// node has the rule of a later term. A winner that was just promoted is not deposed by rules
+// that others have from the lost primary, although its own rule may be older than those.
 func (p Policy) deposed(o Observation) bool {
 	if !p.Automatic || !o.runsPrimary() || o.Busy {
 		return false
 	}
 	me := find(o.Peers, o.Self)
 	if me.Answer != Answers || me.Running != Primary {
-		return false // what it holds itself, since it is one, is not known yet
+		return false // the rule that it holds itself as a primary is not known yet
 	}
 	for _, peer := range o.Peers {
 		if peer.ID != o.Self && peer.data() && peer.Rule.Term > me.Rule.Term && peer.Rule.Primary != o.Self && !me.Elected(peer.Rule) {
@@ -75,42 +75,45 @@ func (p Policy) deposed(o Observation) bool {
 	return false
 }
 
-// unelected: somebody made the local server a primary by hand, or with another
-// tool: no rule names it, and it won no election.
+// unelected reports whether the local server is a primary that no rule names and that won
+// no election: somebody promoted it by hand, or with another tool.
 func (o Observation) unelected() bool {
 	me := find(o.Peers, o.Self)
 	return o.runsPrimary() && o.Rule.Known() && o.Rule.Primary != o.Self && me.Answer == Answers && me.Running == Primary && !me.Elected(o.Rule)
 }
 
-// usurps: it is unelected while the primary that the rule names runs.
-func (p Policy) usurps(o Observation) bool {
+// mustYield reports whether the local server is an unelected primary while the primary that
+// the rule names runs.
+func (p Policy) mustYield(o Observation) bool {
 	return p.Automatic && !o.Busy && o.unelected() && o.winnerRuns() && !Paused(o.Peers)
 }
 
-// claims: it is unelected, and the primary that the rule names is lost. It gives
-// who promoted it time to write a rule.
-func (p Policy) claims(s State, o Observation) bool {
+// mayStand reports whether the local server is an unelected primary that should become a
+// candidate, because the primary that the rule names is lost. Whoever promoted it first gets
+// some time to write a rule.
+func (p Policy) mayStand(s State, o Observation) bool {
 	return p.Automatic && !o.Busy && o.unelected() && !s.LostAt.IsZero() && !Paused(o.Peers) &&
-		o.Now.Sub(s.OfficeAt) >= inauguration && !p.waits(o, Reaffirm, retryAfter)
+		o.Now.Sub(s.PrimarySince) >= ruleDelay && !p.waits(o, Reaffirm, retryAfter)
 }
 
-// challenged: the local primary meets ballots, or a witness's rule, of a later
-// term than its own rule. An election was begun and has no outcome; what it
-// detached must be won back. One that was promoted and has no rule of its own
-// gives its election time to finish, unless its coordinator has ended. One that another primary was elected
-// against leaves it to that.
-func (p Policy) challenged(s State, o Observation) bool {
+// meetsHigherTerm reports whether the local primary must win an election in a higher term:
+// it sees ballots, or the rule of a witness, of a later term than that of its own rule. An
+// election was begun and has no outcome, and the standbys that it detached follow only a rule
+// of a higher term. A primary that was just promoted and has no rule yet gives its election
+// time to finish, unless the coordinator of that has ended. Where another primary was elected
+// this one does nothing here.
+func (p Policy) meetsHigherTerm(s State, o Observation) bool {
 	if !p.Automatic || !o.runsPrimary() || o.unelected() || o.Busy || p.waits(o, Reaffirm, retryAfter) {
 		return false
 	}
 	me := find(o.Peers, o.Self)
 	ours := me.Rule
-	for _, peer := range o.Peers { // a standby may have shown it first; a witness is told before there is a row
+	for _, peer := range o.Peers { // a standby may show the newest rule of this primary earlier than the primary itself
 		if peer.data() && peer.Rule.Primary == o.Self && peer.Rule.Compare(ours) > 0 {
 			ours = peer.Rule
 		}
 	}
-	if ours.Primary != o.Self && !forsaken(o.Peers) && (o.Now.Sub(s.BallotAt) < inauguration || o.Now.Sub(s.OfficeAt) < inauguration) {
+	if ours.Primary != o.Self && !coordinatorGone(o.Peers) && (o.Now.Sub(s.BallotAt) < ruleDelay || o.Now.Sub(s.PrimarySince) < ruleDelay) {
 		return false
 	}
 	later := false
@@ -126,28 +129,29 @@ func (p Policy) challenged(s State, o Observation) bool {
 	return later
 }
 
-// mayRejoin: the local server is down, was a primary, and another one is it now.
+// mayRejoin reports whether the local server, which is down, was a primary and is to be
+// brought back as a standby of the present one.
 func (p Policy) mayRejoin(o Observation) bool {
 	return p.Automatic && o.WasPrimary && o.winnerRuns() && !Paused(o.Peers) && !o.Busy && !p.waits(o, Rejoin, followAfter)
 }
 
-// winnerRuns: the node that the newest rule names is another one, and was just seen as a primary.
+// winnerRuns reports whether the newest rule names another node, and that was just seen to
+// run as a primary.
 func (o Observation) winnerRuns() bool {
 	w := find(o.Peers, o.Rule.Primary)
 	return o.Rule.Known() && o.Rule.Primary != o.Self && w.Answer == Answers && w.Running == Primary
 }
 
-// strays: the local standby receives from nobody while the primary is there. A
-// standby that has pledged itself trusts only a rule of that term or a later one.
-func (p Policy) strays(s State, o Observation) bool {
+// mustFollow reports whether the local standby receives from nobody although the primary
+// runs. A standby that has pledged follows only a rule of that term or a later one.
+func (p Policy) mustFollow(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
 	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !Paused(o.Peers) && !me.attached(find(o.Peers, o.Rule.Primary)) &&
-		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.AloneAt) >= p.Silence)
+		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.DisconnectedAt) >= p.Silence)
 }
 
-// follow brings a stray back. Until that has worked it is one, also while an
-// attempt is under way or has just failed: it is not told each time that the
-// primary is there.
+// follow attaches the local standby to the primary. The phase stays Orphaned until that has
+// worked, also between two attempts, so that the disconnect is not reported again each time.
 func (p Policy) follow(s State, o Observation) Decision {
 	actions := p.returned(s, o)
 	why, verb := FollowingWinner, Follow
@@ -158,29 +162,29 @@ func (p Policy) follow(s State, o Observation) Decision {
 	case !o.Busy && !o.justFollowed() && !p.waits(o, Follow, followAfter) && !p.waits(o, Rejoin, followAfter):
 		actions = append(actions, Action{Verb: verb, Child: o.Rule.Primary})
 	case o.Upstream.Up:
-		actions = append(actions, Action{Verb: TendStandby}, Action{Verb: Sample})
+		actions = append(actions, Action{Verb: PrepareStandby}, Action{Verb: Sample})
 	}
 	return p.enter(s, o, Orphaned, why, actions...)
 }
 
-// justFollowed: a follow has worked, and the local server was not looked at since.
-// What is known of it is from before, and no ground for another one.
+// justFollowed reports whether a follow has worked and the local server was not looked at
+// since. What is known of it is then too old to justify another follow.
 func (o Observation) justFollowed() bool {
 	return o.Last.Verb == Follow && o.Last.OK && !find(o.Peers, o.Self).SeenAt.After(o.Last.At)
 }
 
-// waits reports whether such an action failed so lately that it is too early for another.
+// waits reports whether such an action failed so recently that it is too early to repeat it.
 func (p Policy) waits(o Observation, v Verb, after time.Duration) bool {
 	return o.Last.Verb == v && !o.Last.OK && o.Now.Sub(o.Last.At) < after
 }
 
-// mayElect: the primary is lost, and this monitor does not run on one.
+// mayElect reports whether the primary is lost and the local server is no primary itself.
 func (p Policy) mayElect(s State, o Observation) bool {
 	return p.Automatic && !s.LostAt.IsZero() && !o.runsPrimary()
 }
 
-// elect begins an election when it is this monitor's turn. The monitors that
-// could all do it go one after another, so that they do not split the pledges.
+// elect begins an election when it is this monitor's turn. The monitors take turns, so that
+// the pledges are not split between several elections.
 func (p Policy) elect(s State, o Observation) Decision {
 	after := refuseAfter
 	if o.Last.Reason == Reason(RefusedHealth) || o.Last.Reason == Reason(RefusedPledges) {
@@ -189,20 +193,20 @@ func (p Policy) elect(s State, o Observation) Decision {
 	since := o.Now.Sub(s.LostAt)
 	d := func(why Reason, again time.Duration, actions ...Action) Decision {
 		if s.Phase == AsStandby {
-			actions = append(actions, Action{Verb: Tell, What: UpstreamDisconnect})
+			actions = append(actions, Action{Verb: Notify, Event: UpstreamDisconnect})
 		}
 		next := p.enter(s, o, Failover, why, actions...)
 		next.Again = min(p.Interval, max(again, 10*time.Millisecond))
 		return next
 	}
 	switch {
-	case o.Busy && o.Yields:
-		return d(GivingWay, retryAfter, Action{Verb: GiveWay})
+	case o.Busy && o.Interruptible:
+		return d(GivingWay, retryAfter, Action{Verb: Interrupt})
 	case o.Busy:
 		return d(s.Reason, p.Interval)
 	case since < p.Patience:
 		return d(BeingPatient, p.Patience-since)
-	case (s.BallotFor > o.Rule.Term || o.awaited()) && o.Now.Sub(s.BallotAt) < p.grace(o.Rule, o.Peers) && !p.ownBallot(o) && !forsaken(o.Peers):
+	case (s.BallotFor > o.Rule.Term || o.winnerPending()) && o.Now.Sub(s.BallotAt) < p.grace(o.Rule, o.Peers) && !p.ownBallot(o) && !coordinatorGone(o.Peers):
 		return d(OthersElect, retryAfter)
 	case o.Now.Sub(s.TurnsAt) < p.turn(o):
 		return d(NotMyTurn, p.turn(o)-o.Now.Sub(s.TurnsAt))
@@ -213,15 +217,17 @@ func (p Policy) elect(s State, o Observation) Decision {
 	}
 }
 
-// awaited: the newest rule names a node that runs as a standby with a ballot of that
-// very term. A witness is told before the promotion, which is what it waits for.
-func (o Observation) awaited() bool {
+// winnerPending reports whether the node that the newest rule names is a standby that is about
+// to be promoted: it has a ballot of that term. Witnesses get the rule before the promotion,
+// so the rule can be seen earlier than the new primary.
+func (o Observation) winnerPending() bool {
 	winner := find(o.Peers, o.Rule.Primary)
 	return winner.Answer == Answers && winner.Running == Standby && winner.Term == o.Rule.Term
 }
 
-// grace is how long a begun election is left alone. Its winner may have much to
-// replay, which another election would not shorten; of split votes there is none.
+// grace is how long other monitors leave a running election alone. It is longer where a
+// likely winner still has WAL to replay, because another election would not make that
+// faster. Where the votes are split nobody can win, and there is no reason to wait longer.
 func (p Policy) grace(r Rule, peers []Peer) time.Duration {
 	grace := 2 * time.Second
 	if !r.Quorum {
@@ -236,7 +242,7 @@ func (p Policy) grace(r Rule, peers []Peer) time.Duration {
 	return grace
 }
 
-// pledgedWith are those who hold the same ballot as o.
+// pledgedWith are the voters that hold the same ballot as o.
 func pledgedWith(o Peer, peers []Peer) (ids []int32) {
 	for _, other := range peers {
 		if other.Term == o.Term && other.Candidate == o.Candidate {
@@ -246,19 +252,21 @@ func pledgedWith(o Peer, peers []Peer) (ids []int32) {
 	return ids
 }
 
-// forsaken: the election of the highest ballots has lost its coordinator.
-func forsaken(peers []Peer) bool {
+// coordinatorGone reports whether the coordinator of the election with the highest term has ended.
+func coordinatorGone(peers []Peer) bool {
 	term := highestBallot(peers)
-	return slices.ContainsFunc(peers, func(peer Peer) bool { return peer.Term == term && peer.Forsaken })
+	return slices.ContainsFunc(peers, func(peer Peer) bool { return peer.Term == term && peer.CoordinatorGone })
 }
 
-// ownBallot: the highest ballots are of our own last election, which is over.
+// ownBallot reports whether the highest ballots are all from this monitor's own last
+// election, which is over.
 func (p Policy) ownBallot(o Observation) bool {
 	term := highestBallot(o.Peers)
 	return !slices.ContainsFunc(o.Peers, func(peer Peer) bool { return peer.Term == term && peer.Candidate != o.Candidate })
 }
 
-// turn is when this monitor may begin, after those of likelier winners.
+// turn is how long this monitor waits before it begins an election: the monitors of likelier
+// winners come first.
 func (p Policy) turn(o Observation) time.Duration {
 	var order []Peer
 	for _, peer := range o.Peers {
@@ -272,5 +280,5 @@ func (p Policy) turn(o Observation) time.Duration {
 	if i := slices.IndexFunc(order, func(peer Peer) bool { return peer.ID == o.Self }); i >= 0 {
 		return time.Duration(i) * stagger
 	}
-	return time.Duration(len(order)) * stagger // an observer comes last
+	return time.Duration(len(order)) * stagger // an observer is the last one
 }

@@ -33,7 +33,7 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 	asPrimary := func(o *election.Observation) { o.Self, o.Local, o.Node = 1, primary, row(election.Primary, true) }
 	patient := failoverPolicy
 	patient.Patience = time.Minute
-	longAgo := election.State{LostAt: start.Add(-time.Hour), AloneAt: start.Add(-time.Hour), OfficeAt: start.Add(-time.Hour), BallotAt: start.Add(-time.Hour), BallotFor: 9, Pruned: start}
+	longAgo := election.State{LostAt: start.Add(-time.Hour), DisconnectedAt: start.Add(-time.Hour), PrimarySince: start.Add(-time.Hour), BallotAt: start.Add(-time.Hour), BallotFor: 9, Pruned: start}
 	tests := map[string]struct {
 		policy election.Policy
 		state  election.State
@@ -43,10 +43,10 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 	}{
 		"a primary meets the rule of another": {failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, holding(later))), election.Deposed, election.Fence},
 		"a winner whose own rule is older than the lost primary's is not deposed": {
-			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, ballot(2), won)), election.WatchingPrimary, election.Tend,
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, ballot(2), won)), election.WatchingPrimary, election.Reconcile,
 		},
 		"nor before it is seen as a primary itself": {
-			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Standby, 100, ballot(2))), election.WatchingPrimary, election.Tend,
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Standby, 100, ballot(2))), election.WatchingPrimary, election.Reconcile,
 		},
 		"but it is by a later election": {
 			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 3 }, answers(2, election.Primary, 100, holding(later)), answers(3, election.Primary, 100, ballot(1), won)), election.Deposed, election.Fence,
@@ -56,16 +56,16 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		},
 		"a primary meets a ballot of a later term": {failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Standby, 90, held, ballot(2))), election.MetHigherTerm, election.Reaffirm},
 		"it leaves an elected primary alone": {
-			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(2), won)), election.WatchingPrimary, election.Tend,
+			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(2), won)), election.WatchingPrimary, election.Reconcile,
 		},
 		"also where that has pledged itself in a later term since": {
-			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(3), toldOf(election.Rule{Term: 2, Primary: 2}))), election.WatchingPrimary, election.Tend,
+			failoverPolicy, longAgo, of(asPrimary, answers(1, election.Primary, 100, held), answers(2, election.Primary, 90, held, ballot(3), toldOf(election.Rule{Term: 2, Primary: 2}))), election.WatchingPrimary, election.Reconcile,
 		},
 		"one that was just promoted waits for its rule": {
-			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won)), election.WatchingPrimary, election.Tend,
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won)), election.WatchingPrimary, election.Reconcile,
 		},
 		"not where the coordinator of its election has ended": {
-			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won, func(p *election.Peer) { p.Forsaken = true })), election.MetHigherTerm, election.Reaffirm,
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won, func(p *election.Peer) { p.CoordinatorGone = true })), election.MetHigherTerm, election.Reaffirm,
 		},
 		"and stands for one when none comes": {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held, ballot(2), won)), election.MetHigherTerm, election.Reaffirm,
@@ -74,13 +74,13 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 			failoverPolicy, election.State{}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, answers(1, election.Primary, 100, held), answers(2, election.Primary, 100, held)), election.Unelected, election.Fence,
 		},
 		"not while that is paused": {
-			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, answers(1, election.Primary, 100, held, paused), answers(2, election.Primary, 100, held)), election.WatchingPrimary, election.Tend,
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, answers(1, election.Primary, 100, held, paused), answers(2, election.Primary, 100, held)), election.WatchingPrimary, election.Reconcile,
 		},
 		"and stands for election where the primary is lost": {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held), answers(3, election.Standby, 100, held)), election.Claiming, election.Reaffirm,
 		},
 		"but gives who promoted it time for a rule": {
-			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held), answers(3, election.Standby, 100, held)), election.WatchingPrimary, election.Tend,
+			failoverPolicy, election.State{Pruned: start}, of(func(o *election.Observation) { asPrimary(o); o.Self = 2 }, gone(election.Silent, held), answers(2, election.Primary, 100, held), answers(3, election.Standby, 100, held)), election.WatchingPrimary, election.Reconcile,
 		},
 		"a former primary is down and another one is there": {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Self, o.Local, o.WasPrimary, o.Rule = 1, down, true, later }, gone(election.Refused, held), answers(2, election.Primary, 100, holding(later))),
@@ -123,9 +123,9 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 				o.Last = election.Outcome{Verb: election.Elect, At: start, Reason: election.Reason(election.RefusedNoMajority)}
 			}, lost...), election.WaitingToRetry, "",
 		},
-		"a follow that only waits gives way": {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Yields = true, true }, lost...), election.GivingWay, election.GiveWay},
+		"a follow that only waits gives way": {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Interruptible = true, true }, lost...), election.GivingWay, election.Interrupt},
 		"what must not be ended does not":    {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy = true }, lost...), "", ""},
-		"nor while the primary lives":        {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Yields, o.Upstream = true, true, primary }, answers(1, election.Primary, 100, held), answers(2, election.Standby, 100, held)), election.FollowingWinner, ""},
+		"nor while the primary lives":        {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Interruptible, o.Upstream = true, true, primary }, answers(1, election.Primary, 100, held), answers(2, election.Standby, 100, held)), election.FollowingWinner, ""},
 		"an observer comes last":             {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, lost...), election.NotMyTurn, ""},
 		"an observer watches":                {failoverPolicy, election.State{}, of(func(o *election.Observation) { o.Observer, o.Self, o.Local, o.Node = true, 0, down, election.Node{} }, answers(1, election.Primary, 100, held)), election.WatchingCluster, ""},
 	}
@@ -133,7 +133,7 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 		d := test.policy.Step(test.state, test.see)
 		verb := election.Verb("")
 		for _, a := range d.Actions {
-			if verb == "" && a.Verb != election.Tell && a.Verb != election.Sample && a.Verb != election.MarkActive && a.Verb != election.TendStandby && a.Verb != election.Prune {
+			if verb == "" && a.Verb != election.Notify && a.Verb != election.Sample && a.Verb != election.MarkActive && a.Verb != election.PrepareStandby && a.Verb != election.Prune {
 				verb = a.Verb
 			}
 		}

@@ -75,7 +75,7 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	if !p.Diagnose(now, r, peers).Lost() {
 		after = lose(r, after, r.Primary)
 	}
-	pledged := Able(p.Recruits(r, after))
+	pledged := AbleToPledge(p.Electors(r, after))
 	l := p.lineup(r, pledged)
 	up := slices.DeleteFunc(slices.Clone(after), func(o Peer) bool { return o.Answer != Answers })
 	f.Health = p.Diagnose(now, r, after)
@@ -86,7 +86,7 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	}
 	term := r.Term
 	for _, o := range after {
-		term = max(term, o.Term, o.Rule.Term, o.Told.Term)
+		term = max(term, o.Term, o.Rule.Term, o.Announced.Term)
 	}
 	t := p.Count(r, term+1, f.Health, pledged)
 	f.Refusal, f.Winner, f.Wait, f.Rule = t.Refusal, t.Winner, t.Wait, t.Rule
@@ -97,7 +97,7 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 // one: the primary is the one node that runs as it, else the one that is
 // registered as it, and every registered node has a vote. No node holds it, and
 // no monitor acts on it.
-func Presume(registered int32, peers []Peer) Rule {
+func PresumedRule(registered int32, peers []Peer) Rule {
 	r := Rule{Term: 1, Primary: registered}
 	var run []int32
 	for _, o := range peers {
@@ -116,7 +116,7 @@ func Presume(registered int32, peers []Peer) Rule {
 
 // ByHand is the forecast for an operator who promotes the best of those that
 // answer: that needs no votes, and no daemon.
-func (f Forecast) ByHand() Forecast {
+func (f Forecast) PromotedByHand() Forecast {
 	if f.Refusal != "" && f.Refusal != RefusedHealth && len(f.Candidates) > 0 && f.Candidates[0].Unfit == "" {
 		f.Refusal, f.Winner = "", f.Candidates[0].ID
 	}
@@ -219,7 +219,7 @@ func (p Policy) commits(r Rule, peers []Peer) Commits {
 	}
 	p.Quorum = r.Quorum
 	for range 4 * (len(r.Voters) + 1) { // more steps than there can be
-		c := p.Tend(Cohort{Rule: r, Held: r.HeldBy(up), Set: set, Registered: r.Voters, Healthy: live})
+		c := p.Reconcile(Membership{Rule: r, Held: r.HeldBy(up), Set: set, Registered: r.Voters, Healthy: live})
 		switch {
 		case c.Set != nil:
 			set = *c.Set

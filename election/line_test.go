@@ -102,12 +102,12 @@ func TestPeer_Learned(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got := test.peer.Learned(test.told)
+			got := test.peer.WithAnnounced(test.told)
 			require.Equal(t, test.rule, got.Rule.Term)
-			require.Equal(t, test.knew, got.Knows().Term)
+			require.Equal(t, test.knew, got.NewestRule().Term)
 		})
 	}
-	require.EqualValues(t, 2, answers(2, election.Primary, 510, held, on(2, 7, 500)).Learned(told).Told.Term, "it was elected, and has not written its row yet")
+	require.EqualValues(t, 2, answers(2, election.Primary, 510, held, on(2, 7, 500)).WithAnnounced(told).Announced.Term, "it was elected, and has not written its row yet")
 }
 
 // No commit of a new term waits for a node that is on a branch: it streams only

@@ -7,29 +7,30 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Arbiter is the id of the voter that is no PostgreSQL server: an etcd.
+// Arbiter is the id of the voter that is an etcd and not a PostgreSQL server.
 const Arbiter int32 = -1
 
-// Rule is the committed row that opens a term, or changes what counts in it. It
-// says who the primary is, whose votes count, and which standbys hold what is
-// acknowledged. The zero value means that no rule is known.
+// Rule is a row of repmgr.rules. The first rule of a term opens it; later ones change
+// who takes part. A rule says which node is the primary, which nodes vote, and which
+// standbys acknowledge commits. The zero value means that no rule is known.
 //
-// A rule is newer than another if its (Term, Seq) is. It is held when so many
-// voters have it that those who have not can elect nobody: from then on every
-// election knows of it.
+// A rule is newer than another if its (Term, Seq) is higher. A rule is held when the
+// voters that do not have it are too few to elect anybody: from then on every election
+// finds it.
 type Rule struct {
 	Term    int64   `json:"term"` // at most one primary in each
 	Seq     int     `json:"seq"`  // counts the changes within a term
 	Primary int32   `json:"primary_node_id"`
-	Voters  []int32 `json:"voters"` // all registered nodes, the dead ones too
+	Voters  []int32 `json:"voters"` // all registered nodes, including dead ones
 	Quorum  bool    `json:"quorum"` // synchronous_mode=quorum
 	Sync    []int32 `json:"sync_standbys"`
-	Acks    int     `json:"acks"` // of Sync, that a commit waits for; 0: for nobody
+	Acks    int     `json:"acks"` // so many of Sync must acknowledge a commit; 0: commits do not wait
 
-	// Line is the primary's. A node elsewhere is on a branch that no rule knows: it
-	// votes, never wins, and counts for what it has up to where it left the line. Of
-	// a rule that is told before the promotion the timeline has no number yet. Unknown
-	// where a former version wrote the rule: then the timeline's number decides.
+	// Line is the line of WAL that the primary writes. A node whose WAL left this line
+	// is on a branch that no rule knows: it votes and never wins, and only what it has
+	// before the point where it left counts. In a rule that is announced before the
+	// promotion the new timeline has no number yet. Line is unknown in rules that an
+	// older version wrote: then the number of the timeline decides.
 	Line wal.Line `json:"line,omitzero"`
 }
 
@@ -41,12 +42,13 @@ func (r Rule) Compare(other Rule) int {
 	return cmp.Or(cmp.Compare(r.Term, other.Term), cmp.Compare(r.Seq, other.Seq))
 }
 
-// shared is up to where the peer has the rule's line, all of it where that is not known.
+// shared is the position up to which the WAL of the peer is on the line of the rule. Where
+// the line is not known that is all of its WAL.
 func (r Rule) shared(p Peer) wal.LSN {
 	switch {
 	case !r.Line.Known():
 		return p.Position.LSN
-	case len(p.Past) == 0 && p.Position.Timeline > 1: // its history can not be read
+	case len(p.Past) == 0 && p.Position.Timeline > 1: // the history of its timeline can not be read
 		if p.Position.Timeline != r.Line.Timeline {
 			return 0
 		}
@@ -55,44 +57,46 @@ func (r Rule) shared(p Peer) wal.LSN {
 	return r.Line.Shared(p.Line(), p.Position.LSN)
 }
 
-// Line is the line that the peer is on.
+// Line is the line of WAL that the peer is on.
 func (p Peer) Line() wal.Line {
 	return wal.Line{Timeline: p.Position.Timeline, Past: p.Past, Mark: p.Mark}
 }
 
-// Learned is the peer, once it was told of a rule. What a node was told counts as
-// what its WAL has where that went on past the fork that the rule's line begins
-// with: whoever has that has all of the line before. Else it knows of the rule, as
-// a witness does.
-func (p Peer) Learned(told Rule) Peer {
+// WithAnnounced returns the peer after a rule was announced to it. Where its WAL continues
+// past the fork at which the line of the rule begins, the node has all of the line before
+// that fork, and the rule counts as one that it holds in its WAL. Otherwise the node only
+// knows of the rule, as a witness does.
+func (p Peer) WithAnnounced(told Rule) Peer {
 	switch {
 	case told.Compare(p.Rule) <= 0:
 	case p.Running == Standby && p.data() && told.Line.Extends(p.Rule.Line) && p.On(told) && p.Position.LSN > told.Line.Past[len(told.Line.Past)-1].SwitchLSN:
 		p.Rule = told
-	case p.Running == Standby && told.Primary != p.ID, p.Running == Primary && told.Primary == p.ID && p.On(told): // a winner is told before its promotion
-		p.Told = told
+	case p.Running == Standby && told.Primary != p.ID, p.Running == Primary && told.Primary == p.ID && p.On(told): // the rule is announced to the winner before its promotion
+		p.Announced = told
 	}
 	return p
 }
 
-// Knows is the newest rule that the peer can tell of. A primary tells of its own row.
-func (p Peer) Knows() Rule {
-	if p.Running == Standby && p.Told.Compare(p.Rule) > 0 {
-		return p.Told
+// NewestRule is the newest rule that the peer can report. For a primary that is the newest
+// row in its own table.
+func (p Peer) NewestRule() Rule {
+	if p.Running == Standby && p.Announced.Compare(p.Rule) > 0 {
+		return p.Announced
 	}
 	return p.Rule
 }
 
-// Holds reports whether every later pledge of the peer shows the rule. One that has
-// pledged itself in a later term may have learned of it since, and its pledge is
-// counted without.
-func (p Peer) Holds(r Rule) bool { return p.Knows().Compare(r) == 0 && p.Term <= r.Term }
+// Holds reports whether every later pledge of the peer will show the rule. A peer that has
+// already pledged in a later term does not count, because it may have learned of the rule
+// only after that pledge.
+func (p Peer) Holds(r Rule) bool { return p.NewestRule().Compare(r) == 0 && p.Term <= r.Term }
 
 // On reports whether all WAL of the peer is on the line of the rule.
 func (p Peer) On(r Rule) bool { return r.shared(p) == p.Position.LSN }
 
-// weight is how many votes a voter has. An arbiter survives what a node does
-// not, so it and any one node are a majority, and so are all nodes without it.
+// weight is how many votes a voter has. The arbiter is an etcd cluster, which survives the
+// loss of a machine; so it has enough votes to be a majority together with any one node,
+// and all nodes together are a majority without it.
 func (r Rule) weight(id int32) int {
 	if id == Arbiter {
 		return max(1, len(r.Voters)-2)
@@ -100,7 +104,7 @@ func (r Rule) weight(id int32) int {
 	return 1
 }
 
-// Votes are how many of the rule's votes these nodes have, and how many there are.
+// Votes returns how many votes these nodes have under the rule, and how many there are in all.
 func (r Rule) Votes(ids []int32) (have, all int) {
 	for _, id := range r.Voters {
 		all += r.weight(id)
@@ -117,9 +121,9 @@ func (r Rule) Majority(ids []int32) bool {
 	return 2*have > all
 }
 
-// Covers reports whether these nodes are sure to hold every commit that was
-// acknowledged under the rule: with Quorum, the primary itself, or so many of
-// Sync that each set of Acks has one among them.
+// Covers reports whether every commit that was acknowledged under the rule is certain to be
+// on one of these nodes. With Quorum they must include the primary, or so many of Sync that
+// every possible set of Acks standbys has a member among them.
 func (r Rule) Covers(ids []int32) bool {
 	return !r.Quorum || slices.Contains(ids, r.Primary) || r.Acks > 0 && count(r.Sync, ids) >= len(r.Sync)-r.Acks+1
 }
@@ -127,11 +131,11 @@ func (r Rule) Covers(ids []int32) bool {
 // CanElect reports whether the pledges of these nodes are enough for a new term.
 func (r Rule) CanElect(ids []int32) bool { return r.Majority(ids) && r.Covers(ids) }
 
-// HeldBy reports whether what these nodes have can not be missed by any
-// election under the rule: the voters without them can elect nobody.
+// HeldBy reports whether every election under the rule must include one of these nodes,
+// because the other voters can elect nobody.
 func (r Rule) HeldBy(ids []int32) bool { return !r.CanElect(without(r.Voters, ids)) }
 
-// count is how many of these are among those.
+// count returns how many of these are among those.
 func count(these, those []int32) (n int) {
 	for _, id := range these {
 		if slices.Contains(those, id) {

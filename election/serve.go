@@ -6,7 +6,7 @@ import (
 )
 
 // Room is what a server has left for standbys. The zero value: it is not known.
-type Room struct {
+type Capacity struct {
 	Known   bool
 	Senders int // WAL senders that are free, or serve registered nodes already
 	Slots   int // replication slots that are free, or are those of registered nodes already
@@ -27,10 +27,10 @@ func served(o Peer, peers []Peer) (n int, slots bool) {
 			n++
 		}
 	}
-	if !o.Room.Known {
+	if !o.Capacity.Known {
 		return n, true
 	}
-	return max(0, min(n, o.Room.Senders)), want <= o.Room.Slots
+	return max(0, min(n, o.Capacity.Senders)), want <= o.Capacity.Slots
 }
 
 // weigh notes how well each node could serve the others. A slot that can not be
@@ -124,11 +124,11 @@ func (p Policy) unserved(r Rule, peers []Peer) []Unserved {
 				all = append(all, Unserved{Winner: o.ID, Lacks: LackLogin, Node: f.ID, Why: why})
 			}
 		}
-		if o.Room.Known && o.Room.Senders < need {
-			all = append(all, Unserved{Winner: o.ID, Lacks: LackSenders, Have: max(0, o.Room.Senders), Need: need})
+		if o.Capacity.Known && o.Capacity.Senders < need {
+			all = append(all, Unserved{Winner: o.ID, Lacks: LackSenders, Have: max(0, o.Capacity.Senders), Need: need})
 		}
-		if o.Room.Known && o.Room.Slots < want {
-			all = append(all, Unserved{Winner: o.ID, Lacks: LackSlots, Have: max(0, o.Room.Slots), Need: want})
+		if o.Capacity.Known && o.Capacity.Slots < want {
+			all = append(all, Unserved{Winner: o.ID, Lacks: LackSlots, Have: max(0, o.Capacity.Slots), Need: want})
 		}
 	}
 	return all

@@ -8,7 +8,7 @@ import (
 )
 
 func room(senders, slots int) func(*election.Peer) {
-	return func(p *election.Peer) { p.Room = election.Room{Known: true, Senders: senders, Slots: slots} }
+	return func(p *election.Peer) { p.Capacity = election.Capacity{Known: true, Senders: senders, Slots: slots} }
 }
 
 func noStream(ids ...int32) func(*election.Peer) {
@@ -113,7 +113,7 @@ func TestPolicy_Forecast_Unserved(t *testing.T) {
 	if f.Winner != 3 || f.Candidates[1].Key != election.KeyServes {
 		t.Errorf("got winner %d and %+v", f.Winner, f.Candidates)
 	}
-	if peers[1].Room.Senders, peers[1].Room.Slots, peers[2].NoStream = 5, 5, nil; len(failoverPolicy.Forecast(start, r, peers, 1).Unserved) != 0 {
+	if peers[1].Capacity.Senders, peers[1].Capacity.Slots, peers[2].NoStream = 5, 5, nil; len(failoverPolicy.Forecast(start, r, peers, 1).Unserved) != 0 {
 		t.Errorf("all can serve: got %+v", f.Unserved)
 	}
 }

@@ -97,7 +97,7 @@ func (c *election1) survey(began time.Time) {
 		if v.Answer == election.Answers && v.SeenAt.Before(began) {
 			views[i].Answer = election.Silent
 		}
-		c.term = max(c.term, v.Term, v.Rule.Term, v.Told.Term)
+		c.term = max(c.term, v.Term, v.Rule.Term, v.Announced.Term)
 	}
 	if c.reaffirm && c.w.bug != "an equal one replaces it" {
 		c.p.Incumbent = m.h.id
@@ -105,7 +105,7 @@ func (c *election1) survey(began time.Time) {
 	if me := *m.view[m.h.id]; c.reaffirm && c.rule.Primary != me.ID && !me.Elected(c.rule) {
 		c.p.Adopts = me.ID // nobody voted for it: there must be grounds for a failover
 	}
-	for _, v := range c.p.Recruits(c.rule, views) {
+	for _, v := range c.p.Electors(c.rule, views) {
 		c.up = append(c.up, v.ID)
 	}
 	if c.term > max(m.st.BallotFor, c.rule.Term) && !c.reaffirm {
@@ -178,7 +178,7 @@ func (c *election1) seen(r election.Rule, peers []election.Peer) election.Rule {
 func (c *election1) forget(peers []election.Peer) []election.Peer {
 	changed := slices.Clone(peers)
 	for i, p := range changed {
-		changed[i].Rule, changed[i].Told = c.seen(p.Rule, peers), c.seen(p.Told, peers)
+		changed[i].Rule, changed[i].Announced = c.seen(p.Rule, peers), c.seen(p.Announced, peers)
 		if c.w.bug == "reversed ranking" {
 			changed[i].Position.LSN = 1<<40 - p.Position.LSN
 		}
@@ -363,7 +363,7 @@ func (c *election1) promote() {
 
 // prepare puts synchronous_standby_names in force, and then ends recovery.
 func (c *election1) prepare() {
-	set := c.tally.Rule.Opening()
+	set := c.tally.Rule.PromotionSetting()
 	if c.w.bug == "open at once" || c.w.bug == "set after promote" {
 		set = c.tally.Rule.SyncSetting()
 	}

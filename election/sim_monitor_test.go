@@ -159,7 +159,7 @@ func (m *monitor) wake() {
 
 func (m *monitor) newest() (r election.Rule) {
 	for _, h := range m.w.hosts {
-		if k := m.view[h.id].Knows(); k.Compare(r) > 0 {
+		if k := m.view[h.id].NewestRule(); k.Compare(r) > 0 {
 			r = k
 		}
 	}
@@ -227,9 +227,9 @@ func (m *monitor) decide() {
 			m.follow(a.Child)
 		case election.Rejoin:
 			m.rejoin(a.Child)
-		case election.Tend:
+		case election.Reconcile:
 			m.tend()
-		case election.TendStandby:
+		case election.PrepareStandby:
 			m.tendStandby(o, d.Next)
 		}
 	}
@@ -326,7 +326,7 @@ func (m *monitor) guard() {
 
 // lease is the last sure contact by a rule. A pause that nobody could outvote suspends it.
 func (m *monitor) lease(r election.Rule, views []election.Peer) time.Time {
-	if r.PauseHolds(m.h.id, views) || m.w.bug == "one-sided pause" && election.Paused(views) {
+	if r.PausePreventsElection(m.h.id, views) || m.w.bug == "one-sided pause" && election.Paused(views) {
 		return m.now()
 	}
 	return election.LeaseStart(m.now(), r, m.h.id, views)
@@ -363,7 +363,7 @@ func (m *monitor) holders(r election.Rule) []int32 {
 
 func (m *monitor) holds(id int32, r election.Rule) bool {
 	if m.w.bug == "held by a later pledge" {
-		return m.view[id].Knows().Compare(r) == 0
+		return m.view[id].NewestRule().Compare(r) == 0
 	}
 	return m.view[id].Holds(r)
 }
@@ -381,12 +381,12 @@ func (m *monitor) tend() {
 	if m.ruled.Compare(newest) != 0 {
 		m.ruled, m.ruledAt = newest, w.now
 	}
-	c := election.Cohort{Rule: newest, Held: m.held(newest, before), Registered: w.voters(), Healthy: m.healthy(), Doubled: m.doubled()}
+	c := election.Membership{Rule: newest, Held: m.held(newest, before), Registered: w.voters(), Healthy: m.healthy(), Duplicated: m.doubled()}
 	if m.p.Quorum || newest.Quorum || before.Quorum {
 		c.Set = m.believed(newest)
 	}
 	m.push(newest)
-	change := m.p.Tend(c)
+	change := m.p.Reconcile(c)
 	if w.bug == "lower first" && change.Rule != nil && !change.Rule.SyncSetting().Equal(s.ssn) {
 		s.set(change.Rule.SyncSetting(), nil)
 	}
@@ -433,7 +433,7 @@ func (m *monitor) doubled() (ids []int32) {
 func (m *monitor) push(r election.Rule) {
 	for _, h := range m.w.hosts {
 		v := m.view[h.id]
-		if !slices.Contains(r.Voters, h.id) || v.Answer != election.Answers || v.Knows().Compare(r) >= 0 {
+		if !slices.Contains(r.Voters, h.id) || v.Answer != election.Answers || v.NewestRule().Compare(r) >= 0 {
 			continue
 		}
 		switch {
@@ -470,7 +470,7 @@ func (m *monitor) tendStandby(o election.Observation, st election.State) {
 	case !o.Rule.Quorum && !none:
 		s.set(election.SyncSetting{}, nil)
 	}
-	if !st.AloneAt.IsZero() && m.now().Sub(st.AloneAt) > 2*m.p.Silence && st.Health == election.HealthAlive && s.cutoff {
+	if !st.DisconnectedAt.IsZero() && m.now().Sub(st.DisconnectedAt) > 2*m.p.Silence && st.Health == election.HealthAlive && s.cutoff {
 		s.lock(&m.proc, func(token int64) {
 			if s.ballot.term <= o.Rule.Term {
 				s.cutoff, s.forgot = false, true

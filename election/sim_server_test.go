@@ -140,7 +140,7 @@ func (s *server) look(id int32) election.Peer {
 			p.Detached = s.conninfo == 0
 		}
 	}
-	return p.Learned(s.told)
+	return p.WithAnnounced(s.told)
 }
 
 // lock runs f in a session that holds the ballot lock.

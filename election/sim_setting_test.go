@@ -110,7 +110,7 @@ func (s *server) set(set election.SyncSetting, ret func()) {
 // probe is a commit of a session of our own under the closed setting: it is seen
 // to wait, or it is not.
 func (s *server) probe(limit time.Duration, ret func(waits bool)) {
-	waits := s.w.now >= s.idle && s.w.now >= s.wasUntil && s.ssn.Equal(election.Closed())
+	waits := s.w.now >= s.idle && s.w.now >= s.wasUntil && s.ssn.Equal(election.BlockingSetting())
 	if waits || limit <= 0 {
 		ret(waits)
 		return
@@ -131,7 +131,7 @@ func (m *monitor) believed(r election.Rule) election.SyncSetting {
 	if m.begun = true; !set.Equal(m.proven) {
 		m.proven = election.SyncSetting{}
 	}
-	if set = s.ssn; set.Open() && !set.Equal(m.proven) {
+	if set = s.ssn; set.NeedsStandbys() && !set.Equal(m.proven) {
 		set.Acks = -1
 	}
 	return set
@@ -159,7 +159,7 @@ func (m *monitor) put(r election.Rule, now, set election.SyncSetting) {
 			}
 		})
 	}
-	if set.Acks == 0 || now.Open() && set.Acks <= now.Acks || w.bug == "believes the setting" {
+	if set.Acks == 0 || now.NeedsStandbys() && set.Acks <= now.Acks || w.bug == "believes the setting" {
 		s.set(set, finish(true))
 		return
 	}
@@ -168,7 +168,7 @@ func (m *monitor) put(r election.Rule, now, set election.SyncSetting) {
 		return
 	}
 	waits := false
-	s.set(election.Closed(), step(func() {
+	s.set(election.BlockingSetting(), step(func() {
 		s.probe(m.p.Silence/2, func(ok bool) {
 			waits = ok
 			step(func() {

@@ -38,44 +38,44 @@ type Peer struct {
 	Ended    bool      // its server has ended our connection since it was seen: a word that only its own kernel can send
 	Running  Role      // Primary or Standby
 
-	Position     wal.Position  // the end of its WAL; where it receives nothing, of the last whole record that it has; with UnfitOwnWAL, where its own begins at the earliest
-	Past         wal.History   // the forks that its timeline came through; nil on timeline 1, and where they can not be read
-	Mark         uint32        // of its line: see [wal.Line]
-	Unsure       bool          // where its WAL ends, or on which timeline, could not be told
-	Replayed     wal.LSN       // of a standby
-	Idle         bool          // its replay waits for more WAL
-	Halt         Unfit         // why its replay can not come to the end of what it has; empty: it can
-	Receives     int32         // node that it streams from, by the address that it names; 0: nobody, or unknown
-	Feeds        []int32       // nodes that stream from it, as its WAL senders show
-	Streams      bool          // a WAL receiver runs
-	Receiving    bool          // and is streaming at this moment
-	Heard        time.Duration // how long ago the receiver heard from its sender, at SeenAt
-	Detached     bool          // it has no primary_conninfo: pledged, or fenced
-	Archive      bool          // a standby whose restore_command is in force
-	Delayed      bool          // it applies WAL with a delay
-	Misnamed     bool          // synchronous_standby_names can not tell it from others
-	ReplayPaused bool          // an operator did that, or Halt says who
-	ShutDown     bool          // the last WAL record that it has is of a shutdown in order
-	Term         int64         // of its ballot
-	Candidate    string        // of its ballot
-	Chosen       bool          // its ballot says that it won that election
-	Forsaken     bool          // the monitor that its ballot is made out to has ended since
-	Hung         bool          // pledged: it has not loaded its vote, so its postmaster hangs, and nothing can be promoted there
-	Rule         Rule          // the newest that it holds
-	Told         Rule          // a newer one that it was told of: of a primary the one that it was elected by, whose row is not written yet
-	Paused       bool
-	PauseSeq     int64            // how new its word on that is
-	Started      time.Time        // when its server was started
-	Monitored    bool             // a monitor of its own runs
-	Automatic    bool             // and fails over by itself
-	CanFence     bool             // and has shown that it can stop its server
-	Replied      time.Time        // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
-	Room         Room             // what it has left for standbys
-	NeedsSlot    bool             // as a standby it streams through a replication slot
-	NoStream     map[int32]string // nodes that it could not stream from, as its monitor tried lately, and why
-	Rejection    string           // with Rejects: why, in its words
-	NoPledge     string           // why it could not pledge itself now, although it answers; empty: it could
-	Foreign      bool             // a daemon of repmgr 5 runs with it, which fails over by rules of its own
+	Position        wal.Position  // the end of its WAL; where it receives nothing, of the last whole record that it has; with UnfitOwnWAL, where its own begins at the earliest
+	Past            wal.History   // the forks that its timeline came through; nil on timeline 1, and where they can not be read
+	Mark            uint32        // of its line: see [wal.Line]
+	Unsure          bool          // where its WAL ends, or on which timeline, could not be told
+	Replayed        wal.LSN       // of a standby
+	Idle            bool          // its replay waits for more WAL
+	Halt            Unfit         // why its replay can not come to the end of what it has; empty: it can
+	Receives        int32         // node that it streams from, by the address that it names; 0: nobody, or unknown
+	Feeds           []int32       // nodes that stream from it, as its WAL senders show
+	Streams         bool          // a WAL receiver runs
+	Receiving       bool          // and is streaming at this moment
+	Heard           time.Duration // how long ago the receiver heard from its sender, at SeenAt
+	Detached        bool          // it has no primary_conninfo: pledged, or fenced
+	Archive         bool          // a standby whose restore_command is in force
+	Delayed         bool          // it applies WAL with a delay
+	Misnamed        bool          // synchronous_standby_names can not tell it from others
+	ReplayPaused    bool          // an operator did that, or Halt says who
+	ShutDown        bool          // the last WAL record that it has is of a shutdown in order
+	Term            int64         // of its ballot
+	Candidate       string        // of its ballot
+	Chosen          bool          // its ballot says that it won that election
+	CoordinatorGone bool          // the monitor that its ballot is made out to has ended since
+	Hung            bool          // pledged: it has not loaded its vote, so its postmaster hangs, and nothing can be promoted there
+	Rule            Rule          // the newest that it holds
+	Announced       Rule          // a newer one that it was told of: of a primary the one that it was elected by, whose row is not written yet
+	Paused          bool
+	PauseSeq        int64            // how new its word on that is
+	Started         time.Time        // when its server was started
+	Monitored       bool             // a monitor of its own runs
+	Automatic       bool             // and fails over by itself
+	CanFence        bool             // and has shown that it can stop its server
+	Replied         time.Time        // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
+	Capacity        Capacity         // what it has left for standbys
+	NeedsSlot       bool             // as a standby it streams through a replication slot
+	NoStream        map[int32]string // nodes that it could not stream from, as its monitor tried lately, and why
+	Rejection       string           // with Rejects: why, in its words
+	NoPledge        string           // why it could not pledge itself now, although it answers; empty: it could
+	Foreign         bool             // a daemon of repmgr 5 runs with it, which fails over by rules of its own
 
 	serves int // see weigh
 }
@@ -203,7 +203,7 @@ func (p Policy) stuck(now time.Time, r Rule, peers []Peer) bool {
 // Elected reports whether a node that the rule does not name won a later election:
 // its ballot says so, or, after a pledge in a later term, the rule that it was told.
 func (p Peer) Elected(r Rule) bool {
-	return p.Chosen && p.Term > r.Term || p.Told.Primary == p.ID && p.Told.Term > r.Term
+	return p.Chosen && p.Term > r.Term || p.Announced.Primary == p.ID && p.Announced.Term > r.Term
 }
 
 // majoritySince is since when a majority answers: who was cut off himself learns
@@ -307,9 +307,9 @@ const (
 // Survey says whether an election may begin, before anybody is asked for a
 // pledge: elections that come to nothing detach standbys in vain.
 func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
-	primary, asked := find(peers, r.Primary), p.Recruits(r, peers)
-	fit := p.lineup(r, Able(asked)).fit
-	up, able := ids(asked), ids(Able(asked))
+	primary, asked := find(peers, r.Primary), p.Electors(r, peers)
+	fit := p.lineup(r, AbleToPledge(asked)).fit
+	up, able := ids(asked), ids(AbleToPledge(asked))
 	here := slices.ContainsFunc(asked, func(o Peer) bool { return o.Location == primary.Location || o.ID == Arbiter })
 	h := p.Diagnose(now, r, peers)
 	switch {
@@ -343,12 +343,12 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 
 // Recruits are those that an election under the rule asks for their pledges: all
 // that answer. One that was promoted by nobody's vote pledges itself to nobody.
-func (p Policy) Recruits(r Rule, peers []Peer) []Peer {
+func (p Policy) Electors(r Rule, peers []Peer) []Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers || o.usurps(r) && o.ID != p.Adopts })
 }
 
 // Able are those that are not known to be unable to pledge themselves.
-func Able(peers []Peer) []Peer {
+func AbleToPledge(peers []Peer) []Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.NoPledge != "" })
 }
 
@@ -432,7 +432,7 @@ func LastPause(peers []Peer) (newest int64) {
 // rule: the voters that are not known to hold it could elect nobody without the
 // primary, self. It stays so when the views are old: who is unpaused later has a
 // word that the primary has not heard, and then it counts as [UnguardedPaused].
-func (r Rule) PauseHolds(self int32, peers []Peer) bool {
+func (r Rule) PausePreventsElection(self int32, peers []Peer) bool {
 	hold, newest := []int32{self}, LastPause(peers)
 	for _, o := range peers {
 		if o.Paused && o.PauseSeq == newest {
@@ -517,8 +517,8 @@ type lineup struct {
 func (p Policy) lineup(r Rule, pledged []Peer) lineup {
 	l := lineup{peers: weigh(pledged)}
 	for i, o := range l.peers {
-		if o.Running == Primary && o.Told.Compare(o.Rule) > 0 {
-			l.peers[i].Rule = o.Told
+		if o.Running == Primary && o.Announced.Compare(o.Rule) > 0 {
+			l.peers[i].Rule = o.Announced
 		}
 	}
 	l.rules = standing(r, l.peers)
@@ -611,8 +611,8 @@ func mayBeBetween(newest Rule, term int64, pledged []int32) bool {
 func standing(r Rule, peers []Peer) []Rule {
 	newest, onData := r, Rule{}
 	for _, o := range peers {
-		if o.Knows().Compare(newest) > 0 {
-			newest = o.Knows()
+		if o.NewestRule().Compare(newest) > 0 {
+			newest = o.NewestRule()
 		}
 		if o.data() && o.Rule.Compare(onData) > 0 {
 			onData = o.Rule

@@ -36,7 +36,7 @@ func ended(p *election.Peer)   { p.Ended = true }
 func won(p *election.Peer)     { p.Chosen, p.Term = true, 2 }
 
 func toldOf(r election.Rule) func(*election.Peer) {
-	return func(p *election.Peer) { p.Told = r }
+	return func(p *election.Peer) { p.Announced = r }
 }
 func paused(p *election.Peer)    { p.Paused, p.PauseSeq = true, 1 }
 func witness(p *election.Peer)   { p.Role = election.Witness }
@@ -401,7 +401,7 @@ func TestRule_PauseHolds(t *testing.T) {
 		"the etcd alone remains":        {etcd, []election.Peer{word(1, 3, true), word(2, 3, true)}, true},
 	}
 	for name, test := range tests {
-		if got := test.rule.PauseHolds(1, test.peers); got != test.want {
+		if got := test.rule.PausePreventsElection(1, test.peers); got != test.want {
 			t.Errorf("%s: got %v", name, got)
 		}
 	}

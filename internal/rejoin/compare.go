@@ -175,7 +175,7 @@ func (w *Work) findTwin(ctx context.Context, common wal.Timeline, theirs wal.His
 	case w.control.State == pgcontrol.InProduction: // it has written at least the record of its promotion
 		end = max(end, begin+firstRecord)
 	}
-	twin, err := salvage.Twins(ctx, w.Server.WALSum, w.Source.WALSum, common, begin, min(fork, end), w.control.WALSegmentSize)
+	twin, err := salvage.LogsDiffer(ctx, w.Server.WALSum, w.Source.WALSum, common, begin, min(fork, end), w.control.WALSegmentSize)
 	if err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 		return err
 	}

@@ -44,10 +44,10 @@ func (s *Server) WALSum(_ context.Context, segment string, offset, length int64)
 	return hex.EncodeToString(sum[:]), true, nil
 }
 
-// Twins reports whether what two servers call timeline t, from its beginning to
+// LogsDiffer reports whether what two servers call timeline t, from its beginning to
 // an end that both have, is not the same log. What one of them does not have any
 // more is not compared.
-func Twins(ctx context.Context, a, b WALSum, t wal.Timeline, from, to wal.LSN, segSize uint32) (bool, error) {
+func LogsDiffer(ctx context.Context, a, b WALSum, t wal.Timeline, from, to wal.LSN, segSize uint32) (bool, error) {
 	if segSize == 0 {
 		segSize = wal.DefaultSegmentSize
 	}

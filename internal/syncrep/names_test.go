@@ -43,7 +43,7 @@ func TestParseSyncNames(t *testing.T) {
 		}
 		return fmt.Sprint(id) // as a watch does
 	}
-	for _, s := range []election.SyncSetting{set(1, 1), set(2, 1, 2), election.Closed(), none} {
+	for _, s := range []election.SyncSetting{set(1, 1), set(2, 1, 2), election.BlockingSetting(), none} {
 		require.Equal(t, s, SettingOf(Value(s, name), recs))
 	}
 	require.Equal(t, set(1, 0, 1), SettingOf(Value(set(1, 1, 3), name), recs), "a name that is not written")

@@ -138,7 +138,7 @@ func (w Writer) Raise(ctx context.Context, n *registry.Server, back, s election.
 		return err
 	}
 	defer probe.Close()
-	err = w.Set(ctx, n, election.Closed())
+	err = w.Set(ctx, n, election.BlockingSetting())
 	if err == nil {
 		err = Prove(ctx, n, probe, w.Patience)
 	}

@@ -125,7 +125,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	v.Misnamed = registry.NameProblem(rec, w.Records()) != ""
 	v.Paused, v.PauseSeq = registry.ParsePaused(set[registry.PausedSetting], rec.ID)
 	v.Feeds, v.NeedsSlot = w.fed(s.Senders), rec.SlotName != ""
-	v.Room = election.Room{Known: true, Senders: s.SendersFree + len(v.Feeds), Slots: s.SlotsFree + w.ofNodes(s.Slots)}
+	v.Capacity = election.Capacity{Known: true, Senders: s.SendersFree + len(v.Feeds), Slots: s.SlotsFree + w.ofNodes(s.Slots)}
 	if s.Extension {
 		foreign, err := n.ForeignDaemon(ctx)
 		if err != nil {
@@ -153,7 +153,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	var told election.Rule
 	if text := set[registry.ToldSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {
 		v.ID, v.Role = int32(rec.ID), election.Role(rec.Role)
-		v = v.Learned(told)
+		v = v.WithAnnounced(told)
 	}
 	all, err := registry.ParsePresences(s.Presences)
 	if err != nil {

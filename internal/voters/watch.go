@@ -142,7 +142,7 @@ func (w *Watch) Peers() []election.Peer {
 	slices.SortFunc(all, func(a, b election.Peer) int { return int(a.ID) - int(b.ID) })
 	primary := NewestRule(all).Primary
 	for i, p := range all {
-		all[i].Forsaken = w.forsaken(p.Candidate)
+		all[i].CoordinatorGone = w.forsaken(p.Candidate)
 		if p.ID == primary && p.SeenAt.IsZero() && !p.Monitored && w.saysGuarded() {
 			all[i].Monitored, all[i].Automatic, all[i].CanFence, all[i].PauseSeq = true, true, true, election.LastPause(all)
 		}
@@ -253,7 +253,7 @@ func (w *Watch) lookAt(ctx context.Context, limit time.Duration, which func(elec
 // NewestRule is the newest rule that any voter holds.
 func NewestRule(peers []election.Peer) (r election.Rule) {
 	for _, p := range peers {
-		if k := p.Knows(); k.Compare(r) > 0 {
+		if k := p.NewestRule(); k.Compare(r) > 0 {
 			r = k
 		}
 	}

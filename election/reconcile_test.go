@@ -13,13 +13,13 @@ import (
 // tending plays the primary's monitor: each step is done before the next is asked for.
 type tending struct {
 	p      election.Policy
-	c      election.Cohort
+	c      election.Membership
 	before election.Rule
 	steps  []string
 }
 
 func (s *tending) step() bool {
-	change := s.p.Tend(s.c)
+	change := s.p.Reconcile(s.c)
 	switch {
 	case change.Set != nil:
 		s.c.Set = *change.Set
@@ -36,10 +36,10 @@ func (s *tending) step() bool {
 func quorumOf(voters []int32) *tending {
 	p := failoverPolicy
 	p.Quorum = true
-	return &tending{p: p, c: election.Cohort{Held: true, Registered: voters, Rule: election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: voters, Quorum: true}}}
+	return &tending{p: p, c: election.Membership{Held: true, Registered: voters, Rule: election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: voters, Quorum: true}}}
 }
 
-func TestPolicy_Tend(t *testing.T) {
+func TestPolicy_Reconcile(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
 		voters  []int32
@@ -83,7 +83,7 @@ func TestPolicy_Tend(t *testing.T) {
 
 // With durability=required acks never fall to none: the last standby stays in the
 // set, and commits wait for it. Before the first one there was nobody to wait for.
-func TestPolicy_Tend_Required(t *testing.T) {
+func TestPolicy_Reconcile_Required(t *testing.T) {
 	t.Parallel()
 	s := quorumOf([]int32{1, 2, 3})
 	s.p.Required = true
@@ -111,7 +111,7 @@ func TestPolicy_Tend_Required(t *testing.T) {
 
 // A setting that somebody else took away, or replaced, is no reason to say that
 // commits wait: the rule follows, unless durability=required.
-func TestPolicy_Tend_TakenAway(t *testing.T) {
+func TestPolicy_Reconcile_TakenAway(t *testing.T) {
 	t.Parallel()
 	for _, taken := range []election.SyncSetting{{}, {Acks: -1}} {
 		s := quorumOf([]int32{1, 2})
@@ -133,7 +133,7 @@ func TestPolicy_Tend_TakenAway(t *testing.T) {
 
 // Whatever comes and goes, and whatever rule an election finds while the newest
 // is not held: those who may elect have one among them that has what was acknowledged.
-func TestPolicy_Tend_AcksMeetElections(t *testing.T) {
+func TestPolicy_Reconcile_AcksMeetElections(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(3000) {
 		rng := rand.New(rand.NewPCG(seed, 3))
@@ -218,10 +218,10 @@ func TestHeld(t *testing.T) {
 	if election.Held(opening, three(true), []int32{3}) || !election.Held(opening, three(true), []int32{2, 3}) {
 		t.Error("the row that opens a term is held by a majority, and by nothing less")
 	}
-	if set := opening.Opening(); set.Acks != 1 || slices.ContainsFunc(set.Standbys, func(id int32) bool { return id > 0 }) {
+	if set := opening.PromotionSetting(); set.Acks != 1 || slices.ContainsFunc(set.Standbys, func(id int32) bool { return id > 0 }) {
 		t.Errorf("%+v: an opening waits for nobody who exists", set)
 	}
-	if set := three(false).Opening(); set.Acks != 0 {
+	if set := three(false).PromotionSetting(); set.Acks != 0 {
 		t.Errorf("%+v: without quorum nothing is closed", set)
 	}
 }
@@ -299,7 +299,7 @@ func TestPolicy_Count_FirstAcks(t *testing.T) {
 
 // What a copy acknowledges in a standby's name must count for nobody at once,
 // whether or not the rule can be changed.
-func TestPolicy_Tend_Doubled(t *testing.T) {
+func TestPolicy_Reconcile_Doubled(t *testing.T) {
 	t.Parallel()
 	set := func(acks int, ids ...int32) election.SyncSetting {
 		return election.SyncSetting{Acks: acks, Standbys: ids}
@@ -317,7 +317,7 @@ func TestPolicy_Tend_Doubled(t *testing.T) {
 		"nobody waits for it in any way": {[]int32{3}, []int32{3}, []int32{2}, 1, true, nil},
 	} {
 		s := quorumOf([]int32{1, 2, 3})
-		s.c.Rule.Sync, s.c.Rule.Acks, s.c.Held, s.c.Healthy, s.c.Doubled = test.sync, test.acks, test.held, test.healthy, test.doubled
+		s.c.Rule.Sync, s.c.Rule.Acks, s.c.Held, s.c.Healthy, s.c.Duplicated = test.sync, test.acks, test.held, test.healthy, test.doubled
 		s.c.Set = set(test.acks, test.sync...)
 		for n := 0; n < 10 && s.step(); n++ {
 		}
