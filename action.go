@@ -393,7 +393,7 @@ var errGaveWay = errors.New("the primary is lost: it gives way to an election")
 
 // begin starts a long action. There is at most one, and Run waits for its end.
 func (m *Monitor) begin(ctx context.Context, a election.Action) {
-	if m.action != nil || a.Verb == election.Rejoin && m.pending.isStoring() { // it is asked for again
+	if m.action != nil || a.Verb == election.Rejoin && m.outbox.Storing() { // it is asked for again
 		return
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -678,8 +678,8 @@ func (m *Monitor) announce(ctx context.Context) {
 	defer cancel()
 	s := m.Status()
 	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
-	p.CanFence, p.LostVote = m.ability.canFence(), m.vote.lost
-	p.NoStream = m.trials.noStream()
+	p.CanFence, p.LostVote = m.ability.canFence(), m.kept.Lost()
+	p.NoStream = m.streams.Failed()
 	if m.ability.lacks != nil {
 		p.Unable = m.ability.lacks.Error()
 	}

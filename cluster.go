@@ -18,6 +18,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
+	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -163,6 +164,24 @@ func loginUser(params map[string]string) string {
 	return ""
 }
 
+// kept reads what the Monitor of the local node has kept of the cluster. Where nothing was
+// ever kept it is empty. dir is the data directory where the configuration names none.
+func (c *Cluster) kept(dir string) (statefile.State, error) {
+	srv, err := c.localServer(dir)
+	if err != nil {
+		return statefile.State{}, err
+	}
+	return statefile.Read(srv.Dir)
+}
+
+func (c *Cluster) keptRecords() []Record {
+	k, err := c.kept("")
+	if err != nil {
+		return nil
+	}
+	return k.Nodes
+}
+
 // pulse is the time between two looks at a voter, and between two heartbeats.
 func (c *Cluster) pulse() time.Duration { return voters.HeartbeatInterval(c.cfg.SilenceTimeout) }
 
@@ -170,7 +189,7 @@ func (c *Cluster) pulse() time.Duration { return voters.HeartbeatInterval(c.cfg.
 func (c *Cluster) watchVoters(ctx context.Context, wake func()) *voters.Watch {
 	k, err := c.kept("")
 	if err != nil {
-		k = kept{} // nothing is known until it is seen
+		k = statefile.State{} // nothing is known until it is seen
 	}
 	return voters.New(ctx, c.watchSettings(), k.Guard, wake)
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/internal/outbox"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -260,6 +261,6 @@ func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
 		}
 	}
 	for _, n := range c.notifiers {
-		deliver(ctx, c.log, c.cfg.EventNotificationTimeout, n, e)
+		outbox.Deliver(ctx, c.log, c.cfg.EventNotificationTimeout, n.Notify, e)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/streams"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -389,7 +390,7 @@ func (e Explanation) risks() []Blocker {
 		case election.LackLogin:
 			all = append(all, Blocker{
 				fmt.Sprintf("if %s were promoted, %s could not stream from it: %s", winner, e.name(u.Node), u.Why),
-				fmt.Sprintf("Let the replication user log in to %s from there: pg_hba.conf, its password (passfile), max_wal_senders. repmgrd tries it again within %s.", winner, trialAgain),
+				fmt.Sprintf("Let the replication user log in to %s from there: pg_hba.conf, its password (passfile), max_wal_senders. repmgrd tries it again within %s.", winner, streams.Again),
 			})
 		case election.LackSenders:
 			all = append(all, Blocker{

@@ -98,7 +98,7 @@ func (m *Monitor) localPeer(c *Cluster) (me election.Peer, before election.Rule)
 		return me, before
 	}
 	srv, err := c.localServer(m.dataDirectory())
-	if err != nil || !srv.Runs() || isStandby(srv.Dir) {
+	if err != nil || !srv.Runs() || srv.IsStandby() {
 		return me, before
 	}
 	if k, err := c.kept(srv.Dir); err == nil && len(k.Rules) > 0 && k.Rules[0].Primary == me.ID {

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
-	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // A primary is new only where it was not the primary before, as the follower knew it.
@@ -170,39 +168,4 @@ func TestHints_NotForceAgain(t *testing.T) {
 			require.Equal(t, pid > 0, bytes.Contains([]byte(directoryHint(cfg, "/data", true, pid)), []byte("Stop that server first")))
 		}
 	}
-}
-
-// Of settings that vanished each is named with what it means for a server that runs as that.
-func TestLostRemedy(t *testing.T) {
-	t.Parallel()
-	require.Contains(t, lostRemedy(map[string]string{"primary_conninfo": "host=x"}, true), "repmgr standby follow")
-	of := lostRemedy(map[string]string{"primary_conninfo": "password=secret", "port": "5433", "hba_file": "it's", "recovery_target": "", "recovery_target_xid": ""}, false)
-	require.NotContains(t, of, "standby follow")
-	require.NotContains(t, of, "secret")
-	require.Contains(t, of, "This server is a primary")
-	require.Contains(t, of, "ALTER SYSTEM SET port = '5433';")
-	require.Contains(t, of, "ALTER SYSTEM SET hba_file = 'it''s';")
-	require.Contains(t, of, "for each of recovery_target* until the next start")
-	require.Contains(t, lostRemedy(map[string]string{registry.PausedSetting: "1/on/2"}, true), "repmgr service pause")
-}
-
-// A file that was emptied is told of once. What brings a server back writes it anew.
-func TestMonitor_TellLost(t *testing.T) {
-	t.Parallel()
-	var log bytes.Buffer
-	m := &Monitor{log: slog.New(slog.NewTextHandler(&log, nil)), cluster: &Cluster{}, queue: newNotifyQueue()}
-	m.cluster.log = m.log
-	all := map[string]string{"primary_conninfo": "host=x", "port": "5433", "recovery_target": "", "work_mem": "4MB"}
-	m.sample.local.StartedAt = time.Unix(1, 0)
-	m.tellLost(all)
-	require.Empty(t, log.String())
-	m.tellLost(nil)
-	require.Contains(t, log.String(), `settings="primary_conninfo, port, recovery_target"`)
-	log.Reset()
-	m.tellLost(nil)
-	require.Empty(t, log.String())
-	m.tellLost(all)
-	m.sample.local.StartedAt = time.Unix(2, 0)
-	m.tellLost(map[string]string{"primary_conninfo": "host=y"})
-	require.Empty(t, log.String())
 }

@@ -16,6 +16,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/outbox"
+	"github.com/pgrepmgr/repmgr/internal/statefile"
+	"github.com/pgrepmgr/repmgr/internal/streams"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -41,22 +44,21 @@ type Monitor struct {
 	next   *Config
 	status MonitorStatus
 
-	wake  chan struct{} // capacity 1: a token that says "look again now"
-	queue *notifyQueue
-	watch *voters.Watch // of all voters; made by Run
-	beats io.Writer     // to the watchdog; nil: there is none
+	wake   chan struct{}  // capacity 1: a token that says "look again now"
+	outbox *outbox.Outbox // its events, for notifiers and for repmgr.events
+	watch  *voters.Watch  // of all voters; made by Run
+	beats  io.Writer      // to the watchdog; nil: there is none
 
 	boot    func() time.Duration // CLOCK_BOOTTIME
 	marks   marks
-	pending pending // events that no primary has taken yet
 	contact contact // of the goroutine of the heartbeat
 	sleeps  sleeps  // of the goroutine that guards
 	device  device  // of that, too
 
 	fenceOnly bool // it is a watchdog's: what it stopped, the Monitor itself starts again
 
-	trials trials // of replication logins, made by a goroutine beside Run
-	shared shared // between Run and the goroutines beside it
+	streams streams.Trials // replication logins, made by a goroutine beside Run
+	shared  shared         // between Run and the goroutines beside it
 
 	// Below: owned by the goroutine of Run.
 	cluster      *Cluster
@@ -66,23 +68,19 @@ type Monitor struct {
 	tender       tender
 	action       *action // the long action under way; nil: none
 	last         election.Outcome
-	diverged     bool              // following failed: the node has WAL that the primary never had
-	witness      bool              // it was one: not to be registered as a primary
-	hookless     bool              // a command failed to promote: the next election does without
-	owes         bool              // a rejoin failed, and is to be tried again
-	streams      map[NodeID]string // what was last told of a replication login to a node; empty: it works
-	slotAt       time.Time         // when the slot of the standby was last tried for
-	synced       time.Time         // when the witness' copy was last brought in step
-	kept         kept              // what was written of it last
-	recalled     bool              // what an earlier Monitor has kept of its vote
-	vote         vote
-	noPledge     string    // why the node could not pledge itself, as was told last
-	stays        string    // what was last told of a rejoin that was refused
-	gone         string    // what was last told of WAL that this standby needs and its upstream lacks
-	goneAt       time.Time // when that was last looked for
-	two          bool      // it was said that two voters are too few
-	refused      string    // what was last told of a failover that did not happen
-	hooked       int64     // the term that follow_command was run for
+	diverged     bool             // following failed: the node has WAL that the primary never had
+	witness      bool             // it was one: not to be registered as a primary
+	hookless     bool             // a command failed to promote: the next election does without
+	owes         bool             // a rejoin failed, and is to be tried again
+	kept         statefile.Keeper // what must be known while the server is down, and the node's vote
+	slotAt       time.Time        // when the slot of the standby was last tried for
+	synced       time.Time        // when the witness' copy was last brought in step
+	stays        string           // what was last told of a rejoin that was refused
+	gone         string           // what was last told of WAL that this standby needs and its upstream lacks
+	goneAt       time.Time        // when that was last looked for
+	two          bool             // it was said that two voters are too few
+	refused      string           // what was last told of a failover that did not happen
+	hooked       int64            // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
 	local        *voters.Loan
@@ -150,7 +148,7 @@ func NewMonitor(cfg Config) (*Monitor, error) {
 	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
-	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), queue: newNotifyQueue(), lastErr: map[string]string{}, boot: bootTime}
+	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), outbox: outbox.New(), lastErr: map[string]string{}, boot: bootTime}
 	m.presence.Node = cfg.NodeID
 	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
 	return m, nil
@@ -209,7 +207,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		beside.Go(func() { f(ctx) })
 	}
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
-	wg.Go(func() { m.queue.run(queueCtx, cfg.Logger, cfg.EventNotificationTimeout) })
+	wg.Go(func() { m.outbox.Deliver(queueCtx, cfg.Logger, cfg.EventNotificationTimeout) })
 	defer func() {
 		stopAll()
 		beside.Wait()
@@ -240,7 +238,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.forget(d)
 		m.act(ctx, d.Actions)
 		m.tellShared()
-		m.tellStreams()
+		m.streams.Tell(m.watch.Record, m.tell)
 		if !started && m.self.ID != 0 {
 			m.checkAutomatic(ctx)
 			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.runsAs())})
@@ -252,9 +250,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.reportRejected(o.Peers)
 		m.watchWAL(ctx)
 		m.proveFence(ctx)
-		m.tellPledge()
+		m.kept.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
 		m.keepVote(ctx)
-		m.keepEvents(ctx)
+		m.outbox.Keep(ctx, m.outboxDaemon(), m.action != nil && m.action.verb == election.Rejoin)
 		m.publish(now)
 		if m.presence.Held { // else that was tried before
 			m.announce(ctx)
@@ -332,7 +330,7 @@ func (m *Monitor) yield(ctx context.Context) {
 	if now {
 		m.endAction()
 	} else {
-		m.recalled, m.kept.Nodes = false, nil // the other one has kept the vote meanwhile, and this one writes anew
+		m.kept.Forget() // the other one has kept the vote meanwhile
 	}
 	m.yields = now
 	m.mu.Lock()
@@ -353,12 +351,12 @@ func (m *Monitor) use(cfg Config) {
 		cfg.Failover = FailoverManual
 	}
 	m.log = cfg.Logger
-	targets := append([]Notifier{LogNotifier{cfg.Logger}}, cfg.allNotifiers()...)
+	targets := []outbox.Notify{LogNotifier{cfg.Logger}.Notify}
+	for _, n := range cfg.allNotifiers() {
+		targets = append(targets, n.Notify)
+	}
 	queued := NotifierFunc(func(_ context.Context, e Event) error {
-		m.queue.add(e, targets)
-		if !registry.Written(e) {
-			m.pending.add(e)
-		}
+		m.outbox.Add(e, targets)
 		return nil
 	})
 	m.cluster = &Cluster{cfg: cfg, log: cfg.Logger, notifiers: []Notifier{queued}}
@@ -740,7 +738,7 @@ func (m *Monitor) shutdown(ctx context.Context) {
 	if !m.yields {
 		m.giveArchive(ctx)
 	}
-	m.leaveEvents()
+	m.outbox.Leave(m.outboxDaemon())
 	m.presence.Close()
 	m.drop(&m.local)
 	m.drop(&m.primary)

@@ -3,7 +3,6 @@ package repmgr
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -61,7 +60,7 @@ func (c *Cluster) Screen(ctx context.Context, o ScreenOptions) (ScreenResult, er
 		return res, err
 	}
 	res.As, res.Reason, err = c.screen(ctx, srv)
-	if err == nil && res.As == RoleStandby && !isStandby(srv.Dir) && !o.DryRun {
+	if err == nil && res.As == RoleStandby && !srv.IsStandby() && !o.DryRun {
 		if err = srv.Detach(); err != nil {
 			err = kind(ErrDirectory, "make %s a standby: %w", srv.Dir, err)
 		}
@@ -82,13 +81,6 @@ func (res ScreenResult) String() string {
 	}
 }
 
-func isStandby(dir string) bool {
-	return slices.ContainsFunc([]string{"standby.signal", "recovery.signal"}, func(name string) bool {
-		_, err := os.Stat(filepath.Join(dir, name))
-		return err == nil
-	})
-}
-
 func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, reason string, err error) {
 	k, err := c.kept("")
 	if err != nil {
@@ -98,7 +90,7 @@ func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, rea
 	switch {
 	case srv.Runs():
 		return "", "it runs already", nil
-	case isStandby(srv.Dir):
+	case srv.IsStandby():
 		return RoleStandby, "it is one already", nil
 	case len(k.Nodes) == 0:
 		return RolePrimary, "no repmgrd has watched it yet", nil

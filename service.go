@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -365,7 +366,7 @@ func (n ServiceNode) findings(automatic, quorum bool, found *findings) {
 			found.add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
 		}
 	}
-	for _, id := range sortedIDs(m.NoStream) {
+	for _, id := range slices.Sorted(maps.Keys(m.NoStream)) {
 		found.add(FindingNoStream, n.ID, "%s could not stream from the node with ID %s, if that were the primary: %s", n.Record, id, m.NoStream[id])
 	}
 	if text := m.Lease(); text != "" {
@@ -463,4 +464,30 @@ func (s ServiceStatus) RuleText() string {
 		sync = append(sync, name(id))
 	}
 	return text + fmt.Sprintf("; commits wait for %d of %s%s", s.Rule.Acks, strings.Join(sync, ", "), durability)
+}
+
+// ForeignDaemon is a repmgrd of the C repmgr 5, as the extension of that says in the shared
+// memory of the server that it watches.
+type ForeignDaemon = registry.ForeignDaemon
+
+// asideHint says what to do where daemons of both programs run.
+const asideHint = "Daemons of both programs would make two primaries. Stop those of repmgr 5 on every node, or those of this one."
+
+// standAside says, where a daemon of repmgr 5 lives on any of these nodes, why a
+// Monitor does not act. nil: none does.
+func standAside(nodes []string) error {
+	if len(nodes) == 0 {
+		return nil
+	}
+	return hint(kind(ErrRefused, "a repmgrd of repmgr 5 runs on %s: this one only watches", strings.Join(nodes, ", ")), asideHint)
+}
+
+// foreigners names the nodes with a daemon of repmgr 5.
+func foreigners(probes []probe) (names []string) {
+	for _, p := range probes {
+		if d := p.foreign; p.err == nil && d != nil {
+			names = append(names, fmt.Sprintf("%s (PID %d)", p.record.Name, d.PID))
+		}
+	}
+	return names
 }

@@ -127,7 +127,7 @@ func judge(probes []probe) ClusterStatus {
 			}
 		}
 	}
-	namesakes(probes, &found)
+	doubles(probes, &found)
 	judgePrimary(probes, &found)
 	st.Issues, st.Findings = append(st.Issues, found.texts()...), found
 	return st
@@ -192,16 +192,16 @@ func judgePrimary(probes []probe, found *findings) {
 	}
 }
 
-// namesakes says under whose name more streams than one server.
-func namesakes(probes []probe, found *findings) {
+// doubles says under whose name more streams than one server.
+func doubles(probes []probe, found *findings) {
 	for _, up := range probes {
 		for _, p := range probes {
-			switch senders := sendersOf(up.status, p.record.Name); {
+			switch senders := registry.SendersOf(up.status, p.record.Name); {
 			case up.err != nil || len(senders) == 0:
 			case len(senders) > 1:
-				found.add(FindingNamesake, p.record.ID, "%d servers stream from %s under the name of %s, from %s: one of them is not that node, or its connection has just broken", len(senders), up.record, p.record, addressesOf(senders))
+				found.add(FindingNamesake, p.record.ID, "%d servers stream from %s under the name of %s, from %s: one of them is not that node, or its connection has just broken", len(senders), up.record, p.record, registry.AddressesOf(senders))
 			case p.err == nil && p.status.Receiver == nil:
-				found.add(FindingNamesake, p.record.ID, "a server at %s streams from %s under the name of %s, which receives from nobody", addressesOf(senders), up.record, p.record)
+				found.add(FindingNamesake, p.record.ID, "a server at %s streams from %s under the name of %s, which receives from nobody", registry.AddressesOf(senders), up.record, p.record)
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/namesakes"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -35,8 +36,7 @@ type tender struct {
 
 	mended wal.Timeline // the timeline whose past the server can send
 
-	namesakes map[NodeID]namesake // nodes under whose name another server streams
-	addresses map[NodeID]string   // from where a node was seen to stream
+	namesakes namesakes.Finder // of the nodes that stream from here
 }
 
 // tend does one step of what [election.Policy.Reconcile] asks for.
@@ -66,8 +66,11 @@ func (m *Monitor) tend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.watchNames(ctx)
-	membership := election.Membership{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy(rules[0]), Duplicated: m.doubled()}
+	m.tender.namesakes.Look(ctx, namesakes.Daemon{Report: m.report, Tell: m.tell}, namesakes.Nodes{
+		Self: m.cluster.cfg.NodeID, Quorum: m.cluster.cfg.SynchronousMode == SynchronousQuorum,
+		Rows: m.recs, Status: m.sample.local, Peers: m.watch.Peers,
+	})
+	membership := election.Membership{Rule: rules[0], Set: set, Registered: registered, Healthy: m.healthy(rules[0]), Duplicated: m.tender.namesakes.All()}
 	var before election.Rule
 	if len(rules) > 1 {
 		before = rules[1]
@@ -252,9 +255,9 @@ func (m *Monitor) healthy(rule election.Rule) (ids []int32) {
 	}
 	for _, r := range m.recs {
 		p, id := voters.PeerOf(m.watch.Peers(), int32(r.ID)), int32(r.ID)
-		keepsUp := slices.ContainsFunc(sendersOf(m.sample.local, r.Name), func(w WALSender) bool { return w.FlushedLSN >= t.mark })
+		keepsUp := slices.ContainsFunc(registry.SendersOf(m.sample.local, r.Name), func(w WALSender) bool { return w.FlushedLSN >= t.mark })
 		switch {
-		case !t.namesakes[r.ID].since.IsZero() || registry.NameProblem(r, m.recs) != "":
+		case t.namesakes.Found(r.ID) || registry.NameProblem(r, m.recs) != "":
 			delete(t.sound, id)
 		case keepsUp && p.Answer == election.Answers && p.Streams:
 			t.sound[id] = now
@@ -266,16 +269,6 @@ func (m *Monitor) healthy(rule election.Rule) (ids []int32) {
 		at, ok := t.sound[int32(r.ID)]
 		if ok && r.Role == RoleStandby && r.Priority > 0 && !p.Delayed && p.Halt == "" && now.Sub(at) < 2*m.cluster.cfg.SilenceTimeout {
 			ids = append(ids, int32(r.ID))
-		}
-	}
-	return ids
-}
-
-// doubled are the nodes that are known to share their name with another server.
-func (m *Monitor) doubled() (ids []int32) {
-	for id, n := range m.tender.namesakes {
-		if !n.since.IsZero() {
-			ids = append(ids, int32(id))
 		}
 	}
 	return ids

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -137,4 +138,24 @@ func (n *Server) WriteEvent(ctx context.Context, e Event) (Event, error) {
 		e.At, e.written = at, true
 	}
 	return e, err
+}
+
+// An event may have been written before, and its daemon have died before it knew.
+const lateEventSQL = `INSERT INTO repmgr.events (node_id, event, successful, details, event_timestamp)
+	SELECT $1, $2, $3, $4, $5 WHERE NOT EXISTS (SELECT FROM repmgr.events WHERE event_timestamp = $5 AND node_id = $1 AND event = $2 AND details = $4)`
+
+// WriteLateEvents writes events on a primary in one round trip, each with the time when it
+// happened. One that is there already is not written again.
+func (n *Server) WriteLateEvents(ctx context.Context, events []Event) error {
+	if err := n.NeedNodes(ctx); err != nil {
+		return err
+	}
+	var b pgx.Batch
+	for _, e := range events {
+		b.Queue(lateEventSQL, int32(e.NodeID), string(e.Type), e.Success, strings.ReplaceAll(strings.ToValidUTF8(e.Details, "?"), "\x00", "?"), e.At)
+	}
+	if err := n.Conn.SendBatch(ctx, &b).Close(); err != nil {
+		return n.QueryError("write the events that waited", err)
+	}
+	return nil
 }

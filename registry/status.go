@@ -1,9 +1,12 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/internal/failure"
@@ -207,4 +210,26 @@ func Lag(s NodeStatus) time.Duration {
 	default:
 		return max(0, s.At.Sub(*s.ReplayedAt))
 	}
+}
+
+// SendersOf are the WAL senders of a server that stream under a name, or one that
+// PostgreSQL takes for the same.
+func SendersOf(s NodeStatus, name string) (all []WALSender) {
+	for _, w := range s.Senders {
+		if w.State == "streaming" && strings.EqualFold(w.ApplicationName, name) {
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+// AddressesOf says from where they stream.
+func AddressesOf(senders []WALSender) string {
+	var all []string
+	for _, w := range senders {
+		if from := cmp.Or(w.ClientAddr, "this machine"); !slices.Contains(all, from) {
+			all = append(all, from)
+		}
+	}
+	return strings.Join(all, " and ")
 }

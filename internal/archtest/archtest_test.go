@@ -31,6 +31,7 @@ var floors = [][]string{
 	{"internal/datadir", "internal/salvage"},
 	{"internal/rejoin"},
 	{"internal/voters", "internal/syncrep"},
+	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/pgrepmgr/repmgr/internal/durable"
@@ -50,4 +51,12 @@ func (s *Server) Store(name string, text []byte, remove bool) error {
 		return err
 	}
 	return nil
+}
+
+// IsStandby reports whether the server would start as a standby, or recover to a target.
+func (s *Server) IsStandby() bool {
+	return slices.ContainsFunc([]string{"standby.signal", "recovery.signal"}, func(name string) bool {
+		_, err := os.Stat(filepath.Join(s.Dir, name))
+		return err == nil
+	})
 }

@@ -1,4 +1,4 @@
-package repmgr
+package namesakes
 
 import (
 	"cmp"
@@ -10,36 +10,17 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// sendersOf are the WAL senders of a server that stream under a name, or one that
-// PostgreSQL takes for the same.
-func sendersOf(s NodeStatus, name string) (all []WALSender) {
-	for _, w := range s.Senders {
-		if w.State == "streaming" && strings.EqualFold(w.ApplicationName, name) {
-			all = append(all, w)
-		}
-	}
-	return all
-}
-
-func addressesOf(senders []WALSender) string {
-	var all []string
-	for _, w := range senders {
-		if from := cmp.Or(w.ClientAddr, "this machine"); !slices.Contains(all, from) {
-			all = append(all, from)
-		}
-	}
-	return strings.Join(all, " and ")
-}
-
-// namesake is the suspicion that another server streams under a node's name.
-type namesake struct {
+// suspicion says that another server streams under a node's name.
+type suspicion struct {
 	who   string    // the WAL senders
 	lsn   wal.LSN   // where the primary wrote when they were seen first
 	at    time.Time // when that was
@@ -50,7 +31,7 @@ type namesake struct {
 // when two of them have acknowledged what was written after they were seen together,
 // or when one is at an address that is not the node's: the other one may be the node
 // itself, which was cut off since. One alone needs a look at the node besides.
-func (s namesake) proven(senders []WALSender, tried time.Time, foreign func(WALSender) bool) bool {
+func (s suspicion) proven(senders []registry.WALSender, tried time.Time, foreign func(registry.WALSender) bool) bool {
 	fresh := 0
 	for _, w := range senders {
 		if len(senders) > 1 && foreign(w) {
@@ -63,46 +44,78 @@ func (s namesake) proven(senders []WALSender, tried time.Time, foreign func(WALS
 	return fresh > 1 || len(senders) == 1 && fresh == 1 && tried.After(s.at)
 }
 
-// watchNames finds the nodes under whose name another server streams: what that
-// one acknowledges the node may not have. One look proves nothing, because the WAL
-// sender of a connection that broke lives on for a while: see [namesake.proven].
-func (m *Monitor) watchNames(ctx context.Context) {
-	t, status := &m.tender, m.sample.local
-	known := map[NodeID]namesake{}
-	for _, r := range m.recs {
+// Nodes is the cluster as the daemon of its primary sees it.
+type Nodes struct {
+	Self   registry.NodeID
+	Quorum bool // commits wait for standbys by their names
+	Rows   []registry.Record
+	Status registry.NodeStatus    // of the local server, the primary
+	Peers  func() []election.Peer // as seen at this moment
+}
+
+// Daemon is told what was found.
+type Daemon struct {
+	Report func(what string, err error) // says whether something is well
+	Tell   func(registry.Event)
+}
+
+// Finder looks for namesakes again and again. One goroutine owns it. The zero value is
+// ready to use.
+type Finder struct {
+	known     map[registry.NodeID]suspicion
+	addresses map[registry.NodeID]string // from where a node was seen to stream
+}
+
+// Found reports whether another server is known to stream under the name of a node.
+func (f *Finder) Found(id registry.NodeID) bool { return !f.known[id].since.IsZero() }
+
+// All are the nodes under whose name another server is known to stream.
+func (f *Finder) All() (ids []int32) {
+	for id := range f.known {
+		if f.Found(id) {
+			ids = append(ids, int32(id))
+		}
+	}
+	return ids
+}
+
+// Look looks once, and reports also names that standbys can not be told apart by.
+func (f *Finder) Look(ctx context.Context, d Daemon, n Nodes) {
+	known := map[registry.NodeID]suspicion{}
+	for _, r := range n.Rows {
 		problem := ""
-		if m.cluster.cfg.SynchronousMode == SynchronousQuorum && r.Role != RoleWitness {
-			problem = registry.NameProblem(r, m.recs)
+		if n.Quorum && r.Role != registry.RoleWitness {
+			problem = registry.NameProblem(r, n.Rows)
 		}
-		m.report(fmt.Sprintf("the name of node %d", r.ID), textError(problem))
-		if r.Role == RoleWitness || r.ID == m.cluster.cfg.NodeID {
+		d.Report(fmt.Sprintf("the name of node %d", r.ID), textError(problem))
+		if r.Role == registry.RoleWitness || r.ID == n.Self {
 			continue
 		}
-		p, senders := voters.PeerOf(m.watch.Peers(), int32(r.ID)), sendersOf(status, r.Name)
-		why := m.suspect(ctx, r, p, senders)
+		p, senders := voters.PeerOf(n.Peers(), int32(r.ID)), registry.SendersOf(n.Status, r.Name)
+		why := f.suspect(ctx, n.Self, r, p, senders)
 		if why == "" {
-			m.report(fmt.Sprintf("the identity of node %d", r.ID), nil)
+			d.Report(fmt.Sprintf("the identity of node %d", r.ID), nil)
 			continue
 		}
-		s, who := t.namesakes[r.ID], fmt.Sprint(pidsOf(senders))
-		foreign := func(w WALSender) bool {
-			return w.ClientAddr != t.addresses[r.ID] && foreignAddress(ctx, r, w.ClientAddr)
+		s, who := f.known[r.ID], fmt.Sprint(pidsOf(senders))
+		foreign := func(w registry.WALSender) bool {
+			return w.ClientAddr != f.addresses[r.ID] && foreignAddress(ctx, r, w.ClientAddr)
 		}
 		if s.since.IsZero() && s.who != who {
-			s = namesake{who: who, lsn: status.CurrentLSN, at: time.Now()}
+			s = suspicion{who: who, lsn: n.Status.CurrentLSN, at: time.Now()}
 		}
 		switch {
 		case !s.since.IsZero():
 		case s.proven(senders, p.Tried, foreign):
 			s.since = time.Now()
-			m.tell(Event{Type: EventDuplicateNode, PeerID: r.ID, Peer: r.Name, Details: why})
+			d.Tell(registry.Event{Type: registry.EventDuplicateNode, PeerID: r.ID, Peer: r.Name, Details: why})
 		}
 		if known[r.ID] = s; !s.since.IsZero() {
-			m.report(fmt.Sprintf("the identity of node %d", r.ID), hint(fmt.Errorf("%s", why),
+			d.Report(fmt.Sprintf("the identity of node %d", r.ID), failure.WithHint(fmt.Errorf("%s", why),
 				"With synchronous_mode=quorum no commit waits for %s until the other one is gone: stop it, or take primary_conninfo out of its configuration. use_replication_slots = yes lets only one of them stream.", r.Name))
 		}
 	}
-	t.namesakes = known
+	f.known = known
 }
 
 func textError(text string) error {
@@ -112,7 +125,7 @@ func textError(text string) error {
 	return fmt.Errorf("%s", text)
 }
 
-func pidsOf(senders []WALSender) (pids []int) {
+func pidsOf(senders []registry.WALSender) (pids []int) {
 	for _, w := range senders {
 		pids = append(pids, w.PID)
 	}
@@ -122,8 +135,8 @@ func pidsOf(senders []WALSender) (pids []int) {
 
 // suspect says why what streams under the name of a node may not be that node.
 // The node's own word counts most: an address may be translated on the way.
-func (m *Monitor) suspect(ctx context.Context, r Record, p election.Peer, senders []WALSender) string {
-	from := addressesOf(senders)
+func (f *Finder) suspect(ctx context.Context, self registry.NodeID, r registry.Record, p election.Peer, senders []registry.WALSender) string {
+	from := registry.AddressesOf(senders)
 	switch answers := p.Answer == election.Answers; {
 	case len(senders) == 0:
 		return ""
@@ -131,15 +144,15 @@ func (m *Monitor) suspect(ctx context.Context, r Record, p election.Peer, sender
 		return fmt.Sprintf("%d servers stream under the name of %s, from %s: one of them is not that node", len(senders), r, from)
 	case answers && !p.Streams:
 		return fmt.Sprintf("a server at %s streams under the name of %s, which says that it receives from nobody", from, r)
-	case answers && p.Receives != 0 && p.Receives != int32(m.cluster.cfg.NodeID):
+	case answers && p.Receives != 0 && p.Receives != int32(self):
 		return fmt.Sprintf("a server at %s streams under the name of %s, which says that it receives from node ID %d", from, r, p.Receives)
 	case answers:
-		if m.tender.addresses == nil {
-			m.tender.addresses = map[NodeID]string{}
+		if f.addresses == nil {
+			f.addresses = map[registry.NodeID]string{}
 		}
-		m.tender.addresses[r.ID] = senders[0].ClientAddr // the node itself, wherever it seems to come from
+		f.addresses[r.ID] = senders[0].ClientAddr // the node itself, wherever it seems to come from
 		return ""
-	case p.Answer != "" && senders[0].ClientAddr != m.tender.addresses[r.ID] && foreignAddress(ctx, r, senders[0].ClientAddr):
+	case p.Answer != "" && senders[0].ClientAddr != f.addresses[r.ID] && foreignAddress(ctx, r, senders[0].ClientAddr):
 		return fmt.Sprintf("a server at %s streams under the name of %s, which does not answer at its own address, %s", from, r, postgres.Address(r.Conninfo))
 	default:
 		return ""
@@ -149,9 +162,9 @@ func (m *Monitor) suspect(ctx context.Context, r Record, p election.Peer, sender
 // foreignAddress reports whether an address is surely none of those that a node's
 // conninfo leads to. A socket, an address of this machine and a name that does not
 // resolve are no evidence.
-func foreignAddress(ctx context.Context, r Record, addr string) bool {
+func foreignAddress(ctx context.Context, r registry.Record, addr string) bool {
 	from, err := netip.ParseAddr(addr)
-	params, errInfo := ParseConninfo(r.Conninfo)
+	params, errInfo := conninfo.Parse(r.Conninfo)
 	if err != nil || errInfo != nil || from.IsLoopback() {
 		return false
 	}

@@ -1,0 +1,255 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+const (
+	most        = 100              // events that are kept; an older one gives way to a newer one
+	batch       = 20               // events of one round trip
+	again       = 10 * time.Second // between two attempts, where one failed
+	settleLimit = 5 * time.Second  // until a disk that does not answer is given up
+)
+
+// list is events that no primary has taken yet.
+type list struct {
+	Events  []registry.Event `json:"events"`  // oldest first
+	Dropped int              `json:"dropped"` // those before them, for which there was no room
+}
+
+// cut makes room.
+func (l *list) cut() {
+	if over := len(l.Events) - most; over > 0 {
+		l.Events, l.Dropped = l.Events[over:], l.Dropped+over
+	}
+}
+
+// Outbox holds the events of one daemon. Add may be called from any goroutine, Deliver
+// runs in one of its own, and all else is called from one. Writing to disk is done beside
+// that one, because that disk may be what has failed.
+type Outbox struct {
+	notifications notifications
+
+	mu    sync.Mutex // of the next two
+	rows  list       // for repmgr.events
+	stale bool       // what is on disk is another list
+
+	recalled bool       // what an earlier daemon has left is in the list
+	storing  chan error // capacity 1, of a write to disk under way; nil: none
+	one      bool       // an attempt failed: the next one is with one event
+	tryAt    time.Time  // when they may be written to a primary again
+	storeAt  time.Time  // and to disk
+}
+
+// New makes an outbox that is empty.
+func New() *Outbox { return &Outbox{notifications: notifications{wake: make(chan struct{}, 1)}} }
+
+// Daemon is what an outbox needs of the daemon whose events it holds.
+type Daemon struct {
+	Node registry.NodeID
+	Log  *slog.Logger
+
+	// Disk is the data directory of the node; nil: it is not known, or it is on another
+	// machine, or another daemon keeps its events there.
+	Disk func() *postmaster.Server
+
+	// Primary runs do on the primary, over a connection that is open. known is false where
+	// there is none.
+	Primary func(ctx context.Context, do func(context.Context, *registry.Server) error) (known bool, err error)
+
+	Report func(what string, err error) // says whether something works
+	Tell   func(registry.Event)
+	Wake   func() // makes it call Keep again
+}
+
+// Add takes an event, for these notifiers and, where it is not there yet, for repmgr.events.
+func (b *Outbox) Add(e registry.Event, to []Notify) {
+	b.notifications.add(e, to)
+	if registry.Written(e) {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rows.Events, b.stale = append(b.rows.Events, e), true
+	b.rows.cut()
+}
+
+// Keep writes the events that wait to a primary, or keeps them on disk. While busy,
+// somebody else is at work in the data directory, and nothing is written there.
+func (b *Outbox) Keep(ctx context.Context, d Daemon, busy bool) {
+	b.recall(d)
+	b.write(ctx, d)
+	if !busy {
+		b.store(d)
+	}
+}
+
+// Leave keeps on disk what the daemon could not write until its end.
+func (b *Outbox) Leave(d Daemon) {
+	b.settle()
+	b.storeAt = time.Time{}
+	b.store(d)
+	b.settle()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.rows.Events) > 0 && (b.stale || b.storing != nil) {
+		d.Log.Warn("events that no primary has taken are not kept: the disk does not answer, or there is no data directory", "events", len(b.rows.Events))
+	}
+}
+
+// Storing reports whether events are being written into the data directory: nobody may
+// replace that before it is over.
+func (b *Outbox) Storing() bool {
+	if len(b.storing) > 0 {
+		b.settle()
+	}
+	return b.storing != nil
+}
+
+// oldest are the next ones to be written.
+func (b *Outbox) oldest() []registry.Event {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := batch
+	if b.one {
+		n = 1
+	}
+	return slices.Clone(b.rows.Events[:min(len(b.rows.Events), n)])
+}
+
+// done takes the oldest ones out, and returns how many were dropped before them.
+func (b *Outbox) done(written []registry.Event) (dropped int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range written { // some may have given way meanwhile
+		if len(b.rows.Events) > 0 && b.rows.Events[0].At.Equal(e.At) && b.rows.Events[0].Type == e.Type {
+			b.rows.Events = b.rows.Events[1:]
+		}
+	}
+	dropped, b.rows.Dropped, b.stale = b.rows.Dropped, 0, true
+	return dropped
+}
+
+// settle waits for the write to disk that is under way, if there is one, for a while.
+func (b *Outbox) settle() {
+	if b.storing == nil {
+		return
+	}
+	timer := time.NewTimer(settleLimit)
+	defer timer.Stop()
+	var err error
+	select {
+	case err = <-b.storing:
+	case <-timer.C:
+		return
+	}
+	b.storing = nil
+	if err != nil {
+		b.mu.Lock()
+		b.stale = true
+		b.mu.Unlock()
+		b.storeAt = time.Now().Add(again)
+	}
+}
+
+// recall reads, once, what the daemon before this one could not write.
+func (b *Outbox) recall(d Daemon) {
+	if b.recalled {
+		return
+	}
+	disk := d.Disk()
+	if disk == nil {
+		return
+	}
+	b.recalled = true
+	var old list
+	file := filepath.Join(disk.Dir, postmaster.EventsFile)
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(text, &old)
+	}
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			d.Log.Warn("events that an earlier repmgrd could not write to repmgr.events are lost", "file", file, "err", err)
+		}
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var own []registry.Event
+	for _, e := range old.Events {
+		if e.NodeID == d.Node { // a copy of a data directory brings its source's
+			own = append(own, e)
+		}
+	}
+	b.rows.Events, b.stale = append(own, b.rows.Events...), true
+	b.rows.Dropped += old.Dropped
+	b.rows.cut()
+}
+
+// write writes the events that wait to repmgr.events, oldest first.
+func (b *Outbox) write(ctx context.Context, d Daemon) {
+	events := b.oldest()
+	if len(events) == 0 || time.Now().Before(b.tryAt) {
+		return
+	}
+	known, err := d.Primary(ctx, func(ctx context.Context, n *registry.Server) error { return n.WriteLateEvents(ctx, events) })
+	if !known {
+		return
+	}
+	if strings.HasPrefix(postgres.SQLState(err), "22") && len(events) == 1 { // its text has no letters there: it never will
+		d.Log.Warn("event not written to repmgr.events", "event", events[0].Type, "details", events[0].Details, "err", err)
+		err = nil
+	}
+	d.Report("writing the events that waited for a primary", err)
+	if b.one = err != nil; b.one {
+		b.tryAt = time.Now().Add(again)
+		return
+	}
+	if dropped := b.done(events); dropped > 0 {
+		d.Tell(registry.Event{Type: registry.EventEventsDropped, Details: fmt.Sprintf("%d events of this node from before %s are in no table: its daemon kept the newest %d while there was no primary", dropped, events[0].At.Format(registry.EventTimeFormat), most)})
+	}
+}
+
+// store keeps the events that wait on disk, where that has another list.
+func (b *Outbox) store(d Daemon) {
+	b.mu.Lock()
+	stale := b.stale
+	b.mu.Unlock()
+	if b.Storing() || !stale || !b.recalled || time.Now().Before(b.storeAt) {
+		return
+	}
+	disk := d.Disk()
+	if disk == nil {
+		return // a machine without the data directory keeps nothing
+	}
+	b.mu.Lock()
+	empty := len(b.rows.Events) == 0 && b.rows.Dropped == 0
+	text, err := json.Marshal(b.rows)
+	b.stale = false
+	b.mu.Unlock()
+	if err != nil {
+		return
+	}
+	done := make(chan error, 1)
+	b.storing = done
+	go func() { // Leave waits for it
+		done <- disk.Store(postmaster.EventsFile, text, empty)
+		d.Wake()
+	}()
+}

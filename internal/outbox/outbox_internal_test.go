@@ -1,0 +1,31 @@
+package outbox
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// The newest are kept, and how many gave way for them; what is written meanwhile
+// takes out no others.
+func TestOutbox_KeepsTheNewest(t *testing.T) {
+	t.Parallel()
+	b := New()
+	start := time.Now()
+	for i := range most + 5 {
+		b.Add(registry.Event{Type: registry.EventFence, At: start.Add(time.Duration(i)), Details: fmt.Sprint(i)}, nil)
+	}
+	require.Len(t, b.rows.Events, most)
+	require.Equal(t, "5", b.rows.Events[0].Details)
+	first := b.oldest()
+	require.Len(t, first, batch)
+	b.Add(registry.Event{Type: registry.EventFence, At: start.Add(time.Hour), Details: "new"}, nil) // the oldest gives way
+	require.Equal(t, 6, b.done(first))
+	require.Zero(t, b.rows.Dropped)
+	require.Len(t, b.rows.Events, most+1-batch)
+	require.Equal(t, fmt.Sprint(5+batch), b.rows.Events[0].Details)
+}

@@ -1,0 +1,114 @@
+package statefile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// Daemon is what a Keeper needs of its daemon.
+type Daemon struct {
+	Node registry.NodeID // 0: it has no node of its own
+	Name string          // of the node, in messages
+	Log  *slog.Logger
+
+	Dir       func() (string, error) // the data directory. An [failure.ErrConfig] says that it is not known.
+	Elsewhere func() bool            // the server that answers is known to be on another machine
+
+	Report func(what string, err error) // says whether something works
+	Tell   func(registry.Event)
+	Wake   func() // makes it look at its server again
+}
+
+// Lost is the vote that the server has lost and could not be given back. Empty: none.
+func (k *Keeper) Lost() string { return k.lost }
+
+// TellPledge says when the server of the node could not give its pledge in an election,
+// and when it could again: the log, and an event. me is how the node is seen.
+func (k *Keeper) TellPledge(d Daemon, me election.Peer) {
+	if d.Node == 0 || me.Answer != election.Answers || me.NoPledge == k.noPledge {
+		return
+	}
+	k.noPledge = me.NoPledge
+	e := registry.Event{Type: registry.EventPledgeAbility, Success: me.NoPledge == "", Details: "this node could pledge itself in an election again"}
+	var err error
+	if me.NoPledge != "" {
+		e.Details = "this node could not pledge itself in an election: " + me.NoPledge
+		err = errors.New(me.NoPledge)
+	}
+	d.Report("a pledge of "+d.Name, err)
+	d.Tell(e)
+}
+
+// KeepVote keeps the node's vote a second time, and writes it back where its server
+// has lost it: ALTER SYSTEM RESET ALL, or a program that rewrites postgresql.auto.conf.
+// It reports the settings beside it that are gone. status is how the server was seen last.
+func (k *Keeper) KeepVote(ctx context.Context, d Daemon, server *registry.Server, status registry.NodeStatus) {
+	k.recall(d)
+	set, err := ballot.ReadSettings(ctx, server.Conn)
+	if errors.Is(err, ballot.ErrMissing) {
+		err = nil // it held nothing that was kept
+	}
+	var b ballot.Ballot
+	if err == nil {
+		b, err = ballot.Parse(set[ballot.Setting])
+	}
+	d.Report("reading the vote of "+d.Name, err)
+	if err != nil {
+		return
+	}
+	k.settings.tellLost(d, set, status)
+	self := int32(d.Node)
+	kept := k.state.Ballot
+	switch {
+	case b.Node == self && b.Term > kept.Term, b.Node == self && b.Term == kept.Term && sameCandidate(b, kept) && b != kept:
+		k.state.Ballot = b
+		k.write(d)
+	case b.Node == self && b.Term == kept.Term && b.Term > 0 && b != kept:
+		if text := kept.String() + " " + b.String(); k.twice != text {
+			k.twice = text
+			d.Tell(registry.Event{Type: registry.EventVoteLost, Details: fmt.Sprintf("this node gave two votes in term %d: %q was lost, and then %q given", b.Term, kept, b)})
+			d.Log.Error("this node gave two votes in one term", "first", kept, "second", b, "hint", "Look at repmgr cluster show: two nodes may run as primary. Nobody but ALTER SYSTEM may write postgresql.auto.conf.")
+		}
+	case b.Term < kept.Term:
+		k.restoreVote(ctx, d, server, b)
+		return
+	}
+	k.lost = ""
+}
+
+// sameCandidate reports whether two ballots are for one candidate: the mark of its
+// victory comes later.
+func sameCandidate(a, b ballot.Ballot) bool {
+	return strings.TrimSuffix(a.Candidate, ballot.ChosenMark) == strings.TrimSuffix(b.Candidate, ballot.ChosenMark)
+}
+
+// restoreVote writes the node's vote back to a server that has found b. Until that is done
+// nobody counts on a pledge of this node.
+func (k *Keeper) restoreVote(ctx context.Context, d Daemon, server *registry.Server, b ballot.Ballot) {
+	kept := k.state.Ballot
+	err := ballot.Restore(ctx, server.Conn, kept)
+	d.Report("writing back the vote of "+d.Name, err)
+	if err == nil {
+		err = server.Reload(ctx) // so that others look
+	}
+	told := k.lost != ""
+	k.lost = kept.String()
+	details := fmt.Sprintf("the vote %q was gone from postgresql.auto.conf, which had %q: somebody else wrote that file, or ran ALTER SYSTEM RESET", kept, b)
+	if err == nil {
+		k.lost = ""
+		d.Log.Warn("the vote of this node was lost, and was written back", "kept", kept, "found", b)
+		d.Tell(registry.Event{Type: registry.EventVoteLost, Success: true, Details: details + "; it was written back"})
+		d.Wake()
+		return
+	}
+	if !told {
+		d.Tell(registry.Event{Type: registry.EventVoteLost, Details: fmt.Sprintf("%s; it could not be written back: %v", details, err)})
+	}
+}

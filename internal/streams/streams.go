@@ -1,0 +1,196 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+const every = 30 * time.Second // between two logins that worked, more or less
+
+// Again is when a login that failed is tried again.
+const Again = 10 * time.Second
+
+// Name is what pg_stat_activity shows of a trial: the node's own name is its receiver's.
+const Name = "repmgrd trial"
+
+// Trials are the newest ones. They are safe for concurrent use, but for Tell, which one
+// goroutine calls. The zero value is ready to use.
+type Trials struct {
+	mu sync.Mutex
+	of map[registry.NodeID]trial
+
+	told map[registry.NodeID]string // what was last told of a node; empty: it works
+}
+
+// trial is what came of a login. The zero value: none was tried.
+type trial struct {
+	with string    // what it was tried with: another one is tried at once
+	next time.Time // when it is tried again
+	err  error     // nil: it worked
+}
+
+func (t *Trials) get(id registry.NodeID) trial {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.of[id]
+}
+
+func (t *Trials) set(id registry.NodeID, to trial) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.of == nil {
+		t.of = map[registry.NodeID]trial{}
+	}
+	t.of[id] = to
+}
+
+// keep forgets the trials of all others.
+func (t *Trials) keep(ids []registry.NodeID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range t.of {
+		if !slices.Contains(ids, id) {
+			delete(t.of, id)
+		}
+	}
+}
+
+// all are the outcomes that are known: nil is a login that worked.
+func (t *Trials) all() map[registry.NodeID]error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known := map[registry.NodeID]error{}
+	for id, tr := range t.of {
+		known[id] = tr.err
+	}
+	return known
+}
+
+// Nodes are the nodes as the daemon sees them.
+type Nodes struct {
+	Me     election.Peer
+	Peers  []election.Peer
+	Record func(id int32) registry.Record
+}
+
+// Try tries a login for replication to all nodes that could be promoted, where it is due.
+// login logs in to a node as the local server would if it followed that one; wake is called
+// when an outcome is news.
+func (t *Trials) Try(ctx context.Context, n Nodes, login func(context.Context, registry.Record) error, wake func()) {
+	var kept []registry.NodeID
+	if n.Me.Answer == election.Answers && n.Me.Role != election.Witness {
+		for _, p := range n.Peers {
+			if p.ID != n.Me.ID && p.ID != election.Arbiter && p.Role != election.Witness && t.try(ctx, n.Me, p, n.Record(p.ID), login, wake) {
+				kept = append(kept, registry.NodeID(p.ID))
+			}
+		}
+	}
+	t.keep(kept)
+}
+
+// try tries one login if it is time. It reports whether it is known what
+// would come of it: of a server that is down that is not.
+func (t *Trials) try(ctx context.Context, me, p election.Peer, r registry.Record, login func(context.Context, registry.Record) error, wake func()) bool {
+	was, now := t.get(r.ID), time.Now()
+	with := fmt.Sprint(r.Conninfo, " ", r.ReplicationUser, " ", p.Started)
+	switch {
+	case p.Answer != election.Answers:
+		return false
+	case me.Receiving && me.Receives == p.ID:
+		t.set(r.ID, trial{with: with, next: now.Add(every)})
+		return true
+	case was.with == with && now.Before(was.next):
+		return true
+	}
+	err := login(ctx, r)
+	var ce *postgres.ConnectError
+	switch {
+	case ctx.Err() != nil:
+		return true
+	case errors.As(err, &ce) && (ce.Reach == postgres.ReachRefused || ce.Reach == postgres.ReachStarting):
+		return false // it has just gone
+	}
+	next := now.Add(every*3/4 + rand.N(every/2))
+	if err != nil {
+		next = now.Add(Again)
+	}
+	t.set(r.ID, trial{with, next, err})
+	if (err == nil) != (was.err == nil) || was.with == "" {
+		wake()
+	}
+	return true
+}
+
+// Login logs in for replication to a node, and out again.
+func Login(ctx context.Context, r registry.Record, cfg *pgx.ConnConfig) error {
+	ctx, cancel := postgres.Limit(ctx, cfg)
+	defer cancel()
+	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
+	if err != nil {
+		return postgres.Explained(ctx, r.String()+" for replication", cfg, err)
+	}
+	return conn.Close(ctx)
+}
+
+// Failed says of the logins that failed why, in a few words.
+func (t *Trials) Failed() map[registry.NodeID]string {
+	failed := map[registry.NodeID]string{}
+	for id, err := range t.all() {
+		if err != nil {
+			failed[id] = reason(err)
+		}
+	}
+	return failed
+}
+
+// reason is the cause in a few words: what is announced must be short.
+func reason(err error) string {
+	var ce *postgres.ConnectError
+	if errors.As(err, &ce) {
+		return postgres.Cause(ce.Err)
+	}
+	return err.Error()
+}
+
+// Tell says when the local server could not stream from a node that may be promoted, and
+// when it could again: one event each time.
+func (t *Trials) Tell(record func(id int32) registry.Record, tell func(registry.Event)) {
+	known := t.all()
+	if t.told == nil {
+		t.told = map[registry.NodeID]string{}
+	}
+	for id := range t.told {
+		if _, ok := known[id]; !ok { // its server is down, or it is no standby's any more
+			delete(t.told, id)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(known)) {
+		text := ""
+		if known[id] != nil {
+			text = reason(known[id])
+		}
+		if t.told[id] == text {
+			continue
+		}
+		t.told[id] = text
+		r := record(int32(id))
+		e := registry.Event{Type: registry.EventStreamAbility, Success: text == "", PeerID: r.ID, Peer: r.Name, Details: fmt.Sprintf("this node could stream from %s again, if that were the primary", r)}
+		if text != "" {
+			e.Details = fmt.Sprintf("this node could not stream from %s, if that were the primary: %s", r, text)
+		}
+		tell(e) // which logs it, too
+	}
+}
