@@ -204,7 +204,7 @@ func (m *Monitor) tellShared() {
 		err = errors.New(trouble)
 	}
 	if err == nil && !m.inOffice() { // nobody writes it
-		m.moot("the heartbeat")
+		m.trouble.Moot("the heartbeat")
 	} else {
 		m.report("the heartbeat", err)
 	}
@@ -233,12 +233,14 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 
 // warnOfTwo says once that two voters are too few, whenever they become two.
 func (m *Monitor) warnOfTwo() {
-	two := m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2
-	if two && !m.two {
+	two := ""
+	if m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2 {
+		two = "two voters"
+	}
+	if m.trouble.News("the voters", two) && two != "" {
 		m.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
 			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
 	}
-	m.two = two
 }
 
 // servesHere asks whether the server that answers is the one of the data directory
@@ -527,10 +529,9 @@ func (m *Monitor) tellRejoin(v election.Verb, err error) {
 	switch {
 	case v != election.Rejoin:
 	case err == nil:
-		m.stays = ""
-	case errors.As(err, &refused) && !errors.Is(err, context.Canceled) && m.stays != err.Error():
-		m.stays = err.Error()
-		m.tell(Event{Type: EventNodeRejoin, Details: m.stays})
+		m.trouble.News(string(v), "")
+	case errors.As(err, &refused) && !errors.Is(err, context.Canceled) && m.trouble.News(string(v), err.Error()):
+		m.tell(Event{Type: EventNodeRejoin, Details: err.Error()})
 	}
 }
 
@@ -548,12 +549,11 @@ func (m *Monitor) tellRefusal(v election.Verb, err error) {
 	switch {
 	case v != election.Elect:
 	case err == nil:
-		m.refused = ""
-	case errors.As(err, &refusal) && (refusal.Refusal == election.RefusedHealth || string(refusal.Refusal) == m.refused):
+		m.trouble.News(string(v), "")
+	case errors.As(err, &refusal) && refusal.Refusal == election.RefusedHealth:
 	case errors.As(err, &refusal) && (refusal.Refusal == election.RefusedElection || refusal.Refusal == election.RefusedPledges) && time.Since(m.state.LostAt) < 3*m.cluster.cfg.SilenceTimeout:
 		// Daemons that begin at one time get into each other's way: that is part of a failover.
-	case errors.As(err, &refusal):
-		m.refused = string(refusal.Refusal)
+	case errors.As(err, &refusal) && m.trouble.News(string(v), string(refusal.Refusal)):
 		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
 	}
 }
@@ -581,9 +581,7 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	var count int
-	read := func(n *registry.Server) error {
-		return n.Conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
-	}
+	read := func(n *registry.Server) (err error) { count, err = n.RecentFailovers(ctx); return err }
 	if m.local != nil && !m.witness {
 		return read(m.local.Server) == nil && count >= limit
 	}

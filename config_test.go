@@ -448,3 +448,11 @@ func TestLoadConfig_ValuesOutOfRange(t *testing.T) {
 func quoteConf(value string) string {
 	return "'" + strings.NewReplacer("'", "''", `\`, `\\`, "\n", `\n`).Replace(value) + "'"
 }
+
+// A pid file that is set is the one.
+func TestConfig_PidFile(t *testing.T) {
+	t.Parallel()
+	if got := (Config{RepmgrdPidFile: "/x.pid"}).PidFile(); got != "/x.pid" {
+		t.Errorf("the pid file is %s", got)
+	}
+}

@@ -7,12 +7,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
-	"strings"
-	"syscall"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/pidfile"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -72,7 +69,7 @@ func (c *Cluster) StopDaemon(ctx context.Context, o DaemonOptions) (DaemonResult
 	if err := c.requireCommand("repmgrd_service_stop_command", res.Command); err != nil {
 		return res, err
 	}
-	runs := func(context.Context) (bool, error) { return pidRuns(res.PID), nil } //nolint:unparam // as the other one's
+	runs := func(context.Context) (bool, error) { return pidfile.Runs(res.PID), nil } //nolint:unparam // as the other one's
 	local, err := c.connectLocal(ctx)
 	if err == nil {
 		defer local.Close()
@@ -86,7 +83,7 @@ func (c *Cluster) StopDaemon(ctx context.Context, o DaemonOptions) (DaemonResult
 		}
 	} else {
 		c.log.Warn("the local server does not answer: the daemon is known only by its pid file", "err", err)
-		res.PID = readPID(c.cfg.PidFile())
+		res.PID = pidfile.Read(c.cfg.PidFile())
 		if res.PID == 0 {
 			return res, hint(kind(ErrRefused, "repmgrd of %s can not be found: the server does not answer, and there is no pid file", c.self()), "Set repmgrd_pid_file.")
 		}
@@ -145,8 +142,6 @@ func (c *Cluster) control(ctx context.Context, o DaemonOptions, key, command, la
 	return nil
 }
 
-func pidRuns(pid int) bool { return pid > 0 && syscall.Kill(pid, 0) != syscall.ESRCH }
-
 // PidFile is where repmgrd writes its PID: RepmgrdPidFile, else repmgrd-<node id>.pid in
 // the first of /run/repmgr, $XDG_RUNTIME_DIR and /run/postgresql that is there, and that
 // only we and our group may write to. Where none is, it is where repmgr 5 has it:
@@ -155,25 +150,5 @@ func (c Config) PidFile() string {
 	if c.RepmgrdPidFile != "" {
 		return c.RepmgrdPidFile
 	}
-	return defaultPidFile(c.NodeID, "/run/repmgr", os.Getenv("XDG_RUNTIME_DIR"), "/run/postgresql", "/var/run/postgresql")
-}
-
-func defaultPidFile(node NodeID, dirs ...string) string {
-	const writable = 2 | 1 // W_OK, X_OK
-	for _, dir := range dirs {
-		if info, err := os.Stat(dir); node != 0 && err == nil && info.IsDir() && info.Mode().Perm()&0o002 == 0 && syscall.Access(dir, writable) == nil {
-			return filepath.Join(dir, fmt.Sprintf("repmgrd-%d.pid", node))
-		}
-	}
-	return filepath.Join(os.TempDir(), "repmgrd.pid")
-}
-
-// readPID is the number in a pid file, 0 where there is none.
-func readPID(path string) int {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-	return max(0, pid)
+	return pidfile.Default(int(c.NodeID), "/run/repmgr", os.Getenv("XDG_RUNTIME_DIR"), "/run/postgresql", "/var/run/postgresql")
 }

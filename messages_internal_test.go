@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
@@ -27,7 +28,7 @@ func TestFollowResult_Sentence(t *testing.T) {
 func TestMonitor_SaysNotThatItWorksWhatIsNotTried(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
-	m := &Monitor{lastErr: map[string]string{}, log: slog.New(slog.NewTextHandler(&log, nil))}
+	m := &Monitor{trouble: trouble.Log{Logger: slog.New(slog.NewTextHandler(&log, nil)), Hint: Hint}}
 	m.shared.trouble = "refused"
 	m.tellShared()
 	require.Contains(t, log.String(), "the heartbeat does not work")
@@ -37,7 +38,7 @@ func TestMonitor_SaysNotThatItWorksWhatIsNotTried(t *testing.T) {
 	m.tellShared()
 	require.NotContains(t, log.String(), "works again")
 	require.Contains(t, log.String(), "the trouble with the heartbeat is over")
-	require.Empty(t, m.lastErr)
+	require.Empty(t, m.trouble.All())
 }
 
 // What an unpause that did not reach the primary leaves behind depends on the mode,

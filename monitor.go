@@ -7,18 +7,16 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/outbox"
 	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/streams"
+	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -28,7 +26,7 @@ import (
 const (
 	registerEvery = 10 * time.Second // between two attempts of a monitor to register its node
 	pruneEvery    = time.Hour        // between two looks for history that is too old
-	pruneBatch    = 10_000           // rows of one DELETE, so that no transaction is long
+	pruneFor      = 2 * time.Second  // for one of them: what is left waits for the next
 	stopLimit     = 5 * time.Second  // for the last event of a monitor that was told to stop
 )
 
@@ -75,11 +73,7 @@ type Monitor struct {
 	kept         statefile.Keeper // what must be known while the server is down, and the node's vote
 	slotAt       time.Time        // when the slot of the standby was last tried for
 	synced       time.Time        // when the witness' copy was last brought in step
-	stays        string           // what was last told of a rejoin that was refused
-	gone         string           // what was last told of WAL that this standby needs and its upstream lacks
-	goneAt       time.Time        // when that was last looked for
-	two          bool             // it was said that two voters are too few
-	refused      string           // what was last told of a failover that did not happen
+	goneAt       time.Time        // when WAL that this standby needs was last looked for
 	hooked       int64            // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
@@ -93,7 +87,7 @@ type Monitor struct {
 	recs         []Record // the rows, as last read
 	self         Record   // the node's row; zero: none
 	sample       sample
-	lastErr      map[string]string // what was logged last of each failing thing
+	trouble      trouble.Log       // what does not work, and what was told of it
 	said         []election.Reason // what was logged since the phase changed
 }
 
@@ -148,7 +142,7 @@ func NewMonitor(cfg Config) (*Monitor, error) {
 	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
-	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), outbox: outbox.New(), lastErr: map[string]string{}, boot: bootTime}
+	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), outbox: outbox.New(), boot: bootTime}
 	m.presence.Node = cfg.NodeID
 	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
 	return m, nil
@@ -351,6 +345,7 @@ func (m *Monitor) use(cfg Config) {
 		cfg.Failover = FailoverManual
 	}
 	m.log = cfg.Logger
+	m.trouble.Logger, m.trouble.Hint = cfg.Logger, Hint
 	targets := []outbox.Notify{LogNotifier{cfg.Logger}.Notify}
 	for _, n := range cfg.allNotifiers() {
 		targets = append(targets, n.Notify)
@@ -429,36 +424,12 @@ func (m *Monitor) publish(now time.Time) {
 	if m.action != nil {
 		s.Doing = string(m.action.verb)
 	}
-	for _, what := range slices.Sorted(maps.Keys(m.lastErr)) { // the same one each time
-		s.Error = m.lastErr[what]
-	}
+	s.Error = m.trouble.Last()
 	m.status = s
 }
 
 // report logs a failure when it is new, and forgets it when it is over.
-func (m *Monitor) report(what string, err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	switch {
-	case text == m.lastErr[what]:
-	case err == nil:
-		delete(m.lastErr, what)
-		m.log.Info(what + " works again")
-	default:
-		m.lastErr[what] = text
-		m.log.Warn(what+" does not work", "err", text, "hint", Hint(err))
-	}
-}
-
-// moot forgets a failure of what is not tried any more: nobody knows whether it works.
-func (m *Monitor) moot(what string) {
-	if m.lastErr[what] != "" {
-		delete(m.lastErr, what)
-		m.log.Info("the trouble with " + what + " is over: this node does not need it now")
-	}
-}
+func (m *Monitor) report(what string, err error) { m.trouble.Report(what, err) }
 
 // forget drops the troubles that nothing tries again, because what they stood in
 // the way of is done, or is not asked for any more.
@@ -470,10 +441,10 @@ func (m *Monitor) forget(d election.Decision) {
 		return slices.ContainsFunc(d.Actions, func(a election.Action) bool { return string(a.Verb) == v })
 	}
 	if m.state.LostAt.IsZero() {
-		m.refused = ""
-		m.moot(string(election.Elect)) // whatever stood against a failover is over
+		m.trouble.News(string(election.Elect), "")
+		m.trouble.Moot(string(election.Elect)) // whatever stood against a failover is over
 	}
-	for _, what := range slices.Sorted(maps.Keys(m.lastErr)) {
+	for _, what := range m.trouble.All() {
 		over := false
 		switch election.Verb(what) {
 		case election.Register:
@@ -488,7 +459,7 @@ func (m *Monitor) forget(d election.Decision) {
 			over = primary
 		}
 		if over {
-			m.moot(what)
+			m.trouble.Moot(what)
 		}
 	}
 }
@@ -521,7 +492,7 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 		case election.Sample:
 			err = m.writeSample(ctx)
 		case election.Prune:
-			err = m.prune(ctx)
+			err = m.local.Prune(ctx, m.cluster.cfg.MonitoringHistoryRetention, m.cluster.cfg.EventsRetention, time.Now().Add(pruneFor))
 		case election.MarkActive:
 			err = m.markActive(ctx, true)
 		case election.MarkInactive:
@@ -589,70 +560,16 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	return err
 }
 
-const sampleSQL = `
-INSERT INTO repmgr.standby_state AS s (standby_node_id, primary_node_id, last_monitor_time, last_apply_time, in_step_time, stale_after,
-	last_wal_primary_location, last_wal_standby_location, replication_lag, apply_lag)
-VALUES ($1, $2, now(), $3, CASE WHEN $4 THEN now() ELSE coalesce($3, now()) END, make_interval(secs => $5), $6, $7, $8, $9)
-ON CONFLICT (standby_node_id) DO UPDATE SET
-	primary_node_id = EXCLUDED.primary_node_id, last_monitor_time = now(), last_apply_time = EXCLUDED.last_apply_time,
-	in_step_time = CASE WHEN $4 THEN now() ELSE greatest(s.in_step_time, $3) END, stale_after = EXCLUDED.stale_after,
-	last_wal_primary_location = EXCLUDED.last_wal_primary_location, last_wal_standby_location = EXCLUDED.last_wal_standby_location,
-	replication_lag = EXCLUDED.replication_lag, apply_lag = EXCLUDED.apply_lag`
-
-const historySQL = `
-INSERT INTO repmgr.monitoring_history (primary_node_id, standby_node_id, last_monitor_time, last_apply_time,
-	last_wal_primary_location, last_wal_standby_location, replication_lag, apply_lag)
-SELECT primary_node_id, standby_node_id, last_monitor_time, last_apply_time,
-	last_wal_primary_location, last_wal_standby_location, replication_lag, apply_lag
-FROM repmgr.standby_state WHERE standby_node_id = $1`
-
-// writeSample records the standby's state on the primary, in one round trip and
-// without waiting for the disk: a lost sample is replaced by the next one.
+// writeSample records the standby's state on the primary.
 func (m *Monitor) writeSample(ctx context.Context) error {
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	lag := m.sample.lag()
-	stale := 3*m.cluster.cfg.MonitorInterval + time.Second
-	var b pgx.Batch
-	b.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
-	b.Queue(sampleSQL, int32(m.self.ID), int32(m.primRec.ID), m.sample.local.ReplayedAt, m.sample.inStep(), stale.Seconds(),
-		m.sample.primaryLSN, m.sample.local.ReceivedLSN, lag.ReceivedBytes, lag.AppliedBytes)
-	if m.cluster.cfg.MonitoringHistory {
-		b.Queue(historySQL, int32(m.self.ID))
-	}
-	if err := m.primary.Conn.SendBatch(ctx, &b).Close(); err != nil {
-		return m.primary.QueryError("record the replication lag", err)
-	}
-	return nil
-}
-
-// prune deletes what is older than it is to be kept, in short transactions, for a
-// few seconds: what is left then waits for the next time.
-func (m *Monitor) prune(ctx context.Context) error {
-	limit := time.Now().Add(2 * time.Second)
-	for _, t := range []struct {
-		table, column string
-		keep          time.Duration
-	}{
-		{"repmgr.monitoring_history", "last_monitor_time", m.cluster.cfg.MonitoringHistoryRetention},
-		{"repmgr.events", "event_timestamp", m.cluster.cfg.EventsRetention},
-	} {
-		if t.keep <= 0 {
-			continue
-		}
-		sql := fmt.Sprintf(`DELETE FROM %[1]s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %[1]s WHERE %[2]s < now() - make_interval(secs => $1) LIMIT %[3]d))`,
-			t.table, t.column, pruneBatch)
-		for {
-			tag, err := m.local.Conn.Exec(ctx, sql, t.keep.Seconds())
-			if err != nil {
-				return m.local.QueryError("prune "+t.table, err)
-			}
-			if tag.RowsAffected() < pruneBatch || time.Now().After(limit) {
-				break
-			}
-		}
-	}
-	return nil
+	lag, s := m.sample.lag(), m.sample
+	return m.primary.WriteSample(ctx, registry.Sample{
+		Standby: m.self.ID, Primary: m.primRec.ID, PrimaryLSN: s.primaryLSN, ReceivedLSN: s.local.ReceivedLSN,
+		ReplayedAt: s.local.ReplayedAt, InStep: s.inStep(), StaleAfter: 3*m.cluster.cfg.MonitorInterval + time.Second,
+		ReceivedLag: lag.ReceivedBytes, AppliedLag: lag.AppliedBytes,
+	}, m.cluster.cfg.MonitoringHistory)
 }
 
 // markActive says in the node's row whether its server runs.
@@ -662,10 +579,7 @@ func (m *Monitor) markActive(ctx context.Context, active bool) error {
 	if m.primary == nil {
 		return nil // nobody to tell; it is asked for again when there is
 	}
-	if _, err := m.primary.Conn.Exec(ctx, `UPDATE repmgr.nodes SET active = $2 WHERE node_id = $1 AND active <> $2`, int32(m.cluster.cfg.NodeID), active); err != nil {
-		return m.primary.QueryError("mark the node", err)
-	}
-	return nil
+	return m.primary.MarkActive(ctx, m.cluster.cfg.NodeID, active)
 }
 
 // tellHappening fills in what an event's name alone does not say.

@@ -135,7 +135,7 @@ func (m *Monitor) noteForeigners(peers []election.Peer) {
 		return
 	}
 	err := standAside(m.watch.Foreign(peers))
-	if m.lastErr[what] == "" {
+	if !m.trouble.Has(what) {
 		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
 	}
 	m.report(what, err)

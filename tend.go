@@ -531,9 +531,7 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 		}
 	}
 	m.report("replication", err)
-	if text := errText(err); text != m.gone {
-		if m.gone = text; err != nil {
-			m.tell(Event{Type: EventWALGone, Details: text + ". " + Hint(err)})
-		}
+	if m.trouble.News("replication", errText(err)) && err != nil {
+		m.tell(Event{Type: EventWALGone, Details: err.Error() + ". " + Hint(err)})
 	}
 }

@@ -109,3 +109,9 @@ func (f FailoverRecord) String() string {
 	}
 	return b.String()
 }
+
+// RecentFailovers counts the failovers that began in the last hour.
+func (n *Server) RecentFailovers(ctx context.Context) (count int, err error) {
+	err = n.Conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
+	return count, err
+}

@@ -101,3 +101,11 @@ func (n *Server) RecordUpstream(ctx context.Context, id, upstream NodeID) error 
 	_, err := n.Conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(id), int32(upstream))
 	return err
 }
+
+// MarkActive says in the row of a node whether its server runs.
+func (n *Server) MarkActive(ctx context.Context, id NodeID, active bool) error {
+	if _, err := n.Conn.Exec(ctx, `UPDATE repmgr.nodes SET active = $2 WHERE node_id = $1 AND active <> $2`, int32(id), active); err != nil {
+		return n.QueryError("mark the node", err)
+	}
+	return nil
+}

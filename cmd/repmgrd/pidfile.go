@@ -6,21 +6,18 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/pgrepmgr/repmgr/internal/cli"
+	"github.com/pgrepmgr/repmgr/internal/pidfile"
 )
 
 // heldPidFile is the pid file of a running daemon, locked for as long as it runs:
 // the number in it may be reused by another process, the lock can not.
 type heldPidFile struct{ f *os.File }
-
-// formerPidFile is the default of repmgr 5, and of our first version.
-func formerPidFile() string { return filepath.Join(os.TempDir(), "repmgrd.pid") }
 
 // takePidFile writes our pid to path, unless a daemon of this node runs that was
 // started when the default was another one.
@@ -28,9 +25,9 @@ func (d *daemon) takePidFile(path string) (*heldPidFile, error) {
 	another := func(hint string) string {
 		return fmt.Sprintf("A node has one repmgrd. %s Another node on this machine needs a pid file of its own: repmgrd_pid_file in %s, or --pid-file.", hint, d.cfg.File)
 	}
-	if pid := pidIn(formerPidFile()); path != formerPidFile() && isDaemon(pid) && pid != os.Getpid() && startedWith(pid, d.cfg.File) {
+	if pid := pidfile.Read(pidfile.Former()); path != pidfile.Former() && isDaemon(pid) && pid != os.Getpid() && startedWith(pid, d.cfg.File) {
 		return nil, &exitError{
-			cli.ExitPidFile, fmt.Errorf("repmgrd of node %q (ID: %d) runs already, with PID %d, by its former pid file %s", d.cfg.NodeName, d.cfg.NodeID, pid, formerPidFile()),
+			cli.ExitPidFile, fmt.Errorf("repmgrd of node %q (ID: %d) runs already, with PID %d, by its former pid file %s", d.cfg.NodeName, d.cfg.NodeID, pid, pidfile.Former()),
 			another(fmt.Sprintf("Stop that one: kill %d.", pid)),
 		}
 	}
@@ -41,16 +38,6 @@ func (d *daemon) takePidFile(path string) (*heldPidFile, error) {
 		coded.hint = another("")
 	}
 	return held, err
-}
-
-// pidIn is the number in a pid file. 0: there is none.
-func pidIn(path string) int {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	pid, _ := strconv.Atoi(string(bytes.TrimSpace(text)))
-	return pid
 }
 
 // startedWith reports whether a daemon was started with that configuration file.

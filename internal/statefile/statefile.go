@@ -76,11 +76,9 @@ func (k *Keeper) Keep(d Daemon, now State) {
 }
 
 func (k *Keeper) write(d Daemon) {
-	dir, err := d.Dir()
-	if err == nil { // a machine without the data directory keeps nothing
+	var err error
+	if dir, errDir := d.Dir(); errDir == nil { // a machine without the data directory keeps nothing
 		err = write(dir, k.state)
-	} else {
-		err = nil
 	}
 	d.Report("keeping the nodes and rules", err)
 }

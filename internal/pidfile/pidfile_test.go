@@ -1,4 +1,4 @@
-package repmgr
+package pidfile_test
 
 import (
 	"os"
@@ -6,10 +6,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/pidfile"
 )
 
 // The default pid file is not where anybody could have made it before us.
-func TestConfig_PidFile(t *testing.T) {
+func TestDefault(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	mine, open, locked := filepath.Join(dir, "mine"), filepath.Join(dir, "open"), filepath.Join(dir, "locked")
@@ -17,8 +19,7 @@ func TestConfig_PidFile(t *testing.T) {
 		require.NoError(t, os.Mkdir(path, 0o700))
 		require.NoError(t, os.Chmod(path, mode))
 	}
-	require.Equal(t, filepath.Join(mine, "repmgrd-7.pid"), defaultPidFile(7, "", filepath.Join(dir, "none"), open, locked, mine))
-	require.Equal(t, filepath.Join(os.TempDir(), "repmgrd.pid"), defaultPidFile(7, open, locked))
-	require.Equal(t, filepath.Join(os.TempDir(), "repmgrd.pid"), defaultPidFile(0, mine))
-	require.Equal(t, "/x.pid", Config{RepmgrdPidFile: "/x.pid"}.PidFile())
+	require.Equal(t, filepath.Join(mine, "repmgrd-7.pid"), pidfile.Default(7, "", filepath.Join(dir, "none"), open, locked, mine))
+	require.Equal(t, filepath.Join(os.TempDir(), "repmgrd.pid"), pidfile.Default(7, open, locked))
+	require.Equal(t, filepath.Join(os.TempDir(), "repmgrd.pid"), pidfile.Default(0, mine))
 }
