@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -118,25 +117,9 @@ func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, rea
 	w := c.watchVoters(ctx, func() {})
 	defer w.Close()
 	w.SetNodes(registry.OthersThan(k.Nodes, self.ID))
-	silent := func(p election.Peer) bool { return p.SeenAt.IsZero() }
-	answers := func(p election.Peer) bool { return !silent(p) }
-	var verdict election.Screening
-	w.Await(ctx, func() bool {
-		peers := w.Peers()
-		all := !slices.ContainsFunc(peers, silent)
-		switch verdict = c.policy().Screen(time.Now(), own, k.Rules, voters, peers); verdict {
-		case election.ScreenedRunning, election.ScreenedDeposed:
-			return true
-		case election.ScreenedClear: // an operator may have promoted another one without any vote
-			return all || slices.ContainsFunc(peers, answers) && w.Answered()
-		case election.ScreenedManual:
-			return all
-		case election.ScreenedPledged, election.ScreenedAlone: // they may still be starting
-		}
-		return false
-	})
-	if ctx.Err() != nil {
-		return "", "", context.Cause(ctx)
+	verdict, err := w.Screen(ctx, c.policy(), own, k.Rules, voters)
+	if err != nil {
+		return "", "", err
 	}
 	if verdict == election.ScreenedClear || verdict == election.ScreenedManual {
 		return RolePrimary, string(verdict), nil
