@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -24,7 +25,7 @@ const spaceMargin = 64 << 20
 
 // preflight makes every check before the first change, and names all that fail at once.
 func (r *cloning) preflight(ctx context.Context) error {
-	if d := r.o.RecoveryMinApplyDelay; d != "" && !timeValue.MatchString(d) {
+	if d := r.o.RecoveryMinApplyDelay; d != "" && !settings.IsTime(d) {
 		return hint(kind(ErrConfig, "recovery_min_apply_delay %q: must be an integer with a unit (ms, s, min, h, d)", d), "Such as 30min.")
 	}
 	add := func(name string, ok bool, format string, args ...any) {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/internal/conffile"
+	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -128,8 +130,7 @@ const (
 	LogJSON LogFormat = "json"
 )
 
-// LogFacility is where the log goes when log_file is empty: standard error, or
-// a facility of syslog.
+// LogFacility is where the log goes when log_file is empty: standard error, or a facility of syslog.
 type LogFacility string
 
 const LogStderr LogFacility = "STDERR"
@@ -148,62 +149,43 @@ const (
 	LogEmergency LogLevel = "EMERG"
 )
 
-// Level returns the level of slog, so that a LogLevel is a [slog.Leveler].
-// NOTICE lies between slog's Info and Warn; the zero value is Info.
+// Level returns the level of slog, so that a LogLevel is a [slog.Leveler]. NOTICE lies between
+// slog's Info and Warn; the zero value is Info.
 func (l LogLevel) Level() slog.Level {
-	switch l {
-	case LogDebug:
-		return slog.LevelDebug
-	case LogNotice:
-		return slog.LevelInfo + 2
-	case LogWarning:
-		return slog.LevelWarn
-	case LogError:
-		return slog.LevelError
-	case LogCritical:
-		return slog.LevelError + 1
-	case LogAlert:
-		return slog.LevelError + 2
-	case LogEmergency:
-		return slog.LevelError + 3
-	}
-	return slog.LevelInfo
+	return map[LogLevel]slog.Level{
+		LogDebug: slog.LevelDebug, LogNotice: slog.LevelInfo + 2, LogWarning: slog.LevelWarn, LogError: slog.LevelError,
+		LogCritical: slog.LevelError + 1, LogAlert: slog.LevelError + 2, LogEmergency: slog.LevelError + 3,
+	}[l]
 }
 
-// Config says who a node is, how it is reached and how it is looked after. It is
-// a value: copies are independent as long as nobody changes their maps and
-// slices, and it is then safe for concurrent use.
+// Config says who a node is, how it is reached and how it is looked after. It is a value: copies are
+// independent as long as nobody changes their maps and slices, and it is then safe for concurrent use.
 //
-// In a Config that a program writes as a literal, each zero field means its
-// default. To say a zero that is not the default (a priority of 0, say), begin
-// with [DefaultConfig]; a Config from there or from [LoadConfig] is taken as it
-// stands.
+// In a Config that a program writes as a literal, each zero field means its default. To say a
+// zero that is not the default (a priority of 0, say), begin with [DefaultConfig]; a Config
+// from there or from [LoadConfig] is taken as it stands.
 //
-// Each comment names the key of repmgr.conf, in the unit that a plain number has
-// there. Keys of time also take a unit: ms, s, min, h or d.
+// Each comment names the key of repmgr.conf, in the unit that a plain number has there. Keys
+// of time also take a unit: ms, s, min, h or d.
 type Config struct {
 	// The node.
 
 	// NodeID identifies this node; it never changes. Key node_id (or node), 1 or more.
 	NodeID NodeID
-	// NodeName is unique in the cluster, and the application_name of the node's
-	// replication connection. Key node_name, letters, digits, '_', '.' and '-', at
-	// most 63. Defaults to "node" and the id.
+	// NodeName is unique in the cluster, and the application_name of the node's replication connection.
+	// Key node_name, letters, digits, '_', '.' and '-', at most 63. Defaults to "node" and the id.
 	NodeName string
 	// ClusterName is the cluster that the node belongs to. Key cluster (or cluster_name).
 	ClusterName string
-	// Conninfo is how this node and all others connect to its server: straight to
-	// it, not to a connection pooler, and whatever it runs as, without
-	// target_session_attrs. A password in it is never written to the metadata, a
-	// log or an event. Key conninfo.
+	// Conninfo is how this node and all others connect to its server: straight to it, not to a
+	// connection pooler, and whatever it runs as, without target_session_attrs. A password in it
+	// is never written to the metadata, a log or an event. Key conninfo.
 	Conninfo string
-	// ReplicationUser is the role that replication connects as. Empty: the user
-	// of Conninfo. Key replication_user.
+	// ReplicationUser is the role that replication connects as. Empty: the user of Conninfo. Key replication_user.
 	ReplicationUser string
 	// DataDirectory is PGDATA. Empty: the server is asked. Key data_directory.
 	DataDirectory string
-	// ConfigDirectory is where postgresql.conf is when that is not the data
-	// directory. Key config_directory.
+	// ConfigDirectory is where postgresql.conf is when that is not the data directory. Key config_directory.
 	ConfigDirectory string
 	// PgBindir is the directory of PostgreSQL's programs. Empty: found by PATH. Key pg_bindir.
 	PgBindir string
@@ -213,17 +195,17 @@ type Config struct {
 	ReplicationType ReplicationType
 	// Location names the data centre: failover stays within one. Key location. Defaults to default.
 	Location string
-	// Priority decides between equal candidates, the highest first; 0 is never
-	// promoted. Key priority, 0 or more. Defaults to 100.
+	// Priority decides between equal candidates, the highest first; 0 is never promoted. Key
+	// priority, 0 or more. Defaults to 100.
 	Priority int
-	// UpstreamNodeID is the node that this standby is registered below, unless
-	// the call says another. 0: the primary. Key upstream_node_id.
+	// UpstreamNodeID is the node that this standby is registered below, unless the call says
+	// another. 0: the primary. Key upstream_node_id.
 	UpstreamNodeID NodeID
 
 	// The log.
 
-	// LogLevel is the least severe message that is logged. Key log_level, one of
-	// DEBUG, INFO, NOTICE, WARNING, ERROR, CRIT, ALERT, EMERG. Defaults to INFO.
+	// LogLevel is the least severe message that is logged. Key log_level, one of DEBUG, INFO,
+	// NOTICE, WARNING, ERROR, CRIT, ALERT, EMERG. Defaults to INFO.
 	LogLevel LogLevel
 	// LogFormat is the form of the log. Key log_format, text or json. Defaults to text.
 	LogFormat LogFormat
@@ -231,38 +213,36 @@ type Config struct {
 	LogFacility LogFacility
 	// LogFile takes the log instead of LogFacility. Key log_file.
 	LogFile string
-	// LogStatusInterval is how often the daemon says that it is alive; 0 is
-	// never. Key log_status_interval, in seconds. Defaults to 300.
+	// LogStatusInterval is how often the daemon says that it is alive; 0 is never. Key
+	// log_status_interval, in seconds. Defaults to 300.
 	LogStatusInterval time.Duration
 
 	// Cloning and replication.
 
 	// UseReplicationSlots gives each standby a physical slot. Key use_replication_slots. Defaults to false.
 	UseReplicationSlots bool
-	// CloneMethod is how a new standby is copied. Key clone_method, one of
-	// basebackup, rsync, command. Defaults to basebackup.
+	// CloneMethod is how a new standby is copied. Key clone_method, one of basebackup, rsync,
+	// command. Defaults to basebackup.
 	CloneMethod CloneMethod
 	// CloneCommand is the program that copies, with CloneMethod command. Key clone_command.
 	CloneCommand string
 	// PgBasebackupOptions are further options for a base backup. Key pg_basebackup_options.
 	PgBasebackupOptions string
-	// RsyncOptions are further options for rsync. Empty: those that the rsync
-	// cloner finds best. Key rsync_options.
+	// RsyncOptions are further options for rsync. Empty: those that the rsync cloner finds best. Key rsync_options.
 	RsyncOptions string
 	// SSHOptions are options for ssh. Key ssh_options. Defaults to -q -o ConnectTimeout=10.
 	SSHOptions string
-	// TablespaceMapping says where a clone puts a tablespace: location on the
-	// source to location here. Key tablespace_mapping, old=new, repeated.
+	// TablespaceMapping says where a clone puts a tablespace: location on the source to location
+	// here. Key tablespace_mapping, old=new, repeated.
 	TablespaceMapping map[string]string
 	// RestoreCommand is the standby's restore_command. Key restore_command.
 	RestoreCommand string
 	// ArchiveCleanupCommand is the standby's archive_cleanup_command. Key archive_cleanup_command.
 	ArchiveCleanupCommand string
-	// RecoveryMinApplyDelay holds a standby's replay back. Key
-	// recovery_min_apply_delay, in milliseconds.
+	// RecoveryMinApplyDelay holds a standby's replay back. Key recovery_min_apply_delay, in milliseconds.
 	RecoveryMinApplyDelay time.Duration
-	// UsePrimaryConninfoPassword writes the password of PGPASSWORD into
-	// primary_conninfo. Key use_primary_conninfo_password. Defaults to false.
+	// UsePrimaryConninfoPassword writes the password of PGPASSWORD into primary_conninfo. Key
+	// use_primary_conninfo_password. Defaults to false.
 	UsePrimaryConninfoPassword bool
 	// Passfile is written into primary_conninfo as passfile. Key passfile.
 	Passfile string
@@ -283,11 +263,11 @@ type Config struct {
 
 	// How long actions may take.
 
-	// PromoteCheckTimeout is how long a promotion may take. Key
-	// promote_check_timeout, in seconds, 1 or more. Defaults to 60.
+	// PromoteCheckTimeout is how long a promotion may take. Key promote_check_timeout, in seconds,
+	// 1 or more. Defaults to 60.
 	PromoteCheckTimeout time.Duration
-	// PromoteCheckInterval is how often repmgr 5 looks whether it is over; this
-	// library looks more often. Key promote_check_interval, in seconds, 1 or more. Defaults to 1.
+	// PromoteCheckInterval is how often repmgr 5 looks whether it is over; this library looks more
+	// often. Key promote_check_interval, in seconds, 1 or more. Defaults to 1.
 	PromoteCheckInterval time.Duration
 	// PrimaryFollowTimeout is how long to wait for a primary to follow. Key
 	// primary_follow_timeout, in seconds, 1 or more. Defaults to 60.
@@ -295,22 +275,19 @@ type Config struct {
 	// StandbyFollowTimeout is how long to wait until the standby streams. Key
 	// standby_follow_timeout, in seconds, 1 or more. Defaults to 30.
 	StandbyFollowTimeout time.Duration
-	// StandbyFollowRestart restarts the server instead of reloading it. Key
-	// standby_follow_restart. Defaults to false.
+	// StandbyFollowRestart restarts the server instead of reloading it. Key standby_follow_restart. Defaults to false.
 	StandbyFollowRestart bool
-	// ShutdownCheckTimeout is how long a primary may take to stop in a
-	// switchover. Key shutdown_check_timeout, in seconds, 1 or more. Defaults to 60.
+	// ShutdownCheckTimeout is how long a primary may take to stop in a switchover. Key
+	// shutdown_check_timeout, in seconds, 1 or more. Defaults to 60.
 	ShutdownCheckTimeout time.Duration
-	// StandbyReconnectTimeout is how long a server may take to answer after a
-	// start; at least NodeRejoinTimeout. Key standby_reconnect_timeout, in
-	// seconds, 1 or more. Defaults to 60.
+	// StandbyReconnectTimeout is how long a server may take to answer after a start; at least
+	// NodeRejoinTimeout. Key standby_reconnect_timeout, in seconds, 1 or more. Defaults to 60.
 	StandbyReconnectTimeout time.Duration
-	// WALReceiveCheckTimeout is how long the candidate of a switchover may take
-	// to receive the last WAL. Key wal_receive_check_timeout, in seconds, 1 or
-	// more. Defaults to 30.
+	// WALReceiveCheckTimeout is how long the candidate of a switchover may take to receive the
+	// last WAL. Key wal_receive_check_timeout, in seconds, 1 or more. Defaults to 30.
 	WALReceiveCheckTimeout time.Duration
-	// NodeRejoinTimeout is how long a rejoined node may take to stream. Key
-	// node_rejoin_timeout, in seconds, 1 or more. Defaults to 60.
+	// NodeRejoinTimeout is how long a rejoined node may take to stream. Key node_rejoin_timeout,
+	// in seconds, 1 or more. Defaults to 60.
 	NodeRejoinTimeout time.Duration
 
 	// Thresholds of the checks: each warning lies below its critical value.
@@ -319,78 +296,68 @@ type Config struct {
 	ArchiveReadyWarning int
 	// ArchiveReadyCritical is in WAL files waiting to be archived. Key archive_ready_critical, 1 or more. Defaults to 128.
 	ArchiveReadyCritical int
-	// ReplicationLagWarning is how far behind a standby may be. Key
-	// replication_lag_warning, in seconds, 1 or more. Defaults to 300.
+	// ReplicationLagWarning is how far behind a standby may be. Key replication_lag_warning, in
+	// seconds, 1 or more. Defaults to 300.
 	ReplicationLagWarning time.Duration
-	// ReplicationLagCritical is how far behind a standby may be. Key
-	// replication_lag_critical, in seconds, 1 or more. Defaults to 600.
+	// ReplicationLagCritical is how far behind a standby may be. Key replication_lag_critical, in
+	// seconds, 1 or more. Defaults to 600.
 	ReplicationLagCritical time.Duration
 
 	// The daemon.
 
 	// Failover says who decides on a failover. Key failover, manual or automatic. Defaults to manual.
 	Failover FailoverMode
-	// SilenceTimeout is how long a primary must be silent, to this node and to
-	// every standby, before it is taken for lost. One that refuses connections is
-	// not waited for. Key silence_timeout, in seconds. Defaults to 2.
+	// SilenceTimeout is how long a primary must be silent, to this node and to every standby, before it is taken
+	// for lost. One that refuses connections is not waited for. Key silence_timeout, in seconds. Defaults to 2.
 	SilenceTimeout time.Duration
-	// FenceTimeout is how long a primary goes on without contact to a majority
-	// before its Monitor stops it. With SynchronousMode off, a candidate that can
-	// not know it dead waits as long, and a little more. It must be the same on
-	// all nodes. Key fence_timeout, in seconds. Defaults to 2500ms.
+	// FenceTimeout is how long a primary goes on without contact to a majority before its Monitor stops
+	// it. With SynchronousMode off, a candidate that can not know it dead waits as long, and a little
+	// more. It must be the same on all nodes. Key fence_timeout, in seconds. Defaults to 2500ms.
 	FenceTimeout time.Duration
-	// HangTimeout is how long a local primary may leave new connections without
-	// an answer before its Monitor kills it, so that another one can take over.
-	// Key hang_timeout, in seconds. Defaults to 10.
+	// HangTimeout is how long a local primary may leave new connections without an answer before its
+	// Monitor kills it, so that another one can take over. Key hang_timeout, in seconds. Defaults to 10.
 	HangTimeout time.Duration
-	// PrimaryStartTimeout is how long a primary may start up, shut down or recover,
-	// letting nobody in, before another one takes its place; -1 s is for ever. 0 is 300,
-	// and 30 with SynchronousMode quorum, where that loses nothing, as long as no standby
-	// still receives from it. Key primary_start_timeout, in seconds, -1 or more. Defaults to 0.
+	// PrimaryStartTimeout is how long a primary may start up, shut down or recover, letting nobody in, before another
+	// one takes its place; -1 s is for ever. 0 is 300, and 30 with SynchronousMode quorum, where that loses nothing,
+	// as long as no standby still receives from it. Key primary_start_timeout, in seconds, -1 or more. Defaults to 0.
 	PrimaryStartTimeout time.Duration
-	// WatchdogDevice is a watchdog device of the kernel, such as /dev/watchdog. While the
-	// local server is the primary, with failover automatic, its Monitor feeds the device
-	// as long as it has contact to a majority; so a machine on which nothing runs any
-	// more is reset before another node becomes the primary. A Monitor that is killed
-	// takes the machine with it. Key watchdog_device. Defaults to none.
+	// WatchdogDevice is a watchdog device of the kernel, such as /dev/watchdog. While the local server is
+	// the primary, with failover automatic, its Monitor feeds the device as long as it has contact to a
+	// majority; so a machine on which nothing runs any more is reset before another node becomes the
+	// primary. A Monitor that is killed takes the machine with it. Key watchdog_device. Defaults to none.
 	WatchdogDevice string
-	// WatchdogRequired keeps a node whose watchdog device can not be used from being
-	// promoted with synchronous_mode off, and from being replaced unless it is known to be
-	// dead. Key watchdog_required. Defaults to false.
+	// WatchdogRequired keeps a node whose watchdog device can not be used from being promoted with synchronous_mode
+	// off, and from being replaced unless it is known to be dead. Key watchdog_required. Defaults to false.
 	WatchdogRequired bool
-	// FailoverOnShutdown fails over also when the primary was shut down in order.
-	// Key failover_on_shutdown. Defaults to false.
+	// FailoverOnShutdown fails over also when the primary was shut down in order. Key
+	// failover_on_shutdown. Defaults to false.
 	FailoverOnShutdown bool
-	// MaximumLagOnFailover is how much of the WAL that the lost primary was seen to have
-	// the best candidate may lack, with SynchronousMode off, before an operator has to
-	// decide; 0 is any. Key maximum_lag_on_failover, in bytes or with a unit (kB, MB, GB,
-	// TB), 0 or more. Defaults to 0.
+	// MaximumLagOnFailover is how much of the WAL that the lost primary was seen to have the best
+	// candidate may lack, with SynchronousMode off, before an operator has to decide; 0 is any. Key
+	// maximum_lag_on_failover, in bytes or with a unit (kB, MB, GB, TB), 0 or more. Defaults to 0.
 	MaximumLagOnFailover int64
-	// FailoversPerHour is how many failovers may happen in an hour before the
-	// next one needs an operator; -1 is any. Key failovers_per_hour, -1 or more. Defaults to 10.
+	// FailoversPerHour is how many failovers may happen in an hour before the next one needs an
+	// operator; -1 is any. Key failovers_per_hour, -1 or more. Defaults to 10.
 	FailoversPerHour int
-	// SynchronousMode says what a commit waits for; strict is quorum with Durability
-	// required. It must be the same on all nodes. Key synchronous_mode, one of off,
-	// quorum, strict. Defaults to off.
+	// SynchronousMode says what a commit waits for; strict is quorum with Durability required. It must
+	// be the same on all nodes. Key synchronous_mode, one of off, quorum, strict. Defaults to off.
 	SynchronousMode SynchronousMode
-	// Durability says, with SynchronousMode quorum, what commits do when no standby
-	// is left that could have them: they wait for nobody, or they wait. Before the
-	// first standby of a cluster they wait for nobody in any case. It must be the
-	// same on all nodes. Key durability, preferred or required. Defaults to preferred.
+	// Durability says, with SynchronousMode quorum, what commits do when no standby is left that could have
+	// them: they wait for nobody, or they wait. Before the first standby of a cluster they wait for nobody in
+	// any case. It must be the same on all nodes. Key durability, preferred or required. Defaults to preferred.
 	Durability Durability
-	// SynchronousNodeCount is how many standbys must have a commit, with
-	// SynchronousMode quorum, as long as so many are healthy; 0 is half of the
-	// healthy standbys, rounded up, so that any majority can fail over. Key
-	// synchronous_node_count, 0 or more. Defaults to 0.
+	// SynchronousNodeCount is how many standbys must have a commit, with SynchronousMode quorum,
+	// as long as so many are healthy; 0 is half of the healthy standbys, rounded up, so that any
+	// majority can fail over. Key synchronous_node_count, 0 or more. Defaults to 0.
 	SynchronousNodeCount int
-	// Rejoin says how a former primary comes back. Key rejoin, one of never,
-	// if-clean, rewind, reclone. Defaults to rewind.
+	// Rejoin says how a former primary comes back. Key rejoin, one of never, if-clean, rewind,
+	// reclone. Defaults to rewind.
 	Rejoin RejoinPolicy
-	// SalvageDirectory is where WAL is saved that a rejoin would lose. Key
-	// salvage_directory. Defaults to the data directory's name with ".salvage" behind it.
+	// SalvageDirectory is where WAL is saved that a rejoin would lose. Key salvage_directory.
+	// Defaults to the data directory's name with ".salvage" behind it.
 	SalvageDirectory string
-	// EtcdEndpoints are the addresses of an etcd that votes with the nodes, joined
-	// by commas. It must be the same on all nodes. Key etcd_endpoints.
+	// EtcdEndpoints are the addresses of an etcd that votes with the nodes, joined by commas. It
+	// must be the same on all nodes. Key etcd_endpoints.
 	EtcdEndpoints string
 	// EtcdPrefix is where its keys begin; the cluster's name follows. Key etcd_prefix. Defaults to /repmgr/.
 	EtcdPrefix string
@@ -400,73 +367,67 @@ type Config struct {
 	EtcdCert string
 	// EtcdKey is the file of its key. Key etcd_key.
 	EtcdKey string
-	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself.
-	// One that fails, or takes longer than PromoteCheckTimeout, ends the election; the next
-	// one does without it. Key promote_command.
+	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself. One that fails, or takes
+	// longer than PromoteCheckTimeout, ends the election; the next one does without it. Key promote_command.
 	PromoteCommand string
 	// FollowCommand makes this node follow a new primary, %n. Empty: the daemon does it itself. Key follow_command.
 	FollowCommand string
-	// MonitorInterval is how often the servers are looked at. Key
-	// monitor_interval_secs, in seconds, 1 or more. Defaults to 2.
+	// MonitorInterval is how often the servers are looked at. Key monitor_interval_secs, in
+	// seconds, 1 or more. Defaults to 2.
 	MonitorInterval time.Duration
-	// ReconnectAttempts is how often a lost primary is tried again before a
-	// failover, beyond what the evidence needs. Key reconnect_attempts, 0 or more. Defaults to 0.
+	// ReconnectAttempts is how often a lost primary is tried again before a failover, beyond what
+	// the evidence needs. Key reconnect_attempts, 0 or more. Defaults to 0.
 	ReconnectAttempts int
-	// ReconnectInterval lies between two such attempts. Key reconnect_interval,
-	// in seconds, 0 or more. Defaults to 10.
+	// ReconnectInterval lies between two such attempts. Key reconnect_interval, in seconds, 0 or more. Defaults to 10.
 	ReconnectInterval time.Duration
 	// MonitoringHistory keeps a row per standby and interval. Key monitoring_history. Defaults to false.
 	MonitoringHistory bool
-	// MonitoringHistoryRetention is how long such rows are kept; 0 is for ever.
-	// Key monitoring_history_retention, in days. Defaults to 0.
+	// MonitoringHistoryRetention is how long such rows are kept; 0 is for ever. Key
+	// monitoring_history_retention, in days. Defaults to 0.
 	MonitoringHistoryRetention time.Duration
 	// EventsRetention is how long events are kept; 0 is for ever. Key events_retention, in days. Defaults to 0.
 	EventsRetention time.Duration
-	// DegradedMonitoringTimeout ends a daemon that has no server to watch; -1 s
-	// is never. Key degraded_monitoring_timeout, in seconds, -1 or more. Defaults to -1.
+	// DegradedMonitoringTimeout ends a daemon that has no server to watch; -1 s is never. Key
+	// degraded_monitoring_timeout, in seconds, -1 or more. Defaults to -1.
 	DegradedMonitoringTimeout time.Duration
-	// AsyncQueryTimeout bounds a query for the metadata of monitoring. Key
-	// async_query_timeout, in seconds, 0 or more. Defaults to 60.
+	// AsyncQueryTimeout bounds a query for the metadata of monitoring. Key async_query_timeout, in
+	// seconds, 0 or more. Defaults to 60.
 	AsyncQueryTimeout time.Duration
-	// PrimaryNotificationTimeout is how long a node that was not elected waits
-	// to hear of the new primary. Key primary_notification_timeout, in seconds,
-	// 0 or more. Defaults to 60.
+	// PrimaryNotificationTimeout is how long a node that was not elected waits to hear of the new
+	// primary. Key primary_notification_timeout, in seconds, 0 or more. Defaults to 60.
 	PrimaryNotificationTimeout time.Duration
-	// RepmgrdStandbyStartupTimeout is how long the local server may take to
-	// answer after a follow; -1 s stands for StandbyReconnectTimeout. Key
-	// repmgrd_standby_startup_timeout, in seconds, -1 or more. Defaults to -1.
+	// RepmgrdStandbyStartupTimeout is how long the local server may take to answer after a follow; -1 s stands
+	// for StandbyReconnectTimeout. Key repmgrd_standby_startup_timeout, in seconds, -1 or more. Defaults to -1.
 	RepmgrdStandbyStartupTimeout time.Duration
-	// RepmgrdPidFile is the daemon's pid file; each node of a machine needs its own.
-	// Key repmgrd_pid_file. Empty: repmgrd-<node_id>.pid in /run/repmgr, $XDG_RUNTIME_DIR
-	// or /run/postgresql, else /tmp/repmgrd.pid.
+	// RepmgrdPidFile is the daemon's pid file; each node of a machine needs its own. Key repmgrd_pid_file.
+	// Empty: repmgrd-<node_id>.pid in /run/repmgr, $XDG_RUNTIME_DIR or /run/postgresql, else /tmp/repmgrd.pid.
 	RepmgrdPidFile string
-	// RepmgrdExitOnInactiveNode ends the daemon of a node that is registered as
-	// inactive. Key repmgrd_exit_on_inactive_node. Defaults to false.
+	// RepmgrdExitOnInactiveNode ends the daemon of a node that is registered as inactive. Key
+	// repmgrd_exit_on_inactive_node. Defaults to false.
 	RepmgrdExitOnInactiveNode bool
-	// StandbyDisconnectOnFailover stops the WAL receivers before an election.
-	// Key standby_disconnect_on_failover. Defaults to false.
+	// StandbyDisconnectOnFailover stops the WAL receivers before an election. Key
+	// standby_disconnect_on_failover. Defaults to false.
 	StandbyDisconnectOnFailover bool
 	// SiblingNodesDisconnectTimeout is how long to wait for that. Key
 	// sibling_nodes_disconnect_timeout, in seconds, 0 or more. Defaults to 30.
 	SiblingNodesDisconnectTimeout time.Duration
-	// ConnectionCheckType is how a server is asked whether it is there. Key
-	// connection_check_type, one of ping, connection, query. Defaults to ping.
+	// ConnectionCheckType is how a server is asked whether it is there. Key connection_check_type,
+	// one of ping, connection, query. Defaults to ping.
 	ConnectionCheckType ConnectionCheckType
 	// ConnectionCheckQuery is the query of ConnectionCheckType query. Key connection_check_query. Defaults to SELECT 1.
 	ConnectionCheckQuery string
-	// PrimaryVisibilityConsensus refuses a failover while another standby still
-	// sees the primary. Key primary_visibility_consensus. Defaults to false.
+	// PrimaryVisibilityConsensus refuses a failover while another standby still sees the primary.
+	// Key primary_visibility_consensus. Defaults to false.
 	PrimaryVisibilityConsensus bool
 	// AlwaysPromote promotes even on stale metadata. Key always_promote. Defaults to false.
 	AlwaysPromote bool
-	// FailoverValidationCommand has the last word on a failover; it gets %n %a
-	// %v %u %t. Key failover_validation_command.
+	// FailoverValidationCommand has the last word on a failover; it gets %n %a %v %u %t. Key failover_validation_command.
 	FailoverValidationCommand string
-	// ElectionRerunInterval lies between two elections. Key
-	// election_rerun_interval, in seconds, 1 or more. Defaults to 15.
+	// ElectionRerunInterval lies between two elections. Key election_rerun_interval, in seconds, 1
+	// or more. Defaults to 15.
 	ElectionRerunInterval time.Duration
-	// WitnessSyncInterval is how often a witness copies the metadata. Key
-	// witness_sync_interval, in seconds, 1 or more. Defaults to 15.
+	// WitnessSyncInterval is how often a witness copies the metadata. Key witness_sync_interval,
+	// in seconds, 1 or more. Defaults to 15.
 	WitnessSyncInterval time.Duration
 	// ReconnectLoopSync exists for tests of repmgr 5. Key reconnect_loop_sync. Defaults to false.
 	ReconnectLoopSync bool
@@ -480,9 +441,8 @@ type Config struct {
 	// ChildNodesCheckInterval is how often a primary looks for its standbys. Key
 	// child_nodes_check_interval, in seconds, 1 or more. Defaults to 5.
 	ChildNodesCheckInterval time.Duration
-	// ChildNodesDisconnectMinCount is how many must have left before
-	// ChildNodesDisconnectCommand is run; -1 is all but what
-	// ChildNodesConnectedMinCount asks for. Key child_nodes_disconnect_min_count, -1 or more. Defaults to -1.
+	// ChildNodesDisconnectMinCount is how many must have left before ChildNodesDisconnectCommand is run; -1 is all but
+	// what ChildNodesConnectedMinCount asks for. Key child_nodes_disconnect_min_count, -1 or more. Defaults to -1.
 	ChildNodesDisconnectMinCount int
 	// ChildNodesConnectedMinCount is how many must remain; -1 is any. Key
 	// child_nodes_connected_min_count, -1 or more. Defaults to -1.
@@ -500,9 +460,8 @@ type Config struct {
 
 	// PgCtlOptions are further options for pg_ctl. Key pg_ctl_options.
 	PgCtlOptions string
-	// ServiceStartCommand starts the server. Without it a server that had to be started
-	// writes its log to repmgr-start.log in its data directory, unless it collects its
-	// log itself. Key service_start_command.
+	// ServiceStartCommand starts the server. Without it a server that had to be started writes its log to
+	// repmgr-start.log in its data directory, unless it collects its log itself. Key service_start_command.
 	ServiceStartCommand string
 	// ServiceStopCommand stops the server. Key service_stop_command.
 	ServiceStopCommand string
@@ -519,14 +478,12 @@ type Config struct {
 
 	// Who is told.
 
-	// EventNotificationCommand is run for each event; it gets %n %e %s %t %d %p
-	// %c %a. Key event_notification_command.
+	// EventNotificationCommand is run for each event; it gets %n %e %s %t %d %p %c %a. Key event_notification_command.
 	EventNotificationCommand string
-	// EventNotifications are the events that are told; empty is all. Key
-	// event_notifications, names joined by commas.
+	// EventNotifications are the events that are told; empty is all. Key event_notifications, names joined by commas.
 	EventNotifications []EventType
-	// EventNotificationTimeout bounds the command and the webhook. Key
-	// event_notification_timeout, in seconds, 1 or more. Defaults to 30.
+	// EventNotificationTimeout bounds the command and the webhook. Key event_notification_timeout,
+	// in seconds, 1 or more. Defaults to 30.
 	EventNotificationTimeout time.Duration
 	// EventWebhookURL gets each event as JSON by POST. Key event_webhook_url, http or https.
 	EventWebhookURL string
@@ -547,34 +504,23 @@ type Config struct {
 	// Warnings are what is odd in the file but harmless: unknown and deprecated keys.
 	Warnings []Fault
 
-	filled bool             // a zero is meant
-	places map[string]place // where the file sets each key
-}
-
-// place is a line of a file, and the value that was taken from there.
-type place struct {
-	file  string
-	line  int
-	value string
+	filled bool            // a zero is meant
+	places settings.Places // where the file sets each key
 }
 
 // DefaultConfig returns the configuration of an empty file.
 func DefaultConfig() Config {
 	var c Config
-	for _, k := range confKeys {
-		k.fill(&c)
-	}
+	confKeys.Fill(&c)
 	c.filled = true
 	return c
 }
 
-// withDefaults returns a copy that has no question left open: zero fields of a
-// literal are defaults, and what depends on other fields is worked out.
+// withDefaults returns a copy that has no question left open: zero fields of a literal are
+// defaults, and what depends on other fields is worked out.
 func (c Config) withDefaults() Config {
 	if !c.filled {
-		for _, k := range confKeys {
-			k.fill(&c)
-		}
+		confKeys.Fill(&c)
 		c.filled = true
 	}
 	if c.SynchronousMode == SynchronousStrict {
@@ -592,60 +538,34 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Validate returns what is wrong with the values, all of it at once, as a
-// [*ConfigError] that [errors.Is] finds by [ErrConfig]. It does not ask for the
-// fields that only some commands need: see [Config.RequireNode].
+// Validate returns what is wrong with the values, all of it at once, as a [*ConfigError] that [errors.Is]
+// finds by [ErrConfig]. It does not ask for the fields that only some commands need: see [Config.RequireNode].
 func (c Config) Validate() error {
 	c = c.withDefaults()
-	var faults []Fault
-	bad := map[string]bool{}
-	for _, k := range confKeys {
-		if problem := k.check(&c); problem != "" {
-			faults = append(faults, c.fault(k.name, problem, ""))
-			bad[k.name] = true
-		}
-	}
+	faults, bad := confKeys.Check(&c, c.places)
 	if attrs := conninfo.TargetSessionAttrs(c.Conninfo); c.NodeID > 0 && !bad["conninfo"] && attrs != "" && attrs != "any" {
-		faults = append(faults, c.fault("conninfo", fmt.Sprintf("must lead to this node whatever it runs as, and target_session_attrs=%s asks for a server that happens to be one", attrs),
-			"leave target_session_attrs out: it is for clients"))
+		problem := fmt.Sprintf("must lead to this node whatever it runs as, and target_session_attrs=%s asks for a server that happens to be one", attrs)
+		faults = append(faults, confKeys.Fault(&c, c.places, "conninfo", problem, "leave target_session_attrs out: it is for clients"))
 	}
-	return configError(append(faults, c.conflicts(bad)...))
+	return configError(faultsOf(append(faults, c.conflicts(bad)...)))
 }
 
-// conflicts returns what is wrong between keys. A key in bad has its own fault
-// already and is left out.
-func (c Config) conflicts(bad map[string]bool) []Fault {
-	value := func(key string) string { return findKey(key).shown(&c) }
-	var faults []Fault
-	for _, rule := range []struct {
-		key, other   string
-		ok           bool
-		problem, fix string
-	}{
-		{"archive_ready_warning", "archive_ready_critical", c.ArchiveReadyWarning < c.ArchiveReadyCritical, "must be less than", ""},
-		{"replication_lag_warning", "replication_lag_critical", c.ReplicationLagWarning < c.ReplicationLagCritical, "must be less than", ""},
-		{"standby_reconnect_timeout", "node_rejoin_timeout", c.StandbyReconnectTimeout >= c.NodeRejoinTimeout, "must not be less than", ""},
-		{"fence_timeout", "silence_timeout", c.FenceTimeout >= c.SilenceTimeout, "must not be less than", "a primary would stop itself before anybody takes it for lost"},
-		{"synchronous_node_count", "synchronous_mode", c.SynchronousNodeCount == 0 || c.SynchronousMode == SynchronousQuorum, "has no effect with", "set synchronous_mode = quorum, or leave the count out"},
-		{"durability", "synchronous_mode", c.Durability != DurabilityRequired || c.SynchronousMode == SynchronousQuorum, "has no effect with", "set synchronous_mode = quorum, or leave durability out"},
-		{"barman_host", "barman_server", c.BarmanHost == "" || c.BarmanServer != "", "needs also", "set both, or neither"},
-		{"barman_server", "barman_host", c.BarmanServer == "" || c.BarmanHost != "", "needs also", "set both, or neither"},
-		{"clone_method", "clone_command", c.CloneMethod != CloneCommand || c.CloneCommand != "", "needs also", "set clone_command to the program that copies"},
-	} {
-		if !rule.ok && !bad[rule.key] && !bad[rule.other] {
-			f := c.fault(rule.key, fmt.Sprintf("%s %q = %q", rule.problem, rule.other, value(rule.other)), rule.fix)
-			if f.File == "" { // it is a default: the other one is to blame
-				other := c.fault(rule.other, "", "")
-				f.File, f.Line = other.File, other.Line
-			}
-			faults = append(faults, f)
-		}
-	}
-	return faults
+// conflicts returns what is wrong between keys. A key in bad has its own fault already and is left out.
+func (c Config) conflicts(bad map[string]bool) []conffile.Fault {
+	return confKeys.Conflicts(&c, c.places, bad,
+		settings.Expect(c.ArchiveReadyWarning < c.ArchiveReadyCritical, "archive_ready_warning", "must be less than", "archive_ready_critical", ""),
+		settings.Expect(c.ReplicationLagWarning < c.ReplicationLagCritical, "replication_lag_warning", "must be less than", "replication_lag_critical", ""),
+		settings.Expect(c.StandbyReconnectTimeout >= c.NodeRejoinTimeout, "standby_reconnect_timeout", "must not be less than", "node_rejoin_timeout", ""),
+		settings.Expect(c.FenceTimeout >= c.SilenceTimeout, "fence_timeout", "must not be less than", "silence_timeout", "a primary would stop itself before anybody takes it for lost"),
+		settings.Expect(c.SynchronousNodeCount == 0 || c.SynchronousMode == SynchronousQuorum, "synchronous_node_count", "has no effect with", "synchronous_mode", "set synchronous_mode = quorum, or leave the count out"),
+		settings.Expect(c.Durability != DurabilityRequired || c.SynchronousMode == SynchronousQuorum, "durability", "has no effect with", "synchronous_mode", "set synchronous_mode = quorum, or leave durability out"),
+		settings.Expect(c.BarmanHost == "" || c.BarmanServer != "", "barman_host", "needs also", "barman_server", "set both, or neither"),
+		settings.Expect(c.BarmanServer == "" || c.BarmanHost != "", "barman_server", "needs also", "barman_host", "set both, or neither"),
+		settings.Expect(c.CloneMethod != CloneCommand || c.CloneCommand != "", "clone_method", "needs also", "clone_command", "set clone_command to the program that copies"))
 }
 
-// RequireNode returns what is missing for commands that act for a node: node_id
-// and conninfo. The name has a default, and the server knows its data directory.
+// RequireNode returns what is missing for commands that act for a node: node_id and conninfo.
+// The name has a default, and the server knows its data directory.
 func (c Config) RequireNode() error {
 	var faults []Fault
 	if c.NodeID < 1 {
@@ -663,15 +583,4 @@ func (c Config) requireMonitor() error {
 		return nil
 	}
 	return c.RequireNode()
-}
-
-// fault describes a problem with a key, where the file sets it: a value that the
-// program has changed since has no line.
-func (c Config) fault(key, problem, remedy string) Fault {
-	k := findKey(key)
-	p := c.places[key]
-	if p.value != k.get(&c) {
-		p = place{}
-	}
-	return Fault{File: p.file, Line: p.line, Key: key, Value: k.shown(&c), Problem: problem, Remedy: remedy}
 }

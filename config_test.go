@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/internal/settings"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -129,33 +130,33 @@ func TestConfig_KeysDefaultsAndLimitsAreThoseOfRepmgr5(t *testing.T) {
 	for row := range strings.FieldsFuncSeq(repmgr5Keys, func(r rune) bool { return r == '\n' }) {
 		f := strings.Split(row, "|")
 		name, want, least, reload := f[0], f[1], f[2], f[3] == "R"
-		if !slices.ContainsFunc(confKeys, func(k confKey) bool { return k.name == name }) {
+		if !slices.ContainsFunc(confKeys, func(k settings.Key[Config]) bool { return k.Name == name }) {
 			t.Errorf("key %q is missing", name)
 			continue
 		}
 		seen[name] = true
-		k := findKey(name)
-		if got := k.get(&def); got != want {
+		k := confKeys.Key(name)
+		if got := k.Get(&def); got != want {
 			t.Errorf("%s: default is %q, want %q", name, got, want)
 		}
-		if k.reload != reload {
-			t.Errorf("%s: reload is %v, want %v", name, k.reload, reload)
+		if k.Reload != reload {
+			t.Errorf("%s: reload is %v, want %v", name, k.Reload, reload)
 		}
 		if least == "" {
 			continue
 		}
 		c := DefaultConfig()
 		n, _ := strconv.Atoi(least)
-		if problem := k.set(&c, strconv.Itoa(n)); problem != "" {
+		if problem := k.Set(&c, strconv.Itoa(n)); problem != "" {
 			t.Errorf("%s: %d is refused: %s", name, n, problem)
 		}
-		if problem := k.set(&c, strconv.Itoa(n-1)); !strings.Contains(problem, fmt.Sprintf("must be an integer of %d or more", n)) {
+		if problem := k.Set(&c, strconv.Itoa(n-1)); !strings.Contains(problem, fmt.Sprintf("must be an integer of %d or more", n)) {
 			t.Errorf("%s: %d: got %q", name, n-1, problem)
 		}
 	}
 	for _, k := range confKeys {
-		if seen[k.name] == slices.Contains(ours, k.name) {
-			t.Errorf("%s: is it ours or repmgr 5's?", k.name)
+		if seen[k.Name] == slices.Contains(ours, k.Name) {
+			t.Errorf("%s: is it ours or repmgr 5's?", k.Name)
 		}
 	}
 	if err := def.Validate(); err != nil {
@@ -298,14 +299,14 @@ func TestConfig_CommentsAndSampleAgreeWithTheKeys(t *testing.T) {
 		"# Three lines are enough: node_id, conninfo and, if you like, cluster.\n" +
 		"# Marked (reload): a running repmgrd takes a change over on SIGHUP.\n")
 	for _, k := range confKeys {
-		doc, ok := docs[k.name]
+		doc, ok := docs[k.Name]
 		if !ok {
-			t.Errorf("no field says %q", "Key "+k.name)
+			t.Errorf("no field says %q", "Key "+k.Name)
 			continue
 		}
-		value := k.get(&def)
+		value := k.Get(&def)
 		if isZero := value == "" || value == "0"; !isZero && !strings.Contains(doc, "Defaults to "+value+".") {
-			t.Errorf("%s: the comment does not say %q: %s", k.name, "Defaults to "+value+".", doc)
+			t.Errorf("%s: the comment does not say %q: %s", k.Name, "Defaults to "+value+".", doc)
 		}
 		doc = regexp.MustCompile(`\b[A-Z][A-Za-z]+\b`).ReplaceAllStringFunc(doc, func(w string) string { return cmp.Or(fields[w], w) })
 		doc = regexp.MustCompile(` Key \w+( \(or \w+\))?(, .|\.)`).ReplaceAllStringFunc(doc, func(w string) string {
@@ -315,10 +316,10 @@ func TestConfig_CommentsAndSampleAgreeWithTheKeys(t *testing.T) {
 			}
 			return " " + strings.ToUpper(next)
 		})
-		if k.reload {
+		if k.Reload {
 			doc += " (reload)"
 		}
-		sample.WriteString("\n" + wrapText(doc, "# ", 90) + "#" + k.name + " = " + quoteConf(value) + "\n")
+		sample.WriteString("\n" + wrapText(doc, "# ", 90) + "#" + k.Name + " = " + quoteConf(value) + "\n")
 	}
 	path := filepath.Join("docs", "repmgr.conf.sample")
 	if *update {
@@ -389,25 +390,8 @@ func TestLoadConfig_Sizes(t *testing.T) {
 		if err != nil || c.MaximumLagOnFailover != want {
 			t.Errorf("%s: got %d, %v", text, c.MaximumLagOnFailover, err)
 		}
-		if again, err := loadText(t, "node_id = 1\nconninfo = 'host=a'\nmaximum_lag_on_failover = "+findKey("maximum_lag_on_failover").get(&c)); err != nil || again.MaximumLagOnFailover != want {
+		if again, err := loadText(t, "node_id = 1\nconninfo = 'host=a'\nmaximum_lag_on_failover = "+confKeys.Key("maximum_lag_on_failover").Get(&c)); err != nil || again.MaximumLagOnFailover != want {
 			t.Errorf("%s: as it is written again: got %d, %v", text, again.MaximumLagOnFailover, err)
-		}
-	}
-}
-
-func TestRedactURL_ShowsTheHostOnly(t *testing.T) {
-	t.Parallel()
-	for address, want := range map[string]string{
-		"":                          "",
-		"https://h.example:8443/":   "https://h.example:8443/",
-		"https://u:p@h.example":     "https://h.example/***",
-		"http://h.example/key":      "http://h.example/***",
-		"https://h.example?key=1":   "https://h.example/***",
-		"hooks.example/key":         "***",
-		"https://h.example/%zz/key": "***",
-	} {
-		if got := redactURL(address); got != want {
-			t.Errorf("redactURL(%q) = %q, want %q", address, got, want)
 		}
 	}
 }

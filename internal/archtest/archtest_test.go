@@ -25,6 +25,7 @@ const module = "github.com/pgrepmgr/repmgr"
 var floors = [][]string{
 	{"wal", "conninfo", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile", "internal/wording", "internal/pidfile", "internal/trouble"},
 	{"election", "ballot", "basebackup", "pgcontrol"},
+	{"internal/settings"},
 	{"postgres"},
 	{"registry"},
 	{"internal/postmaster"},

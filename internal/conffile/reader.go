@@ -2,6 +2,7 @@ package conffile
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -32,6 +34,28 @@ type Entry struct {
 type Fault struct {
 	Entry
 	Shown, Problem, Remedy string
+}
+
+// Describe says what is wrong in the form file:line: key "priority" = "-3": must be an
+// integer of 0 or more. What is empty is left out.
+func Describe(file string, line int, key, value, problem string) string {
+	var b strings.Builder
+	if file != "" {
+		b.WriteString(file)
+		if line > 0 {
+			b.WriteString(":" + strconv.Itoa(line))
+		}
+		b.WriteString(": ")
+	}
+	if key != "" {
+		fmt.Fprintf(&b, "key %q", key)
+		if value != "" {
+			fmt.Fprintf(&b, " = %q", value)
+		}
+		b.WriteString(": ")
+	}
+	b.WriteString(problem)
+	return b.String()
 }
 
 // Read reads a file, named by its absolute path, and all that it includes. The error is
@@ -179,4 +203,25 @@ func RealPath(path string) string {
 		return real
 	}
 	return path
+}
+
+// Find returns the absolute path of the file of that name: the first in dirs, else that in
+// the directory below versions that is named by the highest number.
+func Find(name string, dirs []string, versions string) (path string, found bool, err error) {
+	entries, _ := os.ReadDir(versions) // unreadable is as good as absent
+	number := func(e fs.DirEntry) int { n, _ := strconv.Atoi(e.Name()); return n }
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return cmp.Compare(number(b), number(a)) })
+	for _, e := range entries {
+		if number(e) > 0 {
+			dirs = append(dirs, filepath.Join(versions, e.Name()))
+		}
+	}
+	for _, dir := range dirs {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && !info.IsDir() {
+			path, err = filepath.Abs(path)
+			return path, err == nil, err
+		}
+	}
+	return "", false, nil
 }

@@ -301,23 +301,6 @@ func TestLoadConfig_UnitsOfTime(t *testing.T) {
 
 func TestFindConfig(t *testing.T) {
 	t.Parallel()
-	dir := writeFiles(t, map[string]string{
-		"cwd/repmgr.conf": "", "exe/repmgr.conf": "", "etc/repmgr.conf": "",
-		"etc/repmgr/9/repmgr.conf": "", "etc/repmgr/15/repmgr.conf": "", "etc/repmgr/16/other.conf": "", "etc/repmgr/old/repmgr.conf": "",
-	})
-	dirs := []string{filepath.Join(dir, "cwd"), filepath.Join(dir, "exe"), filepath.Join(dir, "etc")}
-	for _, want := range []string{"cwd/repmgr.conf", "exe/repmgr.conf", "etc/repmgr.conf", "etc/repmgr/15/repmgr.conf", "etc/repmgr/9/repmgr.conf"} {
-		got, found, err := findConfig(dirs, filepath.Join(dir, "etc/repmgr"))
-		if err != nil || !found || got != filepath.Join(dir, want) {
-			t.Errorf("got %q, %v, %v; want %s", got, found, err, want)
-		}
-		if err := os.Remove(filepath.Join(dir, want)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got, found, err := findConfig(dirs, filepath.Join(dir, "etc/repmgr")); found || err != nil {
-		t.Errorf("got %q, %v, %v; want none", got, found, err)
-	}
 	_, _, err := FindConfig("absent/repmgr.conf")
 	if !errors.Is(err, ErrConfig) || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "absent/repmgr.conf: cannot be read") {
 		t.Errorf("got %v", err)
