@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
@@ -183,7 +184,7 @@ func (r *cloning) completeOptions() error {
 	}
 	if ours, err := ParseConninfo(r.cfg.Conninfo); err == nil {
 		keys := []string{"user", "dbname", "sslmode", "sslrootcert", "connect_timeout"}
-		if params["user"] == "" || params["user"] == loginUser(ours) {
+		if params["user"] == "" || params["user"] == conninfo.User(ours) {
 			keys = append(keys, "password", "passfile") // they are that user's
 		}
 		for _, key := range keys {
@@ -398,11 +399,11 @@ func (r *cloning) writeSettings(dir string, set map[string]string) error {
 }
 
 func (r *cloning) settings() (map[string]string, error) {
-	set, err := r.standbySettings(r.upstream, r.cfg.NodeName, r.res.Slot)
+	set, err := r.login().Settings(r.upstream, r.cfg.NodeName, r.res.Slot)
 	if err != nil {
 		return nil, err
 	}
-	r.recoverySettings(set, r.o.RecoveryMinApplyDelay)
+	r.recovery(r.o.RecoveryMinApplyDelay).AddTo(set)
 	if port := r.localPort(); port != 0 {
 		set["port"] = strconv.Itoa(port)
 	}

@@ -14,7 +14,7 @@ type basebackupCloner struct{ c *Cluster }
 var _ Cloner = basebackupCloner{}
 
 func (b basebackupCloner) Copy(ctx context.Context, job CopyJob) error {
-	cfg, err := b.c.replicationConfig(job.Source, job.ReplicationUser)
+	cfg, err := b.c.login().Config(job.Source, job.ReplicationUser)
 	if err != nil {
 		return err
 	}

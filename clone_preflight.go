@@ -171,7 +171,8 @@ func hasSlot(slots []Slot, name string) bool {
 
 // tryReplication logs in for replication, with the role that the copy will use.
 func (r *cloning) tryReplication(ctx context.Context) error {
-	conn, err := r.dialReplication(ctx, Record{Name: "source", Conninfo: r.o.Source, ReplicationUser: r.sourceReplicationUser()})
+	source := Record{Name: "source", Conninfo: r.o.Source, ReplicationUser: r.sourceReplicationUser()}
+	conn, err := r.login().Dial(ctx, source, r.dialInfo(source))
 	if err != nil {
 		return err
 	}

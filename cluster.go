@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -150,18 +149,7 @@ func (c *Cluster) replicationUser(params map[string]string) string {
 	if c.cfg.ReplicationUser != "" {
 		return c.cfg.ReplicationUser
 	}
-	return loginUser(params)
-}
-
-// loginUser is the role that params log in as: the named one, else the OS user, as in libpq.
-func loginUser(params map[string]string) string {
-	if params["user"] != "" {
-		return params["user"]
-	}
-	if u, err := user.Current(); err == nil {
-		return u.Username
-	}
-	return ""
+	return conninfo.User(params)
 }
 
 // kept reads what the Monitor of the local node has kept of the cluster. Where nothing was

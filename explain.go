@@ -154,7 +154,7 @@ func (e *Explanation) addLostWAL(probes []probe) {
 			continue
 		}
 		e.Voters[i].LostWAL = p.lost
-		e.AtRisk = append(e.AtRisk, Blocker{fmt.Sprintf("%s can not go on: %s", p.record.Name, p.lost), p.lost.remedy(p.record, probes)})
+		e.AtRisk = append(e.AtRisk, Blocker{fmt.Sprintf("%s can not go on: %s", p.record.Name, p.lost), remedy(*p.lost, p.record, probes)})
 	}
 }
 

@@ -315,7 +315,7 @@ func (a *campaign) repoint(ctx context.Context, n *registry.Server, r Record) er
 	if theirs.Halt == election.UnfitOwnWAL {
 		return kind(ErrTimelineDiverged, "%s can not follow the winner: %s", r, theirs.Halt)
 	}
-	set, err := a.c.standbySettings(*a.res.Winner, r.Name, a.slots[r.ID])
+	set, err := a.c.login().Settings(*a.res.Winner, r.Name, a.slots[r.ID])
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	c.seekLostWAL(ctx, probes)
 	rep.LostWAL = probes[len(above)].lost
 	if rep.LostWAL != nil {
-		rep.ReplicationLag, rep.remedy = -1, rep.LostWAL.remedy(rep.Record, probes)
+		rep.ReplicationLag, rep.remedy = -1, remedy(*rep.LostWAL, rep.Record, probes)
 	}
 	rep.judge(recs)
 	return rep, nil

@@ -140,8 +140,10 @@ func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o Pr
 		}
 	}
 	res.Node = self
-	if err := mayPromote(ctx, local, c.cfg.ServicePromoteCommand); err != nil {
-		return nil, err
+	if c.cfg.ServicePromoteCommand == "" {
+		if err := local.MayPromote(ctx); err != nil {
+			return nil, err
+		}
 	}
 	probes := c.survey(ctx, registry.OthersThan(recs, self.ID))
 	for _, p := range primaries(probes) {
@@ -170,20 +172,6 @@ func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o Pr
 		}
 	}
 	return recs, nil
-}
-
-// mayPromote asks for the privilege before anything depends on it: on a standby
-// nobody can grant it any more.
-func mayPromote(ctx context.Context, n *registry.Server, command string) error {
-	may := command != ""
-	if err := n.Conn.QueryRow(ctx, `SELECT $1 OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE')`, may).Scan(&may); err != nil {
-		return n.QueryError("look at the privileges", err)
-	}
-	if !may {
-		return hint(kind(ErrPromotion, "promote %s: user %q may not", n.Name, n.Conn.Config().User),
-			"Connect as a superuser, or set service_promote_command. While there is a primary: GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO %s;", n.Conn.Config().User)
-	}
-	return nil
 }
 
 // refuseAnsweringPrimary takes the word of a primary that lives and does not let
@@ -258,13 +246,7 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *registry.Server) error {
 	} else if _, err := n.Conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
 		return kind(ErrPromotion, "promote %s: %w", n.Name, err)
 	}
-	return n.Poll(ctx, func() (bool, error) {
-		var inRecovery bool
-		if err := n.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
-			return false, n.QueryError("watch the promotion", err)
-		}
-		return !inRecovery, nil
-	})
+	return n.AwaitPromotion(ctx)
 }
 
 // recordPromotion writes the new roles, on the new primary.

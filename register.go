@@ -505,14 +505,7 @@ func (c *Cluster) dropSlots(ctx context.Context, primary *registry.Server, recs 
 
 // dropIdleSlot removes a node's slot where nobody uses it, and says where it stays.
 func (c *Cluster) dropIdleSlot(ctx context.Context, on *registry.Server, rec Record) {
-	dropped, err := on.DropSlot(ctx, rec.SlotName)
-	if err == nil && !dropped {
-		var stays bool
-		err = on.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, rec.SlotName).Scan(&stays)
-		if err == nil && stays {
-			err = errors.New("it is in use")
-		}
-	}
+	dropped, err := on.DropIdleSlot(ctx, rec.SlotName)
 	switch {
 	case err != nil:
 		c.log.Warn(fmt.Sprintf("replication slot %s not dropped on %s: %v", rec.SlotName, on.Name, err),

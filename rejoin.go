@@ -3,10 +3,10 @@ package repmgr
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/internal/follow"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -103,7 +103,11 @@ func (c *Cluster) Rejoin(ctx context.Context, o RejoinOptions) (RejoinResult, er
 	r.work = &rejoin.Work{Options: rejoin.Options{
 		MayRewind: o.Policy == RejoinRewind || o.Policy == RejoinReclone, MayClone: o.Policy == RejoinReclone, Force: o.Force, DryRun: o.DryRun,
 		Archive: c.cfg.RestoreCommand != "", PgRewind: o.PgRewind, ConfigFiles: o.ConfigFiles, Logger: c.log,
-		ConnectLocal: c.connectLocal, ConnectTo: c.connectTo, History: c.timelineHistory, Clone: r.clone, Step: r.step, Again: r.again,
+		ConnectLocal: c.connectLocal, ConnectTo: c.connectTo,
+		History: func(ctx context.Context, of Record, t wal.Timeline) (wal.History, error) {
+			return c.login().History(ctx, of, c.dialInfo(of), t)
+		},
+		Clone: r.clone, Step: r.step, Again: r.again,
 	}}
 	defer r.work.Close()
 	err := r.run(ctx)
@@ -295,7 +299,7 @@ func (r *rejoining) makeSlot(ctx context.Context) (undo func(), err error) {
 func (r *rejoining) followRunning(ctx context.Context) error {
 	w := r.work
 	if err := r.step(ctx, "re-point", func(ctx context.Context) (string, error) {
-		return "without a restart", r.repoint(ctx, w.Local, w.Source, w.Node, w.Primary)
+		return "without a restart", r.move(w.Local, w.Source, w.Node, w.Primary).Repoint(ctx)
 	}); err != nil {
 		return err
 	}
@@ -317,11 +321,11 @@ func (r *rejoining) clone(ctx context.Context, beforehand bool) (bytes int64, er
 
 // startStandby starts the server as a standby of the primary.
 func (r *rejoining) startStandby(ctx context.Context) (string, error) {
-	set, err := r.standbySettings(r.work.Primary, r.work.Node.Name, r.work.Node.SlotName)
+	set, err := r.login().Settings(r.work.Primary, r.work.Node.Name, r.work.Node.SlotName)
 	if err != nil {
 		return "", err
 	}
-	r.recoverySettings(set, "")
+	r.recovery("").AddTo(set)
 	return "", r.work.Start(ctx, set)
 }
 
@@ -335,7 +339,7 @@ func (r *rejoining) finish(ctx context.Context) error {
 	}
 	node, former := &r.work.Node, r.work.Node
 	node.Role, node.UpstreamID, node.UpstreamName, node.Active = RoleStandby, r.work.Primary.ID, r.work.Primary.Name, true
-	if _, err := r.work.Source.Conn.Exec(ctx, `UPDATE repmgr.nodes SET type = 'standby', upstream_node_id = $2, active = true WHERE node_id = $1`, int32(node.ID), int32(r.work.Primary.ID)); err != nil {
+	if err := r.work.Source.RecordUpstream(ctx, node.ID, r.work.Primary.ID); err != nil {
 		return hint(kind(ErrMetadata, "%s rejoined, but repmgr.nodes is not updated: %w", node, err), "Run on it: repmgr standby register --force")
 	}
 	if former.UpstreamID != 0 && former.UpstreamID != r.work.Primary.ID {
@@ -350,10 +354,9 @@ func (r *rejoining) attach(ctx context.Context) (string, error) {
 	if r.o.NoWait {
 		return "not waited for", nil
 	}
-	w, patient := r.work, *r.Cluster // the limit of Attach is the one that counts
-	patient.cfg.StandbyFollowTimeout = rejoin.ForkedAfter
+	w := r.work
 	return w.Attach(ctx, r.cfg.NodeRejoinTimeout, func(ctx context.Context, local *registry.Server) error {
-		return patient.waitAttached(ctx, local, w.Source, w.Node, w.Primary, w.Status.Timeline, func() error { return nil })
+		return r.awaitStreaming(ctx, r.move(local, w.Source, w.Node, w.Primary), w.Status.Timeline, rejoin.ForkedAfter, nil)
 	})
 }
 
@@ -401,22 +404,5 @@ func (r *rejoining) again(options string) string {
 	if r.work.Source != nil {
 		target = r.work.Primary
 	}
-	return "Run: " + rejoinCommand(Record{ConfigFile: r.cfg.File}, target, options)
-}
-
-// recloneCommand is what an operator runs on node to have it copied anew from the primary.
-func recloneCommand(node, primary Record) string {
-	return rejoinCommand(node, primary, "--reclone")
-}
-
-func rejoinCommand(node, primary Record, option string) string {
-	return fmt.Sprintf("repmgr%s node rejoin -d '%s' %s", confOption(node), strings.ReplaceAll(Redact(primary.Conninfo), "'", `'\''`), option)
-}
-
-// confOption names the node's own configuration file, where it is known.
-func confOption(node Record) string {
-	if node.ConfigFile == "" {
-		return ""
-	}
-	return " -f " + node.ConfigFile
+	return "Run: " + follow.RejoinCommand(Record{ConfigFile: r.cfg.File}, target, options)
 }

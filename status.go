@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/pgrepmgr/repmgr/internal/follow"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -171,7 +172,7 @@ func deposed(p probe, probes []probe) string {
 		return ""
 	}
 	return fmt.Sprintf("%s is the primary%s. The others do not get what is written here. Stop the server; then, on %s, this saves what only it has, and makes a standby of it: %s",
-		by.record, since, p.record.Name, rejoinCommand(p.record, by.record, "--force-rewind"))
+		by.record, since, p.record.Name, follow.RejoinCommand(p.record, by.record, "--force-rewind"))
 }
 
 // judgePrimary says where there is not exactly one primary. One that lives and
@@ -278,11 +279,11 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 	case attached == "streaming":
 		return r.UpstreamName, attached
 	case p.lost != nil:
-		found.add(FindingWALGone, r.ID, "%s can not go on: %s. %s", r, p.lost, p.lost.remedy(r, probes))
+		found.add(FindingWALGone, r.ID, "%s can not go on: %s. %s", r, p.lost, remedy(*p.lost, r, probes))
 		return "! " + r.UpstreamName, attached
 	case slot.WALStatus == "lost":
 		found.add(FindingSlotLost, r.ID, "%s can not stream: its slot %q on %s is lost (see max_slot_wal_keep_size there). A new one is made by, on %s: repmgr%s standby follow",
-			r, slot.Name, up.record, r.Name, confOption(r))
+			r, slot.Name, up.record, r.Name, follow.ConfOption(r))
 		return "! " + r.UpstreamName, attached
 	}
 	switch attached {
@@ -303,44 +304,18 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 
 // LostWAL says why a standby can not go on: the server that it would stream from
 // does not have the WAL any more that comes next.
-type LostWAL struct {
-	Upstream string `json:"upstream"`       // the node that was asked for it
-	Needed   string `json:"needed_segment"` // the first segment that the standby would ask for
-	Oldest   string `json:"oldest_segment"` // the first one that the upstream has
-	Archive  bool   `json:"archive"`        // the standby has a restore_command: an archive may still bring it
-}
-
-func (l LostWAL) String() string {
-	text := fmt.Sprintf("%s does not have WAL segment %s any more, only %s and later", l.Upstream, l.Needed, l.Oldest)
-	if l.Archive {
-		text += ", and restore_command has not brought it from the archive so far"
-	}
-	return text
-}
-
-// findLostWAL asks the server whether it still has what the standby of status s would
-// ask it for; nil: it has, or that can not be told. See [postgres.Server.MissingWAL].
-func findLostWAL(ctx context.Context, n *registry.Server, of Record, s NodeStatus) *LostWAL {
-	if !s.InRecovery {
-		return nil
-	}
-	needed, oldest := n.MissingWAL(ctx, wal.Position{Timeline: s.Timeline, LSN: registry.NextLSN(s)})
-	if oldest == "" {
-		return nil
-	}
-	return &LostWAL{Upstream: of.String(), Needed: needed, Oldest: oldest, Archive: registry.HasArchive(s)}
-}
+type LostWAL = follow.LostWAL
 
 // remedy is what an operator does about it: one command, on the node itself.
-func (l LostWAL) remedy(node Record, probes []probe) string {
+func remedy(l LostWAL, node Record, probes []probe) string {
 	primary, _ := registry.ByID(recordsOf(probes), node.UpstreamID)
 	if found := primaries(probes); len(found) == 1 {
 		primary = found[0].record
 	}
 	if l.Archive {
-		return "Look at its log for what restore_command says. To copy it anew, on " + node.Name + ": " + recloneCommand(node, primary)
+		return "Look at its log for what restore_command says. To copy it anew, on " + node.Name + ": " + follow.RecloneCommand(node, primary)
 	}
-	return "It has to be copied anew. Run on " + node.Name + ": " + recloneCommand(node, primary)
+	return "It has to be copied anew. Run on " + node.Name + ": " + follow.RecloneCommand(node, primary)
 }
 
 func recordsOf(probes []probe) []Record {
@@ -376,7 +351,7 @@ func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
 		wg.Go(func() {
 			if n, err := c.connectTo(ctx, up.record); err == nil {
 				defer n.Close()
-				found[i] = findLostWAL(ctx, n, up.record, p.status)
+				found[i] = follow.FindLostWAL(ctx, n, up.record, p.status)
 			}
 		})
 	}

@@ -116,11 +116,11 @@ func (m *Monitor) tryStreams(ctx context.Context) {
 // loginAsStandby logs in for replication as the local server would if it followed
 // that node.
 func (c *Cluster) loginAsStandby(ctx context.Context, r Record) error {
-	conninfo, err := c.primaryConninfo(r, streams.Name)
+	conninfo, err := c.login().PrimaryConninfo(r, streams.Name)
 	if err != nil {
 		return err
 	}
-	cfg, err := c.replicationConfig(conninfo, "")
+	cfg, err := c.login().Config(conninfo, "")
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/follow"
 	"github.com/pgrepmgr/repmgr/internal/namesakes"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
@@ -525,9 +526,9 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 	}
 	var err error
 	if s.Receiver == nil || up == m.primary.Server && registry.NextLSN(s) < m.sample.primaryLSN {
-		if lost := findLostWAL(ctx, up, of, s); lost != nil {
+		if lost := follow.FindLostWAL(ctx, up, of, s); lost != nil {
 			probes := []probe{{record: m.primRec, status: NodeStatus{}}}
-			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.self, lost), "%s", lost.remedy(m.self, probes))
+			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.self, lost), "%s", remedy(*lost, m.self, probes))
 		}
 	}
 	m.report("replication", err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -378,4 +379,15 @@ func unescapeURI(s string) (string, error) {
 		i += 2
 	}
 	return b.String(), nil
+}
+
+// User is the role that params log in as: the named one, else the OS user, as in libpq.
+func User(params map[string]string) string {
+	if params["user"] != "" {
+		return params["user"]
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return ""
 }

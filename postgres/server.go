@@ -184,6 +184,18 @@ func (n *Server) DropSlot(ctx context.Context, name string) (dropped bool, err e
 	}
 }
 
+// DropIdleSlot is [Server.DropSlot] with an error where the slot stays because somebody uses it.
+func (n *Server) DropIdleSlot(ctx context.Context, name string) (dropped bool, err error) {
+	if dropped, err = n.DropSlot(ctx, name); err != nil || dropped {
+		return dropped, err
+	}
+	var stays bool
+	if err = n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, name).Scan(&stays); err == nil && stays {
+		err = errors.New("it is in use")
+	}
+	return false, err
+}
+
 // Address is where a conninfo points, without secrets, for messages.
 func Address(conninfo string) string {
 	cfg, err := ConnConfig(conninfo)
@@ -191,6 +203,31 @@ func Address(conninfo string) string {
 		return "?"
 	}
 	return fmt.Sprintf("%s port %d", cfg.Host, cfg.Port)
+}
+
+// MayPromote asks for the privilege before anything depends on it: on a standby
+// nobody can grant it any more.
+func (n *Server) MayPromote(ctx context.Context) error {
+	var may bool
+	if err := n.Conn.QueryRow(ctx, `SELECT has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE')`).Scan(&may); err != nil {
+		return n.QueryError("look at the privileges", err)
+	}
+	if !may {
+		return failure.WithHint(failure.Of(failure.ErrPromotion, "promote %s: user %q may not", n.Name, n.Conn.Config().User),
+			"Connect as a superuser, or set service_promote_command. While there is a primary: GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO %s;", n.Conn.Config().User)
+	}
+	return nil
+}
+
+// AwaitPromotion waits until the server is out of recovery.
+func (n *Server) AwaitPromotion(ctx context.Context) error {
+	return n.Poll(ctx, func() (bool, error) {
+		var inRecovery bool
+		if err := n.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
+			return false, n.QueryError("watch the promotion", err)
+		}
+		return !inRecovery, nil
+	})
 }
 
 // Poll asks until done, and nudges the server while it is not.

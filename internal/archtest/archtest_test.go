@@ -31,7 +31,7 @@ var floors = [][]string{
 	{"internal/postmaster"},
 	{"internal/datadir", "internal/salvage"},
 	{"internal/rejoin"},
-	{"internal/voters", "internal/syncrep"},
+	{"internal/voters", "internal/syncrep", "internal/follow"},
 	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes"},
 	{"."},
 	{"etcd", "web"},
