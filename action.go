@@ -15,7 +15,6 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
-	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
@@ -24,22 +23,9 @@ import (
 
 // shared is what the goroutine of Run and those beside it tell each other.
 type shared struct {
-	mu        sync.Mutex
-	cluster   *Cluster
-	dir       string    // data directory, as the server last said
-	office    time.Time // since when the local server is seen as the primary; zero: it is none
-	lease     *time.Duration
-	runsOut   bool            // nothing renews the lease
-	events    []Event         // of the guard, to be told by Run
-	before    election.Rule   // the rule before the newest, while an election could miss the newest
-	trouble   string          // what keeps the heartbeat from being written
-	srv       *salvage.Server // as it was when it was last known that it can be stopped
-	elsewhere bool            // the local server runs on another machine: it is not ours to stop
-	rejoins   bool            // a rejoin is under way: it starts and stops the server
-	fenced    string          // why this Monitor last fenced the server
-	fencedAt  time.Time
-	device    error               // what keeps the watchdog device from being used
-	replied   map[int32]time.Time // when a standby sent a reply, or later
+	mu      sync.Mutex
+	cluster *Cluster
+	events  []Event // of those beside it, to be told by Run
 }
 
 func (s *shared) setCluster(c *Cluster) {
@@ -48,69 +34,10 @@ func (s *shared) setCluster(c *Cluster) {
 	s.cluster = c
 }
 
-func (s *shared) leaseLeft() (left *time.Duration, runsOut bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.lease, s.runsOut
-}
-
 func (m *Monitor) settings() *Cluster {
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
 	return m.shared.cluster
-}
-
-// setLease notes how long the lease lasts. That it begins or ends to run out is news.
-func (m *Monitor) setLease(left *time.Duration) {
-	runsOut := left != nil && leaseRunsOut(m.settings().cfg, *left)
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	if m.shared.runsOut != runsOut {
-		m.lookNow()
-	}
-	m.shared.lease, m.shared.runsOut = left, runsOut
-}
-
-// leaseRunsOut tells a lease that nothing renews from one that is looked at between
-// two renewals: the voters are asked in each quarter of silence_timeout.
-func leaseRunsOut(cfg Config, left time.Duration) bool {
-	return cfg.FenceTimeout-left > cfg.SilenceTimeout/2
-}
-
-func (m *Monitor) dataDirectory() string {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	return m.shared.dir
-}
-
-func (m *Monitor) inOfficeSince() time.Time {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	return m.shared.office
-}
-
-func (m *Monitor) setRejoining(yes bool) {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	m.shared.rejoins = yes
-}
-
-func (m *Monitor) isRejoining() bool {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	return m.shared.rejoins
-}
-
-func (m *Monitor) setLastFence(why string) {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	m.shared.fenced, m.shared.fencedAt, m.shared.office = why, time.Now(), time.Time{}
-}
-
-func (m *Monitor) lastFence() string {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	return m.shared.fenced
 }
 
 // learnPause writes to the local server what was said of a pause while it was down.
@@ -128,7 +55,7 @@ func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error 
 // the local primary keeps its lease then.
 func (m *Monitor) halfPaused(o election.Observation) error {
 	me := voters.PeerOf(o.Peers, o.Self)
-	if m.cluster.cfg.Failover != FailoverAutomatic || !m.inOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
+	if m.cluster.cfg.Failover != FailoverAutomatic || !m.guard.InOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
 		return nil
 	}
 	return hint(kind(ErrPaused, "failover is paused, but not on so many nodes that the others could elect nobody: %s keeps its lease, and is stopped where it has no contact to a majority", m.cluster.self()),
@@ -148,7 +75,7 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 			if p.Rejection != "" {
 				text += " (" + strings.ReplaceAll(p.Rejection, "%", "%%") + ")"
 			}
-			if int32(m.cluster.cfg.NodeID) == p.ID && m.inOffice() {
+			if int32(m.cluster.cfg.NodeID) == p.ID && m.guard.InOffice() {
 				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
 			}
 			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
@@ -157,30 +84,8 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 	}
 }
 
-// noteOffice keeps since when the local server is seen as the primary.
-func (m *Monitor) noteOffice(me election.Peer) {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	unseen := me.Answer == election.Rejects && me.SeenAt.IsZero()
-	switch {
-	case unseen && me.Running == "": // what was kept of it may say more
-	case me.Role == election.Witness || me.Running != election.Primary || me.Answer == election.Refused || !unseen && me.SeenAt.Before(m.shared.fencedAt):
-		m.shared.office = time.Time{} // what is down is none until it is seen as one again
-	case m.shared.office.IsZero() && (me.Answer == election.Answers || unseen):
-		m.shared.office = time.Now()
-	}
-}
-
-func (m *Monitor) inOffice() bool { return !m.inOfficeSince().IsZero() }
-
-func (m *Monitor) noteHeart(err error) {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	m.shared.trouble = heartTrouble(err)
-}
-
-// noteFence leaves an event for Run to tell, with the time when it happened.
-func (m *Monitor) noteFence(e Event) {
+// tellLater leaves an event for Run to tell, with the time when it happened.
+func (m *Monitor) tellLater(e Event) {
 	if e.At.IsZero() {
 		e.At = time.Now()
 	}
@@ -193,22 +98,27 @@ func (m *Monitor) noteFence(e Event) {
 // tellShared tells what the goroutines beside Run have to say.
 func (m *Monitor) tellShared() {
 	m.shared.mu.Lock()
-	events, trouble, device := m.shared.events, m.shared.trouble, m.shared.device
+	events := m.shared.events
 	m.shared.events = nil
 	m.shared.mu.Unlock()
 	for _, e := range events {
 		m.tell(e)
 	}
+	heartbeat, device := m.guard.Trouble()
+	m.tellHeartbeat(heartbeat, m.guard.InOffice())
+	m.report("the watchdog device", device)
+}
+
+func (m *Monitor) tellHeartbeat(trouble string, inOffice bool) {
 	var err error
 	if trouble != "" {
 		err = errors.New(trouble)
 	}
-	if err == nil && !m.inOffice() { // nobody writes it
+	if err == nil && !inOffice { // nobody writes it
 		m.trouble.Moot("the heartbeat")
 	} else {
 		m.report("the heartbeat", err)
 	}
-	m.report("the watchdog device", device)
 }
 
 // checkAutomatic says at the start what will keep failover from working, and
@@ -224,7 +134,7 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	if err := m.local.Server.FailoverPrivileges(ctx); err != nil {
 		m.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
 	}
-	if srv, err := c.localServer(m.dataDirectory()); err != nil {
+	if srv, err := c.localServer(m.guard.DataDirectory()); err != nil {
 		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
 	} else if err := srv.MayControl(); err != nil {
 		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
@@ -241,26 +151,6 @@ func (m *Monitor) warnOfTwo() {
 		m.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
 			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
 	}
-}
-
-// servesHere asks whether the server that answers is the one of the data directory
-// on this machine: a daemon elsewhere, with the same path, must not stop its own.
-func (m *Monitor) servesHere(ctx context.Context, srv *salvage.Server) error {
-	if srv == nil {
-		return nil
-	}
-	here, err := srv.IsAt(ctx, &m.local.Server.Server)
-	if err != nil {
-		return err
-	}
-	m.shared.mu.Lock()
-	m.shared.elsewhere = !here
-	m.shared.mu.Unlock()
-	if !here {
-		return hint(kind(ErrRefused, "the server that conninfo leads to does not run in %s on this machine", srv.Dir),
-			"Run repmgrd on the machine of its server, as the operating system user that runs it, and set data_directory to the server's own.")
-	}
-	return nil
 }
 
 // ruler is the node that the newest rule names.
@@ -319,12 +209,10 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Rule = voters.NewestRule(o.Peers)
 	o.Busy, o.Interruptible, o.Last, o.Diverged = m.action != nil, m.action.yields(), m.last, m.diverged
 	me := voters.PeerOf(o.Peers, self)
-	m.noteOffice(me)
-	m.shared.mu.Lock()
+	m.guard.NoteOffice(me)
 	if o.Local.Up {
-		m.shared.dir = m.sample.local.Settings.DataDirectory
+		m.guard.SetDataDirectory(m.sample.local.Settings.DataDirectory)
 	}
-	m.shared.mu.Unlock()
 	if !o.Local.Up && self != 0 {
 		o.WasPrimary = m.wasPrimary()
 	}
@@ -333,7 +221,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 // wasPrimary reports whether the data directory of the dead local server is that
 // of a primary, or of one that was not brought back yet.
 func (m *Monitor) wasPrimary() bool {
-	srv, err := m.cluster.localServer(m.dataDirectory())
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
 	if err != nil || srv.Runs() {
 		return false
 	}
@@ -435,7 +323,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Reco
 		m.tellElection(a, res, err)
 		var refusal *RefusalError
 		if a.reaffirm && errors.As(err, &refusal) && refusal.Refusal == election.RefusedBehind {
-			m.fence(ctx, c, "another node is to be the primary: "+refusal.Detail)
+			m.guard.Fence(ctx, "another node is to be the primary: "+refusal.Detail)
 		}
 		if err == nil || a.res.Term > 0 {
 			m.watch.Refresh(ctx, c.pulse()) // the next decision is to know of it
@@ -446,19 +334,18 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Reco
 	case election.Rejoin:
 		return m.rejoin(ctx, c, act, target)
 	case election.Fence:
-		m.fence(ctx, c, act.why)
+		m.guard.Fence(ctx, act.why)
 	}
 	return nil
 }
 
 // rejoin brings the local server back, and leaves a mark as long as it has not.
 func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Record) error {
-	if m.unmarked() {
+	if m.guard.Unmarked() {
 		return notBegun{kind(ErrRefused, "the server was fenced, and is not marked as a standby yet")}
 	}
-	m.setRejoining(true)
-	defer m.setRejoining(false)
-	srv, err := c.localServer(m.dataDirectory())
+	defer m.guard.Suspend()()
+	srv, err := c.localServer(m.guard.DataDirectory())
 	if err != nil {
 		return err
 	}
@@ -562,10 +449,10 @@ func (m *Monitor) tellRefusal(v election.Verb, err error) {
 func (m *Monitor) tellElection(a *campaign, res FailoverResult, err error) {
 	switch {
 	case err != nil && res.Winner != nil && len(res.Steps) >= 3 && !a.reaffirm:
-		m.noteFence(Event{Type: EventFailoverAbort, Details: err.Error()})
+		m.tellLater(Event{Type: EventFailoverAbort, Details: err.Error()})
 	case err != nil:
 	case a.reaffirm:
-		m.noteFence(Event{Type: EventTermReaffirmed, Success: true, Details: fmt.Sprintf("%s goes on as primary in term %d", res.Winner, res.Term)})
+		m.tellLater(Event{Type: EventTermReaffirmed, Success: true, Details: fmt.Sprintf("%s goes on as primary in term %d", res.Winner, res.Term)})
 	default:
 		a.record(context.Background())
 	}
@@ -676,10 +563,10 @@ func (m *Monitor) announce(ctx context.Context) {
 	defer cancel()
 	s := m.Status()
 	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
-	p.CanFence, p.LostVote = m.ability.canFence(), m.kept.Lost()
+	p.CanFence, p.LostVote = m.guard.CanFence(), m.kept.Lost()
 	p.NoStream = m.streams.Failed()
-	if m.ability.lacks != nil {
-		p.Unable = m.ability.lacks.Error()
+	if err := m.guard.Lacks(); err != nil {
+		p.Unable = err.Error()
 	}
 	if s.Lease != nil {
 		left := s.Lease.Seconds()

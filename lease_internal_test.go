@@ -2,7 +2,6 @@ package repmgr
 
 import (
 	"testing"
-	"time"
 )
 
 // A lease that runs out, or is over while the server runs, is a finding; one that is
@@ -28,21 +27,6 @@ func TestServiceNode_Lease(t *testing.T) {
 		n.findings(true, true, &found)
 		if found.has(FindingLeaseRunsOut) != test.want || len(found) > 1 {
 			t.Errorf("%+v: found %v", test, found)
-		}
-	}
-}
-
-// Between two renewals, and a late answer, a lease does not run out: two looks have
-// to have failed. It is said at the latest when half of silence_timeout is left.
-func TestLeaseRunsOut(t *testing.T) {
-	t.Parallel()
-	cfg := DefaultConfig()
-	for _, fence := range []time.Duration{cfg.SilenceTimeout, cfg.FenceTimeout, 24 * time.Hour} {
-		cfg.FenceTimeout = fence
-		for since, want := range map[time.Duration]bool{0: false, 500: false, 990: false, 1010: true, 2000: true} {
-			if got := leaseRunsOut(cfg, fence-since*time.Millisecond); got != want {
-				t.Errorf("fence_timeout %s, no contact for %d ms: %v", fence, since, got)
-			}
 		}
 	}
 }

@@ -29,13 +29,11 @@ func TestMonitor_SaysNotThatItWorksWhatIsNotTried(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
 	m := &Monitor{trouble: trouble.Log{Logger: slog.New(slog.NewTextHandler(&log, nil)), Hint: Hint}}
-	m.shared.trouble = "refused"
-	m.tellShared()
+	m.tellHeartbeat("refused", false)
 	require.Contains(t, log.String(), "the heartbeat does not work")
 	log.Reset()
-	m.shared.trouble = "" // no primary: nobody writes one
-	m.tellShared()
-	m.tellShared()
+	m.tellHeartbeat("", false) // no primary: nobody writes one
+	m.tellHeartbeat("", false)
 	require.NotContains(t, log.String(), "works again")
 	require.Contains(t, log.String(), "the trouble with the heartbeat is over")
 	require.Empty(t, m.trouble.All())

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/fence"
 	"github.com/pgrepmgr/repmgr/internal/outbox"
 	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/streams"
@@ -45,15 +45,7 @@ type Monitor struct {
 	wake   chan struct{}  // capacity 1: a token that says "look again now"
 	outbox *outbox.Outbox // its events, for notifiers and for repmgr.events
 	watch  *voters.Watch  // of all voters; made by Run
-	beats  io.Writer      // to the watchdog; nil: there is none
-
-	boot    func() time.Duration // CLOCK_BOOTTIME
-	marks   marks
-	contact contact // of the goroutine of the heartbeat
-	sleeps  sleeps  // of the goroutine that guards
-	device  device  // of that, too
-
-	fenceOnly bool // it is a watchdog's: what it stopped, the Monitor itself starts again
+	guard  *fence.Guard   // of the local server
 
 	streams streams.Trials // replication logins, made by a goroutine beside Run
 	shared  shared         // between Run and the goroutines beside it
@@ -62,7 +54,6 @@ type Monitor struct {
 	cluster      *Cluster
 	presence     registry.Announcement
 	yields       bool // another Monitor acts for the node
-	ability      ability
 	tender       tender
 	action       *action // the long action under way; nil: none
 	last         election.Outcome
@@ -142,7 +133,8 @@ func NewMonitor(cfg Config) (*Monitor, error) {
 	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
-	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), outbox: outbox.New(), boot: bootTime}
+	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), outbox: outbox.New()}
+	m.guard = fence.New(m.tellLater, m.lookNow)
 	m.presence.Node = cfg.NodeID
 	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
 	return m, nil
@@ -197,9 +189,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 	var wg, beside sync.WaitGroup
 	ctx, stopAll := context.WithCancel(ctx)
 	m.watch = m.cluster.watchVoters(context.WithoutCancel(ctx), m.lookNow)
-	for _, f := range []func(context.Context){m.heart, m.guard, m.guardHang, m.tryStreams} {
-		beside.Go(func() { f(ctx) })
-	}
+	beside.Go(func() { m.guard.Run(ctx, m.watch) })
+	beside.Go(func() { m.tryStreams(ctx) })
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
 	wg.Go(func() { m.outbox.Deliver(queueCtx, cfg.Logger, cfg.EventNotificationTimeout) })
 	defer func() {
@@ -356,6 +347,7 @@ func (m *Monitor) use(cfg Config) {
 	})
 	m.cluster = &Cluster{cfg: cfg, log: cfg.Logger, notifiers: []Notifier{queued}}
 	m.shared.setCluster(m.cluster)
+	m.guard.Use(m.cluster.fencing())
 }
 
 func (m *Monitor) takeReload(ctx context.Context) {
@@ -418,8 +410,8 @@ func (m *Monitor) publish(now time.Time) {
 	if s.Rule.Compare(m.rule) < 0 {
 		s.Rule = m.rule
 	}
-	if m.ability.lacks == nil { // it would stop nothing
-		s.Lease, s.RunsOut = m.shared.leaseLeft()
+	if m.guard.Lacks() == nil { // it would stop nothing
+		s.Lease, s.RunsOut = m.guard.Lease()
 	}
 	if m.action != nil {
 		s.Doing = string(m.action.verb)

@@ -26,8 +26,8 @@ func (m *Monitor) ownDirectory() *postmaster.Server {
 	if m.cluster.cfg.NodeID == 0 || m.yields {
 		return nil
 	}
-	srv, err := m.cluster.localServer(m.dataDirectory())
-	if err != nil || m.isElsewhere() {
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
+	if err != nil || m.guard.Elsewhere() {
 		return nil
 	}
 	return &srv.Server
@@ -60,13 +60,13 @@ func (m *Monitor) keeperDaemon() statefile.Daemon {
 	return statefile.Daemon{
 		Node: m.cluster.cfg.NodeID, Name: m.cluster.self(), Log: m.log,
 		Dir: func() (string, error) {
-			srv, err := m.cluster.localServer(m.dataDirectory())
+			srv, err := m.cluster.localServer(m.guard.DataDirectory())
 			if err != nil {
 				return "", err
 			}
 			return srv.Dir, nil
 		},
-		Elsewhere: m.isElsewhere, Report: m.report, Tell: m.tell, Wake: m.lookNow,
+		Elsewhere: m.guard.Elsewhere, Report: m.report, Tell: m.tell, Wake: m.lookNow,
 	}
 }
 
@@ -80,7 +80,7 @@ func (m *Monitor) keep(o election.Observation) {
 		own = m.rule
 	}
 	now := statefile.State{Nodes: m.recs}
-	for _, r := range []election.Rule{own, m.ruleBefore()} {
+	for _, r := range []election.Rule{own, m.guard.Before()} {
 		if r.Known() {
 			now.Rules = append(now.Rules, r)
 		}

@@ -16,7 +16,6 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
-	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -82,7 +81,7 @@ func (m *Monitor) tend(ctx context.Context) error {
 		holders = m.holders(rules[0])
 		membership.Held = election.Held(rules[0], before, holders)
 	}
-	m.noteBefore(before, membership.Held)
+	m.guard.NoteBefore(before, membership.Held)
 	m.pushRule(ctx, rules[0], before, holders)
 	if c := m.cluster; c.cfg.Arbiter != nil {
 		m.report("announcing the primary to "+c.cfg.Arbiter.Name(), c.cfg.Arbiter.Announce(ctx, rules[0], m.self, 3*c.cfg.MonitorInterval+c.cfg.SilenceTimeout))
@@ -216,7 +215,7 @@ func (m *Monitor) registered() (ids []int32) {
 
 // commitRule writes a rule on the local primary.
 func (m *Monitor) commitRule(ctx context.Context, before, r election.Rule) error {
-	m.noteBefore(before, false) // until it is known to be held
+	m.guard.NoteBefore(before, false) // until it is known to be held
 	if err := m.local.WriteRule(ctx, r, m.cluster.candidate()); err != nil {
 		return err
 	}
@@ -273,16 +272,6 @@ func (m *Monitor) healthy(rule election.Rule) (ids []int32) {
 		}
 	}
 	return ids
-}
-
-// noteBefore tells the guard which rule an election may still find.
-func (m *Monitor) noteBefore(before election.Rule, held bool) {
-	if held {
-		before = election.Rule{}
-	}
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	m.shared.before = before
 }
 
 // pushRule gives the rule to the voters that do not stream, witnesses and the
@@ -441,22 +430,6 @@ func addLine(ctx context.Context, n *registry.Server) error {
 	return nil
 }
 
-// heart writes the sign of life of the local primary, so that the silence of a
-// standby's WAL receiver means something.
-func (m *Monitor) heart(ctx context.Context) {
-	for m.pulse(ctx) == nil {
-		c := m.settings()
-		if c.cfg.Failover != FailoverAutomatic || !m.inOffice() {
-			m.noteHeart(nil)
-			continue
-		}
-		limit, cancel := context.WithTimeout(ctx, c.cfg.SilenceTimeout)
-		err := m.watch.Voter(int32(c.cfg.NodeID)).Run(limit, func(n *registry.Server) error { return m.beatHeart(limit, n) })
-		cancel()
-		m.noteHeart(err)
-	}
-}
-
 // pulse lets a pulse pass; with failover=manual nothing is that urgent.
 func (m *Monitor) pulse(ctx context.Context) error {
 	c := m.settings()
@@ -466,32 +439,13 @@ func (m *Monitor) pulse(ctx context.Context) error {
 	return m.watch.Rest(ctx, c.pulse()-voters.SinceTick(c.pulse()), nil)
 }
 
-// heartTrouble names what keeps a server that answers from writing.
-func heartTrouble(err error) string {
-	switch {
-	case err == nil:
-		return ""
-	case postgres.SQLState(err) == codeDiskFull:
-		return "disk full"
-	case errors.Is(err, context.DeadlineExceeded):
-		return "input/output stalled"
-	}
-	var ce *postgres.ConnectError
-	if errors.As(err, &ce) {
-		return string(ce.Reach)
-	}
-	return "heartbeat refused: " + err.Error()
-}
-
-const codeDiskFull = "53100"
-
 // mendHistory makes, after each promotion, what standbys need of earlier timelines: see [rejoin.MendHistory].
 func (m *Monitor) mendHistory() {
 	s := m.sample.local
-	if s.InRecovery || s.Timeline == m.tender.mended || m.self.Role == RoleWitness || m.isElsewhere() {
+	if s.InRecovery || s.Timeline == m.tender.mended || m.self.Role == RoleWitness || m.guard.Elsewhere() {
 		return
 	}
-	srv, err := m.cluster.localServer(m.dataDirectory())
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
 	var mended []string
 	if err == nil {
 		mended, err = rejoin.MendHistory(srv.Dir, s.Timeline)

@@ -32,7 +32,7 @@ var floors = [][]string{
 	{"internal/datadir", "internal/salvage"},
 	{"internal/rejoin"},
 	{"internal/voters", "internal/syncrep", "internal/follow"},
-	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes"},
+	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes", "internal/fence"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

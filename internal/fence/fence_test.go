@@ -1,4 +1,4 @@
-package repmgr
+package fence
 
 import (
 	"testing"
@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -71,6 +72,21 @@ func TestContact(t *testing.T) {
 		{"host=10.0.0.2", "", false},
 		{"host=a,b", "10.0.0.2", false},
 	} {
-		require.Equal(t, test.want, c.isAt(t.Context(), Record{Conninfo: test.conninfo}, test.address), "%s at %s", test.address, test.conninfo)
+		require.Equal(t, test.want, c.isAt(t.Context(), registry.Record{Conninfo: test.conninfo}, test.address), "%s at %s", test.address, test.conninfo)
+	}
+}
+
+// Between two renewals, and a late answer, a lease does not run out: two looks have
+// to have failed. It is said at the latest when half of silence_timeout is left.
+func TestLeaseRunsOut(t *testing.T) {
+	t.Parallel()
+	s := Settings{SilenceTimeout: 2 * time.Second}
+	for _, fence := range []time.Duration{s.SilenceTimeout, 2500 * time.Millisecond, 24 * time.Hour} {
+		s.FenceTimeout = fence
+		for since, want := range map[time.Duration]bool{0: false, 500: false, 990: false, 1010: true, 2000: true} {
+			if got := s.runsOut(fence - since*time.Millisecond); got != want {
+				t.Errorf("fence_timeout %s, no contact for %d ms: %v", fence, since, got)
+			}
+		}
 	}
 }

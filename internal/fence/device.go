@@ -1,4 +1,4 @@
-package repmgr
+package fence
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
 // device is a watchdog device of the kernel, such as /dev/watchdog: it resets the
@@ -27,7 +28,7 @@ func (d *device) arm(path string, fence time.Duration) error {
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
-		return hint(kind(ErrConfig, "open watchdog_device: %w", err), "Is the module loaded (modprobe softdog), and may this user write the device? Another program may hold it.")
+		return failure.WithHint(failure.Of(failure.ErrConfig, "open watchdog_device: %w", err), "Is the module loaded (modprobe softdog), and may this user write the device? Another program may hold it.")
 	}
 	d.f, d.timeout = f, max(time.Second, fence.Truncate(time.Second))
 	if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice == 0 {
@@ -35,7 +36,7 @@ func (d *device) arm(path string, fence time.Duration) error {
 	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, int(d.timeout/time.Second)); err != nil {
 		d.disarm()
-		return hint(kind(ErrConfig, "set the timeout of watchdog_device %s to %s: %w", path, d.timeout, err), "A device that can not do that does not serve: set fence_timeout higher, or use softdog.")
+		return failure.WithHint(failure.Of(failure.ErrConfig, "set the timeout of watchdog_device %s to %s: %w", path, d.timeout, err), "A device that can not do that does not serve: set fence_timeout higher, or use softdog.")
 	}
 	return nil
 }
@@ -62,44 +63,36 @@ func (d *device) disarm() {
 	d.f = nil
 }
 
-// feed keeps the watchdog device in step with the lease: nil disarms it.
-func (m *Monitor) feed(c *Cluster, left *time.Duration) {
-	if left == nil || c.cfg.WatchdogDevice == "" {
-		m.device.disarm()
-		m.noteDevice(nil)
-		return
+// follow keeps the device in step with the lease: nil disarms it.
+func (d *device) follow(s *Settings, left *time.Duration) error {
+	if left == nil || s.Device == "" {
+		d.disarm()
+		return nil
 	}
-	err := m.device.arm(c.cfg.WatchdogDevice, c.cfg.FenceTimeout)
-	if err == nil {
-		err = m.device.feed(*left)
+	if err := d.arm(s.Device, s.FenceTimeout); err != nil {
+		return err
 	}
-	m.noteDevice(err)
+	return d.feed(*left)
 }
 
-func (m *Monitor) noteDevice(err error) {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	m.shared.device = err
-}
-
-func (m *Monitor) deviceTrouble() error {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	return m.shared.device
+func (g *Guard) noteDevice(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.device = err
 }
 
 // mayArm says whether a required watchdog device could be used. It is not opened:
 // that would start it.
-func (m *Monitor) mayArm() error {
-	c := m.cluster.cfg
-	if c.WatchdogDevice == "" || !c.WatchdogRequired {
+func (g *Guard) mayArm() error {
+	s := g.settings.Load()
+	if s.Device == "" || !s.DeviceRequired {
 		return nil
 	}
-	if err := m.deviceTrouble(); err != nil {
+	if _, err := g.Trouble(); err != nil {
 		return err
 	}
-	if err := unix.Access(c.WatchdogDevice, unix.W_OK); err != nil {
-		return hint(kind(ErrConfig, "watchdog_required is on, and watchdog_device %s can not be used: %w", c.WatchdogDevice, err), "Load its module (modprobe softdog), let this user write the device, or turn watchdog_required off.")
+	if err := unix.Access(s.Device, unix.W_OK); err != nil {
+		return failure.WithHint(failure.Of(failure.ErrConfig, "watchdog_required is on, and watchdog_device %s can not be used: %w", s.Device, err), "Load its module (modprobe softdog), let this user write the device, or turn watchdog_required off.")
 	}
 	return nil
 }

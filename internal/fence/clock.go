@@ -1,10 +1,8 @@
-package repmgr
+package fence
 
 import (
 	"context"
 	"time"
-
-	"github.com/pgrepmgr/repmgr/internal/nowait"
 )
 
 // reading is one moment by three clocks: the wall's, CLOCK_MONOTONIC, which stands
@@ -33,9 +31,6 @@ func readClocks(boot func() time.Duration) (r reading) {
 	return r
 }
 
-// bootTime is CLOCK_BOOTTIME. Where there is none it never differs from itself.
-func bootTime() time.Duration { return nowait.BootTime() }
-
 // asleep is how much longer it was from one reading to another than the monotonic
 // clock says: by CLOCK_BOOTTIME where the machine was suspended, and by the wall
 // clock where it was stopped from outside, which nothing inside can tell from a
@@ -52,7 +47,7 @@ func asleep(from, to reading, step time.Duration) time.Duration {
 	return lost
 }
 
-// sleeps are those of the machine since the Monitor runs, the last ones.
+// sleeps are those of the machine since the lease is kept, the last ones.
 type sleeps struct {
 	last reading
 	past []sleep
@@ -95,16 +90,16 @@ func (s *sleeps) aged(t time.Time) time.Time {
 
 // awake notices that this machine or this process did not run for a while. What is
 // known is then old: everybody is asked anew.
-func (m *Monitor) awake(ctx context.Context, c *Cluster) {
-	was := m.sleeps.last.at
-	now := readClocks(m.boot)
-	lost := m.sleeps.note(now, c.pulse())
-	stopped := !was.IsZero() && now.at.Sub(was) > c.pulse()*3/2
+func (k *keeper) awake(ctx context.Context, s *Settings) {
+	was := k.sleeps.last.at
+	now := readClocks(k.BootTime)
+	lost := k.sleeps.note(now, s.pulse())
+	stopped := !was.IsZero() && now.at.Sub(was) > s.pulse()*3/2
 	if lost > 0 {
-		m.log.Warn("this machine was asleep, or its clock was set forward: what was known is older than it seemed, and the voters are asked anew", "for", lost.Round(time.Millisecond))
+		s.Logger.Warn("this machine was asleep, or its clock was set forward: what was known is older than it seemed, and the voters are asked anew", "for", lost.Round(time.Millisecond))
 	}
 	if lost > 0 || stopped {
-		m.watch.RefreshAll(ctx, 2*c.pulse())
-		m.sleeps.last = readClocks(m.boot) // the waiting was none
+		k.watch.RefreshAll(ctx, 2*s.pulse())
+		k.sleeps.last = readClocks(k.BootTime) // the waiting was none
 	}
 }

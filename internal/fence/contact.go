@@ -1,15 +1,18 @@
-package repmgr
+package fence
 
 import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -17,7 +20,6 @@ import (
 // contact is what a primary learns of its standbys from their replies, also where
 // they reject our login: a standby that has WAL which was not there at a moment has
 // sent its reply after that moment, and its WAL receiver, which a pledge ends, ran then.
-// It is owned by the goroutine of the heartbeat.
 type contact struct {
 	marks     []walMark // the newest last
 	addresses map[string]addresses
@@ -51,8 +53,55 @@ const (
 	heartbeatSQL = `INSERT INTO repmgr.heartbeat AS h (at) VALUES (clock_timestamp()) ON CONFLICT (one_row) DO UPDATE SET at = EXCLUDED.at`
 )
 
-// beatHeart writes the sign of life, and hears those of the standbys.
-func (m *Monitor) beatHeart(ctx context.Context, n *registry.Server) error {
+// heartbeat is the sign of life of the local primary. It belongs to one goroutine.
+type heartbeat struct {
+	running
+	contact contact
+}
+
+// run writes the sign of life of the local primary, so that the silence of a
+// standby's WAL receiver means something.
+func (h *heartbeat) run(ctx context.Context) {
+	for h.rest(ctx) == nil {
+		s := h.settings.Load()
+		if !s.Automatic || !h.InOffice() {
+			h.noteTrouble("")
+			continue
+		}
+		limit, cancel := context.WithTimeout(ctx, s.SilenceTimeout)
+		err := h.watch.Voter(s.Node).Run(limit, func(n *registry.Server) error { return h.write(limit, n) })
+		cancel()
+		h.noteTrouble(trouble(err))
+	}
+}
+
+func (g *Guard) noteTrouble(text string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.trouble = text
+}
+
+// trouble names what keeps a server that answers from writing.
+func trouble(err error) string {
+	switch {
+	case err == nil:
+		return ""
+	case postgres.SQLState(err) == codeDiskFull:
+		return "disk full"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "input/output stalled"
+	}
+	var ce *postgres.ConnectError
+	if errors.As(err, &ce) {
+		return string(ce.Reach)
+	}
+	return "heartbeat refused: " + err.Error()
+}
+
+const codeDiskFull = "53100"
+
+// write writes the sign of life, and hears those of the standbys.
+func (h *heartbeat) write(ctx context.Context, n *registry.Server) error {
 	at := time.Now()
 	var b pgx.Batch
 	b.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
@@ -73,31 +122,24 @@ func (m *Monitor) beatHeart(ctx context.Context, n *registry.Server) error {
 	}
 	var senders []walSender
 	if text != "" && json.Unmarshal([]byte(text), &senders) == nil {
-		m.hear(ctx, senders)
-		m.contact.mark(walMark{at, end})
+		h.hear(ctx, senders)
+		h.contact.mark(walMark{at, end})
 	}
 	return err
 }
 
 // hear notes which standbys have replied since when.
-func (m *Monitor) hear(ctx context.Context, senders []walSender) {
-	for _, rec := range m.watch.Records() {
-		if rec.Role != RoleStandby {
+func (h *heartbeat) hear(ctx context.Context, senders []walSender) {
+	for _, rec := range h.watch.Records() {
+		if rec.Role != registry.RoleStandby {
 			continue
 		}
 		s, ok := only(senders, rec.Name)
-		at := m.contact.since(s.Write)
-		if !ok || at.IsZero() || !m.contact.isAt(ctx, rec, s.Address) {
+		at := h.contact.since(s.Write)
+		if !ok || at.IsZero() || !h.contact.isAt(ctx, rec, s.Address) {
 			continue
 		}
-		m.shared.mu.Lock()
-		if m.shared.replied == nil {
-			m.shared.replied = map[int32]time.Time{}
-		}
-		if at.After(m.shared.replied[int32(rec.ID)]) {
-			m.shared.replied[int32(rec.ID)] = at
-		}
-		m.shared.mu.Unlock()
+		h.noteReply(int32(rec.ID), at)
 	}
 }
 
@@ -138,8 +180,8 @@ type addresses struct {
 
 // isAt reports whether the address is that of the node's conninfo: a copy of the
 // node's server somewhere else has the same name.
-func (c *contact) isAt(ctx context.Context, rec Record, address string) bool {
-	params, err := ParseConninfo(rec.Conninfo)
+func (c *contact) isAt(ctx context.Context, rec registry.Record, address string) bool {
+	params, err := conninfo.Parse(rec.Conninfo)
 	host := cmp.Or(params["hostaddr"], params["host"])
 	if err != nil || strings.Contains(host, ",") {
 		return false
@@ -172,8 +214,19 @@ func (c *contact) isAt(ctx context.Context, rec Record, address string) bool {
 }
 
 // repliedAt is when a standby sent a reply, or later. Zero time: it is not known.
-func (m *Monitor) repliedAt(id int32) time.Time {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	return m.shared.replied[id]
+func (g *Guard) repliedAt(id int32) time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.replied[id]
+}
+
+func (g *Guard) noteReply(id int32, at time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.replied == nil {
+		g.replied = map[int32]time.Time{}
+	}
+	if at.After(g.replied[id]) {
+		g.replied[id] = at
+	}
 }

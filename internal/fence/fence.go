@@ -1,0 +1,223 @@
+package fence
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+const (
+	markLimit = time.Second     // a fence waits for its marks; they go on being written beside it
+	markAgain = time.Second     // between two attempts that failed
+	markEnd   = 5 * time.Second // until a daemon that ends gives up a disk that does not answer
+)
+
+// marks are what makes a server that was fenced come back as a standby only. They
+// are written after its end, which waits for no disk, and until they are there the
+// server stays down, whoever starts it.
+type marks struct {
+	mu    sync.Mutex // held over a fence: one at a time
+	why   string     // of the fence whose marks are missing; empty: none
+	done  chan error // capacity 1, of an attempt under way; nil: none
+	began time.Time
+	fault string // what was last told of marks that failed
+
+	unfenced map[string]string // what was last told of fences that failed, by their reason
+}
+
+// Fence ends the local server at once, and starts it again as a standby without an
+// upstream. It reports whether the server has ended. While its marks as a standby can not
+// be written it stays down, and Run goes on trying.
+func (g *Guard) Fence(ctx context.Context, why string) bool {
+	s := g.settings.Load()
+	if !g.stop(ctx, s, why) {
+		return false
+	}
+	if g.keepDown(ctx, s) {
+		g.startFenced(ctx, s)
+	}
+	return true
+}
+
+// stop ends the local server at once. The end comes before the marks, and asks for nothing
+// but its processes: the disk of the data directory may be what has failed. It reports
+// whether the server has ended; keepDown has to follow.
+func (g *Guard) stop(ctx context.Context, s *Settings, why string) bool {
+	start := time.Now()
+	g.marks.mu.Lock()
+	srv, err := g.stoppable(s)
+	if err == nil {
+		err = srv.Fence(ctx)
+	}
+	if err != nil {
+		defer g.marks.mu.Unlock()
+		if text := err.Error(); g.marks.unfenced[why] != text {
+			if g.marks.unfenced == nil {
+				g.marks.unfenced = map[string]string{}
+			}
+			g.marks.unfenced[why] = text
+			s.Logger.Error("this node could not be fenced: it may accept writes while another node is the primary", "reason", why, "err", err, "hint", failure.Hint(err))
+			g.tell(registry.Event{Type: registry.EventFence, Details: fmt.Sprintf("not fenced (%s): %v", why, err)})
+		}
+		return false
+	}
+	s.Logger.Warn("this node was fenced", "reason", why, "elapsed", time.Since(start))
+	g.noteFenced(why)
+	g.marks.why, g.marks.fault, g.marks.unfenced = why, "", nil
+	g.tell(registry.Event{Type: registry.EventFence, Success: true, Details: why})
+	g.marks.mu.Unlock()
+	return true
+}
+
+func (g *Guard) noteFenced(why string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fenced, g.fencedAt, g.office = why, time.Now(), time.Time{}
+}
+
+func (g *Guard) lastFence() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.fenced
+}
+
+// stoppable is the local server, as it was when it was shown that it can be
+// stopped: to find it anew may take its disk.
+func (g *Guard) stoppable(s *Settings) (*postmaster.Server, error) {
+	g.mu.Lock()
+	srv, elsewhere, dir := g.srv, g.elsewhere, g.dir
+	g.mu.Unlock()
+	switch {
+	case elsewhere:
+		return nil, failure.Of(failure.ErrRefused, "its server runs on another machine")
+	case srv != nil:
+		return s.At(srv.Dir), nil
+	}
+	return s.Find(dir)
+}
+
+// keepDown writes the marks of the last fence, and ends whatever was started before
+// they are there. It reports whether nothing is missing.
+func (g *Guard) keepDown(ctx context.Context, s *Settings) bool {
+	k := &g.marks
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.why == "" {
+		return true
+	}
+	srv, err := g.stoppable(s)
+	if err != nil {
+		return false
+	}
+	limit := time.Duration(0)
+	if k.done == nil && time.Since(k.began) >= markAgain {
+		limit = markLimit
+		done, why := make(chan error, 1), k.why
+		k.done, k.began = done, time.Now()
+		go func() { done <- srv.Mark(why) }() // endMarking waits for it
+	}
+	err = errUnmarked
+	if k.done != nil {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		select {
+		case err = <-k.done:
+			k.done = nil
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	if len(srv.Processes()) > 0 { // somebody has started it, perhaps as a primary
+		if errFence := srv.Fence(ctx); errFence != nil {
+			return false
+		}
+	}
+	switch {
+	case err == nil:
+		if k.fault != "" {
+			s.Logger.Info("the fenced server is marked as a standby now")
+		}
+		k.why, k.began, k.fault = "", time.Time{}, ""
+	case k.fault != err.Error() && (k.fault == "" || err != errUnmarked): //nolint:errorlint // that very one
+		k.fault = err.Error()
+		s.Logger.Error("this node was stopped, and stays down: it could not be made a standby yet", "reason", k.why, "err", err, "hint", "Make room on its disk, or mend it. Start it as a standby only: repmgr node rejoin")
+		g.tell(registry.Event{Type: registry.EventFence, Success: true, Details: fmt.Sprintf("%s; stopped, and not made a standby yet: %v", k.why, err)})
+	}
+	return err == nil
+}
+
+var errUnmarked = fmt.Errorf("its disk does not answer within %s", markLimit)
+
+// Unmarked reports whether a fence lacks its marks.
+func (g *Guard) Unmarked() bool {
+	g.marks.mu.Lock()
+	defer g.marks.mu.Unlock()
+	return g.marks.why != ""
+}
+
+// endMarking waits for the marks that are being written. On a disk that does not
+// answer nothing ends them but the end of the process.
+func (g *Guard) endMarking() {
+	g.marks.mu.Lock()
+	done := g.marks.done
+	g.marks.done = nil
+	g.marks.mu.Unlock()
+	if done == nil {
+		return
+	}
+	select {
+	case <-done: //nolint:errcheck // whoever starts the server next looks for the marks
+	case <-time.After(markEnd):
+		g.settings.Load().Logger.Error("the marks of a fenced server are not written: its disk does not answer")
+	}
+}
+
+// startFenced starts a server that was fenced and does not run.
+func (g *Guard) startFenced(ctx context.Context, s *Settings) {
+	srv, err := s.Find(g.DataDirectory())
+	if err != nil || srv.Runs() {
+		return
+	}
+	mark := filepath.Join(srv.Dir, postmaster.FencedMark)
+	info, err := os.Stat(mark)
+	if err != nil || g.isSuspended() {
+		return
+	}
+	if err = srv.Detach(); err == nil {
+		err = srv.Start(ctx)
+	}
+	if err != nil {
+		s.Logger.Warn("the fenced server does not start as a standby yet", "err", err, "hint", failure.Hint(err))
+		_ = wait.Pause(ctx, s.SilenceTimeout)
+		return
+	}
+	if why, _ := os.ReadFile(mark); strings.TrimSpace(string(why)) != g.lastFence() { // its watchdog has done it
+		g.tell(registry.Event{Type: registry.EventFence, Success: true, At: info.ModTime(), Details: strings.TrimSpace(string(why))})
+	}
+	_ = os.Remove(mark)
+}
+
+// killLeftovers ends the processes that a dead postmaster has left behind: they
+// can still commit. A server that is just being started is none of them.
+func (g *Guard) killLeftovers(ctx context.Context, s *Settings) {
+	srv, err := s.Find(g.DataDirectory())
+	if err != nil || srv.Runs() {
+		return
+	}
+	killed, err := srv.KillChildren(ctx)
+	if killed > 0 {
+		s.Logger.Warn("the postmaster is dead: processes that it left behind were killed", "processes", killed)
+	}
+	if err != nil {
+		s.Logger.Warn("the postmaster is dead, and processes that it left behind may still run", "err", err)
+	}
+}

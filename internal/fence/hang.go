@@ -1,0 +1,63 @@
+package fence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/postgres"
+)
+
+// guardHang kills a local primary that leaves new connections without an answer
+// for hang_timeout: sessions that are open may still work, but nobody else gets in.
+// While failover is paused nobody would take its place.
+func (r running) guardHang(ctx context.Context) {
+	var since time.Time
+	for {
+		s := r.settings.Load()
+		rest := s.HangTimeout / 4 // each costs the server a new process
+		if !since.IsZero() {
+			rest = s.HangTimeout / 10
+		}
+		if r.watch.Rest(ctx, rest, nil) != nil {
+			return
+		}
+		peers := r.watch.Peers()
+		me := voters.PeerOf(peers, s.Node)
+		switch now := time.Now(); {
+		case !s.Automatic || election.Paused(peers) || me.Running != election.Primary || me.Role == election.Witness || !s.hangs(ctx, r.watch.Voter(me.ID).WithoutTLS()):
+			since = time.Time{}
+		case since.IsZero():
+			since = now
+		case now.Sub(since) > s.HangTimeout:
+			r.Fence(ctx, fmt.Sprintf("new connections got no answer for hang_timeout (%s)", s.HangTimeout))
+			since = time.Time{}
+		}
+	}
+}
+
+// hangs reports whether a new connection to the local server gets no answer. One
+// that need not ask for TLS spares the server a second one.
+func (s *Settings) hangs(ctx context.Context, plain bool) bool {
+	dsn := s.Conninfo
+	if params, err := conninfo.Parse(dsn); plain && err == nil {
+		params["sslmode"] = "disable"
+		dsn = conninfo.Format(params)
+	}
+	cfg, err := postgres.ConnConfig(dsn)
+	if err != nil {
+		return false
+	}
+	cfg.AfterConnect = nil // that it lets us in is the answer
+	conn, err := postgres.DialConfig(ctx, s.Name, cfg)
+	if err != nil {
+		var ce *postgres.ConnectError
+		return ctx.Err() == nil && errors.As(err, &ce) && ce.Reach == postgres.ReachTimeout
+	}
+	(&postgres.Server{Conn: conn}).Close()
+	return false
+}

@@ -1,0 +1,148 @@
+package fence
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wait"
+)
+
+// keeper keeps the lease of the local primary. It belongs to one goroutine.
+type keeper struct {
+	running
+	sleeps sleeps
+	device device
+}
+
+// run keeps the local server from being a second primary, whatever else the daemon is
+// busy with:
+//
+//   - a primary that has had no contact to a majority for fence_timeout is stopped:
+//     another one may have been elected (with quorum its commits hang already, and
+//     clients that reach it had better go elsewhere);
+//   - what a dead postmaster has left behind is killed: it can still commit.
+//
+// A stopped primary is started again as a standby without an upstream.
+func (k *keeper) run(ctx context.Context) {
+	defer k.tellWatchdog(nil, true)
+	defer k.endMarking()
+	defer k.device.disarm()
+	var left *time.Duration
+	for {
+		s := k.settings.Load()
+		if k.untilDue(ctx, s, left) != nil {
+			return
+		}
+		k.awake(ctx, s)
+		left = k.look(ctx, s)
+		k.tellWatchdog(left, false)
+		k.setLease(s, left)
+		k.noteDevice(k.device.follow(s, left))
+	}
+}
+
+// untilDue lets a pulse pass, or what is left of a lease where that is less.
+func (k *keeper) untilDue(ctx context.Context, s *Settings, left *time.Duration) error {
+	if left != nil && *left < s.pulse() {
+		return wait.Pause(ctx, max(*left, s.pulse()/8))
+	}
+	return k.rest(ctx)
+}
+
+// look looks and acts once. It returns how long the lease lasts; nil: none is needed.
+func (k *keeper) look(ctx context.Context, s *Settings) *time.Duration {
+	me, before := k.self(s)
+	if before.Known() {
+		k.NoteBefore(before, false)
+	}
+	if !s.Automatic || me.Role == election.Witness || me.Role == "" {
+		return nil
+	}
+	if !k.keepDown(ctx, s) {
+		return nil
+	}
+	if me.Answer == election.Refused {
+		k.tellWatchdog(nil, false)
+		k.killLeftovers(ctx, s)
+		k.startFenced(ctx, s)
+		return nil
+	}
+	k.NoteOffice(me)
+	if !k.InOffice() || k.isSuspended() {
+		return nil
+	}
+	left, needed := k.left(time.Now(), s, me)
+	if !needed {
+		return nil
+	}
+	if left <= 0 {
+		k.tellWatchdog(nil, false) // the watchdog leaves it to us
+		if k.Fence(ctx, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", s.FenceTimeout)+rejecting(me)) {
+			return nil
+		}
+		left = 0 // only a reset of the machine helps now
+	}
+	return &left
+}
+
+// setLease notes how long the lease lasts. That it begins or ends to run out is news.
+func (g *Guard) setLease(s *Settings, left *time.Duration) {
+	runsOut := left != nil && s.runsOut(*left)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.runsOut != runsOut {
+		g.wake()
+	}
+	g.lease, g.runsOut = left, runsOut
+}
+
+// runsOut tells a lease that nothing renews from one that is looked at between
+// two renewals: the voters are asked in each quarter of silence_timeout.
+func (s *Settings) runsOut(left time.Duration) bool {
+	return s.FenceTimeout-left > s.SilenceTimeout/2
+}
+
+// rejecting names, in the reason of a fence, why the daemon could not look at its own server.
+func rejecting(me election.Peer) string {
+	if me.Answer == election.Rejects {
+		return "; its own server rejects the login of repmgrd"
+	}
+	return ""
+}
+
+// left is how long the local primary may go on without further contact: by its
+// own rule, and by the one before while an election could miss that.
+func (k *keeper) left(now time.Time, s *Settings, me election.Peer) (left time.Duration, needed bool) {
+	r := me.Rule
+	peers := k.watch.Peers()
+	if !r.Known() {
+		return 0, false
+	}
+	if r.Primary != me.ID { // promoted, and the row that says so is not written yet
+		r.Primary = me.ID
+		if me.Chosen {
+			r.Term = max(r.Term, me.Term)
+		}
+	}
+	for i, p := range peers {
+		if p.Candidate == s.Candidate { // who is pledged to us elects nobody else by that
+			peers[i].Term = min(p.Term, r.Term)
+		}
+		peers[i].SeenAt, peers[i].Tried, peers[i].Replied = k.sleeps.aged(p.SeenAt), k.sleeps.aged(p.Tried), k.sleeps.aged(k.repliedAt(p.ID))
+	}
+	left = s.FenceTimeout
+	for _, rule := range []election.Rule{r, k.Before()} {
+		if !rule.Known() || rule.PausePreventsElection(me.ID, peers) { // who is paused elects nobody
+			continue
+		}
+		rule.Primary, rule.Term = r.Primary, r.Term
+		start := election.LeaseStart(now, rule, me.ID, peers)
+		if start.IsZero() {
+			start = k.sleeps.aged(k.inOfficeSince()) // nobody was reached yet: the election that promoted it was the contact
+		}
+		left, needed = min(left, s.FenceTimeout-now.Sub(start)), true
+	}
+	return left, needed
+}

@@ -1,0 +1,226 @@
+package fence
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/nowait"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// Beat is what a [Guard] tells its watchdog, at least four times in each silence_timeout.
+type Beat struct {
+	PID    int           `json:"pid"`
+	Left   *float64      `json:"left"`           // seconds until this primary would be fenced; nil: there is nothing to guard
+	Dir    string        `json:"data_directory"` // of the local server
+	Shown  bool          `json:"shown"`          // that the daemon can end the server in that directory, which is named without symbolic links
+	Rule   election.Rule `json:"rule"`           // the newest that the local server holds
+	Before election.Rule `json:"before"`         // the rule before that, while an election could miss the newest
+	Bye    bool          `json:"bye,omitempty"`  // the daemon ends in order
+}
+
+// TellWatchdog makes Run write a [Beat] to w, as a line of JSON, again and again. Call
+// it before Run. A write that waits holds the lease up: give w a deadline. Errors are
+// ignored.
+func (g *Guard) TellWatchdog(w io.Writer) { g.beats = w }
+
+func (k *keeper) tellWatchdog(left *time.Duration, bye bool) {
+	if k.beats == nil {
+		return
+	}
+	me, _ := k.self(k.settings.Load())
+	b := Beat{PID: os.Getpid(), Dir: k.DataDirectory(), Rule: me.Rule, Before: k.Before(), Bye: bye}
+	k.mu.Lock()
+	if srv := k.srv; srv != nil {
+		b.Dir, b.Shown = srv.Dir, true
+	}
+	k.mu.Unlock()
+	if left != nil && !k.Elsewhere() {
+		seconds := left.Seconds()
+		b.Left = &seconds
+	}
+	line, _ := json.Marshal(b)
+	_, _ = k.beats.Write(append(line, '\n'))
+}
+
+// Watchdog fences the local primary in the place of a [Guard] that can not: one whose
+// process is stopped, starved or dead. It belongs in a process of its own, which reads
+// from r what [Guard.TellWatchdog] writes. While the beats come it does nothing. When they
+// stop it looks for a majority of the voters itself, over a watch that open begins, and
+// where none is found until the lease is over, it stops the server; the Guard starts it, as
+// a standby, when it is back.
+//
+// It returns nil when the Guard ends in order, when another one has taken over from a
+// dead one, when there is nothing left to guard, or with ctx. It closes r.
+func Watchdog(ctx context.Context, r io.ReadCloser, s Settings, open func(context.Context) (*voters.Watch, error)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	beats := make(chan Beat)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(beats)
+		for d := json.NewDecoder(r); ; {
+			var b Beat
+			if d.Decode(&b) != nil {
+				return
+			}
+			select {
+			case beats <- b:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	d := watchdog{s: &s, open: open, at: readClocks(nowait.BootTime)}
+	defer wg.Wait()
+	defer r.Close()
+	defer cancel()
+	defer d.rest()
+	for rest := s.pulse(); ; {
+		well := false
+		tick := time.NewTimer(rest) // a new one: one that is set again may wake the process once more
+		select {
+		case <-ctx.Done():
+			return nil
+		case b, ok := <-beats:
+			if b.Bye {
+				return nil
+			}
+			if !ok {
+				beats, d.orphan = nil, true
+				break
+			}
+			if d.k == nil || !d.k.Unmarked() {
+				d.rest()
+			}
+			d.beat, d.at, well = b, readClocks(nowait.BootTime), d.k == nil
+		case <-tick.C:
+		}
+		tick.Stop()
+		if rest = s.pulse() / 2; well {
+			rest = 2 * s.pulse()
+			continue
+		}
+		if over, err := d.guard(ctx); over || err != nil {
+			return err
+		}
+	}
+}
+
+// watchdog belongs to the goroutine of [Watchdog].
+type watchdog struct {
+	s      *Settings
+	open   func(context.Context) (*voters.Watch, error)
+	beat   Beat    // the last
+	at     reading // when it came
+	orphan bool    // the daemon's process is gone
+	stop   func()  // ends what k has begun
+	k      *keeper // keeps the lease while the daemon is silent; nil: it is not
+}
+
+// guard does the daemon's part while that is silent. over says that there is
+// nothing left to do.
+func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
+	if d.k != nil && !d.k.keepDown(ctx, d.s) {
+		return false, nil
+	}
+	switch {
+	case !d.orphan && d.silence() < 2*d.s.pulse():
+		return false, nil
+	case d.beat.Left == nil:
+		return d.orphan, nil
+	case d.k == nil:
+		if err := d.begin(ctx); err != nil {
+			return false, err
+		}
+	}
+	d.k.awake(ctx, d.s)
+	left := seconds(*d.beat.Left) - d.silence()
+	me := voters.PeerOf(d.k.watch.Peers(), d.s.Node)
+	if !me.Rule.Known() { // it was not seen since, and may reject our login
+		me.Rule = d.beat.Rule
+	}
+	if me.Rule.Known() {
+		lease, needed := d.k.left(time.Now(), d.s, me)
+		if left = lease; !needed {
+			left = d.s.FenceTimeout
+		}
+	}
+	running := me.Answer == election.Answers
+	switch {
+	case running && me.Running != election.Primary, d.orphan && d.succeeded(running), d.orphan && !d.serverRuns(ctx):
+		return d.orphan, nil
+	case left <= 0:
+		if d.k.stop(ctx, d.s, fmt.Sprintf("repmgrd (PID %d) is silent, and there was no contact to a majority of the voters for fence_timeout (%s)", d.beat.PID, d.s.FenceTimeout)+rejecting(me)) {
+			d.k.keepDown(ctx, d.s) // the daemon starts it
+			d.beat.Left = nil
+		}
+	}
+	return false, nil
+}
+
+// silence is how long ago the last beat came, a sleep of the machine counted.
+func (d *watchdog) silence() time.Duration {
+	now := readClocks(nowait.BootTime)
+	return now.at.Sub(d.at.at) + asleep(d.at, now, d.s.FenceTimeout)
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// begin opens a watch of its own. What the daemon knew last of its contact counts on.
+func (d *watchdog) begin(ctx context.Context) error {
+	watch, err := d.open(ctx)
+	if err != nil {
+		return err
+	}
+	g := New(func(registry.Event) {}, func() {}) // the daemon tells of the fence when it starts the server
+	g.Use(*d.s)
+	g.dir, g.before = d.beat.Dir, d.beat.Before
+	if d.beat.Shown {
+		g.srv = d.s.At(d.beat.Dir)
+	}
+	g.office = d.at.at.Add(seconds(*d.beat.Left) - d.s.FenceTimeout)
+	d.k = &keeper{running: running{g, watch}}
+	hearts, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { (&heartbeat{running: d.k.running}).run(hearts) }) // and what the standbys reply is contact
+	d.stop = func() { end(); wg.Wait(); g.endMarking(); watch.Close() }
+	d.s.Logger.Warn("repmgrd is silent: its watchdog guards the server", "pid", d.beat.PID, "gone", d.orphan, "lease_left", *d.beat.Left)
+	return nil
+}
+
+// rest ends the looking: the daemon is back.
+func (d *watchdog) rest() {
+	if d.k != nil {
+		d.stop()
+		d.k = nil
+	}
+}
+
+// succeeded reports whether another daemon watches the server now.
+func (d *watchdog) succeeded(answers bool) bool {
+	n := d.k.watch.Voter(d.s.Node)
+	if n == nil || !answers {
+		return false
+	}
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	return n.View.Monitored && n.Last.PID != 0 && n.Last.PID != d.beat.PID
+}
+
+// serverRuns reports whether there is a server to guard. What a dead postmaster
+// has left behind is ended first: nobody else would.
+func (d *watchdog) serverRuns(ctx context.Context) bool {
+	srv, err := d.s.Find(d.beat.Dir)
+	if err != nil || srv.Runs() {
+		return err == nil
+	}
+	d.k.killLeftovers(ctx, d.s)
+	return false
+}
