@@ -1,0 +1,71 @@
+package statefile_test
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/statefile"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// The file is written when something is new, keeps the vote of its own node only, and
+// says what to do where it is damaged.
+func TestKeeper_Keep(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, postmaster.NodesFile)
+	d := statefile.Daemon{
+		Node: 1, Name: "node1", Log: slog.New(slog.DiscardHandler), Tell: func(registry.Event) {}, Wake: func() {},
+		Dir: func() (string, error) { return dir, nil }, Elsewhere: func() bool { return false },
+		Report: func(what string, err error) { require.NoError(t, err, what) },
+	}
+	empty, err := statefile.Read(dir)
+	require.NoError(t, err)
+	require.Empty(t, empty)
+
+	require.NoError(t, os.WriteFile(file, []byte(`{"ballot":{"Node":2,"Term":7,"Candidate":"2"}}`), 0o600))
+	now := statefile.State{Nodes: []registry.Record{{ID: 1, Name: "node1"}}, Rules: []election.Rule{{Term: 3, Seq: 1, Primary: 1, Voters: []int32{1}}}}
+	var k statefile.Keeper
+	k.Keep(d, now)
+	kept, err := statefile.Read(dir)
+	require.NoError(t, err)
+	require.Equal(t, now.Nodes, kept.Nodes)
+	require.Zero(t, kept.Rules[0].Compare(now.Rules[0]))
+	require.Equal(t, ballot.Ballot{}, kept.Ballot, "another node's")
+
+	require.NoError(t, os.Remove(file))
+	k.Keep(d, now)
+	require.NoFileExists(t, file, "nothing is new")
+	k.Forget()
+	k.Keep(d, now)
+	require.FileExists(t, file)
+
+	require.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
+	_, err = statefile.Read(dir)
+	require.ErrorIs(t, err, failure.ErrDirectory)
+	require.Contains(t, failure.Hint(err), "remove it")
+}
+
+// Who can not pledge itself says so once, and once that it can again.
+func TestKeeper_TellPledge(t *testing.T) {
+	t.Parallel()
+	var told []bool
+	var reported []error
+	d := statefile.Daemon{Node: 1, Name: "node1", Report: func(_ string, err error) { reported = append(reported, err) }, Tell: func(e registry.Event) { told = append(told, e.Success) }}
+	var k statefile.Keeper
+	for _, why := range []string{"", "a full disk", "a full disk", ""} {
+		k.TellPledge(d, election.Peer{ID: 1, Answer: election.Answers, NoPledge: why})
+	}
+	k.TellPledge(d, election.Peer{ID: 1, Answer: election.Refused, NoPledge: "it is down"})
+	require.Equal(t, []bool{false, true}, told)
+	require.Equal(t, []error{errors.New("a full disk"), nil}, reported)
+}
