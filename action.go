@@ -170,11 +170,14 @@ func (m *Monitor) silent(id NodeID) bool {
 	return m.cluster.cfg.Failover == FailoverAutomatic && p.Answer != "" && p.Answer != election.Answers
 }
 
+// errNobodyAnswered stands for the answer of the first node that is asked.
+var errNobodyAnswered = errors.New("no node was asked yet")
+
 // observeFrom reads the rows of the cluster, for a Monitor that has no node.
 func (m *Monitor) observeFrom(ctx context.Context) {
 	var recs []Record
-	err := errNoStandby
-	ruler, peers := int32(m.ruler()), answering(m.watch.Peers())
+	err := errNobodyAnswered
+	ruler, peers := int32(m.ruler()), voters.Answering(m.watch.Peers())
 	if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == ruler }); i > 0 {
 		peers[0], peers[i] = peers[i], peers[0] // its rows are the newest
 	}
@@ -317,15 +320,15 @@ func (c *Cluster) withoutHooks() *Cluster {
 func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Record, policy election.Policy, known int64) error {
 	switch v := act.verb; v {
 	case election.Elect, election.Reaffirm:
-		a := c.campaign(m.watch, policy)
-		a.reaffirm, a.known = v == election.Reaffirm, known
-		res, err := a.run(ctx, false)
-		m.tellElection(a, res, err)
+		o := c.electionOptions(m.watch)
+		o.Reaffirm, o.KnownTerm = v == election.Reaffirm, known
+		res, err := c.holdElection(ctx, o, m.watch, policy, false)
+		m.tellElection(c, o.Reaffirm, res, err)
 		var refusal *RefusalError
-		if a.reaffirm && errors.As(err, &refusal) && refusal.Refusal == election.RefusedBehind {
+		if o.Reaffirm && errors.As(err, &refusal) && refusal.Refusal == election.RefusedBehind {
 			m.guard.Fence(ctx, "another node is to be the primary: "+refusal.Detail)
 		}
-		if err == nil || a.res.Term > 0 {
+		if err == nil || res.Term > 0 {
 			m.watch.Refresh(ctx, c.pulse()) // the next decision is to know of it
 		}
 		return err
@@ -446,15 +449,15 @@ func (m *Monitor) tellRefusal(v election.Verb, err error) {
 }
 
 // tellElection records an election on its winner, and tells of it.
-func (m *Monitor) tellElection(a *campaign, res FailoverResult, err error) {
+func (m *Monitor) tellElection(c *Cluster, reaffirmed bool, res FailoverResult, err error) {
 	switch {
-	case err != nil && res.Winner != nil && len(res.Steps) >= 3 && !a.reaffirm:
+	case err != nil && res.Winner != nil && len(res.Steps) >= 3 && !reaffirmed:
 		m.tellLater(Event{Type: EventFailoverAbort, Details: err.Error()})
 	case err != nil:
-	case a.reaffirm:
+	case reaffirmed:
 		m.tellLater(Event{Type: EventTermReaffirmed, Success: true, Details: fmt.Sprintf("%s goes on as primary in term %d", res.Winner, res.Term)})
 	default:
-		a.record(context.Background())
+		c.recordFailover(context.Background(), m.watch, res)
 	}
 }
 
@@ -472,7 +475,7 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	if m.local != nil && !m.witness {
 		return read(m.local.Server) == nil && count >= limit
 	}
-	for _, p := range answering(m.watch.Peers()) {
+	for _, p := range voters.Answering(m.watch.Peers()) {
 		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.Voter(p.ID).Run(ctx, read) == nil {
 			return count >= limit
 		}
@@ -493,7 +496,7 @@ func (m *Monitor) takeOffice(ctx context.Context) error {
 	if len(rules) > 1 {
 		former = rules[1].Primary
 	}
-	return installPrimary(ctx, m.local.Server, int32(m.cluster.cfg.NodeID), former, nil, "local")
+	return m.local.InstallPrimary(ctx, int32(m.cluster.cfg.NodeID), former, nil, "local")
 }
 
 // hookFollow runs follow_command once for each term whose primary the node was

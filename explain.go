@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/coordinator"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/streams"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -167,7 +168,7 @@ func (c *Cluster) explain(now time.Time, recs []Record, peers []election.Peer, p
 	policy.OnShutdown = policy.OnShutdown || manual
 	presume := manual && !rule.Known()
 	if presume {
-		rule = presumed(recs, peers)
+		rule = coordinator.Presumed(recs, peers)
 	}
 	e := Explanation{At: now, Manual: manual, Presumed: presume, Rule: rule, Health: policy.Diagnose(now, rule, peers), Durability: c.durability(), Outages: []ExpectedOutage{}, Blocked: []Blocker{}}
 	policy.Forced = manual

@@ -3,11 +3,19 @@ package repmgr
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/coordinator"
+	"github.com/pgrepmgr/repmgr/internal/reconcile"
+	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -94,19 +102,19 @@ var refusalHints = map[election.Refusal]string{
 // insists is refused only where the primary may still accept writes.
 const insisted = "--force does not get around this: nobody can be sure that the primary accepts no more writes. Make sure of it: stop its server on its machine (pg_ctl stop -m immediate), or switch that machine off. Once nothing answers there the next attempt finds it lost."
 
-// refuse is a refusal of that campaign. It does not advise what was tried.
-func (a *campaign) refuse(r election.Refusal, h election.Health, detail string) error {
+// refusal says why an election came to nothing, and what to do. It does not advise what was tried.
+func (c *Cluster) refusal(r *coordinator.Refused, rule election.Rule, w *voters.Watch, forced bool) error {
 	var left []Voter
-	for _, p := range a.w.Peers() {
-		if rec := a.w.Record(p.ID); p.ID != a.rule.Primary && rec.ID != 0 {
+	for _, p := range w.Peers() {
+		if rec := w.Record(p.ID); p.ID != rule.Primary && rec.ID != 0 {
 			v := Voter{ID: rec.ID, Name: rec.Name, Answer: p.Answer}
 			if v.Answer == election.Rejects {
-				v.Login = a.c.userOf(rec)
+				v.Login = c.userOf(rec)
 			}
 			left = append(left, v)
 		}
 	}
-	return hint(&RefusalError{r, h, detail}, "%s", letInFirst(r, left, refusalHint(r, h, a.policy.Forced)))
+	return hint(&RefusalError{r.Refusal, r.Health, r.Detail}, "%s", letInFirst(r.Refusal, left, refusalHint(r.Refusal, r.Health, forced)))
 }
 
 func refusalHint(r election.Refusal, h election.Health, forced bool) string {
@@ -137,14 +145,118 @@ func (c *Cluster) Failover(ctx context.Context, o FailoverOptions) (FailoverResu
 	policy := c.policy()
 	policy.Forced, policy.OnShutdown = o.Force, true
 	w.AwaitVerdict(ctx, policy)
-	a := c.campaign(w, policy)
-	a.known, a.presume = highestTerm(w.Peers()), true
-	res, err := a.run(ctx, o.DryRun)
+	e := c.electionOptions(w)
+	e.KnownTerm, e.Presume = voters.HighestTerm(w.Peers()), true
+	res, err := c.holdElection(ctx, e, w, policy, o.DryRun)
 	if err == nil && !o.DryRun {
-		a.record(ctx)
+		c.recordFailover(ctx, w, res)
 	}
 	return res, err
 }
+
+// holdElection holds an election among the voters that are watched.
+func (c *Cluster) holdElection(ctx context.Context, o coordinator.Options, w *voters.Watch, policy election.Policy, dryRun bool) (FailoverResult, error) {
+	res, err := coordinator.New(o, w, policy).Run(ctx, dryRun)
+	if refused := (*coordinator.Refused)(nil); errors.As(err, &refused) {
+		err = c.refusal(refused, res.Rule, w, policy.Forced)
+	}
+	return FailoverResult(res), err
+}
+
+// electionOptions are what an election of this cluster needs.
+func (c *Cluster) electionOptions(w *voters.Watch) coordinator.Options {
+	o := coordinator.Options{
+		Self: c.cfg.NodeID, Candidate: c.candidate(), Consensus: c.cfg.PrimaryVisibilityConsensus,
+		SilenceTimeout: c.cfg.SilenceTimeout, FenceTimeout: c.cfg.FenceTimeout, PromotionTimeout: c.cfg.PromoteCheckTimeout,
+		ValidationCommand: c.cfg.FailoverValidationCommand, ValidationTimeout: c.cfg.EventNotificationTimeout,
+		Sync: c.syncWriter(w), Log: c.log,
+		Connect: c.connectTo, MakeSlot: c.slotOrNone, Promote: c.promoteWinner, StandbySettings: c.login().Settings,
+	}
+	if c.cfg.Arbiter != nil {
+		o.Arbiter = arbiterVoter{c.cfg.Arbiter}
+	}
+	return o
+}
+
+// candidate is whom the pledges of this process are made out to.
+func (c *Cluster) candidate() string { return voters.Candidate(c.cfg.NodeName) }
+
+// arbiterVoter shows an arbiter to an election.
+type arbiterVoter struct{ Arbiter }
+
+func (a arbiterVoter) Pledge(ctx context.Context, b ballot.Ballot) (ballot.Ballot, election.Rule, error) {
+	st, err := a.Arbiter.Pledge(ctx, b)
+	return st.Ballot, st.Rule, err
+}
+
+// recordFailover writes the event and the history row of a failover, on its winner.
+func (c *Cluster) recordFailover(ctx context.Context, w *voters.Watch, res FailoverResult) {
+	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
+	defer cancel()
+	e := Event{
+		NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: res.Former.ID, Peer: res.Former.Name,
+		Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, res.Former),
+	}
+	if res.Former.ID == res.Winner.ID {
+		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
+	}
+	err := w.Voter(int32(res.Winner.ID)).RunNow(ctx, func(n *registry.Server) error {
+		c.emit(ctx, n, e)
+		return n.RecordFailover(ctx, registry.FailoverRecord{
+			Term: res.Term, FormerID: res.Former.ID, PrimaryID: res.Winner.ID, Coordinator: c.candidate(), Reason: res.Health,
+			StartedAt: res.StartedAt, Outage: res.Outage, LostBytes: res.LostBytes, Steps: res.Steps,
+		})
+	})
+	if err != nil {
+		c.log.Warn("the failover is not in repmgr.failovers", "err", err)
+	}
+}
+
+// slotOrNone makes the slot of a standby on its upstream, and returns its name.
+// Where it can not be made the standby is to stream without one: that is better
+// than no standby at all.
+func (c *Cluster) slotOrNone(ctx context.Context, up *registry.Server, standby Record) string {
+	if standby.SlotName == "" {
+		return ""
+	}
+	if _, err := up.CreateSlot(ctx, standby.SlotName, standby.Name); err != nil {
+		c.warnNoSlot(up, standby, err)
+		return ""
+	}
+	return standby.SlotName
+}
+
+func (c *Cluster) warnNoSlot(up *registry.Server, standby Record, err error) {
+	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.Name, "err", err, "hint", cmp.Or(Hint(err), reconcile.SlotHint))
+}
+
+// promoteWinner runs the operator's promote_command where the winner is the
+// local node, and otherwise promotes over SQL.
+func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner Record) error {
+	local := winner.ID == c.cfg.NodeID
+	if local && c.cfg.PromoteCommand != "" {
+		ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.PromoteCheckTimeout, fmt.Errorf("no end within promote_check_timeout (%s)", c.cfg.PromoteCheckTimeout))
+		defer cancel()
+		out, err := shell.Run(ctx, c.cfg.PromoteCommand, map[byte]shell.Value{'n': {Env: "REPMGR_NODE_ID", Text: winner.ID.String()}})
+		if err != nil {
+			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.Name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5))), "The next election promotes without it.")
+		}
+		var inRecovery bool
+		if err := n.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {
+			return err
+		}
+	}
+	remote := *c
+	if !local {
+		remote.cfg.ServicePromoteCommand = ""
+	}
+	return remote.promoteOnly(ctx, n)
+}
+
+// hookError: a command of the operator's has not promoted the winner.
+type hookError struct{ error }
+
+func (e hookError) Unwrap() error { return e.error }
 
 // anyRecords reads the rows from the local node, or from the first of the hosts
 // of conninfo that answers, or from what the Monitor of this node last knew.
@@ -160,12 +272,6 @@ func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 		err = hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
 	}
 	return nil, err
-}
-
-// presumed is what the rows of the nodes, and what runs, say in the place of a rule.
-func presumed(recs []Record, peers []election.Peer) election.Rule {
-	of, _ := registry.Primary(recs)
-	return election.PresumedRule(int32(of.ID), peers)
 }
 
 // policy is the operator's choices as the kernel knows them.

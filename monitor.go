@@ -13,7 +13,9 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/fence"
+	"github.com/pgrepmgr/repmgr/internal/namesakes"
 	"github.com/pgrepmgr/repmgr/internal/outbox"
+	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/streams"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
@@ -54,15 +56,17 @@ type Monitor struct {
 	cluster      *Cluster
 	presence     registry.Announcement
 	yields       bool // another Monitor acts for the node
-	tender       tender
-	action       *action // the long action under way; nil: none
+	leader       reconcile.Leader
+	standby      reconcile.Standby
+	names        namesakes.Finder
+	mended       wal.Timeline // whose past the local server can send
+	action       *action      // the long action under way; nil: none
 	last         election.Outcome
 	diverged     bool             // following failed: the node has WAL that the primary never had
 	witness      bool             // it was one: not to be registered as a primary
 	hookless     bool             // a command failed to promote: the next election does without
 	owes         bool             // a rejoin failed, and is to be tried again
 	kept         statefile.Keeper // what must be known while the server is down, and the node's vote
-	slotAt       time.Time        // when the slot of the standby was last tried for
 	synced       time.Time        // when the witness' copy was last brought in step
 	goneAt       time.Time        // when WAL that this standby needs was last looked for
 	hooked       int64            // the term that follow_command was run for
@@ -447,7 +451,7 @@ func (m *Monitor) forget(d election.Decision) {
 			over = phase != election.AsPrimary
 		case election.Reaffirm, election.Follow, election.Rejoin, election.Fence:
 			over = settled
-		case troublePrimary, troubleSlot:
+		case troublePrimary, reconcile.TroubleSlot:
 			over = primary
 		}
 		if over {
@@ -459,7 +463,6 @@ func (m *Monitor) forget(d election.Decision) {
 // What is reported by more than one function.
 const (
 	troublePrimary = "the primary"
-	troubleSlot    = "the replication slot"
 )
 
 // drop closes a connection, and forgets it.

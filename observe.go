@@ -193,17 +193,23 @@ func (m *Monitor) observeLocal(ctx context.Context) (NodeStatus, []Record, error
 
 // lookLimit bounds one look at one server.
 func (m *Monitor) lookLimit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, 2*postgres.DefaultConnectTimeout, fmt.Errorf("no answer within %s", 2*postgres.DefaultConnectTimeout))
+	return context.WithTimeoutCause(ctx, lookPatience, fmt.Errorf("no answer within %s", lookPatience))
 }
+
+const lookPatience = 2 * postgres.DefaultConnectTimeout
 
 // peerLimit bounds what is asked of another node between two decisions: while
 // one that has just been cut off is waited for, nothing is decided.
 func (m *Monitor) peerLimit(ctx context.Context) (context.Context, context.CancelFunc) {
-	if m.cluster.cfg.Failover != FailoverAutomatic {
-		return m.lookLimit(ctx)
-	}
-	limit := m.cluster.cfg.SilenceTimeout / 2
+	limit := m.peerPatience()
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+}
+
+func (m *Monitor) peerPatience() time.Duration {
+	if m.cluster.cfg.Failover != FailoverAutomatic {
+		return lookPatience
+	}
+	return m.cluster.cfg.SilenceTimeout / 2
 }
 
 // readPrimary asks the known primary where it writes. One that does not answer,

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -103,7 +104,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, r
 	w.SetNodes(recs)
 	w.AwaitAnswers(ctx)
 	r := rules[0]
-	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, highestTerm(w.Peers())), 1, int32(c.cfg.NodeID), nil, 0
+	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, voters.HighestTerm(w.Peers())), 1, int32(c.cfg.NodeID), nil, 0
 	err = local.WithBallot(ctx, func(b ballot.Ballot) error { // its daemon is to know that it was not promoted past everybody
 		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + ballot.ChosenMark})
 	})

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -114,4 +115,23 @@ func (f FailoverRecord) String() string {
 func (n *Server) RecentFailovers(ctx context.Context) (count int, err error) {
 	err = n.Conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
 	return count, err
+}
+
+// RecordFailover writes the history row of a failover, on its new primary. One of the same
+// term stays as it is.
+func (n *Server) RecordFailover(ctx context.Context, f FailoverRecord) error {
+	if ok, err := n.HasSchema(ctx); !ok {
+		return err
+	}
+	steps, err := json.Marshal(f.Steps)
+	if err != nil {
+		return err
+	}
+	_, err = n.Conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps, lost_bytes)
+		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8, $9) ON CONFLICT (term) DO NOTHING`,
+		f.Term, int32(f.FormerID), int32(f.PrimaryID), f.Coordinator, string(f.Reason), f.StartedAt, f.Outage.Seconds(), steps, f.LostBytes)
+	if err != nil {
+		return n.QueryError("record the failover", err)
+	}
+	return nil
 }

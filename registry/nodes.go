@@ -109,3 +109,20 @@ func (n *Server) MarkActive(ctx context.Context, id NodeID, active bool) error {
 	}
 	return nil
 }
+
+// InstallPrimary writes who is the primary now, in one transaction. Whoever was
+// below the former one is below it, and so are the followers.
+func (n *Server) InstallPrimary(ctx context.Context, primary, former int32, followers []int32, synchronousCommit string) error {
+	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
+		var b pgx.Batch
+		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
+		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, primary)
+		b.Queue(`UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, primary)
+		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND (upstream_node_id = $2 OR type = 'standby' AND node_id = ANY ($3::int[]))`, primary, former, followers)
+		return tx.SendBatch(ctx, &b).Close()
+	})
+	if err != nil {
+		return n.QueryError("write who is the primary", err)
+	}
+	return nil
+}

@@ -33,6 +33,7 @@ var floors = [][]string{
 	{"internal/rejoin"},
 	{"internal/voters", "internal/syncrep", "internal/follow"},
 	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes", "internal/fence"},
+	{"internal/coordinator", "internal/reconcile"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -173,7 +174,7 @@ func (w *Watch) forsaken(candidate string) bool {
 	}
 	for _, n := range w.nodes {
 		n.Mu.Lock()
-		same := CandidateName(n.rec.Name) == candidate[:at]
+		same := candidateName(n.rec.Name) == candidate[:at]
 		gone := n.View.Answer == election.Answers && (!n.View.Monitored || n.Last.PID != 0 && fmt.Sprint(n.Last.PID) != candidate[at+1:])
 		n.Mu.Unlock()
 		if same {
@@ -183,7 +184,7 @@ func (w *Watch) forsaken(candidate string) bool {
 	return false
 }
 
-func CandidateName(node string) string {
+func candidateName(node string) string {
 	return url.PathEscape(cmp.Or(node, "observer")) // ASCII, whatever the encoding of a database is
 }
 
@@ -355,3 +356,19 @@ func (w *Watch) Foreign(peers []election.Peer) (names []string) {
 	}
 	return names
 }
+
+// HighestTerm is the highest term that any voter knows of.
+func HighestTerm(peers []election.Peer) (term int64) {
+	for _, p := range peers {
+		term = max(term, p.Term, p.Rule.Term, p.Announced.Term)
+	}
+	return term
+}
+
+// Answering are the voters that answer.
+func Answering(peers []election.Peer) []election.Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p election.Peer) bool { return p.Answer != election.Answers })
+}
+
+// Candidate is what the pledges of this process, the daemon of a node, are made out to.
+func Candidate(node string) string { return fmt.Sprintf("%s.%d", candidateName(node), os.Getpid()) }

@@ -1,14 +1,14 @@
-package repmgr
+package coordinator
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -19,19 +19,19 @@ import (
 // drain waits until the winner, and it alone, has replayed all that it has, and
 // helps: a pause ends, and so do the sessions that the replay waits for. What it
 // has replayed then may show a newer rule: the votes are counted once more.
-func (a *campaign) drain(ctx context.Context) error {
+func (a *Election) drain(ctx context.Context) error {
 	before := voters.PeerOf(a.pledged, a.tally.Winner)
-	if a.reaffirm || before.Replayed >= before.Position.LSN && !before.ReplayPaused {
+	if a.Reaffirm || before.Replayed >= before.Position.LSN && !before.ReplayPaused {
 		return nil
 	}
 	var err error
 	if a.conn == nil {
-		if a.conn, err = a.c.connectTo(ctx, *a.res.Winner); err != nil {
+		if a.conn, err = a.Connect(ctx, *a.res.Winner); err != nil {
 			return err
 		}
 	}
 	begun, ended := time.Now(), 0
-	if ended, err = replayAll(ctx, a.conn, before, a.c.cfg.PromoteCheckTimeout); err != nil {
+	if ended, err = replayAll(ctx, a.conn, before, a.PromotionTimeout); err != nil {
 		return err
 	}
 	view, err := a.w.Look(ctx, a.conn, *a.res.Winner)
@@ -91,7 +91,7 @@ func replayAll(ctx context.Context, n *registry.Server, p election.Peer, limit t
 		case now != last:
 			last, at = now, time.Now()
 		case time.Since(at) > limit:
-			return false, hint(fmt.Errorf("replay of %s stands at %s for %s, on its way to %s", n.Name, now, limit, p.Position.LSN), "Look at its log and its disk.")
+			return false, failure.WithHint(fmt.Errorf("replay of %s stands at %s for %s, on its way to %s", n.Name, now, limit, p.Position.LSN), "Look at its log and its disk.")
 		case inConflict(waits):
 			tag, err := n.Conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 				WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND application_name NOT LIKE 'repmgr%'
@@ -112,39 +112,10 @@ func inConflict(waits string) bool {
 	return kind == "Lock" || kind == "BufferPin" || strings.HasPrefix(event, "RecoveryConflict")
 }
 
-// tellRule tells a data node of a rule that its tables do not show yet. One that
-// has pledged itself in a later term hears nothing: its pledge was counted without.
-func tellRule(ctx context.Context, n *registry.Server, r election.Rule) error {
-	return ballot.Locked(ctx, n.Conn, func(b ballot.Ballot) error {
-		if b.Term > r.Term {
-			return nil // an election goes on: the ballots tell
-		}
-		return storeRuleLoudly(ctx, n, r)
-	})
-}
-
-// storeRuleLoudly is tellRule for who holds the ballot's lock. Nobody needs it in
-// force, but where the server reads its settings the Monitors notice that something changed.
-func storeRuleLoudly(ctx context.Context, n *registry.Server, r election.Rule) error {
-	if err := storeRule(ctx, n, r); err != nil {
-		return err
-	}
-	return n.Reload(ctx)
-}
-
-// storeRule leaves it to what comes next to be noticed.
-func storeRule(ctx context.Context, n *registry.Server, r election.Rule) error {
-	text, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return ballot.Store(ctx, n.Conn, registry.ToldSetting, string(text))
-}
-
 // confirm asks whether a data node shows the rule, and, once that is written, tells
 // it to one that does not in time: where that is slow to replay, or can not stream
 // yet, it is enough that it knows.
-func (a *campaign) confirm(ctx context.Context, n *registry.Server, id int32, tell bool) (knows bool, err error) {
+func (a *Election) confirm(ctx context.Context, n *registry.Server, id int32, tell bool) (knows bool, err error) {
 	if err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
 		return false, n.QueryError("look for the rule", err)
 	}
@@ -159,7 +130,7 @@ func (a *campaign) confirm(ctx context.Context, n *registry.Server, id int32, te
 		case knows:
 			return nil
 		}
-		return storeRuleLoudly(ctx, n, rule)
+		return n.StoreRuleAndReload(ctx, rule)
 	})
 	if err != nil {
 		return false, err
@@ -171,7 +142,7 @@ func (a *campaign) confirm(ctx context.Context, n *registry.Server, id int32, te
 }
 
 // written is the rule as its row has it; the zero Rule as long as there is none.
-func (a *campaign) written() election.Rule {
+func (a *Election) written() election.Rule {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.hasRow {

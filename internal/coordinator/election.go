@@ -1,11 +1,11 @@
-package repmgr
+package coordinator
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -21,30 +22,86 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// candidate is what the pledges of this process are made out to.
-func (c *Cluster) candidate() string {
-	return fmt.Sprintf("%s.%d", voters.CandidateName(c.cfg.NodeName), os.Getpid())
+// Options are what an election needs of its configuration, and the effects that are not
+// its own.
+type Options struct {
+	Self      registry.NodeID // the node whose daemon, or operator, holds the election; 0: none
+	Candidate string          // whom the pledges are made out to: see [voters.Candidate]
+	KnownTerm int64           // the highest term of a vote when it was decided to begin
+	Presume   bool            // an operator asks: where there is no rule, the rows of the nodes are one
+	Reaffirm  bool            // the local node is the living primary, and the only one that may win
+	Consensus bool            // no daemon may see the primary: primary_visibility_consensus
+
+	SilenceTimeout    time.Duration
+	FenceTimeout      time.Duration
+	PromotionTimeout  time.Duration
+	ValidationCommand string
+	ValidationTimeout time.Duration
+
+	Arbiter Arbiter // nil: there is none
+	Sync    syncrep.Writer
+	Log     *slog.Logger
+
+	// Connect opens a connection to a node.
+	Connect func(context.Context, registry.Record) (*registry.Server, error)
+	// MakeSlot makes the slot of a standby on its upstream, and returns its name; empty: it
+	// is to stream without one.
+	MakeSlot func(ctx context.Context, up *registry.Server, standby registry.Record) string
+	// Promote makes the winner a primary.
+	Promote func(ctx context.Context, n *registry.Server, winner registry.Record) error
+	// StandbySettings are those with which a standby of that name follows the primary.
+	StandbySettings func(primary registry.Record, name, slot string) (map[string]string, error)
 }
 
-// campaign is one election, from its survey to its winner's first commit.
-type campaign struct {
-	c        *Cluster
-	w        *voters.Watch
-	policy   election.Policy
-	known    int64 // the highest term of a ballot when it was decided to begin
-	presume  bool  // an operator asks: where there is no rule, the rows of the nodes are one
-	reaffirm bool  // the local node is the living primary, and the only one that may win
+// Arbiter is a voter that is no PostgreSQL server.
+type Arbiter interface {
+	// Pledge stores the vote, if its term is higher than what it holds. It returns what it
+	// holds then, also with an error.
+	Pledge(ctx context.Context, b ballot.Ballot) (ballot.Ballot, election.Rule, error)
+	// Record stores a rule with the nodes that are registered.
+	Record(ctx context.Context, r election.Rule, nodes []registry.Record) error
+}
 
-	res     FailoverResult
+// Result is what an election did.
+type Result struct {
+	Term      int64
+	Health    election.Health // the verdict on the former primary
+	Former    *registry.Record
+	Winner    *registry.Record
+	Rule      election.Rule
+	StartedAt time.Time
+	Outage    time.Duration // from the last sign of life of the former primary until the new one's first commit
+	LostBytes *int64        // WAL that the former primary is known to have had beyond the winner; nil: not known
+	Steps     []registry.FailoverStep
+	Following []registry.Record // standbys that stream from the winner already
+	DryRun    bool
+}
+
+// Refused is an election that came to nothing, and changed nothing but votes.
+type Refused struct {
+	Refusal election.Refusal
+	Health  election.Health
+	Detail  string
+}
+
+func (r *Refused) Error() string { return string(r.Refusal) }
+
+// Election is one election, from its survey to its winner's first commit.
+type Election struct {
+	Options
+	w      *voters.Watch
+	policy election.Policy
+
+	res     Result
 	start   time.Time
 	rule    election.Rule // the newest before
 	pledged []election.Peer
 	last    time.Time // when the last pledge was stored
 	tally   election.Tally
-	conn    *registry.Server     // to the winner, for the first commit
-	probe   *syncrep.CommitProbe // nil: none is open
-	value   string               // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
-	slots   map[NodeID]string    // that the winner has for its followers
+	conn    *registry.Server           // to the winner, for the first commit
+	probe   *syncrep.CommitProbe       // nil: none is open
+	value   string                     // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
+	slots   map[registry.NodeID]string // that the winner has for its followers
 
 	beside  sync.WaitGroup
 	pointed map[int32]chan error // capacity 1: what came of pointing that standby to the winner
@@ -54,27 +111,28 @@ type campaign struct {
 	holders []int32    // data nodes that show it, or know of it
 }
 
-func (c *Cluster) campaign(w *voters.Watch, p election.Policy) *campaign {
+// New prepares an election among the voters that are watched. [Election.Run] holds it.
+func New(o Options, w *voters.Watch, p election.Policy) *Election {
 	now := time.Now()
-	return &campaign{c: c, w: w, policy: p, start: now, res: FailoverResult{StartedAt: now, Steps: []FailoverStep{}, Following: []Record{}}}
+	return &Election{Options: o, w: w, policy: p, start: now, res: Result{StartedAt: now, Steps: []registry.FailoverStep{}, Following: []registry.Record{}}}
 }
 
 // at notes a step. A test may want the process to die in this very moment.
-func (a *campaign) at(step, evidence string, args ...any) {
+func (a *Election) at(step, evidence string, args ...any) {
 	evidence = fmt.Sprintf(evidence, args...)
-	a.res.Steps = append(a.res.Steps, FailoverStep{Step: step, After: time.Since(a.start), Evidence: evidence})
-	a.c.log.Info("failover", "step", step, "term", a.res.Term, "elapsed", time.Since(a.start).Round(time.Microsecond), "evidence", evidence)
+	a.res.Steps = append(a.res.Steps, registry.FailoverStep{Step: step, After: time.Since(a.start), Evidence: evidence})
+	a.Log.Info("failover", "step", step, "term", a.res.Term, "elapsed", time.Since(a.start).Round(time.Microsecond), "evidence", evidence)
 	if os.Getenv("REPMGR_TEST_DIE_AT") == step {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	}
 }
 
-// run is the election. The order of its steps is what makes it safe: see docs/failover.md.
-func (a *campaign) run(ctx context.Context, dryRun bool) (FailoverResult, error) {
+// Run is the election. The order of its steps is what makes it safe: see docs/failover.md.
+func (a *Election) Run(ctx context.Context, dryRun bool) (Result, error) {
 	a.res.DryRun = dryRun
 	defer func() { a.beside.Wait(); a.conn.Close(); a.probe.Close() }()
-	limit := a.c.cfg.PromoteCheckTimeout + a.c.cfg.FenceTimeout + 10*time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, kind(ErrTimeout, "the election took longer than %s", limit))
+	limit := a.PromotionTimeout + a.FenceTimeout + 10*time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "the election took longer than %s", limit))
 	defer cancel()
 	steps := []func(context.Context) error{a.survey, a.validate, a.recruit, a.count, a.drain, a.waitForFence, a.tellWitnesses, a.promote, a.open}
 	for i, step := range steps {
@@ -90,26 +148,26 @@ func (a *campaign) run(ctx context.Context, dryRun bool) (FailoverResult, error)
 
 // survey looks at everybody anew. A stream that is still open may only not have
 // noticed the primary's end yet.
-func (a *campaign) survey(ctx context.Context) error {
-	deadline := a.start.Add(a.c.cfg.SilenceTimeout / 2)
+func (a *Election) survey(ctx context.Context) error {
+	deadline := a.start.Add(a.SilenceTimeout / 2)
 	for {
-		peers := a.w.Refresh(ctx, a.c.cfg.SilenceTimeout/4)
+		peers := a.w.Refresh(ctx, a.SilenceTimeout/4)
 		a.rule = voters.NewestRule(peers)
-		if a.presume && !a.rule.Known() {
-			a.rule = presumed(a.w.Records(), peers)
+		if a.Presume && !a.rule.Known() {
+			a.rule = Presumed(a.w.Records(), peers)
 		}
 		now := time.Now()
 		a.res.Health, a.res.Rule = a.policy.Diagnose(now, a.rule, peers), a.rule
-		if a.reaffirm {
-			a.policy.Incumbent = int32(a.c.cfg.NodeID)
-			if own := voters.PeerOf(peers, int32(a.c.cfg.NodeID)).Rule; own.Primary == int32(a.c.cfg.NodeID) && highestTerm(peers) <= own.Term {
+		if a.Reaffirm {
+			a.policy.Incumbent = int32(a.Self)
+			if own := voters.PeerOf(peers, int32(a.Self)).Rule; own.Primary == int32(a.Self) && voters.HighestTerm(peers) <= own.Term {
 				return a.refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
 			}
-			if me := voters.PeerOf(peers, int32(a.c.cfg.NodeID)); a.rule.Primary == me.ID || me.Elected(a.rule) {
+			if me := voters.PeerOf(peers, int32(a.Self)); a.rule.Primary == me.ID || me.Elected(a.rule) {
 				a.at("surveyed", "%s", describe(peers))
 				return nil
 			}
-			a.policy.Adopts = int32(a.c.cfg.NodeID) // nobody voted for it: there must be grounds for a failover
+			a.policy.Adopts = int32(a.Self) // nobody voted for it: there must be grounds for a failover
 		}
 		if a.res.Health == election.HealthReceived && now.Before(deadline) && voters.PeerOf(peers, a.rule.Primary).Answer == election.Refused && wait.Pause(ctx, postgres.PollInterval) == nil {
 			continue
@@ -123,10 +181,10 @@ func (a *campaign) survey(ctx context.Context) error {
 			}
 			return a.refuse(r, a.res.Health, detail)
 		}
-		if who := a.w.WhoSees(a.rule.Primary); who != "" && a.c.cfg.PrimaryVisibilityConsensus {
+		if who := a.w.WhoSees(a.rule.Primary); who != "" && a.Consensus {
 			return a.refuse(election.RefusedVisible, a.res.Health, who)
 		}
-		if t := highestTerm(peers); t > max(a.known, a.rule.Term) {
+		if t := voters.HighestTerm(peers); t > max(a.KnownTerm, a.rule.Term) {
 			return a.refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
 		}
 		a.at("surveyed", "%s; %s", a.res.Health, describe(peers))
@@ -136,10 +194,6 @@ func (a *campaign) survey(ctx context.Context) error {
 		}
 		return nil
 	}
-}
-
-func answering(peers []election.Peer) []election.Peer {
-	return slices.DeleteFunc(slices.Clone(peers), func(p election.Peer) bool { return p.Answer != election.Answers })
 }
 
 // describe says how each voter answered.
@@ -159,14 +213,14 @@ func describe(peers []election.Peer) string {
 }
 
 // validate gives failover_validation_command the last word before anything changes.
-func (a *campaign) validate(ctx context.Context) error {
-	command := a.c.cfg.FailoverValidationCommand
-	if command == "" || a.reaffirm || a.res.Winner == nil {
+func (a *Election) validate(ctx context.Context) error {
+	command := a.ValidationCommand
+	if command == "" || a.Reaffirm || a.res.Winner == nil {
 		return nil
 	}
 	peers := a.w.Peers()
-	visible := len(answering(peers))
-	ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.EventNotificationTimeout, fmt.Errorf("no answer within event_notification_timeout (%s)", a.c.cfg.EventNotificationTimeout))
+	visible := len(voters.Answering(peers))
+	ctx, cancel := context.WithTimeoutCause(ctx, a.ValidationTimeout, fmt.Errorf("no answer within event_notification_timeout (%s)", a.ValidationTimeout))
 	defer cancel()
 	out, err := shell.Run(ctx, command, map[byte]shell.Value{
 		'n': {Env: "REPMGR_NODE_ID", Text: a.res.Winner.ID.String()}, 'a': {Env: "REPMGR_NODE_NAME", Text: a.res.Winner.Name},
@@ -181,7 +235,7 @@ func (a *campaign) validate(ctx context.Context) error {
 // recruit asks every voter that answers for its pledge, all at once. A primary that
 // stands itself goes on writing: what it has is read when no pledged one receives
 // from it any more, or those would have more than it had.
-func (a *campaign) recruit(ctx context.Context) error {
+func (a *Election) recruit(ctx context.Context) error {
 	peers := a.w.Peers()
 	for _, p := range peers {
 		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term, p.Announced.Term)
@@ -203,7 +257,7 @@ func (a *campaign) recruit(ctx context.Context) error {
 	wg.Wait()
 	a.last = time.Now()
 	for i, p := range asked {
-		if a.reaffirm && p.ID == int32(a.c.cfg.NodeID) && errs[i] == nil {
+		if a.Reaffirm && p.ID == int32(a.Self) && errs[i] == nil {
 			got[i], errs[i] = a.lookAgain(ctx, p)
 		}
 	}
@@ -211,7 +265,7 @@ func (a *campaign) recruit(ctx context.Context) error {
 	for i, p := range asked {
 		if errs[i] != nil {
 			said = append(said, fmt.Sprintf("node %d did not: %v", p.ID, errs[i]))
-			if errors.Is(errs[i], ballot.ErrRole) && p.Role != election.Witness && !a.reaffirm {
+			if errors.Is(errs[i], ballot.ErrRole) && p.Role != election.Witness && !a.Reaffirm {
 				return a.refuse(election.RefusedHealth, election.HealthMoved, errs[i].Error())
 			}
 			continue
@@ -222,17 +276,17 @@ func (a *campaign) recruit(ctx context.Context) error {
 	return nil
 }
 
-func (a *campaign) pledgeArbiter(ctx context.Context, p election.Peer) (election.Peer, error) {
-	st, err := a.c.cfg.Arbiter.Pledge(ctx, ballot.Ballot{Node: election.Arbiter, Term: a.res.Term, Candidate: a.c.candidate()})
-	p.Term, p.Candidate, p.Rule = st.Ballot.Term, st.Ballot.Candidate, st.Rule
+func (a *Election) pledgeArbiter(ctx context.Context, p election.Peer) (election.Peer, error) {
+	vote, rule, err := a.Arbiter.Pledge(ctx, ballot.Ballot{Node: election.Arbiter, Term: a.res.Term, Candidate: a.Candidate})
+	p.Term, p.Candidate, p.Rule = vote.Term, vote.Candidate, rule
 	return p, err
 }
 
 // pledge takes one voter's promise. A standby stops: nothing of the old term
 // reaches it any more. What it has is read from its disk; it need not have
 // replayed it, and nothing is resumed.
-func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, error) {
-	limit := a.c.cfg.SilenceTimeout
+func (a *Election) pledge(ctx context.Context, p election.Peer) (election.Peer, error) {
+	limit := a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no pledge within silence_timeout (%s)", limit))
 	defer cancel()
 	n := a.w.Voter(p.ID)
@@ -243,7 +297,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 	switch {
 	case p.Role == election.Witness:
 		as = ballot.Witness
-	case a.reaffirm && p.ID == int32(a.c.cfg.NodeID):
+	case a.Reaffirm && p.ID == int32(a.Self):
 		as = ballot.Primary
 	}
 	var view election.Peer
@@ -253,7 +307,7 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 		if err := n.Conn.QueryRow(ctx, `SELECT pg_conf_load_time()`).Scan(&loaded); err != nil {
 			return n.QueryError("look at the settings", err)
 		}
-		if err := ballot.Pledge(ctx, n.Conn, ballot.Ballot{Node: p.ID, Term: a.res.Term, Candidate: a.c.candidate()}, as); err != nil {
+		if err := ballot.Pledge(ctx, n.Conn, ballot.Ballot{Node: p.ID, Term: a.res.Term, Candidate: a.Candidate}, as); err != nil {
 			return err
 		}
 		if as == ballot.Standby {
@@ -271,8 +325,8 @@ func (a *campaign) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 }
 
 // lookAgain is the view of a voter that is pledged, as it is now.
-func (a *campaign) lookAgain(ctx context.Context, p election.Peer) (view election.Peer, err error) {
-	ctx, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout)
+func (a *Election) lookAgain(ctx context.Context, p election.Peer) (view election.Peer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, a.SilenceTimeout)
 	defer cancel()
 	err = a.w.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) {
 		rec := a.w.Record(p.ID)
@@ -321,14 +375,14 @@ func endReceiver(ctx context.Context, n *registry.Server, before time.Time, limi
 // makeSure waits a little until it can be told where a standby's WAL ends: until
 // its server, which was just started, has read all that it has, or has written
 // down on which timeline it is. One that stays unsure has a vote, and cannot win.
-func makeSure(ctx context.Context, n *registry.Server, w *voters.Watch, r Record, view election.Peer) (election.Peer, error) {
+func makeSure(ctx context.Context, n *registry.Server, w *voters.Watch, r registry.Record, view election.Peer) (election.Peer, error) {
 	limited, cancel := context.WithTimeout(ctx, w.Settings().SilenceTimeout/2)
 	defer cancel()
 	resolved := false
 	err := n.Poll(limited, func() (bool, error) {
 		if view.Idle && !resolved {
 			resolved = true
-			if err := n.ResolveTimeline(limited, w.Settings().SilenceTimeout/4); err != nil && !errors.Is(err, ErrQuery) {
+			if err := n.ResolveTimeline(limited, w.Settings().SilenceTimeout/4); err != nil && !errors.Is(err, failure.ErrQuery) {
 				return false, err
 			}
 		}
@@ -345,16 +399,16 @@ func makeSure(ctx context.Context, n *registry.Server, w *voters.Watch, r Record
 }
 
 // count finds the winner.
-func (a *campaign) count(context.Context) error {
-	self := int32(a.c.cfg.NodeID)
-	if a.reaffirm && voters.PeerOf(a.pledged, self).Term != a.res.Term { // then nothing says that another one has more
+func (a *Election) count(context.Context) error {
+	self := int32(a.Self)
+	if a.Reaffirm && voters.PeerOf(a.pledged, self).Term != a.res.Term { // then nothing says that another one has more
 		return a.refuse(election.RefusedPledges, a.res.Health, "its own server did not pledge itself")
 	}
 	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
 	switch {
 	case a.tally.Refusal != "":
 		return a.refuse(a.tally.Refusal, a.res.Health, describe(a.pledged))
-	case a.reaffirm && a.tally.Winner != self:
+	case a.Reaffirm && a.tally.Winner != self:
 		detail := fmt.Sprintf("node %d has more", a.tally.Winner)
 		if unfit := a.policy.Fit(a.rule, voters.PeerOf(a.pledged, self)); unfit != "" {
 			detail = fmt.Sprintf("%s, node %d could be elected", unfit, a.tally.Winner)
@@ -368,7 +422,7 @@ func (a *campaign) count(context.Context) error {
 		lost := max(0, theirs.LSN.Bytes(ours.LSN))
 		a.res.LostBytes = &lost
 	}
-	if former := voters.PeerOf(a.w.Peers(), a.rule.Primary); !a.reaffirm && a.policy.LacksTooMuch(a.rule, former, voters.PeerOf(a.pledged, a.tally.Winner)) {
+	if former := voters.PeerOf(a.w.Peers(), a.rule.Primary); !a.Reaffirm && a.policy.LacksTooMuch(a.rule, former, voters.PeerOf(a.pledged, a.tally.Winner)) {
 		return a.refuse(election.RefusedLag, a.res.Health, fmt.Sprintf("%s has up to %s, the primary had up to %s", r, ours, theirs))
 	}
 	a.at("chosen", "%s at %s", r, ours)
@@ -379,13 +433,13 @@ func (a *campaign) count(context.Context) error {
 // it has lost its majority. It need not wait for one that is seen to be a
 // standby. Then it asks the pledged again: a majority must still stand by its
 // pledge, and must not have been restarted since.
-func (a *campaign) waitForFence(ctx context.Context) error {
-	if a.reaffirm || a.rule.Quorum && !a.tally.Wait {
+func (a *Election) waitForFence(ctx context.Context) error {
+	if a.Reaffirm || a.rule.Quorum && !a.tally.Wait {
 		return nil
 	}
 	until := a.last
 	if a.tally.Wait {
-		until = a.last.Add(a.c.cfg.FenceTimeout + election.Margin)
+		until = a.last.Add(a.FenceTimeout + election.Margin)
 	}
 	for !a.demoted() && !a.proven() && time.Now().Before(until) {
 		if err := wait.Pause(ctx, min(postgres.NudgeInterval, time.Until(until))); err != nil {
@@ -393,7 +447,7 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 		}
 	}
 	var ours []int32
-	peers := a.w.Refresh(ctx, a.c.cfg.SilenceTimeout/4)
+	peers := a.w.Refresh(ctx, a.SilenceTimeout/4)
 	if election.Paused(peers) && !a.policy.Forced {
 		return a.refuse(election.RefusedPaused, a.res.Health, "since the election began")
 	}
@@ -401,7 +455,7 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 		return a.refuse(election.RefusedHealth, election.HealthAlive, "it answers again, and nobody has stopped it")
 	}
 	for _, p := range peers {
-		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.c.candidate() && p.Started.Equal(voters.PeerOf(a.pledged, p.ID).Started) {
+		if p.Answer == election.Answers && p.Term == a.res.Term && p.Candidate == a.Candidate && p.Started.Equal(voters.PeerOf(a.pledged, p.ID).Started) {
 			ours = append(ours, p.ID)
 		}
 	}
@@ -414,7 +468,7 @@ func (a *campaign) waitForFence(ctx context.Context) error {
 
 // proven reports whether the proof that the former primary is dead came late, and
 // nobody else may be one.
-func (a *campaign) proven() bool {
+func (a *Election) proven() bool {
 	h := a.policy.Diagnose(time.Now(), a.rule, a.w.Peers())
 	if !h.Proven() || a.policy.Count(a.rule, a.res.Term, h, a.pledged).Wait {
 		return false
@@ -425,7 +479,18 @@ func (a *campaign) proven() bool {
 
 // demoted reports whether the former primary was seen as a standby since it
 // could have gone on.
-func (a *campaign) demoted() bool {
+func (a *Election) demoted() bool {
 	p := voters.PeerOf(a.w.Peers(), a.rule.Primary)
 	return p.Answer == election.Answers && p.Running == election.Standby && p.SeenAt.After(a.last)
+}
+
+// refuse is the end of an election that may not go on.
+func (a *Election) refuse(r election.Refusal, h election.Health, detail string) error {
+	return &Refused{r, h, detail}
+}
+
+// Presumed is what the rows of the nodes, and what runs, say in the place of a rule.
+func Presumed(recs []registry.Record, peers []election.Peer) election.Rule {
+	of, _ := registry.Primary(recs)
+	return election.PresumedRule(int32(of.ID), peers)
 }

@@ -1,31 +1,23 @@
-package repmgr
+package reconcile
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
-
-func TestNameProblem(t *testing.T) {
-	t.Parallel()
-	recs := []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}, {ID: 3, Name: "NODE2"}, {ID: 4, Name: "*"}, {ID: 5, Name: "a, b"}, {ID: 6, Name: "n-1_2.dc"}}
-	for id, want := range map[NodeID]string{1: "", 2: "at most in case", 3: "at most in case", 4: "letters, digits", 5: "letters, digits", 6: ""} {
-		r, _ := registry.ByID(recs, id)
-		got := registry.NameProblem(r, recs)
-		require.Equal(t, want == "", got == "", got)
-		require.Contains(t, got, want)
-	}
-}
 
 // idleSession is a session that has not read the newest settings of its server, and
 // can not any more: its value of work_mem and of synchronous_standby_names is an old one.
@@ -77,29 +69,31 @@ func TestSyncInForce_IdleSession(t *testing.T) {
 	const value = `ANY 1 ("node2")`
 	s, idle, mend := idleSession(t, value)
 	defer mend()
-	cfg := Config{NodeID: 1, NodeName: "node1", Conninfo: s.Conninfo(), DataDirectory: s.Dir, Failover: FailoverAutomatic, SynchronousMode: SynchronousQuorum}
-	m, err := NewMonitor(cfg)
-	require.NoError(t, err)
-	m.use(m.cfg)
-	m.watch = m.cluster.watchVoters(t.Context(), func() {})
-	defer m.watch.Close()
-	m.recs, m.local = []Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}}, &voters.Loan{Server: idle}
+	w := voters.New(t.Context(), voters.Settings{Self: 1, SilenceTimeout: 2 * time.Second}, nil, func() {})
+	defer w.Close()
+	l := Leader{Options: Options{
+		Self: 1, Quorum: true, SilenceTimeout: 2 * time.Second, Watch: w, Sync: syncrep.Writer{Name: func(id int32) string { return fmt.Sprintf("node%d", id) }},
+		Connect: func(ctx context.Context) (*registry.Server, error) {
+			return registry.Connect(ctx, "node1", s.Conninfo())
+		},
+	}}
+	l.look = Look{Server: idle, Records: []registry.Record{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}}}
 	rule := election.Rule{Term: 3, Seq: 1, Primary: 1, Voters: []int32{1, 2}, Quorum: true, Sync: []int32{2}, Acks: 1}
 	want := election.SyncSetting{Acks: 1, Standbys: []int32{2}}
 	for _, seq := range []int{1, 2} {
 		rule.Seq = seq
-		set, err := m.syncInForce(t.Context(), []election.Rule{rule})
+		set, err := l.syncInForce(t.Context(), []election.Rule{rule})
 		require.NoError(t, err)
 		require.Equal(t, want, set, "the rule says so, and what is in force was proven, seq %d", seq)
 	}
 	// In a new term, whoever opened it saw a commit wait. Later nobody did.
-	m.tender.proven = ""
+	l.proven = ""
 	rule.Term, rule.Seq = 4, 1
-	set, err := m.syncInForce(t.Context(), []election.Rule{rule})
+	set, err := l.syncInForce(t.Context(), []election.Rule{rule})
 	require.NoError(t, err)
 	require.Equal(t, want, set)
-	m.tender.proven, rule.Seq = "", 2
-	set, err = m.syncInForce(t.Context(), []election.Rule{rule})
+	l.proven, rule.Seq = "", 2
+	set, err = l.syncInForce(t.Context(), []election.Rule{rule})
 	require.NoError(t, err)
 	require.Equal(t, -1, set.Acks)
 }

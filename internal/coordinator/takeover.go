@@ -1,20 +1,17 @@
-package repmgr
+package coordinator
 
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -23,17 +20,17 @@ import (
 
 // tellWitnesses gives the new rule to the voters without data, before anybody
 // can commit under it.
-func (a *campaign) tellWitnesses(ctx context.Context) error {
-	limit := a.c.cfg.SilenceTimeout
+func (a *Election) tellWitnesses(ctx context.Context) error {
+	limit := a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within silence_timeout (%s)", limit))
 	defer cancel()
 	for _, p := range a.pledged {
 		var err error
 		switch {
 		case p.ID == election.Arbiter:
-			err = a.c.cfg.Arbiter.Record(ctx, a.tally.Rule, a.w.Records())
+			err = a.Arbiter.Record(ctx, a.tally.Rule, a.w.Records())
 		case p.Role == election.Witness:
-			err = a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return n.WriteRule(ctx, a.tally.Rule, a.c.candidate()) })
+			err = a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return n.WriteRule(ctx, a.tally.Rule, a.Candidate) })
 		}
 		if err != nil {
 			return fmt.Errorf("tell node %d of the new rule: %w", p.ID, err)
@@ -57,14 +54,14 @@ func rehearse(ctx context.Context, n *registry.Server, r election.Rule) {
 
 // promote makes the winner the primary, if its pledge still is ours. What its
 // commits must wait for is in force before it accepts any.
-func (a *campaign) promote(ctx context.Context) error {
+func (a *Election) promote(ctx context.Context) error {
 	winner := *a.res.Winner
 	var conn, probe sync.WaitGroup // they are needed soon; who commits tries again
-	limited, cancel := context.WithTimeout(ctx, a.c.cfg.SilenceTimeout/2)
+	limited, cancel := context.WithTimeout(ctx, a.SilenceTimeout/2)
 	defer cancel()
 	if a.conn == nil {
 		conn.Go(func() {
-			if a.conn, _ = a.c.connectTo(limited, winner); a.conn != nil {
+			if a.conn, _ = a.Connect(limited, winner); a.conn != nil {
 				rehearse(limited, a.conn, a.tally.Rule)
 			}
 		})
@@ -78,18 +75,18 @@ func (a *campaign) promote(ctx context.Context) error {
 			probe.Go(func() { a.probe, _ = syncrep.NewCommitProbe(limited, n) })
 		}
 		return n.WithPledge(ctx, func(b ballot.Ballot) error {
-			if b.Term != a.res.Term || b.Candidate != a.c.candidate() {
+			if b.Term != a.res.Term || b.Candidate != a.Candidate {
 				return fmt.Errorf("%w: %s holds %q", registry.ErrSuperseded, winner, b)
 			}
 			if a.tally.Rule.Quorum {
-				if err := a.c.syncWriter(a.w).Set(ctx, n, a.tally.Rule.PromotionSetting()); err != nil {
+				if err := a.Sync.Set(ctx, n, a.tally.Rule.PromotionSetting()); err != nil {
 					return err
 				}
 			} else if err := syncrep.Clear(ctx, n); err != nil {
 				return err
 			}
-			if !a.reaffirm {
-				if err := storeRule(ctx, n, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
+			if !a.Reaffirm {
+				if err := n.StoreRule(ctx, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
 					return err
 				}
 				b.Candidate += ballot.ChosenMark
@@ -106,10 +103,10 @@ func (a *campaign) promote(ctx context.Context) error {
 					}
 				})
 			}
-			if a.reaffirm {
+			if a.Reaffirm {
 				return nil
 			}
-			return a.c.promoteWinner(ctx, n, winner)
+			return a.Promote(ctx, n, winner)
 		})
 	})
 	if err != nil {
@@ -121,7 +118,7 @@ func (a *campaign) promote(ctx context.Context) error {
 
 // markOpen says of the value under which the term is open that it is ours, beside
 // the closed one that is in force.
-func (a *campaign) markOpen(ctx context.Context, n *registry.Server) error {
+func (a *Election) markOpen(ctx context.Context, n *registry.Server) error {
 	name := func(id int32) string { return a.w.Record(id).Name }
 	closed, value := syncrep.Value(a.tally.Rule.PromotionSetting(), name), syncrep.Value(a.tally.Rule.SyncSetting(), name)
 	err := syncrep.WriteMark(ctx, n, syncrep.State{Value: closed, Mark: closed}, value)
@@ -134,7 +131,7 @@ func (a *campaign) markOpen(ctx context.Context, n *registry.Server) error {
 // point lets the pledged standbys connect to the winner, with quorum while that is
 // promoted: it takes them about as long, and until the promotion the winner has
 // nothing for them but what it won with. Whether it worked is in their channels.
-func (a *campaign) point(ctx context.Context) {
+func (a *Election) point(ctx context.Context) {
 	a.pointed = map[int32]chan error{}
 	for _, p := range a.pledged {
 		if p.ID == a.tally.Winner || p.Role == election.Witness || p.ID == election.Arbiter {
@@ -143,7 +140,7 @@ func (a *campaign) point(ctx context.Context) {
 		done := make(chan error, 1)
 		a.pointed[p.ID] = done
 		a.beside.Go(func() {
-			limit := inaugurationLimit * a.c.cfg.SilenceTimeout
+			limit := inaugurationLimit * a.SilenceTimeout
 			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 			defer cancel()
 			done <- a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return a.repoint(ctx, n, a.w.Record(p.ID)) })
@@ -154,79 +151,31 @@ func (a *campaign) point(ctx context.Context) {
 // makeSlots gives the followers their slots on the winner, over the connection
 // that dialled opens. A slot that can not be made holds nothing up: its standby
 // follows without one, and its own Monitor makes it later.
-func (a *campaign) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
-	ctx, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout/2, errors.New("no slot within half of silence_timeout"))
+func (a *Election) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
+	ctx, cancel := context.WithTimeoutCause(ctx, a.SilenceTimeout/2, errors.New("no slot within half of silence_timeout"))
 	defer cancel()
-	a.slots = map[NodeID]string{}
+	a.slots = map[registry.NodeID]string{}
 	for _, p := range a.pledged {
 		r := a.w.Record(p.ID)
-		if p.ID == int32(a.res.Winner.ID) || r.SlotName == "" || r.Role == RoleWitness {
+		if p.ID == int32(a.res.Winner.ID) || r.SlotName == "" || r.Role == registry.RoleWitness {
 			continue
 		}
 		if dialled.Wait(); a.conn == nil {
-			a.c.log.Warn("no replication slots are made: the winner gives no further connection", "winner", a.res.Winner.Name)
+			a.Log.Warn("no replication slots are made: the winner gives no further connection", "winner", a.res.Winner.Name)
 			return
 		}
-		a.slots[r.ID] = a.c.slotOrNone(ctx, a.conn, r)
+		a.slots[r.ID] = a.MakeSlot(ctx, a.conn, r)
 		if a.conn.Conn.IsClosed() {
 			a.conn = nil
 		}
 	}
 }
 
-// slotOrNone makes the slot of a standby on its upstream, and returns its name.
-// Where it can not be made the standby is to stream without one: that is better
-// than no standby at all.
-func (c *Cluster) slotOrNone(ctx context.Context, up *registry.Server, standby Record) string {
-	if standby.SlotName == "" {
-		return ""
-	}
-	if _, err := up.CreateSlot(ctx, standby.SlotName, standby.Name); err != nil {
-		c.warnNoSlot(up, standby, err)
-		return ""
-	}
-	return standby.SlotName
-}
-
-func (c *Cluster) warnNoSlot(up *registry.Server, standby Record, err error) {
-	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.Name, "err", err, "hint", cmp.Or(Hint(err), slotHint))
-}
-
-const slotHint = "Raise max_replication_slots there, or drop a slot that nobody needs. repmgrd of the standby makes its slot as soon as it can."
-
-// promoteWinner runs the operator's promote_command where the winner is the
-// local node, and otherwise promotes over SQL.
-func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner Record) error {
-	local := winner.ID == c.cfg.NodeID
-	if local && c.cfg.PromoteCommand != "" {
-		ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.PromoteCheckTimeout, fmt.Errorf("no end within promote_check_timeout (%s)", c.cfg.PromoteCheckTimeout))
-		defer cancel()
-		out, err := shell.Run(ctx, c.cfg.PromoteCommand, map[byte]shell.Value{'n': {Env: "REPMGR_NODE_ID", Text: winner.ID.String()}})
-		if err != nil {
-			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.Name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5))), "The next election promotes without it.")
-		}
-		var inRecovery bool
-		if err := n.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {
-			return err
-		}
-	}
-	remote := *c
-	if !local {
-		remote.cfg.ServicePromoteCommand = ""
-	}
-	return remote.promoteOnly(ctx, n)
-}
-
-// hookError: a command of the operator's has not promoted the winner.
-type hookError struct{ error }
-
-func (e hookError) Unwrap() error { return e.error }
-
 // open points the others to the winner, where that is still to be done, and commits
 // the rule, which opens the term: with synchronous_mode=quorum that commit waits for them like any other.
 // It does not wait for ever: a winner without its rule stands for the next term.
-func (a *campaign) open(ctx context.Context) error {
-	limit := inaugurationLimit * a.c.cfg.SilenceTimeout
+func (a *Election) open(ctx context.Context) error {
+	limit := inaugurationLimit * a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not acknowledged within %s", limit))
 	defer cancel()
 	if a.pointed == nil {
@@ -243,7 +192,7 @@ func (a *campaign) open(ctx context.Context) error {
 		wg.Go(func() {
 			apart := <-done
 			if followers[i] = a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
-				a.c.log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
+				a.Log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
 			if errors.Is(followers[i], registry.ErrSuperseded) && a.tally.Rule.Quorum {
 				cancel()
@@ -254,7 +203,7 @@ func (a *campaign) open(ctx context.Context) error {
 	err := a.commit(ctx)
 	wg.Wait()
 	if err != nil {
-		return hint(kind(ErrMetadata, "%s is promoted, but its first commit was not acknowledged: %w", a.res.Winner, err),
+		return failure.WithHint(failure.Of(failure.ErrMetadata, "%s is promoted, but its first commit was not acknowledged: %w", a.res.Winner, err),
 			"Its own repmgrd goes on with it. See repmgr service status.")
 	}
 	for i, p := range a.pledged {
@@ -267,7 +216,7 @@ func (a *campaign) open(ctx context.Context) error {
 	return nil
 }
 
-func names(recs []Record) string {
+func names(recs []registry.Record) string {
 	var all []string
 	for _, r := range recs {
 		all = append(all, r.Name)
@@ -284,11 +233,11 @@ var errNoStandby = errors.New("no standby")
 // as long as is usual, and until it knows of the rule. Apart is why it does not.
 // One that was below another standby is below the winner, too, until the term is
 // open: only then it counts whom it is sent by.
-func (a *campaign) follow(ctx context.Context, n *registry.Server, p election.Peer, apart error) error {
+func (a *Election) follow(ctx context.Context, n *registry.Server, p election.Peer, apart error) error {
 	if errors.Is(apart, registry.ErrSuperseded) {
 		return apart
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, a.c.cfg.SilenceTimeout, fmt.Errorf("it does not stream after %s", a.c.cfg.SilenceTimeout))
+	limited, cancel := context.WithTimeoutCause(ctx, a.SilenceTimeout, fmt.Errorf("it does not stream after %s", a.SilenceTimeout))
 	defer cancel()
 	begun, streams, knows := time.Now(), apart != nil, !a.tally.Rule.Quorum
 	err := n.Poll(limited, func() (_ bool, err error) {
@@ -307,15 +256,15 @@ func (a *campaign) follow(ctx context.Context, n *registry.Server, p election.Pe
 }
 
 // repoint gives a standby the settings to stream from the winner, if it can.
-func (a *campaign) repoint(ctx context.Context, n *registry.Server, r Record) error {
+func (a *Election) repoint(ctx context.Context, n *registry.Server, r registry.Record) error {
 	winner, theirs := voters.PeerOf(a.pledged, a.tally.Winner), voters.PeerOf(a.pledged, int32(r.ID))
 	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
-		return kind(ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
+		return failure.Of(failure.ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
 	}
 	if theirs.Halt == election.UnfitOwnWAL {
-		return kind(ErrTimelineDiverged, "%s can not follow the winner: %s", r, theirs.Halt)
+		return failure.Of(failure.ErrTimelineDiverged, "%s can not follow the winner: %s", r, theirs.Halt)
 	}
-	set, err := a.c.login().Settings(*a.res.Winner, r.Name, a.slots[r.ID])
+	set, err := a.StandbySettings(*a.res.Winner, r.Name, a.slots[r.ID])
 	if err != nil {
 		return err
 	}
@@ -335,10 +284,10 @@ func (a *campaign) repoint(ctx context.Context, n *registry.Server, r Record) er
 // quorum the row of the rule is not acknowledged but held: until so many have it
 // that no election can miss it, commits of clients wait. The rows of the nodes
 // come after it, as the first commit that is acknowledged like any other.
-func (a *campaign) commit(ctx context.Context) error {
+func (a *Election) commit(ctx context.Context) error {
 	n, err := a.conn, error(nil)
 	if n == nil {
-		n, err = a.c.connectTo(ctx, *a.res.Winner)
+		n, err = a.Connect(ctx, *a.res.Winner)
 	}
 	if err != nil {
 		return err
@@ -354,7 +303,7 @@ func (a *campaign) commit(ctx context.Context) error {
 	}
 	line, err := n.RuleLine(ctx) // by then that commit waits
 	if err == nil && a.tally.Rule.Quorum {
-		err = syncrep.Prove(ctx, n, a.probe, 2*a.c.cfg.SilenceTimeout)
+		err = syncrep.Prove(ctx, n, a.probe, 2*a.SilenceTimeout)
 	}
 	if err != nil {
 		return err
@@ -364,7 +313,7 @@ func (a *campaign) commit(ctx context.Context) error {
 		a.tally.Rule.Line = line
 		a.mu.Unlock()
 	}
-	if err := n.WriteRule(ctx, a.tally.Rule, a.c.candidate()); err != nil {
+	if err := n.WriteRule(ctx, a.tally.Rule, a.Candidate); err != nil {
 		return err
 	}
 	a.mu.Lock()
@@ -387,13 +336,13 @@ func (a *campaign) commit(ctx context.Context) error {
 		wait = "on"
 	}
 	winner := int32(a.res.Winner.ID)
-	if err := installPrimary(ctx, n, winner, a.rule.Primary, a.followers(), wait); err != nil {
+	if err := n.InstallPrimary(ctx, winner, a.rule.Primary, a.followers(), wait); err != nil {
 		return err
 	}
 	if err := ballot.GiveArchive(ctx, n.Conn); err != nil {
-		a.c.log.Warn("restore_command is not given back", "node", n.Name, "err", err)
+		a.Log.Warn("restore_command is not given back", "node", n.Name, "err", err)
 	}
-	if seen := a.w.LastSign(a.rule.Primary); !a.reaffirm && !seen.IsZero() && a.rule.Primary != winner {
+	if seen := a.w.LastSign(a.rule.Primary); !a.Reaffirm && !seen.IsZero() && a.rule.Primary != winner {
 		a.res.Outage = time.Since(seen)
 	}
 	return nil
@@ -401,7 +350,7 @@ func (a *campaign) commit(ctx context.Context) error {
 
 // followers are the data nodes that were pointed to the winner, those too that were
 // below another standby before.
-func (a *campaign) followers() (ids []int32) {
+func (a *Election) followers() (ids []int32) {
 	for _, p := range a.pledged {
 		if p.ID != a.tally.Winner && p.Role != election.Witness && p.ID != election.Arbiter {
 			ids = append(ids, p.ID)
@@ -410,26 +359,9 @@ func (a *campaign) followers() (ids []int32) {
 	return ids
 }
 
-// installPrimary writes who is the primary now, in one transaction. Whoever was
-// below the former one is below it, and so are the followers.
-func installPrimary(ctx context.Context, n *registry.Server, primary, former int32, followers []int32, synchronousCommit string) error {
-	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
-		var b pgx.Batch
-		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
-		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, primary)
-		b.Queue(`UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, primary)
-		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND (upstream_node_id = $2 OR type = 'standby' AND node_id = ANY ($3::int[]))`, primary, former, followers)
-		return tx.SendBatch(ctx, &b).Close()
-	})
-	if err != nil {
-		return n.QueryError("write who is the primary", err)
-	}
-	return nil
-}
-
 // held reports whether no election can miss the new rule any more: the pledged
 // witnesses were told, the standbys show its row, or were told of it, too.
-func (a *campaign) held() bool {
+func (a *Election) held() bool {
 	holders := []int32{a.tally.Winner}
 	for _, p := range a.pledged {
 		if p.ID == election.Arbiter || p.Role == election.Witness {
@@ -440,43 +372,4 @@ func (a *campaign) held() bool {
 	defer a.mu.Unlock()
 	holders = append(holders, a.holders...)
 	return election.Held(a.tally.Rule, a.rule, holders)
-}
-
-// record writes the event and the history row of a failover, on its winner.
-func (a *campaign) record(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
-	defer cancel()
-	res := a.res
-	e := Event{
-		NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: res.Former.ID, Peer: res.Former.Name,
-		Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, res.Former),
-	}
-	if res.Former.ID == res.Winner.ID {
-		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
-	}
-	err := a.w.Voter(int32(res.Winner.ID)).RunNow(ctx, func(n *registry.Server) error {
-		a.c.emit(ctx, n, e)
-		return recordFailover(ctx, n, a.c.candidate(), res)
-	})
-	if err != nil {
-		a.c.log.Warn("the failover is not in repmgr.failovers", "err", err)
-	}
-}
-
-// recordFailover writes the history row of a failover, on the new primary.
-func recordFailover(ctx context.Context, n *registry.Server, coordinator string, res FailoverResult) error {
-	if ok, err := n.HasSchema(ctx); !ok {
-		return err
-	}
-	steps, err := json.Marshal(res.Steps)
-	if err != nil {
-		return err
-	}
-	_, err = n.Conn.Exec(ctx, `INSERT INTO repmgr.failovers (term, former_primary_id, primary_id, coordinator, reason, started_at, outage, steps, lost_bytes)
-		VALUES ($1, $2, $3, $4, $5, $6, nullif(make_interval(secs => $7), '0'), $8, $9) ON CONFLICT (term) DO NOTHING`,
-		res.Term, int32(res.Former.ID), int32(res.Winner.ID), coordinator, string(res.Health), res.StartedAt, res.Outage.Seconds(), steps, res.LostBytes)
-	if err != nil {
-		return n.QueryError("record the failover", err)
-	}
-	return nil
 }

@@ -1,0 +1,348 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/syncrep"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Options are what a Leader or a Standby needs of the configuration and of its daemon.
+type Options struct {
+	Self           registry.NodeID
+	Candidate      string // whom the rules are written by: see [voters.Candidate]
+	Quorum         bool   // synchronous_mode=quorum
+	SilenceTimeout time.Duration
+	AnnounceFor    time.Duration // how long an arbiter is to publish the primary
+
+	Watch   *voters.Watch
+	Arbiter Arbiter // nil: there is none
+	Sync    syncrep.Writer
+	Log     *slog.Logger
+
+	// ConnectTo opens a connection to another node, which may take as long as Patience.
+	ConnectTo func(context.Context, registry.Record) (*registry.Server, error)
+	Patience  time.Duration
+	// Connect opens a new session of the local server.
+	Connect func(context.Context) (*registry.Server, error)
+	// Report is told, again and again, how something goes on that may fail: err is nil where it works.
+	Report func(what string, err error)
+	// Unproven is told once that commits do not wait, although they should.
+	Unproven func(err error)
+	// Before is told of the rule before the newest, and whether the newest is held: else an
+	// election may still find that one.
+	Before func(r election.Rule, held bool)
+	// Wake asks for the next step at once.
+	Wake func()
+}
+
+// Arbiter is a voter that is no PostgreSQL server.
+type Arbiter interface {
+	Name() string
+	Record(ctx context.Context, r election.Rule, nodes []registry.Record) error
+	Announce(ctx context.Context, r election.Rule, primary registry.Record, ttl time.Duration) error
+}
+
+// Look is what the daemon has seen of its node in this turn.
+type Look struct {
+	Server  *registry.Server // the local one
+	Status  registry.NodeStatus
+	Records []registry.Record // the rows of all nodes
+	Self    registry.Record   // that of this node
+	Policy  election.Policy
+	// Doubled finds the nodes under whose name another server streams.
+	Doubled func(context.Context) []int32
+}
+
+// Leader keeps the rule of a primary and its synchronous_standby_names in step with the
+// standbys that are there: whose votes count, and which of them a commit waits for. It is not
+// safe for concurrent use.
+type Leader struct {
+	Options
+	look Look
+
+	rule    election.Rule       // the newest
+	ruledAt time.Time           // since when it is known
+	mark    wal.LSN             // where the primary wrote at the last look
+	sound   map[int32]time.Time // when a standby was last seen to have what was written by then
+	term    int64               // the one that sound is of
+
+	proven string    // the synchronous_standby_names that is in force and known to make commits wait
+	begun  bool      // it was looked at
+	failed error     // why the last one could not be put in force
+	again  time.Time // when to try that again
+}
+
+// Step does one step of what [election.Policy.Reconcile] asks for. The next one goes on from there.
+func (l *Leader) Step(ctx context.Context, look Look) error {
+	l.look = look
+	rules, err := l.look.Server.Rules(ctx)
+	if err != nil {
+		return err
+	}
+	self := int32(l.Self)
+	registered := Registered(l.look.Records, l.Arbiter != nil)
+	if len(rules) == 0 || rules[0].Primary != self {
+		if len(rules) > 0 {
+			return nil // promoted, and not in office yet: see the election
+		}
+		first := election.Rule{Term: 1 + voters.HighestTerm(l.Watch.Peers()), Seq: 1, Primary: self, Voters: registered}
+		if first.Line, err = l.look.Server.RuleLine(ctx); err == nil {
+			err = addLine(ctx, l.look.Server)
+		}
+		if err != nil {
+			return err
+		}
+		return l.commitRule(ctx, election.Rule{}, first)
+	}
+	set, err := l.syncInForce(ctx, rules)
+	if err != nil {
+		return err
+	}
+	doubled := l.look.Doubled(ctx)
+	membership := election.Membership{Rule: rules[0], Set: set, Registered: registered, Healthy: l.healthy(rules[0], doubled), Duplicated: doubled}
+	var before election.Rule
+	if len(rules) > 1 {
+		before = rules[1]
+	}
+	holders := l.holders(rules[0])
+	if membership.Held = election.Held(rules[0], before, holders); !membership.Held {
+		l.Watch.Refresh(ctx, voters.HeartbeatInterval(l.SilenceTimeout)) // what was seen of them may be older than the rule
+		holders = l.holders(rules[0])
+		membership.Held = election.Held(rules[0], before, holders)
+	}
+	l.Before(before, membership.Held)
+	l.pushRule(ctx, rules[0], before, holders)
+	if l.Arbiter != nil {
+		l.Report("announcing the primary to "+l.Arbiter.Name(), l.Arbiter.Announce(ctx, rules[0], l.look.Self, l.AnnounceFor))
+	}
+	if !rules[0].Line.Known() && membership.Held {
+		switch line, err := l.look.Server.RuleLine(ctx); {
+		case err != nil:
+			return err
+		case line.Known(): // a former version, or an operator, has written it
+			next := rules[0]
+			next.Seq, next.Line = next.Seq+1, line
+			if err := addLine(ctx, l.look.Server); err != nil {
+				return err
+			}
+			return l.commitRule(ctx, rules[0], next)
+		}
+	}
+	switch change := l.look.Policy.Reconcile(membership); {
+	case change.Set != nil:
+		return l.putSync(ctx, rules[0], set, *change.Set)
+	case change.Rule != nil:
+		return l.commitRule(ctx, rules[0], *change.Rule)
+	case !membership.Held:
+		l.Log.Debug("the rule is not held yet", "rule", rules[0], "holders", holders)
+	}
+	return nil
+}
+
+// syncInForce reads synchronous_standby_names. With synchronous_mode=off what a
+// user has set is none of our business. One under which no commit was seen to wait
+// is as good as none.
+func (l *Leader) syncInForce(ctx context.Context, rules []election.Rule) (none election.SyncSetting, err error) {
+	quorum, t := l.Quorum, l
+	if !quorum && !rules[0].Quorum && l.look.Status.Settings.SynchronousStandby == "" {
+		return none, nil
+	}
+	s, err := syncrep.Read(ctx, l.look.Server)
+	usual := s.Value == t.proven && syncrep.SettingOf(s.Value, l.look.Records).Equal(rules[0].SyncSetting())
+	if err == nil && !usual && (quorum || rules[0].Quorum) { // this session may not have read the newest settings: a new one has them
+		s, err = l.freshSyncState(ctx)
+	}
+	former := l.ofFormerBuild(s, rules[0])
+	switch {
+	case err != nil:
+		return none, err
+	case !quorum && s.Foreign() && !former:
+		return none, nil
+	case s.Foreign() && former:
+		err = syncrep.WriteMark(ctx, l.look.Server, s, s.Value)
+	}
+	set := syncrep.SettingOf(s.Value, l.look.Records)
+	if (!t.begun || rules[0].Seq == 1) && set.Equal(rules[0].SyncSetting()) {
+		t.proven = s.Value // whoever wrote the rule, or opened the term, saw a commit wait
+	}
+	if t.begun = true; s.Value != t.proven {
+		t.proven = ""
+	}
+	if set.NeedsStandbys() && t.proven == "" {
+		set.Acks = -1
+	}
+	return set, err
+}
+
+// freshSyncState is what a new session of the local server says: it has the settings
+// of the server itself, whatever the sessions that were there before have read.
+func (l *Leader) freshSyncState(ctx context.Context) (syncrep.State, error) {
+	n, err := l.Connect(ctx)
+	if err != nil {
+		return syncrep.State{}, err
+	}
+	defer n.Close()
+	return syncrep.Read(ctx, n)
+}
+
+// ofFormerBuild reports whether a value without our mark is the one that the rule
+// asks for: a repmgrd that made no marks has written it.
+func (l *Leader) ofFormerBuild(s syncrep.State, r election.Rule) bool {
+	return s.Mark == "" && s.Value == l.syncValue(r.SyncSetting())
+}
+
+// putSync puts a setting in force. What asks for more is believed only when a
+// commit was seen to wait.
+func (l *Leader) putSync(ctx context.Context, r election.Rule, now, s election.SyncSetting) error {
+	var err error
+	switch t := l; {
+	case s.Acks == 0 && !l.Quorum:
+		err = syncrep.Clear(ctx, l.look.Server)
+	case s.Acks == 0 || now.NeedsStandbys() && s.Acks <= now.Acks:
+		err = l.Sync.Set(ctx, l.look.Server, s)
+	case time.Now().Before(t.again):
+		return t.failed
+	default:
+		err = l.Sync.Raise(ctx, l.look.Server, r.SyncSetting(), s)
+		if errors.Is(err, syncrep.ErrUnproven) && !errors.Is(t.failed, syncrep.ErrUnproven) {
+			l.Unproven(err)
+		}
+		t.again, t.failed = time.Now().Add(l.SilenceTimeout), err
+	}
+	if err != nil {
+		return err
+	}
+	l.again, l.failed = time.Time{}, nil
+	l.proven = l.syncValue(s)
+	l.Log.Info("synchronous_standby_names changed", "acks", s.Acks, "standbys", s.Standbys)
+	l.Wake()
+	return nil
+}
+
+func (l *Leader) syncValue(s election.SyncSetting) string {
+	return syncrep.Value(s, l.Sync.Name)
+}
+
+// Registered are the voters that should be, in the order of their ids.
+func Registered(recs []registry.Record, arbiter bool) (ids []int32) {
+	if arbiter {
+		ids = append(ids, election.Arbiter)
+	}
+	for _, r := range recs {
+		ids = append(ids, int32(r.ID))
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// commitRule writes a rule on the local primary.
+func (l *Leader) commitRule(ctx context.Context, before, r election.Rule) error {
+	l.Before(before, false) // until it is known to be held
+	if err := l.look.Server.WriteRule(ctx, r, l.Candidate); err != nil {
+		return err
+	}
+	l.Log.Info("rule changed", "term", r.Term, "seq", r.Seq, "voters", r.Voters, "sync_standbys", r.Sync, "acks", r.Acks)
+	l.Wake()
+	return nil
+}
+
+// holders are the voters that are known to have the rule: their tables show it, or
+// they were told of it.
+func (l *Leader) holders(r election.Rule) []int32 {
+	ids := []int32{int32(l.Self)}
+	if l.rule.Compare(r) != 0 {
+		l.rule, l.ruledAt = r, time.Now()
+	}
+	for _, p := range l.Watch.Peers() {
+		if p.ID != ids[0] && p.Holds(r) {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}
+
+// healthy are the standbys that stream, keep up, answer and may be promoted: one
+// that lets nobody ask gives no pledge. One that fell silent a moment ago still is:
+// short outages do not change the rule. So is one that the rule names while nobody has
+// looked for that long: at the begin of a term, or of this daemon. One under whose name another server
+// streams is not, from the moment in which that is known.
+func (l *Leader) healthy(rule election.Rule, doubled []int32) (ids []int32) {
+	now := time.Now()
+	t := l
+	if t.term != rule.Term {
+		t.sound, t.term = map[int32]time.Time{}, rule.Term
+		for _, id := range rule.Sync {
+			t.sound[id] = now
+		}
+	}
+	for _, r := range l.look.Records {
+		p, id := voters.PeerOf(l.Watch.Peers(), int32(r.ID)), int32(r.ID)
+		keepsUp := slices.ContainsFunc(registry.SendersOf(l.look.Status, r.Name), func(w registry.WALSender) bool { return w.FlushedLSN >= t.mark })
+		switch {
+		case slices.Contains(doubled, id) || registry.NameProblem(r, l.look.Records) != "":
+			delete(t.sound, id)
+		case keepsUp && p.Answer == election.Answers && p.Streams:
+			t.sound[id] = now
+		}
+	}
+	t.mark = l.look.Status.CurrentLSN
+	for _, r := range l.look.Records {
+		p := voters.PeerOf(l.Watch.Peers(), int32(r.ID))
+		at, ok := t.sound[int32(r.ID)]
+		if ok && r.Role == registry.RoleStandby && r.Priority > 0 && !p.Delayed && p.Halt == "" && now.Sub(at) < 2*l.SilenceTimeout {
+			ids = append(ids, int32(r.ID))
+		}
+	}
+	return ids
+}
+
+// pushRule gives the rule to the voters that do not stream, witnesses and the
+// arbiter, and tells it to standbys that do not show it. How much an arbiter's vote weighs depends on the voters, so of other
+// voters it hears only when the nodes hold them.
+func (l *Leader) pushRule(ctx context.Context, r, before election.Rule, holders []int32) {
+	for _, p := range l.Watch.Peers() {
+		if p.ID == election.Arbiter && before.Known() && !slices.Equal(r.Voters, before.Voters) && !election.Held(r, before, holders) {
+			continue
+		}
+		if p.Answer != election.Answers || p.NewestRule().Compare(r) >= 0 {
+			continue
+		}
+		var err error
+		switch {
+		case p.ID == election.Arbiter:
+			if err = l.Arbiter.Record(ctx, r, l.look.Records); errors.Is(err, ballot.ErrTerm) {
+				err = nil // an election goes on: the ballots tell
+			}
+		case p.Role == election.Witness:
+			err = l.Watch.Voter(p.ID).Run(ctx, func(n *registry.Server) error { return registry.CopyMetadata(ctx, l.look.Server, n) })
+		case p.Running == election.Standby && time.Since(l.ruledAt) > voters.HeartbeatInterval(l.SilenceTimeout): // it is slow to replay it, or can not stream
+			err = l.Watch.Voter(p.ID).RunAndLook(ctx, func(n *registry.Server) error { return n.TellRule(ctx, r) })
+		default:
+			continue
+		}
+		l.Report(fmt.Sprintf("telling node %d the rule", p.ID), err)
+	}
+}
+
+// addLine brings the table of the rules of a former version up to date.
+func addLine(ctx context.Context, n *registry.Server) error {
+	var have bool
+	err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)
+	if err == nil && !have {
+		_, err = n.Conn.Exec(ctx, `ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb`)
+	}
+	if err != nil {
+		return n.QueryError("add a column to repmgr.rules", err)
+	}
+	return nil
+}
