@@ -8,34 +8,33 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Forecast is what an election would decide if a node died at this instant. Of a
-// node that is not the primary it says what remains: the decision is then the
-// one after the primary's death on top of it.
+// Forecast is what an election would decide if a node died now. If that node is not the
+// primary, the forecast is for the death of the primary in addition.
 type Forecast struct {
 	Lost       int32       `json:"lost_node_id"`
-	Health     Health      `json:"health"`                   // the verdict on the primary then
+	Health     Health      `json:"health"`                   // the verdict on the primary in that case
 	Refusal    Refusal     `json:"refusal,omitempty"`        // why there would be no winner; empty: there would be one
 	Winner     int32       `json:"winner_node_id,omitempty"` // 0: nobody
-	Wait       bool        `json:"waits_for_fence"`          // although the death is seen
-	Unfenced   Unguarded   `json:"unfenced,omitempty"`       // why nobody takes over from a primary that is cut off or silent, until it is known to be dead; empty: somebody does
+	Wait       bool        `json:"waits_for_fence"`          // the election would wait for the fence, although the death is visible
+	Unfenced   Unguarded   `json:"unfenced,omitempty"`       // why nobody takes over from a primary that is only silent or cut off; empty: somebody does
 	Rule       Rule        `json:"rule,omitzero"`            // of the new term; left out: nobody wins
 	Candidates []Candidate `json:"candidates"`               // in the order of their rank, those that may not be promoted last
-	Unserved   []Unserved  `json:"unserved"`                 // what those lack that may be promoted
-	Commits    Commits     `json:"commits,omitempty"`        // while the primary lives on; empty: it is the one that is lost
+	Unserved   []Unserved  `json:"unserved"`                 // what the nodes that may be promoted lack for their standbys
+	Commits    Commits     `json:"commits,omitempty"`        // whether commits go on while the primary is alive; empty: the primary is the lost node
 }
 
-// Candidate is a data node that would answer.
+// Candidate is a data node that would answer in the election.
 type Candidate struct {
 	ID         int32        `json:"node_id"`
 	Position   wal.Position `json:"position"`
-	BehindLost int64        `json:"bytes_behind_primary"` // of the WAL that the primary was seen to have; -1: not known
-	BehindBest int64        `json:"bytes_behind_best"`    // of the candidate that has most; -1: on another timeline
-	ToReplay   int64        `json:"bytes_to_replay"`      // of what it has: before its promotion it replays all that
+	BehindLost int64        `json:"bytes_behind_primary"` // WAL that the primary was seen to have and this node lacks; -1: not known
+	BehindBest int64        `json:"bytes_behind_best"`    // WAL that the best candidate has and this node lacks; -1: on another timeline
+	ToReplay   int64        `json:"bytes_to_replay"`      // WAL that it has and must still replay before a promotion
 	Unfit      Unfit        `json:"unfit,omitempty"`      // why it may not be promoted; empty: it may
-	Key        Key          `json:"decided_by,omitempty"` // what put it behind the one before it; empty: it is the first, or unfit
+	Key        Key          `json:"decided_by,omitempty"` // what put it behind the candidate before it; empty: it is the first, or unfit
 }
 
-// Key names what decides between two candidates.
+// Key names the criterion that decides between two candidates.
 type Key string
 
 const (
@@ -48,7 +47,7 @@ const (
 	KeyID       Key = "id"
 )
 
-// Commits is what becomes of them once a standby or a witness is gone.
+// Commits says whether commits go on after the loss of a standby or a witness.
 type Commits string
 
 const (
@@ -57,10 +56,10 @@ const (
 	CommitsWait  Commits = "commits wait until another standby is back"
 )
 
-// Forecast answers what if the node lost died now: its server's kernel ends all
-// connections and refuses new ones. A primary that is lost already is taken as it
-// is. The positions are those of the last look; a real election counts those that
-// the pledges freeze.
+// Forecast predicts what happens if the node lost dies now, so that the kernel of its machine
+// ends all connections and refuses new ones. A primary that is lost already is taken as it
+// is. The positions are those of the last look; a real election counts the positions after
+// the pledges.
 func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Forecast {
 	p.Location = find(peers, r.Primary).Location
 	f := Forecast{Lost: lost, Candidates: []Candidate{}}
@@ -76,7 +75,7 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 		after = lose(r, after, r.Primary)
 	}
 	pledged := AbleToPledge(p.Electors(r, after))
-	l := p.lineup(r, pledged)
+	l := p.ranking(r, pledged)
 	up := slices.DeleteFunc(slices.Clone(after), func(o Peer) bool { return o.Answer != Answers })
 	f.Health = p.Diagnose(now, r, after)
 	f.Unserved = p.unserved(l.line, up)
@@ -93,10 +92,10 @@ func (p Policy) Forecast(now time.Time, r Rule, peers []Peer, lost int32) Foreca
 	return f
 }
 
-// Presume is the rule that an operator goes by where no daemon has ever written
-// one: the primary is the one node that runs as it, else the one that is
-// registered as it, and every registered node has a vote. No node holds it, and
-// no monitor acts on it.
+// PresumedRule is a rule for the commands of an operator where no daemon has ever written
+// one. The primary is the only node that runs as a primary, or else the one that is
+// registered as the primary, and every registered node has a vote. No node holds this rule,
+// and no monitor acts on it.
 func PresumedRule(registered int32, peers []Peer) Rule {
 	r := Rule{Term: 1, Primary: registered}
 	var run []int32
@@ -114,8 +113,8 @@ func PresumedRule(registered int32, peers []Peer) Rule {
 	return r
 }
 
-// ByHand is the forecast for an operator who promotes the best of those that
-// answer: that needs no votes, and no daemon.
+// PromotedByHand is the forecast for an operator who promotes the best node that answers,
+// which needs neither votes nor daemons.
 func (f Forecast) PromotedByHand() Forecast {
 	if f.Refusal != "" && f.Refusal != RefusedHealth && len(f.Candidates) > 0 && f.Candidates[0].Unfit == "" {
 		f.Refusal, f.Winner = "", f.Candidates[0].ID
@@ -123,7 +122,7 @@ func (f Forecast) PromotedByHand() Forecast {
 	return f
 }
 
-// lose is what the voters look like once one of them is dead.
+// lose is how the voters would be seen after the death of one of them.
 func lose(r Rule, peers []Peer, lost int32) []Peer {
 	after := slices.Clone(peers)
 	for i, o := range after {
@@ -138,10 +137,10 @@ func lose(r Rule, peers []Peer, lost int32) []Peer {
 	return after
 }
 
-// candidates are those that answer: whom the count may choose, in its order, and
-// then the others.
-func (p Policy) candidates(l lineup, primary Peer, up []Peer) []Candidate {
-	others := slices.DeleteFunc(weigh(up), func(o Peer) bool { return !o.data() || slices.Contains(ids(l.fit), o.ID) })
+// candidates are the data nodes that answer: first those that may be promoted, in the order
+// of the count, then the others.
+func (p Policy) candidates(l ranking, primary Peer, up []Peer) []Candidate {
+	others := slices.DeleteFunc(rateService(up), func(o Peer) bool { return !o.data() || slices.Contains(ids(l.fit), o.ID) })
 	slices.SortFunc(others, func(a, b Peer) int { return p.rank(l.line, p.Location, a, b) })
 	all := append(slices.Clone(l.fit), others...)
 	var best Peer
@@ -155,18 +154,18 @@ func (p Policy) candidates(l lineup, primary Peer, up []Peer) []Candidate {
 		c := Candidate{ID: o.ID, Position: o.Position, BehindLost: behind(o, primary), BehindBest: behind(o, best), ToReplay: toReplay(o)}
 		switch {
 		case i >= len(l.fit):
-			c.Unfit = cmp.Or(p.Fit(l.line, o), UnfitBranch) // that of one that nobody elected
+			c.Unfit = cmp.Or(p.Fit(l.line, o), UnfitBranch) // a primary that nobody elected is fit, but on a branch of its own
 		case i == 1 && l.moved:
 			c.Key = KeyServes
 		case i > 0:
-			c.Key = p.decider(l.line, all[i-1], o)
+			c.Key = p.decidingKey(l.line, all[i-1], o)
 		}
 		list = append(list, c)
 	}
 	return list
 }
 
-// behind is how many bytes of WAL a node lacks. -1: it can not be told.
+// behind is how many bytes of WAL the node o lacks that ahead has; -1 means not known.
 func behind(o, ahead Peer) int64 {
 	if ahead.Position.LSN == 0 || o.Position.Timeline != ahead.Position.Timeline {
 		return -1
@@ -174,12 +173,12 @@ func behind(o, ahead Peer) int64 {
 	return max(0, ahead.Position.LSN.Bytes(o.Position.LSN))
 }
 
-// toReplay is how much of its WAL a standby has not replayed.
+// toReplay is how many bytes of its WAL a standby has not replayed.
 func toReplay(o Peer) int64 { return max(0, o.Position.LSN.Bytes(o.Replayed)) }
 
-// single are the nodes as rank sees them through one key alone, in the order in
-// which rank asks. A test holds that against rank itself.
-var single = []struct {
+// rankKeys reduce a peer to what rank looks at for one key, in the order in which rank
+// compares. A test checks that this agrees with rank.
+var rankKeys = []struct {
 	key  Key
 	only func(Peer) Peer
 }{
@@ -192,9 +191,9 @@ var single = []struct {
 	{KeyID, func(o Peer) Peer { return Peer{ID: o.ID} }},
 }
 
-// decider is the key that puts two candidates in their order.
-func (p Policy) decider(line Rule, a, b Peer) Key {
-	for _, s := range single {
+// decidingKey is the key that decides the order of two candidates.
+func (p Policy) decidingKey(line Rule, a, b Peer) Key {
+	for _, s := range rankKeys {
 		if p.rank(line, p.Location, s.only(a), s.only(b)) != 0 {
 			return s.key
 		}
@@ -202,7 +201,8 @@ func (p Policy) decider(line Rule, a, b Peer) Key {
 	return ""
 }
 
-// commits follows what the primary would do to its rule when a standby is gone.
+// commits plays through what the primary would do to its rule after the loss of a node, and
+// says whether commits can go on.
 func (p Policy) commits(r Rule, peers []Peer) Commits {
 	var up, live []int32
 	for _, o := range peers {
@@ -218,7 +218,7 @@ func (p Policy) commits(r Rule, peers []Peer) Commits {
 		return CommitsGoOn
 	}
 	p.Quorum = r.Quorum
-	for range 4 * (len(r.Voters) + 1) { // more steps than there can be
+	for range 4 * (len(r.Voters) + 1) { // an upper bound of the number of steps
 		c := p.Reconcile(Membership{Rule: r, Held: r.HeldBy(up), Set: set, Registered: r.Voters, Healthy: live})
 		switch {
 		case c.Set != nil:

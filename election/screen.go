@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Screening is why a server that was a primary may be started as one, or may not.
+// Screening says why a server that was a primary may, or may not, be started as a primary.
 type Screening string
 
 const (
@@ -17,12 +17,13 @@ const (
 	ScreenedAlone   Screening = "the voters that do not answer could have elected another primary"
 )
 
-// Screen decides as what a server is to be started that is down and was a
-// primary: again as one only where nobody that answers knows a later one, and
-// those that do not could have elected none. own is what is known without the
-// server, its ballot; known are the rules that it last held, the one before the
-// newest too, while an election could miss that; voters are all registered ones,
-// for where there is no rule.
+// Screen decides whether a server that is down and was a primary may be started as a primary
+// again. It may only if no voter that answers knows of a later primary, and the voters that
+// do not answer are too few to have elected one.
+//
+// own has what is known without the server, such as its ballot. known are the rules that it
+// last held; that includes the one before the newest where an election might not have found
+// the newest. voters are all registered voters, for a cluster without any rule.
 func (p Policy) Screen(now time.Time, own Peer, known []Rule, voters []int32, peers []Peer) Screening {
 	peers = slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.ID == own.ID || o.SeenAt.IsZero() })
 	rules := slices.Clone(known)
@@ -35,7 +36,7 @@ func (p Policy) Screen(now time.Time, own Peer, known []Rule, voters []int32, pe
 		rules = []Rule{{Primary: own.ID, Voters: voters}}
 	}
 	newest := Rule{Primary: own.ID}
-	if own.Chosen { // and died before it could say so
+	if own.Chosen { // it won an election, and ended before it wrote the rule
 		newest.Term = own.Term
 	}
 	for _, r := range rules {
@@ -55,7 +56,7 @@ func (p Policy) Screen(now time.Time, own Peer, known []Rule, voters []int32, pe
 	case own.Term > newest.Term:
 		return ScreenedPledged
 	}
-	for _, r := range rules { // an election may have known any of them
+	for _, r := range rules { // an election may have started from any of them
 		r.Primary, r.Term = own.ID, newest.Term
 		switch start := LeaseStart(now, r, own.ID, peers); {
 		case !start.IsZero() && now.Sub(start) <= p.Silence:

@@ -5,16 +5,16 @@ import (
 	"slices"
 )
 
-// Room is what a server has left for standbys. The zero value: it is not known.
+// Capacity is how many standbys a server can serve. The zero value means not known.
 type Capacity struct {
 	Known   bool
-	Senders int // WAL senders that are free, or serve registered nodes already
-	Slots   int // replication slots that are free, or are those of registered nodes already
+	Senders int // WAL senders that are free or already serve registered nodes
+	Slots   int // replication slots that are free or already belong to registered nodes
 }
 
-// served is how many of the others could stream from o, and whether each of them
-// would have the slot that it wants, as far as it is known.
-func served(o Peer, peers []Peer) (n int, slots bool) {
+// servable is how many of the peers could stream from o, and whether there are slots for all
+// of them that need one, as far as that is known.
+func servable(o Peer, peers []Peer) (n int, slots bool) {
 	want := 0
 	for _, f := range peers {
 		if f.ID == o.ID || !f.data() {
@@ -33,12 +33,12 @@ func served(o Peer, peers []Peer) (n int, slots bool) {
 	return max(0, min(n, o.Capacity.Senders)), want <= o.Capacity.Slots
 }
 
-// weigh notes how well each node could serve the others. A slot that can not be
-// had counts less than a stream.
-func weigh(peers []Peer) []Peer {
+// rateService sets for each node how well it could serve the others. A missing slot counts
+// less than a missing stream.
+func rateService(peers []Peer) []Peer {
 	peers = slices.Clone(peers)
 	for i, o := range peers {
-		n, slots := served(o, peers)
+		n, slots := servable(o, peers)
 		peers[i].serves = 2 * n
 		if slots {
 			peers[i].serves++
@@ -47,10 +47,10 @@ func weigh(peers []Peer) []Peer {
 	return peers
 }
 
-// serveFirst puts the first candidate in front that has all that was acknowledged
-// and from which so many could stream as the first commit of its term needs: the
-// commits of another one would wait for ever. Where there is none such, the order
-// stays: a login that was tried is no proof of what the servers can do.
+// serveFirst moves the best candidate to the front that has everything that was acknowledged
+// and can serve as many standbys as its first commit needs; under another one that commit
+// would wait for ever. Where there is no such candidate the order stays as it is, because the
+// logins that were tried beforehand are no proof of what the servers can do.
 func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) (order []Peer, moved bool) {
 	newest, line := rules[0], rules[len(rules)-1]
 	if !newest.Quorum || len(fit) > 0 && fit[0].ID == p.Incumbent {
@@ -63,7 +63,7 @@ func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) (order []Peer
 			}
 		}
 		sync := standbys(o, line, peers)
-		n, _ := served(o, slices.DeleteFunc(slices.Clone(peers), func(f Peer) bool { return !slices.Contains(sync, f.ID) }))
+		n, _ := servable(o, slices.DeleteFunc(slices.Clone(peers), func(f Peer) bool { return !slices.Contains(sync, f.ID) }))
 		return n >= p.firstAcks(newest, sync, peers)
 	}
 	if i := slices.IndexFunc(fit, can); i > 0 {
@@ -73,8 +73,8 @@ func (p Policy) serveFirst(fit []Peer, rules []Rule, peers []Peer) (order []Peer
 	return fit, false
 }
 
-// standbys are the nodes that commits of a term of o can wait for. One on a branch
-// streams from nobody before it was brought back.
+// standbys are the nodes that commits can wait for once o is the primary. A node on another
+// branch is left out, because it can not stream before it was rewound.
 func standbys(o Peer, line Rule, peers []Peer) (ids []int32) {
 	for _, f := range peers {
 		if f.ID != o.ID && f.data() && electable(f) && f.On(line) {
@@ -89,22 +89,23 @@ func standbys(o Peer, line Rule, peers []Peer) (ids []int32) {
 type Lack string
 
 const (
-	LackLogin   Lack = "replication login" // one of them can not log in
+	LackLogin   Lack = "replication login" // a standby can not log in
 	LackSenders Lack = "WAL senders"
-	LackSlots   Lack = "replication slots" // they would stream without
+	LackSlots   Lack = "replication slots" // some standbys would stream without a slot
 )
 
 // Unserved is a node that could not serve all standbys if it were promoted.
 type Unserved struct {
 	Winner int32  `json:"winner_node_id"`
 	Lacks  Lack   `json:"lacks"`
-	Node   int32  `json:"node_id,omitempty"` // of a login: whose
-	Why    string `json:"reason,omitempty"`  // of a login: what came of it
-	Have   int    `json:"has,omitempty"`     // of senders and slots: for so many standbys
-	Need   int    `json:"needs,omitempty"`   // of so many
+	Node   int32  `json:"node_id,omitempty"` // for a login: the standby that can not log in
+	Why    string `json:"reason,omitempty"`  // for a login: the error
+	Have   int    `json:"has,omitempty"`     // for senders and slots: the number that it has for standbys
+	Need   int    `json:"needs,omitempty"`   // for senders and slots: the number that it needs
 }
 
-// unserved says what the nodes that may be promoted lack, in the order of their ids.
+// unserved lists what the nodes that may be promoted lack for their standbys, in the order of
+// their ids.
 func (p Policy) unserved(r Rule, peers []Peer) []Unserved {
 	all := []Unserved{}
 	for _, o := range slices.SortedFunc(slices.Values(peers), func(a, b Peer) int { return cmp.Compare(a.ID, b.ID) }) {

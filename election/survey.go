@@ -9,84 +9,83 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Answer is what came of the last attempt to reach a server. The zero value
-// means that none was made yet.
+// Answer is the result of the last attempt to reach a server. The zero value means that
+// no attempt was made yet.
 type Answer string
 
 const (
 	Answers      Answer = "answers"
-	NotAccepting Answer = "not accepting connections" // starting up, shutting down or recovering: it lives
-	NoSlots      Answer = "out of connections"        // it lives
-	Rejects      Answer = "rejects this login"        // it lives
-	Refused      Answer = "refuses connections"       // the host answers, or a firewall in its name
+	NotAccepting Answer = "not accepting connections" // starting up, shutting down or recovering: the server is alive
+	NoSlots      Answer = "out of connections"        // the server is alive
+	Rejects      Answer = "rejects this login"        // the server is alive
+	Refused      Answer = "refuses connections"       // the host answers, or a firewall that answers in its place
 	Silent       Answer = "is silent"
 	Hangs        Answer = "accepts connections and says nothing"
 )
 
-// Peer is a voter as it was seen last. The zero value was never seen.
+// Peer is a voter as it was last seen. The zero value was never seen.
 type Peer struct {
 	ID       int32
-	Role     Role // as what it is registered
+	Role     Role // the role that it is registered in
 	Priority int
 	Location string
 
 	Tried    time.Time // when the last attempt to reach it began
-	Answer   Answer    // and what came of it
-	Since    time.Time // since when it answers so; zero: not known
-	Starting time.Time // since when it lets nobody in, because it starts up, shuts down or recovers; zero: it does not, or it is not known
-	SeenAt   time.Time // when the look began that gave what follows; zero: never
-	Ended    bool      // its server has ended our connection since it was seen: a word that only its own kernel can send
+	Answer   Answer    // the result of that attempt
+	Since    time.Time // since when it gives this answer; zero: not known
+	Starting time.Time // since when it lets nobody in because it starts up, shuts down or recovers; zero: it does not, or that is not known
+	SeenAt   time.Time // when the last successful look at it began, which gave all that follows; zero: there was none
+	Ended    bool      // its server has closed our connection since then, which only its own kernel can do
 	Running  Role      // Primary or Standby
 
-	Position        wal.Position  // the end of its WAL; where it receives nothing, of the last whole record that it has; with UnfitOwnWAL, where its own begins at the earliest
-	Past            wal.History   // the forks that its timeline came through; nil on timeline 1, and where they can not be read
-	Mark            uint32        // of its line: see [wal.Line]
-	Unsure          bool          // where its WAL ends, or on which timeline, could not be told
-	Replayed        wal.LSN       // of a standby
-	Idle            bool          // its replay waits for more WAL
-	Halt            Unfit         // why its replay can not come to the end of what it has; empty: it can
-	Receives        int32         // node that it streams from, by the address that it names; 0: nobody, or unknown
-	Feeds           []int32       // nodes that stream from it, as its WAL senders show
-	Streams         bool          // a WAL receiver runs
-	Receiving       bool          // and is streaming at this moment
-	Heard           time.Duration // how long ago the receiver heard from its sender, at SeenAt
-	Detached        bool          // it has no primary_conninfo: pledged, or fenced
-	Archive         bool          // a standby whose restore_command is in force
+	Position        wal.Position  // the end of its WAL; while it receives nothing, the end of the last whole record that it has; with UnfitOwnWAL, the earliest place where its own WAL may begin
+	Past            wal.History   // the forks in the history of its timeline; nil on timeline 1, and where they can not be read
+	Mark            uint32        // the mark of its line: see [wal.Line]
+	Unsure          bool          // where its WAL ends, or on which timeline, could not be determined
+	Replayed        wal.LSN       // on a standby
+	Idle            bool          // its replay has reached the end of its WAL and waits for more
+	Halt            Unfit         // why its replay can not reach the end of its WAL; empty: it can
+	Receives        int32         // the node that it streams from, by the address that it uses; 0: nobody, or not known
+	Feeds           []int32       // the nodes that stream from it, by its WAL senders
+	Streams         bool          // it has a WAL receiver process
+	Receiving       bool          // its WAL receiver is streaming at this moment
+	Heard           time.Duration // how long before SeenAt its WAL receiver last heard from the sender
+	Detached        bool          // it has no primary_conninfo, because it has pledged or was fenced
+	Archive         bool          // it is a standby with a restore_command in force
 	Delayed         bool          // it applies WAL with a delay
-	Misnamed        bool          // synchronous_standby_names can not tell it from others
-	ReplayPaused    bool          // an operator did that, or Halt says who
-	ShutDown        bool          // the last WAL record that it has is of a shutdown in order
+	Misnamed        bool          // synchronous_standby_names can not tell it from another standby
+	ReplayPaused    bool          // by an operator, or for the reason in Halt
+	ShutDown        bool          // its last WAL record is the checkpoint of a clean shutdown
 	Term            int64         // of its ballot
 	Candidate       string        // of its ballot
 	Chosen          bool          // its ballot says that it won that election
-	CoordinatorGone bool          // the monitor that its ballot is made out to has ended since
-	Hung            bool          // pledged: it has not loaded its vote, so its postmaster hangs, and nothing can be promoted there
-	Rule            Rule          // the newest that it holds
-	Announced       Rule          // a newer one that it was told of: of a primary the one that it was elected by, whose row is not written yet
+	CoordinatorGone bool          // the monitor that holds the election of its ballot has ended since
+	Hung            bool          // it has pledged, but its server has not loaded the new setting: its postmaster hangs and can promote nothing
+	Rule            Rule          // the newest rule in its tables
+	Announced       Rule          // a newer rule that was announced to it; on a primary the rule that it was elected by, before that is in its table
 	Paused          bool
-	PauseSeq        int64            // how new its word on that is
+	PauseSeq        int64            // the number of the last pause or unpause that it knows of
 	Started         time.Time        // when its server was started
 	Monitored       bool             // a monitor of its own runs
-	Automatic       bool             // and fails over by itself
-	CanFence        bool             // and has shown that it can stop its server
-	Replied         time.Time        // of a standby: it sent a reply to the local primary, as its WAL receiver does, at this moment or later; zero: not known
-	Capacity        Capacity         // what it has left for standbys
+	Automatic       bool             // its monitor runs with failover=automatic
+	CanFence        bool             // its monitor has shown that it can stop its server
+	Replied         time.Time        // a standby of the local primary: the latest moment after which its WAL receiver is known to have replied; zero: not known
+	Capacity        Capacity         // how many more standbys it can serve
 	NeedsSlot       bool             // as a standby it streams through a replication slot
-	NoStream        map[int32]string // nodes that it could not stream from, as its monitor tried lately, and why
-	Rejection       string           // with Rejects: why, in its words
-	NoPledge        string           // why it could not pledge itself now, although it answers; empty: it could
+	NoStream        map[int32]string // the nodes that it could not stream from when its monitor last tried, and why
+	Rejection       string           // with Rejects: the reason that the server gave
+	NoPledge        string           // why it answers but could not pledge now; empty: it could
 	Foreign         bool             // a daemon of repmgr 5 runs with it, which fails over by rules of its own
 
-	serves int // see weigh
+	serves int // how well it could serve the others: see rateService
 }
 
-// attached reports whether a standby is on the line of the primary of the rule.
+// attached reports whether a standby streams on the timeline of the primary, or a later one.
 func (p Peer) attached(primary Peer) bool {
 	return p.Receiving && (primary.Running != Primary || p.Position.Timeline >= primary.Position.Timeline)
 }
 
-// silentSince is when it last answered; of one that never did, when it was
-// found to be silent.
+// silentSince is when the peer last answered, or, if it never did, when it was found to be silent.
 func (p Peer) silentSince() time.Time {
 	if p.SeenAt.IsZero() {
 		return p.Since
@@ -97,7 +96,7 @@ func (p Peer) silentSince() time.Time {
 // data reports whether the peer can hold the cluster's data.
 func (p Peer) data() bool { return p.Role != Witness && p.ID != Arbiter }
 
-// Health is a verdict on the primary, in words for people.
+// Health is the verdict on the primary, as a text for people.
 type Health string
 
 const (
@@ -118,7 +117,7 @@ const (
 	HealthHangs        Health = "primary hangs, and nobody receives from it"
 )
 
-// Lost reports whether the verdict is grounds for a failover.
+// Lost reports whether the verdict justifies a failover.
 func (h Health) Lost() bool {
 	switch h {
 	case HealthStuck, HealthDemoted, HealthDead, HealthRefused, HealthSilent, HealthHangs:
@@ -127,13 +126,14 @@ func (h Health) Lost() bool {
 	return false
 }
 
-// Proven reports whether the primary is known to accept no writes any more. One
-// that refuses connections may be behind a firewall that refuses in its name. One
-// that runs as a standby may be about to be promoted, until it has pledged itself.
+// Proven reports whether it is certain that the primary accepts no more writes. A refused
+// connection alone is no proof, because a firewall may refuse in the place of the server.
+// Nor is a former primary that runs as a standby, which may be about to be promoted until
+// it has pledged.
 func (h Health) Proven() bool { return h == HealthDead }
 
-// Diagnose judges the primary of the rule from what is known of all voters.
-// Two signals are needed for a loss: the own look, and the WAL receivers'.
+// Diagnose judges the primary of the rule from what is known of all voters. A loss needs
+// two signals: our own attempt to reach it, and the WAL receivers of the standbys.
 func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 	primary := find(peers, r.Primary)
 	for _, o := range peers {
@@ -173,17 +173,17 @@ func (p Policy) Diagnose(now time.Time, r Rule, peers []Peer) Health {
 	}
 }
 
-// How long a primary may start up, shut down or recover where the operator did
-// not say. With quorum a failover loses nothing, so it comes sooner, unless a
-// standby still receives: then it shuts down in order, which takes its time.
+// How long a primary may start up, shut down or recover, without primary_start_timeout.
+// With quorum a failover loses nothing, so the time is shorter, unless a standby still
+// receives: then the primary is in a clean shutdown, which may take long.
 const (
 	startLimit       = 300 * time.Second
 	quorumStartLimit = 30 * time.Second
 )
 
-// stuck reports whether the primary has let nobody in for too long. It lives, and
-// says so itself: it takes no second signal, and is no proof that it will accept
-// no more writes. An operator who insists does not wait.
+// stuck reports whether the primary has let nobody in for too long. The server says so
+// itself, so no second signal is needed; but it is alive, and may accept writes later. With
+// Forced there is no waiting.
 func (p Policy) stuck(now time.Time, r Rule, peers []Peer) bool {
 	limit := p.Start
 	switch {
@@ -200,14 +200,14 @@ func (p Policy) stuck(now time.Time, r Rule, peers []Peer) bool {
 	return !since.IsZero() && now.Sub(since) >= limit
 }
 
-// Elected reports whether a node that the rule does not name won a later election:
-// its ballot says so, or, after a pledge in a later term, the rule that it was told.
+// Elected reports whether a node that the rule does not name won a later election. Its
+// ballot says so, or, after it has pledged in a still later term, the rule that was announced to it.
 func (p Peer) Elected(r Rule) bool {
 	return p.Chosen && p.Term > r.Term || p.Announced.Primary == p.ID && p.Announced.Term > r.Term
 }
 
-// majoritySince is since when a majority answers: who was cut off himself learns
-// nothing of the primary from its silence. Zero time: none does.
+// majoritySince is since when a majority of the voters answers; the zero time where none
+// does. For a monitor that is cut off from most voters the silence of the primary is no evidence.
 func (r Rule) majoritySince(peers []Peer) time.Time {
 	peers = slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers })
 	slices.SortFunc(peers, func(a, b Peer) int { return a.Since.Compare(b.Since) })
@@ -220,11 +220,10 @@ func (r Rule) majoritySince(peers []Peer) time.Time {
 	return time.Time{}
 }
 
-// received reports whether any standby has heard from the primary lately. A
-// receiver that only runs says nothing of a sender that is silent, unless the
-// sender refuses us: then a stream that is still open means that it lives.
-// What was seen before it refused us says nothing of that: whoever acts upon it
-// looks anew.
+// received reports whether any standby has recently heard from the primary. A running
+// receiver alone is no evidence for that, because its sender may be silent. But where the
+// primary refuses our connections, a stream that is still open means that it is alive;
+// then only what was seen after the refusal counts.
 func (p Policy) received(now time.Time, r Rule, peers []Peer) bool {
 	primary := find(peers, r.Primary)
 	refused := primary.Answer == Refused
@@ -241,9 +240,8 @@ func (p Policy) received(now time.Time, r Rule, peers []Peer) bool {
 	return false
 }
 
-// upstream is the node that a standby streams from: the one whose address it
-// names, or else the only one that answers and shows it among its WAL senders.
-// 0: it can not be told.
+// upstream is the node that a standby streams from: the one whose address it uses, or else
+// the only node that answers and lists it among its WAL senders. 0 means not known.
 func upstream(o Peer, peers []Peer) int32 {
 	if o.Receives != 0 {
 		return o.Receives
@@ -260,11 +258,10 @@ func upstream(o Peer, peers []Peer) int32 {
 	return found[0]
 }
 
-// shutDown reports whether the most advanced standby on the line of the rule ends
-// with the record that a server writes when it is shut down in order: nothing was
-// committed after it. What a node on another branch ends with says nothing. Of those
-// that are equally advanced one word is enough: the others may have been seen a moment
-// before their WAL receivers ended.
+// shutDown reports whether the WAL of the most advanced standby on the line of the rule ends
+// with the checkpoint of a clean shutdown: then nothing was committed after it. Nodes on
+// another branch do not count. Where several are equally advanced one of them is enough,
+// because the others may have been seen shortly before they received that record.
 func shutDown(r Rule, peers []Peer) bool {
 	var best Peer
 	for _, o := range peers {
@@ -281,7 +278,7 @@ func shutDown(r Rule, peers []Peer) bool {
 	return best.ShutDown
 }
 
-// Refusal names why there is no failover although the primary is lost. Empty: nothing stands against it.
+// Refusal names why there is no failover although the primary is lost. Empty: nothing prevents it.
 type Refusal string
 
 const (
@@ -304,11 +301,11 @@ const (
 	RefusedBehind     Refusal = "no node that may be promoted has all acknowledged commits"
 )
 
-// Survey says whether an election may begin, before anybody is asked for a
-// pledge: elections that come to nothing detach standbys in vain.
+// Survey says whether an election may begin, before any voter is asked for a pledge. An
+// election without a winner would detach standbys for nothing.
 func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 	primary, asked := find(peers, r.Primary), p.Electors(r, peers)
-	fit := p.lineup(r, AbleToPledge(asked)).fit
+	fit := p.ranking(r, AbleToPledge(asked)).fit
 	up, able := ids(asked), ids(AbleToPledge(asked))
 	here := slices.ContainsFunc(asked, func(o Peer) bool { return o.Location == primary.Location || o.ID == Arbiter })
 	h := p.Diagnose(now, r, peers)
@@ -327,7 +324,7 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedSync
 	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && (!p.Forced && p.Adopts == 0 || h == HealthStuck):
 		return RefusedUnfenced
-	case !r.Quorum && usurped(r, peers, p.Adopts) && !p.Forced:
+	case !r.Quorum && unelectedUnguarded(r, peers, p.Adopts) && !p.Forced:
 		return RefusedUsurper
 	case !here:
 		return RefusedLocation
@@ -341,21 +338,20 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 	return ""
 }
 
-// Recruits are those that an election under the rule asks for their pledges: all
-// that answer. One that was promoted by nobody's vote pledges itself to nobody.
+// Electors are the voters that an election under the rule asks for their pledges: all that
+// answer. A primary that nobody elected is left out, because it gives no pledge.
 func (p Policy) Electors(r Rule, peers []Peer) []Peer {
-	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers || o.usurps(r) && o.ID != p.Adopts })
+	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers || o.unelected(r) && o.ID != p.Adopts })
 }
 
-// Able are those that are not known to be unable to pledge themselves.
+// AbleToPledge are the peers that are not known to be unable to pledge.
 func AbleToPledge(peers []Peer) []Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.NoPledge != "" })
 }
 
-// LacksTooMuch reports whether a winner lacks more of the WAL that the former
-// primary was seen to have than maximum_lag_on_failover allows, or may: where the
-// primary was never seen, nobody knows. With quorum the winner has all that was
-// acknowledged, and the rest does not count.
+// LacksTooMuch reports whether the winner lacks, or may lack, more of the former primary's
+// WAL than maximum_lag_on_failover allows; where the primary was never seen it may. With
+// quorum there is no limit, because the winner has everything that was acknowledged.
 func (p Policy) LacksTooMuch(r Rule, former, winner Peer) bool {
 	if p.MaxLag <= 0 || r.Quorum || p.Forced || winner.ID == former.ID {
 		return false
@@ -364,7 +360,7 @@ func (p Policy) LacksTooMuch(r Rule, former, winner Peer) bool {
 	return lacks < 0 || lacks > p.MaxLag
 }
 
-// Unguarded names why a primary that is cut off may not stop itself.
+// Unguarded names why it is not certain that a primary which is cut off stops itself.
 type Unguarded string
 
 const (
@@ -375,9 +371,9 @@ const (
 	UnguardedPaused  Unguarded = "failover is paused there, or may be"
 )
 
-// Unfenced says why a primary that is cut off may not stop itself, as far as it
-// is known. Empty: its daemon does. One that is not known to have heard the newest
-// word on a pause may still hold the one before, which suspends its lease.
+// Unfenced says why it is not certain that a primary which is cut off stops itself. Empty:
+// its daemon will stop it. Where the primary may not know of the newest pause or unpause it
+// may still be paused, and a pause suspends its lease.
 func Unfenced(primary Peer, peers []Peer) Unguarded {
 	switch {
 	case !primary.Monitored && primary.SeenAt.IsZero():
@@ -394,17 +390,17 @@ func Unfenced(primary Peer, peers []Peer) Unguarded {
 	return ""
 }
 
-// usurped reports whether a node runs as a primary that no rule names, and has
-// nobody who would stop it once there is a new one.
-func usurped(r Rule, peers []Peer, adopts int32) bool {
+// unelectedUnguarded reports whether a node runs as a primary that nobody elected, and has
+// no daemon that would stop it after an election.
+func unelectedUnguarded(r Rule, peers []Peer, adopts int32) bool {
 	return slices.ContainsFunc(peers, func(o Peer) bool {
-		return o.ID != adopts && o.usurps(r) && (!o.Monitored || !o.Automatic)
+		return o.ID != adopts && o.unelected(r) && (!o.Monitored || !o.Automatic)
 	})
 }
 
-// usurps reports whether a node runs as a primary that nobody elected: it pledges
-// itself to nobody else.
-func (p Peer) usurps(r Rule) bool {
+// unelected reports whether the node runs as a primary that nobody elected. Such a node
+// pledges to nobody.
+func (p Peer) unelected(r Rule) bool {
 	return p.ID != r.Primary && p.data() && p.Answer == Answers && p.Running == Primary && !p.Elected(r)
 }
 
@@ -413,14 +409,14 @@ func Foreign(peers []Peer) bool {
 	return slices.ContainsFunc(peers, func(o Peer) bool { return o.Foreign && o.Answer == Answers })
 }
 
-// Paused reports whether monitors may not act by themselves. The newest word
-// counts: a node that was down when the others were unpaused has an older one.
+// Paused reports whether failover is paused. Only the newest pause or unpause counts: a node
+// that was down when the others were unpaused may still be marked as paused.
 func Paused(peers []Peer) bool {
 	newest := LastPause(peers)
 	return slices.ContainsFunc(peers, func(o Peer) bool { return o.Paused && o.PauseSeq == newest })
 }
 
-// LastPause is the number of the newest word on that.
+// LastPause is the number of the newest pause or unpause that any peer knows of.
 func LastPause(peers []Peer) (newest int64) {
 	for _, o := range peers {
 		newest = max(newest, o.PauseSeq)
@@ -428,10 +424,10 @@ func LastPause(peers []Peer) (newest int64) {
 	return newest
 }
 
-// PauseHolds reports whether a pause keeps everybody from an election under the
-// rule: the voters that are not known to hold it could elect nobody without the
-// primary, self. It stays so when the views are old: who is unpaused later has a
-// word that the primary has not heard, and then it counts as [UnguardedPaused].
+// PausePreventsElection reports whether a pause excludes every election under the rule: the
+// voters that are not known to be paused are too few to elect anybody without the primary,
+// self. This stays true when the views are old. After an unpause that has not reached the
+// primary, the others count it as [UnguardedPaused] and do not replace it.
 func (r Rule) PausePreventsElection(self int32, peers []Peer) bool {
 	hold, newest := []int32{self}, LastPause(peers)
 	for _, o := range peers {
@@ -462,13 +458,13 @@ const (
 	UnfitUnable      Unfit = "its daemon can not fence it"
 )
 
-// Fit says whether a node may be promoted under the rule. Without quorum only
-// the daemon of a primary can end its writes, so it must have one that can.
+// Fit says whether a node may be promoted under the rule. Without quorum only its own daemon
+// can stop a primary that is cut off, so the node must have a daemon that is able to.
 func (p Policy) Fit(r Rule, o Peer) Unfit {
 	switch {
 	case !o.data():
 		return UnfitWitness
-	case o.ID == p.Incumbent && o.NoPledge == "" && !o.Unsure && o.On(r): // what an operator prefers is for the next one
+	case o.ID == p.Incumbent && o.NoPledge == "" && !o.Unsure && o.On(r): // priority and the like matter only for another winner
 		return ""
 	case o.Priority <= 0:
 		return UnfitPriority
@@ -497,31 +493,31 @@ func (p Policy) Fit(r Rule, o Peer) Unfit {
 	return ""
 }
 
-// Tally is the outcome of the recruiting.
+// Tally is the result of counting the pledges.
 type Tally struct {
 	Refusal Refusal // why there is no winner
 	Winner  int32
-	Wait    bool // the former primary may still accept writes: wait until it has fenced itself
+	Wait    bool // the former primary may still accept writes: wait until its daemon has stopped it
 	Rule    Rule // of the new term
 }
 
-// lineup is what the count goes by.
-type lineup struct {
-	peers []Peer // the pledged
-	rules []Rule // that may hold what was acknowledged
-	line  Rule   // whose line decides who has more
-	fit   []Peer // who may be promoted, the winner first
-	moved bool   // the first one has not most, or is not the operator's choice: it can serve the others
+// ranking is what the count of an election is based on.
+type ranking struct {
+	peers []Peer // the pledged voters
+	rules []Rule // the rules under which commits may have been acknowledged
+	line  Rule   // the rule whose line decides which node has more
+	fit   []Peer // the nodes that may be promoted, the winner first
+	moved bool   // the first node was put in front because it can serve the others
 }
 
-func (p Policy) lineup(r Rule, pledged []Peer) lineup {
-	l := lineup{peers: weigh(pledged)}
+func (p Policy) ranking(r Rule, pledged []Peer) ranking {
+	l := ranking{peers: rateService(pledged)}
 	for i, o := range l.peers {
 		if o.Running == Primary && o.Announced.Compare(o.Rule) > 0 {
 			l.peers[i].Rule = o.Announced
 		}
 	}
-	l.rules = standing(r, l.peers)
+	l.rules = relevantRules(r, l.peers)
 	l.line = l.rules[len(l.rules)-1]
 	for _, o := range l.peers {
 		if p.Fit(l.line, o) == "" {
@@ -533,18 +529,18 @@ func (p Policy) lineup(r Rule, pledged []Peer) lineup {
 	return l
 }
 
-// Count chooses the winner among the pledged voters, whose positions are frozen,
-// and makes the rule of the new term. peers are the pledged ones, as they are
-// since their pledges; h is the verdict on the former primary.
+// Count chooses the winner and makes the rule of the new term. peers are the pledged voters,
+// as seen after their pledges, when their positions no longer change; h is the verdict on
+// the former primary.
 func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
-	l := p.lineup(r, peers)
+	l := p.ranking(r, peers)
 	fit, rules, newest, line, peers := l.fit, l.rules, l.rules[0], l.line, l.peers
 	for _, rule := range rules {
 		pledged := ids(countable(rule, peers))
 		switch {
 		case !rule.Majority(pledged):
 			return Tally{Refusal: RefusedPledges}
-		case !rule.Covers(ids(sure(rule, countable(rule, peers)))):
+		case !rule.Covers(ids(withKnownWAL(rule, countable(rule, peers)))):
 			return Tally{Refusal: RefusedSync}
 		case len(fit) == 0:
 			return Tally{Refusal: RefusedNoneFit}
@@ -558,17 +554,17 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	if next.Quorum {
 		next.Sync, next.Acks = sync, p.firstAcks(newest, sync, peers)
 		if next.Acks == 0 && p.Required {
-			next.Sync = absent(newest, winner.ID, peers)
+			next.Sync = missingStandbys(newest, winner.ID, peers)
 			next.Acks = min(1, newest.Acks, len(next.Sync))
 		}
 	}
 	pledged := ids(peers)
 	gone := slices.Contains(pledged, newest.Primary) || h.Proven() && r.Primary == newest.Primary
-	return Tally{Winner: winner.ID, Rule: next, Wait: !newest.Quorum && (!gone || mayBeBetween(newest, term, pledged))}
+	return Tally{Winner: winner.ID, Rule: next, Wait: !newest.Quorum && (!gone || mayHaveUnknownPrimary(newest, term, pledged))}
 }
 
-// branch is the line of a standby that is promoted where its WAL ends. That of a
-// primary stays as it is.
+// branch is the line of WAL of the winner after its promotion: a standby begins a new
+// timeline where its WAL ends, and a primary stays on its line.
 func branch(winner Peer) wal.Line {
 	if winner.Running == Primary {
 		return winner.Line()
@@ -579,36 +575,36 @@ func branch(winner Peer) wal.Line {
 	return wal.Line{Past: append(slices.Clone(winner.Past), wal.HistoryEntry{Timeline: winner.Position.Timeline, SwitchLSN: winner.Position.LSN})}
 }
 
-// sure are the pledged of which it is known how much of the rule's line they have.
-func sure(r Rule, peers []Peer) []Peer {
+// withKnownWAL are the peers of which it is known how much of the rule's line they have.
+func withKnownWAL(r Rule, peers []Peer) []Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.data() && o.unsure(r) })
 }
 
-// unsure: of one with WAL of its own behind its position that is known only where the
-// rule's line has left its own by then.
+// unsure reports whether it is not known how much of the rule's line the peer has. A peer
+// with own WAL is certain only if the rule's line has left its line before that WAL begins.
 func (p Peer) unsure(r Rule) bool {
 	return p.Unsure || p.Halt == UnfitOwnWAL && (!r.Line.Known() || r.Line.Shared(p.Line(), math.MaxUint64) > p.Position.LSN)
 }
 
-// countable are the pledged without an arbiter that knows other voters than the
-// rule has: how much its vote weighs depends on them.
+// countable are the peers whose votes count under the rule. An arbiter that knows a different
+// list of voters is left out, because the weight of its vote depends on that list.
 func countable(r Rule, peers []Peer) []Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool {
 		return o.ID == Arbiter && o.Rule.Known() && !slices.Equal(o.Rule.Voters, r.Voters)
 	})
 }
 
-// mayBeBetween reports whether a primary may run that the newest rule knows
-// nothing of: somebody pledged themselves since, and one of those that are not
-// pledged now may have won.
-func mayBeBetween(newest Rule, term int64, pledged []int32) bool {
+// mayHaveUnknownPrimary reports whether a primary of a term between the newest rule and this
+// election may run: there were pledges since that rule, and one of the voters that have not
+// pledged now may have won them.
+func mayHaveUnknownPrimary(newest Rule, term int64, pledged []int32) bool {
 	return term > newest.Term+1 && len(without(newest.Voters, append([]int32{Arbiter}, pledged...))) > 0
 }
 
-// standing are the rules that may hold what was acknowledged: the newest, and
-// the newest that a data node has, which is another one where a witness was told
-// of a term or a change that no standby has seen.
-func standing(r Rule, peers []Peer) []Rule {
+// relevantRules are the rules under which commits may have been acknowledged: the newest of
+// all, and the newest that a data node has. The two differ where a rule was announced to a
+// witness and has reached no standby.
+func relevantRules(r Rule, peers []Peer) []Rule {
 	newest, onData := r, Rule{}
 	for _, o := range peers {
 		if o.NewestRule().Compare(newest) > 0 {
@@ -624,15 +620,15 @@ func standing(r Rule, peers []Peer) []Rule {
 	return []Rule{newest, onData}
 }
 
-// electable reports whether a standby may count among those that hold what is
-// acknowledged: only one that could be promoted with it, and whose word is its own.
+// electable reports whether the acknowledgements of a standby may count: it could be promoted
+// with what it has acknowledged, and nobody else can acknowledge under its name.
 func electable(o Peer) bool {
 	return o.data() && o.Priority > 0 && !o.Delayed && !o.ReplayPaused && o.Halt == "" && !o.Misnamed && !o.Hung
 }
 
-// holdsAll reports whether nobody pledged, who may count, has more of the line than
-// best. The former primary may have more: what is beyond was never acknowledged,
-// unless commits waited for nobody.
+// holdsAll reports whether no peer that may hold acknowledged commits has more of the line
+// than best. The former primary may have more where enough synchronous standbys have pledged:
+// the rest was then never acknowledged, unless commits waited for nobody.
 func holdsAll(r, line Rule, best Peer, peers []Peer) bool {
 	for _, o := range peers {
 		must := slices.Contains(r.Sync, o.ID) || o.ID == r.Primary && count(r.Sync, ids(peers)) < len(r.Sync)-r.Acks+1 || o.ID == r.Primary && r.Acks == 0
@@ -643,10 +639,10 @@ func holdsAll(r, line Rule, best Peer, peers []Peer) bool {
 	return true
 }
 
-// absent are those that commits of a new term wait for where nobody is there who
-// could have them, and commits must not wait for nobody: whoever of the last
-// term's comes back first.
-func absent(r Rule, winner int32, peers []Peer) []int32 {
+// missingStandbys are the synchronous standbys of a new term where no standby is available
+// and durability=required forbids commits without one: those of the last term, so that
+// commits wait until the first of them is back.
+func missingStandbys(r Rule, winner int32, peers []Peer) []int32 {
 	all := slices.DeleteFunc(append(slices.Clone(r.Sync), r.Primary), func(id int32) bool {
 		return id == winner || !slices.Contains(r.Voters, id) || find(peers, id).Misnamed
 	})
@@ -654,13 +650,13 @@ func absent(r Rule, winner int32, peers []Peer) []int32 {
 	return slices.Compact(all)
 }
 
-// firstAcks is how many acks the first commits of a term need: so many that a
-// commit's holders can not be outvoted by voters who know nothing of the term.
+// firstAcks is how many acknowledgements the first commits of a term need: so many that the
+// voters that do not know of the term can elect nobody without a node that has the commit.
 func (p Policy) firstAcks(r Rule, sync []int32, peers []Peer) int {
 	held := []int32{}
 	for _, o := range peers {
 		if !o.data() {
-			held = append(held, o.ID) // witnesses are told before the promotion
+			held = append(held, o.ID) // the rule is announced to witnesses before the promotion
 		}
 	}
 	have, all := r.Votes(held)
@@ -668,8 +664,9 @@ func (p Policy) firstAcks(r Rule, sync []int32, peers []Peer) int {
 	return min(len(sync), max(need, min(p.acks(len(sync)), len(sync))))
 }
 
-// rank orders the candidates: the first one wins. What a node has comes first, then
-// that it is the primary already, then whether it can serve the others, then what an operator prefers.
+// rank orders the candidates, and the first one wins. What a node has counts first, then
+// whether it is the primary already, then how well it can serve the others, then the
+// operator's preferences.
 func (p Policy) rank(line Rule, location string, a, b Peer) int {
 	return cmp.Or(
 		compareProgress(line, b, a),
@@ -681,9 +678,9 @@ func (p Policy) rank(line Rule, location string, a, b Peer) int {
 	)
 }
 
-// compareProgress is positive if a has more than b of the line of the rule: what
-// is beyond a fork does not count. Where the line is not known, that is by the
-// term of the rule, the number of the timeline, and then by WAL.
+// compareProgress is positive if a has more of the rule's line than b; WAL on another branch
+// does not count. Where the line is not known the term of the rule decides, then the number
+// of the timeline, then the LSN.
 func compareProgress(line Rule, a, b Peer) int {
 	if line.Line.Known() {
 		return cmp.Compare(line.shared(a), line.shared(b))
