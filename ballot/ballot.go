@@ -1,13 +1,12 @@
-// Package ballot keeps a node's durable vote in its own PostgreSQL.
+// Package ballot keeps the vote of a node durably in its own PostgreSQL server.
 //
-// The vote is a setting of the server, repmgr.ballot, written by ALTER SYSTEM:
-// that works on a hot standby, is on disk before it returns and survives a
-// restart. It is read from the file that ALTER SYSTEM writes, and nowhere else:
-// see [SettingsSQL]. A session advisory lock makes read, compare and
-// write one step; it ends with its session, whatever becomes of that.
+// The vote is a server setting, repmgr.ballot, written by ALTER SYSTEM, which works on a hot
+// standby, is on disk before it returns and survives a restart. It is read only from the file
+// that ALTER SYSTEM writes: see [SettingsSQL]. A session advisory lock makes reading, comparing
+// and writing one step; PostgreSQL releases it when the session ends for any reason.
 //
-// A pledge of a standby is more than a note: its WAL receiver stops for good,
-// so that the standby can never again acknowledge a commit of the old primary.
+// When a standby pledges, its WAL receiver also stops, so that the standby can never again
+// acknowledge a commit of the old primary.
 package ballot
 
 import (
@@ -29,18 +28,18 @@ const Setting = "repmgr.ballot"
 const lockKey = 0x7265706d62616c6c // "repmball"
 
 var (
-	// ErrTerm: the node has pledged itself in this term or a higher one.
+	// ErrTerm means that the node has already pledged in this term or a higher one.
 	ErrTerm = errors.New("pledged in this term or a higher one")
-	// ErrRole: the node does not run as what was expected; a living primary pledges to nobody but itself.
+	// ErrRole means that the node runs in another role than expected. A running primary pledges only to itself.
 	ErrRole = errors.New("runs in another role")
 )
 
-// Ballot is a vote: this node's promise to one candidate in one term. The zero
-// value means that it never voted.
+// Ballot is a vote: the promise of a node to one candidate in one term. The zero value means
+// that the node never voted.
 type Ballot struct {
-	Node      int32  `json:"node_id"` // whose it is: a clone brings its source's
+	Node      int32  `json:"node_id"` // the voter; a clone may still have the ballot of its source
 	Term      int64  `json:"term"`
-	Candidate string `json:"candidate"` // the election that it was given to
+	Candidate string `json:"candidate"` // names the election that it was given to
 }
 
 // String is the value of the setting, "2/17/node2.4711".
@@ -90,22 +89,22 @@ func parseFile(text string, err error) (Ballot, error) {
 	return Parse(set[Setting])
 }
 
-// lockSQL also makes the placeholder that a setting needs which no module has defined.
+// lockSQL also creates the placeholder in the session that ALTER SYSTEM needs for a setting
+// that no loaded module defines.
 const (
 	lockSQL   = `SELECT pg_catalog.set_config('` + Setting + `', '', false), pg_catalog.pg_advisory_lock($1)`
 	unlockSQL = `SELECT pg_catalog.pg_advisory_unlock($1)`
 )
 
-// Locked runs f while nobody else can change or act upon the server's ballot,
-// and gives it the ballot. The wait for the lock ends with ctx. It refuses with
-// [ErrUnreadable] where the ballot is not known for certain, and with
-// [ErrUnheeded] where the server would not do what it is told.
+// Locked calls f with the server's ballot, while nobody else can change the ballot or act on
+// it. The wait for the lock ends with ctx. The error is an [ErrUnreadable] where the ballot can
+// not be read with certainty, and an [ErrUnheeded] where new settings would have no effect.
 func Locked(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
 	return locked(ctx, conn, FaultSQL, func(b Ballot, _ bool) error { return f(b) })
 }
 
-// LockedAgain is Locked for who has pledged the server a moment ago: whether it
-// heeds a new setting is not asked again.
+// LockedAgain is [Locked] for a server that has pledged a moment ago: it does not check again
+// whether new settings have an effect.
 func LockedAgain(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
 	return locked(ctx, conn, `NULL`, func(b Ballot, _ bool) error { return f(b) })
 }
@@ -133,8 +132,8 @@ func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballo
 	})
 }
 
-// withLock runs f while nobody else has the lock, with what came of reading what sql
-// says was there then: one round trip for both.
+// withLock takes the lock, runs sql in the same round trip, and calls f with the error of
+// reading its row. The lock is held until f returns.
 func withLock(ctx context.Context, conn *pgx.Conn, sql string, read func(pgx.Row) error, f func(error) error) (err error) {
 	var b pgx.Batch
 	b.Queue(lockSQL, int64(lockKey))
@@ -155,19 +154,19 @@ func withLock(ctx context.Context, conn *pgx.Conn, sql string, read func(pgx.Row
 	return f(readErr)
 }
 
-// Role is as what the server must run to give its pledge.
+// Role is the role in which the server must run to give its pledge.
 type Role string
 
 const (
-	Standby Role = "standby" // its WAL receiver is stopped for good
-	Primary Role = "primary" // only to itself
+	Standby Role = "standby" // the pledge stops its WAL receiver
+	Primary Role = "primary" // it pledges only to itself
 	Witness Role = "witness"
 )
 
-// Pledge stores b on its server and, on a standby, cuts off the old primary: its
-// stream and its archive. The receiver ends soon after: see [HurryReceiver]. It refuses with [ErrTerm] a term that is not higher than the stored
-// one, whoever's that is, and with [ErrRole] a server in another role. When it
-// returns nil the vote is on disk.
+// Pledge stores b on the server. On a standby it also ends the stream from the old primary and
+// the use of the archive; the WAL receiver ends shortly after, see [HurryReceiver]. When Pledge
+// returns nil the vote is on disk. The error is [ErrTerm] where the term is not higher than that
+// of the stored ballot, for whichever candidate, and [ErrRole] where the server runs in another role.
 func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
 	return locked(ctx, conn, FaultSQL, func(old Ballot, inRecovery bool) error {
 		if b.Term <= old.Term {
@@ -191,9 +190,8 @@ func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
 	})
 }
 
-// Restore writes a vote of the server's own back that its file has lost, and makes
-// that file anew where it is gone. It does nothing where it finds one of the same
-// term or a later one.
+// Restore writes back a vote that the server's file has lost, and creates the file where it is
+// missing. It does nothing where there is a ballot of the same term or a later one.
 func Restore(ctx context.Context, conn *pgx.Conn, kept Ballot) error {
 	var text string
 	read := func(row pgx.Row) error { return row.Scan(&text) }
@@ -206,7 +204,7 @@ func Restore(ctx context.Context, conn *pgx.Conn, kept Ballot) error {
 	})
 }
 
-// Write stores b without looking at what is there. Only inside [Locked].
+// Write stores b without comparing it with the stored ballot. Call it only inside [Locked].
 func Write(ctx context.Context, conn *pgx.Conn, b Ballot) error {
 	if _, err := conn.Exec(ctx, `ALTER SYSTEM SET `+Setting+` = '`+strings.ReplaceAll(b.String(), "'", "''")+`'`); err != nil {
 		return fmt.Errorf("store ballot: %w", err)

@@ -8,23 +8,21 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// savedPrefix is how the settings are called that keep what was in the file of
-// ALTER SYSTEM in place of what was put there for a while: '=' and the value, or
-// ” where there was none.
+// savedPrefix begins the names of the settings that keep the original value of an overridden
+// setting: '=' and the value, or an empty string where the file had no such setting.
 const savedPrefix = "repmgr.saved_"
 
-// Parameters are the settings that a login which is no superuser must be allowed to
-// change by ALTER SYSTEM for a pledge.
+// Parameters are the settings that a login must be allowed to change by ALTER SYSTEM for a
+// pledge, if it is no superuser.
 var Parameters = []string{Setting, "primary_conninfo", receiverTimeout, savedPrefix + receiverTimeout}
 
-// ArchiveParameters are those beside them where the standby has a restore_command.
-// Who may change that can run any command as the user of the server.
+// ArchiveParameters are needed in addition where the standby has a restore_command. A login
+// that may change restore_command can run any command as the user of the server.
 var ArchiveParameters = []string{archive, savedPrefix + archive}
 
-// Override puts a setting in force for a while, until [Revert] with the same
-// value. It keeps what was there before: where somebody has changed the setting
-// since an earlier override, or a clone has brought that of its source, what is
-// there now. Whoever calls it reloads.
+// Override puts a setting in force until [Revert] with the same value, and keeps the original
+// value. If somebody has changed the setting since an earlier override, or a clone has it from
+// its source, the present value is kept. The caller must reload the settings.
 func Override(ctx context.Context, conn *pgx.Conn, name, value string) error {
 	set, err := ReadSettings(ctx, conn)
 	if err != nil {
@@ -43,8 +41,8 @@ func Override(ctx context.Context, conn *pgx.Conn, name, value string) error {
 	return alter(ctx, conn, name, &value)
 }
 
-// Revert ends an override by value; what somebody has set in its place since
-// stays. It reports whether there was one: then whoever called it reloads.
+// Revert ends an [Override] by value. A different value that somebody has set since stays in
+// force. It reports whether there was an override; then the caller must reload the settings.
 func Revert(ctx context.Context, conn *pgx.Conn, name, value string) (changed bool, err error) {
 	set, err := ReadSettings(ctx, conn)
 	if err != nil {
@@ -66,12 +64,10 @@ func Revert(ctx context.Context, conn *pgx.Conn, name, value string) (changed bo
 	return true, alter(ctx, conn, savedPrefix+name, nil)
 }
 
-// Inherited says what of its source's settings in the file of ALTER SYSTEM, with this
-// text, a copy of that server must not have: settings that get another value, and those that go. A
-// vote and a pause are one node's own, as is the rule that a node was told of ahead of
-// its tables; what was put in force for a while on the source is none of the copy's.
-// The mark of synchronous_standby_names stays beside it: it says whose that value is.
-// WAL of its own the copy has, too.
+// Inherited says which settings a copy of a server must change (give) or remove (drop). file
+// is the text of the source's file of ALTER SYSTEM. The vote, the pause and an announced rule
+// belong to the source only, and overrides of the source are ended. [SyncMark] stays, because
+// synchronous_standby_names stays, and [OwnWAL] stays, because the copy has that WAL as well.
 func Inherited(file string) (give map[string]string, drop []string, err error) {
 	set, err := FileSettings(file)
 	if err != nil {
@@ -95,24 +91,25 @@ func Inherited(file string) (give map[string]string, drop []string, err error) {
 	return give, drop, nil
 }
 
-// OwnWAL is the setting that says that crash recovery has given a server that was to be
-// rewound some WAL of its own, on which timeline, and behind which place: a position as JSON.
-// Others may have other WAL there: the end of this server's WAL tells nothing, and it can
-// follow nobody until it has been rewound or cloned. It is made before that recovery and
-// goes with the end of the rejoin; a promotion, which begins another timeline, makes it void.
+// OwnWAL is the setting that marks a server whose crash recovery, before a rewind, has written
+// WAL that no other server has. Its value is a position as JSON: the timeline, and the place
+// behind which that WAL begins. Other servers may have different WAL there, so the end of this
+// server's WAL can not be compared with theirs, and the server can follow nobody until it was
+// rewound or cloned. The setting is written before that recovery and removed at the end of the
+// rejoin; a promotion begins a new timeline and so makes it void.
 const OwnWAL = "repmgr.own_wal"
 
-// SyncMark says which value of synchronous_standby_names the daemons have set.
+// SyncMark is the setting that records which value of synchronous_standby_names was set by a daemon.
 const SyncMark = "repmgr.sync"
 
-// Store writes a setting of ours into the file of ALTER SYSTEM.
+// Store writes one of our settings into the file of ALTER SYSTEM.
 func Store(ctx context.Context, conn *pgx.Conn, name, value string) error {
 	return alter(ctx, conn, name, &value)
 }
 
-// alter sets a setting with ALTER SYSTEM, or takes it out of the file.
+// alter sets a setting with ALTER SYSTEM, or removes it from the file where value is nil.
 func alter(ctx context.Context, conn *pgx.Conn, name string, value *string) error {
-	if strings.Contains(name, ".") { // one that no module has defined needs a placeholder in the session
+	if strings.Contains(name, ".") { // a setting that no module defines needs a placeholder in the session
 		if _, err := conn.Exec(ctx, `SELECT pg_catalog.set_config($1, '', false)`, name); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
@@ -127,17 +124,16 @@ func alter(ctx context.Context, conn *pgx.Conn, name string, value *string) erro
 	return nil
 }
 
-// archive is the setting that brings WAL from an archive.
+// archive is the setting by which a standby fetches WAL from an archive.
 const archive = "restore_command"
 
-// replayPause is a mark that a pledge has paused the replay: before PostgreSQL 14
-// restore_command can not be changed while the server runs, and a standby whose
-// replay stands fetches no more than it has begun to.
+// replayPause is the setting that marks a replay that a pledge has paused. Before PostgreSQL
+// 14 restore_command can not be changed while the server runs; a standby whose replay is paused
+// fetches at most the file that it has already asked for.
 const replayPause = savedPrefix + "replay"
 
-// CutArchive keeps a standby from fetching more WAL from an archive, until
-// [GiveArchive]: a command that runs ends, and no further one is begun. Before
-// PostgreSQL 14 it does nothing.
+// CutArchive stops a standby from fetching WAL from an archive until [GiveArchive]: a running
+// restore_command ends, and no further one is started. Before PostgreSQL 14 it does nothing.
 func CutArchive(ctx context.Context, conn *pgx.Conn) error {
 	changeable, there, _, err := archiveState(ctx, conn)
 	if err != nil || !changeable || !there {
@@ -149,8 +145,8 @@ func CutArchive(ctx context.Context, conn *pgx.Conn) error {
 	return reload(ctx, conn)
 }
 
-// archiveState reports whether restore_command can be changed while the server runs,
-// whether there is one, and whether its replay is paused.
+// archiveState reports whether restore_command can be changed while the server runs, whether
+// it is set, and whether the replay is paused.
 func archiveState(ctx context.Context, conn *pgx.Conn) (changeable, there, paused bool, err error) {
 	err = conn.QueryRow(ctx, `SELECT pg_catalog.current_setting('server_version_num')::int >= 140000, pg_catalog.current_setting($1) <> '',
 		CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() ELSE false END`, archive).Scan(&changeable, &there, &paused)
@@ -160,7 +156,8 @@ func archiveState(ctx context.Context, conn *pgx.Conn) (changeable, there, pause
 	return changeable, there, paused, err
 }
 
-// stopArchive is [CutArchive] for a pledge, on every version. Whoever calls it reloads.
+// stopArchive is [CutArchive] for a pledge, and works on every version. The caller must
+// reload the settings.
 func stopArchive(ctx context.Context, conn *pgx.Conn) error {
 	changeable, there, paused, err := archiveState(ctx, conn)
 	switch {
@@ -193,7 +190,7 @@ func GiveArchive(ctx context.Context, conn *pgx.Conn) error {
 	return ResumeReplay(ctx, conn)
 }
 
-// ResumeReplay ends the pause that a pledge has made, and no other.
+// ResumeReplay ends a pause of the replay that a pledge has made, and no other pause.
 func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
 	set, err := ReadSettings(ctx, conn)
 	if err != nil {
@@ -208,8 +205,8 @@ func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
 	return alter(ctx, conn, replayPause, nil)
 }
 
-// ArchiveCut says what puts the archive out of force where the server is down:
-// what to set in the file of ALTER SYSTEM with this text. It works on every version.
+// ArchiveCut returns the settings that stop the use of the archive on a server that is down.
+// file is the text of its file of ALTER SYSTEM. It works on every version.
 func ArchiveCut(file string) (set map[string]string, err error) {
 	now, err := FileSettings(file)
 	if err != nil {
@@ -226,8 +223,8 @@ func ArchiveCut(file string) (set map[string]string, err error) {
 	return set, nil
 }
 
-// ArchiveGiven takes that back: what to set, and what to take out of the file. kept
-// is false where there is nothing to take back.
+// ArchiveGiven reverts [ArchiveCut]: it returns what to set in the file and what to remove.
+// kept is false where there is nothing to revert.
 func ArchiveGiven(file string) (set map[string]string, unset []string, kept bool, err error) {
 	now, err := FileSettings(file)
 	if err != nil {
@@ -248,15 +245,15 @@ func ArchiveGiven(file string) (set map[string]string, unset []string, kept bool
 	return set, unset, true, nil
 }
 
-// receiverTimeout is the setting that ends a WAL receiver which hears nothing,
-// also where the startup process is too busy to see that it was detached.
+// receiverTimeout is the setting that ends a WAL receiver which hears nothing. It works even
+// where the startup process is too busy to notice that primary_conninfo was removed.
 const receiverTimeout = "wal_receiver_timeout"
 
-// briefly is what it is then, in milliseconds.
+// briefly is the value of receiverTimeout during that time, in milliseconds.
 const briefly = "1"
 
-// HurryReceiver makes the WAL receiver of a detached standby end as soon as
-// nothing comes for a moment. [Settle] takes that back.
+// HurryReceiver makes the WAL receiver of a detached standby end as soon as it receives
+// nothing for a moment. [Settle] reverts this.
 func HurryReceiver(ctx context.Context, conn *pgx.Conn) error {
 	if err := Override(ctx, conn, receiverTimeout, briefly); err != nil {
 		return err
@@ -264,7 +261,7 @@ func HurryReceiver(ctx context.Context, conn *pgx.Conn) error {
 	return reload(ctx, conn)
 }
 
-// Settle takes back what [HurryReceiver] did.
+// Settle reverts [HurryReceiver].
 func Settle(ctx context.Context, conn *pgx.Conn) error {
 	changed, err := Revert(ctx, conn, receiverTimeout, briefly)
 	if err == nil && changed {

@@ -11,40 +11,41 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// What is in the file of ALTER SYSTEM is read from the file itself. Neither
-// current_setting, which lags behind it, nor pg_file_settings will do: with an
-// error anywhere in the configuration that shows nothing of this file.
+// The settings are read from the file of ALTER SYSTEM itself. current_setting may still have
+// an older value, and pg_file_settings shows nothing of this file while there is an error
+// anywhere in the configuration.
 
-// ErrUnreadable: what a server was told to keep can not be read for certain.
+// ErrUnreadable means that the stored settings can not be read with certainty.
 var ErrUnreadable = errors.New("postgresql.auto.conf can not be read")
 
-// ErrMissing is an [ErrUnreadable]: the file is not there.
+// ErrMissing is an [ErrUnreadable] that means that the file does not exist.
 var ErrMissing = fmt.Errorf("%w: it is not there", ErrUnreadable)
 
-// ErrUnheeded: a server would not heed a new setting, so that a pledge could not stop its WAL receiver.
+// ErrUnheeded means that a new setting would have no effect on the server, so that a pledge
+// could not stop its WAL receiver.
 var ErrUnheeded = errors.New("new settings would have no effect")
 
 const fileLines = `(SELECT coalesce(pg_catalog.string_agg(line, E'\n' ORDER BY n), '') FROM pg_catalog.regexp_split_to_table(
 	pg_catalog.encode(pg_catalog.pg_read_binary_file('postgresql.auto.conf'), 'escape'), E'\n') WITH ORDINALITY AS f (line, n)`
 
-// SettingsSQL is a scalar subquery for the settings of ours (repmgr.*) in the
-// file, as [Settings] reads them. Where there is no file it is an error of the
-// server's: a missing file is a forgotten vote, not none.
+// SettingsSQL is a scalar subquery for our settings (repmgr.*) in the file, in the form that
+// [Settings] reads. Without the file the server reports an error, because a missing file
+// means that a vote may have been lost, and not that there was none.
 const SettingsSQL = fileLines + ` WHERE line ~* '^\s*repmgr\.')`
 
-// FaultSQL is a scalar subquery for what keeps the server from heeding a new
-// setting, NULL where nothing does. It costs the server ten times as much as SettingsSQL.
+// FaultSQL is a scalar subquery for the reason why a new setting would have no effect on the
+// server, NULL where it would have. It costs the server ten times as much as SettingsSQL.
 const FaultSQL = `(SELECT CASE WHEN pg_catalog.current_setting('allow_alter_system', true) = 'off' THEN 'allow_alter_system is off'
 	WHEN NOT coalesce(pg_catalog.bool_or(applied), true) THEN 'its configuration file has an error: ' ||
 		(pg_catalog.array_agg(pg_catalog.format('%s line %s: %s', sourcefile, sourceline, pg_catalog.concat_ws(' ', error, '"' || name || '"')) ORDER BY seqno) FILTER (WHERE error IS NOT NULL))[1]
 	END FROM pg_catalog.pg_file_settings)`
 
-// Settings reads what SettingsSQL returned, as PostgreSQL does: of several of one
-// name the last one counts. It is strict: with a line that it does not
-// understand, the error is an [ErrUnreadable].
+// Settings parses what SettingsSQL returned. As in PostgreSQL the last of several lines with
+// the same name counts. A line that can not be parsed is an [ErrUnreadable].
 func Settings(text string) (map[string]string, error) { return settings(text, unescape) }
 
-// FileSettings is Settings for the text of the file itself, of a server that is down.
+// FileSettings is [Settings] for the text of the file itself, read from the disk of a server
+// that is down.
 func FileSettings(text string) (map[string]string, error) { return settings(text, strings.Clone) }
 
 func settings(text string, unescape func(string) string) (map[string]string, error) {
@@ -70,8 +71,8 @@ func ReadSettings(ctx context.Context, conn *pgx.Conn) (map[string]string, error
 	return Settings(text)
 }
 
-// Unreadable reports whether a question with SettingsSQL in it failed because of
-// that: there is no such file, or it may not be read.
+// Unreadable reports whether a query with SettingsSQL failed because the file does not exist
+// or may not be read.
 func Unreadable(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "58") || pg.Code == "42501")
@@ -88,7 +89,7 @@ func unreadable(err error) error {
 	return err
 }
 
-// unescape takes back what the server's encode(..., 'escape') did.
+// unescape is the inverse of the server's encode(..., 'escape').
 func unescape(s string) string {
 	return escaped.ReplaceAllStringFunc(s, func(e string) string {
 		if e == `\\` {
@@ -111,8 +112,7 @@ const (
 	confValue = `'(?:[^'\\]|\\.|'')*'|[A-Za-z_\x{80}-\x{ff}][A-Za-z_0-9\x{80}-\x{ff}._:/-]*|[-+]?[0-9][0-9A-Za-z.+-]*`
 )
 
-// parseLine reads a line of a configuration file. Its name is empty where the
-// line sets nothing.
+// parseLine parses a line of a configuration file. The name is empty for a line that sets nothing.
 func parseLine(line string) (name, value string, err error) {
 	m := confLine.FindStringSubmatch(latin1(line))
 	if m == nil {
@@ -141,7 +141,7 @@ func parseLine(line string) (name, value string, err error) {
 	return name, bytesOf(value), nil
 }
 
-// latin1 has a letter for each byte, whatever encoding the file is in.
+// latin1 turns each byte into one rune, whatever encoding the file has.
 func latin1(s string) string {
 	r := make([]rune, len(s))
 	for i := range len(s) {

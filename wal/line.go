@@ -1,23 +1,23 @@
 package wal
 
-// Line is one way through the branches of the log: the timeline that it is on,
-// and the forks by which it came there. A Timeline of 0 stands for the one that
-// begins at the last fork, whatever its number will be.
+// Line is one path through the branches of the write-ahead log: the timeline at its end, and
+// the forks that lead there. A Timeline of 0 stands for the timeline that begins at the last
+// fork, whatever its number will be.
 type Line struct {
 	Timeline Timeline `json:"timeline,omitempty"` // 0: the one that begins at the last fork
 	Past     History  `json:"past"`
-	// Mark tells it from a line of the same numbers: two servers that are promoted
-	// where the log of both ends begin the same timeline at the same place. It is the
-	// checksum of the first record after the last fork. 0: not known.
+	// Mark tells this line from another one with the same numbers: two servers that are
+	// promoted independently at the same position begin timelines with the same number at the
+	// same place. It is the checksum of the first record after the last fork. 0: not known.
 	Mark uint32 `json:"mark,omitempty"`
 }
 
-// Known reports whether l says anything. Timeline 1 has no past.
+// Known reports whether l is a known line. Timeline 1 has no past.
 func (l Line) Known() bool { return l.Timeline != 0 || len(l.Past) > 0 }
 
-// Shared is where the log of a server, which ends at end on the line o, leaves l:
-// up to there the server has what is on l. Where that is end itself, the server
-// is on l with all that it has. Zero: they have nothing in common.
+// Shared is where the log of a server leaves l. That log is on the line o and ends at end. Up
+// to the returned position the log is the same as l; if that is end, all of the server's log is
+// on l. Zero means that they have nothing in common.
 func (l Line) Shared(o Line, end LSN) (upto LSN) {
 	ours := append(o.Past[:len(o.Past):len(o.Past)], HistoryEntry{Timeline: o.Timeline, SwitchLSN: end})
 	for i, e := range ours {
@@ -36,31 +36,31 @@ func (l Line) Shared(o Line, end LSN) (upto LSN) {
 	return upto
 }
 
-// Extends reports whether l went through all of o and further: where it left o
-// the log of o may go on, on another branch.
+// Extends reports whether l contains all forks of o and continues past them, from the timeline
+// of o to another one. The log of o may itself go on after that fork, on another branch.
 func (l Line) Extends(o Line) bool {
 	return len(l.Past) > len(o.Past) && l.Past.Extends(o.Past) && l.Past[len(o.Past)].Timeline == o.Timeline
 }
 
 // Evidence is what a standby shows of the timeline that it is on.
 type Evidence struct {
-	At       Position // surely so: from pg_control, a row that it has replayed, or its WAL receiver
+	At       Position // certain: from pg_control, a replayed row, or the WAL receiver
 	Replayed LSN      // the end of what it has replayed
 	Forks    []Line   // the lines of newer timelines whose history files it has, in the order of their timelines
 }
 
-// Timeline tells on which timeline a server is that receives nothing. The name of
-// a file alone is no evidence: a server that was rewound keeps segments and
-// histories of the branch that it left. sure is false where what it has replayed
-// beyond the fork may be of either branch.
+// Timeline determines the timeline of a server that receives nothing. The name of a file alone
+// is no evidence, because a server that was rewound keeps segments and histories of the branch
+// that it left. sure is false where the server has replayed past a fork and that WAL may be of
+// either branch.
 func (e Evidence) Timeline() (t Timeline, sure bool) {
 	t, sure = e.At.Timeline, true
 	for _, l := range e.Forks {
 		fork, ok := l.Past.Fork(t)
 		switch {
 		case !ok || l.Timeline <= t:
-		case fork < e.At.LSN: // it went on past that fork
-		case e.Replayed <= fork: // it has not come there
+		case fork < e.At.LSN: // it is known to have stayed on its timeline past that fork
+		case e.Replayed <= fork: // it has not reached that fork
 		default:
 			t, sure = l.Timeline, false
 		}
