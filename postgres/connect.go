@@ -20,19 +20,19 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/nowait"
 )
 
-// DefaultConnectTimeout bounds reaching a server, from the first packet to the
-// answer of its first query, where conninfo has no connect_timeout of its own.
+// DefaultConnectTimeout limits the time from the first packet to the answer of the first
+// query, where conninfo has no connect_timeout.
 const DefaultConnectTimeout = 2 * time.Second
 
-// Reach says how a server answered an attempt to connect. It is evidence: a
-// host that refuses is not a host that is silent. The zero value means not tried.
+// Reach says how a server answered an attempt to connect. A host that refuses connections is
+// a different evidence than a silent one. The zero value means that nothing was tried.
 type Reach string
 
 const (
 	ReachOK          Reach = "ok"
-	ReachRefused     Reach = "refused"            // the host answers, nothing listens there
-	ReachTimeout     Reach = "timed out"          // no answer, or one that never ended
-	ReachNoRoute     Reach = "unreachable"        // the network says that there is no way
+	ReachRefused     Reach = "refused"            // the host answers, but nothing listens on the port
+	ReachTimeout     Reach = "timed out"          // no answer, or an incomplete one
+	ReachNoRoute     Reach = "unreachable"        // the network reports that there is no route
 	ReachNoHost      Reach = "unknown host"       // the name does not resolve
 	ReachStarting    Reach = "not accepting"      // starting up, shutting down or recovering
 	ReachFull        Reach = "out of connections" // every slot is taken
@@ -41,7 +41,7 @@ const (
 	ReachBroken      Reach = "broken"             // an established connection ended
 )
 
-// Answers reports whether a living PostgreSQL stands behind the answer.
+// Answers reports whether the answer came from a running PostgreSQL server.
 func (r Reach) Answers() bool {
 	switch r {
 	case ReachOK, ReachStarting, ReachFull, ReachRejected:
@@ -52,10 +52,10 @@ func (r Reach) Answers() bool {
 	return false
 }
 
-// ConnectError is a server that could not be reached. errors.Is finds it by [failure.ErrConnect].
+// ConnectError means that a server could not be reached. It matches [failure.ErrConnect].
 type ConnectError struct {
-	Target string // which server, without secrets: node "node2" (ID: 2), or its address
-	Doing  string // what a connection was lost over, such as "read the status"; empty: connecting
+	Target string // the server, without secrets: node "node2" (ID: 2), or its address
+	Doing  string // what was being done when the connection was lost, such as "read the status"; empty: connecting
 	Reach  Reach
 	Err    error
 }
@@ -71,8 +71,8 @@ func (e *ConnectError) Error() string {
 	}
 }
 
-// Accepted reports whether something took the connection that then came to
-// nothing: an attempt that got no packet back ends in dialling.
+// Accepted reports whether something accepted the connection before the attempt failed. An
+// attempt that got no packet back fails while dialling.
 func Accepted(e *ConnectError) bool {
 	var op *net.OpError
 	return !errors.As(e.Err, &op) || op.Op != "dial"
@@ -81,7 +81,7 @@ func Accepted(e *ConnectError) bool {
 func (e *ConnectError) Unwrap() error        { return e.Err }
 func (e *ConnectError) Is(target error) bool { return target == failure.ErrConnect }
 
-// SQLSTATEs that this package asks for.
+// SQLSTATEs that this package tests for.
 const (
 	CodeInsufficientPrivilege = "42501"
 	CodeUndefinedTable        = "42P01"
@@ -93,8 +93,8 @@ const (
 	codeProtocolViolation     = "08P01"
 )
 
-// poolerHint: a PgBouncer that was not told to ignore them refuses the settings
-// of our sessions as a violation of the protocol.
+// poolerHint is the hint for a connection pooler. PgBouncer rejects the settings of our
+// sessions as a protocol violation, unless it is configured to ignore them.
 const poolerHint = "Let conninfo lead to the PostgreSQL server itself: locks and settings of our sessions do not outlast a pooler, and %s seems to be one."
 
 // SQLState is the code with which a server refused a statement, "" for any other error.
@@ -108,7 +108,7 @@ func SQLState(err error) string {
 
 var dialer = &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}}
 
-// dialNoWait dials for a connection that is asked again and again.
+// dialNoWait dials for a connection that is used for many queries.
 func dialNoWait(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := dialer.DialContext(ctx, network, address)
 	if err != nil {
@@ -117,8 +117,8 @@ func dialNoWait(ctx context.Context, network, address string) (net.Conn, error) 
 	return nowait.Conn(conn), nil
 }
 
-// ConnConfig prepares a connection the way all of ours are made: with a name,
-// the settings of pins, and a way to notice a silent peer.
+// ConnConfig prepares the configuration that all our connections have: an application name,
+// the settings of pins, and keepalives that detect a silent peer.
 func ConnConfig(info string) (*pgx.ConnConfig, error) {
 	if problem := conninfo.Check(info); problem != "" {
 		return nil, failure.Of(failure.ErrConfig, "conninfo %q %s", conninfo.Redact(info), problem)
@@ -128,7 +128,7 @@ func ConnConfig(info string) (*pgx.ConnConfig, error) {
 		return nil, failure.Of(failure.ErrConfig, "conninfo %q: %w", conninfo.Redact(info), err)
 	}
 	cfg, err := pgx.ParseConfig(native)
-	if err != nil { // its text may hold the password
+	if err != nil { // the text of the error may contain the password
 		return nil, failure.Of(failure.ErrConfig, "conninfo %q can not be used", conninfo.Redact(info))
 	}
 	if cfg.ConnectTimeout == 0 {
@@ -147,14 +147,14 @@ func ConnConfig(info string) (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
-// StatementTimeout bounds every statement on a server, so that one that stopped
-// answering in the middle holds nobody. Exempt is what may rightly take long: backups,
-// what Cleanup deletes, a checkpoint, and the first commit of a term, which waits for
-// standbys and has the deadline of its election.
+// StatementTimeout limits every statement, so that a server which stops answering in the
+// middle blocks nobody. Exempt are statements that may take long: backups, the deletes of
+// Cleanup, checkpoints, and the first commit of a term, which waits for standbys and has the
+// deadline of its election.
 const StatementTimeout = 15 * time.Second
 
-// statementLimit gives each statement its deadline. It hangs in the driver, so
-// that no call can forget it.
+// statementLimit gives each statement its deadline. It is a tracer of the driver, so no caller
+// can forget it.
 type statementLimit struct{}
 
 type (
@@ -162,12 +162,13 @@ type (
 	cancelKey  struct{}
 )
 
-// Unlimited is ctx for a statement that may take as long as it likes.
+// Unlimited returns ctx for a statement without a deadline.
 func Unlimited(ctx context.Context) context.Context {
 	return context.WithValue(ctx, noLimitKey{}, true)
 }
 
-// LimitStatement is ctx with the deadline of a statement, for what goes below the driver's tracer. [EndStatement] releases it.
+// LimitStatement returns ctx with the deadline of a statement, for calls that bypass the
+// driver's tracer. [EndStatement] releases it.
 func LimitStatement(ctx context.Context) context.Context {
 	if ctx.Value(noLimitKey{}) != nil {
 		return ctx
@@ -176,7 +177,7 @@ func LimitStatement(ctx context.Context) context.Context {
 	return context.WithValue(ctx, cancelKey{}, cancel)
 }
 
-// EndStatement releases what [LimitStatement] has made.
+// EndStatement releases the context of [LimitStatement].
 func EndStatement(ctx context.Context) {
 	if cancel, ok := ctx.Value(cancelKey{}).(context.CancelFunc); ok {
 		cancel()
@@ -199,11 +200,12 @@ func (statementLimit) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.Trac
 	EndStatement(ctx)
 }
 
-// hasty are the settings whose default can end a session before it has its own,
-// by the SQLSTATE with which they do that: a server that says so knows them.
-var hasty = map[string]string{"25P04": "transaction_timeout", "57P05": "idle_session_timeout"}
+// earlyTimeouts are the settings whose defaults can end a session before our own values are
+// set, by the SQLSTATE that the server then reports. A server that reports one knows the
+// setting, so the next attempt can set it.
+var earlyTimeouts = map[string]string{"25P04": "transaction_timeout", "57P05": "idle_session_timeout"}
 
-// Dial connects within connect_timeout, whatever conninfo lists or the peer does.
+// Dial connects to a server within connect_timeout for each host that conninfo lists.
 func Dial(ctx context.Context, target, conninfo string) (*pgx.Conn, error) {
 	cfg, err := ConnConfig(conninfo)
 	if err != nil {
@@ -217,11 +219,11 @@ func DialConfig(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.C
 	return dialBy(ctx, target, cfg, dialNoWait)
 }
 
-// DialUncancelled is dialConfig for a connection of which there are many: for each one
-// that is late, or has ended, the driver asks the server over a new connection to cancel
-// what runs there. A server that has just recovered from the crash of a process, or is
-// slow, gets all of those at once, and forks a process for each. Here those are not
-// dialled. What still runs there ends by its own limits (see pins).
+// DialUncancelled is [DialConfig] for programs with many connections. Normally the driver opens
+// a new connection for each one that timed out or ended, to cancel the statement that runs
+// there. A server that is slow, or has just restarted after a crash, would get all of those at
+// once and fork a process for each. Here no cancel requests are sent; a statement that still
+// runs is ended by the limits of its session (see pins).
 func DialUncancelled(ctx context.Context, target string, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	var open atomic.Bool
 	defer open.Store(true)
@@ -238,8 +240,8 @@ func dialBy(ctx context.Context, target string, cfg *pgx.ConnConfig, dial pgconn
 	defer cancel()
 	cfg.DialFunc = dial
 	conn, err := pgx.ConnectConfig(ctx, cfg)
-	for range hasty {
-		if name := hasty[SQLState(err)]; name != "" {
+	for range earlyTimeouts {
+		if name := earlyTimeouts[SQLState(err)]; name != "" {
 			cfg.RuntimeParams[name] = "0"
 			conn, err = pgx.ConnectConfig(ctx, cfg)
 		}
@@ -250,7 +252,8 @@ func dialBy(ctx context.Context, target string, cfg *pgx.ConnConfig, dial pgconn
 	return conn, nil
 }
 
-// Limit is connect_timeout for each host that conninfo lists.
+// Limit returns ctx with the deadline of a connection attempt: connect_timeout for each host
+// that conninfo lists.
 func Limit(ctx context.Context, cfg *pgx.ConnConfig) (context.Context, context.CancelFunc) {
 	hosts := map[string]bool{fmt.Sprint(cfg.Host, cfg.Port): true}
 	for _, f := range cfg.Fallbacks {
@@ -263,28 +266,28 @@ func errNoAnswer(cfg *pgx.ConnConfig) error {
 	return fmt.Errorf("no answer within connect_timeout (%s)", cfg.ConnectTimeout)
 }
 
-// noTLS is what the driver says of a server that has no TLS, which it makes no type for.
+// noTLS is the end of the driver's error for a server without TLS. The driver has no type for it.
 const noTLS = "server refused TLS connection"
 
-// attempts are the errors of the attempts that an error of the driver is of, without
-// those that asked for TLS and got no answer, or that there is none: with sslmode=prefer,
-// which is the default, one without it follows, and that is the one that tells.
+// attempts are the errors of the single attempts behind an error of the driver. With
+// sslmode=prefer, the default, an attempt with TLS is followed by one without it. Only the
+// second one is informative, so attempts that failed for lack of TLS are left out.
 func attempts(err error) error {
 	var joined interface{ Unwrap() []error }
 	var ce *pgconn.ConnectError
 	if !errors.As(err, &ce) || !errors.As(ce.Unwrap(), &joined) {
 		return err
 	}
-	telling := slices.DeleteFunc(slices.Clone(joined.Unwrap()), func(one error) bool {
+	informative := slices.DeleteFunc(slices.Clone(joined.Unwrap()), func(one error) bool {
 		return strings.HasSuffix(one.Error(), noTLS) || strings.Contains(one.Error(), "tls error: ") && Classify(one) == ReachBroken
 	})
-	if len(telling) == 0 || len(telling) == len(joined.Unwrap()) {
+	if len(informative) == 0 || len(informative) == len(joined.Unwrap()) {
 		return err
 	}
-	return errors.Join(telling...)
+	return errors.Join(informative...)
 }
 
-// Explained is the error of an attempt to connect as a [ConnectError], with what to do about it.
+// Explained turns the error of a connection attempt into a [ConnectError] with a hint.
 func Explained(ctx context.Context, target string, cfg *pgx.ConnConfig, err error) error {
 	ce := &ConnectError{Target: target, Reach: Classify(err), Err: attempts(err)}
 	switch {
@@ -294,7 +297,7 @@ func Explained(ctx context.Context, target string, cfg *pgx.ConnConfig, err erro
 		if errors.Is(context.Cause(ctx), context.Canceled) {
 			return ce
 		}
-	case ce.Reach == ReachTimeout: // the driver's own clock was quicker
+	case ce.Reach == ReachTimeout: // the driver's own deadline came first
 		ce.Err = fmt.Errorf("%w: %w", errNoAnswer(cfg), err)
 	}
 	where := fmt.Sprintf("%s port %d", cfg.Host, cfg.Port)
@@ -334,7 +337,7 @@ func Explained(ctx context.Context, target string, cfg *pgx.ConnConfig, err erro
 	}
 }
 
-// Classify turns the error of a connection or a query into evidence.
+// Classify turns the error of a connection or a query into a [Reach].
 func Classify(err error) Reach {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
@@ -365,7 +368,8 @@ func Classify(err error) Reach {
 	}
 }
 
-// Cause says why in the server's or the system's words, once, on one line.
+// Cause is the reason of an error in the words of the server or the system, on one line and
+// without repetitions.
 func Cause(err error) string {
 	var pg *pgconn.PgError
 	var op *net.OpError
@@ -382,7 +386,7 @@ func Cause(err error) string {
 	case errors.As(err, &op) && !op.Timeout() && op.Op == "dial":
 		return fmt.Sprintf("%s: %s", op.Addr, op.Err)
 	case errors.As(err, &ce) && strings.HasSuffix(text, ce.Error()) && text != ce.Error():
-		text = strings.TrimSuffix(text, ": "+ce.Error()) // ours says it
+		text = strings.TrimSuffix(text, ": "+ce.Error()) // our own message already contains it
 	case errors.As(err, &ce):
 		text = ce.Unwrap().Error()
 	}

@@ -1,8 +1,8 @@
-// Package postgres opens connections to PostgreSQL servers, and says what came of it.
+// Package postgres opens connections to PostgreSQL servers and reports the outcome precisely.
 //
-// A connection never waits longer than its connect_timeout, each statement has a deadline
-// ([StatementTimeout], unless its context is [Unlimited]), and the session brings along every
-// setting whose default could change what it does, or end it. A pooler between us and the
-// server is refused. An error is a [ConnectError], whose [Reach] is evidence: a host that
-// refuses is not a host that is silent. No error shows a password.
+// A connection attempt never takes longer than its connect_timeout. Each statement has a
+// deadline ([StatementTimeout], unless its context is [Unlimited]). Every session sets all
+// settings whose defaults could change its results or end it. A connection pooler in between
+// is refused. A failed connection is a [ConnectError], whose [Reach] is evidence about the
+// server: a host that refuses is alive, a silent one may not be. No error shows a password.
 package postgres

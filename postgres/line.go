@@ -12,9 +12,9 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// LineSQL is what a server shows of the timeline that it is on: of a primary the
-// number; of a standby that of its WAL receiver, or else what pg_control and the
-// names of its history files say: see [wal.Evidence].
+// LineSQL returns what is known of the timeline of a server: for a primary its number, for a
+// standby the timeline of its WAL receiver, or else what pg_control and the names of the
+// history files say. See [wal.Evidence].
 const LineSQL = `CASE WHEN NOT pg_is_in_recovery()
 	THEN json_build_object('timeline', ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int)
 	ELSE (SELECT json_build_object('received', w.received_tli, 'checkpoint', c.timeline_id, 'checkpoint_lsn', c.checkpoint_lsn,
@@ -34,7 +34,7 @@ type LineEvidence struct {
 	Histories     []wal.Timeline `json:"histories"`
 }
 
-// Surely is the last place of which the server is known to have been there.
+// Surely is the newest position that the server is certain to have reached.
 func (e LineEvidence) Surely() wal.Position {
 	p := wal.Position{Timeline: e.Checkpoint, LSN: e.CheckpointLSN}
 	if e.Minimum > p.Timeline || e.Minimum == p.Timeline && e.MinimumLSN > p.LSN {
@@ -43,8 +43,8 @@ func (e LineEvidence) Surely() wal.Position {
 	return p
 }
 
-// Mark reads what tells a timeline from another one of its number: see [wal.Line].
-// 0 where the log of the fork is gone, or the login may not read it.
+// Mark reads the mark that tells a timeline from another one with the same number: see
+// [wal.Line]. It is 0 where the WAL at the fork is gone, or the login may not read it.
 func (n *Server) Mark(ctx context.Context, t wal.Timeline, past wal.History) uint32 {
 	if len(past) == 0 {
 		return 0
@@ -67,7 +67,7 @@ func (n *Server) Mark(ctx context.Context, t wal.Timeline, past wal.History) uin
 	return n.marks[t]
 }
 
-// Timeline judges the evidence. at is what is sure without it.
+// Timeline determines the timeline from the evidence. at is a position that is certain.
 func (n *Server) Timeline(ctx context.Context, e LineEvidence, at wal.Position, replayed wal.LSN) (t wal.Timeline, sure bool) {
 	if e.Timeline != 0 {
 		return e.Timeline, true
@@ -84,8 +84,8 @@ func (n *Server) Timeline(ctx context.Context, e LineEvidence, at wal.Position, 
 	return judge.Timeline()
 }
 
-// Past is the history of a timeline, from the server's own file, read once. It is
-// nil on timeline 1, and where the login may not read files.
+// Past is the history of a timeline, read once from the server's own file. It is nil on
+// timeline 1, and where the login may not read files.
 func (n *Server) Past(ctx context.Context, t wal.Timeline) wal.History {
 	h, known := n.pasts[t]
 	if known {
@@ -101,8 +101,8 @@ func (n *Server) Past(ctx context.Context, t wal.Timeline) wal.History {
 	return h
 }
 
-// ResolveTimeline makes a standby write down where it is, which is a checkpoint,
-// as long as that does not take longer than limit.
+// ResolveTimeline lets a standby record its position on disk, by a checkpoint that may take no
+// longer than limit.
 func (n *Server) ResolveTimeline(ctx context.Context, limit time.Duration) error {
 	for _, sql := range []string{fmt.Sprintf(`SET statement_timeout = %d`, limit.Milliseconds()), `CHECKPOINT`} {
 		if _, err := n.Conn.Exec(ctx, sql); err != nil {
@@ -119,7 +119,7 @@ func (n *Server) noTimeout(ctx context.Context) error {
 	return nil
 }
 
-// RuleLine is the line of a running primary, for its rules.
+// RuleLine is the line of WAL of a running primary, for the rules that it writes.
 func (n *Server) RuleLine(ctx context.Context) (wal.Line, error) {
 	var text []byte
 	if err := n.Conn.QueryRow(ctx, `SELECT `+LineSQL).Scan(&text); err != nil {
@@ -132,13 +132,13 @@ func (n *Server) RuleLine(ctx context.Context) (wal.Line, error) {
 	l := wal.Line{Timeline: e.Timeline, Past: n.Past(ctx, e.Timeline)}
 	l.Mark = n.Mark(ctx, l.Timeline, l.Past)
 	if l.Timeline > 1 && len(l.Past) == 0 {
-		return wal.Line{}, nil // not to be read: nobody can be held against it
+		return wal.Line{}, nil // the history can not be read, so nothing can be compared with it
 	}
 	return l, nil
 }
 
-// OwnHistory reads the history of a server's timeline from its own files. It is
-// not there on timeline 1, nor where the login may not read files.
+// OwnHistory reads the history of a timeline from the server's own files. It returns false on
+// timeline 1, and where the login may not read files.
 func (n *Server) OwnHistory(ctx context.Context, t wal.Timeline) (wal.History, bool) {
 	if t <= 1 {
 		return nil, false
@@ -151,7 +151,8 @@ func (n *Server) OwnHistory(ctx context.Context, t wal.Timeline) (wal.History, b
 	return h, err == nil
 }
 
-// WALSum asks the server. A login that may not read files gets an error.
+// WALSum returns the MD5 of a piece of a WAL segment; false means that the segment is not
+// there. A login that may not read files gets an error.
 func (n *Server) WALSum(ctx context.Context, segment string, offset, length int64) (string, bool, error) {
 	var sum *string
 	if err := n.Conn.QueryRow(ctx, `SELECT md5(pg_read_binary_file('pg_wal/' || $1, $2, $3, true))`, segment, offset, length).Scan(&sum); err != nil {
@@ -163,10 +164,10 @@ func (n *Server) WALSum(ctx context.Context, segment string, offset, length int6
 	return *sum, true, nil
 }
 
-// EndsWithShutdown reports whether the last record that a standby has replayed
-// is the checkpoint of a shutdown in order. false where it can not be told.
+// EndsWithShutdown reports whether the last record that a standby has replayed is the
+// checkpoint of a clean shutdown. It is false where that can not be determined.
 func (n *Server) EndsWithShutdown(ctx context.Context, t wal.Timeline, end wal.LSN) bool {
-	const most = 160 // bytes that such a record may take, with a page header inside
+	const most = 160 // the most bytes that such a record takes, with a page header inside
 	if end < most {
 		return false
 	}

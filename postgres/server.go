@@ -14,18 +14,18 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Server is one PostgreSQL server, over one connection. It is not safe for concurrent
-// use; whoever opened it closes it.
+// Server is a PostgreSQL server over one connection. It is not safe for concurrent use, and
+// whoever opened it must close it.
 type Server struct {
-	Name     string // as messages call it
+	Name     string // for messages
 	Conninfo string // may hold a password: never printed
 	Conn     *pgx.Conn
-	Broke    error  // over what the connection ended
+	Broke    error  // the error that ended the connection
 	segment  uint32 // the size of its WAL segments; 0: not read yet
-	Heeded   bool   // its ballot is locked: it was seen to heed a new setting
+	Heeded   bool   // new settings are known to have an effect, while its ballot is locked
 
-	pasts map[wal.Timeline]wal.History // what was read of its timelines: their forks
-	marks map[wal.Timeline]uint32      // and marks
+	pasts map[wal.Timeline]wal.History // the histories of its timelines that were read
+	marks map[wal.Timeline]uint32      // the marks of its timelines that were read
 }
 
 // Close ends the connection. It may be called twice.
@@ -35,16 +35,15 @@ func (n *Server) Close() {
 	_ = n.Conn.Close(ctx)
 }
 
-// IdleSQL says whether a standby waits for more WAL. It may still have some that
-// it has not looked at: see [Server.LastRecordEnd].
+// IdleSQL says whether the replay of a standby waits for more WAL. The standby may still have
+// WAL that it has not read: see [Server.LastRecordEnd].
 const IdleSQL = `(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
 	AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) AS idle)`
 
-// LastRecordEnd is the end of the last whole record that a standby has which
-// receives nothing: between what it has replayed and what it has received,
-// whatever its startup process is doing. Of the very last record it may have the
-// beginning only, whose end never comes: that counts for nothing. whole is false
-// where no record could be found. Where the login may not look, all counts.
+// LastRecordEnd is the end of the last whole record of a standby that receives nothing. It
+// lies between what the standby has replayed and what it has received. An incomplete last
+// record does not count, because its rest never comes. whole is false where no record could
+// be found. Where the login may not read the WAL, the result is received.
 func (n *Server) LastRecordEnd(ctx context.Context, t wal.Timeline, replayed, received wal.LSN) (end wal.LSN, whole bool) {
 	if received <= replayed {
 		return received, true
@@ -68,7 +67,7 @@ func (n *Server) LastRecordEnd(ctx context.Context, t wal.Timeline, replayed, re
 				continue
 			}
 		}
-		if !wal.IsPage(log, page) { // it is in another file
+		if !wal.IsPage(log, page) { // this WAL is in another file
 			return received, true
 		}
 		if end := wal.LastRecordEnd(log[from-page:], from, size); all || end > from {
@@ -78,7 +77,7 @@ func (n *Server) LastRecordEnd(ctx context.Context, t wal.Timeline, replayed, re
 	return received, false
 }
 
-// readLog reads the log from the page at from up to to.
+// readLog reads the WAL from the page at from up to to.
 func (n *Server) readLog(ctx context.Context, t wal.Timeline, from, to wal.LSN, segSize uint32) (log []byte, ok bool) {
 	for at := from; at < to; {
 		want := min(int64(segSize)-int64(at)%int64(segSize), int64(to-at))
@@ -91,8 +90,8 @@ func (n *Server) readLog(ctx context.Context, t wal.Timeline, from, to wal.LSN, 
 	return log, true
 }
 
-// readWAL reads so many bytes of the log, all of one segment. It is nil without an
-// error where the server has no such segment.
+// readWAL reads length bytes of one segment. The result is nil without an error where the
+// server does not have the segment.
 func (n *Server) readWAL(ctx context.Context, t wal.Timeline, at wal.LSN, length int64, segSize uint32) (part []byte, err error) {
 	err = n.Conn.QueryRow(ctx, `SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3, true)`, wal.SegmentName(t, at, segSize), int64(at)%int64(segSize), length).Scan(&part)
 	return part, err
@@ -108,8 +107,8 @@ func (n *Server) WALSegmentSize(ctx context.Context) (uint32, error) {
 	return n.segment, nil
 }
 
-// QueryError names the statement's purpose and the node, and keeps a lost
-// connection apart from a refused statement.
+// QueryError names the purpose of the statement and the node. A lost connection becomes a
+// [ConnectError], a refused statement does not.
 func (n *Server) QueryError(purpose string, err error) error {
 	if n.Conn.IsClosed() {
 		n.Broke = err
@@ -159,7 +158,7 @@ func (n *Server) CreateSlot(ctx context.Context, slot, standby string) (created 
 	case user != nil && *user != standby:
 		return false, failure.WithHint(failure.Of(failure.ErrRefused, "slot %q on %s is in use by %q", slot, n.Name, *user),
 			"Is a second server running with the same node id?")
-	case lost && user == nil: // its WAL is gone: it holds nothing, and lets nobody stream
+	case lost && user == nil: // its WAL is gone, so nobody can stream through it
 		if _, err := n.DropSlot(ctx, slot); err != nil {
 			return false, err
 		}
@@ -230,7 +229,8 @@ func (n *Server) AwaitPromotion(ctx context.Context) error {
 	})
 }
 
-// Poll asks until done, and nudges the server while it is not.
+// Poll repeats done until it is true, and reloads the server's settings at intervals: see
+// [NudgeInterval].
 func (n *Server) Poll(ctx context.Context, done func() (bool, error)) error {
 	begun := time.Now()
 	nudge := begun.Add(NudgeInterval)
@@ -263,15 +263,14 @@ func (n *Server) Poll(ctx context.Context, done func() (bool, error)) error {
 // PollInterval is how often a server is asked whether it is there yet.
 const PollInterval = 5 * time.Millisecond
 
-// PauseSince waits between two questions whether something is over that began then:
-// the longer, the longer it lasts already. A promotion takes about 30 ms: asking costs
-// less than missing it.
+// PauseSince waits between two questions whether something that began then is over, and waits
+// longer the longer that has taken. A promotion takes about 30 ms, so frequent questions cost
+// less than a late answer.
 func PauseSince(ctx context.Context, begun time.Time) error {
 	return wait.Pause(ctx, min(max(time.Since(begun)/16, PollInterval/5), 4*PollInterval))
 }
 
-// NudgeInterval is how often a waiting server is told to read its settings
-// again. A promotion or a new upstream that is asked for in the very moment
-// when the old one dies can leave the startup process asleep for seconds; a
-// reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
+// NudgeInterval is how often a waiting server is told to reload its settings. After a promotion
+// or a change of the upstream at the very moment when the old upstream dies, the startup process
+// can sleep for seconds; a reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
 const NudgeInterval = 100 * time.Millisecond

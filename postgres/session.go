@@ -11,27 +11,25 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// pin is a setting that every session of ours brings along, so that no default
-// of the server, the database or the role changes what it does, or ends it.
+// pin is a setting that each of our sessions sets, so that no default of the server, the
+// database or the role changes its results or ends it.
 type pin struct {
 	name, value string
-	since       int  // the first major that knows it; 0: all that are supported
+	since       int  // the first major version that knows it; 0: all supported versions
 	superuser   bool // only a superuser may set it
 	why         string
 }
 
-// pins are all of them. What all versions know goes along in the packet that
-// opens a session, and costs nothing; a server refuses a session that names one
-// that it does not know, or that this login may not set: those are set after the
-// login.
+// pins are all settings that our sessions set. Settings that all versions know are sent in the
+// startup packet, which costs nothing. A server refuses a startup packet with a setting that it
+// does not know or that the login may not set, so those are set after the login.
 //
-// Not here is what changes how fast an answer comes or what is logged, but not
-// the answer (work_mem, plans, log_*), or what no statement of ours meets
-// (xmlbinary, to_char's locale, triggers: session_replication_role,
-// event_triggers). lc_messages is not, because no text of a server is read for
-// its meaning. role is not: it is how some give a login its rights, and a wrong
-// one is refused like a missing grant. What can not be undone from within is
-// session_preload_libraries, and a login trigger (17): both run before us.
+// Left out are settings that only affect the speed or the log (work_mem, plans, log_*), or
+// that no statement of ours depends on (xmlbinary, the locale of to_char, triggers:
+// session_replication_role, event_triggers). lc_messages is left out because no text of a
+// server is interpreted. role is left out because some installations give a login its rights
+// by it; a wrong one is refused like a missing grant. Out of reach are
+// session_preload_libraries and login triggers (17), because they run before we can set anything.
 var pins = []pin{
 	{name: "default_transaction_isolation", value: "read committed", why: "a standby refuses every statement of a serializable session"},
 	{name: "default_transaction_read_only", value: "off", why: "we write metadata"},
@@ -39,7 +37,7 @@ var pins = []pin{
 	{name: "statement_timeout", value: "0", why: "statementLimit has the deadlines"},
 	{name: "lock_timeout", value: "10s", why: "nobody is held up by a lock on a table of ours"},
 	{name: "idle_in_transaction_session_timeout", value: "0", why: "ends the session"},
-	{name: "idle_session_timeout", value: "0", since: 14, why: "ends the session: those that only listen, and the monitor's word"},
+	{name: "idle_session_timeout", value: "0", since: 14, why: "ends the session: those that only listen, and the one that holds the monitor's announcement"},
 	{name: "transaction_timeout", value: "0", since: 17, why: "ends the session"},
 	{name: "exit_on_error", value: "off", why: "ends the session with the first refused statement"},
 	{name: "synchronous_commit", value: "local", why: "bookkeeping waits for no standby"},
@@ -64,15 +62,15 @@ var pins = []pin{
 	{name: "jit", value: "off", why: "compiling a look takes longer than the look"},
 	{name: "wal_sender_timeout", value: "60s", why: "ends the stream of a clone"},
 	{name: "track_activities", value: "on", superuser: true, why: "a monitor's word is the text of its statement"},
-	// So that a server does not keep the sessions, and the locks, of a client that
-	// it was cut off from.
+	// With these a server soon ends the sessions, and so the locks, of a client that it was
+	// cut off from.
 	{name: "tcp_keepalives_idle", value: "5", why: "see above"},
 	{name: "tcp_keepalives_interval", value: "5", why: "see above"},
 	{name: "tcp_keepalives_count", value: "3", why: "see above"},
 	{name: "tcp_user_timeout", value: "20000", why: "see above; ms"},
 }
 
-// PinSession puts into the packet that opens a session what belongs there.
+// PinSession adds the pins that all versions know to the parameters of a startup packet.
 func PinSession(parameters map[string]string) {
 	for _, p := range pins {
 		if p.since == 0 && !p.superuser {
@@ -81,8 +79,8 @@ func PinSession(parameters map[string]string) {
 	}
 }
 
-// PinOptions are the pins for a program of PostgreSQL's, as the options of its
-// conninfo. What those of the user say comes first, so that ours count.
+// PinOptions are the pins for one of PostgreSQL's programs, as the options of its conninfo. The
+// user's options come first, so that ours override them.
 func PinOptions(theirs string, major int) string {
 	all := []string{theirs}
 	for _, p := range pins {
@@ -93,7 +91,7 @@ func PinOptions(theirs string, major int) string {
 	return strings.TrimSpace(strings.Join(all, " "))
 }
 
-// pinSQL sets the others. Its first column is the process that answers.
+// pinSQL sets the other pins after the login. Its first column is the process ID of the server process that answers.
 func pinSQL(conn *pgconn.PgConn) string {
 	sql := `SELECT pg_catalog.pg_backend_pid()`
 	for _, p := range pins {
@@ -104,14 +102,14 @@ func pinSQL(conn *pgconn.PgConn) string {
 	return sql
 }
 
-// Major is the major version of the server, as it said at the login. 0: not known.
+// Major is the major version that the server reported at the login; 0 means not known.
 func Major(conn *pgconn.PgConn) int {
 	digits := strings.IndexFunc(conn.ParameterStatus("server_version")+".", func(r rune) bool { return r < '0' || r > '9' })
 	major, _ := strconv.Atoi(conn.ParameterStatus("server_version")[:digits])
 	return major
 }
 
-// settleSession makes a new session ours. It is the driver's hook after each login.
+// settleSession sets the remaining pins and refuses a pooler. The driver calls it after each login.
 func settleSession(ctx context.Context, conn *pgconn.PgConn) error {
 	res, err := conn.Exec(ctx, pinSQL(conn)).ReadAll()
 	if err != nil {
@@ -120,13 +118,12 @@ func settleSession(ctx context.Context, conn *pgconn.PgConn) error {
 	return checkDirect(conn, res)
 }
 
-// errPooled: between us and the server stands something that ends our sessions
-// and makes its own.
+// errPooled means that something between us and the server ends our sessions and opens its own.
 var errPooled = errors.New("a connection pooler such as PgBouncer answers there, not the server itself")
 
-// checkDirect compares the process that answered with the one that greeted us.
-// A pooler greets in a name of its own; what only hands packets on (a port that is
-// forwarded, HAProxy) does not.
+// checkDirect compares the process ID that answered with the one that was announced at the
+// login. A pooler announces a process ID of its own. A forwarded port or a proxy for TCP, such as
+// HAProxy, only passes packets on and is accepted.
 func checkDirect(conn *pgconn.PgConn, res []*pgconn.Result) error {
 	if len(res) == 0 || len(res[0].Rows) != 1 {
 		return errors.New("settle the session: no answer")
@@ -137,7 +134,7 @@ func checkDirect(conn *pgconn.PgConn, res []*pgconn.Result) error {
 	return nil
 }
 
-// LookFirst is settleSession and a question of one row and one column in one round trip.
+// LookFirst does what settleSession does, and a query of one row and one column, in one round trip.
 func LookFirst(ctx context.Context, conn *pgconn.PgConn, sql string) (text []byte, err error) {
 	ctx = LimitStatement(ctx) // below the driver's tracer
 	defer EndStatement(ctx)

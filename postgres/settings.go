@@ -14,10 +14,10 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
-// AlterSystem changes settings of a running server, durably, and reloads them.
-// Those that have the value already need no privilege. What the session says
-// counts only where the file does not say otherwise: a session that was idle, or one
-// of a server whose configuration has an error, may not have read the newest settings.
+// AlterSystem changes settings of a running server durably, and reloads them. Settings that
+// already have the value need no privilege. A value that the session shows is trusted only if
+// the file agrees: a session that was idle, or a server whose configuration has an error, may
+// not have read the newest settings.
 func (n *Server) AlterSystem(ctx context.Context, set map[string]string) error {
 	set = maps.Clone(set)
 	rows, err := n.Conn.Query(ctx, `SELECT name, coalesce(current_setting(name, true), '') FROM unnest($1::text[]) AS name WHERE name <> 'primary_conninfo'`, slices.Sorted(maps.Keys(set)))
@@ -62,14 +62,14 @@ func (n *Server) AlterSystem(ctx context.Context, set map[string]string) error {
 	return n.Reload(ctx)
 }
 
-// MayAlterSystem asks for the privileges before the first setting is changed.
+// MayAlterSystem checks the privileges for all settings before the first one is changed.
 func (n *Server) MayAlterSystem(ctx context.Context, names []string) error {
 	sql := `SELECT name FROM unnest($1::text[]) AS name WHERE NOT has_parameter_privilege(name, 'ALTER SYSTEM')`
 	if n.Conn.PgConn().ParameterStatus("is_superuser") == "on" {
 		return nil
 	}
 	if version := n.Conn.PgConn().ParameterStatus("server_version"); version < "15" {
-		sql = `SELECT name FROM unnest($1::text[]) AS name` // only superusers, before 15
+		sql = `SELECT name FROM unnest($1::text[]) AS name` // before 15 only superusers may
 	}
 	rows, err := n.Conn.Query(ctx, sql, names)
 	if err != nil {
@@ -86,7 +86,8 @@ func (n *Server) MayAlterSystem(ctx context.Context, names []string) error {
 	return nil
 }
 
-// Heeds says whether the server would heed a new setting. A login that may not look finds nothing wrong.
+// Heeds returns an error where a new setting would have no effect on the server. With a login
+// that is not allowed to check this, it returns nil.
 func (n *Server) Heeds(ctx context.Context) error {
 	var fault string
 	err := n.Conn.QueryRow(ctx, `SELECT coalesce(`+ballot.FaultSQL+`, '')`).Scan(&fault)
@@ -101,7 +102,7 @@ func (n *Server) Heeds(ctx context.Context) error {
 
 const heedHint = "Correct that on its machine. Then, on it: SELECT pg_reload_conf();"
 
-// WithBallot runs f while nobody else can change or act upon the server's ballot.
+// WithBallot calls f while nobody else can change the server's ballot or act on it.
 func (n *Server) WithBallot(ctx context.Context, f func(ballot.Ballot) error) error {
 	err := ballot.Locked(ctx, n.Conn, n.heeding(f))
 	if errors.Is(err, ballot.ErrUnheeded) {
@@ -110,12 +111,12 @@ func (n *Server) WithBallot(ctx context.Context, f func(ballot.Ballot) error) er
 	return err
 }
 
-// WithPledge is WithBallot for a server that has pledged itself a moment ago.
+// WithPledge is [Server.WithBallot] for a server that has pledged a moment ago.
 func (n *Server) WithPledge(ctx context.Context, f func(ballot.Ballot) error) error {
 	return ballot.LockedAgain(ctx, n.Conn, n.heeding(f))
 }
 
-// heeding is f on a server of which it is known that it heeds a new setting.
+// heeding wraps f: while it runs, new settings are known to have an effect on the server.
 func (n *Server) heeding(f func(ballot.Ballot) error) func(ballot.Ballot) error {
 	return func(b ballot.Ballot) error {
 		n.Heeded = true
@@ -124,8 +125,8 @@ func (n *Server) heeding(f func(ballot.Ballot) error) func(ballot.Ballot) error 
 	}
 }
 
-// Reload makes the server read its settings again. It also wakes a startup
-// process that sleeps between two attempts, which is why callers repeat it.
+// Reload makes the server read its settings again. It also wakes a startup process that
+// sleeps between two attempts; callers repeat it for that.
 func (n *Server) Reload(ctx context.Context) error {
 	if _, err := n.Conn.Exec(ctx, `SELECT pg_reload_conf()`); err != nil {
 		return n.QueryError("reload the settings", err)
@@ -133,5 +134,5 @@ func (n *Server) Reload(ctx context.Context) error {
 	return nil
 }
 
-// QuoteLiteral writes a string as a literal of SQL.
+// QuoteLiteral returns a string as an SQL literal.
 func QuoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

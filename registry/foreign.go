@@ -6,27 +6,26 @@ import (
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
-// ForeignDaemon is a repmgrd of the C repmgr 5, as the extension of that says in
-// the shared memory of the server that it watches.
+// ForeignDaemon is a repmgrd of the C repmgr 5. Its extension keeps these values in the shared
+// memory of the server that it watches.
 type ForeignDaemon struct {
 	PID          int  `json:"pid"`
 	Paused       bool `json:"paused"`
-	UpstreamSeen int  `json:"upstream_seen_seconds_ago"` // -1: never, or it watches a primary
+	UpstreamSeen int  `json:"upstream_seen_seconds_ago"` // -1: never, or the server is a primary
 }
 
-// foreignState is what is known of the extension of repmgr 5 on a connection.
+// foreignState is what one connection has found out about the extension of repmgr 5.
 type foreignState int
 
 const (
 	foreignUnknown foreignState = iota
-	foreignNone                 // the extension is not there, or its library is not loaded: no daemon can run with it
+	foreignNone                 // there is no extension, or its library is not loaded, so no daemon can run with it
 	foreignLoaded
 )
 
-// ForeignDaemon asks the extension of repmgr 5 for a daemon that lives. nil:
-// there is none, or the extension is not there or not readable. A library is
-// loaded only by a restart of the server, which ends the connection, so one no
-// is enough for it.
+// ForeignDaemon asks the extension of repmgr 5 for a running daemon. The result is nil where
+// there is none, or no readable extension. A negative answer is remembered: the library can
+// be loaded only by a restart of the server, which ends the connection.
 func (n *Server) ForeignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 	if n.foreign == foreignUnknown {
 		var found bool
@@ -49,7 +48,7 @@ func (n *Server) ForeignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 	switch {
 	case err != nil && postgres.SQLState(err) == "":
 		return nil, n.QueryError("look for a daemon of repmgr 5", err)
-	case err != nil || running == nil: // its library is gone, or not loaded; or not ours to ask
+	case err != nil || running == nil: // the library is gone or not loaded, or this login may not ask
 		n.foreign = foreignNone
 		return nil, nil
 	}
@@ -64,7 +63,7 @@ func (n *Server) ForeignDaemon(ctx context.Context) (*ForeignDaemon, error) {
 	return &d, nil
 }
 
-// PauseForeign tells a daemon of repmgr 5 the same as ours, where one lives.
+// PauseForeign pauses or unpauses a daemon of repmgr 5, where one runs.
 func (n *Server) PauseForeign(ctx context.Context, paused bool) error {
 	d, err := n.ForeignDaemon(ctx)
 	if err != nil || d == nil || d.Paused == paused {

@@ -27,8 +27,8 @@ const (
 	RoleWitness Role = "witness"
 )
 
-// Record is a row of repmgr.nodes: what a node registered itself as. It says
-// what should be; the server itself says what is.
+// Record is a row of repmgr.nodes: how a node was registered. It is the intended state; only
+// the server itself can tell the actual one.
 type Record struct {
 	ID              NodeID `json:"node_id" db:"node_id"`
 	UpstreamID      NodeID `json:"upstream_node_id,omitempty" db:"upstream_node_id"` // 0: none
@@ -47,7 +47,7 @@ type Record struct {
 // String names the node as messages do.
 func (r Record) String() string {
 	if r.ID == 0 {
-		return r.Name // not a registered node: the server that a clone is made from
+		return r.Name // not a registered node, but the source of a clone
 	}
 	return fmt.Sprintf("node %q (ID: %d)", r.Name, r.ID)
 }

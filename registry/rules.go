@@ -42,8 +42,8 @@ func (n *Server) Rules(ctx context.Context) ([]election.Rule, error) {
 	return rules, nil
 }
 
-// A row is only ever the newest, and never written anew. Columns that the tables
-// of a former version lack are left out.
+// RuleInsertSQL writes a rule if it is newer than all others, and never changes a row. Columns
+// that the tables of an older version do not have are left out.
 const RuleInsertSQL = `INSERT INTO repmgr.rules SELECT r.* FROM jsonb_populate_record(NULL::repmgr.rules,
 		$1::jsonb || jsonb_build_object('coordinator', $2::text, 'opened_at', now())) r
 	 WHERE NOT EXISTS (SELECT FROM repmgr.rules WHERE (term, seq) >= (r.term, r.seq))`
@@ -60,7 +60,8 @@ func RuleArgs(r election.Rule, coordinator string) ([]any, error) {
 	return []any{string(text), coordinator}, err
 }
 
-// Where there are only the tables of repmgr 5 there is no place for a rule.
+// WriteRule writes a rule. It does nothing where there are only the tables of repmgr 5, which
+// have no place for rules. The error is [ErrSuperseded] where there is a rule that is as new or newer.
 func (n *Server) WriteRule(ctx context.Context, r election.Rule, coordinator string) error {
 	if ok, err := n.HasSchema(ctx); !ok {
 		return err
@@ -79,5 +80,5 @@ func (n *Server) WriteRule(ctx context.Context, r election.Rule, coordinator str
 	return nil
 }
 
-// ErrSuperseded: another election has begun since this one.
+// ErrSuperseded means that another election has begun since this one.
 var ErrSuperseded = failure.Of(failure.ErrRefused, "another election has begun since")

@@ -13,8 +13,8 @@ import (
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
-// Server is a server of the cluster, over one connection, with the metadata that it has.
-// It is not safe for concurrent use.
+// Server is a server of the cluster over one connection, together with its metadata. It is not
+// safe for concurrent use.
 type Server struct {
 	postgres.Server
 	Level Level // as last seen
@@ -90,18 +90,18 @@ func (n *Server) Records(ctx context.Context) ([]Record, error) {
 	return recs, nil
 }
 
-// Level is how much of the metadata a server has.
+// Level says which metadata tables a server has.
 type Level int
 
 const (
 	None         Level = iota
-	Bare               // the tables of repmgr 5, which nobody has adopted: nodes, events, monitoring_history
+	Bare               // the tables of repmgr 5 that were not adopted: nodes, events, monitoring_history
 	OtherVersion       // ours, of another version
 	Ours
 )
 
-// seeSchema finds out what metadata a server has, without an error in its log.
-// What is ours stays so; the rest is looked for again.
+// seeSchema finds out which metadata a server has, without an error in its log. [Ours] is
+// remembered; anything else is looked up again each time.
 func (n *Server) seeSchema(ctx context.Context) (version int, err error) {
 	if n.Level == Ours {
 		return SchemaVersion, nil
@@ -131,8 +131,8 @@ func (n *Server) seeSchema(ctx context.Context) (version int, err error) {
 	return version, nil
 }
 
-// NeedNodes is needSchema for what only reads or writes the tables that repmgr 5
-// has, too: those work before anybody adopts them.
+// NeedNodes is [Server.NeedSchema] for callers that use only tables that repmgr 5 has as well:
+// those can be used before they are adopted.
 func (n *Server) NeedNodes(ctx context.Context) error {
 	if n.Level == Bare {
 		return nil
@@ -144,8 +144,8 @@ func (n *Server) NeedNodes(ctx context.Context) error {
 	return err
 }
 
-// HasSchema reports whether the server has all of our tables, and not only those
-// of repmgr 5, where there are no rules, failovers and samples.
+// HasSchema reports whether the server has all of our tables, and not only those of repmgr 5,
+// which has no rules, failovers and samples.
 func (n *Server) HasSchema(ctx context.Context) (bool, error) {
 	err := n.NeedSchema(ctx)
 	if n.Level == Bare {
@@ -154,7 +154,8 @@ func (n *Server) HasSchema(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-// NeedSchema says in our words that there is no metadata, and keeps the server's log quiet.
+// NeedSchema returns an error where the server does not have our tables in this version. It
+// causes no error in the server's log.
 func (n *Server) NeedSchema(ctx context.Context) error {
 	version, err := n.seeSchema(ctx)
 	switch {
@@ -176,8 +177,8 @@ func (n *Server) NeedSchema(ctx context.Context) error {
 		"Run repmgr primary register on the primary first, with a conninfo that names this database.")
 }
 
-// CreateSchema brings the metadata to this version; created says that there was none.
-// A second look is a single cheap query.
+// CreateSchema creates the tables or brings them to this version. created reports whether there
+// were none. Where nothing is to be done it costs one cheap query.
 func (n *Server) CreateSchema(ctx context.Context, schema string) (created bool, err error) {
 	switch err := n.NeedSchema(ctx); {
 	case err == nil:
@@ -186,7 +187,7 @@ func (n *Server) CreateSchema(ctx context.Context, schema string) (created bool,
 		return false, err
 	}
 	created = n.Level == None
-	ctx = postgres.LimitStatement(ctx) // below the driver's tracer
+	ctx = postgres.LimitStatement(ctx) // this call bypasses the driver's tracer
 	defer postgres.EndStatement(ctx)
 	// One simple-protocol query is one transaction: all of it or nothing.
 	if _, err := n.Conn.PgConn().Exec(ctx, schema).ReadAll(); err != nil {

@@ -17,8 +17,8 @@ import (
 // MinServerVersion is the oldest PostgreSQL that this package knows, as server_version_num.
 const MinServerVersion = 130000
 
-// NodeStatus is what a server says of itself, read in one statement. Fields
-// that this login may not read are empty; see the grants of pg_monitor.
+// NodeStatus is the state of a server, read in one statement. Fields that this login may not
+// read are empty; see the grants of pg_monitor.
 type NodeStatus struct {
 	At               time.Time    `json:"at"` // the server's clock
 	Version          string       `json:"server_version"`
@@ -37,7 +37,7 @@ type NodeStatus struct {
 	Slots            []Slot       `json:"slots"`
 	Settings         Settings     `json:"settings"`
 
-	next    wal.LSN // what a standby that has come to the end of its own WAL asks for next; 0: that is not known
+	next    wal.LSN // the WAL position that a standby asks its upstream for next; 0: not known
 	archive bool    // a standby has a restore_command
 }
 
@@ -173,8 +173,8 @@ func (n *Server) Status(ctx context.Context) (NodeStatus, error) {
 	return s.NodeStatus, nil
 }
 
-// NextLSN is what a standby that has come to the end of its own WAL asks its upstream for
-// next. 0: that is not known.
+// NextLSN is the WAL position that a standby at the end of its own WAL asks its upstream for
+// next; 0 means not known.
 func NextLSN(s NodeStatus) wal.LSN { return s.next }
 
 // HasArchive reports whether a standby has a restore_command.
