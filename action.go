@@ -21,25 +21,6 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// shared is what the goroutine of Run and those beside it tell each other.
-type shared struct {
-	mu      sync.Mutex
-	cluster *Cluster
-	events  []Event // of those beside it, to be told by Run
-}
-
-func (s *shared) setCluster(c *Cluster) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cluster = c
-}
-
-func (m *Monitor) settings() *Cluster {
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
-	return m.shared.cluster
-}
-
 // learnPause writes to the local server what was said of a pause while it was down.
 func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error {
 	me, word := voters.PeerOf(o.Peers, o.Self), election.LastPause(o.Peers)
@@ -81,43 +62,6 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
 		}
 		m.report("the login to "+rec.Name, err)
-	}
-}
-
-// tellLater leaves an event for Run to tell, with the time when it happened.
-func (m *Monitor) tellLater(e Event) {
-	if e.At.IsZero() {
-		e.At = time.Now()
-	}
-	m.shared.mu.Lock()
-	m.shared.events = append(m.shared.events, e)
-	m.shared.mu.Unlock()
-	m.lookNow()
-}
-
-// tellShared tells what the goroutines beside Run have to say.
-func (m *Monitor) tellShared() {
-	m.shared.mu.Lock()
-	events := m.shared.events
-	m.shared.events = nil
-	m.shared.mu.Unlock()
-	for _, e := range events {
-		m.tell(e)
-	}
-	heartbeat, device := m.guard.Trouble()
-	m.tellHeartbeat(heartbeat, m.guard.InOffice())
-	m.report("the watchdog device", device)
-}
-
-func (m *Monitor) tellHeartbeat(trouble string, inOffice bool) {
-	var err error
-	if trouble != "" {
-		err = errors.New(trouble)
-	}
-	if err == nil && !inOffice { // nobody writes it
-		m.trouble.Moot("the heartbeat")
-	} else {
-		m.report("the heartbeat", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package repmgr
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -92,4 +93,32 @@ func (m *Monitor) proveFence(ctx context.Context) {
 		e.Details = fmt.Sprintf("this daemon can not stop its server: %v", err)
 	}
 	m.tell(e)
+}
+
+// tellLater leaves an event for the goroutine of Run to tell, with the time when it happened.
+func (m *Monitor) tellLater(e Event) {
+	m.outbox.Later(e)
+	m.lookNow()
+}
+
+// tellBeside tells what the goroutines beside Run have to say.
+func (m *Monitor) tellBeside() {
+	for _, e := range m.outbox.Due() {
+		m.tell(e)
+	}
+	heartbeat, device := m.guard.Trouble()
+	m.tellHeartbeat(heartbeat, m.guard.InOffice())
+	m.report("the watchdog device", device)
+}
+
+func (m *Monitor) tellHeartbeat(trouble string, inOffice bool) {
+	var err error
+	if trouble != "" {
+		err = errors.New(trouble)
+	}
+	if err == nil && !inOffice { // nobody writes it
+		m.trouble.Moot("the heartbeat")
+	} else {
+		m.report("the heartbeat", err)
+	}
 }

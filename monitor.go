@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -49,8 +50,8 @@ type Monitor struct {
 	watch  *voters.Watch  // of all voters; made by Run
 	guard  *fence.Guard   // of the local server
 
-	streams streams.Trials // replication logins, made by a goroutine beside Run
-	shared  shared         // between Run and the goroutines beside it
+	streams streams.Trials          // replication logins, made by a goroutine beside Run
+	inForce atomic.Pointer[Cluster] // the value of cluster, for the goroutines beside Run
 
 	// Below: owned by the goroutine of Run.
 	cluster      *Cluster
@@ -226,7 +227,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.watch.Relax(calm, calm && m.state.Phase == election.AsStandby)
 		m.forget(d)
 		m.act(ctx, d.Actions)
-		m.tellShared()
+		m.tellBeside()
 		m.streams.Tell(m.watch.Record, m.tell)
 		if !started && m.self.ID != 0 {
 			m.checkAutomatic(ctx)
@@ -350,7 +351,7 @@ func (m *Monitor) use(cfg Config) {
 		return nil
 	})
 	m.cluster = &Cluster{cfg: cfg, log: cfg.Logger, notifiers: []Notifier{queued}}
-	m.shared.setCluster(m.cluster)
+	m.inForce.Store(m.cluster)
 	m.guard.Use(m.cluster.fencing())
 }
 

@@ -104,7 +104,7 @@ func (m *Monitor) keepVote(ctx context.Context) {
 // tryStreams tries whether the local server could stream from each node that may be promoted.
 func (m *Monitor) tryStreams(ctx context.Context) {
 	for m.pulse(ctx) == nil {
-		c, n := m.settings(), streams.Nodes{Record: m.watch.Record}
+		c, n := m.inForce.Load(), streams.Nodes{Record: m.watch.Record}
 		if c.cfg.Failover == FailoverAutomatic {
 			n.Peers = m.watch.Peers()
 			n.Me = voters.PeerOf(n.Peers, int32(c.cfg.NodeID))

@@ -94,7 +94,7 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 
 // pulse lets a pulse pass; with failover=manual nothing is that urgent.
 func (m *Monitor) pulse(ctx context.Context) error {
-	c := m.settings()
+	c := m.inForce.Load()
 	if c.cfg.Failover != FailoverAutomatic {
 		return wait.Pause(ctx, c.cfg.MonitorInterval)
 	}

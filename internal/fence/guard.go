@@ -74,8 +74,9 @@ type Guard struct {
 	ability   ability
 }
 
-// New makes a Guard that does nothing before Use and Run. tell takes the event of a
-// fence, without a time where it is of now; wake is called when a lease begins or ends to run out; both must return at once.
+// New makes a Guard that does nothing before Use and Run. tell takes the event of a fence,
+// without a time where it is of now. wake is called when a lease begins or ends to run
+// out. Both must return at once.
 func New(tell func(registry.Event), wake func()) *Guard {
 	return &Guard{BootTime: nowait.BootTime, tell: tell, wake: wake}
 }

@@ -39,15 +39,16 @@ func (l *list) cut() {
 	}
 }
 
-// Outbox holds the events of one daemon. Add may be called from any goroutine, Deliver
-// runs in one of its own, and all else is called from one. Writing to disk is done beside
+// Outbox holds the events of one daemon. Add and Later may be called from any goroutine,
+// Deliver runs in one of its own, and all else is called from one. Writing to disk is done beside
 // that one, because that disk may be what has failed.
 type Outbox struct {
 	notifications notifications
 
-	mu    sync.Mutex // of the next two
-	rows  list       // for repmgr.events
-	stale bool       // what is on disk is another list
+	mu    sync.Mutex       // of the next three
+	later []registry.Event // that the daemon has to tell yet
+	rows  list             // for repmgr.events
+	stale bool             // what is on disk is another list
 
 	recalled bool       // what an earlier daemon has left is in the list
 	storing  chan error // capacity 1, of a write to disk under way; nil: none
@@ -87,6 +88,25 @@ func (b *Outbox) Add(e registry.Event, to []Notify) {
 	defer b.mu.Unlock()
 	b.rows.Events, b.stale = append(b.rows.Events, e), true
 	b.rows.cut()
+}
+
+// Later leaves an event for the daemon to tell when it has time to, with the time when it
+// happened: now, where it has none.
+func (b *Outbox) Later(e registry.Event) {
+	if e.At.IsZero() {
+		e.At = time.Now()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.later = append(b.later, e)
+}
+
+// Due takes the events that were left for the daemon to tell, oldest first.
+func (b *Outbox) Due() (events []registry.Event) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	events, b.later = b.later, nil
+	return events
 }
 
 // Keep writes the events that wait to a primary, or keeps them on disk. While busy,
