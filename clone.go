@@ -5,18 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"maps"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
 
-	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/internal/clone"
 	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -56,12 +54,6 @@ type CopyProgress struct {
 	Total   int64         `json:"total_bytes"` // the source's estimate; 0: unknown
 	Elapsed time.Duration `json:"elapsed_ns"`
 }
-
-// ownSettings may have been changed on the source for itself alone. Its
-// cluster_name would become our application_name.
-var ownSettings = []string{"cluster_name", "recovery_min_apply_delay"}
-
-const phaseCheckpoint = "waiting for checkpoint"
 
 // CloneOptions are the choices of [Cluster.Clone]. Only Source is required.
 type CloneOptions struct {
@@ -116,7 +108,7 @@ type cloning struct {
 	recs       []Record // nil: the source has no metadata
 	upstream   Record   // where the new standby will stream from
 	fromSource bool     // and that is the source itself
-	tables     []tablespace
+	tables     []clone.Tablespace
 	res        CloneResult
 }
 
@@ -166,7 +158,7 @@ func (r *cloning) prepare(ctx context.Context) (err error) {
 	if r.cfg.UseReplicationSlots && r.cfg.NodeID != 0 {
 		r.res.Slot = registry.SlotName(r.cfg.NodeID)
 	}
-	if r.tables, err = readTablespaces(ctx, r.source); err != nil {
+	if r.tables, err = clone.ReadTablespaces(ctx, r.source); err != nil {
 		return err
 	}
 	return r.preflight(ctx)
@@ -222,17 +214,33 @@ func (c *Cluster) cloner(m CloneMethod) (Cloner, error) {
 	}
 	switch m {
 	case CloneBasebackup, "":
-		return basebackupCloner{c}, nil
+		return builtin{clone.Basebackup{Config: c.login().Config}}, nil
 	case CloneRsync:
-		return rsyncCloner{c}, nil
+		return builtin{clone.Rsync{Options: c.cfg.RsyncOptions, SSHOptions: c.cfg.SSHOptions}}, nil
 	case CloneCommand:
 		if c.cfg.CloneCommand == "" {
 			return nil, hint(kind(ErrConfig, "clone method %q: clone_command is not set", m), "Set clone_command in repmgr.conf.")
 		}
-		return commandCloner{c.cfg.CloneCommand}, nil
+		return builtin{clone.Command(c.cfg.CloneCommand)}, nil
 	default:
 		return nil, kind(ErrConfig, "clone method %q: must be basebackup, rsync or command", m)
 	}
+}
+
+// builtin is one of the ways to copy that are built in.
+type builtin struct{ clone.Copier }
+
+var _ Cloner = builtin{}
+
+func (b builtin) Copy(ctx context.Context, job CopyJob) error {
+	return b.Copier.Copy(ctx, clone.Job{
+		Source: job.Source, ReplicationUser: job.ReplicationUser, RemoteUser: job.RemoteUser, Status: job.Status,
+		Dir: job.Dir, Slot: job.Slot, Label: job.Label, FastCheckpoint: job.FastCheckpoint,
+		Tablespace: job.Tablespace, Claim: job.Claim, Log: job.Log,
+		Progress: func(phase string, done, total int64) {
+			job.Progress(CopyProgress{Phase: phase, Done: done, Total: total})
+		},
+	})
 }
 
 // findUpstream decides whom the new standby will follow: whom it is told to,
@@ -276,6 +284,47 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 	return nil
 }
 
+// preflight makes every check before the first change, and names all that fail at once.
+func (r *cloning) preflight(ctx context.Context) error {
+	if d := r.o.RecoveryMinApplyDelay; d != "" && !settings.IsTime(d) {
+		return hint(kind(ErrConfig, "recovery_min_apply_delay %q: must be an integer with a unit (ms, s, min, h, d)", d), "Such as 30min.")
+	}
+	plan := clone.Plan{
+		Source: r.source.Name, Status: r.status, Role: r.sourceReplicationUser(), Slot: r.res.Slot, Dir: r.o.Dir, Force: r.o.Force, Runs: r.o.runs,
+		Elsewhere: "Name another directory with -D", Tablespaces: r.tables, Place: r.tablespaceTarget,
+	}
+	if r.cfg.DataDirectory != "" {
+		plan.Elsewhere = "Change data_directory in " + r.cfg.File
+	}
+	var checks clone.Checks
+	checks.Source(plan)
+	checks.Try("replication connection", "a login for replication is accepted", r.tryReplication(ctx))
+	checks.Identity(r.recs, Record{ID: r.cfg.NodeID, Name: r.cfg.NodeName}, r.upstream)
+	if !r.o.ReplicationConfOnly {
+		checks.Directories(plan)
+		if b, ok := r.o.Cloner.(builtin); ok {
+			if way, ok := b.Copier.(clone.Checker); ok {
+				checks.Try("clone method", "it can be used", way.Check(ctx, r.o.Source, r.o.RemoteUser))
+			}
+		}
+	}
+	checks.Settings(plan)
+	for _, c := range checks {
+		r.res.Checks = append(r.res.Checks, Check(c))
+	}
+	return checks.Verdict(r.log, plan)
+}
+
+// tryReplication logs in for replication, with the role that the copy will use.
+func (r *cloning) tryReplication(ctx context.Context) error {
+	source := Record{Name: "source", Conninfo: r.o.Source, ReplicationUser: r.sourceReplicationUser()}
+	conn, err := r.login().Dial(ctx, source, r.dialInfo(source))
+	if err != nil {
+		return err
+	}
+	return conn.Close(ctx)
+}
+
 func (r *cloning) copy(ctx context.Context) (err error) {
 	target, err := datadir.Open(r.o.Dir, r.o.Force, false)
 	if err != nil {
@@ -300,7 +349,7 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 		FastCheckpoint: r.o.FastCheckpoint, RemoteUser: r.o.RemoteUser,
 		Tablespace: r.tablespaceTarget, Claim: target.Claim,
 		Progress: func(p CopyProgress) {
-			if !told && p.Phase == phaseCheckpoint && !r.o.FastCheckpoint {
+			if !told && p.Phase == clone.PhaseCheckpoint && !r.o.FastCheckpoint {
 				told = true
 				r.log.Log(ctx, LevelNotice, "waiting for a checkpoint of the source", "detail", "It spreads its checkpoints; this can take minutes.",
 					"hint", "With --fast-checkpoint (-c) the copy begins at once, at the price of a burst of writes there.")
@@ -325,27 +374,13 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s %s", left, cmp.Or(Hint(err), "Mend the cause and run the same command again."))
 	}
 	if r.res.Bytes == 0 { // a Cloner need not count
-		r.res.Bytes = treeBytes(target.Data)
+		r.res.Bytes = datadir.Size(target.Data)
 	}
 	if err := r.finish(ctx, target); err != nil {
 		return err
 	}
 	r.recordClone(ctx)
 	return nil
-}
-
-// treeBytes is the size of all files below dir.
-func treeBytes(dir string) (total int64) {
-	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return nil
-		}
-		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
-			total += info.Size()
-		}
-		return nil
-	})
-	return total
 }
 
 // sourceReplicationUser is the role for replication connections to the source.
@@ -358,44 +393,20 @@ func (r *cloning) sourceReplicationUser() string {
 
 // finish makes the copy a standby and puts it in its place, as the last act.
 func (r *cloning) finish(ctx context.Context, target *datadir.Target) error {
-	control, err := pgcontrol.Read(target.Data)
-	if err != nil {
-		return kind(ErrCopy, "look at the copy: %w", err)
-	}
-	if id := strconv.FormatUint(control.SystemIdentifier, 10); id != r.status.SystemIdentifier {
-		return kind(ErrSystemIdentifier, "the copy has system identifier %s, the source %s", id, r.status.SystemIdentifier)
+	if err := clone.Verify(target.Data, r.status.SystemIdentifier); err != nil {
+		return err
 	}
 	set, err := r.settings()
 	if err != nil {
 		return err
 	}
-	if err := r.writeSettings(target.Data, set); err != nil {
+	if err := clone.WriteSettings(target.Data, set); err != nil {
 		return kind(ErrCopy, "write the standby settings: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
 		return kind(ErrCopy, "clone into %s: stopped: %w", r.o.Dir, context.Cause(ctx))
 	}
 	return target.Commit()
-}
-
-// writeSettings writes the settings of the new standby in place of what was the
-// source's own: its settings of ALTER SYSTEM, the mark of a fence, and events.
-func (r *cloning) writeSettings(dir string, set map[string]string) error {
-	text, err := postmaster.ReadAutoConf(dir)
-	if err != nil {
-		return err
-	}
-	give, drop, err := ballot.Inherited(text)
-	if err != nil {
-		return fmt.Errorf("in %s: %w", postmaster.AutoConf, err)
-	}
-	maps.Copy(give, set)
-	for _, name := range []string{postmaster.FencedMark, postmaster.RejoinMark, postmaster.EventsFile} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return postmaster.WriteStandby(dir, give, append(drop, ownSettings...))
 }
 
 func (r *cloning) settings() (map[string]string, error) {
@@ -428,33 +439,10 @@ func (r *cloning) localPort() int {
 // makeSlot creates the slot on the upstream, before any WAL is needed from it,
 // and returns how to take that back.
 func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
-	drop = func() {}
 	if r.res.Slot == "" {
-		return drop, nil
+		return func() {}, nil
 	}
-	conninfo := r.dialInfo(r.upstream)
-	up, err := registry.Connect(ctx, r.upstream.String(), conninfo)
-	if err != nil {
-		return drop, err
-	}
-	defer up.Close()
-	created, err := up.CreateSlot(ctx, r.res.Slot, r.cfg.NodeName)
-	if err != nil || !created {
-		return drop, err
-	}
-	return func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*postgres.DefaultConnectTimeout)
-		defer cancel()
-		up, err := registry.Connect(ctx, r.upstream.String(), conninfo)
-		if err == nil {
-			defer up.Close()
-			_, err = up.DropSlot(ctx, r.res.Slot)
-		}
-		if err != nil {
-			r.log.Warn("the replication slot made for this clone could not be dropped: it keeps WAL", "slot", r.res.Slot, "on", r.upstream.Name, "err", err,
-				"hint", fmt.Sprintf("SELECT pg_drop_replication_slot('%s');", r.res.Slot))
-		}
-	}, nil
+	return clone.MakeSlot(ctx, r.upstream, r.dialInfo(r.upstream), r.res.Slot, r.cfg.NodeName, r.log)
 }
 
 // recordClone writes the event, where there is metadata and a primary to write it.
@@ -496,36 +484,6 @@ func (r *cloning) writeConf(ctx context.Context) error {
 		return kind(ErrDirectory, "write the standby settings: %w", err)
 	}
 	return nil
-}
-
-// tablespace is one beside the default ones. The default ones' row has no location.
-type tablespace struct {
-	Name     string
-	Location string
-	Bytes    int64 // -1: not ours to read
-}
-
-func readTablespaces(ctx context.Context, n *registry.Server) ([]tablespace, error) {
-	rows, err := n.Conn.Query(ctx, `
-		SELECT spcname, coalesce(pg_tablespace_location(oid), ''),
-		       CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') OR has_tablespace_privilege(oid, 'CREATE') THEN pg_tablespace_size(oid) ELSE -1 END
-		  FROM pg_tablespace`)
-	if err != nil {
-		return nil, n.QueryError("read the tablespaces", err)
-	}
-	defer rows.Close()
-	var list []tablespace
-	for rows.Next() {
-		var t tablespace
-		if err := rows.Scan(&t.Name, &t.Location, &t.Bytes); err != nil {
-			return nil, n.QueryError("read the tablespaces", err)
-		}
-		list = append(list, t)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, n.QueryError("read the tablespaces", err)
-	}
-	return list, nil
 }
 
 // tablespaceTarget is where a tablespace goes: mapped, or the same path.

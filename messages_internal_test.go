@@ -160,11 +160,4 @@ func TestHints_NotForceAgain(t *testing.T) {
 	}
 	require.Contains(t, refusalHint(election.RefusedUnfenced, election.HealthStuck, true), "stop its server")
 	require.Contains(t, refusalHint(election.RefusedUnfenced, election.HealthSilent, false), "cluster failover --force")
-	for _, cfg := range []Config{{}, {DataDirectory: "/data", File: "/etc/repmgr.conf"}} {
-		for _, pid := range []int{0, 4711} {
-			require.NotContains(t, directoryHint(cfg, "/data", true, pid), "--force")
-			require.Contains(t, directoryHint(cfg, "/data", false, pid), "--force")
-			require.Equal(t, pid > 0, bytes.Contains([]byte(directoryHint(cfg, "/data", true, pid)), []byte("Stop that server first")))
-		}
-	}
 }

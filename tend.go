@@ -152,3 +152,10 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 		m.tell(Event{Type: EventWALGone, Details: err.Error() + ". " + Hint(err)})
 	}
 }
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

@@ -31,6 +31,7 @@ var floors = [][]string{
 	{"internal/postmaster"},
 	{"internal/datadir", "internal/salvage"},
 	{"internal/rejoin"},
+	{"internal/clone"},
 	{"internal/voters", "internal/syncrep", "internal/follow"},
 	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes", "internal/fence"},
 	{"internal/coordinator", "internal/reconcile"},

@@ -1,6 +1,7 @@
 package datadir
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,4 +32,18 @@ func Nearest(dir string) string {
 		}
 		dir = filepath.Dir(dir)
 	}
+}
+
+// Size is the size of all files below dir.
+func Size(dir string) (total int64) {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
+			total += info.Size()
+		}
+		return nil
+	})
+	return total
 }

@@ -1,4 +1,4 @@
-package repmgr
+package clone
 
 import (
 	"cmp"
@@ -13,22 +13,24 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/datadir"
 	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// rsyncCloner is the manual's way: a backup is begun in a session, rsync over
-// ssh copies the files under the running server, and the session ends the
-// backup and says which WAL belongs to it. It needs rsync on both machines and
-// an ssh login without a password; the login to PostgreSQL must be allowed to
-// run a backup.
-type rsyncCloner struct{ c *Cluster }
-
-var _ Cloner = rsyncCloner{}
+// Rsync copies in the way of repmgr's manual: a backup is begun in a session, rsync over ssh
+// copies the files under the running server, and the session ends the backup and says which
+// WAL belongs to it. It needs rsync on both machines and an ssh login without a password; the
+// login to PostgreSQL must be allowed to run a backup.
+type Rsync struct {
+	Options    string // of rsync. Empty: those that serve best.
+	SSHOptions string
+}
 
 // rsyncExclude is what belongs to the running server, not to its data: it would
 // be wrong in a copy, or is made anew at the start. pg_control and the WAL are
@@ -47,12 +49,12 @@ const (
 	sshCheckTimeout = 20 * time.Second
 )
 
-// check tries the way before anything is deleted or changed.
-func (r rsyncCloner) check(ctx context.Context, source string, o CloneOptions) error {
+// Check tries the way before anything is deleted or changed.
+func (r Rsync) Check(ctx context.Context, source, remoteUser string) error {
 	if _, err := exec.LookPath("rsync"); err != nil {
 		return errors.New("rsync is not installed here (Debian: apt-get install rsync)")
 	}
-	from, err := rsyncHost(source, o.RemoteUser)
+	from, err := rsyncHost(source, remoteUser)
 	if err != nil || from == "" {
 		return err
 	}
@@ -73,11 +75,12 @@ func (r rsyncCloner) check(ctx context.Context, source string, o CloneOptions) e
 
 // ssh is the command line of ssh. Of an option that is given twice ssh takes
 // the first: the user's own come first. A silent peer ends it.
-func (r rsyncCloner) ssh() string {
-	return "ssh " + r.c.cfg.SSHOptions + " -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+func (r Rsync) ssh() string {
+	return "ssh " + r.SSHOptions + " -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 }
 
-func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {
+// Copy makes the copy.
+func (r Rsync) Copy(ctx context.Context, job Job) error {
 	from, err := r.remote(job)
 	if err != nil {
 		return err
@@ -87,12 +90,12 @@ func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {
 		return err
 	}
 	defer n.Close() // ends the backup, and a temporary slot with it
-	b := rsyncBackup{rsyncCloner: r, job: job, n: n, from: from}
-	job.Progress(CopyProgress{Phase: phaseCheckpoint})
+	b := rsyncBackup{Rsync: r, job: job, n: n, from: from}
+	job.Progress(PhaseCheckpoint, 0, 0)
 	if err := b.begin(ctx); err != nil {
 		return err
 	}
-	job.Progress(CopyProgress{Phase: "copying"})
+	job.Progress("copying", 0, 0)
 	if err := b.data(ctx); err != nil {
 		return err
 	}
@@ -101,15 +104,15 @@ func (r rsyncCloner) Copy(ctx context.Context, job CopyJob) (err error) {
 
 // remote is the source as rsync names it: user@host:, or nothing for a source
 // that is reached through a socket of this machine.
-func (r rsyncCloner) remote(job CopyJob) (string, error) {
+func (r Rsync) remote(job Job) (string, error) {
 	if job.Status.Settings.DataDirectory == "" {
-		return "", hint(errors.New("the source's data_directory is not ours to read"), "Connect as a superuser, or GRANT pg_read_all_settings to the login.")
+		return "", failure.WithHint(errors.New("the source's data_directory is not ours to read"), "Connect as a superuser, or GRANT pg_read_all_settings to the login.")
 	}
 	return rsyncHost(job.Source, job.RemoteUser)
 }
 
 func rsyncHost(source, user string) (string, error) {
-	params, err := ParseConninfo(source)
+	params, err := conninfo.Parse(source)
 	if err != nil {
 		return "", err
 	}
@@ -124,7 +127,7 @@ func rsyncHost(source, user string) (string, error) {
 		return "", nil
 	}
 	if strings.HasPrefix(host, "-") || strings.ContainsAny(host, "@ ,") {
-		return "", kind(ErrConfig, "host %q can not be given to rsync: it must be one host name or address", host)
+		return "", failure.Of(failure.ErrConfig, "host %q can not be given to rsync: it must be one host name or address", host)
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.To4() == nil {
 		host = "[" + host + "]"
@@ -137,8 +140,8 @@ func rsyncHost(source, user string) (string, error) {
 
 // rsyncBackup is one copy.
 type rsyncBackup struct {
-	rsyncCloner
-	job   CopyJob
+	Rsync
+	job   Job
 	n     *registry.Server
 	from  string
 	start wal.LSN
@@ -216,7 +219,7 @@ func (b *rsyncBackup) data(ctx context.Context) error {
 // end stops the backup and fetches what completes it: the WAL from its start to
 // its end, and pg_control as the last file.
 func (b *rsyncBackup) end(ctx context.Context) error {
-	b.job.Progress(CopyProgress{Phase: "ending the backup"})
+	b.job.Progress("ending the backup", 0, 0)
 	sql := `SELECT lsn, labelfile, spcmapfile FROM pg_backup_stop(false)`
 	if b.old() {
 		sql = `SELECT lsn, labelfile, spcmapfile FROM pg_stop_backup(false, false)`
@@ -235,7 +238,7 @@ func (b *rsyncBackup) end(ctx context.Context) error {
 	if err := b.rsync(ctx, filepath.Join(b.job.Status.Settings.DataDirectory, "global", "pg_control"), filepath.Join(b.job.Dir, "global")+"/"); err != nil {
 		return err
 	}
-	b.job.Progress(CopyProgress{Phase: "syncing"})
+	b.job.Progress("syncing", 0, 0)
 	return exec.CommandContext(ctx, "sync", "--file-system", b.job.Dir).Run()
 }
 
@@ -260,7 +263,7 @@ func (b *rsyncBackup) fetchWAL(ctx context.Context, stop wal.LSN) error {
 // rsync copies with the configuration's options. The options are the user's own
 // words to a shell; paths are never part of them.
 func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string) error {
-	options := b.c.cfg.RsyncOptions
+	options := b.Options
 	if options == "" {
 		options = "--archive --whole-file"
 	}
@@ -282,10 +285,10 @@ func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string
 	case err == nil, errors.As(err, &exit) && exit.ExitCode() == rsyncVanished:
 		return nil
 	case errors.As(err, &exit) && (exit.ExitCode() == 255 || exit.ExitCode() == 12):
-		return hint(fmt.Errorf("rsync from %s: %s", cmp.Or(strings.TrimSuffix(b.from, ":"), "this machine"), shell.LastLines(out, 3)),
+		return failure.WithHint(fmt.Errorf("rsync from %s: %s", cmp.Or(strings.TrimSuffix(b.from, ":"), "this machine"), shell.LastLines(out, 3)),
 			"This must work without a password, as this OS user: %s %s true", b.ssh(), strings.TrimSuffix(b.from, ":"))
 	case errors.As(err, &exit) && exit.ExitCode() == 127:
-		return hint(errors.New("rsync is not installed here"), "Install it (Debian: apt-get install rsync), or clone with --method=basebackup.")
+		return failure.WithHint(errors.New("rsync is not installed here"), "Install it (Debian: apt-get install rsync), or clone with --method=basebackup.")
 	default:
 		return fmt.Errorf("rsync: %w: %s", err, shell.LastLines(out, 3))
 	}
