@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -16,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -154,7 +154,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
 	o.Peers = m.watch.Peers()
 	o.Rule = voters.NewestRule(o.Peers)
-	o.Busy, o.Interruptible, o.Last, o.Diverged = m.action != nil, m.action.yields(), m.last, m.diverged
+	o.Busy, o.Interruptible, o.Last, o.Diverged = m.action != nil, m.action.Interruptible(), m.last, m.diverged
 	me := voters.PeerOf(o.Peers, self)
 	m.guard.NoteOffice(me)
 	if o.Local.Up {
@@ -184,58 +184,11 @@ func (m *Monitor) wasPrimary() bool {
 	return err == nil
 }
 
-// action is a long action under way.
-type action struct {
-	why    string // the reason of the decision
-	verb   election.Verb
-	cancel context.CancelCauseFunc
-	done   chan error // capacity 1: its end waits for Run
-
-	mu   sync.Mutex
-	firm bool // it must not be ended half-way
-}
-
-// hold says whether the action is at something that must not be ended half-way. It
-// is an error where the action was told to end before that began.
-func (a *action) hold(ctx context.Context, firm bool) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.firm = firm
-	return context.Cause(ctx)
-}
-
-// yields reports whether the action only waits.
-func (a *action) yields() bool {
-	if a == nil {
-		return false
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return !a.firm
-}
-
-// giveWay ends the action, if it only waits.
-func (a *action) giveWay() {
-	if a == nil {
-		return
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.firm {
-		a.cancel(errGaveWay)
-	}
-}
-
-var errGaveWay = errors.New("the primary is lost: it gives way to an election")
-
 // begin starts a long action. There is at most one, and Run waits for its end.
 func (m *Monitor) begin(ctx context.Context, a election.Action) {
 	if m.action != nil || a.Verb == election.Rejoin && m.outbox.Storing() { // it is asked for again
 		return
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	act := &action{verb: a.Verb, why: string(m.state.Reason), cancel: cancel, done: make(chan error, 1), firm: a.Verb != election.Follow && a.Verb != election.Rejoin}
-	m.action = act
 	if a.Verb == election.Follow { // follow_command is run once for it
 		m.hooked = max(m.hooked, voters.NewestRule(m.watch.Peers()).Term)
 	}
@@ -246,11 +199,10 @@ func (m *Monitor) begin(ctx context.Context, a election.Action) {
 		c = c.withoutHooks()
 	}
 	policy.TooMany = a.Verb == election.Elect && m.tooMany(ctx)
-	known := m.state.BallotFor
-	go func() {
-		act.done <- m.long(ctx, c, act, target, policy, known)
-		m.lookNow()
-	}()
+	known, firm := m.state.BallotFor, a.Verb != election.Follow && a.Verb != election.Rejoin
+	m.action = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
+		return m.long(ctx, c, act, target, policy, known)
+	}, m.lookNow)
 }
 
 // withoutHooks promotes by itself: a command that hung or failed once would hold
@@ -261,8 +213,8 @@ func (c *Cluster) withoutHooks() *Cluster {
 	return &bare
 }
 
-func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Record, policy election.Policy, known int64) error {
-	switch v := act.verb; v {
+func (m *Monitor) long(ctx context.Context, c *Cluster, act *task.Task, target Record, policy election.Policy, known int64) error {
+	switch v := act.Verb; v {
 	case election.Elect, election.Reaffirm:
 		o := c.electionOptions(m.watch)
 		o.Reaffirm, o.KnownTerm = v == election.Reaffirm, known
@@ -281,13 +233,13 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *action, target Reco
 	case election.Rejoin:
 		return m.rejoin(ctx, c, act, target)
 	case election.Fence:
-		m.guard.Fence(ctx, act.why)
+		m.guard.Fence(ctx, act.Why)
 	}
 	return nil
 }
 
 // rejoin brings the local server back, and leaves a mark as long as it has not.
-func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Record) error {
+func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target Record) error {
 	if m.guard.Unmarked() {
 		return notBegun{kind(ErrRefused, "the server was fenced, and is not marked as a standby yet")}
 	}
@@ -301,7 +253,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 			return fmt.Errorf("mark the rejoin: %w", err)
 		}
 	}
-	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.Dir, slotOptional: true, hold: func(firm bool) error { return act.hold(ctx, firm) }})
+	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.Dir, slotOptional: true, hold: func(firm bool) error { return act.Hold(ctx, firm) }})
 	if err != nil && res.Method == "" {
 		return notBegun{err}
 	}
@@ -318,19 +270,13 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *action, target Re
 
 // takeOutcome notes the end of a long action.
 func (m *Monitor) takeOutcome() {
-	if m.action == nil {
-		return
-	}
-	select {
-	case err := <-m.action.done:
+	if over, err := m.action.Outcome(); over {
 		m.finish(err)
-	default:
 	}
 }
 
 func (m *Monitor) finish(err error) {
-	m.action.cancel(nil)
-	v := m.action.verb
+	v := m.action.Verb
 	m.action = nil
 	m.last = election.Outcome{Verb: v, At: time.Now(), OK: err == nil}
 	var refusal *RefusalError
@@ -372,8 +318,7 @@ func (m *Monitor) tellRejoin(v election.Verb, err error) {
 // endAction ends the long action of a Monitor that was told to stop.
 func (m *Monitor) endAction() {
 	if m.action != nil {
-		m.action.cancel(nil)
-		m.finish(<-m.action.done)
+		m.finish(m.action.End())
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/streams"
+	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -61,7 +62,7 @@ type Monitor struct {
 	standby      reconcile.Standby
 	names        namesakes.Finder
 	mended       wal.Timeline // whose past the local server can send
-	action       *action      // the long action under way; nil: none
+	action       *task.Task   // the long action under way; nil: none
 	last         election.Outcome
 	diverged     bool             // following failed: the node has WAL that the primary never had
 	witness      bool             // it was one: not to be registered as a primary
@@ -242,7 +243,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.proveFence(ctx)
 		m.kept.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
 		m.keepVote(ctx)
-		m.outbox.Keep(ctx, m.outboxDaemon(), m.action != nil && m.action.verb == election.Rejoin)
+		m.outbox.Keep(ctx, m.outboxDaemon(), m.action != nil && m.action.Verb == election.Rejoin)
 		m.publish(now)
 		if m.presence.Held { // else that was tried before
 			m.announce(ctx)
@@ -300,7 +301,7 @@ func (m *Monitor) aside() bool {
 
 // electing reports whether an election of ours is under way.
 func (m *Monitor) electing() bool {
-	return m.action != nil && (m.action.verb == election.Elect || m.action.verb == election.Reaffirm) && len(m.action.done) == 0
+	return m.action.Is(election.Elect, election.Reaffirm)
 }
 
 // yield leaves the node to another Monitor that has announced itself there, or
@@ -419,7 +420,7 @@ func (m *Monitor) publish(now time.Time) {
 		s.Lease, s.RunsOut = m.guard.Lease()
 	}
 	if m.action != nil {
-		s.Doing = string(m.action.verb)
+		s.Doing = string(m.action.Verb)
 	}
 	s.Error = m.trouble.Last()
 	m.status = s
@@ -505,7 +506,7 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 		case election.CopyToWitness:
 			err = m.syncWitness(ctx)
 		case election.Interrupt:
-			m.action.giveWay()
+			m.action.GiveWay()
 			continue
 		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
 			m.begin(ctx, a)

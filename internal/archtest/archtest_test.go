@@ -26,7 +26,7 @@ var floors = [][]string{
 	{"wal", "conninfo", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile", "internal/wording", "internal/pidfile", "internal/trouble"},
 	{"election", "ballot", "basebackup", "pgcontrol"},
 	{"internal/settings"},
-	{"postgres"},
+	{"postgres", "internal/task"},
 	{"registry"},
 	{"internal/postmaster"},
 	{"internal/datadir", "internal/salvage"},
