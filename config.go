@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/conffile"
 	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -87,11 +88,11 @@ const (
 )
 
 // Durability says what a commit waits for when no standby is left that could have it.
-type Durability string
+type Durability = election.Durability
 
 const (
-	DurabilityPreferred Durability = "preferred" // for nobody: the primary goes on, and nobody can take its place until a standby is back
-	DurabilityRequired  Durability = "required"  // for a standby: writes wait until one is back
+	DurabilityPreferred = election.DurabilityPreferred
+	DurabilityRequired  = election.DurabilityRequired
 )
 
 // RejoinPolicy says how far the daemon goes to bring a former primary back as a standby.

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/coordinator"
+	"github.com/pgrepmgr/repmgr/internal/explain"
 	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -80,28 +80,6 @@ func (e *RefusalError) Is(target error) bool {
 	return false
 }
 
-var refusalHints = map[election.Refusal]string{
-	election.RefusedHealth:     "Nothing to do while the primary lives. To move it, stop that server first, and make sure that it stays down; then run repmgr standby promote on the other node.",
-	election.RefusedPaused:     "Run repmgr service unpause, or repmgr cluster failover --force.",
-	election.RefusedNoMajority: "Start more of the nodes, or their network. A witness (repmgr witness register) or an etcd gives another vote. If the others are lost for good, decide yourself: repmgr standby promote --force on the node that has most.",
-	election.RefusedNoPledge:   "repmgr service status says what is wrong with each of them.",
-	election.RefusedSync:       "A node that may hold acknowledged commits is missing: start it. To give up what only it has: repmgr standby promote --force.",
-	election.RefusedNoneFit:    "repmgr service status --detail shows each node's priority, mode and daemon.",
-	election.RefusedUnfenced:   "Make sure that its server is down. Then: repmgr cluster failover --force. Beforehand: run a repmgrd with failover=automatic that can stop its server, or use synchronous_mode=quorum.",
-	election.RefusedLocation:   "If that location is lost, decide yourself: repmgr standby promote --force on the node of your choice.",
-	election.RefusedTooMany:    "Find out why the primaries fail. Then: repmgr cluster failover --force, or raise failovers_per_hour.",
-	election.RefusedUsurper:    "Stop its server, or start its repmgrd: see repmgr cluster show. To go on all the same: repmgr cluster failover --force",
-	election.RefusedVisible:    "Look at the network between the nodes.",
-	election.RefusedPledges:    "Another election may be going on. It is tried again.",
-	election.RefusedLag:        "Start the primary again, if that can be done. To give up what only it has: repmgr cluster failover --force. With synchronous_mode=quorum there is no such choice to make.",
-	election.RefusedForeign:    "Stop repmgrd of repmgr 5 on every node. Then: repmgr cluster failover. Or let repmgr 5 do it.",
-	election.RefusedBehind:     "Start the node that has them, or raise its priority above 0.",
-}
-
-// insisted stands in the place of a hint that names what was tried: an operator who
-// insists is refused only where the primary may still accept writes.
-const insisted = "--force does not get around this: nobody can be sure that the primary accepts no more writes. Make sure of it: stop its server on its machine (pg_ctl stop -m immediate), or switch that machine off. Once nothing answers there the next attempt finds it lost."
-
 // refusal says why an election came to nothing, and what to do. It does not advise what was tried.
 func (c *Cluster) refusal(r *coordinator.Refused, rule election.Rule, w *voters.Watch, forced bool) error {
 	var left []Voter
@@ -114,18 +92,7 @@ func (c *Cluster) refusal(r *coordinator.Refused, rule election.Rule, w *voters.
 			left = append(left, v)
 		}
 	}
-	return hint(&RefusalError{r.Refusal, r.Health, r.Detail}, "%s", letInFirst(r.Refusal, left, refusalHint(r.Refusal, r.Health, forced)))
-}
-
-func refusalHint(r election.Refusal, h election.Health, forced bool) string {
-	help := refusalHints[r]
-	if r == election.RefusedHealth {
-		help = cmp.Or(healthHints[h], help)
-	}
-	if forced && strings.Contains(help, "cluster failover") {
-		return insisted
-	}
-	return help
+	return hint(&RefusalError{r.Refusal, r.Health, r.Detail}, "%s", explain.LetInFirst(r.Refusal, left, explain.RefusalHint(r.Refusal, r.Health, forced)))
 }
 
 // Failover holds one election now: it surveys all voters, recruits a majority,

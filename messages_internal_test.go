@@ -148,16 +148,3 @@ func TestJudge_Deposed(t *testing.T) {
 		})
 	}
 }
-
-// What was tried is not advised.
-func TestHints_NotForceAgain(t *testing.T) {
-	t.Parallel()
-	healths := []election.Health{election.HealthAlive, election.HealthUnknown, election.HealthNotAccepting, election.HealthShutDown, election.HealthMoved, election.HealthStuck}
-	for r := range refusalHints {
-		for _, h := range healths {
-			require.NotContains(t, refusalHint(r, h, true), "cluster failover", "%s, %s", r, h)
-		}
-	}
-	require.Contains(t, refusalHint(election.RefusedUnfenced, election.HealthStuck, true), "stop its server")
-	require.Contains(t, refusalHint(election.RefusedUnfenced, election.HealthSilent, false), "cluster failover --force")
-}

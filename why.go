@@ -5,12 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/explain"
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -255,14 +255,7 @@ func (m MonitorWord) text(now time.Time) string {
 }
 
 // WhyNotAnswer says why a node is not the primary, or would not become it.
-type WhyNotAnswer struct {
-	Node      Record   `json:"node"`
-	IsPrimary bool     `json:"is_primary"`
-	WouldWin  bool     `json:"would_win"` // an election, if the primary died now
-	Reasons   []string `json:"reasons"`   // sentences, the weightiest first; never empty
-
-	Explanation Explanation `json:"explanation"`
-}
+type WhyNotAnswer = explain.WhyNotAnswer
 
 // WhyNot says why a node is not the primary now, and would not be the next one.
 // It takes as long as [Cluster.Explain].
@@ -280,57 +273,5 @@ func (c *Cluster) WhyNot(ctx context.Context, id NodeID) (WhyNotAnswer, error) {
 		return WhyNotAnswer{}, err
 	}
 	past, _ := c.failovers(ctx, recs, 1) // without it there is less to tell
-	return e.whyNot(node, past), nil
-}
-
-func (e Explanation) whyNot(node Record, past []FailoverRecord) WhyNotAnswer {
-	id, f := int32(node.ID), e.Forecast
-	a := WhyNotAnswer{Node: node, IsPrimary: e.Rule.Known() && id == e.Rule.Primary, WouldWin: f.Winner == id, Reasons: []string{}, Explanation: e}
-	say := func(format string, args ...any) { a.Reasons = append(a.Reasons, fmt.Sprintf(format, args...)) }
-	if a.IsPrimary {
-		say("%s", e.incumbent())
-		return a
-	}
-	if e.Rule.Known() {
-		say("%s", e.incumbent())
-	}
-	voter := slices.IndexFunc(e.Voters, func(v Voter) bool { return v.ID == node.ID })
-	place := slices.IndexFunc(f.Candidates, func(c election.Candidate) bool { return c.ID == id })
-	switch {
-	case voter >= 0 && e.Voters[voter].Answer != election.Answers:
-		say("%s does not count: it %s.", node.Name, e.Voters[voter].verb())
-	case node.Role == RoleWitness:
-		say("%s is a witness: %s.", node.Name, election.UnfitWitness)
-	case place >= 0 && f.Candidates[place].Unfit != "":
-		say("%s %s.", node.Name, e.place(place))
-	case place > 0:
-		say("%s would go before it: %s %s.", e.name(f.Candidates[place-1].ID), node.Name, e.place(place))
-	}
-	if voter >= 0 && e.Voters[voter].LostWAL != nil {
-		say("%s can not go on: %s.", node.Name, e.Voters[voter].LostWAL)
-	}
-	blocked := e.Blocked
-	if place < 0 || f.Candidates[place].Unfit != "" {
-		blocked = nil // what stands against it is said
-	}
-	for _, b := range blocked {
-		if e.Manual {
-			say("Now: %s. %s", b.Reason, b.Remedy)
-		} else {
-			say("No failover would happen by itself: %s. %s", b.Reason, b.Remedy)
-		}
-	}
-	switch {
-	case e.Manual && f.Winner != 0 && len(e.Blocked) == 0:
-		say("failover=manual: nobody takes over by itself. If %s died now, %s should be promoted: %s. On its machine: %s", e.name(e.Rule.Primary), e.name(f.Winner), e.merit(), e.Command)
-	case e.Manual:
-	case a.WouldWin && len(e.Blocked) == 0 && !e.Health.Lost():
-		say("If %s died now, %s would win: %s.", e.name(e.Rule.Primary), node.Name, e.merit())
-	case f.Winner != 0:
-		say("In an election now, %s would win: %s.", e.name(f.Winner), e.merit())
-	}
-	if len(past) > 0 && past[0].FormerID == node.ID {
-		say("It was the primary before. %s", past[0].Line())
-	}
-	return a
+	return explain.WhyNot(e, node, past), nil
 }

@@ -1,4 +1,4 @@
-package repmgr
+package explain
 
 import (
 	"fmt"
@@ -176,9 +176,9 @@ func (e Explanation) waits() string {
 		now = fmt.Sprintf("A commit waits for %d of %s", e.Rule.Acks, e.names(e.Rule.Sync))
 	}
 	switch {
-	case e.Durability == DurabilityRequired && e.Rule.Acks == 0:
+	case e.Durability == election.DurabilityRequired && e.Rule.Acks == 0:
 		return now + "; from the first one on they always will (durability=required)."
-	case e.Durability == DurabilityRequired:
+	case e.Durability == election.DurabilityRequired:
 		return now + "; with none of them left, writes wait until one is back (durability=required)."
 	case e.Rule.Acks == 0:
 		return now + ", because none is healthy (durability=preferred)."

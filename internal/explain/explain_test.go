@@ -1,4 +1,4 @@
-package repmgr
+package explain
 
 import (
 	"flag"
@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -19,29 +20,29 @@ func TestExplanation_String(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
 	type world struct {
-		recs  []Record
+		recs  []registry.Record
 		peers []election.Peer
 	}
-	make5 := func(mode SynchronousMode, change func(w *world)) world {
+	make5 := func(quorum bool, change func(w *world)) world {
 		rule := election.Rule{Term: 3, Seq: 4, Primary: 1, Voters: []int32{1, 2, 3, 4, 5}}
-		if mode == SynchronousQuorum {
+		if quorum {
 			rule.Quorum, rule.Sync, rule.Acks = true, []int32{2, 3, 4}, 2
 		}
 		var w world
 		for id := int32(1); id <= 5; id++ {
-			role, name := RoleStandby, "node"+NodeID(id).String()
+			role, name := registry.RoleStandby, "node"+registry.NodeID(id).String()
 			p := election.Peer{
 				ID: id, Priority: 100, Location: "default", Tried: now, Answer: election.Answers, SeenAt: now, Running: election.Standby, Receives: 1, Streams: true,
 				Position: wal.Position{Timeline: 2, LSN: 0x5034A70}, Term: 3, Rule: rule, Monitored: true, Automatic: true, CanFence: true,
 			}
 			switch id {
 			case 1:
-				role, p.Running, p.Streams, p.Receives = RolePrimary, election.Primary, false, 0
+				role, p.Running, p.Streams, p.Receives = registry.RolePrimary, election.Primary, false, 0
 			case 5:
-				role, name, p.Running, p.Streams, p.Receives = RoleWitness, "witness", election.Primary, false, 0
+				role, name, p.Running, p.Streams, p.Receives = registry.RoleWitness, "witness", election.Primary, false, 0
 			}
 			p.Role = election.Role(role)
-			w.recs = append(w.recs, Record{ID: NodeID(id), Name: name, Role: role, Active: true})
+			w.recs = append(w.recs, registry.Record{ID: registry.NodeID(id), Name: name, Role: role, Active: true})
 			w.peers = append(w.peers, p)
 		}
 		change(&w)
@@ -59,88 +60,91 @@ func TestExplanation_String(t *testing.T) {
 			w.peers[i].Automatic, w.peers[i].Monitored, w.peers[i].Rule, w.peers[i].Term = false, i == 1, election.Rule{}, 0
 		}
 	}
-	past := []FailoverRecord{{Term: 3, StartedAt: now.Add(-2 * time.Hour), Steps: []FailoverStep{
+	past := []registry.FailoverRecord{{Term: 3, StartedAt: now.Add(-2 * time.Hour), Steps: []registry.FailoverStep{
 		{Step: "surveyed", After: 2 * time.Millisecond}, {Step: "recruited", After: 25 * time.Millisecond}, {Step: "chosen", After: 25 * time.Millisecond}, {Step: "promoted", After: 60 * time.Millisecond}, {Step: "ruled", After: 87 * time.Millisecond},
 	}}}
+	const mostPerHour = 10
 	var all string
 	for _, test := range []struct {
 		name   string
-		mode   SynchronousMode
-		lost   NodeID
-		past   []FailoverRecord
+		quorum bool
+		lost   registry.NodeID
+		past   []registry.FailoverRecord
 		change func(w *world)
 	}{
-		{"all is well, quorum", SynchronousQuorum, 0, past, func(*world) {}},
-		{"all is well, off; one is behind, one may not be promoted", SynchronousOff, 0, nil, func(w *world) {
+		{"all is well, quorum", true, 0, past, func(*world) {}},
+		{"all is well, off; one is behind, one may not be promoted", false, 0, nil, func(w *world) {
 			w.peers[0].Position.LSN += 4096
 			w.peers[1].Position.LSN -= 100 << 10
 			w.peers[3].Priority = 0
 		}},
-		{"a standby dies", SynchronousQuorum, 3, nil, func(*world) {}},
-		{"nobody but the primary and a standby", SynchronousQuorum, 0, nil, func(w *world) {
+		{"a standby dies", true, 3, nil, func(*world) {}},
+		{"nobody but the primary and a standby", true, 0, nil, func(w *world) {
 			w.peers[2].Answer, w.peers[3].Answer, w.peers[4].Answer = election.Silent, election.Refused, election.NotAccepting
 		}},
-		{"paused", SynchronousOff, 0, nil, func(w *world) { w.peers[4].Paused = true }},
-		{"daemons with failover=manual", SynchronousOff, 0, nil, func(w *world) {
+		{"paused", false, 0, nil, func(w *world) { w.peers[4].Paused = true }},
+		{"daemons with failover=manual", false, 0, nil, func(w *world) {
 			for i := range w.peers {
 				w.peers[i].Automatic = false
 			}
 		}},
-		{"the machine of the primary is gone", SynchronousOff, 0, nil, lost},
-		{"a standby dies after the primary", SynchronousOff, 2, nil, lost},
-		{"no daemon runs, quorum", SynchronousQuorum, 0, nil, func(w *world) {
+		{"the machine of the primary is gone", false, 0, nil, lost},
+		{"a standby dies after the primary", false, 2, nil, lost},
+		{"no daemon runs, quorum", true, 0, nil, func(w *world) {
 			for i := range w.peers {
 				w.peers[i].Monitored, w.peers[i].Automatic = false, false
 			}
 		}},
-		{"manual, and nobody ever wrote a rule", SynchronousOff, 0, nil, func(w *world) { byHand(w); w.peers[0].Position.LSN += 4096; w.peers[2].Position.LSN -= 512 }},
-		{"manual: a standby dies", SynchronousOff, 3, nil, func(w *world) { byHand(w) }},
-		{"manual: the primary is lost, and a standby is silent", SynchronousOff, 0, nil, func(w *world) {
+		{"manual, and nobody ever wrote a rule", false, 0, nil, func(w *world) { byHand(w); w.peers[0].Position.LSN += 4096; w.peers[2].Position.LSN -= 512 }},
+		{"manual: a standby dies", false, 3, nil, func(w *world) { byHand(w) }},
+		{"manual: the primary is lost, and a standby is silent", false, 0, nil, func(w *world) {
 			byHand(w)
 			lost(w)
 			w.peers[3].Answer, w.peers[3].SeenAt = election.Silent, time.Time{}
 		}},
-		{"manual: the primary rejects this login", SynchronousOff, 0, nil, func(w *world) { byHand(w); w.peers[0].Answer = election.Rejects }},
-		{"a voter rejects this login", SynchronousOff, 0, nil, func(w *world) {
+		{"manual: the primary rejects this login", false, 0, nil, func(w *world) { byHand(w); w.peers[0].Answer = election.Rejects }},
+		{"a voter rejects this login", false, 0, nil, func(w *world) {
 			for i := range w.peers[1:] {
 				w.peers[i+1].Answer, w.peers[i+1].Rejection = election.Rejects, `password authentication failed for user "repmgr"`
 			}
 		}},
-		{"voters reject this login, and others are silent", SynchronousQuorum, 0, nil, func(w *world) {
+		{"voters reject this login, and others are silent", true, 0, nil, func(w *world) {
 			for i := range w.peers[1:] {
 				w.peers[i+1].Answer = election.Silent
 			}
 			w.peers[1].Answer = election.Rejects
 		}},
-		{"manual: two primaries", SynchronousOff, 0, nil, func(w *world) { byHand(w); w.peers[1].Running = election.Primary }},
-		{"manual: nobody is left", SynchronousOff, 0, nil, func(w *world) {
+		{"manual: two primaries", false, 0, nil, func(w *world) { byHand(w); w.peers[1].Running = election.Primary }},
+		{"manual: nobody is left", false, 0, nil, func(w *world) {
 			byHand(w)
 			lost(w)
 			for i := range w.peers[1:4] {
 				w.peers[i+1].Answer = election.Silent
 			}
 		}},
-		{"nobody may be promoted", SynchronousQuorum, 0, nil, func(w *world) {
+		{"nobody may be promoted", true, 0, nil, func(w *world) {
 			for i := range w.peers {
 				w.peers[i].Priority = 0
 			}
 		}},
-		{"too many failovers", SynchronousQuorum, 0, func() (many []FailoverRecord) {
-			for range DefaultFailoversPerHour {
-				many = append(many, FailoverRecord{Term: 3, StartedAt: now.Add(-time.Minute)})
+		{"too many failovers", true, 0, func() (many []registry.FailoverRecord) {
+			for range mostPerHour {
+				many = append(many, registry.FailoverRecord{Term: 3, StartedAt: now.Add(-time.Minute)})
 			}
 			return many
 		}(), func(*world) {}},
 	} {
-		cfg := DefaultConfig()
-		cfg.NodeID, cfg.Conninfo = 2, "host=node2"
-		c, err := New(cfg)
-		require.NoError(t, err)
-		w := make5(test.mode, test.change)
+		w := make5(test.quorum, test.change)
 		for i, r := range w.recs {
 			w.recs[i].Conninfo = "host=" + r.Name + " user=repmgr"
 		}
-		e, err := c.explain(now, w.recs, w.peers, test.past, ExplainOptions{Lost: test.lost})
+		e, err := Answer(Question{
+			At: now, Nodes: w.recs, Peers: w.peers, Past: test.past, MostPerHour: mostPerHour, Lost: test.lost,
+			Policy: election.Policy{
+				Interval: 2 * time.Second, RegisterEvery: 10 * time.Second, Silence: 2 * time.Second, Fence: 2500 * time.Millisecond, Promotion: time.Minute,
+			},
+			User: func(registry.Record) string { return "repmgr" },
+		})
 		require.NoError(t, err)
 		all += "# " + test.name + "\n" + e.String() + "\n"
 	}
@@ -156,7 +160,9 @@ func TestExplanation_String(t *testing.T) {
 // Each answer of why not begins with what is weightiest.
 func TestExplanation_WhyNot(t *testing.T) {
 	t.Parallel()
-	rec := func(id NodeID, role Role) Record { return Record{ID: id, Name: "node" + id.String(), Role: role} }
+	rec := func(id registry.NodeID, role registry.Role) registry.Record {
+		return registry.Record{ID: id, Name: "node" + id.String(), Role: role}
+	}
 	e := Explanation{
 		Health: election.HealthAlive, Rule: election.Rule{Term: 3, Primary: 1},
 		Voters: []Voter{{ID: 1, Name: "node1", Answer: election.Answers}, {ID: 2, Name: "node2", Answer: election.Answers}, {ID: 3, Name: "node3", Answer: election.Answers}, {ID: 4, Name: "node4", Answer: election.Hangs}, {ID: 5, Name: "node5", Answer: election.Answers}, {ID: 6, Name: "node6", Answer: election.Answers}},
@@ -167,19 +173,32 @@ func TestExplanation_WhyNot(t *testing.T) {
 	const lives = "node1 is the primary of term 3 (primary answers)."
 	const wins = "In an election now, node2 would win: it has as much as node3, and the higher priority."
 	for _, test := range []struct {
-		node Record
+		node registry.Record
 		want []string
 	}{
-		{rec(1, RolePrimary), []string{lives}},
-		{rec(2, RoleStandby), []string{lives, "If node1 died now, node2 would win: it has as much as node3, and the higher priority."}},
-		{rec(3, RoleStandby), []string{lives, "node2 would go before it: node3 has as much as node2, with a lower priority.", wins}},
-		{rec(4, RoleStandby), []string{lives, "node4 does not count: it accepts connections and says nothing.", wins}},
-		{rec(5, RoleStandby), []string{lives, "node5 may not be promoted: it applies WAL with a delay.", wins}},
-		{rec(6, RoleWitness), []string{lives, "node6 is a witness: it holds no data.", wins}},
+		{rec(1, registry.RolePrimary), []string{lives}},
+		{rec(2, registry.RoleStandby), []string{lives, "If node1 died now, node2 would win: it has as much as node3, and the higher priority."}},
+		{rec(3, registry.RoleStandby), []string{lives, "node2 would go before it: node3 has as much as node2, with a lower priority.", wins}},
+		{rec(4, registry.RoleStandby), []string{lives, "node4 does not count: it accepts connections and says nothing.", wins}},
+		{rec(5, registry.RoleStandby), []string{lives, "node5 may not be promoted: it applies WAL with a delay.", wins}},
+		{rec(6, registry.RoleWitness), []string{lives, "node6 is a witness: it holds no data.", wins}},
 	} {
-		got := e.whyNot(test.node, nil)
+		got := WhyNot(e, test.node, nil)
 		require.Equal(t, test.want, got.Reasons)
 		require.Equal(t, test.node.ID == 1, got.IsPrimary)
 		require.Equal(t, test.node.ID == 2, got.WouldWin)
 	}
+}
+
+// What was tried is not advised.
+func TestRefusalHint_NotForceAgain(t *testing.T) {
+	t.Parallel()
+	healths := []election.Health{election.HealthAlive, election.HealthUnknown, election.HealthNotAccepting, election.HealthShutDown, election.HealthMoved, election.HealthStuck}
+	for r := range refusalHints {
+		for _, h := range healths {
+			require.NotContains(t, RefusalHint(r, h, true), "cluster failover", "%s, %s", r, h)
+		}
+	}
+	require.Contains(t, RefusalHint(election.RefusedUnfenced, election.HealthStuck, true), "stop its server")
+	require.Contains(t, RefusalHint(election.RefusedUnfenced, election.HealthSilent, false), "cluster failover --force")
 }
