@@ -154,7 +154,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
 	o.Peers = m.watch.Peers()
 	o.Rule = voters.NewestRule(o.Peers)
-	o.Busy, o.Interruptible, o.Last, o.Diverged = m.action != nil, m.action.Interruptible(), m.last, m.diverged
+	o.Busy, o.Interruptible, o.Last, o.Diverged = m.action != nil, m.action.Interruptible(), m.last, m.diverged()
 	me := voters.PeerOf(o.Peers, self)
 	m.guard.NoteOffice(me)
 	if o.Local.Up {
@@ -177,7 +177,7 @@ func (m *Monitor) wasPrimary() bool {
 	}
 	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
 	_, errMark := os.Stat(filepath.Join(srv.Dir, postmaster.RejoinMark))
-	if errSignal == nil && errMark != nil && !m.owes {
+	if errSignal == nil && errMark != nil && !m.owesRejoin() {
 		return false
 	}
 	_, err = pgcontrol.Read(srv.Dir)
@@ -195,7 +195,7 @@ func (m *Monitor) begin(ctx context.Context, a election.Action) {
 	c := m.cluster
 	target := m.watch.Record(a.Child)
 	policy := m.policy()
-	if m.hookless {
+	if hook := (hookError{}); errors.As(m.failed[election.Elect], &hook) {
 		c = c.withoutHooks()
 	}
 	policy.TooMany = a.Verb == election.Elect && m.tooMany(ctx)
@@ -286,15 +286,25 @@ func (m *Monitor) finish(err error) {
 	case err != nil:
 		m.last.Reason = election.Reason(err.Error())
 	}
-	var hook hookError
-	m.hookless = v == election.Elect && errors.As(err, &hook) || m.hookless && v != election.Elect
-	m.owes = v == election.Rejoin && err != nil && !errors.Is(err, ErrRefused) || m.owes && v != election.Rejoin
-	m.diverged = v == election.Follow && (errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone)) || v == election.Rejoin && err != nil
+	m.failed[v] = err
 	if v != election.Elect || refusal == nil || refusal.Refusal != election.RefusedHealth {
 		m.report(string(v), err)
 	}
 	m.tellRefusal(v, err)
 	m.tellRejoin(v, err)
+}
+
+// diverged reports whether the last action failed because the node has WAL that the primary
+// never had, or because the primary does not have WAL any more that the node needs.
+func (m *Monitor) diverged() bool {
+	err := m.failed[m.last.Verb]
+	return m.last.Verb == election.Follow && (errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone)) || m.last.Verb == election.Rejoin && err != nil
+}
+
+// owesRejoin reports whether the last rejoin failed, and is to be tried again.
+func (m *Monitor) owesRejoin() bool {
+	err := m.failed[election.Rejoin]
+	return err != nil && !errors.Is(err, ErrRefused)
 }
 
 // notBegun is a rejoin that was refused before anything was changed.
@@ -361,7 +371,7 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	defer cancel()
 	var count int
 	read := func(n *registry.Server) (err error) { count, err = n.RecentFailovers(ctx); return err }
-	if m.local != nil && !m.witness {
+	if m.local != nil && m.role != RoleWitness {
 		return read(m.local.Server) == nil && count >= limit
 	}
 	for _, p := range voters.Answering(m.watch.Peers()) {

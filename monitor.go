@@ -64,14 +64,12 @@ type Monitor struct {
 	mended       wal.Timeline // whose past the local server can send
 	action       *task.Task   // the long action under way; nil: none
 	last         election.Outcome
-	diverged     bool             // following failed: the node has WAL that the primary never had
-	witness      bool             // it was one: not to be registered as a primary
-	hookless     bool             // a command failed to promote: the next election does without
-	owes         bool             // a rejoin failed, and is to be tried again
-	kept         statefile.Keeper // what must be known while the server is down, and the node's vote
-	synced       time.Time        // when the witness' copy was last brought in step
-	goneAt       time.Time        // when WAL that this standby needs was last looked for
-	hooked       int64            // the term that follow_command was run for
+	failed       map[election.Verb]error // how the newest action of each kind ended
+	role         Role                    // of the newest row that the node had
+	kept         statefile.Keeper        // what must be known while the server is down, and the node's vote
+	synced       time.Time               // when the witness' copy was last brought in step
+	goneAt       time.Time               // when WAL that this standby needs was last looked for
+	hooked       int64                   // the term that follow_command was run for
 	log          *slog.Logger
 	state        election.State
 	local        *voters.Loan
@@ -139,7 +137,7 @@ func NewMonitor(cfg Config) (*Monitor, error) {
 	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
-	m := &Monitor{cfg: cfg, wake: make(chan struct{}, 1), outbox: outbox.New()}
+	m := &Monitor{failed: map[election.Verb]error{}, cfg: cfg, wake: make(chan struct{}, 1), outbox: outbox.New()}
 	m.guard = fence.New(m.tellLater, m.lookNow)
 	m.presence.Node = cfg.NodeID
 	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
@@ -526,7 +524,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	if err != nil {
 		return err
 	}
-	if m.witness {
+	if m.role == RoleWitness { // not to be registered as a primary
 		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
 	}
 	recs, errRecs := m.local.Records(ctx)

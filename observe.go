@@ -67,7 +67,7 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 	if m.self.ID == 0 {
 		return
 	}
-	m.witness = m.self.Role == RoleWitness
+	m.role = m.self.Role
 	o.Node = election.Node{Registered: true, Role: election.Role(m.self.Role), Active: m.self.Active}
 	o.Children = map[int32]bool{}
 	for _, r := range recs {

@@ -127,7 +127,7 @@ const goneEvery = 2 * time.Second
 // any more: nothing else will bring it back than a new copy.
 func (m *Monitor) watchWAL(ctx context.Context) {
 	s := m.sample.local
-	if m.local == nil || m.primary == nil || m.witness || m.self.ID == 0 || registry.NextLSN(s) == 0 || m.action != nil || time.Since(m.goneAt) < goneEvery {
+	if m.local == nil || m.primary == nil || m.role == RoleWitness || m.self.ID == 0 || registry.NextLSN(s) == 0 || m.action != nil || time.Since(m.goneAt) < goneEvery {
 		return
 	}
 	m.goneAt = time.Now()
