@@ -325,6 +325,8 @@ func (r *cloning) tryReplication(ctx context.Context) error {
 	return conn.Close(ctx)
 }
 
+// copy has the Cloner fill a staging directory, makes what is there a standby and puts it in
+// its place. When anything fails, the slot and all that was made are taken back.
 func (r *cloning) copy(ctx context.Context) (err error) {
 	target, err := datadir.Open(r.o.Dir, r.o.Force, false)
 	if err != nil {
@@ -409,6 +411,7 @@ func (r *cloning) finish(ctx context.Context, target *datadir.Target) error {
 	return target.Commit()
 }
 
+// settings are those of the new standby.
 func (r *cloning) settings() (map[string]string, error) {
 	set, err := r.login().Settings(r.upstream, r.cfg.NodeName, r.res.Slot)
 	if err != nil {

@@ -197,6 +197,7 @@ func configError(faults []Fault) error {
 	return &ConfigError{Faults: faults}
 }
 
+// faultsOf are the faults that the reading of a file has found, as callers see them.
 func faultsOf(list []conffile.Fault) (faults []Fault) {
 	for _, f := range list {
 		faults = append(faults, Fault{f.File, f.Line, f.Key, f.Shown, f.Problem, f.Remedy})
@@ -204,6 +205,7 @@ func faultsOf(list []conffile.Fault) (faults []Fault) {
 	return faults
 }
 
+// unreadable is the error of a file that can not be read at all.
 func unreadable(path string, err error) error {
 	return &ConfigError{Faults: []Fault{{File: path, Problem: "cannot be read: " + conffile.Reason(err)}}, cause: err}
 }

@@ -243,8 +243,7 @@ func (cs *Checks) Directories(p Plan) {
 
 // placeOfTablespace refuses a place that no copy of a tablespace can be in.
 func placeOfTablespace(location, to, dir string) error {
-	switch {
-	case !filepath.IsAbs(location):
+	if !filepath.IsAbs(location) {
 		return fmt.Errorf("it is an in-place tablespace (%s, made with allow_in_place_tablespaces), which is meant for tests of PostgreSQL: it can not be cloned. Move its tables elsewhere (ALTER TABLE ... SET TABLESPACE) and drop it", location)
 	}
 	real, root := datadir.Resolve(to), datadir.Resolve(dir)
