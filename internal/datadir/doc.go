@@ -1,13 +1,12 @@
-// Package datadir makes the data directory of a clone: the copy is made in a staging
-// directory inside it, and put in its place as the last act.
+// Package datadir creates the data directory of a clone. The copy is made in a staging
+// directory inside it, and moved into place as the last step.
 //
-//	Open   look, and say why it can not be used; nothing is changed
-//	Begin  make the staging directory; with force, old data goes here, pg_control first
-//	Claim  note in the journal what is made, or filled, outside of it (tablespaces)
-//	Commit move the copy up, pg_control at the very end
-//	Abandon remove what is ours, and nothing else
+//	Open    checks the directory and says why it can not be used; nothing is changed
+//	Begin   makes the staging directory; with force, deletes the old data, pg_control first
+//	Claim   records in the journal a directory outside that is made or filled (a tablespace)
+//	Commit  moves the copy into place, pg_control last
+//	Abandon removes what this clone has made, and nothing else
 //
-// A process that dies at any point leaves nothing that can be started before the copy is
-// whole, and whoever opens the directory next goes on with the journal: a move up that was
-// begun is ended, and anything else of ours is removed.
+// If the process dies at any point, nothing can be started before the copy is complete. The
+// journal says what a killed clone has left behind, so that the next one can clear it away.
 package datadir

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Resolve is a path without symbolic links, as far as it exists.
+// Resolve returns a path with the symbolic links of its existing part resolved.
 func Resolve(path string) string {
 	there := Nearest(path)
 	real, err := filepath.EvalSymlinks(there)
@@ -18,13 +18,13 @@ func Resolve(path string) string {
 	return filepath.Join(real, rest)
 }
 
-// Within says whether path is dir or lies below it.
+// Within reports whether path is dir or lies below it.
 func Within(path, dir string) bool {
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
-// Nearest is the nearest directory on the way to dir that exists.
+// Nearest is dir if it exists, or else its nearest parent directory that does.
 func Nearest(dir string) string {
 	for {
 		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {

@@ -17,39 +17,38 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 )
 
-// A clone is made in a directory of its own inside the target, and moved up in
-// one short last step, global/ (with pg_control) at the very end. So a target may be
-// a mount point or the current directory, nothing that is half-way there can
-// be started, and whatever lies in the staging directory is ours to remove.
+// A clone is made in a staging directory inside the target, and moved up in one short last
+// step, with global/ (which has pg_control) at the very end. So the target may be a mount point
+// or the current directory, an incomplete copy can not be started, and everything in the
+// staging directory may be removed.
 const (
 	StagingName = ".repmgr-clone"
-	journalName = "journal" // in the staging directory: what of ours lies outside it
+	journalName = "journal" // in the staging directory: lists what we use outside of it
 )
 
-// Lines of the journal begin with one of these. The first two go on with the
-// directory's device and inode and its quoted name, so that only what was claimed
-// is ever removed: not another directory of that name, and nothing on account of
-// a line that was cut off.
+// Lines of the journal begin with one of these words. After the first two follow the device and
+// inode of the directory and its quoted name, so that only a directory that was claimed is ever
+// removed, and neither another one of that name nor one from an incomplete line.
 const (
 	journalMade   = "made"   // we made the directory
-	journalFilled = "filled" // it was there, and empty
-	journalCommit = "commit" // from here on the copy is being moved up
+	journalFilled = "filled" // it existed, and was empty
+	journalCommit = "commit" // from now on the copy is being moved up
 )
 
-// Target is the data directory to be.
+// Target is the future data directory.
 type Target struct {
 	dir     string
 	staging string
-	Data    string // what the Cloner fills
+	Data    string // the directory that the Cloner fills
 	force   bool
-	made    bool // dir itself did not exist
-	Replace []string
-	moved   []string // what commit has put in its place
-	lock    *os.File // dir, locked: one clone at a time
+	made    bool     // dir itself did not exist
+	Replace []string // the old entries of dir, which Begin deletes
+	moved   []string // the entries that Commit has moved into place
+	lock    *os.File // dir, locked against a second clone
 }
 
-// Open looks at the directory and changes nothing. The error says why it
-// can not be used.
+// Open checks the directory and changes nothing. The error says why it can not be used. With
+// runs, a server that runs in the directory is no error.
 func Open(dir string, force, runs bool) (*Target, error) {
 	t := &Target{dir: dir, staging: filepath.Join(dir, StagingName), force: force}
 	t.Data = filepath.Join(t.staging, "data")
@@ -77,7 +76,7 @@ func Open(dir string, force, runs bool) (*Target, error) {
 	case len(data) == 0:
 		return t, nil
 	case t.interrupted():
-		return t, nil // killed in its last step: all of it is ours
+		return t, nil // an earlier clone was killed in its last step, and all of this is its data
 	case !force:
 		return nil, failure.Of(failure.ErrDirectory, "%s is not empty: it holds %s", dir, Some(data))
 	case !slices.Contains(data, "PG_VERSION"):
@@ -87,9 +86,9 @@ func Open(dir string, force, runs bool) (*Target, error) {
 	}
 }
 
-// tolerated are entries that are no data: our own staging, a mount point's
-// lost+found, and the program and its configuration where somebody runs
-// ./repmgr in the directory that shall become the data directory.
+// tolerated reports whether an entry may stay in the directory: our staging directory, the
+// lost+found of a mount point, and the program and its configuration, for people who run
+// ./repmgr in the future data directory.
 func tolerated(dir string, e fs.DirEntry) bool {
 	switch e.Name() {
 	case StagingName, "lost+found", "repmgr.conf":
@@ -101,14 +100,14 @@ func tolerated(dir string, e fs.DirEntry) bool {
 	return false
 }
 
-// isNote: a file that repmgrd keeps beside the data. One that it was writing while
-// somebody took the data away stays behind, and is nobody's.
+// isNote reports whether a name is that of a file in which repmgrd keeps its state. Such a file
+// can remain where the data was removed while repmgrd was running.
 func isNote(name string) bool {
 	name = strings.TrimSuffix(name, ".tmp")
 	return name == postmaster.NodesFile || name == postmaster.EventsFile
 }
 
-// Some names the first of many.
+// Some lists the first few of many names, for messages.
 func Some(names []string) string {
 	if len(names) > 4 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:4], ", "), len(names)-4)
@@ -116,7 +115,7 @@ func Some(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// usable says whether we may write in the directory, and would own what we make.
+// usable returns an error where we may not write in the directory.
 func usable(dir string) error {
 	const write, search = 2, 1
 	if err := syscall.Access(dir, write|search); err != nil {
@@ -125,12 +124,12 @@ func usable(dir string) error {
 	return nil
 }
 
-// tablespaceContents are what tablespaces of PostgreSQL hold: a directory for each release.
+// tablespaceContents matches the names in a tablespace of PostgreSQL: a directory for each release.
 var tablespaceContents = regexp.MustCompile(`^PG_\d+(\.\d+)?_\d{9}$`)
 
-// OwnTablespaces are the directories outside that the old data keeps its tablespaces
-// in: with force what is in them is deleted with it. One that holds anything else, or
-// that a running server uses, too, is none.
+// OwnTablespaces are the directories outside of the old data that have its tablespaces: with
+// force their contents are deleted, too. A directory that has anything else in it, or that
+// another running server uses, is left out.
 func (t *Target) OwnTablespaces() (dirs []string) {
 	if !t.force {
 		return nil
@@ -145,7 +144,8 @@ func (t *Target) OwnTablespaces() (dirs []string) {
 	return dirs
 }
 
-// tablespacesOf are the directories, without symbolic links, that data links to.
+// tablespacesOf are the tablespace directories of a data directory that lie outside of it,
+// without symbolic links.
 func tablespacesOf(data string) (dirs []string) {
 	links, _ := filepath.Glob(filepath.Join(data, "pg_tblspc", "*"))
 	for _, link := range links {
@@ -156,8 +156,8 @@ func tablespacesOf(data string) (dirs []string) {
 	return dirs
 }
 
-// usedElsewhere reports whether a server of this machine that works in other data
-// than that has a tablespace in dir.
+// usedElsewhere reports whether a server on this machine with another data directory has a
+// tablespace in dir.
 func usedElsewhere(dir, data string) bool {
 	works, _ := filepath.Glob("/proc/[0-9]*/cwd")
 	for _, link := range works {
@@ -169,7 +169,7 @@ func usedElsewhere(dir, data string) bool {
 	return false
 }
 
-// UsableTablespace says whether a tablespace can be put there.
+// UsableTablespace returns an error where a tablespace can not be put into dir.
 func UsableTablespace(dir string) error {
 	entries, err := os.ReadDir(dir)
 	switch {
@@ -184,8 +184,8 @@ func UsableTablespace(dir string) error {
 	}
 }
 
-// Begin makes the staging directory; with force this is where old data goes.
-// mode is the source's data_directory_mode.
+// Begin makes the staging directory; with force it deletes the old data. mode is the
+// data_directory_mode of the source.
 func (t *Target) Begin(mode string) error {
 	perm := os.FileMode(0o700)
 	if mode == "0750" {
@@ -200,13 +200,14 @@ func (t *Target) Begin(mode string) error {
 	if err := os.Chmod(t.dir, perm); err != nil {
 		return failure.Of(failure.ErrDirectory, "set the directory's mode: %w", err)
 	}
-	now, err := Open(t.dir, t.force, false) // somebody may have been here since we looked
+	now, err := Open(t.dir, t.force, false) // the directory may have changed since the first check
 	if err != nil {
 		return err
 	}
 	t.Replace = now.Replace
 	t.clear()
-	// pg_control goes first, and PG_VERSION last, so that --force knows the rest again:: data that is being deleted must not be startable.
+	// pg_control is deleted first, so that the remaining data can not be started. PG_VERSION is
+	// deleted last, so that --force still accepts the directory after an interruption.
 	if len(t.Replace) > 0 {
 		_ = os.Remove(filepath.Join(t.dir, "global", "pg_control"))
 	}
@@ -230,7 +231,7 @@ func (t *Target) Begin(mode string) error {
 	return nil
 }
 
-// acquire keeps a second clone out of the directory for as long as this process has it open.
+// acquire locks the directory against a second clone, for as long as this process has it open.
 func (t *Target) acquire() error {
 	f, err := os.Open(t.dir)
 	if err != nil {
@@ -258,7 +259,7 @@ func versionLast(name string) string {
 	return "0"
 }
 
-// note adds a line to the journal, on disk.
+// note adds a line to the journal and syncs it.
 func (t *Target) note(line string) error {
 	f, err := os.OpenFile(filepath.Join(t.staging, journalName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -268,8 +269,9 @@ func (t *Target) note(line string) error {
 	return errors.Join(err, f.Sync(), f.Close(), durable.SyncDir(t.staging))
 }
 
-// Claim agrees that a directory outside is filled, makes it where it is missing,
-// and remembers it, on disk: a clone that is killed must not leave it behind for ever.
+// Claim reserves a directory outside of the target for this clone, and makes it where it is
+// missing. It is recorded in the journal on disk, so that it can be cleared away if the clone is
+// killed.
 func (t *Target) Claim(dir string) error {
 	if err := UsableTablespace(dir); err != nil {
 		return err
@@ -288,7 +290,7 @@ func (t *Target) Claim(dir string) error {
 	return t.note(fmt.Sprintf("%s %s %q", how, id, dir))
 }
 
-// inode identifies a directory, whatever it is called.
+// inode identifies a directory by its device and inode.
 func inode(dir string) (string, error) {
 	var st syscall.Stat_t
 	if err := syscall.Lstat(dir, &st); err != nil {
@@ -300,8 +302,8 @@ func inode(dir string) (string, error) {
 	return fmt.Sprintf("%d:%d", st.Dev, st.Ino), nil
 }
 
-// Claimed reads the journal: the directories outside that are still ours, and
-// whether we made them.
+// Claimed are the directories outside of the target that the journal lists and that are still
+// the same ones, and whether we made them.
 func (t *Target) Claimed() map[string]bool {
 	ours := map[string]bool{}
 	journal, _ := os.ReadFile(filepath.Join(t.staging, journalName))
@@ -332,14 +334,14 @@ func (t *Target) Commit() error {
 	slices.SortStableFunc(entries, func(a, b fs.DirEntry) int { return last(a) - last(b) })
 	for _, e := range entries {
 		if e.Name() == "global" {
-			// All else is in its place, durably, before the server can be started.
+			// Everything else must be in place and on disk before the server can be started.
 			if err := durable.SyncDir(t.dir); err != nil {
 				return failure.Of(failure.ErrCopy, "sync %s: %w", t.dir, err)
 			}
 		}
 		if _, err := os.Lstat(filepath.Join(t.dir, e.Name())); err == nil {
 			if tolerated(t.dir, e) {
-				continue // the source has one, too; ours stays
+				continue // the source has such an entry, too; the one here stays
 			}
 			return failure.Of(failure.ErrCopy, "move the copy into its place: %s has appeared in %s meanwhile", e.Name(), t.dir)
 		}
@@ -358,16 +360,16 @@ func (t *Target) Commit() error {
 // Abandon removes what this clone made.
 func (t *Target) Abandon() {
 	if t.lock == nil {
-		return // never begun
+		return // Begin was not called
 	}
 	defer func() { _ = t.lock.Close() }()
-	slices.Reverse(t.moved) // global first: what is left is not startable at any moment
+	slices.Reverse(t.moved) // global first, so that the rest can not be started
 	for _, name := range t.moved {
 		_ = os.RemoveAll(filepath.Join(t.dir, name))
 	}
 	t.clear()
 	if t.made {
-		_ = os.Remove(t.dir) // only when nothing else is in it
+		_ = os.Remove(t.dir) // succeeds only if the directory is empty
 	}
 }
 

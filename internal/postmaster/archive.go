@@ -12,14 +12,14 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/shell"
 )
 
-// A standby of nobody gets nothing from an archive either: there may be WAL of a
-// branch there that no rule knows. Its restore_command is kept in a setting of ours,
-// as a pledge keeps it, and is given back when the node has an upstream again.
+// A standby without an upstream must not fetch WAL from an archive either, because the archive
+// may have WAL of a branch that no rule knows. Its restore_command is kept in one of our
+// settings, as in a pledge, and is put back when the node has an upstream again.
 
 var detached = map[string]string{"primary_conninfo": "", "primary_slot_name": "", "recovery_target_timeline": "latest"}
 
-// Detach makes the data directory of a server that is down that of a standby of nobody:
-// it can neither accept a write nor acknowledge one until it is told whom to follow.
+// Detach makes the data directory of a server that is down that of a standby without an
+// upstream: it can neither accept nor acknowledge writes until it gets an upstream.
 func (s *Server) Detach() error {
 	if err := WriteStandby(s.Dir, detached, nil); err != nil || !s.hasArchive() {
 		return err
@@ -30,16 +30,16 @@ func (s *Server) Detach() error {
 	}
 	cut, err := ballot.ArchiveCut(text)
 	if err != nil {
-		return nil //nolint:nilerr // a server does not start with a line that can not be read
+		return nil //nolint:nilerr // a server does not start with a line that can not be parsed
 	}
 	return WriteStandby(s.Dir, cut, nil)
 }
 
-// programLimit is for a program of the server that only reads its configuration.
+// programLimit limits a program of PostgreSQL that only reads the configuration.
 const programLimit = 5 * time.Second
 
-// hasArchive reports whether the server has a restore_command, wherever it is set.
-// Where that can not be known it may have one.
+// hasArchive reports whether the server has a restore_command, in whichever file it is set. It
+// is true where that can not be found out.
 func (s *Server) hasArchive() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), programLimit)
 	defer cancel()
@@ -54,7 +54,7 @@ func (s *Server) hasArchive() bool {
 	return err != nil || strings.TrimSpace(string(out)) != ""
 }
 
-// ArchiveKept reports whether the restore_command of the server is out of force.
+// ArchiveKept reports whether the restore_command of the server is out of force, and kept.
 func (s *Server) ArchiveKept() bool {
 	text, err := ReadAutoConf(s.Dir)
 	if err != nil {
@@ -64,7 +64,7 @@ func (s *Server) ArchiveKept() bool {
 	return err == nil && kept
 }
 
-// GiveArchive gives a server that is down its restore_command back.
+// GiveArchive puts back the restore_command of a server that is down.
 func (s *Server) GiveArchive() error {
 	text, err := ReadAutoConf(s.Dir)
 	if err != nil {
@@ -77,7 +77,8 @@ func (s *Server) GiveArchive() error {
 	return SetAutoConf(s.Dir, set, unset)
 }
 
-// Mark makes the data directory that of a standby which its Monitor has to start.
+// Mark makes the data directory that of a standby without an upstream, which the Monitor must
+// start.
 func (s *Server) Mark(why string) error {
 	if err := s.Detach(); err != nil {
 		return err

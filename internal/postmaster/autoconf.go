@@ -17,7 +17,7 @@ import (
 // AutoConf is the file of ALTER SYSTEM.
 const AutoConf = "postgresql.auto.conf"
 
-// WriteStandby makes the data directory of a server that does not run a standby.
+// WriteStandby makes the data directory of a server that is down that of a standby.
 func WriteStandby(dir string, set map[string]string, unset []string) error {
 	if err := SetAutoConf(dir, set, unset); err != nil {
 		return err
@@ -25,7 +25,7 @@ func WriteStandby(dir string, set map[string]string, unset []string) error {
 	return durable.Write(filepath.Join(dir, "standby.signal"), nil)
 }
 
-// SetAutoConf changes the settings of a server that does not run.
+// SetAutoConf changes settings in the file of ALTER SYSTEM of a server that is down.
 func SetAutoConf(dir string, set map[string]string, unset []string) error {
 	old, err := ReadAutoConf(dir)
 	if err != nil {
@@ -34,13 +34,13 @@ func SetAutoConf(dir string, set map[string]string, unset []string) error {
 	return durable.Write(filepath.Join(dir, AutoConf), mergeAutoConf([]byte(old), set, unset))
 }
 
-// mergeAutoConf sets settings in the text of a postgresql.auto.conf, takes those
-// of unset out, and keeps the others.
+// mergeAutoConf sets settings in the text of a postgresql.auto.conf, removes those of unset,
+// and keeps all others.
 func mergeAutoConf(old []byte, set map[string]string, unset []string) []byte {
 	var out bytes.Buffer
 	for line := range bytes.Lines(old) {
 		name := strings.ToLower(strings.TrimSpace(string(line)))
-		if i := strings.IndexAny(name, "= \t"); i >= 0 { // the sign may be left out
+		if i := strings.IndexAny(name, "= \t"); i >= 0 { // the equal sign is optional
 			name = name[:i]
 		}
 		if _, ours := set[name]; !ours && !slices.Contains(unset, name) {
@@ -58,7 +58,7 @@ func mergeAutoConf(old []byte, set map[string]string, unset []string) []byte {
 	return out.Bytes()
 }
 
-// ReadAutoConf returns the text of that file, "" where there is none.
+// ReadAutoConf returns the text of the file of ALTER SYSTEM, "" where there is none.
 func ReadAutoConf(dir string) (string, error) {
 	text, err := os.ReadFile(filepath.Join(dir, AutoConf))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -11,11 +11,11 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
-// Files of ours in a data directory, which are one node's own: a clone drops them.
+// Our files in a data directory. They belong to one node, and a clone removes them.
 
-// FencedMark is the file, in the data directory, that says that the Monitor
-// stopped this server and has to start it again, as a standby of nobody: a Monitor
-// that dies in between goes on with it.
+// FencedMark is the file, in the data directory, that says that the Monitor has stopped this
+// server and must start it again as a standby without an upstream. A Monitor that was restarted
+// in between continues with that.
 const FencedMark = "repmgr_fenced"
 
 // RejoinMark is the file, in the data directory, that says that a rejoin was begun

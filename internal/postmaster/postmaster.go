@@ -23,43 +23,42 @@ import (
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
-// Options are what an operator may say of the server.
+// Options are the operator's settings for the server.
 type Options struct {
-	BinDir          string        // of PostgreSQL's programs. Empty: they are looked for.
-	ConfigDirectory string        // where postgresql.conf lies outside of the data directory
-	StartCommand    string        // in the place of starting it ourselves
-	StopCommand     string        // and of stopping it
+	BinDir          string        // the directory of PostgreSQL's programs; empty: search for them
+	ConfigDirectory string        // the directory of postgresql.conf, if that is not the data directory
+	StartCommand    string        // the command to start it; empty: start it directly
+	StopCommand     string        // the command to stop it; empty: stop it directly
 	PgCtlOptions    string        // for pg_ctl start
 	StartTimeout    time.Duration // standby_reconnect_timeout
 	StopTimeout     time.Duration // shutdown_check_timeout
 	Logger          *slog.Logger
 }
 
-// Server is the server of a data directory on this machine, running or
-// not. It goes by the processes that work in the directory, not by what a
-// connection says: that is how it can tell that a server is really gone. It
-// keeps no state; its methods may be called at any time.
+// Server is the server of a data directory on this machine, running or not. It looks at the
+// processes that work in the directory, and not at a connection, so that it can tell with
+// certainty that a server is gone. It keeps no state; its methods may be called at any time.
 type Server struct {
 	Options
 	Dir string // absolute, without symbolic links
 }
 
 const (
-	// immediateGrace is how long a postmaster gets to end its processes itself,
-	// once told to stop immediately, before all of them are killed.
+	// immediateGrace is how long a postmaster may take for an immediate shutdown before all of
+	// its processes are killed.
 	immediateGrace = 500 * time.Millisecond
-	// killLimit bounds the wait for processes that were killed. Only one that
-	// hangs in the kernel, on a dead disk, takes longer.
+	// killLimit limits the wait for processes that were killed. Only a process that hangs in
+	// the kernel, for example on a dead disk, takes longer.
 	killLimit = 10 * time.Second
-	// processPoll is how often processes and the state of a start are looked at.
+	// processPoll is the interval at which processes and the progress of a start are checked.
 	processPoll = 2 * time.Millisecond
-	// startLogName is the file, in the data directory, that takes what a server
-	// started by us writes where it does not collect its log itself.
+	// startLogName is the file, in the data directory, for the output of a server that we have
+	// started, unless it collects its log itself.
 	startLogName = "repmgr-start.log"
 )
 
-// MayControl says whether this process can stop and start the server at all: an
-// error means that it can not fence.
+// MayControl returns an error where this process can not stop and start the server, and so can
+// not fence it.
 func (s *Server) MayControl() error {
 	info, err := os.Stat(s.Dir)
 	if err != nil {
@@ -75,9 +74,9 @@ func (s *Server) MayControl() error {
 	return nil
 }
 
-// Serves says whether backend, the process at the other end of a connection
-// (pg_backend_pid), is one of this server. On another machine, or in another
-// container, it is not, whatever the paths are called.
+// Serves reports whether backend, the process at the other end of a connection (pg_backend_pid),
+// belongs to this server. A process on another machine or in another container does not, even
+// if its data directory has the same path.
 func (s *Server) Serves(backend int) bool {
 	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", backend))
 	return err == nil && cwd == s.Dir
@@ -100,9 +99,8 @@ func (s *Server) IsAt(ctx context.Context, n *postgres.Server) (bool, error) {
 	return false, ask()
 }
 
-// Processes are the living processes of the server: those of PostgreSQL that
-// work in its data directory, orphans of a dead postmaster too. What ended and
-// was not waited for yet (a zombie) works nowhere any more.
+// Processes are the live processes of the server: those of PostgreSQL that work in its data
+// directory, including the remaining processes of a dead postmaster. Zombies do not count.
 func (s *Server) Processes() (pids []int) {
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
@@ -114,15 +112,15 @@ func (s *Server) Processes() (pids []int) {
 	return pids
 }
 
-// isPostgres keeps a shell or an editor that somebody has open in the data
-// directory from being taken for a part of the server.
+// isPostgres reports whether a process runs a program of PostgreSQL. Others may work in the
+// data directory, too, such as somebody's shell or editor.
 func isPostgres(pid int) bool {
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	name := strings.TrimSuffix(filepath.Base(exe), " (deleted)")
 	return err == nil && (strings.Contains(name, "postgres") || name == "postmaster")
 }
 
-// postmaster is the living postmaster among pids, or 0.
+// postmaster is the live postmaster among pids, or 0.
 func (s *Server) postmaster(pids []int) int {
 	if pid := PID(s.Dir); slices.Contains(pids, pid) {
 		return pid
@@ -130,10 +128,10 @@ func (s *Server) postmaster(pids []int) int {
 	return 0
 }
 
-// chief is the postmaster among the processes of one server, or 0. Unlike
-// [Server.postmaster] it reads nothing on the server's disk. What a postmaster
-// starts is its child and calls itself "postgres: ".
-func chief(pids []int) int {
+// postmasterOf is the postmaster among the processes of one server, or 0. Unlike
+// [Server.postmaster] it reads nothing from the server's disk. The processes that a postmaster
+// starts are its children and have a title that begins with "postgres: ".
+func postmasterOf(pids []int) int {
 	for _, pid := range pids {
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err == nil && !strings.HasPrefix(string(title), "postgres: ") && !slices.Contains(pids, parentOf(pid)) {
@@ -155,22 +153,21 @@ func parentOf(pid int) int {
 	return 0
 }
 
-// Runs says whether the server has a living postmaster.
+// Runs reports whether the server has a live postmaster.
 func (s *Server) Runs() bool { return s.postmaster(s.Processes()) != 0 }
 
-// Fence makes the server unable to accept writes, at once: see stopImmediate.
+// Fence stops the server at once, so that it can accept no more writes: see stopImmediate.
 func (s *Server) Fence(ctx context.Context) error { return s.stopImmediate(ctx) }
 
-// stopImmediate ends every process of the server. When it returns nil none is
-// left, so nothing that a client asks for can be committed any more. It works
-// on a stopped (SIGSTOP) postmaster, and on what a dead one left behind, which
-// can go on committing for seconds.
+// stopImmediate ends every process of the server. When it returns nil no process is left, so
+// no client can commit anything any more. It also works on a postmaster that is stopped
+// (SIGSTOP), and on the remaining processes of a dead one, which can go on committing for seconds.
 func (s *Server) stopImmediate(ctx context.Context) error {
 	pids := s.Processes()
 	if len(pids) == 0 {
 		return nil
 	}
-	if pm := chief(pids); pm != 0 && State(pm) != 'T' {
+	if pm := postmasterOf(pids); pm != 0 && State(pm) != 'T' {
 		if err := syscall.Kill(pm, syscall.SIGQUIT); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return s.mayNotSignal(pm, err)
 		}
@@ -184,7 +181,7 @@ func (s *Server) stopImmediate(ctx context.Context) error {
 	return s.kill(ctx, s.Processes)
 }
 
-// leftovers are the processes that outlived their postmaster.
+// leftovers are the processes that remain after their postmaster has died.
 func (s *Server) leftovers() []int {
 	if pids := s.Processes(); s.postmaster(pids) == 0 {
 		return pids
@@ -230,8 +227,8 @@ func (s *Server) waitGone(ctx context.Context, pids []int, which func() []int) e
 	}
 }
 
-// ForgetDead removes the lock files of a postmaster that is dead but that nobody
-// has waited for: PostgreSQL takes it for alive and refuses to start.
+// ForgetDead removes the lock files of a postmaster that is a zombie. PostgreSQL takes a zombie
+// for a running postmaster and refuses to start.
 func (s *Server) ForgetDead() {
 	locks := []string{filepath.Join(s.Dir, "postmaster.pid")}
 	text, _ := os.ReadFile(locks[0])
@@ -252,7 +249,8 @@ func (s *Server) mayNotSignal(pid int, err error) error {
 	return failure.WithHint(failure.Of(failure.ErrRefused, "signal process %d of %s: %w", pid, s.Dir, err), "Run it as the operating system user that runs PostgreSQL.")
 }
 
-// State is the letter of /proc/PID/stat, 'T' for one stopped by a signal; 0: not known.
+// State is the state of a process, as the letter in /proc/PID/stat: 'T' for one that was stopped
+// by a signal; 0 means not known.
 func State(pid int) byte {
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if i := strings.LastIndex(string(stat), ") "); i >= 0 && i+2 < len(stat) {
@@ -261,8 +259,8 @@ func State(pid int) byte {
 	return 0
 }
 
-// Stop shuts the server down in order: service_stop_command, or a fast
-// shutdown. It waits no longer than shutdown_check_timeout.
+// Stop does a clean shutdown of the server, by service_stop_command or as a fast shutdown. It
+// waits no longer than shutdown_check_timeout.
 func (s *Server) Stop(ctx context.Context) error {
 	pids := s.Processes()
 	pm := s.postmaster(pids)
@@ -326,7 +324,7 @@ func (s *Server) Start(ctx context.Context) error {
 	return err
 }
 
-// awaitStarted reads what the postmaster writes of its state into its pid file.
+// awaitStarted waits until the postmaster has written into its pid file that it is ready.
 func (s *Server) awaitStarted(ctx context.Context, launched int, logged int64) error {
 	for {
 		text, _ := os.ReadFile(filepath.Join(s.Dir, "postmaster.pid"))
@@ -345,9 +343,8 @@ func (s *Server) awaitStarted(ctx context.Context, launched int, logged int64) e
 	}
 }
 
-// launch starts the postmaster in a session of its own. The shell in between
-// hands it over to init and tells us its number: its death is then known at
-// once, and nobody has to wait for it.
+// launch starts the postmaster in a session of its own and returns its process ID. The shell in
+// between makes it a child of init: so its death is noticed at once, and it leaves no zombie.
 func (s *Server) launch(ctx context.Context) (pid int, err error) {
 	postgres, err := s.Program("postgres")
 	if err != nil {
@@ -388,8 +385,8 @@ func (s *Server) pgCtlStart(ctx context.Context) error {
 	return nil
 }
 
-// Args are what the postmaster is started with: config_directory, else those
-// that it had the last time, as pg_ctl restart does it.
+// Args are the arguments for the postmaster: config_directory, or else those of its last start,
+// as pg_ctl restart does it.
 func (s *Server) Args() []string {
 	if s.ConfigDirectory != "" {
 		return []string{"-D", s.ConfigDirectory}
@@ -402,7 +399,7 @@ func (s *Server) Args() []string {
 	args := strings.Split(strings.TrimSuffix(quoted, `"`), `" "`)
 	for i := range args {
 		if i > 0 && args[i-1] == "-D" && !filepath.IsAbs(args[i]) {
-			args[i] = s.Dir // it was relative to where somebody stood
+			args[i] = s.Dir // it was relative to the working directory of that start
 		}
 	}
 	return args
@@ -437,7 +434,7 @@ func (s *Server) Program(name string) (string, error) {
 	return "", failure.WithHint(failure.Of(failure.ErrServerControl, "program %s was not found in %s", name, strings.Join(dirs, ", ")), "Set pg_bindir in repmgr.conf to the directory of PostgreSQL's programs.")
 }
 
-// StartError says why the server did not start, in the words of its log.
+// StartError is the error of a server that did not start, with the last lines of its log.
 func (s *Server) StartError(logged int64, err error) error {
 	text := ""
 	if b, e := os.ReadFile(filepath.Join(s.Dir, startLogName)); e == nil && int64(len(b)) > logged {
@@ -454,9 +451,9 @@ func (s *Server) logSize() int64 {
 	return info.Size()
 }
 
-// KillChildren kills the server's processes that are no postmaster, and waits
-// until they are gone: a postmaster goes by its command line, what it starts calls
-// itself "postgres: ".
+// KillChildren kills the processes of a server whose postmaster is dead, and waits until they
+// are gone. It spares a process whose title does not begin with "postgres: ", because that is
+// a postmaster.
 func (s *Server) KillChildren(ctx context.Context) (killed int, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, killLimit, fmt.Errorf("not gone within %s", killLimit))
 	defer cancel()
@@ -477,7 +474,7 @@ func (s *Server) KillChildren(ctx context.Context) (killed int, err error) {
 	return len(pids), nil
 }
 
-// MayStop says whether this process can end those of the server.
+// MayStop returns an error where this process can not end the processes of the server.
 func (s *Server) MayStop() error {
 	if err := s.MayControl(); err != nil && os.Geteuid() != 0 {
 		return err
@@ -497,7 +494,7 @@ func (s *Server) MayStop() error {
 	return nil
 }
 
-// PID is the process that holds a data directory, or 0.
+// PID is the live process that postmaster.pid of a data directory names, or 0.
 func PID(dir string) int {
 	text, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
 	if err != nil {
@@ -514,8 +511,7 @@ func PID(dir string) int {
 	return pid
 }
 
-// processAlive says whether a process runs. One that has ended and that nobody
-// has waited for yet does not.
+// processAlive reports whether a process runs. A zombie does not.
 func processAlive(pid int) bool {
 	if err := syscall.Kill(pid, 0); err != nil && !errors.Is(err, syscall.EPERM) {
 		return false

@@ -17,10 +17,10 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Server is a server of this machine that does not run.
+// Server is a server on this machine that is down.
 type Server struct {
 	postmaster.Server
-	Root string // of what is saved of it. Empty: beside the data directory.
+	Root string // the directory for what is saved; empty: one beside the data directory
 }
 
 // LastChange is when anything in the data directory was last changed.
@@ -43,7 +43,8 @@ func (s *Server) LastChange() (last time.Time, err error) {
 	return last, err
 }
 
-// Control reads pg_control; that of a running server may be in the middle of a write.
+// Control reads pg_control. It tries again where the checksum is wrong, because a running
+// server may just be writing the file.
 func (s *Server) Control(ctx context.Context) (pgcontrol.ControlFile, error) {
 	for try := 0; ; try++ {
 		c, err := pgcontrol.Read(s.Dir)
@@ -56,8 +57,8 @@ func (s *Server) Control(ctx context.Context) (pgcontrol.ControlFile, error) {
 	}
 }
 
-// Line is the newest timeline that the server has WAL of, and its history.
-// pg_control alone may not know yet of a promotion right before a crash.
+// Line is the newest timeline of which the server has WAL, and its history. pg_control is not
+// enough, because it may not have the promotion right before a crash.
 func (s *Server) Line(c pgcontrol.ControlFile) (wal.Timeline, wal.History, error) {
 	newest := max(c.Timeline, c.MinRecoveryTimeline)
 	entries, err := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
@@ -80,8 +81,8 @@ func (s *Server) Line(c pgcontrol.ControlFile) (wal.Timeline, wal.History, error
 	return newest, h, err
 }
 
-// WALEnd is about where the WAL of a server that is down ends: behind the last of
-// its pages that are whole, from its control file's position on.
+// WALEnd is approximately where the WAL of the server ends: behind the last whole page, counted
+// from the position in pg_control.
 func (s *Server) WALEnd(c pgcontrol.ControlFile) wal.LSN {
 	const page = 8 << 10
 	size := wal.LSN(c.WALSegmentSize)
@@ -110,9 +111,9 @@ func (s *Server) WALEnd(c pgcontrol.ControlFile) wal.LSN {
 	}
 }
 
-// KeepWAL keeps the server's segments up to the fork: recovery of the rewound
-// data begins before it, and older releases of pg_rewind delete what the primary
-// does not have any more.
+// KeepWAL saves the server's segments up to the fork in the directory to. Recovery of the
+// rewound data begins before the fork, and older releases of pg_rewind delete the segments that
+// the primary no longer has.
 func (s *Server) KeepWAL(ctx context.Context, to string, fork wal.LSN, segmentSize uint32) error {
 	entries, err := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
 	if err != nil {
@@ -128,7 +129,7 @@ func (s *Server) KeepWAL(ctx context.Context, to string, fork wal.LSN, segmentSi
 		}
 		from := filepath.Join(s.Dir, "pg_wal", e.Name())
 		if err := os.Link(from, filepath.Join(to, e.Name())); err == nil {
-			continue // pg_rewind removes the other name, or writes the primary's own segment into it
+			continue // a hard link is enough: pg_rewind only removes the other name, or writes the primary's segment of that name into it
 		}
 		if err := copyFile(ctx, from, filepath.Join(to, e.Name())); err != nil {
 			return err
@@ -137,11 +138,11 @@ func (s *Server) KeepWAL(ctx context.Context, to string, fork wal.LSN, segmentSi
 	return nil
 }
 
-// ReturnWAL puts back the kept segments that recovery begins with, where they are gone.
+// ReturnWAL puts back those kept segments that recovery needs and that are gone.
 func (s *Server) ReturnWAL(ctx context.Context, from string, segmentSize uint32) error {
 	label, err := os.ReadFile(filepath.Join(s.Dir, "backup_label"))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // it found nothing to rewind, and touched nothing
+		return nil // pg_rewind found nothing to rewind, and changed nothing
 	}
 	if err != nil {
 		return err
@@ -171,7 +172,7 @@ func (s *Server) ReturnWAL(ctx context.Context, from string, segmentSize uint32)
 	return durable.SyncDir(filepath.Join(s.Dir, "pg_wal"))
 }
 
-// startOfRecovery is what pg_rewind writes of it into backup_label.
+// startOfRecovery is the line of backup_label in which pg_rewind writes where recovery begins.
 var startOfRecovery = regexp.MustCompile(`(?m)^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) `)
 
 // controlAgain is the time between two attempts to read a pg_control that is being written.

@@ -8,9 +8,9 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// MarkOwnWAL notes, before crash recovery gives the server WAL of its own, behind which
-// place that lies: see [ballot.OwnWAL]. It keeps what an earlier rejoin has noted, which
-// is not less true.
+// MarkOwnWAL records, before a crash recovery that may write WAL which no other server has,
+// behind which position that WAL lies: see [ballot.OwnWAL]. The mark of an earlier rejoin
+// stays, because it is still true.
 func (s *Server) MarkOwnWAL(behind wal.Position) error {
 	if _, noted, err := s.OwnWAL(behind.Timeline); err != nil || noted {
 		return err
@@ -22,7 +22,7 @@ func (s *Server) MarkOwnWAL(behind wal.Position) error {
 	return postmaster.SetAutoConf(s.Dir, map[string]string{ballot.OwnWAL: string(text)}, nil)
 }
 
-// OwnWAL is [OwnWAL] of a server that is down.
+// OwnWAL is the function [OwnWAL] for a server that is down.
 func (s *Server) OwnWAL(t wal.Timeline) (behind wal.LSN, noted bool, err error) {
 	text, err := postmaster.ReadAutoConf(s.Dir)
 	if err != nil {
@@ -36,9 +36,9 @@ func (s *Server) OwnWAL(t wal.Timeline) (behind wal.LSN, noted bool, err error) 
 	return behind, noted, nil
 }
 
-// OwnWAL reports whether a server that is on timeline t has WAL of its own, by its
-// settings, and where that begins at the earliest. A note that can not be read is one,
-// of a place that is not known: 0.
+// OwnWAL reports whether the settings of a server on timeline t say that it has WAL which no
+// other server has, and where that WAL begins at the earliest. A mark that can not be parsed
+// counts, with an unknown position: 0.
 func OwnWAL(set map[string]string, t wal.Timeline) (behind wal.LSN, noted bool) {
 	text, there := set[ballot.OwnWAL]
 	if !there {

@@ -24,32 +24,33 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Saved is what was saved of a server before a rejoin took it back. Its
-// directory holds summary.txt, waldump.txt (what pg_waldump says of the range)
-// and pg_wal/, the segments themselves with the history of their timelines.
+// Saved describes the WAL that was saved before a rejoin discarded it. The directory holds
+// summary.txt, waldump.txt (the output of pg_waldump), and pg_wal/ with the segments and the
+// history files of their timelines.
 type Saved struct {
 	Dir        string
 	Timeline   wal.Timeline
-	Fork       wal.LSN  // where the two lines part
-	End        wal.LSN  // behind the last whole record, but for alignment
+	Fork       wal.LSN  // where the server's WAL and that of the primary part
+	End        wal.LSN  // the end of the last whole record, aligned
 	Bytes      int64    // of WAL from Fork to End
-	Recycled   bool     // the beginning was gone already: only the rest could be saved
+	Recycled   bool     // the first segments were gone already, and only the rest could be saved
 	Commits    []string // "transaction 733 at 2026-01-02 03:04:05.6 UTC", oldest first
 	Relations  []string
 	Segments   []string
-	Unarchived []string // segments that were still to be archived
+	Unarchived []string // segments that had not been archived yet
 }
 
-// Branch is a timeline of a server, from where it stands alone with it.
+// Branch is a part of a server's WAL that the other server does not have: a timeline, from the
+// position From on.
 type Branch struct {
 	Timeline wal.Timeline
 	From     wal.LSN
-	to       wal.LSN // where the segments that are there end; 0: not looked for yet
+	to       wal.LSN // the end of the segments that exist; 0: not looked up yet
 }
 
-// LastCommon finds where two servers part: the last timeline that both went
-// through, and the end of what they share of it. target counts up to its LSN,
-// local without end. Without a common timeline it is false.
+// LastCommon finds where two servers part: the last timeline that both went through, and the
+// end of what they share of it. The target counts up to its LSN, the local server without an
+// end. ok is false where they have no common timeline.
 func LastCommon(local wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) (t wal.Timeline, fork wal.LSN, ok bool) {
 	a := append(slices.Clone(ours), wal.HistoryEntry{Timeline: local, SwitchLSN: math.MaxUint64})
 	b := append(slices.Clone(theirs), wal.HistoryEntry{Timeline: target.Timeline, SwitchLSN: target.LSN})
@@ -62,7 +63,7 @@ func LastCommon(local wal.Timeline, ours wal.History, target wal.Position, their
 	return t, fork, ok
 }
 
-// Branches are the timelines of a server that lie beyond a fork on timeline t.
+// Branches are the parts of a server's WAL that lie beyond a fork on timeline t.
 func Branches(local wal.Timeline, ours wal.History, t wal.Timeline, fork wal.LSN) []Branch {
 	list := []Branch{{Timeline: t, From: fork}}
 	for i, e := range ours {
@@ -77,17 +78,17 @@ func Branches(local wal.Timeline, ours wal.History, t wal.Timeline, fork wal.LSN
 	return list
 }
 
-// Directory is where what is saved of this server goes.
+// Directory is the directory for what is saved of this server.
 func (s *Server) Directory() string {
 	return cmp.Or(s.Root, s.Dir+".salvage")
 }
 
-// dumpEnded is how pg_waldump, 13 to 18, complains about the end of what is there.
+// dumpEnded matches the message of pg_waldump, 13 to 18, at the end of the existing WAL.
 var dumpEnded = regexp.MustCompile(`error in WAL record at|could not find a valid record after`)
 
-// walDump runs pg_waldump over a branch of the stopped server, as present found
-// it, to the end of what is there. The segments are named: without that it takes their
-// size from any file, also from one that holds nothing yet.
+// walDump runs pg_waldump over a branch, as returned by present, up to the end of the existing
+// WAL. The segments are named explicitly: otherwise pg_waldump determines their size from any
+// file, which may be an empty one.
 func (s *Server) walDump(ctx context.Context, b Branch, segmentSize uint32, out io.Writer, args ...string) error {
 	program, err := s.Program("pg_waldump")
 	if err != nil {
@@ -113,7 +114,7 @@ func (s *Server) walDump(ctx context.Context, b Branch, segmentSize uint32, out 
 func (s *Server) WALBeyond(ctx context.Context, b Branch, segmentSize uint32) (bool, error) {
 	have, moved := s.present([]Branch{b}, segmentSize)
 	if moved {
-		return len(have) > 0, nil // a gap: what lay behind b is recycled already
+		return len(have) > 0, nil // there is a gap: the WAL right behind b was recycled already
 	}
 	var out bytes.Buffer
 	if err := s.walDump(ctx, have[0], segmentSize, &out, "-n", "1"); err != nil {
@@ -122,8 +123,8 @@ func (s *Server) WALBeyond(ctx context.Context, b Branch, segmentSize uint32) (b
 	return out.Len() > 0, nil
 }
 
-// HasSegment says whether the WAL at an LSN is there, on whatever timeline: a
-// promotion moves the segment that it happens in to the new one.
+// HasSegment reports whether the segment with an LSN exists, on any timeline. A promotion
+// continues its segment under the new timeline's name.
 func (s *Server) HasSegment(at wal.LSN, segmentSize uint32) bool {
 	_, ok := s.segment(at, segmentSize)
 	return ok
@@ -138,14 +139,14 @@ func (s *Server) segment(at wal.LSN, segmentSize uint32) (path string, ok bool) 
 	return slices.Max(found), true
 }
 
-// present finds the segments that the server still has of each branch: the
-// first ones may be gone, and then it says so; a branch without any is left out.
-// pg_waldump would wait five seconds for a segment that is not there.
+// present reduces each branch to the segments that the server still has; a branch without any
+// is left out. moved reports whether something was missing. This is necessary because
+// pg_waldump waits five seconds for a missing segment.
 func (s *Server) present(list []Branch, segmentSize uint32) (have []Branch, moved bool) {
 	entries, _ := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
 	for _, b := range list {
 		b.to = 0
-		for _, e := range entries { // they come by name, so by LSN within a timeline
+		for _, e := range entries { // sorted by name, and so by LSN within a timeline
 			t, start, err := wal.ParseSegmentName(e.Name(), segmentSize)
 			end := start + wal.LSN(segmentSize)
 			switch {
@@ -166,9 +167,9 @@ func (s *Server) present(list []Branch, segmentSize uint32) (have []Branch, move
 	return have, moved
 }
 
-// Save saves all of the server's WAL from the fork on, and what still had to
-// be archived. The directory appears under its name when it is whole; one that
-// holds the very same is taken as it is.
+// Save saves all of the server's WAL from the fork on, and the segments that were not archived
+// yet. The directory gets its final name when it is complete. Where an earlier attempt has
+// saved exactly the same, that directory is used.
 func (s *Server) Save(ctx context.Context, node string, id int, list []Branch, segmentSize uint32) (sv Saved, err error) {
 	fork := list[0]
 	list, recycled := s.present(list, segmentSize)
@@ -202,7 +203,8 @@ func (s *Server) Save(ctx context.Context, node string, id int, list []Branch, s
 	return sv, errors.Join(os.Rename(tmp, sv.Dir), durable.SyncDir(root))
 }
 
-// sameSalvage finds what an earlier try has saved, by its summary but for the time.
+// sameSalvage finds the directory of an earlier attempt that has the same summary, except for
+// the time.
 func sameSalvage(root, name, summary string) string {
 	dirs, _ := filepath.Glob(filepath.Join(root, "*Z"+name))
 	for _, dir := range dirs {
@@ -232,14 +234,15 @@ func (sv Saved) summary(node string) string {
 	return b.String()
 }
 
-// What pg_waldump prints, 13 to 18.
+// Patterns for the output of pg_waldump, 13 to 18.
 var (
 	dumpRecord   = regexp.MustCompile(`len \(rec/tot\): +\d+/ *(\d+), tx: +(\d+), lsn: ([0-9A-F]+/[0-9A-F]+)`)
 	dumpCommit   = regexp.MustCompile(`desc: COMMIT(?:_PREPARED)? (?:gid .*?: )?(\d{4}-[^;]*)`)
 	dumpRelation = regexp.MustCompile(`rel (\d+/\d+/\d+)`)
 )
 
-// describe writes what pg_waldump says of the branches, and counts in it.
+// describe writes the output of pg_waldump for the branches to a file, and collects the
+// commits, the relations and the end of the WAL from it.
 func (s *Server) describe(ctx context.Context, list []Branch, segmentSize uint32, path string, sv *Saved) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -273,7 +276,7 @@ func (s *Server) describe(ctx context.Context, list []Branch, segmentSize uint32
 	return errors.Join(lines.to.Flush(), f.Sync())
 }
 
-// lineWriter hands on what is written to it, and shows each line.
+// lineWriter passes on what is written to it, and calls line for each line.
 type lineWriter struct {
 	to   *bufio.Writer
 	line func(string)
@@ -292,7 +295,7 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 	}
 }
 
-// copyWAL copies the segments of the branches, their histories, and what is
+// copyWAL copies the segments of the branches, their history files, and the segments that are
 // marked as not archived yet.
 func (s *Server) copyWAL(ctx context.Context, list []Branch, segmentSize uint32, to string, sv *Saved) error {
 	from := filepath.Join(s.Dir, "pg_wal")
@@ -326,7 +329,7 @@ func (s *Server) copyWAL(ctx context.Context, list []Branch, segmentSize uint32,
 	return durable.SyncDir(to)
 }
 
-// copyFile copies a file, durably.
+// copyFile copies a file and syncs the copy.
 func copyFile(ctx context.Context, from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -354,20 +357,19 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// What lies at the top of a data directory and is the server's, not the
-// operator's: its data and its state.
+// serverFiles are the files at the top of a data directory that belong to the server and not
+// to the operator.
 var serverFiles = []string{
 	"PG_VERSION", "postmaster.pid", "backup_label", "backup_label.old", "backup_manifest", "tablespace_map", "tablespace_map.old",
 	"standby.signal", "recovery.signal", "recovery.done", "current_logfiles",
 }
 
-// ownFileLimit is how large a file may be that is kept as configuration, in bytes.
+// ownFileLimit is the size, in bytes, up to which a file is kept as configuration.
 const ownFileLimit = 1 << 20
 
-// SaveConfig copies this node's own files: its configuration, certificates and
-// what else an operator put at the top of the data directory, all of conf.d, and
-// those of extra, named relative to the data directory. The data of another
-// server must not bring that one's along.
+// SaveConfig copies the node's own files: its configuration, certificates and other files that
+// an operator put at the top of the data directory, all of conf.d, and the files of extra. They
+// must survive when the data is replaced by that of another server, which brings its own.
 func (s *Server) SaveConfig(ctx context.Context, to string, extra []string) error {
 	names := slices.Clone(extra)
 	for _, dir := range []string{".", "conf.d"} {
@@ -386,7 +388,7 @@ func (s *Server) SaveConfig(ctx context.Context, to string, extra []string) erro
 		if filepath.IsAbs(name) {
 			rel, err := filepath.Rel(s.Dir, name)
 			if err != nil || strings.HasPrefix(rel, "..") {
-				continue // outside: nobody touches it
+				continue // outside the data directory, so nothing will overwrite it
 			}
 			name = rel
 		}
@@ -401,7 +403,7 @@ func (s *Server) SaveConfig(ctx context.Context, to string, extra []string) erro
 	return nil
 }
 
-// RestoreConfig puts back what saveConfig saved.
+// RestoreConfig puts back what [Server.SaveConfig] has saved.
 func (s *Server) RestoreConfig(ctx context.Context, from string) error {
 	return filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
@@ -419,7 +421,7 @@ func (s *Server) RestoreConfig(ctx context.Context, from string) error {
 	})
 }
 
-// Parent is the timeline that t left, 0 where h does not say.
+// Parent is the timeline from which t was forked; 0 where h does not say.
 func Parent(h wal.History, t wal.Timeline) (p wal.Timeline) {
 	for _, e := range h {
 		if e.Timeline < t {

@@ -12,21 +12,21 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Two standbys that were promoted out of each other's sight from the same point
-// are on timelines of one number, with histories that read the same. Only their
-// WAL tells: the first record of a timeline has the time of its promotion in it.
+// Two standbys that were promoted independently at the same position are on timelines with the
+// same number and equal histories. Only their WAL differs: the first record of a timeline
+// contains the time of its promotion.
 
 // WALSum is the MD5 of a piece of a WAL segment. ok is false where the segment is not there.
 type WALSum func(ctx context.Context, segment string, offset, length int64) (sum string, ok bool, err error)
 
-// pieces of the log that are compared: the beginning of the timeline and the end
-// of what both have.
+// The sizes of the pieces of WAL that are compared: the beginning of the timeline, and the end
+// of what both servers have.
 const (
 	headPiece = 8 << 10
 	tailPiece = 64 << 10
 )
 
-// WALSum reads the files of a server that is down.
+// WALSum is a [WALSum] that reads the files of a server that is down.
 func (s *Server) WALSum(_ context.Context, segment string, offset, length int64) (string, bool, error) {
 	f, err := os.Open(filepath.Join(s.Dir, "pg_wal", segment))
 	if errors.Is(err, os.ErrNotExist) {
@@ -44,9 +44,9 @@ func (s *Server) WALSum(_ context.Context, segment string, offset, length int64)
 	return hex.EncodeToString(sum[:]), true, nil
 }
 
-// LogsDiffer reports whether what two servers call timeline t, from its beginning to
-// an end that both have, is not the same log. What one of them does not have any
-// more is not compared.
+// LogsDiffer reports whether two servers have different WAL on what both call timeline t,
+// from its beginning to an end that both have. Segments that one of them no longer has are not
+// compared.
 func LogsDiffer(ctx context.Context, a, b WALSum, t wal.Timeline, from, to wal.LSN, segSize uint32) (bool, error) {
 	if segSize == 0 {
 		segSize = wal.DefaultSegmentSize
@@ -72,9 +72,9 @@ func LogsDiffer(ctx context.Context, a, b WALSum, t wal.Timeline, from, to wal.L
 	return false, nil
 }
 
-// RewindSees says whether pg_rewind of PostgreSQL 15 and older finds where the
-// lines part: it takes the timeline that the control file names for the one that
-// the server is on, also where its restartpoints did not keep up with promotions.
+// RewindSees reports whether pg_rewind of PostgreSQL 15 and older finds the correct fork. It
+// takes the timeline in the control file for that of the server, which is wrong where there
+// was no restartpoint since the last promotion.
 func RewindSees(control, timeline wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) bool {
 	var named wal.History
 	for _, e := range ours {
