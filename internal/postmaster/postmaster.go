@@ -210,7 +210,7 @@ func (s *Server) kill(ctx context.Context, which func() []int) error {
 	}
 }
 
-// waitGone waits until the processes are gone, and which names no other ones.
+// waitGone waits until these processes are gone, and which returns no others.
 func (s *Server) waitGone(ctx context.Context, pids []int, which func() []int) error {
 	for {
 		for len(pids) > 0 && !processAlive(pids[0]) {
