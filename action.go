@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -17,7 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
-	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -32,157 +30,8 @@ func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error 
 	return m.local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
 }
 
-// halfPaused says that a pause does not hold, since an election could pass it by:
-// the local primary keeps its lease then.
-func (m *Monitor) halfPaused(o election.Observation) error {
-	me := voters.PeerOf(o.Peers, o.Self)
-	if m.cluster.cfg.Failover != FailoverAutomatic || !m.guard.InOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
-		return nil
-	}
-	return hint(kind(ErrPaused, "failover is paused, but not on so many nodes that the others could elect nobody: %s keeps its lease, and is stopped where it has no contact to a majority", m.cluster.self()),
-		"Run repmgr service pause where all nodes can be reached, or repmgr service unpause.")
-}
-
-// reportRejected names the nodes that reject our login: what is known of them is old.
-func (m *Monitor) reportRejected(peers []election.Peer) {
-	for _, p := range peers {
-		if p.ID == election.Arbiter {
-			continue
-		}
-		rec := m.watch.Record(p.ID)
-		var err error
-		if p.Answer == election.Rejects {
-			text := "%s rejects the login of this daemon"
-			if p.Rejection != "" {
-				text += " (" + strings.ReplaceAll(p.Rejection, "%", "%%") + ")"
-			}
-			if int32(m.cluster.cfg.NodeID) == p.ID && m.guard.InOffice() {
-				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
-			}
-			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
-		}
-		m.report("the login to "+rec.Name, err)
-	}
-}
-
-// checkAutomatic says at the start what will keep failover from working, and
-// what to do about it.
-func (m *Monitor) checkAutomatic(ctx context.Context) {
-	c := m.cluster
-	if c.cfg.Failover != FailoverAutomatic || m.local == nil {
-		return
-	}
-	ctx, cancel := m.lookLimit(ctx)
-	defer cancel()
-	m.checkQuorum(ctx)
-	if err := m.local.Server.FailoverPrivileges(ctx); err != nil {
-		m.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
-	}
-	if srv, err := c.localServer(m.guard.DataDirectory()); err != nil {
-		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
-	} else if err := srv.MayControl(); err != nil {
-		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
-	}
-}
-
-// warnOfTwo says once that two voters are too few, whenever they become two.
-func (m *Monitor) warnOfTwo() {
-	two := ""
-	if m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2 {
-		two = "two voters"
-	}
-	if m.trouble.News("the voters", two) && two != "" {
-		m.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
-			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
-	}
-}
-
-// ruler is the node that the newest rule names.
-func (m *Monitor) ruler() NodeID {
-	if m.manual() {
-		return NodeID(m.rule.Primary)
-	}
-	return NodeID(voters.NewestRule(m.watch.Peers()).Primary)
-}
-
-// manual reports whether this Monitor only watches.
-func (m *Monitor) manual() bool { return m.cluster.cfg.Failover != FailoverAutomatic }
-
-// silent reports whether a node is known not to answer, so that nobody waits for it.
-func (m *Monitor) silent(id NodeID) bool {
-	p := voters.PeerOf(m.watch.Peers(), int32(id))
-	return m.cluster.cfg.Failover == FailoverAutomatic && p.Answer != "" && p.Answer != election.Answers
-}
-
 // errNobodyAnswered stands for the answer of the first node that is asked.
 var errNobodyAnswered = errors.New("no node was asked yet")
-
-// observeFrom reads the rows of the cluster, for a Monitor that has no node.
-func (m *Monitor) observeFrom(ctx context.Context) {
-	var recs []Record
-	err := errNobodyAnswered
-	ruler, peers := int32(m.ruler()), voters.Answering(m.watch.Peers())
-	if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == ruler }); i > 0 {
-		peers[0], peers[i] = peers[i], peers[0] // its rows are the newest
-	}
-	for _, p := range peers { // over what is open: a host of conninfo may be silent
-		if err != nil && p.ID != election.Arbiter {
-			ctx, cancel := m.peerLimit(ctx)
-			err = m.watch.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) { recs, err = n.Records(ctx); return err })
-			cancel()
-		}
-	}
-	if err != nil {
-		ctx, cancel := m.lookLimit(ctx)
-		defer cancel()
-		recs, err = m.cluster.Nodes(ctx)
-	}
-	m.report("reading the nodes", err)
-	if err == nil {
-		m.recs = recs
-	}
-}
-
-// observeVoters adds what the election wants to know.
-func (m *Monitor) observeVoters(o *election.Observation) {
-	if m.manual() {
-		m.watch.SetNodes(nil) // nobody here decides anything
-	} else {
-		m.watch.SetNodes(m.recs)
-	}
-	self := int32(m.cluster.cfg.NodeID)
-	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
-	o.Peers = m.watch.Peers()
-	o.Rule = voters.NewestRule(o.Peers)
-	o.Busy, o.Interruptible, o.Last, o.Diverged = m.action != nil, m.action.Interruptible(), m.last, m.diverged()
-	me := voters.PeerOf(o.Peers, self)
-	m.guard.NoteOffice(me)
-	if o.Local.Up {
-		m.guard.SetDataDirectory(m.sample.local.Settings.DataDirectory)
-	}
-	if !o.Local.Up && self != 0 {
-		o.WasPrimary = m.wasPrimary()
-	}
-}
-
-// wasPrimary reports whether the data directory of the dead local server is that
-// of a primary, or of one that was not brought back yet.
-func (m *Monitor) wasPrimary() bool {
-	srv, err := m.cluster.localServer(m.guard.DataDirectory())
-	if err != nil || srv.Runs() {
-		return false
-	}
-	if rejoin.Incomplete(srv, m.cluster.cfg.NodeID) {
-		return true
-	}
-	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
-	_, errMark := os.Stat(filepath.Join(srv.Dir, postmaster.RejoinMark))
-	if errSignal == nil && errMark != nil && !m.owesRejoin() {
-		return false
-	}
-	_, err = pgcontrol.Read(srv.Dir)
-	return err == nil
-}
 
 // begin starts a long action. There is at most one, and Run waits for its end.
 func (m *Monitor) begin(ctx context.Context, a election.Action) {
@@ -312,51 +161,10 @@ type notBegun struct{ error }
 
 func (e notBegun) Unwrap() error { return e.error }
 
-// tellRejoin tells once why the node does not come back. One that failed in the
-// middle has told it already.
-func (m *Monitor) tellRejoin(v election.Verb, err error) {
-	var refused notBegun
-	switch {
-	case v != election.Rejoin:
-	case err == nil:
-		m.trouble.News(string(v), "")
-	case errors.As(err, &refused) && !errors.Is(err, context.Canceled) && m.trouble.News(string(v), err.Error()):
-		m.tell(Event{Type: EventNodeRejoin, Details: err.Error()})
-	}
-}
-
 // endAction ends the long action of a Monitor that was told to stop.
 func (m *Monitor) endAction() {
 	if m.action != nil {
 		m.finish(m.action.End())
-	}
-}
-
-// tellRefusal tells once why there is no failover.
-func (m *Monitor) tellRefusal(v election.Verb, err error) {
-	var refusal *RefusalError
-	switch {
-	case v != election.Elect:
-	case err == nil:
-		m.trouble.News(string(v), "")
-	case errors.As(err, &refusal) && refusal.Refusal == election.RefusedHealth:
-	case errors.As(err, &refusal) && (refusal.Refusal == election.RefusedElection || refusal.Refusal == election.RefusedPledges) && time.Since(m.state.LostAt) < 3*m.cluster.cfg.SilenceTimeout:
-		// Daemons that begin at one time get into each other's way: that is part of a failover.
-	case errors.As(err, &refusal) && m.trouble.News(string(v), string(refusal.Refusal)):
-		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
-	}
-}
-
-// tellElection records an election on its winner, and tells of it.
-func (m *Monitor) tellElection(c *Cluster, reaffirmed bool, res FailoverResult, err error) {
-	switch {
-	case err != nil && res.Winner != nil && len(res.Steps) >= 3 && !reaffirmed:
-		m.tellLater(Event{Type: EventFailoverAbort, Details: err.Error()})
-	case err != nil:
-	case reaffirmed:
-		m.tellLater(Event{Type: EventTermReaffirmed, Success: true, Details: fmt.Sprintf("%s goes on as primary in term %d", res.Winner, res.Term)})
-	default:
-		c.recordFailover(context.Background(), m.watch, res)
 	}
 }
 
@@ -455,30 +263,105 @@ func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 	return err
 }
 
-// announce says what this Monitor does to everybody who looks at its server.
-func (m *Monitor) announce(ctx context.Context) {
-	if m.cluster.cfg.NodeID == 0 || m.local == nil {
-		m.presence.Close()
-		return
+// act does what was decided. A failure is reported, and decides nothing: the
+// next look will see the same and ask again.
+func (m *Monitor) act(ctx context.Context, actions []election.Action) {
+	for _, a := range actions {
+		var err error
+		switch a.Verb {
+		case election.Register:
+			err = m.register(ctx, false)
+		case election.Adopt:
+			err = m.register(ctx, true)
+		case election.Sample:
+			err = m.writeSample(ctx)
+		case election.Prune:
+			err = m.local.Prune(ctx, m.cluster.cfg.MonitoringHistoryRetention, m.cluster.cfg.EventsRetention, time.Now().Add(pruneFor))
+		case election.MarkActive:
+			err = m.markActive(ctx, true)
+		case election.MarkInactive:
+			err = m.markActive(ctx, false)
+		case election.Notify:
+			m.tellHappening(a)
+		case election.Reconcile:
+			err = m.tend(ctx)
+		case election.RecordPromotion:
+			err = m.takeOffice(ctx)
+		case election.PrepareStandby:
+			err = m.tendStandby(ctx)
+			m.hookFollow(ctx)
+		case election.CopyToWitness:
+			err = m.syncWitness(ctx)
+		case election.Interrupt:
+			m.action.GiveWay()
+			continue
+		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
+			m.begin(ctx, a)
+			continue
+		}
+		if a.Verb != election.Notify {
+			m.report(string(a.Verb), err)
+		}
 	}
-	ctx, cancel := m.lookLimit(ctx)
+}
+
+// register writes the row of the node, as what it runs as. What repmgr 5 or an
+// older version of this program has made is brought up to date first.
+func (m *Monitor) register(ctx context.Context, force bool) error {
+	o := RegisterOptions{Force: force, WaitStart: postgres.DefaultConnectTimeout}
+	status, _, err := m.observeLocal(ctx)
+	if err != nil {
+		return err
+	}
+	if m.role == RoleWitness { // not to be registered as a primary
+		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
+	}
+	recs, errRecs := m.local.Records(ctx)
+	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
+		return errRecs
+	}
+	if err := standAside(foreigners(m.cluster.survey(ctx, recs))); err != nil {
+		return err
+	}
+	switch old := m.local.Level == registry.Bare || m.local.Level == registry.OtherVersion; {
+	case old && status.InRecovery:
+		return m.local.NeedSchema(ctx) // the primary's to do
+	case old:
+		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
+			_, err = m.local.CreateSchema(ctx, Schema)
+		}
+	case status.InRecovery:
+		_, err = m.cluster.RegisterStandby(ctx, o)
+	case len(status.Senders) == 0:
+		return hint(kind(ErrNotRegistered, "%s is not registered, and nothing streams from it: it may be meant for a primary or for a witness", m.cluster.self()),
+			"Run on it: repmgr primary register. Or, for a witness: repmgr witness register -h PRIMARY")
+	default: // what sends WAL is no witness
+		_, err = m.cluster.RegisterPrimary(ctx, o)
+	}
+	if err == nil {
+		m.lookNow()
+	}
+	return err
+}
+
+// writeSample records the standby's state on the primary.
+func (m *Monitor) writeSample(ctx context.Context) error {
+	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
-	s := m.Status()
-	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
-	p.CanFence, p.LostVote = m.guard.CanFence(), m.kept.Lost()
-	p.NoStream = m.streams.Failed()
-	if err := m.guard.Lacks(); err != nil {
-		p.Unable = err.Error()
+	lag, s := m.sample.lag(), m.sample
+	return m.primary.WriteSample(ctx, registry.Sample{
+		Standby: m.self.ID, Primary: m.primRec.ID, PrimaryLSN: s.primaryLSN, ReceivedLSN: s.local.ReceivedLSN,
+		ReplayedAt: s.local.ReplayedAt, InStep: s.inStep(), StaleAfter: 3*m.cluster.cfg.MonitorInterval + time.Second,
+		ReceivedLag: lag.ReceivedBytes, AppliedLag: lag.AppliedBytes,
+	}, m.cluster.cfg.MonitoringHistory)
+}
+
+// markActive says in the node's row whether its server runs.
+func (m *Monitor) markActive(ctx context.Context, active bool) error {
+	ctx, cancel := m.peerLimit(ctx)
+	defer cancel()
+	if m.primary == nil {
+		return nil // nobody to tell; it is asked for again when there is
 	}
-	if s.Lease != nil {
-		left := s.Lease.Seconds()
-		p.LeaseLeft, p.RunsOut = &left, s.RunsOut
-	}
-	if ruler := voters.PeerOf(m.watch.Peers(), int32(m.ruler())); m.manual() {
-		p.SeenAt = m.primSeen
-	} else if int32(m.cluster.cfg.NodeID) != ruler.ID {
-		p.SeenAt = ruler.SeenAt
-		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.Peers()) == ""
-	}
-	m.report("the announcement", m.presence.Announce(ctx, m.cluster.connectLocal, p))
+	return m.primary.MarkActive(ctx, m.cluster.cfg.NodeID, active)
 }

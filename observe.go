@@ -4,10 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -262,4 +268,97 @@ func (m *Monitor) choosePrimary(ctx context.Context, recs []Record) (Record, err
 		}
 	}
 	return Record{}, err
+}
+
+// observeFrom reads the rows of the cluster, for a Monitor that has no node.
+func (m *Monitor) observeFrom(ctx context.Context) {
+	var recs []Record
+	err := errNobodyAnswered
+	ruler, peers := int32(m.ruler()), voters.Answering(m.watch.Peers())
+	if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == ruler }); i > 0 {
+		peers[0], peers[i] = peers[i], peers[0] // its rows are the newest
+	}
+	for _, p := range peers { // over what is open: a host of conninfo may be silent
+		if err != nil && p.ID != election.Arbiter {
+			ctx, cancel := m.peerLimit(ctx)
+			err = m.watch.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) { recs, err = n.Records(ctx); return err })
+			cancel()
+		}
+	}
+	if err != nil {
+		ctx, cancel := m.lookLimit(ctx)
+		defer cancel()
+		recs, err = m.cluster.Nodes(ctx)
+	}
+	m.report("reading the nodes", err)
+	if err == nil {
+		m.recs = recs
+	}
+}
+
+// observeVoters adds what the election wants to know.
+func (m *Monitor) observeVoters(o *election.Observation) {
+	if m.manual() {
+		m.watch.SetNodes(nil) // nobody here decides anything
+	} else {
+		m.watch.SetNodes(m.recs)
+	}
+	self := int32(m.cluster.cfg.NodeID)
+	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
+	o.Peers = m.watch.Peers()
+	o.Rule = voters.NewestRule(o.Peers)
+	o.Busy, o.Interruptible, o.Last, o.Diverged = m.action != nil, m.action.Interruptible(), m.last, m.diverged()
+	me := voters.PeerOf(o.Peers, self)
+	m.guard.NoteOffice(me)
+	if o.Local.Up {
+		m.guard.SetDataDirectory(m.sample.local.Settings.DataDirectory)
+	}
+	if !o.Local.Up && self != 0 {
+		o.WasPrimary = m.wasPrimary()
+	}
+}
+
+// wasPrimary reports whether the data directory of the dead local server is that
+// of a primary, or of one that was not brought back yet.
+func (m *Monitor) wasPrimary() bool {
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
+	if err != nil || srv.Runs() {
+		return false
+	}
+	if rejoin.Incomplete(srv, m.cluster.cfg.NodeID) {
+		return true
+	}
+	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
+	_, errMark := os.Stat(filepath.Join(srv.Dir, postmaster.RejoinMark))
+	if errSignal == nil && errMark != nil && !m.owesRejoin() {
+		return false
+	}
+	_, err = pgcontrol.Read(srv.Dir)
+	return err == nil
+}
+
+// ruler is the node that the newest rule names.
+func (m *Monitor) ruler() NodeID {
+	if m.manual() {
+		return NodeID(m.rule.Primary)
+	}
+	return NodeID(voters.NewestRule(m.watch.Peers()).Primary)
+}
+
+// manual reports whether this Monitor only watches.
+func (m *Monitor) manual() bool { return m.cluster.cfg.Failover != FailoverAutomatic }
+
+// silent reports whether a node is known not to answer, so that nobody waits for it.
+func (m *Monitor) silent(id NodeID) bool {
+	p := voters.PeerOf(m.watch.Peers(), int32(id))
+	return m.cluster.cfg.Failover == FailoverAutomatic && p.Answer != "" && p.Answer != election.Answers
+}
+
+// drop closes a connection, and forgets it.
+func (m *Monitor) drop(l **voters.Loan) {
+	if *l != nil {
+		(*l).Close()
+		(*l).GiveBack()
+		*l = nil
+	}
 }
