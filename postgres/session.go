@@ -61,7 +61,7 @@ var pins = []pin{
 	{name: "client_min_messages", value: "warning", why: "a debug level sends more than it answers"},
 	{name: "jit", value: "off", why: "compiling a look takes longer than the look"},
 	{name: "wal_sender_timeout", value: "60s", why: "ends the stream of a clone"},
-	{name: "track_activities", value: "on", superuser: true, why: "a monitor's word is the text of its statement"},
+	{name: "track_activities", value: "on", superuser: true, why: "a monitor announces itself in the text of its statement"},
 	// With these a server soon ends the sessions, and so the locks, of a client that it was
 	// cut off from.
 	{name: "tcp_keepalives_idle", value: "5", why: "see above"},
