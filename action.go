@@ -350,7 +350,7 @@ func (m *Monitor) writeSample(ctx context.Context) error {
 	defer cancel()
 	lag, s := m.sample.lag(), m.sample
 	return m.primary.WriteSample(ctx, registry.Sample{
-		Standby: m.self.ID, Primary: m.primRec.ID, PrimaryLSN: s.primaryLSN, ReceivedLSN: s.local.ReceivedLSN,
+		Standby: m.self.ID, Primary: m.upstream.rec.ID, PrimaryLSN: s.primaryLSN, ReceivedLSN: s.local.ReceivedLSN,
 		ReplayedAt: s.local.ReplayedAt, InStep: s.inStep(), StaleAfter: 3*m.cluster.cfg.MonitorInterval + time.Second,
 		ReceivedLag: lag.ReceivedBytes, AppliedLag: lag.AppliedBytes,
 	}, m.cluster.cfg.MonitoringHistory)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,35 +51,31 @@ type Monitor struct {
 	inForce atomic.Pointer[Cluster] // the value of cluster, for the goroutines beside Run
 
 	// Below: owned by the goroutine of Run.
-	cluster      *Cluster
-	presence     registry.Announcement
-	yields       bool // another Monitor acts for the node
-	leader       reconcile.Leader
-	standby      reconcile.Standby
-	names        namesakes.Finder
-	mended       wal.Timeline // whose past the local server can send
-	action       *task.Task   // the long action under way; nil: none
-	last         election.Outcome
-	failed       map[election.Verb]error // how the newest action of each kind ended
-	role         Role                    // of the newest row that the node had
-	kept         statefile.Keeper        // what must be known while the server is down, and the node's vote
-	synced       time.Time               // when the witness' copy was last brought in step
-	goneAt       time.Time               // when WAL that this standby needs was last looked for
-	hooked       int64                   // the term that follow_command was run for
-	log          *slog.Logger
-	state        election.State
-	local        *voters.Loan
-	primary      *voters.Loan // of a standby: the connection to its primary
-	knows        bool         // the primary was known at the end of the last turn
-	primSeen     time.Time
-	rule         election.Rule // the newest of the local server; only with failover=manual
-	primRec      Record        // and who that is
-	primTimeline wal.Timeline
-	recs         []Record // the rows, as last read
-	self         Record   // the node's row; zero: none
-	sample       sample
-	trouble      trouble.Log       // what does not work, and what was told of it
-	said         []election.Reason // what was logged since the phase changed
+	cluster  *Cluster
+	presence registry.Announcement
+	yields   bool // another Monitor acts for the node
+	leader   reconcile.Leader
+	standby  reconcile.Standby
+	names    namesakes.Finder
+	mended   wal.Timeline // whose past the local server can send
+	action   *task.Task   // the long action under way; nil: none
+	last     election.Outcome
+	failed   map[election.Verb]error // how the newest action of each kind ended
+	role     Role                    // of the newest row that the node had
+	kept     statefile.Keeper        // what must be known while the server is down, and the node's vote
+	synced   time.Time               // when the witness' copy was last brought in step
+	goneAt   time.Time               // when WAL that this standby needs was last looked for
+	hooked   int64                   // the term that follow_command was run for
+	state    election.State
+	local    *voters.Loan
+	primary  *voters.Loan  // of a standby: the connection to its primary
+	rule     election.Rule // the newest of the local server; only with failover=manual
+	upstream upstream
+	recs     []Record // the rows, as last read
+	self     Record   // the node's row; zero: none
+	sample   sample
+	trouble  trouble.Log       // what does not work, and what was told of it
+	said     []election.Reason // what was logged since the phase changed
 }
 
 // MonitorStatus is a snapshot of what a Monitor does and why.
@@ -180,11 +175,11 @@ func (m *Monitor) Run(ctx context.Context) error {
 	m.mu.Unlock()
 	m.use(cfg)
 	if keys := cfg.Ineffective(); len(keys) > 0 {
-		m.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
+		m.cluster.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
 	}
 
 	if cfg.SynchronousMode == SynchronousQuorum && cfg.Failover != FailoverAutomatic {
-		m.log.Warn("synchronous_mode=quorum has no effect with failover=manual: commits on this node wait for no standby", "hint", "Set failover = automatic, or synchronous_standby_names by hand.")
+		m.cluster.log.Warn("synchronous_mode=quorum has no effect with failover=manual: commits on this node wait for no standby", "hint", "Set failover = automatic, or synchronous_standby_names by hand.")
 	}
 
 	var wg, beside sync.WaitGroup
@@ -336,7 +331,6 @@ func (m *Monitor) use(cfg Config) {
 	if m.yields {
 		cfg.Failover = FailoverManual
 	}
-	m.log = cfg.Logger
 	m.trouble.Logger, m.trouble.Hint = cfg.Logger, Hint
 	targets := []outbox.Notify{LogNotifier{cfg.Logger}.Notify}
 	for _, n := range cfg.allNotifiers() {

@@ -19,6 +19,14 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
+// upstream is the primary that a standby follows, as it was seen last.
+type upstream struct {
+	rec      Record
+	timeline wal.Timeline
+	seenAt   time.Time
+	known    bool // at the end of the last turn
+}
+
 // observe looks at a standby's primary, then at the local server: so the local
 // position is the younger one. What does not answer in time is not there.
 func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observation {
@@ -54,7 +62,7 @@ func (m *Monitor) observeNode(ctx context.Context, o *election.Observation) {
 	case !status.InRecovery:
 		m.drop(&m.primary)
 		o.Upstream = election.View{}
-	case m.primary != nil && status.Timeline > m.primTimeline:
+	case m.primary != nil && status.Timeline > m.upstream.timeline:
 		m.drop(&m.primary) // we follow a newer one: that one was deposed
 		o.Upstream = election.View{}
 	}
@@ -141,7 +149,7 @@ func (m *Monitor) rest() {
 	if m.manual() {
 		return
 	}
-	m.knows = m.primary != nil
+	m.upstream.known = m.primary != nil
 	for _, l := range []**voters.Loan{&m.local, &m.primary} {
 		if *l != nil {
 			(*l).GiveBack()
@@ -152,18 +160,18 @@ func (m *Monitor) rest() {
 
 // resume takes up the connection to the primary that was known.
 func (m *Monitor) resume(ctx context.Context) {
-	silent := m.silent(m.primRec.ID)
+	silent := m.silent(m.upstream.rec.ID)
 	switch {
 	case m.primary != nil && silent:
 		m.drop(&m.primary)
-	case m.primary == nil && m.knows && !silent:
+	case m.primary == nil && m.upstream.known && !silent:
 		ctx, cancel := m.peerLimit(ctx)
 		defer cancel()
 		var err error
-		m.primary, err = m.open(ctx, m.primRec.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, m.primRec) })
+		m.primary, err = m.open(ctx, m.upstream.rec.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, m.upstream.rec) })
 		m.report("the primary", err)
 	}
-	m.knows = false
+	m.upstream.known = false
 }
 
 // observeLocal asks the local server, again over a new connection where the old one broke.
@@ -226,12 +234,12 @@ func (m *Monitor) readPrimary(ctx context.Context) election.View {
 	var inRecovery bool
 	err := m.primary.Conn.QueryRow(ctx, `SELECT r, CASE WHEN NOT r THEN pg_current_wal_lsn() END,
 		CASE WHEN NOT r THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int ELSE 0 END FROM pg_is_in_recovery() r`).
-		Scan(&inRecovery, &m.sample.primaryLSN, &m.primTimeline)
+		Scan(&inRecovery, &m.sample.primaryLSN, &m.upstream.timeline)
 	if err != nil || inRecovery {
 		m.drop(&m.primary)
 		return election.View{}
 	}
-	m.primSeen = time.Now()
+	m.upstream.seenAt = time.Now()
 	return election.View{Up: true, Position: wal.Position{LSN: m.sample.primaryLSN}}
 }
 
@@ -252,7 +260,7 @@ func (m *Monitor) findPrimary(ctx context.Context, recs []Record) bool {
 	if err != nil {
 		return false
 	}
-	m.primRec = rec
+	m.upstream.rec = rec
 	return true
 }
 

@@ -24,7 +24,7 @@ import (
 // outboxDaemon is what the outbox needs of this Monitor.
 func (m *Monitor) outboxDaemon() outbox.Daemon {
 	return outbox.Daemon{
-		Node: m.cluster.cfg.NodeID, Log: m.log,
+		Node: m.cluster.cfg.NodeID, Log: m.cluster.log,
 		Disk: m.ownDirectory, Primary: m.onPrimary, Report: m.report, Tell: m.tell, Wake: m.lookNow,
 	}
 }
@@ -67,7 +67,7 @@ func (m *Monitor) onPrimary(ctx context.Context, do func(context.Context, *regis
 // keeperDaemon is what the keeper of the state file needs of this Monitor.
 func (m *Monitor) keeperDaemon() statefile.Daemon {
 	return statefile.Daemon{
-		Node: m.cluster.cfg.NodeID, Name: m.cluster.self(), Log: m.log,
+		Node: m.cluster.cfg.NodeID, Name: m.cluster.self(), Log: m.cluster.log,
 		Dir: func() (string, error) {
 			srv, err := m.cluster.localServer(m.guard.DataDirectory())
 			if err != nil {
@@ -156,7 +156,7 @@ func (m *Monitor) publish(now time.Time) {
 	s := MonitorStatus{NodeID: m.cfg.NodeID, Node: m.cfg.NodeName, Phase: m.state.Phase, Reason: string(m.state.Reason), Since: m.state.Since, LookedAt: now}
 	if m.state.Phase == election.AsStandby {
 		lag := m.sample.lag()
-		s.Lag, s.Primary = &lag, m.primRec.String()
+		s.Lag, s.Primary = &lag, m.upstream.rec.String()
 	}
 	s.Health, s.Rule = m.state.Health, voters.NewestRule(m.watch.Peers())
 	if s.Rule.Compare(m.rule) < 0 {
@@ -182,7 +182,7 @@ func (m *Monitor) transition(d election.Decision) {
 	// An election that is refused is tried again and again, for the same reasons in turn.
 	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.said, d.Reason) {
 		m.said = append(m.said, d.Reason)
-		m.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", cmp.Or(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
+		m.cluster.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", cmp.Or(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
 	}
 }
 
@@ -237,11 +237,11 @@ func (m *Monitor) tellHappening(a election.Action) {
 	case election.LocalReconnect, election.StandbyRecovery:
 		e.Details = fmt.Sprintf("the server of %s answers again", self)
 	case election.UpstreamDisconnect:
-		e.Success, e.Details = false, fmt.Sprintf("the primary, %s, is not reachable from %s", m.primRec, self)
+		e.Success, e.Details = false, fmt.Sprintf("the primary, %s, is not reachable from %s", m.upstream.rec, self)
 	case election.UpstreamReconnect:
-		e.Details = fmt.Sprintf("%s is reachable from %s", m.primRec, self)
+		e.Details = fmt.Sprintf("%s is reachable from %s", m.upstream.rec, self)
 	case election.StandbyReconnect:
-		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.primRec)
+		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.upstream.rec)
 	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
 		child, _ := registry.ByID(m.recs, NodeID(a.Child))
 		e.Success = a.Event != election.ChildDisconnect
@@ -279,12 +279,12 @@ func (m *Monitor) reachAgain(ctx context.Context) {
 	case m.state.Phase == election.AsPrimary && (m.local == nil || m.local.Conn.IsClosed()):
 		m.drop(&m.local)
 		m.local, err = voters.Own(m.cluster.connectLocal(ctx))
-	case m.state.Phase == election.AsStandby && (m.primary == nil || m.primary.Conn.IsClosed()) && m.primRec.ID != 0:
+	case m.state.Phase == election.AsStandby && (m.primary == nil || m.primary.Conn.IsClosed()) && m.upstream.rec.ID != 0:
 		m.drop(&m.primary)
-		m.primary, err = voters.Own(m.cluster.connectTo(ctx, m.primRec))
+		m.primary, err = voters.Own(m.cluster.connectTo(ctx, m.upstream.rec))
 	}
 	if err != nil {
-		m.log.Warn("the end of the daemon is written nowhere", "err", err)
+		m.cluster.log.Warn("the end of the daemon is written nowhere", "err", err)
 	}
 }
 
@@ -332,12 +332,12 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	defer cancel()
 	m.checkQuorum(ctx)
 	if err := m.local.Server.FailoverPrivileges(ctx); err != nil {
-		m.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
+		m.cluster.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
 	}
 	if srv, err := c.localServer(m.guard.DataDirectory()); err != nil {
-		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
+		m.cluster.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
 	} else if err := srv.MayControl(); err != nil {
-		m.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
+		m.cluster.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
 	}
 }
 
@@ -348,7 +348,7 @@ func (m *Monitor) warnOfTwo() {
 		two = "two voters"
 	}
 	if m.trouble.News("the voters", two) && two != "" {
-		m.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
+		m.cluster.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
 			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
 	}
 }
@@ -414,7 +414,7 @@ func (m *Monitor) announce(ctx context.Context) {
 		p.LeaseLeft, p.RunsOut = &left, s.RunsOut
 	}
 	if ruler := voters.PeerOf(m.watch.Peers(), int32(m.ruler())); m.manual() {
-		p.SeenAt = m.primSeen
+		p.SeenAt = m.upstream.seenAt
 	} else if int32(m.cluster.cfg.NodeID) != ruler.ID {
 		p.SeenAt = ruler.SeenAt
 		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.Peers()) == ""

@@ -22,7 +22,7 @@ func (m *Monitor) reconcileOptions() reconcile.Options {
 	o := reconcile.Options{
 		Self: c.cfg.NodeID, Candidate: c.candidate(), Quorum: c.cfg.SynchronousMode == SynchronousQuorum,
 		SilenceTimeout: c.cfg.SilenceTimeout, AnnounceFor: 3*c.cfg.MonitorInterval + c.cfg.SilenceTimeout, Patience: m.peerPatience(),
-		Watch: m.watch, Sync: c.syncWriter(m.watch), Log: m.log, Connect: c.connectLocal, ConnectTo: c.connectTo,
+		Watch: m.watch, Sync: c.syncWriter(m.watch), Log: m.cluster.log, Connect: c.connectLocal, ConnectTo: c.connectTo,
 		Report: m.report, Wake: m.lookNow, Before: m.guard.NoteBefore,
 		Unproven: func(err error) { m.tell(Event{Type: EventSyncUnproven, Details: err.Error()}) },
 	}
@@ -88,7 +88,7 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 		n.Close()
 	}
 	if err != nil {
-		m.log.Warn("restore_command is not given back", "err", err, "hint", "Where it is empty: ALTER SYSTEM RESET restore_command; SELECT pg_reload_conf();")
+		m.cluster.log.Warn("restore_command is not given back", "err", err, "hint", "Where it is empty: ALTER SYSTEM RESET restore_command; SELECT pg_reload_conf();")
 	}
 }
 
@@ -113,7 +113,7 @@ func (m *Monitor) mendHistory() {
 		mended, err = rejoin.MendHistory(srv.Dir, s.Timeline)
 	}
 	if len(mended) > 0 {
-		m.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
+		m.cluster.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
 	}
 	if m.report("mending the WAL of earlier timelines", err); err == nil {
 		m.mended = s.Timeline
@@ -131,7 +131,7 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 		return
 	}
 	m.goneAt = time.Now()
-	up, of := m.primary.Server, m.primRec
+	up, of := m.primary.Server, m.upstream.rec
 	ctx, cancel := m.peerLimit(ctx)
 	defer cancel()
 	if r, ok := registry.ByID(m.recs, m.self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
@@ -143,7 +143,7 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 	var err error
 	if s.Receiver == nil || up == m.primary.Server && registry.NextLSN(s) < m.sample.primaryLSN {
 		if lost := follow.FindLostWAL(ctx, up, of, s); lost != nil {
-			probes := []probe{{record: m.primRec, status: NodeStatus{}}}
+			probes := []probe{{record: m.upstream.rec, status: NodeStatus{}}}
 			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.self, lost), "%s", remedy(*lost, m.self, probes))
 		}
 	}

@@ -14,15 +14,15 @@ func (m *Monitor) checkQuorum(ctx context.Context) {
 		return
 	}
 	if fixed, leaks := postgres.LeaksAtStart(m.sample.local.VersionNum); leaks {
-		m.log.Warn("this PostgreSQL can acknowledge commits in the first moments after a start without waiting for a standby",
+		m.cluster.log.Warn("this PostgreSQL can acknowledge commits in the first moments after a start without waiting for a standby",
 			"version", m.sample.local.Version, "hint", "Update to PostgreSQL "+fixed+" or later. What is acknowledged so is lost if this primary is lost then.")
 	}
 	weak, err := m.local.WeakCommits(ctx)
 	switch {
 	case err != nil:
-		m.log.Warn("whether commits wait by default is not known", "err", err, "hint", Hint(err))
+		m.cluster.log.Warn("whether commits wait by default is not known", "err", err, "hint", Hint(err))
 	case len(weak) > 0:
-		m.log.Warn("synchronous_commit is weaker than on: a failover can lose acknowledged commits of such sessions", "where", strings.Join(weak, "; "),
+		m.cluster.log.Warn("synchronous_commit is weaker than on: a failover can lose acknowledged commits of such sessions", "where", strings.Join(weak, "; "),
 			"hint", "off and local wait for no standby, remote_write not for its disk. Take it away there, or accept the loss: docs/guarantees.md.")
 	}
 }
