@@ -13,14 +13,14 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/wording"
 )
 
-// FailoverRecord is a failover that took place, as repmgr.failovers keeps it.
+// FailoverRecord is a completed failover, as a row of repmgr.failovers.
 type FailoverRecord struct {
 	Term        int64           `json:"term" db:"term"`
 	FormerID    NodeID          `json:"former_primary_id,omitempty" db:"former_id"` // 0: there was none
 	Former      string          `json:"former_primary,omitempty" db:"former"`       // empty: the node is not registered any more
 	PrimaryID   NodeID          `json:"primary_id" db:"primary_id"`
 	Primary     string          `json:"primary,omitempty" db:"primary_name"`
-	Coordinator string          `json:"coordinator" db:"coordinator"` // whose election it was: node name and PID
+	Coordinator string          `json:"coordinator" db:"coordinator"` // the monitor that held the election: node name and PID
 	Reason      election.Health `json:"reason" db:"reason"`           // the verdict on the former primary
 	StartedAt   time.Time       `json:"started_at" db:"started_at"`
 	Outage      time.Duration   `json:"outage_ns,omitempty" db:"outage"`      // from the last sign of life of the former primary until the new one's first commit; 0: not known
@@ -28,7 +28,7 @@ type FailoverRecord struct {
 	Steps       []FailoverStep  `json:"steps" db:"steps"`
 }
 
-// FailoverStep is one step of an election, with what was known then.
+// FailoverStep is one step of an election, with what was known at that moment.
 type FailoverStep struct {
 	Step     string        `json:"step"`
 	After    time.Duration `json:"after_ns"` // since the start
@@ -41,8 +41,8 @@ SELECT f.term, coalesce(f.former_primary_id, 0) AS former_id, coalesce(o.node_na
   FROM repmgr.failovers f LEFT JOIN repmgr.nodes o ON o.node_id = f.former_primary_id LEFT JOIN repmgr.nodes w ON w.node_id = f.primary_id
  ORDER BY f.term DESC LIMIT nullif($1::int, 0)`
 
-// Failovers are those that the server knows of, the newest first, at most limit of them.
-// limit 0: all. The tables of repmgr 5 have none.
+// Failovers returns the failovers that the server knows of, newest first, at most limit; 0 means
+// all. There are none in the tables of repmgr 5.
 func (n *Server) Failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
 	if ok, err := n.HasSchema(ctx); !ok {
 		return nil, err
@@ -58,7 +58,7 @@ func (n *Server) Failovers(ctx context.Context, limit int) ([]FailoverRecord, er
 	return all, nil
 }
 
-// StepTime is when a step of the failover was done, since the start. 0: it was not.
+// StepTime is how long after the start a step of the failover was done; 0 means that it was not.
 func StepTime(f FailoverRecord, step string) (d time.Duration) {
 	for _, s := range f.Steps {
 		if s.Step == step {
@@ -86,8 +86,8 @@ func (f FailoverRecord) Line() string {
 	return text + fmt.Sprintf(" The election was held by %s.", f.Coordinator)
 }
 
-// NameOf is the name of a node of the past, for a sentence: id 0 is nobody, and a node
-// without a name is not registered any more.
+// NameOf is the name of a node for a sentence about the past: id 0 means nobody, and a node
+// without a name is no longer registered.
 func NameOf(id NodeID, name string) string {
 	switch {
 	case id == 0:
@@ -117,8 +117,8 @@ func (n *Server) RecentFailovers(ctx context.Context) (count int, err error) {
 	return count, err
 }
 
-// RecordFailover writes the history row of a failover, on its new primary. One of the same
-// term stays as it is.
+// RecordFailover writes the row of a failover on the new primary. An existing row of the same
+// term is not changed.
 func (n *Server) RecordFailover(ctx context.Context, f FailoverRecord) error {
 	if ok, err := n.HasSchema(ctx); !ok {
 		return err

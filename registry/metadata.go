@@ -12,8 +12,8 @@ import (
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
-// metadataSQL is what a witness has a copy of: the nodes, and of the rules those
-// of the newest term, two at least. As jsonb, in UTC, equal content is equal text.
+// metadataSQL reads what is copied to a witness: the nodes, and the rules of the newest term,
+// but at least two. As jsonb with times in UTC, equal content is equal text.
 const metadataSQL = `SELECT pg_is_in_recovery(), jsonb_build_object(
 	'cluster', (SELECT cluster_name FROM repmgr.metadata),
 	'nodes', (SELECT coalesce(jsonb_agg(to_jsonb(n) ORDER BY node_id), '[]') FROM repmgr.nodes n),
@@ -21,7 +21,7 @@ const metadataSQL = `SELECT pg_is_in_recovery(), jsonb_build_object(
 		FROM (SELECT *, row_number() OVER (ORDER BY term DESC, seq DESC) AS age, max(term) OVER () AS newest FROM repmgr.rules) r
 		WHERE age <= 2 OR term = newest))::text`
 
-// metadata is what a server has of that.
+// metadata is the result of metadataSQL on a server.
 type metadata struct {
 	text       string
 	inRecovery bool
@@ -48,11 +48,10 @@ func (n *Server) readMetadata(ctx context.Context) (m metadata, err error) {
 	return m, nil
 }
 
-// CopyMetadata brings a witness' copy of the metadata in step with the primary's.
-// Where nothing changed that is two statements. It may be called by several daemons
-// at once: they take turns, and each reads the primary only when it is its turn. It
-// refuses with [failure.ErrRefused] where the witness knows of a newer rule: then that
-// is the primary no more.
+// CopyMetadata updates the copy of the metadata on a witness from the primary. Where nothing
+// has changed it costs two statements. Several daemons may call it at once: they take turns by
+// a lock, and each reads the primary while it has the lock. The error is a [failure.ErrRefused]
+// where the witness knows of a newer rule, because then this is no longer the primary.
 func CopyMetadata(ctx context.Context, primary, witness *Server) error {
 	from, to, err := bothMetadata(ctx, primary, witness)
 	if err != nil || from.text == to.text {
@@ -85,7 +84,7 @@ func CopyMetadata(ctx context.Context, primary, witness *Server) error {
 	return err
 }
 
-// bothMetadata reads the two ends of a copy and asks whether it may be made.
+// bothMetadata reads the metadata of both servers and checks whether the copy may be made.
 func bothMetadata(ctx context.Context, primary, witness *Server) (from, to metadata, err error) {
 	if to, err = witness.readMetadata(ctx); err != nil {
 		return from, to, err
@@ -105,7 +104,8 @@ func bothMetadata(ctx context.Context, primary, witness *Server) (from, to metad
 	return from, to, err
 }
 
-// ForgetMetadata removes a witness' copy of the metadata. Its ballot stays: a promise is kept.
+// ForgetMetadata removes the copy of the metadata on a witness. Its ballot stays, because a
+// pledge is never taken back.
 func (n *Server) ForgetMetadata(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `DELETE FROM repmgr.rules; SET CONSTRAINTS ALL DEFERRED; DELETE FROM repmgr.nodes`)

@@ -43,8 +43,8 @@ func (n *Server) Save(ctx context.Context, rec Record, cluster string, force boo
 	return err
 }
 
-// checkClusterName keeps a node with the configuration of another cluster out.
-// The first name that is given stays.
+// checkClusterName refuses a node with the configuration of another cluster. The first name
+// that a node gives becomes the name of the cluster.
 func checkClusterName(ctx context.Context, tx pgx.Tx, cluster, configFile string) error {
 	if cluster == "" {
 		return nil
@@ -58,7 +58,7 @@ func checkClusterName(ctx context.Context, tx pgx.Tx, cluster, configFile string
 	return err
 }
 
-// deactivatePrimaries leaves no other node registered as the active primary.
+// deactivatePrimaries marks all other primaries as inactive.
 func deactivatePrimaries(ctx context.Context, tx pgx.Tx, but NodeID) error {
 	_, err := tx.Exec(ctx, `UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, int32(but))
 	return err
@@ -75,7 +75,7 @@ func upsert(ctx context.Context, tx pgx.Tx, r Record) error {
 	return err
 }
 
-// Remove deletes the row of a node, where it is registered as that role. Empty: whatever its role.
+// Remove deletes the row of a node if it is registered in that role; an empty role means any.
 func (n *Server) Remove(ctx context.Context, id NodeID, role Role) error {
 	if _, err := n.Conn.Exec(ctx, `DELETE FROM repmgr.nodes WHERE node_id = $1 AND ($2 = '' OR type = $2)`, int32(id), string(role)); err != nil {
 		return n.QueryError("delete from repmgr.nodes", err)
@@ -102,7 +102,7 @@ func (n *Server) RecordUpstream(ctx context.Context, id, upstream NodeID) error 
 	return err
 }
 
-// MarkActive says in the row of a node whether its server runs.
+// MarkActive records in the row of a node whether its server runs.
 func (n *Server) MarkActive(ctx context.Context, id NodeID, active bool) error {
 	if _, err := n.Conn.Exec(ctx, `UPDATE repmgr.nodes SET active = $2 WHERE node_id = $1 AND active <> $2`, int32(id), active); err != nil {
 		return n.QueryError("mark the node", err)
@@ -110,8 +110,8 @@ func (n *Server) MarkActive(ctx context.Context, id NodeID, active bool) error {
 	return nil
 }
 
-// InstallPrimary writes who is the primary now, in one transaction. Whoever was
-// below the former one is below it, and so are the followers.
+// InstallPrimary records the new primary in one transaction. The nodes that were below the
+// former primary are then below the new one, and so are the followers.
 func (n *Server) InstallPrimary(ctx context.Context, primary, former int32, followers []int32, synchronousCommit string) error {
 	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
 		var b pgx.Batch

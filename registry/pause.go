@@ -10,13 +10,14 @@ import (
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
-// PausedSetting is the server setting that keeps daemons from acting by themselves:
-// 'node id/on/n' is the n-th time that a pause began or ended. The newest that any node
-// has counts for all. It is in the file of ALTER SYSTEM, so it works on a standby and
-// survives restarts; a clone brings that of its source, which does not count.
+// PausedSetting is the server setting that pauses failover. Its value is 'node id/on/n' or
+// 'node id/off/n', where n counts the pauses and unpauses of the cluster; the highest n on any
+// node counts for all. The setting is in the file of ALTER SYSTEM, so it works on a standby and
+// survives restarts. A clone has that of its source, which is ignored because of the node id.
 const PausedSetting = "repmgr.paused"
 
-// ParsePaused reads the value of the setting as that node's. seq 0: it has said nothing.
+// ParsePaused parses the value of the setting on a node. seq is 0 where the node has no such
+// setting of its own.
 func ParsePaused(raw string, id NodeID) (paused bool, seq int64) {
 	node, word, _ := strings.Cut(raw, "/")
 	on, number, _ := strings.Cut(word, "/")
@@ -27,7 +28,7 @@ func ParsePaused(raw string, id NodeID) (paused bool, seq int64) {
 	return on == "on", seq
 }
 
-// PauseSeq reads from the server of node id how new its setting is.
+// PauseSeq reads the number n in the setting of node id from its server.
 func (n *Server) PauseSeq(ctx context.Context, id NodeID) (int64, error) {
 	set, err := ballot.ReadSettings(ctx, n.Conn)
 	if err != nil {
@@ -37,8 +38,8 @@ func (n *Server) PauseSeq(ctx context.Context, id NodeID) (int64, error) {
 	return seq, nil
 }
 
-// SetPaused writes the setting of node id to its server, and tells a daemon of repmgr 5
-// there. Repeating it is harmless.
+// SetPaused writes the setting of node id on its server, and pauses or unpauses a daemon of
+// repmgr 5 there. Repeating it is harmless.
 func (n *Server) SetPaused(ctx context.Context, id NodeID, paused bool, seq int64) error {
 	if err := n.MayAlterSystem(ctx, []string{PausedSetting}); err != nil {
 		return err
@@ -47,7 +48,7 @@ func (n *Server) SetPaused(ctx context.Context, id NodeID, paused bool, seq int6
 	if err := ballot.Store(ctx, n.Conn, PausedSetting, value); err != nil {
 		return n.QueryError("set "+PausedSetting, err)
 	}
-	// Nobody needs it in force, but the daemons notice at once that something changed.
+	// The setting need not be in force, but a reload lets the daemons notice the change at once.
 	if err := n.Reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 		return err
 	}

@@ -16,40 +16,41 @@ import (
 )
 
 const (
-	PresenceLock    = 1919250541 // "repm": the class of the advisory lock that a Monitor holds; its object is the node's id
-	presenceName    = "repmgrd"  // application_name of its session
+	PresenceLock    = 1919250541 // "repm": the class of the advisory lock that a Monitor holds; the object is the node's id
+	presenceName    = "repmgrd"  // application_name of the Monitor's session
 	presenceMark    = "SELECT 1 -- repmgrd "
-	presenceBytes   = 900             // of the statement: pg_stat_activity shows track_activity_query_size, 1024 by default
-	presenceRefresh = 2 * time.Second // between two announcements of the same
+	presenceBytes   = 900             // the longest statement: pg_stat_activity shows track_activity_query_size bytes, 1024 by default
+	presenceRefresh = 2 * time.Second // the interval at which an unchanged announcement is repeated
 	PresenceSilent  = 30 * time.Second
-	presenceYields  = 5 * presenceRefresh // so long after the last word of another Monitor of the same node ours does nothing
+	presenceYields  = 5 * presenceRefresh // for so long after the last announcement of another Monitor of this node, ours does nothing
 )
 
-// Presence is what a Monitor says of itself to everybody who can read its
-// server: in the text of the last statement of a session that holds an advisory
-// lock. It needs no table, so it works on a standby, and ends with the Monitor.
+// Presence is the heartbeat of a Monitor: what it announces about itself to everybody who can
+// read its server. It is the text of the last statement of a session that holds an advisory
+// lock. It needs no table, so it works on a standby, and it disappears with the Monitor.
 type Presence struct {
-	ID        string            `json:"monitor_id,omitempty"` // of the Monitor, for as long as it runs
-	PID       int               `json:"pid"`                  // 0: this login may not read it (pg_monitor may), or the server shows no statements
+	ID        string            `json:"monitor_id,omitempty"` // identifies the Monitor for as long as it runs
+	PID       int               `json:"pid"`                  // 0: the reader may not see it (pg_monitor may), or the server shows no statements
 	Mode      FailoverMode      `json:"mode"`
 	Phase     string            `json:"phase"`
 	Reason    string            `json:"reason"`
 	Since     time.Time         `json:"since,omitzero"`
-	SeenAt    time.Time         `json:"upstream_seen_at,omitzero"`     // when the primary was last seen, of a standby or witness; zero: never
-	Guarded   bool              `json:"upstream_guarded,omitempty"`    // when the primary was last seen, its Monitor could stop it, and would
-	LeaseLeft *float64          `json:"lease_left_seconds"`            // of a primary that fails over: seconds until it would fence itself, as it said; where lease_runs_out, less age_seconds; nil: it needs no lease, or its Monitor can not stop it
-	RunsOut   bool              `json:"lease_runs_out,omitempty"`      // no majority has answered for half of silence_timeout: nothing renews the lease. Else it is renewed all the time, and does not end
-	CanFence  *bool             `json:"can_fence"`                     // it has shown that it can stop its server; nil: not tried yet, or it is of a version that does not try
-	Unable    string            `json:"can_not_fence,omitempty"`       // why not
-	LostVote  string            `json:"lost_vote,omitempty"`           // the vote that the node has given and its server has lost, until it has that again
-	NoStream  map[NodeID]string `json:"can_not_stream_from,omitempty"` // nodes that its server could not stream from, if they were the primary, by their ids, and why
+	SeenAt    time.Time         `json:"upstream_seen_at,omitzero"`     // on a standby or witness: when the primary was last seen; zero: never
+	Guarded   bool              `json:"upstream_guarded,omitempty"`    // when the primary was last seen, its Monitor was able and configured to stop it
+	LeaseLeft *float64          `json:"lease_left_seconds"`            // on a primary with failover=automatic: seconds until its Monitor would stop it, at the time of the announcement, or with lease_runs_out at the time of reading; nil: it needs no lease, or its Monitor can not stop it
+	RunsOut   bool              `json:"lease_runs_out,omitempty"`      // no majority has answered for half of silence_timeout, so the lease is not renewed; false: it is renewed all the time
+	CanFence  *bool             `json:"can_fence"`                     // the Monitor has shown that it can stop its server; nil: not tried yet, or its version does not try
+	Unable    string            `json:"can_not_fence,omitempty"`       // why it can not
+	LostVote  string            `json:"lost_vote,omitempty"`           // a vote that the node has given and its server has lost, until it is written back
+	NoStream  map[NodeID]string `json:"can_not_stream_from,omitempty"` // the nodes, by their ids, that its server could not stream from if they were the primary, and why
 	Error     string            `json:"last_error,omitempty"`
 
-	At  time.Time `json:"at,omitzero"`           // when it said so, by its clock
+	At  time.Time `json:"at,omitzero"`           // the time of the announcement, by the Monitor's clock
 	Age float64   `json:"age_seconds,omitempty"` // seconds since then, by the server's clock
 }
 
-// SeenAgo is how long ago the primary was last seen. The clocks of the machines need not agree.
+// SeenAgo is how long ago the primary was last seen. It does not depend on the clocks of
+// different machines being the same.
 func (p Presence) SeenAgo() (time.Duration, bool) {
 	if p.SeenAt.IsZero() {
 		return 0, false
@@ -57,8 +58,8 @@ func (p Presence) SeenAgo() (time.Duration, bool) {
 	return max(0, p.At.Sub(p.SeenAt)) + time.Duration(p.Age*float64(time.Second)), true
 }
 
-// leaseOver reports whether its Monitor says that the lease is over while the
-// primary runs: it tried to stop it, and could not.
+// leaseOver reports whether the announced lease has expired although the primary runs: its
+// Monitor tried to stop it, and could not.
 func (p Presence) leaseOver() bool {
 	if p.RunsOut && p.LeaseLeft != nil {
 		return *p.LeaseLeft+p.Age <= 0
@@ -66,8 +67,8 @@ func (p Presence) leaseOver() bool {
 	return p.LeaseLeft != nil && *p.LeaseLeft <= 0
 }
 
-// Lease says in words how long a primary goes on that hears from no majority. Empty:
-// it needs no lease, or the lease is renewed all the time.
+// Lease says in words how long a primary without contact to a majority continues. It is empty
+// where the primary needs no lease, or the lease is renewed all the time.
 func (p Presence) Lease() string {
 	switch {
 	case p.leaseOver():
@@ -80,13 +81,13 @@ func (p Presence) Lease() string {
 	return fmt.Sprintf("has no contact to a majority: it stops itself in %.1f s unless one answers it", *p.LeaseLeft)
 }
 
-// same reports whether it says nothing new. What merely counts on is not news.
+// same reports whether two announcements differ only in values that count time.
 func (p Presence) same(q Presence) bool {
 	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
 		p.Error == q.Error && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil) && p.RunsOut == q.RunsOut && p.leaseOver() == q.leaseOver()
 }
 
-// secrets are passwords in what others wrote, such as the output of a command of the user's.
+// secrets matches passwords in texts that others wrote, such as the output of a user's command.
 var secrets = regexp.MustCompile(`(?i)((?:password|passwd)\s*[=:]\s*)(?:'[^']*'|"[^"]*"|[^\s&]+)|(://[^\s:/@]*:)[^\s@]+(@)`)
 
 // statement is the SQL that carries p: one line, ASCII, short enough to be shown whole.
@@ -132,23 +133,22 @@ func ascii(doc string) string {
 	return b.String()
 }
 
-// Announcement announces a Monitor on its own server. It is not safe for concurrent
-// use; whoever announced calls close.
+// Announcement announces a Monitor on its own server. It is not safe for concurrent use. Call
+// Close when the Monitor ends.
 type Announcement struct {
 	Node   NodeID
 	id     string // made by the first announcement
 	conn   *Server
-	Held   bool // the lock is ours
+	Held   bool // this Monitor has the lock
 	last   Presence
 	saidAt time.Time
 
-	other time.Time // when another Monitor, which has the lock, had said something a moment ago; zero: there is none
+	other time.Time // when another Monitor, which has the lock, last announced something; zero: there is none
 }
 
-// Announce says s, over a session that dial opens when there is none that works.
-// It does nothing where s has no news and was said a moment ago. It waits as long
-// as dial and the server do: ctx has the limit. An [ErrRefused] names another
-// Monitor that watches the same node.
+// Announce announces s over a session that dial opens where there is none. It does nothing
+// where s has no news and was announced a moment ago. It waits until ctx ends. An
+// [failure.ErrRefused] names another Monitor that watches the same node.
 func (p *Announcement) Announce(ctx context.Context, dial func(context.Context) (*Server, error), s Presence) error {
 	if p.conn != nil && p.conn.Conn.IsClosed() {
 		p.Close()
@@ -182,12 +182,12 @@ func (p *Announcement) Announce(ctx context.Context, dial func(context.Context) 
 	return nil
 }
 
-// Overdue reports whether the lock was ours, and nothing was said for so long that another
-// Monitor may have taken our place.
+// Overdue reports whether this Monitor had the lock, and has announced nothing for so long that
+// another Monitor may have taken its place.
 func (p *Announcement) Overdue() bool { return p.Held && time.Since(p.saidAt) >= presenceYields }
 
-// Yields reports whether another Monitor acts for the node. One that has said
-// nothing for so long hangs, or its machine is gone.
+// Yields reports whether another Monitor acts for the node, so that this one must not. A Monitor
+// that has announced nothing for some time does not count, because it hangs or is gone.
 func (p *Announcement) Yields() bool {
 	return !p.other.IsZero() && time.Since(p.other) < presenceYields
 }
@@ -212,7 +212,7 @@ func (p *Announcement) lock(ctx context.Context) error {
 	}
 	who := "another repmgrd"
 	holder, there := all[p.Node]
-	if holder.ID == p.id { // we lost it, and the server does not know yet
+	if holder.ID == p.id { // our own earlier session, which the server has not ended yet
 		return failure.Of(failure.ErrRefused, "an earlier session of this repmgrd is still open on %s", p.conn.Name)
 	}
 	if holder.PID > 0 {
@@ -225,15 +225,15 @@ func (p *Announcement) lock(ctx context.Context) error {
 	return failure.WithHint(failure.Of(failure.ErrRefused, "%s watches %s already: this one changes nothing until that one has ended", who, p.conn.Name), "Stop one of them: a node has one repmgrd.")
 }
 
-// oust ends the session of another Monitor that has said nothing for so long, and
-// reports whether it did: of those that wait one has the lock then, and is the one
-// that acts, and whose word everybody reads. The other one, if it ever wakes up, waits.
+// oust ends the session of another Monitor that has announced nothing for some time, and
+// reports whether it did. Then one of the waiting Monitors gets the lock and acts for the node.
+// If the other one ever continues, it has to wait.
 func (p *Announcement) oust(ctx context.Context) (done bool) {
 	err := p.conn.Conn.QueryRow(ctx, `SELECT coalesce(bool_or(pg_catalog.pg_terminate_backend(l.pid)), false)
 		FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 		WHERE l.locktype = 'advisory' AND l.classid = $1::int::oid AND l.objid = $2::int::oid AND l.objsubid = 2 AND l.granted
 		AND extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start) >= $3`, PresenceLock, int32(p.Node), presenceYields.Seconds()).Scan(&done)
-	return err == nil && done // where it may not, it acts all the same
+	return err == nil && done // without the privilege to do this, the Monitor acts all the same
 }
 
 // Close ends the announcement. It may be called at any time.
@@ -242,18 +242,19 @@ func (p *Announcement) Close() {
 	*p = Announcement{Node: p.Node, id: p.id, other: p.other}
 }
 
-// PresencesSQL is a scalar subquery for what the Monitors of a server say, as
-// JSON text for [parsePresences].
+// PresencesSQL is a scalar subquery for the announcements of the Monitors on a server, as JSON
+// text for [ParsePresences].
 const PresencesSQL = `coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_build_object('node_id', l.objid::bigint, 'says', a.query,
 		'age', greatest(0, extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start))))::text
 	FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 	WHERE l.locktype = 'advisory' AND l.classid = 1919250541 AND l.objsubid = 2 AND l.granted), '[]')`
 
-// SecondsSQL is a scalar subquery for the process IDs of the Monitors that have found another one there.
+// SecondsSQL is a scalar subquery for the process IDs of Monitors that wait because another
+// Monitor has the lock.
 const SecondsSQL = `(SELECT coalesce(array_agg(DISTINCT substring(application_name FROM '[0-9]{1,9}')::int), '{}')
 	FROM pg_stat_activity WHERE application_name ~ '^` + presenceName + ` [0-9]+ waits$')`
 
-// ParsePresences reads what presencesSQL returned.
+// ParsePresences parses the result of [PresencesSQL].
 func ParsePresences(text string) (map[NodeID]Presence, error) {
 	var rows []struct {
 		Node NodeID   `json:"node_id"`
@@ -282,7 +283,7 @@ func ParsePresences(text string) (map[NodeID]Presence, error) {
 	return all, nil
 }
 
-// ReadPresences reads what the Monitors of this server say.
+// ReadPresences reads the announcements of the Monitors on this server.
 func ReadPresences(ctx context.Context, n *Server) (map[NodeID]Presence, error) {
 	var text string
 	if err := n.Conn.QueryRow(ctx, `SELECT `+PresencesSQL).Scan(&text); err != nil {

@@ -29,13 +29,13 @@ SELECT primary_node_id, standby_node_id, last_monitor_time, last_apply_time,
 	last_wal_primary_location, last_wal_standby_location, replication_lag, apply_lag
 FROM repmgr.standby_state WHERE standby_node_id = $1`
 
-// Sample is a row of repmgr.standby_state: how far a standby is.
+// Sample is a row of repmgr.standby_state: the positions and the lag of a standby.
 type Sample struct {
 	Standby, Primary        NodeID
 	PrimaryLSN, ReceivedLSN wal.LSN
-	ReplayedAt              *time.Time    // of the last commit that it has replayed; nil: of none
-	InStep                  bool          // it has replayed what the primary had
-	StaleAfter              time.Duration // when the next sample is overdue
+	ReplayedAt              *time.Time    // the time of the last commit that it has replayed; nil: none
+	InStep                  bool          // it has replayed everything that the primary had
+	StaleAfter              time.Duration // after this time without a new sample this one is out of date
 	ReceivedLag, AppliedLag int64         // in bytes
 }
 
@@ -55,9 +55,9 @@ func (n *Server) WriteSample(ctx context.Context, s Sample, history bool) error 
 	return nil
 }
 
-// Prune deletes the monitoring history and the events that are older than they are to be
-// kept, in short transactions, until limit: what is left then waits for the next time.
-// A table is left alone where keep is 0 or less.
+// Prune deletes monitoring history and events that are too old to be kept, in short
+// transactions, until limit has passed; the rest is left for the next call. Where keep is 0 or
+// less a table is not touched.
 func (n *Server) Prune(ctx context.Context, history, events time.Duration, limit time.Time) error {
 	for _, t := range []struct {
 		table, column string

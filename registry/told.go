@@ -8,19 +8,19 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// TellRule tells a data node of a rule that its tables do not show yet. One that
-// has pledged itself in a later term hears nothing: its pledge was counted without.
+// TellRule announces to a data node a rule that its tables do not show yet. It does nothing
+// where the node has pledged in a later term, because its pledge was counted without this rule.
 func (n *Server) TellRule(ctx context.Context, r election.Rule) error {
 	return ballot.Locked(ctx, n.Conn, func(b ballot.Ballot) error {
 		if b.Term > r.Term {
-			return nil // an election goes on: the ballots tell
+			return nil // the ballots show that an election is going on
 		}
 		return n.StoreRuleAndReload(ctx, r)
 	})
 }
 
-// StoreRuleAndReload is [Server.TellRule] for who holds the ballot's lock. Nobody needs it in
-// force, but where the server reads its settings the Monitors notice that something changed.
+// StoreRuleAndReload is [Server.TellRule] for a caller that holds the lock of the ballot. The
+// setting need not be in force; the reload lets the Monitors notice that something has changed.
 func (n *Server) StoreRuleAndReload(ctx context.Context, r election.Rule) error {
 	if err := n.StoreRule(ctx, r); err != nil {
 		return err
@@ -28,7 +28,8 @@ func (n *Server) StoreRuleAndReload(ctx context.Context, r election.Rule) error 
 	return n.Reload(ctx)
 }
 
-// StoreRule is [Server.StoreRuleAndReload] without the reload: whatever is written next brings one.
+// StoreRule is [Server.StoreRuleAndReload] without the reload, for a caller that writes another
+// setting next and reloads then.
 func (n *Server) StoreRule(ctx context.Context, r election.Rule) error {
 	text, err := json.Marshal(r)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package failure makes the errors of all rooms: of a kind that [errors.Is] finds, with a
-// hint that says what to do. The kinds are those that package repmgr shows and explains.
+// Package failure makes the errors of all packages. Each error has a kind, which [errors.Is]
+// finds, and may have a hint that says what to do. Package repmgr exports and explains the kinds.
 package failure
 
 import (
@@ -44,8 +44,8 @@ func Hint(err error) string {
 	return ""
 }
 
-// WithHint attaches help to an error. The message stays as it is: only the command line
-// prints help.
+// WithHint attaches a hint to an error. The message of the error does not change; only the
+// command line prints hints.
 func WithHint(err error, format string, args ...any) error {
 	return &hinted{err, fmt.Sprintf(format, args...)}
 }
@@ -58,7 +58,7 @@ type hinted struct {
 func (e *hinted) Error() string { return e.err.Error() }
 func (e *hinted) Unwrap() error { return e.err }
 
-// Of makes an error that errors.Is finds by its kind, without the kind's text in the message.
+// Of makes an error that matches kind in [errors.Is], without the text of kind in its message.
 func Of(kind error, format string, args ...any) error {
 	return &ofKind{kind, fmt.Errorf(format, args...)}
 }

@@ -1,6 +1,6 @@
-// Package nowait makes system calls that never wait, and therefore does not tell Go's
-// scheduler of them: that would wake its watching thread each time, which then naps in
-// short turns until nothing runs any more, and costs an idle daemon a third of all.
+// Package nowait makes non-blocking system calls without telling Go's scheduler of them. A
+// normal system call wakes the scheduler's monitoring thread, which then polls at short
+// intervals until nothing runs any more; that is a third of the CPU time of an idle daemon.
 package nowait
 
 import (
@@ -13,11 +13,11 @@ import (
 	"unsafe"
 )
 
-// File is an open file, socket or pipe in non-blocking mode. Its deadlines, and its end,
-// are those of what it was made of.
+// File is an open file, socket or pipe in non-blocking mode. Deadlines and Close are those of
+// the connection that it was made from.
 type File struct{ raw syscall.RawConn }
 
-// Of is what c reads and writes.
+// Of returns the File for c.
 func Of(c syscall.Conn) (File, error) {
 	raw, err := c.SyscallConn()
 	return File{raw}, err
@@ -40,7 +40,7 @@ func (f File) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
-// WriteNow is Write that does not wait at all: where there is no room it writes 0 bytes.
+// WriteNow is [File.Write] without any waiting: where there is no room it writes 0 bytes.
 func (f File) WriteNow(b []byte) (n int, err error) {
 	var errno syscall.Errno
 	err = f.raw.Write(func(fd uintptr) bool {
@@ -65,7 +65,7 @@ func (f File) do(when func(func(fd uintptr) bool) error, number uintptr, b []byt
 	return err
 }
 
-// call is a read or a write, once more where a signal came between.
+// call does a read or a write, and repeats it where a signal interrupted it.
 func call(number, fd uintptr, b []byte) (int, syscall.Errno) {
 	for {
 		n, _, errno := syscall.RawSyscall(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
@@ -79,13 +79,14 @@ func call(number, fd uintptr, b []byte) (int, syscall.Errno) {
 	}
 }
 
-// conn is a connection that reads and writes in this way.
+// conn is a connection that reads and writes by a [File].
 type conn struct {
 	net.Conn
 	file File
 }
 
-// Conn is c itself where it has no system calls of its own.
+// Conn wraps c so that it reads and writes by a [File]. A connection without a file descriptor
+// is returned as it is.
 func Conn(c net.Conn) net.Conn {
 	if s, ok := c.(syscall.Conn); ok {
 		if f, err := Of(s); err == nil {
@@ -109,14 +110,14 @@ func (c *conn) Write(b []byte) (written int, err error) {
 	return written, c.failed("write", err)
 }
 
-// failed is the error as the connection itself would have it.
+// failed returns the error in the form that the connection itself would return.
 func (c *conn) failed(doing string, err error) error {
 	var op *net.OpError
 	var errno syscall.Errno
 	switch {
 	case err == nil || err == io.EOF: //nolint:errorlint // it is never wrapped
 		return err
-	case errors.As(err, &op): // of waiting
+	case errors.As(err, &op): // an error of the waiting
 		err = op.Err
 	case errors.As(err, &errno):
 		err = os.NewSyscallError(doing, errno)
@@ -124,7 +125,7 @@ func (c *conn) failed(doing string, err error) error {
 	return &net.OpError{Op: doing, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
 }
 
-// BootTime is CLOCK_BOOTTIME. 0: there is none.
+// BootTime is the value of CLOCK_BOOTTIME; 0 where the system has no such clock.
 func BootTime() time.Duration {
 	const boottime = 7
 	var ts syscall.Timespec

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Value is the value of a %x in a command of the user's, and the name of
-// the environment variable that carries it.
+// Value is the value of a placeholder %x in a user's command, and the name of the environment
+// variable that carries it.
 type Value struct{ Env, Text string }
 
 // Run runs a command of the configuration through /bin/sh. Values never
@@ -36,9 +36,9 @@ func Run(ctx context.Context, command string, values map[byte]Value, env ...stri
 	return out, err
 }
 
-// UsualSlack gives what is started until its result is called the timer slack that the
-// kernel gives (prctl, PR_SET_TIMERSLACK), whatever this process has: repmgrd has a long
-// one, and a PostgreSQL server's short sleeps are not to grow with it.
+// UsualSlack gives programs that are started before end is called the kernel's default timer
+// slack (prctl, PR_SET_TIMERSLACK). repmgrd has a long timer slack, and a PostgreSQL server that
+// inherits it would sleep longer than it wants to.
 func UsualSlack() (end func()) {
 	const usual = 50 * time.Microsecond
 	runtime.LockOSThread()
@@ -52,19 +52,19 @@ func UsualSlack() (end func()) {
 	}
 }
 
-// EndWithGroup makes a command end together with all that it started, and keeps
-// it from asking a person: without a terminal a prompt is an error, not a hang.
+// EndWithGroup makes a command end together with all processes that it started. The command has
+// no terminal, so that a prompt for a password fails and does not hang.
 func EndWithGroup(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 }
 
-// Expand replaces %x in a shell command. In the open, an empty value is no
-// argument at all, as with repmgr; in quotes it stays an empty string. An
-// unknown %x stays as it is, and %% is a percent sign.
+// Expand replaces the placeholders %x in a shell command. Outside of quotes an empty value is no
+// argument at all, as in repmgr 5; inside of quotes it is an empty string. An unknown %x stays
+// as it is, and %% is a percent sign.
 func Expand(command string, values map[byte]Value) string {
 	var out strings.Builder
-	var quote byte // the quote that we are in, or 0
+	var quote byte // the kind of quotes around the present position, or 0
 	for i := 0; i < len(command); i++ {
 		ch := command[i]
 		switch {
@@ -98,7 +98,7 @@ func Expand(command string, values map[byte]Value) string {
 	return out.String()
 }
 
-// Quote writes a word so that a shell takes it as one, plain where it can.
+// Quote quotes a word for a shell, if that is necessary.
 func Quote(word string) string {
 	if word != "" && !strings.ContainsFunc(word, func(r rune) bool {
 		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:@%+=,", r)
@@ -108,13 +108,13 @@ func Quote(word string) string {
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
-// LastLines is the end of a program's output, where it says why it stopped.
+// LastLines returns the last lines of a program's output, which usually say why it stopped.
 func LastLines(out []byte, n int) string {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "; ")
 }
 
-// AfterColon puts a program's words behind ours, where it had any.
+// AfterColon returns ": " and s, or "" where s is empty, to append a program's output to a message.
 func AfterColon(s string) string {
 	if s == "" {
 		return ""
