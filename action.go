@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -15,41 +16,156 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
-	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // learnPause writes to the local server what was said of a pause while it was down.
 func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error {
 	me, word := voters.PeerOf(o.Peers, o.Self), election.LastPause(o.Peers)
-	if !o.Local.Up || m.local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
+	if !o.Local.Up || m.node.Local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
 		return nil
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	return m.local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
+	return m.node.Local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
 }
 
-// errNobodyAnswered stands for the answer of the first node that is asked.
-var errNobodyAnswered = errors.New("no node was asked yet")
+// halfPaused says that a pause does not hold, since an election could pass it by:
+// the local primary keeps its lease then.
+func (m *Monitor) halfPaused(o election.Observation) error {
+	me := voters.PeerOf(o.Peers, o.Self)
+	if m.cluster.cfg.Failover != FailoverAutomatic || !m.guard.InOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
+		return nil
+	}
+	return hint(kind(ErrPaused, "failover is paused, but not on so many nodes that the others could elect nobody: %s keeps its lease, and is stopped where it has no contact to a majority", m.cluster.self()),
+		"Run repmgr service pause where all nodes can be reached, or repmgr service unpause.")
+}
+
+// reportRejected names the nodes that reject our login: what is known of them is old.
+func (m *Monitor) reportRejected(peers []election.Peer) {
+	for _, p := range peers {
+		if p.ID == election.Arbiter {
+			continue
+		}
+		rec := m.watch.Record(p.ID)
+		var err error
+		if p.Answer == election.Rejects {
+			text := "%s rejects the login of this daemon"
+			if p.Rejection != "" {
+				text += " (" + strings.ReplaceAll(p.Rejection, "%", "%%") + ")"
+			}
+			if int32(m.cluster.cfg.NodeID) == p.ID && m.guard.InOffice() {
+				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
+			}
+			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
+		}
+		m.report("the login to "+rec.Name, err)
+	}
+}
+
+// checkAutomatic says at the start what will keep failover from working, and
+// what to do about it.
+func (m *Monitor) checkAutomatic(ctx context.Context) {
+	c := m.cluster
+	if c.cfg.Failover != FailoverAutomatic || m.node.Local == nil {
+		return
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	m.checkQuorum(ctx)
+	if err := m.node.Local.Server.FailoverPrivileges(ctx); err != nil {
+		m.cluster.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
+	}
+	if srv, err := c.localServer(m.guard.DataDirectory()); err != nil {
+		m.cluster.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
+	} else if err := srv.MayControl(); err != nil {
+		m.cluster.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
+	}
+}
+
+// warnOfTwo says once that two voters are too few, whenever they become two.
+func (m *Monitor) warnOfTwo() {
+	two := ""
+	if m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2 {
+		two = "two voters"
+	}
+	if m.trouble.News("the voters", two) && two != "" {
+		m.cluster.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
+			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
+	}
+}
+
+// manual reports whether this Monitor only watches.
+func (m *Monitor) manual() bool { return m.cluster.cfg.Failover != FailoverAutomatic }
+
+// observeVoters adds what the election wants to know.
+func (m *Monitor) observeVoters(o *election.Observation) {
+	if m.manual() {
+		m.watch.SetNodes(nil) // nobody here decides anything
+	} else {
+		m.watch.SetNodes(m.node.Records)
+	}
+	self := int32(m.cluster.cfg.NodeID)
+	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
+	o.Peers = m.watch.Peers()
+	o.Rule = voters.NewestRule(o.Peers)
+	o.Busy, o.Interruptible, o.Last, o.Diverged = m.tasks.current != nil, m.tasks.current.Interruptible(), m.tasks.last, m.diverged()
+	me := voters.PeerOf(o.Peers, self)
+	m.guard.NoteOffice(me)
+	if o.Local.Up {
+		m.guard.SetDataDirectory(m.node.Status.Settings.DataDirectory)
+	}
+	if !o.Local.Up && self != 0 {
+		o.WasPrimary = m.wasPrimary()
+	}
+}
+
+// wasPrimary reports whether the data directory of the dead local server is that
+// of a primary, or of one that was not brought back yet.
+func (m *Monitor) wasPrimary() bool {
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
+	if err != nil || srv.Runs() {
+		return false
+	}
+	if rejoin.Incomplete(srv, m.cluster.cfg.NodeID) {
+		return true
+	}
+	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
+	_, errMark := os.Stat(filepath.Join(srv.Dir, postmaster.RejoinMark))
+	if errSignal == nil && errMark != nil && !m.owesRejoin() {
+		return false
+	}
+	_, err = pgcontrol.Read(srv.Dir)
+	return err == nil
+}
+
+// tasks are the long action under way, and what came of the ones before.
+type tasks struct {
+	current *task.Task // nil: none
+	last    election.Outcome
+	failed  map[election.Verb]error // how the newest task of each kind ended
+
+	followCommandFor int64 // the term
+}
 
 // begin starts a long action. There is at most one, and Run waits for its end.
 func (m *Monitor) begin(ctx context.Context, a election.Action) {
-	if m.action != nil || a.Verb == election.Rejoin && m.outbox.Storing() { // it is asked for again
+	if m.tasks.current != nil || a.Verb == election.Rejoin && m.outbox.Storing() { // it is asked for again
 		return
 	}
 	if a.Verb == election.Follow { // follow_command is run once for it
-		m.hooked = max(m.hooked, voters.NewestRule(m.watch.Peers()).Term)
+		m.tasks.followCommandFor = max(m.tasks.followCommandFor, voters.NewestRule(m.watch.Peers()).Term)
 	}
 	c := m.cluster
 	target := m.watch.Record(a.Child)
 	policy := m.policy()
-	if hook := (hookError{}); errors.As(m.failed[election.Elect], &hook) {
+	if hook := (hookError{}); errors.As(m.tasks.failed[election.Elect], &hook) {
 		c = c.withoutHooks()
 	}
 	policy.TooMany = a.Verb == election.Elect && m.tooMany(ctx)
 	known, firm := m.state.BallotFor, a.Verb != election.Follow && a.Verb != election.Rejoin
-	m.action = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
+	m.tasks.current = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
 		return m.long(ctx, c, act, target, policy, known)
 	}, m.lookNow)
 }
@@ -119,23 +235,23 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 
 // takeOutcome notes the end of a long action.
 func (m *Monitor) takeOutcome() {
-	if over, err := m.action.Outcome(); over {
+	if over, err := m.tasks.current.Outcome(); over {
 		m.finish(err)
 	}
 }
 
 func (m *Monitor) finish(err error) {
-	v := m.action.Verb
-	m.action = nil
-	m.last = election.Outcome{Verb: v, At: time.Now(), OK: err == nil}
+	v := m.tasks.current.Verb
+	m.tasks.current = nil
+	m.tasks.last = election.Outcome{Verb: v, At: time.Now(), OK: err == nil}
 	var refusal *RefusalError
 	switch {
 	case errors.As(err, &refusal):
-		m.last.Reason = election.Reason(refusal.Refusal)
+		m.tasks.last.Reason = election.Reason(refusal.Refusal)
 	case err != nil:
-		m.last.Reason = election.Reason(err.Error())
+		m.tasks.last.Reason = election.Reason(err.Error())
 	}
-	m.failed[v] = err
+	m.tasks.failed[v] = err
 	if v != election.Elect || refusal == nil || refusal.Refusal != election.RefusedHealth {
 		m.report(string(v), err)
 	}
@@ -146,13 +262,13 @@ func (m *Monitor) finish(err error) {
 // diverged reports whether the last action failed because the node has WAL that the primary
 // never had, or because the primary does not have WAL any more that the node needs.
 func (m *Monitor) diverged() bool {
-	err := m.failed[m.last.Verb]
-	return m.last.Verb == election.Follow && (errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone)) || m.last.Verb == election.Rejoin && err != nil
+	err := m.tasks.failed[m.tasks.last.Verb]
+	return m.tasks.last.Verb == election.Follow && (errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone)) || m.tasks.last.Verb == election.Rejoin && err != nil
 }
 
 // owesRejoin reports whether the last rejoin failed, and is to be tried again.
 func (m *Monitor) owesRejoin() bool {
-	err := m.failed[election.Rejoin]
+	err := m.tasks.failed[election.Rejoin]
 	return err != nil && !errors.Is(err, ErrRefused)
 }
 
@@ -161,10 +277,51 @@ type notBegun struct{ error }
 
 func (e notBegun) Unwrap() error { return e.error }
 
+// tellRejoin tells once why the node does not come back. One that failed in the
+// middle has told it already.
+func (m *Monitor) tellRejoin(v election.Verb, err error) {
+	var refused notBegun
+	switch {
+	case v != election.Rejoin:
+	case err == nil:
+		m.trouble.News(string(v), "")
+	case errors.As(err, &refused) && !errors.Is(err, context.Canceled) && m.trouble.News(string(v), err.Error()):
+		m.tell(Event{Type: EventNodeRejoin, Details: err.Error()})
+	}
+}
+
 // endAction ends the long action of a Monitor that was told to stop.
 func (m *Monitor) endAction() {
-	if m.action != nil {
-		m.finish(m.action.End())
+	if m.tasks.current != nil {
+		m.finish(m.tasks.current.End())
+	}
+}
+
+// tellRefusal tells once why there is no failover.
+func (m *Monitor) tellRefusal(v election.Verb, err error) {
+	var refusal *RefusalError
+	switch {
+	case v != election.Elect:
+	case err == nil:
+		m.trouble.News(string(v), "")
+	case errors.As(err, &refusal) && refusal.Refusal == election.RefusedHealth:
+	case errors.As(err, &refusal) && (refusal.Refusal == election.RefusedElection || refusal.Refusal == election.RefusedPledges) && time.Since(m.state.LostAt) < 3*m.cluster.cfg.SilenceTimeout:
+		// Daemons that begin at one time get into each other's way: that is part of a failover.
+	case errors.As(err, &refusal) && m.trouble.News(string(v), string(refusal.Refusal)):
+		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
+	}
+}
+
+// tellElection records an election on its winner, and tells of it.
+func (m *Monitor) tellElection(c *Cluster, reaffirmed bool, res FailoverResult, err error) {
+	switch {
+	case err != nil && res.Winner != nil && len(res.Steps) >= 3 && !reaffirmed:
+		m.tellLater(Event{Type: EventFailoverAbort, Details: err.Error()})
+	case err != nil:
+	case reaffirmed:
+		m.tellLater(Event{Type: EventTermReaffirmed, Success: true, Details: fmt.Sprintf("%s goes on as primary in term %d", res.Winner, res.Term)})
+	default:
+		c.recordFailover(context.Background(), m.watch, res)
 	}
 }
 
@@ -179,8 +336,8 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	defer cancel()
 	var count int
 	read := func(n *registry.Server) (err error) { count, err = n.RecentFailovers(ctx); return err }
-	if m.local != nil && m.role != RoleWitness {
-		return read(m.local.Server) == nil && count >= limit
+	if m.node.Local != nil && m.node.Role != RoleWitness {
+		return read(m.node.Local.Server) == nil && count >= limit
 	}
 	for _, p := range voters.Answering(m.watch.Peers()) {
 		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.Voter(p.ID).Run(ctx, read) == nil {
@@ -195,7 +352,7 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 func (m *Monitor) takeOffice(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	rules, err := m.local.Rules(ctx)
+	rules, err := m.node.Local.Rules(ctx)
 	if err != nil || len(rules) == 0 {
 		return err
 	}
@@ -203,7 +360,7 @@ func (m *Monitor) takeOffice(ctx context.Context) error {
 	if len(rules) > 1 {
 		former = rules[1].Primary
 	}
-	return m.local.InstallPrimary(ctx, int32(m.cluster.cfg.NodeID), former, nil, "local")
+	return m.node.Local.InstallPrimary(ctx, int32(m.cluster.cfg.NodeID), former, nil, "local")
 }
 
 // hookFollow runs follow_command once for each term whose primary the node was
@@ -211,10 +368,10 @@ func (m *Monitor) takeOffice(ctx context.Context) error {
 func (m *Monitor) hookFollow(ctx context.Context) {
 	r := voters.NewestRule(m.watch.Peers())
 	switch {
-	case m.hooked == 0 || m.cluster.cfg.FollowCommand == "":
-		m.hooked = r.Term
-	case r.Term > m.hooked && m.action == nil:
-		m.hooked = r.Term
+	case m.tasks.followCommandFor == 0 || m.cluster.cfg.FollowCommand == "":
+		m.tasks.followCommandFor = r.Term
+	case r.Term > m.tasks.followCommandFor && m.tasks.current == nil:
+		m.tasks.followCommandFor = r.Term
 		m.begin(ctx, election.Action{Verb: election.Follow, Child: r.Primary})
 	}
 }
@@ -222,22 +379,22 @@ func (m *Monitor) hookFollow(ctx context.Context) {
 // syncWitness copies the metadata to the local witness every witness_sync_interval.
 func (m *Monitor) syncWitness(ctx context.Context) error {
 	now := time.Now()
-	if now.Sub(m.synced) < m.cluster.cfg.WitnessSyncInterval {
+	if now.Sub(m.duties.witnessSynced) < m.cluster.cfg.WitnessSyncInterval {
 		return nil
 	}
-	m.synced = now
-	primary, ok := registry.ByID(m.recs, m.ruler())
+	m.duties.witnessSynced = now
+	primary, ok := registry.ByID(m.node.Records, m.node.Ruler())
 	if !ok {
 		return nil
 	}
-	ctx, cancel := m.peerLimit(ctx)
+	ctx, cancel := m.node.PeerLimit(ctx)
 	defer cancel()
-	n, err := m.open(ctx, primary.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, primary) })
+	n, err := m.node.Open(ctx, primary.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, primary) })
 	if err != nil {
 		return err
 	}
 	defer n.GiveBack()
-	return registry.CopyMetadata(ctx, n.Server, m.local.Server)
+	return registry.CopyMetadata(ctx, n.Server, m.node.Local.Server)
 }
 
 // followWinner points the local standby to the primary that the newest rule
@@ -263,105 +420,30 @@ func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 	return err
 }
 
-// act does what was decided. A failure is reported, and decides nothing: the
-// next look will see the same and ask again.
-func (m *Monitor) act(ctx context.Context, actions []election.Action) {
-	for _, a := range actions {
-		var err error
-		switch a.Verb {
-		case election.Register:
-			err = m.register(ctx, false)
-		case election.Adopt:
-			err = m.register(ctx, true)
-		case election.Sample:
-			err = m.writeSample(ctx)
-		case election.Prune:
-			err = m.local.Prune(ctx, m.cluster.cfg.MonitoringHistoryRetention, m.cluster.cfg.EventsRetention, time.Now().Add(pruneFor))
-		case election.MarkActive:
-			err = m.markActive(ctx, true)
-		case election.MarkInactive:
-			err = m.markActive(ctx, false)
-		case election.Notify:
-			m.tellHappening(a)
-		case election.Reconcile:
-			err = m.tend(ctx)
-		case election.RecordPromotion:
-			err = m.takeOffice(ctx)
-		case election.PrepareStandby:
-			err = m.tendStandby(ctx)
-			m.hookFollow(ctx)
-		case election.CopyToWitness:
-			err = m.syncWitness(ctx)
-		case election.Interrupt:
-			m.action.GiveWay()
-			continue
-		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
-			m.begin(ctx, a)
-			continue
-		}
-		if a.Verb != election.Notify {
-			m.report(string(a.Verb), err)
-		}
+// announce says what this Monitor does to everybody who looks at its server.
+func (m *Monitor) announce(ctx context.Context) {
+	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil {
+		m.seat.Close()
+		return
 	}
-}
-
-// register writes the row of the node, as what it runs as. What repmgr 5 or an
-// older version of this program has made is brought up to date first.
-func (m *Monitor) register(ctx context.Context, force bool) error {
-	o := RegisterOptions{Force: force, WaitStart: postgres.DefaultConnectTimeout}
-	status, _, err := m.observeLocal(ctx)
-	if err != nil {
-		return err
-	}
-	if m.role == RoleWitness { // not to be registered as a primary
-		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
-	}
-	recs, errRecs := m.local.Records(ctx)
-	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
-		return errRecs
-	}
-	if err := standAside(foreigners(m.cluster.survey(ctx, recs))); err != nil {
-		return err
-	}
-	switch old := m.local.Level == registry.Bare || m.local.Level == registry.OtherVersion; {
-	case old && status.InRecovery:
-		return m.local.NeedSchema(ctx) // the primary's to do
-	case old:
-		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
-			_, err = m.local.CreateSchema(ctx, Schema)
-		}
-	case status.InRecovery:
-		_, err = m.cluster.RegisterStandby(ctx, o)
-	case len(status.Senders) == 0:
-		return hint(kind(ErrNotRegistered, "%s is not registered, and nothing streams from it: it may be meant for a primary or for a witness", m.cluster.self()),
-			"Run on it: repmgr primary register. Or, for a witness: repmgr witness register -h PRIMARY")
-	default: // what sends WAL is no witness
-		_, err = m.cluster.RegisterPrimary(ctx, o)
-	}
-	if err == nil {
-		m.lookNow()
-	}
-	return err
-}
-
-// writeSample records the standby's state on the primary.
-func (m *Monitor) writeSample(ctx context.Context) error {
-	ctx, cancel := m.peerLimit(ctx)
+	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	lag, s := m.sample.lag(), m.sample
-	return m.primary.WriteSample(ctx, registry.Sample{
-		Standby: m.self.ID, Primary: m.upstream.rec.ID, PrimaryLSN: s.primaryLSN, ReceivedLSN: s.local.ReceivedLSN,
-		ReplayedAt: s.local.ReplayedAt, InStep: s.inStep(), StaleAfter: 3*m.cluster.cfg.MonitorInterval + time.Second,
-		ReceivedLag: lag.ReceivedBytes, AppliedLag: lag.AppliedBytes,
-	}, m.cluster.cfg.MonitoringHistory)
-}
-
-// markActive says in the node's row whether its server runs.
-func (m *Monitor) markActive(ctx context.Context, active bool) error {
-	ctx, cancel := m.peerLimit(ctx)
-	defer cancel()
-	if m.primary == nil {
-		return nil // nobody to tell; it is asked for again when there is
+	s := m.Status()
+	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
+	p.CanFence, p.LostVote = m.guard.CanFence(), m.kept.Lost()
+	p.NoStream = m.duties.streams.Failed()
+	if err := m.guard.Lacks(); err != nil {
+		p.Unable = err.Error()
 	}
-	return m.primary.MarkActive(ctx, m.cluster.cfg.NodeID, active)
+	if s.Lease != nil {
+		left := s.Lease.Seconds()
+		p.LeaseLeft, p.RunsOut = &left, s.RunsOut
+	}
+	if ruler := voters.PeerOf(m.watch.Peers(), int32(m.node.Ruler())); m.manual() {
+		p.SeenAt = m.node.PrimarySeen
+	} else if int32(m.cluster.cfg.NodeID) != ruler.ID {
+		p.SeenAt = ruler.SeenAt
+		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.Peers()) == ""
+	}
+	m.report("the announcement", m.seat.Announce(ctx, m.cluster.connectLocal, p))
 }

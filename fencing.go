@@ -73,13 +73,13 @@ func (c *Cluster) fencing() fence.Settings {
 // proveFence tries whether this Monitor could stop the local server, without doing it,
 // and says where that has changed.
 func (m *Monitor) proveFence(ctx context.Context) {
-	if m.cluster.cfg.NodeID == 0 || m.local == nil || m.guard.DataDirectory() == "" && m.cluster.cfg.DataDirectory == "" {
+	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.guard.DataDirectory() == "" && m.cluster.cfg.DataDirectory == "" {
 		return
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	tried, err := m.guard.Prove(ctx, m.local.Server)
-	if !tried || m.manual() || m.self.Role == RoleWitness { // with these nobody counts on it
+	tried, err := m.guard.Prove(ctx, m.node.Local.Server)
+	if !tried || m.manual() || m.node.Self.Role == RoleWitness { // with these nobody counts on it
 		return
 	}
 	const what = "fencing"

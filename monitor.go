@@ -1,9 +1,12 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,13 +15,14 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/fence"
 	"github.com/pgrepmgr/repmgr/internal/namesakes"
+	"github.com/pgrepmgr/repmgr/internal/observer"
 	"github.com/pgrepmgr/repmgr/internal/outbox"
 	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/streams"
-	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -37,45 +41,55 @@ const (
 //
 // A Monitor is safe for concurrent use. Run must be called only once.
 type Monitor struct {
-	mu     sync.Mutex
-	cfg    Config // the one in force
-	next   *Config
-	status MonitorStatus
-
-	wake   chan struct{}  // capacity 1: a token that says "look again now"
-	outbox *outbox.Outbox // its events, for notifiers and for repmgr.events
-	watch  *voters.Watch  // of all voters; made by Run
-	guard  *fence.Guard   // of the local server
-
-	streams streams.Trials          // replication logins, made by a goroutine beside Run
-	inForce atomic.Pointer[Cluster] // the value of cluster, for the goroutines beside Run
+	control control // what other goroutines may ask for and be told
+	outbox  *outbox.Outbox
+	watch   *voters.Watch // of all voters; made by Run
+	guard   *fence.Guard  // of the local server
 
 	// Below: owned by the goroutine of Run.
-	cluster  *Cluster
-	presence registry.Announcement
-	yields   bool // another Monitor acts for the node
-	leader   reconcile.Leader
-	standby  reconcile.Standby
-	names    namesakes.Finder
-	mended   wal.Timeline // whose past the local server can send
-	action   *task.Task   // the long action under way; nil: none
-	last     election.Outcome
-	failed   map[election.Verb]error // how the newest action of each kind ended
-	role     Role                    // of the newest row that the node had
-	kept     statefile.Keeper        // what must be known while the server is down, and the node's vote
-	synced   time.Time               // when the witness' copy was last brought in step
-	goneAt   time.Time               // when WAL that this standby needs was last looked for
-	hooked   int64                   // the term that follow_command was run for
-	state    election.State
-	local    *voters.Loan
-	primary  *voters.Loan  // of a standby: the connection to its primary
-	rule     election.Rule // the newest of the local server; only with failover=manual
-	upstream upstream
-	recs     []Record // the rows, as last read
-	self     Record   // the node's row; zero: none
-	sample   sample
-	trouble  trouble.Log       // what does not work, and what was told of it
-	said     []election.Reason // what was logged since the phase changed
+	cluster *Cluster
+	seat    seat
+	node    observer.Node
+	state   state
+	tasks   tasks
+	duties  duties
+	kept    statefile.Keeper
+	trouble trouble.Log
+}
+
+// control is what the goroutine of Run and the others tell each other.
+type control struct {
+	wake chan struct{} // capacity 1: a token that says "look again now"
+
+	mu      sync.Mutex
+	cfg     Config  // the one in force
+	next    *Config // to be taken over
+	status  MonitorStatus
+	inForce atomic.Pointer[Cluster] // for the goroutines beside Run
+}
+
+// seat is the place of the node's Monitor: one acts for it, however many run.
+type seat struct {
+	registry.Announcement
+	yielding bool // another one has it
+}
+
+// state is what was decided last.
+type state struct {
+	election.State
+	saidReasons []election.Reason // what was logged since the phase changed
+}
+
+// duties keep the cluster ready, in every turn.
+type duties struct {
+	leader  reconcile.Leader
+	standby reconcile.Standby
+	names   namesakes.Finder
+	streams streams.Trials // made by a goroutine beside Run
+
+	mended        wal.Timeline // whose past the local server can send
+	witnessSynced time.Time    // when its copy was last brought in step
+	walLookedFor  time.Time    // when WAL that this standby needs was last asked for
 }
 
 // MonitorStatus is a snapshot of what a Monitor does and why.
@@ -103,21 +117,14 @@ type Lag struct {
 	AppliedBytes  int64 `json:"apply_lag_bytes"`       // WAL that the standby has received and not applied
 }
 
-// sample is one measurement of a standby. The primary is read first: a standby
-// that has what the primary had a moment ago is in step.
-type sample struct {
-	primaryLSN wal.LSN
-	local      NodeStatus
-}
-
-func (s sample) lag() Lag {
+// lagOf is how far a standby is behind. The primary was read first: a standby that has what
+// the primary had a moment ago is in step.
+func lagOf(n *observer.Node) Lag {
 	return Lag{
-		ReceivedBytes: max(0, s.primaryLSN.Bytes(s.local.ReceivedLSN)),
-		AppliedBytes:  max(0, s.local.ReceivedLSN.Bytes(s.local.ReplayedLSN)),
+		ReceivedBytes: max(0, n.PrimaryLSN.Bytes(n.Status.ReceivedLSN)),
+		AppliedBytes:  max(0, n.Status.ReceivedLSN.Bytes(n.Status.ReplayedLSN)),
 	}
 }
-
-func (s sample) inStep() bool { return s.local.ReplayedLSN >= s.primaryLSN }
 
 // NewMonitor checks the configuration. It connects to nothing; [Monitor.Run] does.
 //
@@ -129,18 +136,18 @@ func NewMonitor(cfg Config) (*Monitor, error) {
 	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
-	m := &Monitor{failed: map[election.Verb]error{}, cfg: cfg, wake: make(chan struct{}, 1), outbox: outbox.New()}
+	m := &Monitor{control: control{cfg: cfg, wake: make(chan struct{}, 1)}, outbox: outbox.New(), tasks: tasks{failed: map[election.Verb]error{}}}
 	m.guard = fence.New(m.tellLater, m.lookNow)
-	m.presence.Node = cfg.NodeID
-	m.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
+	m.seat.Node = cfg.NodeID
+	m.control.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
 	return m, nil
 }
 
 // Status returns what the monitor does at this moment.
 func (m *Monitor) Status() MonitorStatus {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.status
+	m.control.mu.Lock()
+	defer m.control.mu.Unlock()
+	return m.control.status
 }
 
 // Reload takes over the settings of cfg that may change while the monitor runs,
@@ -151,18 +158,18 @@ func (m *Monitor) Reload(cfg Config) (needRestart []string, err error) {
 	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
 		return nil, err
 	}
-	m.mu.Lock()
-	_, needRestart = m.cfg.ChangedKeys(cfg)
-	merged := m.cfg.Reload(cfg)
-	m.next = &merged
-	m.mu.Unlock()
+	m.control.mu.Lock()
+	_, needRestart = m.control.cfg.ChangedKeys(cfg)
+	merged := m.control.cfg.Reload(cfg)
+	m.control.next = &merged
+	m.control.mu.Unlock()
 	m.lookNow()
 	return needRestart, nil
 }
 
 func (m *Monitor) lookNow() {
 	select {
-	case m.wake <- struct{}{}:
+	case m.control.wake <- struct{}{}:
 	default:
 	}
 }
@@ -170,9 +177,9 @@ func (m *Monitor) lookNow() {
 // Run watches until ctx ends, and then returns nil: that is how a monitor is
 // stopped. No state of any server makes it return.
 func (m *Monitor) Run(ctx context.Context) error {
-	m.mu.Lock()
-	cfg := m.cfg
-	m.mu.Unlock()
+	m.control.mu.Lock()
+	cfg := m.control.cfg
+	m.control.mu.Unlock()
 	m.use(cfg)
 	if keys := cfg.Ineffective(); len(keys) > 0 {
 		m.cluster.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
@@ -185,6 +192,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	var wg, beside sync.WaitGroup
 	ctx, stopAll := context.WithCancel(ctx)
 	m.watch = m.cluster.watchVoters(context.WithoutCancel(ctx), m.lookNow)
+	m.node.Watch = m.watch
 	beside.Go(func() { m.guard.Run(ctx, m.watch) })
 	beside.Go(func() { m.tryStreams(ctx) })
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
@@ -212,17 +220,17 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.keep(o)
 		m.mendHistory()
 		m.noteForeigners(o.Peers)
-		d := m.policy().Step(m.state, o)
+		d := m.policy().Step(m.state.State, o)
 		m.transition(d)
 		calm := m.calm(o.Rule)
 		m.watch.Relax(calm, calm && m.state.Phase == election.AsStandby)
 		m.forget(d)
 		m.act(ctx, d.Actions)
 		m.tellBeside()
-		m.streams.Tell(m.watch.Record, m.tell)
-		if !started && m.self.ID != 0 {
+		m.duties.streams.Tell(m.watch.Record, m.tell)
+		if !started && m.node.Self.ID != 0 {
 			m.checkAutomatic(ctx)
-			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.self, m.runsAs())})
+			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.node.Self, m.runsAs())})
 			started = true
 		}
 		m.warnOfTwo()
@@ -233,12 +241,12 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.proveFence(ctx)
 		m.kept.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
 		m.keepVote(ctx)
-		m.outbox.Keep(ctx, m.outboxDaemon(), m.action != nil && m.action.Verb == election.Rejoin)
+		m.outbox.Keep(ctx, m.outboxDaemon(), m.tasks.current.Is(election.Rejoin))
 		m.publish(now)
-		if m.presence.Held { // else that was tried before
+		if m.seat.Held { // else that was tried before
 			m.announce(ctx)
 		}
-		m.rest()
+		m.node.Rest()
 		if err := m.wait(ctx, d.Again); err != nil {
 			return nil
 		}
@@ -246,7 +254,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 }
 
 func (m *Monitor) runsAs() election.Role {
-	if m.self.Role == RoleWitness {
+	if m.node.Self.Role == RoleWitness {
 		return election.Witness
 	}
 	return m.state.Role
@@ -261,7 +269,7 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	case m.electing():
 		d = min(d, pulse)
 	case d > pulse:
-		return m.watch.Rest(ctx, d-voters.SinceTick(pulse), m.wake)
+		return m.watch.Rest(ctx, d-voters.SinceTick(pulse), m.control.wake)
 	}
 	begun := time.Now()
 	t := time.NewTimer(d)
@@ -270,7 +278,7 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-m.wake:
+		case <-m.control.wake:
 			if m.electing() {
 				continue
 			}
@@ -291,21 +299,21 @@ func (m *Monitor) aside() bool {
 
 // electing reports whether an election of ours is under way.
 func (m *Monitor) electing() bool {
-	return m.action.Is(election.Elect, election.Reaffirm)
+	return m.tasks.current.Is(election.Elect, election.Reaffirm)
 }
 
 // yield leaves the node to another Monitor that has announced itself there, or
 // takes it over when that has ended: until then this one goes on as with
 // failover=manual. It is asked before anything is changed.
 func (m *Monitor) yield(ctx context.Context) {
-	if m.presence.Overdue() { // it hung: another one may have taken its place
+	if m.seat.Overdue() { // it hung: another one may have taken its place
 		m.announce(ctx)
 	}
-	if !m.presence.Held {
+	if !m.seat.Held {
 		m.announce(ctx)
 	}
-	now := m.presence.Yields()
-	if now == m.yields {
+	now := m.seat.Yields()
+	if now == m.seat.yielding {
 		return
 	}
 	if now {
@@ -313,10 +321,10 @@ func (m *Monitor) yield(ctx context.Context) {
 	} else {
 		m.kept.Forget() // the other one has kept the vote meanwhile
 	}
-	m.yields = now
-	m.mu.Lock()
-	cfg := m.cfg
-	m.mu.Unlock()
+	m.seat.yielding = now
+	m.control.mu.Lock()
+	cfg := m.control.cfg
+	m.control.mu.Unlock()
 	m.use(cfg)
 	m.watch.Use(m.cluster.watchSettings())
 	e := Event{Type: EventDaemonYield, Success: !now, Details: "no other repmgrd watches this node any more: this one acts again"}
@@ -328,9 +336,10 @@ func (m *Monitor) yield(ctx context.Context) {
 
 // use puts a configuration in force.
 func (m *Monitor) use(cfg Config) {
-	if m.yields {
+	if m.seat.yielding {
 		cfg.Failover = FailoverManual
 	}
+	m.cluster.log = cfg.Logger
 	m.trouble.Logger, m.trouble.Hint = cfg.Logger, Hint
 	targets := []outbox.Notify{LogNotifier{cfg.Logger}.Notify}
 	for _, n := range cfg.allNotifiers() {
@@ -341,28 +350,28 @@ func (m *Monitor) use(cfg Config) {
 		return nil
 	})
 	m.cluster = &Cluster{cfg: cfg, log: cfg.Logger, notifiers: []Notifier{queued}}
-	m.inForce.Store(m.cluster)
+	m.control.inForce.Store(m.cluster)
 	m.guard.Use(m.cluster.fencing())
+	m.node.Options = m.observerOptions()
 }
 
 func (m *Monitor) takeReload(ctx context.Context) {
-	m.mu.Lock()
-	next := m.next
-	m.next = nil
+	m.control.mu.Lock()
+	next := m.control.next
+	m.control.next = nil
 	if next != nil {
-		m.cfg = *next
+		m.control.cfg = *next
 	}
-	m.mu.Unlock()
+	m.control.mu.Unlock()
 	if next == nil {
 		return
 	}
 	m.use(*next)
-	if next.Failover != FailoverAutomatic && !m.yields {
+	if next.Failover != FailoverAutomatic && !m.seat.yielding {
 		m.giveArchive(ctx)
 	}
 	m.watch.Use(m.cluster.watchSettings())
-	m.drop(&m.local)
-	m.drop(&m.primary)
+	m.node.Close()
 	m.tell(Event{Type: EventDaemonReload, Success: true, Details: "configuration reloaded"})
 }
 
@@ -379,17 +388,252 @@ func (m *Monitor) calm(r election.Rule) bool {
 	return m.manual() || m.state.Health == election.HealthAlive && m.state.BallotFor <= r.Term
 }
 
+// transition takes the decision's state over, and logs a change of mind once.
+func (m *Monitor) transition(d election.Decision) {
+	from := m.state.State
+	m.state.State = d.Next
+	if from.Phase != d.Next.Phase {
+		m.state.saidReasons = nil
+	}
+	// An election that is refused is tried again and again, for the same reasons in turn.
+	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.state.saidReasons, d.Reason) {
+		m.state.saidReasons = append(m.state.saidReasons, d.Reason)
+		m.cluster.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", cmp.Or(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
+	}
+}
+
+func (m *Monitor) publish(now time.Time) {
+	m.control.mu.Lock()
+	defer m.control.mu.Unlock()
+	s := MonitorStatus{NodeID: m.control.cfg.NodeID, Node: m.control.cfg.NodeName, Phase: m.state.Phase, Reason: string(m.state.Reason), Since: m.state.Since, LookedAt: now}
+	if m.state.Phase == election.AsStandby {
+		lag := lagOf(&m.node)
+		s.Lag, s.Primary = &lag, m.node.PrimaryRecord.String()
+	}
+	s.Health, s.Rule = m.state.Health, voters.NewestRule(m.watch.Peers())
+	if s.Rule.Compare(m.node.Rule) < 0 {
+		s.Rule = m.node.Rule
+	}
+	if m.guard.Lacks() == nil { // it would stop nothing
+		s.Lease, s.RunsOut = m.guard.Lease()
+	}
+	if m.tasks.current != nil {
+		s.Doing = string(m.tasks.current.Verb)
+	}
+	s.Error = m.trouble.Last()
+	m.control.status = s
+}
+
+// report logs a failure when it is new, and forgets it when it is over.
+func (m *Monitor) report(what string, err error) { m.trouble.Report(what, err) }
+
+// forget drops the troubles that nothing tries again, because what they stood in
+// the way of is done, or is not asked for any more.
+func (m *Monitor) forget(d election.Decision) {
+	phase := d.Next.Phase
+	primary := phase == election.AsPrimary || phase == election.AsWitness
+	settled := m.tasks.current == nil && d.Next.DisconnectedAt.IsZero() && (primary || phase == election.AsStandby)
+	asked := func(v string) bool {
+		return slices.ContainsFunc(d.Actions, func(a election.Action) bool { return string(a.Verb) == v })
+	}
+	if m.state.LostAt.IsZero() {
+		m.trouble.News(string(election.Elect), "")
+		m.trouble.Moot(string(election.Elect)) // whatever stood against a failover is over
+	}
+	for _, what := range m.trouble.All() {
+		over := false
+		switch election.Verb(what) {
+		case election.Register:
+			over = phase != election.Unregistered
+		case election.Adopt, election.Sample, election.MarkActive, election.MarkInactive, election.RecordPromotion, election.PrepareStandby, election.CopyToWitness:
+			over = !asked(what)
+		case election.Reconcile:
+			over = phase != election.AsPrimary
+		case election.Reaffirm, election.Follow, election.Rejoin, election.Fence:
+			over = settled
+		case observer.TroublePrimary, reconcile.TroubleSlot:
+			over = primary
+		}
+		if over {
+			m.trouble.Moot(what)
+		}
+	}
+}
+
+// act does what was decided. A failure is reported, and decides nothing: the
+// next look will see the same and ask again.
+func (m *Monitor) act(ctx context.Context, actions []election.Action) {
+	for _, a := range actions {
+		var err error
+		switch a.Verb {
+		case election.Register:
+			err = m.register(ctx, false)
+		case election.Adopt:
+			err = m.register(ctx, true)
+		case election.Sample:
+			err = m.writeSample(ctx)
+		case election.Prune:
+			err = m.node.Local.Prune(ctx, m.cluster.cfg.MonitoringHistoryRetention, m.cluster.cfg.EventsRetention, time.Now().Add(pruneFor))
+		case election.MarkActive:
+			err = m.markActive(ctx, true)
+		case election.MarkInactive:
+			err = m.markActive(ctx, false)
+		case election.Notify:
+			m.tellHappening(a)
+		case election.Reconcile:
+			err = m.tend(ctx)
+		case election.RecordPromotion:
+			err = m.takeOffice(ctx)
+		case election.PrepareStandby:
+			err = m.tendStandby(ctx)
+			m.hookFollow(ctx)
+		case election.CopyToWitness:
+			err = m.syncWitness(ctx)
+		case election.Interrupt:
+			m.tasks.current.GiveWay()
+			continue
+		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
+			m.begin(ctx, a)
+			continue
+		}
+		if a.Verb != election.Notify {
+			m.report(string(a.Verb), err)
+		}
+	}
+}
+
+// register writes the row of the node, as what it runs as. What repmgr 5 or an
+// older version of this program has made is brought up to date first.
+func (m *Monitor) register(ctx context.Context, force bool) error {
+	o := RegisterOptions{Force: force, WaitStart: postgres.DefaultConnectTimeout}
+	status, _, err := m.node.LookLocal(ctx)
+	if err != nil {
+		return err
+	}
+	if m.node.Role == RoleWitness {
+		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
+	}
+	recs, errRecs := m.node.Local.Records(ctx)
+	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
+		return errRecs
+	}
+	if err := standAside(foreigners(m.cluster.survey(ctx, recs))); err != nil {
+		return err
+	}
+	switch old := m.node.Local.Level == registry.Bare || m.node.Local.Level == registry.OtherVersion; {
+	case old && status.InRecovery:
+		return m.node.Local.NeedSchema(ctx) // the primary's to do
+	case old:
+		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
+			_, err = m.node.Local.CreateSchema(ctx, Schema)
+		}
+	case status.InRecovery:
+		_, err = m.cluster.RegisterStandby(ctx, o)
+	case len(status.Senders) == 0:
+		return hint(kind(ErrNotRegistered, "%s is not registered, and nothing streams from it: it may be meant for a primary or for a witness", m.cluster.self()),
+			"Run on it: repmgr primary register. Or, for a witness: repmgr witness register -h PRIMARY")
+	default: // what sends WAL is no witness
+		_, err = m.cluster.RegisterPrimary(ctx, o)
+	}
+	if err == nil {
+		m.lookNow()
+	}
+	return err
+}
+
+// writeSample records the standby's state on the primary.
+func (m *Monitor) writeSample(ctx context.Context) error {
+	ctx, cancel := m.node.PeerLimit(ctx)
+	defer cancel()
+	lag, s := lagOf(&m.node), m.node.Status
+	return m.node.Primary.WriteSample(ctx, registry.Sample{
+		Standby: m.node.Self.ID, Primary: m.node.PrimaryRecord.ID, PrimaryLSN: m.node.PrimaryLSN, ReceivedLSN: s.ReceivedLSN,
+		ReplayedAt: s.ReplayedAt, InStep: s.ReplayedLSN >= m.node.PrimaryLSN, StaleAfter: 3*m.cluster.cfg.MonitorInterval + time.Second,
+		ReceivedLag: lag.ReceivedBytes, AppliedLag: lag.AppliedBytes,
+	}, m.cluster.cfg.MonitoringHistory)
+}
+
+// markActive says in the node's row whether its server runs.
+func (m *Monitor) markActive(ctx context.Context, active bool) error {
+	ctx, cancel := m.node.PeerLimit(ctx)
+	defer cancel()
+	if m.node.Primary == nil {
+		return nil // nobody to tell; it is asked for again when there is
+	}
+	return m.node.Primary.MarkActive(ctx, m.cluster.cfg.NodeID, active)
+}
+
+// tellHappening fills in what an event's name alone does not say.
+func (m *Monitor) tellHappening(a election.Action) {
+	e := Event{Type: EventType(a.Event), Success: true}
+	self := m.cluster.self()
+	switch a.Event {
+	case election.LocalDisconnect, election.StandbyFailure:
+		e.Success, e.Details = false, fmt.Sprintf("the server of %s does not answer", self)
+	case election.LocalReconnect, election.StandbyRecovery:
+		e.Details = fmt.Sprintf("the server of %s answers again", self)
+	case election.UpstreamDisconnect:
+		e.Success, e.Details = false, fmt.Sprintf("the primary, %s, is not reachable from %s", m.node.PrimaryRecord, self)
+	case election.UpstreamReconnect:
+		e.Details = fmt.Sprintf("%s is reachable from %s", m.node.PrimaryRecord, self)
+	case election.StandbyReconnect:
+		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.node.PrimaryRecord)
+	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
+		child, _ := registry.ByID(m.node.Records, NodeID(a.Child))
+		e.Success = a.Event != election.ChildDisconnect
+		e.PeerID, e.Peer = child.ID, child.Name
+		e.Details = map[election.Event]string{
+			election.ChildConnect:    "%s has attached",
+			election.ChildReconnect:  "%s has attached again",
+			election.ChildDisconnect: "%s is not attached any more",
+		}[a.Event]
+		e.Details = fmt.Sprintf(e.Details, child)
+	}
+	m.tell(e)
+}
+
+// tell writes an event on whichever primary is at hand, and hands it to the notifiers.
+func (m *Monitor) tell(e Event) {
+	e.NodeID, e.Node = m.cluster.cfg.NodeID, m.cluster.cfg.NodeName
+	var on *registry.Server
+	switch {
+	case m.node.Primary != nil:
+		on = m.node.Primary.Server
+	case m.node.Local != nil && m.state.Role == election.Primary:
+		on = m.node.Local.Server
+	}
+	m.cluster.emit(context.Background(), on, e)
+}
+
+// reachAgain opens the connection that the last event is written over, where the
+// end of ctx has broken it in the middle of a look.
+func (m *Monitor) reachAgain(ctx context.Context) {
+	ctx, cancel := m.node.PeerLimit(context.WithoutCancel(ctx))
+	defer cancel()
+	var err error
+	switch {
+	case m.state.Phase == election.AsPrimary && (m.node.Local == nil || m.node.Local.Conn.IsClosed()):
+		observer.Drop(&m.node.Local)
+		m.node.Local, err = voters.Own(m.cluster.connectLocal(ctx))
+	case m.state.Phase == election.AsStandby && (m.node.Primary == nil || m.node.Primary.Conn.IsClosed()) && m.node.PrimaryRecord.ID != 0:
+		observer.Drop(&m.node.Primary)
+		m.node.Primary, err = voters.Own(m.cluster.connectTo(ctx, m.node.PrimaryRecord))
+	}
+	if err != nil {
+		m.cluster.log.Warn("the end of the daemon is written nowhere", "err", err)
+	}
+}
+
 // shutdown leaves word, and closes what Run opened.
 func (m *Monitor) shutdown(ctx context.Context) {
-	if m.self.ID != 0 {
+	if m.node.Self.ID != 0 {
 		m.reachAgain(ctx)
 		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
 	}
-	if !m.yields {
+	if !m.seat.yielding {
 		m.giveArchive(ctx)
 	}
 	m.outbox.Leave(m.outboxDaemon())
-	m.presence.Close()
-	m.drop(&m.local)
-	m.drop(&m.primary)
+	m.seat.Close()
+	m.node.Close()
 }

@@ -21,7 +21,7 @@ func (m *Monitor) reconcileOptions() reconcile.Options {
 	c := m.cluster
 	o := reconcile.Options{
 		Self: c.cfg.NodeID, Candidate: c.candidate(), Quorum: c.cfg.SynchronousMode == SynchronousQuorum,
-		SilenceTimeout: c.cfg.SilenceTimeout, AnnounceFor: 3*c.cfg.MonitorInterval + c.cfg.SilenceTimeout, Patience: m.peerPatience(),
+		SilenceTimeout: c.cfg.SilenceTimeout, AnnounceFor: 3*c.cfg.MonitorInterval + c.cfg.SilenceTimeout, Patience: m.node.PeerPatience(),
 		Watch: m.watch, Sync: c.syncWriter(m.watch), Log: m.cluster.log, Connect: c.connectLocal, ConnectTo: c.connectTo,
 		Report: m.report, Wake: m.lookNow, Before: m.guard.NoteBefore,
 		Unproven: func(err error) { m.tell(Event{Type: EventSyncUnproven, Details: err.Error()}) },
@@ -33,40 +33,40 @@ func (m *Monitor) reconcileOptions() reconcile.Options {
 }
 
 func (m *Monitor) reconcileLook() reconcile.Look {
-	return reconcile.Look{Server: m.local.Server, Status: m.sample.local, Records: m.recs, Self: m.self, Policy: m.policy(), Doubled: m.doubled}
+	return reconcile.Look{Server: m.node.Local.Server, Status: m.node.Status, Records: m.node.Records, Self: m.node.Self, Policy: m.policy(), Doubled: m.doubled}
 }
 
 // doubled finds the nodes under whose name another server streams.
 func (m *Monitor) doubled(ctx context.Context) []int32 {
-	m.names.Look(ctx, namesakes.Daemon{Report: m.report, Tell: m.tell}, namesakes.Nodes{
-		Self: m.cluster.cfg.NodeID, Quorum: m.cluster.cfg.SynchronousMode == SynchronousQuorum, Rows: m.recs, Status: m.sample.local, Peers: m.watch.Peers,
+	m.duties.names.Look(ctx, namesakes.Daemon{Report: m.report, Tell: m.tell}, namesakes.Nodes{
+		Self: m.cluster.cfg.NodeID, Quorum: m.cluster.cfg.SynchronousMode == SynchronousQuorum, Rows: m.node.Records, Status: m.node.Status, Peers: m.watch.Peers,
 	})
-	return m.names.All()
+	return m.duties.names.All()
 }
 
 // tend keeps the rule of the local primary, and whom its commits wait for, in step.
 func (m *Monitor) tend(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	m.leader.Options = m.reconcileOptions()
-	return m.leader.Step(ctx, m.reconcileLook())
+	m.duties.leader.Options = m.reconcileOptions()
+	return m.duties.leader.Step(ctx, m.reconcileLook())
 }
 
 // tendStandby keeps the local standby ready for its promotion.
 func (m *Monitor) tendStandby(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	m.standby.Options = m.reconcileOptions()
+	m.duties.standby.Options = m.reconcileOptions()
 	var alone time.Time
 	if m.state.Health == election.HealthAlive {
 		alone = m.state.DisconnectedAt
 	}
-	return m.standby.Step(ctx, m.reconcileLook(), alone)
+	return m.duties.standby.Step(ctx, m.reconcileLook(), alone)
 }
 
 // registered are the voters that should be.
 func (m *Monitor) registered() []int32 {
-	return reconcile.Registered(m.recs, m.cluster.cfg.Arbiter != nil)
+	return reconcile.Registered(m.node.Records, m.cluster.cfg.Arbiter != nil)
 }
 
 // giveArchive leaves the local standby with its archive.
@@ -94,7 +94,7 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 
 // pulse lets a pulse pass; with failover=manual nothing is that urgent.
 func (m *Monitor) pulse(ctx context.Context) error {
-	c := m.inForce.Load()
+	c := m.control.inForce.Load()
 	if c.cfg.Failover != FailoverAutomatic {
 		return wait.Pause(ctx, c.cfg.MonitorInterval)
 	}
@@ -103,8 +103,8 @@ func (m *Monitor) pulse(ctx context.Context) error {
 
 // mendHistory makes, after each promotion, what standbys need of earlier timelines: see [rejoin.MendHistory].
 func (m *Monitor) mendHistory() {
-	s := m.sample.local
-	if s.InRecovery || s.Timeline == m.mended || m.self.Role == RoleWitness || m.guard.Elsewhere() {
+	s := m.node.Status
+	if s.InRecovery || s.Timeline == m.duties.mended || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() {
 		return
 	}
 	srv, err := m.cluster.localServer(m.guard.DataDirectory())
@@ -116,7 +116,7 @@ func (m *Monitor) mendHistory() {
 		m.cluster.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
 	}
 	if m.report("mending the WAL of earlier timelines", err); err == nil {
-		m.mended = s.Timeline
+		m.duties.mended = s.Timeline
 	}
 }
 
@@ -126,25 +126,25 @@ const goneEvery = 2 * time.Second
 // watchWAL tells once when this standby needs WAL that its upstream does not have
 // any more: nothing else will bring it back than a new copy.
 func (m *Monitor) watchWAL(ctx context.Context) {
-	s := m.sample.local
-	if m.local == nil || m.primary == nil || m.role == RoleWitness || m.self.ID == 0 || registry.NextLSN(s) == 0 || m.action != nil || time.Since(m.goneAt) < goneEvery {
+	s := m.node.Status
+	if m.node.Local == nil || m.node.Primary == nil || m.node.Role == RoleWitness || m.node.Self.ID == 0 || registry.NextLSN(s) == 0 || m.tasks.current != nil || time.Since(m.duties.walLookedFor) < goneEvery {
 		return
 	}
-	m.goneAt = time.Now()
-	up, of := m.primary.Server, m.upstream.rec
-	ctx, cancel := m.peerLimit(ctx)
+	m.duties.walLookedFor = time.Now()
+	up, of := m.node.Primary.Server, m.node.PrimaryRecord
+	ctx, cancel := m.node.PeerLimit(ctx)
 	defer cancel()
-	if r, ok := registry.ByID(m.recs, m.self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
+	if r, ok := registry.ByID(m.node.Records, m.node.Self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
 		if n, err := m.cluster.connectTo(ctx, r); err == nil {
 			defer n.Close()
 			up, of = n, r
 		}
 	}
 	var err error
-	if s.Receiver == nil || up == m.primary.Server && registry.NextLSN(s) < m.sample.primaryLSN {
+	if s.Receiver == nil || up == m.node.Primary.Server && registry.NextLSN(s) < m.node.PrimaryLSN {
 		if lost := follow.FindLostWAL(ctx, up, of, s); lost != nil {
-			probes := []probe{{record: m.upstream.rec, status: NodeStatus{}}}
-			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.self, lost), "%s", remedy(*lost, m.self, probes))
+			probes := []probe{{record: m.node.PrimaryRecord, status: NodeStatus{}}}
+			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.node.Self, lost), "%s", remedy(*lost, m.node.Self, probes))
 		}
 	}
 	m.report("replication", err)

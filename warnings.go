@@ -13,11 +13,11 @@ func (m *Monitor) checkQuorum(ctx context.Context) {
 	if m.cluster.cfg.SynchronousMode != SynchronousQuorum {
 		return
 	}
-	if fixed, leaks := postgres.LeaksAtStart(m.sample.local.VersionNum); leaks {
+	if fixed, leaks := postgres.LeaksAtStart(m.node.Status.VersionNum); leaks {
 		m.cluster.log.Warn("this PostgreSQL can acknowledge commits in the first moments after a start without waiting for a standby",
-			"version", m.sample.local.Version, "hint", "Update to PostgreSQL "+fixed+" or later. What is acknowledged so is lost if this primary is lost then.")
+			"version", m.node.Status.Version, "hint", "Update to PostgreSQL "+fixed+" or later. What is acknowledged so is lost if this primary is lost then.")
 	}
-	weak, err := m.local.WeakCommits(ctx)
+	weak, err := m.node.Local.WeakCommits(ctx)
 	switch {
 	case err != nil:
 		m.cluster.log.Warn("whether commits wait by default is not known", "err", err, "hint", Hint(err))

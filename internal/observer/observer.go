@@ -1,0 +1,346 @@
+package observer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// Options are what the looks need of the configuration, and of the cluster.
+type Options struct {
+	ID              registry.NodeID // of the node; 0: the daemon has none
+	Manual          bool            // failover=manual: this daemon only watches
+	SilenceTimeout  time.Duration
+	MonitorInterval time.Duration
+
+	Watch        *voters.Watch
+	ConnectLocal func(context.Context) (*registry.Server, error)
+	ConnectTo    func(context.Context, registry.Record) (*registry.Server, error)
+	// FindPrimary finds the primary among the rows: of several, the one that sends to the
+	// node, and is not behind its timeline.
+	FindPrimary func(ctx context.Context, rows []registry.Record, timeline wal.Timeline) (registry.Record, error)
+	AllRecords  func(context.Context) ([]registry.Record, error) // of whoever answers
+	Kept        func() []registry.Record                         // the rows as they were last known
+	// Report is told, again and again, how something goes on: err is nil where it works.
+	Report func(what string, err error)
+}
+
+// Node is what a daemon has seen of its node, and of the primary of that. It is not safe for
+// concurrent use.
+type Node struct {
+	Options
+
+	Local         *voters.Loan // nil: it does not answer, or its connection was given back
+	Primary       *voters.Loan // of a standby: to its primary
+	PrimaryRecord registry.Record
+	PrimarySeen   time.Time
+	PrimaryLSN    wal.LSN // where the primary wrote, read before Status
+	Status        registry.NodeStatus
+	Rule          election.Rule     // the newest of the local server; only with failover=manual
+	Records       []registry.Record // the rows, as last read
+	Self          registry.Record   // the node's row; zero: none
+	Role          registry.Role     // of the newest row that the node had
+
+	primaryKnown    bool // when the connections were given back
+	primaryTimeline wal.Timeline
+	phase           election.Phase
+	at, before      time.Time // of this look, and of the one before
+}
+
+// TroublePrimary is what is reported of the primary of a standby.
+const TroublePrimary = "the primary"
+
+// Patience is how long one look at one server may take.
+const Patience = 2 * postgres.DefaultConnectTimeout
+
+func limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, Patience, fmt.Errorf("no answer within %s", Patience))
+}
+
+// PeerPatience is how long another node may take to answer between two decisions.
+func (v *Node) PeerPatience() time.Duration {
+	if v.Manual {
+		return Patience
+	}
+	return v.SilenceTimeout / 2
+}
+
+// PeerLimit bounds what is asked of another node between two decisions: while one that has
+// just been cut off is waited for, nothing is decided.
+func (v *Node) PeerLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, v.PeerPatience(), fmt.Errorf("no answer within %s", v.PeerPatience()))
+}
+
+// Drop closes a connection, and forgets it.
+func Drop(l **voters.Loan) {
+	if *l != nil {
+		(*l).Close()
+		(*l).GiveBack()
+		*l = nil
+	}
+}
+
+// Close ends both connections.
+func (v *Node) Close() {
+	Drop(&v.Local)
+	Drop(&v.Primary)
+}
+
+// Ruler is the node that the newest rule names as the primary.
+func (v *Node) Ruler() registry.NodeID {
+	if v.Manual {
+		return registry.NodeID(v.Rule.Primary)
+	}
+	return registry.NodeID(voters.NewestRule(v.Watch.Peers()).Primary)
+}
+
+// Silent reports whether a node is known not to answer, so that nobody waits for it.
+func (v *Node) Silent(id registry.NodeID) bool {
+	p := voters.PeerOf(v.Watch.Peers(), int32(id))
+	return !v.Manual && p.Answer != "" && p.Answer != election.Answers
+}
+
+// Look looks at a standby's primary, then at the local server: so the local position is the
+// younger one. What does not answer in time is not there. phase is what the daemon took its
+// node for in the last turn.
+func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Observation) {
+	v.phase, v.before, v.at = phase, v.at, o.Now
+	v.resume(ctx)
+	if v.Primary != nil {
+		o.Upstream = v.readPrimary(ctx)
+	}
+	status, recs, err := v.LookLocal(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	v.Report("the local server", err)
+	if err != nil {
+		if len(v.Records) == 0 {
+			v.Records = v.Kept()
+		}
+		return
+	}
+	v.Status = status
+	v.readRule(ctx)
+	switch {
+	case !status.InRecovery:
+		Drop(&v.Primary)
+		o.Upstream = election.View{}
+	case v.Primary != nil && status.Timeline > v.primaryTimeline:
+		Drop(&v.Primary) // we follow a newer one: that one was deposed
+		o.Upstream = election.View{}
+	}
+	if status.InRecovery && v.Primary == nil && !v.Silent(v.Ruler()) && v.findPrimary(ctx, recs) {
+		o.Upstream = v.readPrimary(ctx)
+	}
+	if v.Primary != nil { // its copy of the rows is the one that counts
+		if theirs, err := v.readRecords(ctx, v.Primary.Server); err == nil {
+			recs = theirs
+		}
+	}
+	o.Local = election.View{Up: true, InRecovery: status.InRecovery, Position: status.Position()}
+	o.RowKnown = true
+	v.Records = recs
+	v.Self, _ = registry.ByID(recs, v.ID)
+	if v.Self.ID == 0 {
+		return
+	}
+	v.Role = v.Self.Role
+	o.Node = election.Node{Registered: true, Role: election.Role(v.Self.Role), Active: v.Self.Active}
+	o.Children = map[int32]bool{}
+	for _, r := range recs {
+		if r.UpstreamID == v.Self.ID && r.Role == registry.RoleStandby {
+			o.Children[int32(r.ID)] = registry.Attachment(status, r.Name) != ""
+		}
+	}
+}
+
+// knowsLocal reports whether the local standby is as the last turn saw it, so that the
+// one in which the primary has just died needs no second look at it before it says
+// whose turn an election is: that asks everybody anew.
+func (v *Node) knowsLocal() bool {
+	if v.Manual || v.phase != election.AsStandby || !v.Status.InRecovery || time.Since(v.before) > 2*v.MonitorInterval {
+		return false
+	}
+	peers := v.Watch.Peers()
+	me, primary := voters.PeerOf(peers, int32(v.ID)), voters.PeerOf(peers, int32(v.Ruler()))
+	return primary.Ended && primary.Answer == election.Refused &&
+		me.Answer == election.Answers && me.Running == election.Standby && me.Started.Equal(v.Status.StartedAt)
+}
+
+// readRule reads what the looks tell otherwise.
+func (v *Node) readRule(ctx context.Context) {
+	v.Rule = election.Rule{}
+	if !v.Manual {
+		return
+	}
+	ctx, cancel := limit(ctx)
+	defer cancel()
+	if rules, err := v.Local.Rules(ctx); err == nil && len(rules) > 0 {
+		v.Rule = rules[0]
+	}
+}
+
+func (v *Node) readRecords(ctx context.Context, n *registry.Server) ([]registry.Record, error) {
+	ctx, cancel := v.PeerLimit(ctx)
+	defer cancel()
+	return ownRecords(ctx, n)
+}
+
+// ownRecords are the rows of a server that has all of our tables: those of repmgr
+// 5 are none of a Monitor's before they are adopted.
+func ownRecords(ctx context.Context, n *registry.Server) ([]registry.Record, error) {
+	if err := n.NeedSchema(ctx); err != nil {
+		return nil, err
+	}
+	return n.Records(ctx)
+}
+
+// Open borrows a connection of those that are open for the looks, where there are
+// such, and makes one otherwise.
+func (v *Node) Open(ctx context.Context, id registry.NodeID, connect func(context.Context) (*registry.Server, error)) (*voters.Loan, error) {
+	if w := v.Watch.Voter(int32(id)); w != nil && w.Peer().Answer == election.Answers {
+		if l, err := w.Borrow(ctx); err == nil {
+			return l, nil
+		}
+	}
+	return voters.Own(connect(ctx))
+}
+
+// Rest gives back at the end of a turn what the looks can use meanwhile. With
+// failover=manual there are none, and the connections stay.
+func (v *Node) Rest() {
+	if v.Manual {
+		return
+	}
+	v.primaryKnown = v.Primary != nil
+	for _, l := range []**voters.Loan{&v.Local, &v.Primary} {
+		if *l != nil {
+			(*l).GiveBack()
+			*l = nil
+		}
+	}
+}
+
+// resume takes up the connection to the primary that was known.
+func (v *Node) resume(ctx context.Context) {
+	silent := v.Silent(v.PrimaryRecord.ID)
+	switch {
+	case v.Primary != nil && silent:
+		Drop(&v.Primary)
+	case v.Primary == nil && v.primaryKnown && !silent:
+		ctx, cancel := v.PeerLimit(ctx)
+		defer cancel()
+		var err error
+		v.Primary, err = v.Open(ctx, v.PrimaryRecord.ID, func(ctx context.Context) (*registry.Server, error) { return v.ConnectTo(ctx, v.PrimaryRecord) })
+		v.Report("the primary", err)
+	}
+	v.primaryKnown = false
+}
+
+// LookLocal asks the local server, again over a new connection where the old one broke.
+func (v *Node) LookLocal(ctx context.Context) (registry.NodeStatus, []registry.Record, error) {
+	ctx, cancel := limit(ctx)
+	defer cancel()
+	fresh := v.Local == nil
+	for {
+		if v.Local == nil {
+			var err error
+			if v.Local, err = v.Open(ctx, v.ID, v.ConnectLocal); err != nil {
+				return registry.NodeStatus{}, nil, err
+			}
+		}
+		if v.knowsLocal() {
+			return v.Status, v.Records, nil
+		}
+		status, err := v.Local.Status(ctx)
+		if err == nil {
+			recs, errRecs := ownRecords(ctx, v.Local.Server)
+			if errRecs == nil || errors.Is(errRecs, failure.ErrNotRegistered) {
+				return status, recs, nil // without metadata there are no rows
+			}
+			err = errRecs
+		}
+		Drop(&v.Local)
+		if fresh {
+			return registry.NodeStatus{}, nil, err
+		}
+		fresh = true // an old connection may have died with a server that is back already
+	}
+}
+
+// readPrimary asks the known primary where it writes. One that does not answer,
+// or is a primary no longer, is known no longer.
+func (v *Node) readPrimary(ctx context.Context) election.View {
+	ctx, cancel := v.PeerLimit(ctx)
+	defer cancel()
+	var inRecovery bool
+	err := v.Primary.Conn.QueryRow(ctx, `SELECT r, CASE WHEN NOT r THEN pg_current_wal_lsn() END,
+		CASE WHEN NOT r THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int ELSE 0 END FROM pg_is_in_recovery() r`).
+		Scan(&inRecovery, &v.PrimaryLSN, &v.primaryTimeline)
+	if err != nil || inRecovery {
+		Drop(&v.Primary)
+		return election.View{}
+	}
+	v.PrimarySeen = time.Now()
+	return election.View{Up: true, Position: wal.Position{LSN: v.PrimaryLSN}}
+}
+
+// findPrimary looks for a primary among the nodes that the local server knows.
+func (v *Node) findPrimary(ctx context.Context, recs []registry.Record) bool {
+	ctx, cancel := v.PeerLimit(ctx)
+	defer cancel()
+	rec, err := v.FindPrimary(ctx, recs, v.Status.Timeline)
+	if err == nil && rec.ID == v.ID {
+		return false // it became the primary while we looked: the next look sees it as that
+	}
+	if err == nil {
+		v.Primary, err = v.Open(ctx, rec.ID, func(ctx context.Context) (*registry.Server, error) { return v.ConnectTo(ctx, rec) })
+	}
+	if len(recs) > 0 {
+		v.Report(TroublePrimary, err)
+	}
+	if err != nil {
+		return false
+	}
+	v.PrimaryRecord = rec
+	return true
+}
+
+// errNobodyAnswered stands for the answer of the first node that is asked.
+var errNobodyAnswered = errors.New("no node was asked yet")
+
+// LookFrom reads the rows of the cluster, for a daemon that has no node.
+func (v *Node) LookFrom(ctx context.Context) {
+	var recs []registry.Record
+	err := errNobodyAnswered
+	ruler, peers := int32(v.Ruler()), voters.Answering(v.Watch.Peers())
+	if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == ruler }); i > 0 {
+		peers[0], peers[i] = peers[i], peers[0] // its rows are the newest
+	}
+	for _, p := range peers { // over what is open: a host of conninfo may be silent
+		if err != nil && p.ID != election.Arbiter {
+			ctx, cancel := v.PeerLimit(ctx)
+			err = v.Watch.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) { recs, err = n.Records(ctx); return err })
+			cancel()
+		}
+	}
+	if err != nil {
+		ctx, cancel := limit(ctx)
+		defer cancel()
+		recs, err = v.AllRecords(ctx)
+	}
+	v.Report("reading the nodes", err)
+	if err == nil {
+		v.Records = recs
+	}
+}
