@@ -11,13 +11,12 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
-// RulesSQL are the rules of a server as JSON, the newest first.
-// Tables of a former version lack columns.
+// RulesSQL reads the rules of a server as JSON, the newest first. Tables of an older version may
+// lack columns, which are then zero.
 const RulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
 
-// ToldSetting is the server setting that has a rule which a data node was told of, because
-// its tables do not show it yet: see [election.Peer.Learned]. It is JSON, in the file of
-// ALTER SYSTEM.
+// ToldSetting is the server setting with a rule that was announced to a data node before its
+// tables show it: see [election.Peer.WithAnnounced]. It is JSON, in the file of ALTER SYSTEM.
 const ToldSetting = "repmgr.rule"
 
 // Rules are the newest two rules of a server, the newest first.

@@ -95,7 +95,7 @@ func (a *Election) promote(ctx context.Context) error {
 				}
 			}
 			a.makeSlots(ctx, &conn)
-			if a.tally.Rule.Quorum { // else nobody's commit waits for them
+			if a.tally.Rule.Quorum { // without quorum no commit waits for them
 				a.point(ctx)
 				mark.Go(func() {
 					if conn.Wait(); a.conn != nil {
@@ -171,9 +171,9 @@ func (a *Election) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 	}
 }
 
-// open points the others to the winner, where that is still to be done, and commits
-// the rule, which opens the term: with synchronous_mode=quorum that commit waits for them like any other.
-// It does not wait for ever: a winner without its rule stands for the next term.
+// open points the others to the winner, where that was not done yet, and commits the rule,
+// which opens the term. With synchronous_mode=quorum that commit waits for standbys like any
+// other. The wait has a limit: a winner without its rule becomes a candidate for the next term.
 func (a *Election) open(ctx context.Context) error {
 	limit := inaugurationLimit * a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not acknowledged within %s", limit))
@@ -359,8 +359,8 @@ func (a *Election) followers() (ids []int32) {
 	return ids
 }
 
-// held reports whether no election can miss the new rule any more: the pledged
-// witnesses were told, the standbys show its row, or were told of it, too.
+// held reports whether every election is certain to find the new rule: it was announced to the
+// pledged witnesses, and the standbys show its row or it was announced to them.
 func (a *Election) held() bool {
 	holders := []int32{a.tally.Winner}
 	for _, p := range a.pledged {

@@ -21,17 +21,17 @@ const (
 	markEnd   = 5 * time.Second // until a daemon that ends gives up a disk that does not answer
 )
 
-// marks are what makes a server that was fenced come back as a standby only. They
-// are written after its end, which waits for no disk, and until they are there the
-// server stays down, whoever starts it.
+// marks are the files that let a fenced server come back only as a standby. They are written
+// after the server was ended, because that must not wait for a disk. Until they are written
+// the server is ended again whenever somebody starts it.
 type marks struct {
 	mu    sync.Mutex // held over a fence: one at a time
-	why   string     // of the fence whose marks are missing; empty: none
-	done  chan error // capacity 1, of an attempt under way; nil: none
+	why   string     // the reason of the fence whose marks are not written yet; empty: there is none
+	done  chan error // the result of a running attempt, with capacity 1; nil: no attempt runs
 	began time.Time
-	fault string // what was last told of marks that failed
+	fault string // the error of writing the marks that was last reported
 
-	unfenced map[string]string // what was last told of fences that failed, by their reason
+	unfenced map[string]string // the errors of failed fences that were last reported, by the reason of the fence
 }
 
 // Fence ends the local server at once, and starts it again as a standby without an

@@ -127,14 +127,14 @@ func (k *keeper) left(now time.Time, s *Settings, me election.Peer) (left time.D
 		}
 	}
 	for i, p := range peers {
-		if p.Candidate == s.Candidate { // who is pledged to us elects nobody else by that
+		if p.Candidate == s.Candidate { // a pledge to our own candidate can elect no other node
 			peers[i].Term = min(p.Term, r.Term)
 		}
 		peers[i].SeenAt, peers[i].Tried, peers[i].Replied = k.sleeps.aged(p.SeenAt), k.sleeps.aged(p.Tried), k.sleeps.aged(k.repliedAt(p.ID))
 	}
 	left = s.FenceTimeout
 	for _, rule := range []election.Rule{r, k.Before()} {
-		if !rule.Known() || rule.PausePreventsElection(me.ID, peers) { // who is paused elects nobody
+		if !rule.Known() || rule.PausePreventsElection(me.ID, peers) { // the voters that are not paused are too few to elect anybody
 			continue
 		}
 		rule.Primary, rule.Term = r.Primary, r.Term

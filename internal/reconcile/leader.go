@@ -34,12 +34,12 @@ type Options struct {
 	Patience  time.Duration
 	// Connect opens a new session of the local server.
 	Connect func(context.Context) (*registry.Server, error)
-	// Report is told, again and again, how something goes on that may fail: err is nil where it works.
+	// Report is called after each attempt of something that may fail; err is nil where it worked.
 	Report func(what string, err error)
-	// Unproven is told once that commits do not wait, although they should.
+	// Unproven is called once when commits do not wait although they should.
 	Unproven func(err error)
-	// Before is told of the rule before the newest, and whether the newest is held: else an
-	// election may still find that one.
+	// Before is called with the rule before the newest, and whether the newest is held. Where it
+	// is not, an election may still start from the rule before.
 	Before func(r election.Rule, held bool)
 	// Wake asks for the next step at once.
 	Wake func()
@@ -256,8 +256,8 @@ func (l *Leader) commitRule(ctx context.Context, before, r election.Rule) error 
 	return nil
 }
 
-// holders are the voters that are known to have the rule: their tables show it, or
-// they were told of it.
+// holders are the voters that are known to have the rule: their tables show it, or it was
+// announced to them.
 func (l *Leader) holders(r election.Rule) []int32 {
 	ids := []int32{int32(l.Self)}
 	if l.rule.Compare(r) != 0 {

@@ -96,8 +96,8 @@ func SettingOf(value string, recs []registry.Record) election.SyncSetting {
 	return set
 }
 
-// Value is the value of synchronous_standby_names that a setting asks for. A
-// name that PostgreSQL reads as another's is not written: nobody's word counts for it.
+// Value is the value of synchronous_standby_names that a setting asks for. A name that
+// PostgreSQL could confuse with another is left out, so no acknowledgement counts for it.
 func Value(s election.SyncSetting, name func(id int32) string) string {
 	if s.Acks <= 0 {
 		return ""

@@ -83,7 +83,7 @@ func WriteMark(ctx context.Context, n *registry.Server, s State, value string) e
 type Writer struct {
 	// Name is the registered name of a node.
 	Name func(id int32) string
-	// Replaced is told of a value was, set at from, that somebody else wrote and value takes the place of.
+	// Replaced is called when value replaces a setting that somebody else made: was, at the place from.
 	Replaced func(ctx context.Context, n *registry.Server, was, from, value string)
 	// Patience is how long a commit may be watched until it is seen to wait.
 	Patience time.Duration

@@ -247,9 +247,9 @@ func (n *Voter) ask() {
 	}
 }
 
-// passes says that a pulse may go by without a question: to another standby that
-// answers, while a standby's Monitor sees its primary. Its end is heard at once all the
-// same, and whoever decides on an election asks everybody anew.
+// passes reports whether the voter need not be asked in this heartbeat: on a standby, another
+// standby that answers is asked less often while the primary is seen. The end of its server is
+// noticed at once all the same, and an election asks all voters again.
 func (n *Voter) passes() bool {
 	v := n.Peer()
 	return n.w.easy.Load() && n.open == 0 && len(n.waiting) == 0 && n.ear != nil && n.fair() &&
