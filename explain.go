@@ -1,13 +1,20 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/explain"
 	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // ExplainOptions are the choices of [Cluster.Explain].
@@ -92,4 +99,264 @@ func (c *Cluster) userOf(r Record) string {
 		return ""
 	}
 	return cfg.User
+}
+
+// FailoverRecord is a failover that took place, as repmgr.failovers keeps it.
+type FailoverRecord = registry.FailoverRecord
+
+// Failovers are the failovers that took place, the newest first, at most limit
+// of them. limit 0: all. Every node that answers is asked, and the one that
+// knows most has the word.
+func (c *Cluster) Failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
+	if limit < 0 {
+		return nil, kind(ErrConfig, "limit %d: must be 0 or more", limit)
+	}
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.failovers(ctx, recs, limit)
+}
+
+func (c *Cluster) failovers(ctx context.Context, recs []Record, limit int) ([]FailoverRecord, error) {
+	best := []FailoverRecord{}
+	var errs []error
+	for _, r := range askAll(ctx, c, recs, func(ctx context.Context, n *registry.Server) ([]FailoverRecord, error) {
+		return n.Failovers(ctx, limit)
+	}) {
+		switch {
+		case r.err != nil:
+			errs = append(errs, r.err)
+		case len(r.said) > 0 && (len(best) == 0 || r.said[0].Term > best[0].Term || r.said[0].Term == best[0].Term && len(r.said) > len(best)):
+			best = r.said
+		}
+	}
+	if len(errs) == len(recs) {
+		return nil, errors.Join(errs...)
+	}
+	return best, nil
+}
+
+// reply is what one node said.
+type reply[T any] struct {
+	record Record
+	said   T
+	err    error
+}
+
+// askAll asks all nodes at once, each within the time of two connects. The
+// replies are in the order of recs.
+func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(context.Context, *registry.Server) (T, error)) []reply[T] {
+	limit := 2 * postgres.DefaultConnectTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	replies := make([]reply[T], len(recs))
+	var wg sync.WaitGroup
+	for i, r := range recs {
+		replies[i].record = r
+		wg.Go(func() {
+			n, err := c.connectTo(ctx, r)
+			if err == nil {
+				defer n.Close()
+				if err = n.NeedNodes(ctx); err == nil {
+					replies[i].said, err = ask(ctx, n)
+				}
+			}
+			replies[i].err = err
+		})
+	}
+	wg.Wait()
+	return replies
+}
+
+// Reasoning is the last decision, and what every Monitor says now.
+type Reasoning struct {
+	At       time.Time       `json:"at"`
+	Rule     election.Rule   `json:"rule,omitzero"` // the newest; left out: none was ever written
+	Failover *FailoverRecord `json:"failover"`      // the newest; nil: there never was one
+	Event    *Event          `json:"event"`         // a refusal, an abort, a fence or a promotion by hand since then; nil: none is recorded
+	Monitors []MonitorWord   `json:"monitors"`
+}
+
+// MonitorWord is what the Monitor of a node says of itself.
+type MonitorWord struct {
+	ID      NodeID         `json:"node_id"`
+	Name    string         `json:"node_name"`
+	Monitor *Presence      `json:"monitor"`         // nil: none runs, or not known
+	Foreign *ForeignDaemon `json:"repmgr5_daemon"`  // a daemon of repmgr 5 that runs there; nil: none does
+	Error   string         `json:"error,omitempty"` // why it is not known
+}
+
+// Why tells of the last decision: the newest failover, or the refusal, the abort
+// or the fence that came after it, and what each Monitor does now. A refusal is
+// in the table of events only where there was a primary to write it; the Monitor
+// that refuses says so itself all the while.
+func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return Reasoning{}, err
+	}
+	r := Reasoning{At: time.Now(), Monitors: []MonitorWord{}}
+	var errs []error
+	for _, reply := range askAll(ctx, c, recs, func(ctx context.Context, n *registry.Server) (account, error) { return readAccount(ctx, n) }) {
+		word := MonitorWord{ID: reply.record.ID, Name: reply.record.Name}
+		if reply.err != nil {
+			word.Error = reply.err.Error()
+			errs = append(errs, reply.err)
+		} else {
+			word.Monitor, word.Foreign = reply.said.monitor(reply.record.ID), reply.said.foreign
+			r.take(reply.said)
+		}
+		r.Monitors = append(r.Monitors, word)
+	}
+	if len(errs) == len(recs) {
+		return Reasoning{}, errors.Join(errs...)
+	}
+	if r.Event != nil && r.Failover != nil && !r.Event.At.After(registry.EndOf(*r.Failover)) {
+		r.Event = nil
+	}
+	return r, nil
+}
+
+// account is what one node knows.
+type account struct {
+	rules     []election.Rule
+	failovers []FailoverRecord
+	events    []Event
+	monitors  map[NodeID]Presence
+	foreign   *ForeignDaemon
+}
+
+func (a account) monitor(id NodeID) *Presence {
+	if p, ok := a.monitors[id]; ok {
+		return &p
+	}
+	return nil
+}
+
+// decisions are the events that tell of one.
+var decisions = []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)}
+
+func readAccount(ctx context.Context, n *registry.Server) (a account, err error) {
+	if a.rules, err = n.Rules(ctx); err != nil {
+		return a, err
+	}
+	if a.failovers, err = n.Failovers(ctx, 1); err != nil {
+		return a, err
+	}
+	if a.events, err = n.Events(ctx, registry.EventFilter{Types: decisions, Limit: 1}); err != nil {
+		return a, err
+	}
+	if a.foreign, err = n.ForeignDaemon(ctx); err != nil {
+		return a, err
+	}
+	a.monitors, err = registry.ReadPresences(ctx, n)
+	return a, err
+}
+
+// take keeps what is newer than what others have said.
+func (r *Reasoning) take(a account) {
+	if len(a.rules) > 0 && a.rules[0].Compare(r.Rule) > 0 {
+		r.Rule = a.rules[0]
+	}
+	if len(a.failovers) > 0 && (r.Failover == nil || a.failovers[0].Term > r.Failover.Term) {
+		r.Failover = &a.failovers[0]
+	}
+	if len(a.events) > 0 && (r.Event == nil || a.events[0].At.After(r.Event.At)) {
+		r.Event = &a.events[0]
+	}
+}
+
+// String tells it in plain sentences, several lines of them.
+func (r Reasoning) String() string {
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	if e := r.Event; e != nil {
+		say("%s, %s on %s: %s", e.At.Local().Format(time.DateTime), decisionText(*e), registry.NameOf(e.NodeID, e.Node), e.Details)
+		if r.Failover != nil {
+			say("Before that:")
+		}
+	}
+	switch {
+	case r.Failover != nil:
+		b.WriteString(r.Failover.String())
+	case r.Event == nil:
+		say("%sNo failover is recorded, no promotion, and no refusal.", r.term())
+	}
+	say("")
+	say("What each repmgrd says now:")
+	for _, m := range r.Monitors {
+		say("  %s: %s", m.Name, m.text(r.At))
+	}
+	return b.String()
+}
+
+// term begins a sentence with the term, where there is one.
+func (r Reasoning) term() string {
+	if !r.Rule.Known() {
+		return ""
+	}
+	return fmt.Sprintf("The cluster is in term %d. ", r.Rule.Term)
+}
+
+func decisionText(e Event) string {
+	switch {
+	case e.Type == EventStandbyPromote && e.Success:
+		return "an operator promoted it: standby promote"
+	case e.Type == EventStandbyPromote:
+		return "standby promote did not work"
+	case e.Type == EventFailoverRefused:
+		return "failover was refused"
+	case e.Type == EventFailoverAbort:
+		return "an election was given up"
+	case e.Success:
+		return "the server was stopped, so that there is no second primary,"
+	default:
+		return "the server should have been stopped, and was not,"
+	}
+}
+
+func (m MonitorWord) text(now time.Time) string {
+	switch {
+	case m.Error != "":
+		return "not known: " + m.Error
+	case m.Monitor == nil && m.Foreign != nil:
+		return fmt.Sprintf("a repmgrd of repmgr 5 runs there, with PID %d", m.Foreign.PID)
+	case m.Monitor == nil:
+		return "no repmgrd runs there"
+	}
+	p := m.Monitor
+	text := fmt.Sprintf("%s: %s", cmp.Or(p.Phase, "it runs"), p.Reason)
+	if !p.Since.IsZero() {
+		text += fmt.Sprintf(" (for %s)", wording.Duration(max(0, now.Sub(p.Since))))
+	}
+	if p.Mode == FailoverManual {
+		text += "; failover=manual"
+	}
+	if p.Error != "" {
+		text += "; trouble: " + p.Error
+	}
+	return text
+}
+
+// WhyNotAnswer says why a node is not the primary, or would not become it.
+type WhyNotAnswer = explain.WhyNotAnswer
+
+// WhyNot says why a node is not the primary now, and would not be the next one.
+// It takes as long as [Cluster.Explain].
+func (c *Cluster) WhyNot(ctx context.Context, id NodeID) (WhyNotAnswer, error) {
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return WhyNotAnswer{}, err
+	}
+	node, ok := registry.ByID(recs, id)
+	if !ok {
+		return WhyNotAnswer{}, registry.Unknown(recs, id, "")
+	}
+	e, err := c.Explain(ctx, ExplainOptions{})
+	if err != nil {
+		return WhyNotAnswer{}, err
+	}
+	past, _ := c.failovers(ctx, recs, 1) // without it there is less to tell
+	return explain.WhyNot(e, node, past), nil
 }

@@ -2,6 +2,8 @@ package repmgr
 
 import (
 	"testing"
+
+	"github.com/pgrepmgr/repmgr/internal/report"
 )
 
 // A lease that runs out, or is over while the server runs, is a finding; one that is
@@ -23,9 +25,9 @@ func TestServiceNode_Lease(t *testing.T) {
 	} {
 		yes := true
 		n := ServiceNode{NodeView: NodeView{Record: Record{ID: 7, Name: "node7", Role: RolePrimary}}, Monitor: &Presence{PID: 4711, Mode: FailoverAutomatic, LeaseLeft: &test.left, Age: test.age, RunsOut: test.runsOut, CanFence: &yes}}
-		var found findings
+		var found report.Findings
 		n.findings(true, true, &found)
-		if found.has(FindingLeaseRunsOut) != test.want || len(found) > 1 {
+		if found.Has(FindingLeaseRunsOut) != test.want || len(found) > 1 {
 			t.Errorf("%+v: found %v", test, found)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
@@ -67,7 +68,7 @@ func TestPauseResult_Warn(t *testing.T) {
 		}
 	}
 	for quorum, want := range map[bool]string{true: "its commits wait", false: "synchronous_mode=off"} {
-		var found findings
+		var found report.Findings
 		ServiceNode{Monitor: &Presence{Mode: FailoverAutomatic, CanFence: new(false), Unable: "why"}}.findings(true, quorum, &found)
 		require.Contains(t, found[0].Text, want)
 		require.Equal(t, !quorum, found[0].Text != "" && bytes.Contains([]byte(found[0].Text), []byte("synchronous_mode=off")))
@@ -138,7 +139,7 @@ func TestJudge_Deposed(t *testing.T) {
 				cells = append(cells, n.Status)
 			}
 			require.Equal(t, test.cells, cells)
-			require.Equal(t, test.text != "", findings(st.Findings).has(FindingDeposed))
+			require.Equal(t, test.text != "", report.Findings(st.Findings).Has(FindingDeposed))
 			for _, f := range st.Findings {
 				if f.Code == FindingDeposed {
 					require.Contains(t, f.Text, test.text)

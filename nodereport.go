@@ -2,32 +2,17 @@ package repmgr
 
 import (
 	"context"
-	"fmt"
-	"strings"
-	"time"
 
-	"github.com/pgrepmgr/repmgr/internal/wording"
+	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // NodeReport is the state of the local node: what it is, what it should be, and
 // what is wrong.
-type NodeReport struct {
-	Record          Record        `json:"node"`
-	Status          NodeStatus    `json:"status"`
-	DataBytes       int64         `json:"data_bytes"`         // of all databases; -1: not ours to read
-	ArchiveReady    int           `json:"archive_ready"`      // WAL segments waiting for the archiver; -1: not ours to read
-	ReplicationLag  time.Duration `json:"replication_lag_ns"` // how long ago a standby was last in step; -1: unknown, or not a standby
-	Children        int           `json:"downstream"`         // registered downstream nodes that are active
-	LostWAL         *LostWAL      `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
-	MissingSlots    []string      `json:"missing_slots"`      // of registered downstream nodes
-	InactiveSlots   []string      `json:"inactive_slots"`
-	MissingChildren []string      `json:"missing_downstream"` // registered downstream nodes that are not attached
-	Issues          []string      `json:"issues"`             // empty: all is well
-	Findings        []Finding     `json:"findings"`           // the issues, each with a code that stays the same
+type NodeReport = report.Node
 
-	remedy string // of LostWAL
-}
+// ReportRow is one line of the node status. Where Text is empty, only CSV has it.
+type ReportRow = report.ReportRow
 
 // NodeStatus reports on the local node.
 func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
@@ -66,147 +51,130 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	}
 	probes := append(c.survey(ctx, above), probe{record: rep.Record, status: rep.Status})
 	c.seekLostWAL(ctx, probes)
-	rep.LostWAL = probes[len(above)].lost
-	if rep.LostWAL != nil {
-		rep.ReplicationLag, rep.remedy = -1, remedy(*rep.LostWAL, rep.Record, probes)
+	if lost := probes[len(above)].lost; lost != nil {
+		report.LoseWAL(&rep, lost, remedy(*lost, rep.Record, probes))
 	}
-	rep.judge(recs)
+	report.Judge(&rep, recs)
 	return rep, nil
 }
 
-func (r *NodeReport) judge(recs []Record) {
-	slots := map[string]Slot{}
-	for _, s := range r.Status.Slots {
-		slots[s.Name] = s
-		if s.Physical && !s.Active && !s.Temporary {
-			r.InactiveSlots = append(r.InactiveSlots, s.Name)
-		}
+// CheckStatus is the outcome of a check, in the words of Nagios.
+type CheckStatus = report.CheckStatus
+
+const (
+	CheckOK       = report.CheckOK
+	CheckWarning  = report.CheckWarning
+	CheckCritical = report.CheckCritical
+	CheckUnknown  = report.CheckUnknown
+)
+
+// CheckName names a check, as the option of repmgr node check does.
+type CheckName = report.CheckName
+
+const (
+	CheckRole           = report.CheckRole
+	CheckReplicationLag = report.CheckReplicationLag
+	CheckArchiveReady   = report.CheckArchiveReady
+	CheckUpstream       = report.CheckUpstream
+	CheckDownstream     = report.CheckDownstream
+	CheckSlots          = report.CheckSlots
+	CheckMissingSlots   = report.CheckMissingSlots
+	CheckDataDirectory  = report.CheckDataDirectory
+	CheckDaemon         = report.CheckDaemon // not one of the overview
+)
+
+// CheckResult is what a check of the local node found.
+type CheckResult = report.CheckResult
+
+// NodeChecks are the checks of the local node.
+type NodeChecks struct {
+	Record Record        `json:"node"`
+	Checks []CheckResult `json:"checks"`
+}
+
+// CheckNode checks the local node: the one check of that name, or, where name is
+// empty, all but that of the daemon. It needs none of our tables, so it works
+// with those of repmgr 5.
+func (c *Cluster) CheckNode(ctx context.Context, name CheckName) (NodeChecks, error) {
+	rep, err := c.NodeStatus(ctx)
+	if err != nil {
+		return NodeChecks{}, err
 	}
-	for _, d := range recs {
-		if d.UpstreamID != r.Record.ID || !d.Active || d.Role != RoleStandby {
+	all := NodeChecks{Record: rep.Record, Checks: []CheckResult{}}
+	limits := report.Limits{
+		LagWarning: c.cfg.ReplicationLagWarning, LagCritical: c.cfg.ReplicationLagCritical,
+		ArchiveWarning: c.cfg.ArchiveReadyWarning, ArchiveCritical: c.cfg.ArchiveReadyCritical, DataDirectory: c.cfg.DataDirectory,
+	}
+	for _, one := range report.CheckNames {
+		if one != name && (name != "" || one == CheckDaemon) {
 			continue
 		}
-		r.Children++
-		if _, ok := slots[d.SlotName]; d.SlotName != "" && !ok {
-			r.MissingSlots = append(r.MissingSlots, d.SlotName)
+		var r CheckResult
+		switch one {
+		case CheckUpstream:
+			r = c.checkUpstream(ctx, rep)
+		case CheckDaemon:
+			r = c.checkDaemon(ctx, rep)
+		default:
+			r = report.Check(one, rep, limits)
 		}
-		if registry.Attachment(r.Status, d.Name) == "" {
-			r.MissingChildren = append(r.MissingChildren, d.String())
-		}
+		r.Check = one
+		all.Checks = append(all.Checks, r)
 	}
-	found := findings{}
-	issue := func(code FindingCode, format string, args ...any) { found.add(code, r.Record.ID, format, args...) }
-	if r.Record.Role != RoleWitness && r.Record.Role != r.Status.Role() {
-		issue(FindingWrongRole, "node is registered as %s but running as %s", r.Record.Role, r.Status.Role())
-	}
-	if len(r.MissingChildren) > 0 {
-		issue(FindingDownstreamMissing, "downstream nodes not attached: %s", strings.Join(r.MissingChildren, ", "))
-	}
-	if len(r.MissingSlots) > 0 {
-		issue(FindingSlotsMissing, "replication slots missing: %s", strings.Join(r.MissingSlots, ", "))
-	}
-	if len(r.InactiveSlots) > 0 {
-		issue(FindingSlotsInactive, "replication slots inactive, keeping WAL: %s", strings.Join(r.InactiveSlots, ", "))
-	}
-	if r.Status.ReplayPaused {
-		issue(FindingReplayPaused, "WAL replay is paused")
-	}
-	if r.Status.InRecovery && r.Status.Receiver == nil {
-		issue(FindingNoReceiver, "no WAL receiver is running: the node receives nothing")
-	}
-	if r.LostWAL != nil {
-		issue(FindingWALGone, "the node can not go on: %s. %s", r.LostWAL, r.remedy)
-	}
-	r.Issues, r.Findings = append(r.Issues, found.texts()...), found
+	return all, nil
 }
 
-// ReportRow is one line of the node status. Where Text is empty, only CSV has it.
-type ReportRow struct{ Key, Text, CSV string }
-
-// Rows lists the report in repmgr's order and words. verbose adds the system identifier.
-func (r NodeReport) Rows(verbose bool) []ReportRow {
-	s := r.Status
-	var rows []ReportRow
-	add := func(key, text string, csv ...string) {
-		rows = append(rows, ReportRow{key, text, append(csv, text)[0]})
+// checkUpstream asks the registered upstream whether it sends to the local node.
+func (c *Cluster) checkUpstream(ctx context.Context, rep NodeReport) CheckResult {
+	r := rep.Record
+	if !rep.Status.InRecovery {
+		return report.Found(CheckOK, "N/A - node is %s", r.Role)
 	}
-	version, _, _ := strings.Cut(s.Version, " ") // not what a packager added
-	add("PostgreSQL version", version)
-	if r.DataBytes >= 0 {
-		add("Total data size", wording.Bytes(r.DataBytes))
-	} else {
-		add("Total data size", "(no privilege to read it)")
+	if why := report.WhyLost(rep); why != "" {
+		return report.Found(CheckCritical, "%s can not go on: %s", r, why)
 	}
-	add("Conninfo", r.Record.Conninfo)
-	if verbose {
-		add("System identifier", s.SystemIdentifier)
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return report.Found(CheckUnknown, "%v", err)
 	}
-	add("Role", string(s.Role()))
-	add("WAL archiving", archiving(s))
-	command, pending, files := s.Settings.ArchiveCommand, "", max(0, r.ArchiveReady)
+	defer local.Close()
+	recs, err := local.Records(ctx)
+	up, ok := registry.ByID(recs, r.UpstreamID)
 	switch {
-	case s.Settings.ArchiveMode == "off":
-		command, files = "", 0
-	case r.ArchiveReady >= 0:
-		pending = fmt.Sprintf("%d pending files", files)
+	case err != nil:
+		return report.Found(CheckUnknown, "%v", err)
+	case !ok:
+		return report.Found(CheckCritical, "no upstream node is registered for %s", r)
 	}
-	add("Archive command", orNone(command))
-	add("WALs pending archiving", pending, fmt.Sprint(files)) // in CSV always: scripts count lines
-	add("Replication connections", fmt.Sprintf("%d (of maximal %d)", len(s.Senders), s.Settings.MaxWALSenders))
-	add("Replication slots", r.slots())
-	if s.InRecovery {
-		upstream := orNone("")
-		if r.Record.UpstreamID != 0 {
-			upstream = fmt.Sprintf("%s (ID: %d)", r.Record.UpstreamName, r.Record.UpstreamID)
-		}
-		add("Upstream node", upstream)
-		lag := "n/a"
-		if r.ReplicationLag >= 0 {
-			lag = fmt.Sprintf("%d seconds", int64(r.ReplicationLag.Seconds()))
-		}
-		add("Replication lag", lag)
-		add("Last received LSN", s.ReceivedLSN.String())
-		add("Last replayed LSN", s.ReplayedLSN.String())
-	} else {
-		add("Upstream node", "", orNone("")) // text shows it for a standby only
-		add("Replication lag", "n/a")
-		add("Last received LSN", "", orNone(""))
-		add("Last replayed LSN", "", orNone(""))
+	p := c.look(ctx, up)
+	switch state := registry.Attachment(p.status, r.Name); {
+	case p.err != nil && rep.Status.Receiver == nil:
+		return report.Found(CheckCritical, "%s receives nothing, and its upstream node does not answer: %v", r, p.err)
+	case p.err != nil:
+		return report.Found(CheckUnknown, "unable to ask the upstream node: %v", p.err)
+	case state == "streaming":
+		return report.Found(CheckOK, "%s is attached to expected upstream %s", r, up)
+	case state != "":
+		return report.Found(CheckWarning, "%s is attached to expected upstream %s, in state %q", r, up, state)
 	}
-	return rows
+	return report.Found(CheckCritical, "%s is not attached to expected upstream %s", r, up)
 }
 
-func orNone(s string) string {
-	if s == "" {
-		return "(none)"
-	}
-	return s
-}
-
-func archiving(s NodeStatus) string {
+// checkDaemon asks the local server whether a daemon watches it, and acts.
+func (c *Cluster) checkDaemon(ctx context.Context, rep NodeReport) CheckResult {
+	local := rep.Record
+	local.Conninfo = c.cfg.Conninfo
+	p := c.look(ctx, local, askService)
+	s := p.service
 	switch {
-	case s.Settings.ArchiveMode == "off":
-		return "off"
-	case s.InRecovery && s.Settings.ArchiveMode != "always":
-		return `disabled (on standbys "archive_mode" must be set to "always" to be effective)`
-	default:
-		return "enabled"
+	case p.err != nil:
+		return report.Found(CheckUnknown, "repmgrd status unknown: %v", p.err)
+	case s.Monitored == nil:
+		return report.Found(CheckUnknown, "repmgrd status unknown: %s", s.ServiceError)
+	case p.foreign == nil && !*s.Monitored:
+		return report.Found(CheckCritical, "repmgrd not running")
+	case p.foreign != nil && s.Monitor == nil && p.foreign.Paused, s.Paused != nil && *s.Paused:
+		return report.Found(CheckWarning, "repmgrd running but paused")
 	}
-}
-
-func (r NodeReport) slots() string {
-	if r.Status.Settings.MaxSlots == 0 {
-		return "disabled"
-	}
-	physical := 0
-	for _, s := range r.Status.Slots {
-		if s.Physical {
-			physical++
-		}
-	}
-	text := fmt.Sprintf("%d physical (of maximal %d; %d missing)", physical, r.Status.Settings.MaxSlots, len(r.MissingSlots))
-	if len(r.InactiveSlots) > 0 {
-		text += fmt.Sprintf("; %d inactive", len(r.InactiveSlots))
-	}
-	return text
+	return report.Found(CheckOK, "repmgrd running")
 }

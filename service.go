@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -171,7 +172,7 @@ type ServiceStatus struct {
 }
 
 // NoPrimary reports whether nobody is the primary.
-func (s ServiceStatus) NoPrimary() bool { return findings(s.Findings).has(FindingNoPrimary) }
+func (s ServiceStatus) NoPrimary() bool { return report.Findings(s.Findings).Has(FindingNoPrimary) }
 
 // ServiceNode is a registered node with what was seen of its Monitor.
 type ServiceNode struct {
@@ -219,7 +220,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 		}
 	}
 	found := st.serviceFindings(c.cfg.Failover == FailoverAutomatic)
-	st.Issues, st.Findings = append(st.Issues, found.texts()...), append(st.Findings, found...)
+	st.Issues, st.Findings = append(st.Issues, found.Texts()...), append(st.Findings, found...)
 	return st, nil
 }
 
@@ -294,7 +295,7 @@ func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode)
 // serviceFindings says what keeps the cluster from failing over by itself.
 // automatic says that our own configuration asks for it. Where nobody asks for it,
 // a node without a daemon lacks nothing but its lag samples, which the table shows.
-func (s ServiceStatus) serviceFindings(automatic bool) (found findings) {
+func (s ServiceStatus) serviceFindings(automatic bool) (found report.Findings) {
 	names := map[FailoverMode][]string{}
 	var paused, foreign []string
 	var recs []Record
@@ -303,7 +304,7 @@ func (s ServiceStatus) serviceFindings(automatic bool) (found findings) {
 	}
 	for _, r := range recs {
 		if problem := registry.NameProblem(r, recs); problem != "" {
-			found.add(FindingName, r.ID, "%s", problem)
+			found.Add(FindingName, r.ID, "%s", problem)
 		}
 	}
 	for _, n := range s.Nodes {
@@ -322,35 +323,35 @@ func (s ServiceStatus) serviceFindings(automatic bool) (found findings) {
 	for _, n := range s.Nodes {
 		n.findings(automatic, s.Rule != nil && s.Rule.Quorum, &found)
 		if automatic && n.Monitored != nil && n.Monitor == nil && n.Foreign == nil {
-			found.add(FindingDaemonMissing, n.ID, "repmgrd is not running on %s", n.Record)
+			found.Add(FindingDaemonMissing, n.ID, "repmgrd is not running on %s", n.Record)
 		}
 	}
 	if len(paused) > 0 && automatic {
-		found.add(FindingPaused, 0, "failover is paused on %s; to end that: repmgr service unpause", strings.Join(paused, ", "))
+		found.Add(FindingPaused, 0, "failover is paused on %s; to end that: repmgr service unpause", strings.Join(paused, ", "))
 	}
 	if len(manual) > 0 && len(auto) > 0 {
-		found.add(FindingMixedFailover, 0, "failover is automatic on %s, manual on %s", strings.Join(auto, ", "), strings.Join(manual, ", "))
+		found.Add(FindingMixedFailover, 0, "failover is automatic on %s, manual on %s", strings.Join(auto, ", "), strings.Join(manual, ", "))
 	}
 	if len(foreign) > 0 && len(manual)+len(auto) > 0 {
-		found.add(FindingForeignDaemon, 0, "a repmgrd of repmgr 5 runs on %s, ours on %s: ours only watch, until those are stopped", strings.Join(foreign, ", "), strings.Join(append(manual, auto...), ", "))
+		found.Add(FindingForeignDaemon, 0, "a repmgrd of repmgr 5 runs on %s, ours on %s: ours only watch, until those are stopped", strings.Join(foreign, ", "), strings.Join(append(manual, auto...), ", "))
 	}
 	if issue := s.voteIssue(); issue != "" && automatic {
-		found.add(FindingCanNotFailOver, 0, "%s", issue)
+		found.Add(FindingCanNotFailOver, 0, "%s", issue)
 	}
 	return found
 }
 
 // findings are what is wrong with one node's part in a failover. Where there is none,
 // it does not matter that this login may not read votes.
-func (n ServiceNode) findings(automatic, quorum bool, found *findings) {
+func (n ServiceNode) findings(automatic, quorum bool, found *report.Findings) {
 	if n.ServiceError != "" && (automatic || n.Monitored == nil) {
-		found.add(FindingDaemonUnknown, n.ID, "what runs on %s is not all known: %s", n.Record, n.ServiceError)
+		found.Add(FindingDaemonUnknown, n.ID, "what runs on %s is not all known: %s", n.Record, n.ServiceError)
 	}
 	if n.NoPledge != "" && automatic {
-		found.add(FindingNoPledge, n.ID, "%s could not pledge itself in an election: %s", n.Record, n.NoPledge)
+		found.Add(FindingNoPledge, n.ID, "%s could not pledge itself in an election: %s", n.Record, n.NoPledge)
 	}
 	if len(n.seconds) > 0 {
-		found.add(FindingSecondDaemon, n.ID, "%s has more than one repmgrd: stop those with PID %s, which change nothing while another one runs", n.Record, strings.Trim(fmt.Sprint(n.seconds), "[]"))
+		found.Add(FindingSecondDaemon, n.ID, "%s has more than one repmgrd: stop those with PID %s, which change nothing while another one runs", n.Record, strings.Trim(fmt.Sprint(n.seconds), "[]"))
 	}
 	m := n.Monitor
 	if m == nil {
@@ -359,24 +360,24 @@ func (n ServiceNode) findings(automatic, quorum bool, found *findings) {
 	if m.Mode == FailoverAutomatic && n.Role != RoleWitness {
 		switch {
 		case m.CanFence == nil:
-			found.add(FindingCanNotFence, n.ID, "repmgrd on %s has not shown that it can stop its server: it has just started, or is of an older version", n.Record)
+			found.Add(FindingCanNotFence, n.ID, "repmgrd on %s has not shown that it can stop its server: it has just started, or is of an older version", n.Record)
 		case !*m.CanFence && quorum:
-			found.add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server: as a primary that is cut off it would go on answering, though its commits wait: %s", n.Record, m.Unable)
+			found.Add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server: as a primary that is cut off it would go on answering, though its commits wait: %s", n.Record, m.Unable)
 		case !*m.CanFence:
-			found.add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
+			found.Add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(m.NoStream)) {
-		found.add(FindingNoStream, n.ID, "%s could not stream from the node with ID %s, if that were the primary: %s", n.Record, id, m.NoStream[id])
+		found.Add(FindingNoStream, n.ID, "%s could not stream from the node with ID %s, if that were the primary: %s", n.Record, id, m.NoStream[id])
 	}
 	if text := m.Lease(); text != "" {
-		found.add(FindingLeaseRunsOut, n.ID, "%s %s", n.Record, text)
+		found.Add(FindingLeaseRunsOut, n.ID, "%s %s", n.Record, text)
 	}
 	if m.Error != "" {
-		found.add(FindingDaemonTrouble, n.ID, "repmgrd on %s: %s", n.Record, m.Error)
+		found.Add(FindingDaemonTrouble, n.ID, "repmgrd on %s: %s", n.Record, m.Error)
 	}
 	if m.Age > registry.PresenceSilent.Seconds() {
-		found.add(FindingDaemonSilent, n.ID, "repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)
+		found.Add(FindingDaemonSilent, n.ID, "repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/pgrepmgr/repmgr/internal/follow"
+	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
@@ -33,6 +34,51 @@ type NodeView struct {
 	LostWAL  *LostWAL       `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
 	Error    string         `json:"error,omitempty"`    // why it could not be read
 }
+
+// Finding is one thing that is wrong: Text is for people and may be reworded,
+// Code stays what it is.
+type Finding = report.Finding
+
+// FindingCode names a kind of finding, for programs.
+type FindingCode = report.FindingCode
+
+const (
+	FindingNoPrimary           = report.NoPrimary           // no registered node runs as the primary, and the registered one does not answer
+	FindingTwoPrimaries        = report.TwoPrimaries        // more than one node runs as primary
+	FindingDeposed             = report.Deposed             // it runs as primary, and another node is known to have taken its place
+	FindingUnreachable         = report.Unreachable         // the server does not answer
+	FindingRejected            = report.Rejected            // the server lives, and does not let us look: the login, its slots, or it starts
+	FindingInactive            = report.Inactive            // it runs, and is registered as inactive
+	FindingWrongRole           = report.WrongRole           // it does not run as what it is registered as
+	FindingReplayPaused        = report.ReplayPaused        // WAL replay is paused
+	FindingNotAttached         = report.NotAttached         // a standby does not receive from its upstream
+	FindingNotStreaming        = report.NotStreaming        // it is attached, and has not caught up
+	FindingWrongUpstream       = report.WrongUpstream       // it receives from another node than the registered one
+	FindingUpstreamUnreachable = report.UpstreamUnreachable // it receives nothing, and its upstream does not answer
+	FindingWALGone             = report.WALGone             // a standby needs WAL that its upstream does not have any more
+	FindingSlotLost            = report.SlotLost            // the slot of a standby is invalid: nothing streams through it
+	FindingUpstreamCircle      = report.UpstreamCircle      // nodes are registered as each other's upstream
+
+	FindingNamesake          = report.Namesake          // another server streams under the name of a node
+	FindingName              = report.Name              // a name that PostgreSQL reads differently
+	FindingNoReceiver        = report.NoReceiver        // of node status: no WAL receiver runs
+	FindingDownstreamMissing = report.DownstreamMissing // registered downstream nodes are not attached
+	FindingSlotsMissing      = report.SlotsMissing      // slots of registered downstream nodes are not there
+	FindingSlotsInactive     = report.SlotsInactive     // slots that nobody uses keep WAL
+	FindingDaemonMissing     = report.DaemonMissing     // no repmgrd runs, where failover is automatic
+	FindingDaemonTrouble     = report.DaemonTrouble     // what a repmgrd says of its own trouble
+	FindingSecondDaemon      = report.SecondDaemon      // a second repmgrd of one node runs, which changes nothing
+	FindingDaemonSilent      = report.DaemonSilent      // a repmgrd has said nothing for long
+	FindingDaemonUnknown     = report.DaemonUnknown     // what runs there could not be read
+	FindingLeaseRunsOut      = report.LeaseRunsOut      // a primary has no contact to a majority, and is about to be stopped, or should have been
+	FindingCanNotFence       = report.CanNotFence
+	FindingNoPledge          = report.NoPledge       // its vote can not be stored or read
+	FindingNoStream          = report.NoStream       // it could not log in for replication to a node that may be promoted
+	FindingForeignDaemon     = report.ForeignDaemon  // daemons of repmgr 5 run beside ours
+	FindingPaused            = report.Paused         // until somebody unpauses it
+	FindingMixedFailover     = report.MixedFailover  // automatic on some nodes, manual on others
+	FindingCanNotFailOver    = report.CanNotFailOver // too few votes, or no standby
+)
 
 // Status looks at all registered nodes at once and holds what it sees against
 // what is registered: on the primary where there is one, else in the local
@@ -90,7 +136,7 @@ func (c *Cluster) newest(ctx context.Context, probes []probe, recs []Record, ask
 // judge holds what was seen against what is registered.
 func judge(probes []probe) ClusterStatus {
 	st := ClusterStatus{Nodes: []NodeView{}, Issues: []string{}}
-	found := findings{}
+	found := report.Findings{}
 	for _, p := range probes {
 		v := NodeView{Record: p.record, Reach: p.reach(), LostWAL: p.lost}
 		v.Conninfo = Redact(v.Conninfo) // rows of a C repmgr may hold a password
@@ -100,10 +146,10 @@ func judge(probes []probe) ClusterStatus {
 				v.Running = RoleWitness
 			}
 			if p.record.Role == RoleWitness && p.status.InRecovery {
-				found.add(FindingWrongRole, p.record.ID, "%s is registered as witness but running as standby: it can keep no vote", p.record)
+				found.Add(FindingWrongRole, p.record.ID, "%s is registered as witness but running as standby: it can keep no vote", p.record)
 			}
 			if p.status.ReplayPaused {
-				found.add(FindingReplayPaused, p.record.ID, "WAL replay is paused on %s", p.record)
+				found.Add(FindingReplayPaused, p.record.ID, "WAL replay is paused on %s", p.record)
 			}
 		} else {
 			v.Error = p.err.Error()
@@ -111,7 +157,7 @@ func judge(probes []probe) ClusterStatus {
 		if v.Status = statusCell(p, &found); p.err == nil && !p.status.InRecovery {
 			if why := deposed(p, probes); why != "" {
 				v.Status = "! deposed"
-				found.add(FindingDeposed, p.record.ID, "%s runs as primary and was deposed: %s", p.record, why)
+				found.Add(FindingDeposed, p.record.ID, "%s runs as primary and was deposed: %s", p.record, why)
 			}
 		}
 		v.Upstream, v.Attached = upstreamCell(p, probes, &found)
@@ -124,13 +170,13 @@ func judge(probes []probe) ClusterStatus {
 	for _, r := range recs {
 		if up, ok := registry.ByID(recs, r.UpstreamID); ok {
 			if err := registry.CheckLoop(recs, r.ID, up); err != nil {
-				found.add(FindingUpstreamCircle, r.ID, "%s receives nothing: its upstreams are a circle", r)
+				found.Add(FindingUpstreamCircle, r.ID, "%s receives nothing: its upstreams are a circle", r)
 			}
 		}
 	}
 	doubles(probes, &found)
 	judgePrimary(probes, &found)
-	st.Issues, st.Findings = append(st.Issues, found.texts()...), found
+	st.Issues, st.Findings = append(st.Issues, found.Texts()...), found
 	return st
 }
 
@@ -177,7 +223,7 @@ func deposed(p probe, probes []probe) string {
 
 // judgePrimary says where there is not exactly one primary. One that lives and
 // does not let us look is one.
-func judgePrimary(probes []probe, found *findings) {
+func judgePrimary(probes []probe, found *report.Findings) {
 	var names []string
 	for _, p := range primaries(probes) {
 		names = append(names, p.record.String())
@@ -187,32 +233,32 @@ func judgePrimary(probes []probe, found *findings) {
 	})
 	switch {
 	case len(names) > 1:
-		found.add(FindingTwoPrimaries, 0, "%d nodes run as primary: %s", len(names), strings.Join(names, ", "))
+		found.Add(FindingTwoPrimaries, 0, "%d nodes run as primary: %s", len(names), strings.Join(names, ", "))
 	case len(names) == 0 && !lives:
-		found.add(FindingNoPrimary, 0, "no node that answers runs as primary; who should be promoted, and how: repmgr cluster explain")
+		found.Add(FindingNoPrimary, 0, "no node that answers runs as primary; who should be promoted, and how: repmgr cluster explain")
 	}
 }
 
 // doubles says under whose name more streams than one server.
-func doubles(probes []probe, found *findings) {
+func doubles(probes []probe, found *report.Findings) {
 	for _, up := range probes {
 		for _, p := range probes {
 			switch senders := registry.SendersOf(up.status, p.record.Name); {
 			case up.err != nil || len(senders) == 0:
 			case len(senders) > 1:
-				found.add(FindingNamesake, p.record.ID, "%d servers stream from %s under the name of %s, from %s: one of them is not that node, or its connection has just broken", len(senders), up.record, p.record, registry.AddressesOf(senders))
+				found.Add(FindingNamesake, p.record.ID, "%d servers stream from %s under the name of %s, from %s: one of them is not that node, or its connection has just broken", len(senders), up.record, p.record, registry.AddressesOf(senders))
 			case p.err == nil && p.status.Receiver == nil:
-				found.add(FindingNamesake, p.record.ID, "a server at %s streams from %s under the name of %s, which receives from nobody", registry.AddressesOf(senders), up.record, p.record)
+				found.Add(FindingNamesake, p.record.ID, "a server at %s streams from %s under the name of %s, which receives from nobody", registry.AddressesOf(senders), up.record, p.record)
 			}
 		}
 	}
 }
 
 // statusCell is the node's cell in the Status column. What is wrong with it is found.
-func statusCell(p probe, found *findings) string {
+func statusCell(p probe, found *report.Findings) string {
 	r := p.record
 	bad := func(cell string, code FindingCode, format string, args ...any) string {
-		found.add(code, r.ID, format, args...)
+		found.Add(code, r.ID, format, args...)
 		return cell
 	}
 	switch reach := p.reach(); {
@@ -249,7 +295,7 @@ func connectReason(err error) string {
 
 // upstreamCell is the node's cell in the Upstream column: the registered
 // upstream, marked where the servers tell otherwise.
-func upstreamCell(p probe, probes []probe, found *findings) (cell, attached string) {
+func upstreamCell(p probe, probes []probe, found *report.Findings) (cell, attached string) {
 	r := p.record
 	if r.Role == RolePrimary || r.UpstreamID == 0 {
 		return "", ""
@@ -266,7 +312,7 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 	case r.Role == RoleWitness:
 		return "? " + r.UpstreamName, ""
 	case p.err == nil && up.err != nil && p.status.InRecovery && p.status.Receiver == nil:
-		found.add(FindingUpstreamUnreachable, r.ID, "%s receives nothing: its upstream, %s, is not reachable", r, up.record)
+		found.Add(FindingUpstreamUnreachable, r.ID, "%s receives nothing: its upstream, %s, is not reachable", r, up.record)
 		return "? " + r.UpstreamName, ""
 	case p.err != nil || up.record.ID == 0 || up.err != nil:
 		return "? " + r.UpstreamName, ""
@@ -279,10 +325,10 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 	case attached == "streaming":
 		return r.UpstreamName, attached
 	case p.lost != nil:
-		found.add(FindingWALGone, r.ID, "%s can not go on: %s. %s", r, p.lost, remedy(*p.lost, r, probes))
+		found.Add(FindingWALGone, r.ID, "%s can not go on: %s. %s", r, p.lost, remedy(*p.lost, r, probes))
 		return "! " + r.UpstreamName, attached
 	case slot.WALStatus == "lost":
-		found.add(FindingSlotLost, r.ID, "%s can not stream: its slot %q on %s is lost (see max_slot_wal_keep_size there). A new one is made by, on %s: repmgr%s standby follow",
+		found.Add(FindingSlotLost, r.ID, "%s can not stream: its slot %q on %s is lost (see max_slot_wal_keep_size there). A new one is made by, on %s: repmgr%s standby follow",
 			r, slot.Name, up.record, r.Name, follow.ConfOption(r))
 		return "! " + r.UpstreamName, attached
 	}
@@ -290,14 +336,14 @@ func upstreamCell(p probe, probes []probe, found *findings) (cell, attached stri
 	case "":
 		for _, q := range probes {
 			if q.err == nil && registry.Attachment(q.status, r.Name) != "" {
-				found.add(FindingWrongUpstream, r.ID, "%s is attached to %s, not to its registered upstream %q (ID: %d)", r, q.record, r.UpstreamName, r.UpstreamID)
+				found.Add(FindingWrongUpstream, r.ID, "%s is attached to %s, not to its registered upstream %q (ID: %d)", r, q.record, r.UpstreamName, r.UpstreamID)
 				return "! " + q.record.Name, registry.Attachment(q.status, r.Name)
 			}
 		}
-		found.add(FindingNotAttached, r.ID, "%s is not attached to its upstream node %q (ID: %d)", r, r.UpstreamName, r.UpstreamID)
+		found.Add(FindingNotAttached, r.ID, "%s is not attached to its upstream node %q (ID: %d)", r, r.UpstreamName, r.UpstreamID)
 		return "! " + r.UpstreamName, ""
 	default:
-		found.add(FindingNotStreaming, r.ID, "%s is attached to its upstream node %q (ID: %d), in state %q", r, r.UpstreamName, r.UpstreamID, attached)
+		found.Add(FindingNotStreaming, r.ID, "%s is attached to its upstream node %q (ID: %d), in state %q", r, r.UpstreamName, r.UpstreamID, attached)
 		return "? " + r.UpstreamName, attached
 	}
 }

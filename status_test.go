@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
@@ -47,7 +48,7 @@ func TestJudge_StatusCell(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			p := probe{record: test.record, err: test.err, status: NodeStatus{InRecovery: test.runs == RoleStandby}}
-			var found findings
+			var found report.Findings
 			require.Equal(t, test.want, statusCell(p, &found))
 			require.Equal(t, test.fine, len(found) == 0, found)
 		})
@@ -81,7 +82,7 @@ func TestJudge_UpstreamCell(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var found findings
+			var found report.Findings
 			cell, attached := upstreamCell(test.standby, []probe{test.standby, test.up, test.other}, &found)
 			require.Equal(t, test.cell, cell)
 			require.Equal(t, test.attached, attached)
@@ -106,7 +107,7 @@ func TestJudge_NoPrimary(t *testing.T) {
 	primary := Record{ID: 1, Name: "node1", Role: RolePrimary, Active: true}
 	for reach, want := range map[postgres.Reach]bool{postgres.ReachRefused: true, postgres.ReachTimeout: true, postgres.ReachNoHost: true, postgres.ReachRejected: false, postgres.ReachFull: false, postgres.ReachStarting: false} {
 		st := judge([]probe{{record: primary, err: &postgres.ConnectError{Reach: reach, Err: errors.New("x")}}})
-		require.Equal(t, want, findings(st.Findings).has(FindingNoPrimary), reach)
+		require.Equal(t, want, report.Findings(st.Findings).Has(FindingNoPrimary), reach)
 		require.Len(t, st.Findings, len(st.Issues))
 		for i, f := range st.Findings {
 			require.Equal(t, st.Issues[i], f.Text)

@@ -1,4 +1,4 @@
-package repmgr
+package report
 
 import (
 	"os"
@@ -11,9 +11,9 @@ import (
 // Every code that a program may meet is on the page.
 func TestFindings_AreDocumented(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("docs/json.md")
+	page, err := os.ReadFile("../../docs/json.md")
 	require.NoError(t, err)
-	source, err := os.ReadFile("findings.go")
+	source, err := os.ReadFile("finding.go")
 	require.NoError(t, err)
 	codes := regexp.MustCompile(`FindingCode = "(\w+)"`).FindAllStringSubmatch(string(source), -1)
 	require.NotEmpty(t, codes)
