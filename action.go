@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -16,138 +15,8 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
-	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/registry"
 )
-
-// learnPause writes to the local server what was said of a pause while it was down.
-func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error {
-	me, word := voters.PeerOf(o.Peers, o.Self), election.LastPause(o.Peers)
-	if !o.Local.Up || m.node.Local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
-		return nil
-	}
-	ctx, cancel := m.lookLimit(ctx)
-	defer cancel()
-	return m.node.Local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
-}
-
-// halfPaused says that a pause does not hold, since an election could pass it by:
-// the local primary keeps its lease then.
-func (m *Monitor) halfPaused(o election.Observation) error {
-	me := voters.PeerOf(o.Peers, o.Self)
-	if m.cluster.cfg.Failover != FailoverAutomatic || !m.guard.InOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
-		return nil
-	}
-	return hint(kind(ErrPaused, "failover is paused, but not on so many nodes that the others could elect nobody: %s keeps its lease, and is stopped where it has no contact to a majority", m.cluster.self()),
-		"Run repmgr service pause where all nodes can be reached, or repmgr service unpause.")
-}
-
-// reportRejected names the nodes that reject our login: what is known of them is old.
-func (m *Monitor) reportRejected(peers []election.Peer) {
-	for _, p := range peers {
-		if p.ID == election.Arbiter {
-			continue
-		}
-		rec := m.watch.Record(p.ID)
-		var err error
-		if p.Answer == election.Rejects {
-			text := "%s rejects the login of this daemon"
-			if p.Rejection != "" {
-				text += " (" + strings.ReplaceAll(p.Rejection, "%", "%%") + ")"
-			}
-			if int32(m.cluster.cfg.NodeID) == p.ID && m.guard.InOffice() {
-				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
-			}
-			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
-		}
-		m.report("the login to "+rec.Name, err)
-	}
-}
-
-// checkAutomatic says at the start what will keep failover from working, and
-// what to do about it.
-func (m *Monitor) checkAutomatic(ctx context.Context) {
-	c := m.cluster
-	if c.cfg.Failover != FailoverAutomatic || m.node.Local == nil {
-		return
-	}
-	ctx, cancel := m.lookLimit(ctx)
-	defer cancel()
-	m.checkQuorum(ctx)
-	if err := m.node.Local.Server.FailoverPrivileges(ctx); err != nil {
-		m.cluster.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
-	}
-	if srv, err := c.localServer(m.guard.DataDirectory()); err != nil {
-		m.cluster.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
-	} else if err := srv.MayControl(); err != nil {
-		m.cluster.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
-	}
-}
-
-// warnOfTwo says once that two voters are too few, whenever they become two.
-func (m *Monitor) warnOfTwo() {
-	two := ""
-	if m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2 {
-		two = "two voters"
-	}
-	if m.trouble.News("the voters", two) && two != "" {
-		m.cluster.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
-			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
-	}
-}
-
-// manual reports whether this Monitor only watches.
-func (m *Monitor) manual() bool { return m.cluster.cfg.Failover != FailoverAutomatic }
-
-// observeVoters adds what the election wants to know.
-func (m *Monitor) observeVoters(o *election.Observation) {
-	if m.manual() {
-		m.watch.SetNodes(nil) // nobody here decides anything
-	} else {
-		m.watch.SetNodes(m.node.Records)
-	}
-	self := int32(m.cluster.cfg.NodeID)
-	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
-	o.Peers = m.watch.Peers()
-	o.Rule = voters.NewestRule(o.Peers)
-	o.Busy, o.Interruptible, o.Last, o.Diverged = m.tasks.current != nil, m.tasks.current.Interruptible(), m.tasks.last, m.diverged()
-	me := voters.PeerOf(o.Peers, self)
-	m.guard.NoteOffice(me)
-	if o.Local.Up {
-		m.guard.SetDataDirectory(m.node.Status.Settings.DataDirectory)
-	}
-	if !o.Local.Up && self != 0 {
-		o.WasPrimary = m.wasPrimary()
-	}
-}
-
-// wasPrimary reports whether the data directory of the dead local server is that
-// of a primary, or of one that was not brought back yet.
-func (m *Monitor) wasPrimary() bool {
-	srv, err := m.cluster.localServer(m.guard.DataDirectory())
-	if err != nil || srv.Runs() {
-		return false
-	}
-	if rejoin.Incomplete(srv, m.cluster.cfg.NodeID) {
-		return true
-	}
-	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
-	_, errMark := os.Stat(filepath.Join(srv.Dir, postmaster.RejoinMark))
-	if errSignal == nil && errMark != nil && !m.owesRejoin() {
-		return false
-	}
-	_, err = pgcontrol.Read(srv.Dir)
-	return err == nil
-}
-
-// tasks are the long action under way, and what came of the ones before.
-type tasks struct {
-	current *task.Task // nil: none
-	last    election.Outcome
-	failed  map[election.Verb]error // how the newest task of each kind ended
-
-	followCommandFor int64 // the term
-}
 
 // begin starts a long action. There is at most one, and Run waits for its end.
 func (m *Monitor) begin(ctx context.Context, a election.Action) {
@@ -347,22 +216,6 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	return false
 }
 
-// takeOffice writes the rows of the nodes that a promotion changes, where whoever
-// held the election did not get to it.
-func (m *Monitor) takeOffice(ctx context.Context) error {
-	ctx, cancel := m.lookLimit(ctx)
-	defer cancel()
-	rules, err := m.node.Local.Rules(ctx)
-	if err != nil || len(rules) == 0 {
-		return err
-	}
-	var former int32
-	if len(rules) > 1 {
-		former = rules[1].Primary
-	}
-	return m.node.Local.InstallPrimary(ctx, int32(m.cluster.cfg.NodeID), former, nil, "local")
-}
-
 // hookFollow runs follow_command once for each term whose primary the node was
 // pointed to by somebody else.
 func (m *Monitor) hookFollow(ctx context.Context) {
@@ -374,27 +227,6 @@ func (m *Monitor) hookFollow(ctx context.Context) {
 		m.tasks.followCommandFor = r.Term
 		m.begin(ctx, election.Action{Verb: election.Follow, Child: r.Primary})
 	}
-}
-
-// syncWitness copies the metadata to the local witness every witness_sync_interval.
-func (m *Monitor) syncWitness(ctx context.Context) error {
-	now := time.Now()
-	if now.Sub(m.duties.witnessSynced) < m.cluster.cfg.WitnessSyncInterval {
-		return nil
-	}
-	m.duties.witnessSynced = now
-	primary, ok := registry.ByID(m.node.Records, m.node.Ruler())
-	if !ok {
-		return nil
-	}
-	ctx, cancel := m.node.PeerLimit(ctx)
-	defer cancel()
-	n, err := m.node.Open(ctx, primary.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, primary) })
-	if err != nil {
-		return err
-	}
-	defer n.GiveBack()
-	return registry.CopyMetadata(ctx, n.Server, m.node.Local.Server)
 }
 
 // followWinner points the local standby to the primary that the newest rule
@@ -418,32 +250,4 @@ func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 		})
 	}
 	return err
-}
-
-// announce says what this Monitor does to everybody who looks at its server.
-func (m *Monitor) announce(ctx context.Context) {
-	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil {
-		m.seat.Close()
-		return
-	}
-	ctx, cancel := m.lookLimit(ctx)
-	defer cancel()
-	s := m.Status()
-	p := Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
-	p.CanFence, p.LostVote = m.guard.CanFence(), m.kept.Lost()
-	p.NoStream = m.duties.streams.Failed()
-	if err := m.guard.Lacks(); err != nil {
-		p.Unable = err.Error()
-	}
-	if s.Lease != nil {
-		left := s.Lease.Seconds()
-		p.LeaseLeft, p.RunsOut = &left, s.RunsOut
-	}
-	if ruler := voters.PeerOf(m.watch.Peers(), int32(m.node.Ruler())); m.manual() {
-		p.SeenAt = m.node.PrimarySeen
-	} else if int32(m.cluster.cfg.NodeID) != ruler.ID {
-		p.SeenAt = ruler.SeenAt
-		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.Peers()) == ""
-	}
-	m.report("the announcement", m.seat.Announce(ctx, m.cluster.connectLocal, p))
 }

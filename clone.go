@@ -104,7 +104,7 @@ type cloning struct {
 	*Cluster
 	o          CloneOptions
 	source     *registry.Server
-	status     NodeStatus
+	status     registry.NodeStatus
 	recs       []Record // nil: the source has no metadata
 	upstream   Record   // where the new standby will stream from
 	fromSource bool     // and that is the source itself

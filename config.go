@@ -1,13 +1,12 @@
 package repmgr
 
 import (
-	"fmt"
+	"context"
 	"log/slog"
 	"time"
 
-	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/internal/conffile"
 	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -509,79 +508,44 @@ type Config struct {
 	places settings.Places // where the file sets each key
 }
 
-// DefaultConfig returns the configuration of an empty file.
-func DefaultConfig() Config {
-	var c Config
-	confKeys.Fill(&c)
-	c.filled = true
-	return c
+// Arbiter is a voter that is no PostgreSQL server, such as an etcd that the
+// user already runs: see package etcd. Its id among the voters is
+// [election.Arbiter]. It is safe for concurrent use; whoever made it closes it.
+//
+// Each method has a deadline of its own besides that of ctx. An arbiter that
+// can not be reached, or does not answer in time, is an error for which
+// errors.Is(err, [ErrConnect]). Whoever asked can not know then whether a
+// pledge was stored: it was not given. A refusal because of a higher term is
+// one for which errors.Is(err, [ballot.ErrTerm]); [Arbiter.Look] tells why.
+type Arbiter interface {
+	// Name is what messages call it, "etcd".
+	Name() string
+	// Look reads what it holds now: never something older than what any call
+	// before, by anybody, has stored.
+	Look(ctx context.Context) (ArbiterState, error)
+	// Pledge stores b if its term is higher than those of the ballot and of the
+	// rule that it holds, whoever's these are. Of two with the same term one
+	// succeeds. The state is that of the same instant, of a refusal too.
+	Pledge(ctx context.Context, b ballot.Ballot) (ArbiterState, error)
+	// Record stores the rule, and the registered nodes with it, so that a
+	// coordinator finds them. A newer rule of the same term stays, which is no
+	// error. A rule of a lower term than the rule or the ballot that it holds is
+	// refused: an arbiter that pledged itself to a new term knows of nothing
+	// that the old one does afterwards, as a standby does not.
+	Record(ctx context.Context, r election.Rule, nodes []Record) error
+	// Announce publishes the primary of a rule for ttl after this call, to whoever
+	// looks for it there. Call it again and again. It refuses when the ballot or
+	// the rule that the arbiter holds is of a higher term.
+	Announce(ctx context.Context, r election.Rule, primary Record, ttl time.Duration) error
 }
 
-// withDefaults returns a copy that has no question left open: zero fields of a literal are
-// defaults, and what depends on other fields is worked out.
-func (c Config) withDefaults() Config {
-	if !c.filled {
-		confKeys.Fill(&c)
-		c.filled = true
-	}
-	if c.SynchronousMode == SynchronousStrict {
-		c.SynchronousMode, c.Durability = SynchronousQuorum, DurabilityRequired
-	}
-	if c.NodeName == "" && c.NodeID > 0 {
-		c.NodeName = fmt.Sprintf("node%d", c.NodeID)
-	}
-	if c.RepmgrdStandbyStartupTimeout < 0 {
-		c.RepmgrdStandbyStartupTimeout = c.StandbyReconnectTimeout
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c
-}
-
-// Validate returns what is wrong with the values, all of it at once, as a [*ConfigError] that [errors.Is]
-// finds by [ErrConfig]. It does not ask for the fields that only some commands need: see [Config.RequireNode].
-func (c Config) Validate() error {
-	c = c.withDefaults()
-	faults, bad := confKeys.Check(&c, c.places)
-	if attrs := conninfo.TargetSessionAttrs(c.Conninfo); c.NodeID > 0 && !bad["conninfo"] && attrs != "" && attrs != "any" {
-		problem := fmt.Sprintf("must lead to this node whatever it runs as, and target_session_attrs=%s asks for a server that happens to be one", attrs)
-		faults = append(faults, confKeys.Fault(&c, c.places, "conninfo", problem, "leave target_session_attrs out: it is for clients"))
-	}
-	return configError(faultsOf(append(faults, c.conflicts(bad)...)))
-}
-
-// conflicts returns what is wrong between keys. A key in bad has its own fault already and is left out.
-func (c Config) conflicts(bad map[string]bool) []conffile.Fault {
-	return confKeys.Conflicts(&c, c.places, bad,
-		settings.Expect(c.ArchiveReadyWarning < c.ArchiveReadyCritical, "archive_ready_warning", "must be less than", "archive_ready_critical", ""),
-		settings.Expect(c.ReplicationLagWarning < c.ReplicationLagCritical, "replication_lag_warning", "must be less than", "replication_lag_critical", ""),
-		settings.Expect(c.StandbyReconnectTimeout >= c.NodeRejoinTimeout, "standby_reconnect_timeout", "must not be less than", "node_rejoin_timeout", ""),
-		settings.Expect(c.FenceTimeout >= c.SilenceTimeout, "fence_timeout", "must not be less than", "silence_timeout", "a primary would stop itself before anybody takes it for lost"),
-		settings.Expect(c.SynchronousNodeCount == 0 || c.SynchronousMode == SynchronousQuorum, "synchronous_node_count", "has no effect with", "synchronous_mode", "set synchronous_mode = quorum, or leave the count out"),
-		settings.Expect(c.Durability != DurabilityRequired || c.SynchronousMode == SynchronousQuorum, "durability", "has no effect with", "synchronous_mode", "set synchronous_mode = quorum, or leave durability out"),
-		settings.Expect(c.BarmanHost == "" || c.BarmanServer != "", "barman_host", "needs also", "barman_server", "set both, or neither"),
-		settings.Expect(c.BarmanServer == "" || c.BarmanHost != "", "barman_server", "needs also", "barman_host", "set both, or neither"),
-		settings.Expect(c.CloneMethod != CloneCommand || c.CloneCommand != "", "clone_method", "needs also", "clone_command", "set clone_command to the program that copies"))
-}
-
-// RequireNode returns what is missing for commands that act for a node: node_id and conninfo.
-// The name has a default, and the server knows its data directory.
-func (c Config) RequireNode() error {
-	var faults []Fault
-	if c.NodeID < 1 {
-		faults = append(faults, Fault{File: c.File, Key: "node_id", Problem: "must be set", Remedy: "give each node a number of its own, 1 or more"})
-	}
-	if c.Conninfo == "" {
-		faults = append(faults, Fault{File: c.File, Key: "conninfo", Problem: "must be set", Remedy: "say how other nodes reach this one, such as 'host=node1 user=repmgr dbname=repmgr'"})
-	}
-	return configError(faults)
-}
-
-// requireMonitor is RequireNode for a Monitor: one that only holds elections has no node.
-func (c Config) requireMonitor() error {
-	if c.NodeID == 0 && c.Failover == FailoverAutomatic && c.Conninfo != "" {
-		return nil
-	}
-	return c.RequireNode()
+// ArbiterState is what an arbiter holds. Its zero value is that of one that
+// never voted and knows nothing.
+type ArbiterState struct {
+	Ballot ballot.Ballot
+	Rule   election.Rule
+	Nodes  []Record // registered when the rule was stored
+	// Primary is who is announced now; the zero Record means nobody. Whoever is
+	// has reached the arbiter within the time to live of its announcement.
+	Primary Record
 }

@@ -7,9 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/conffile"
 	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -154,40 +154,6 @@ func badNodeName(s string) string {
 	}
 	return ""
 }
-
-// Fault is something wrong with the configuration. None of its fields holds a secret: Value is
-// redacted, and text that can not be read is not quoted.
-type Fault struct {
-	File    string `json:"file,omitempty"` // empty: set by a program
-	Line    int    `json:"line,omitempty"` // from 1; 0: no particular line
-	Key     string `json:"key,omitempty"`
-	Value   string `json:"value,omitempty"`
-	Problem string `json:"problem"`
-	Remedy  string `json:"remedy,omitempty"` // what to do about it, where that is not plain
-}
-
-// String has the form file:line: key "priority" = "-3": must be an integer of 0 or more.
-func (f Fault) String() string {
-	return conffile.Describe(f.File, f.Line, f.Key, f.Value, f.Problem)
-}
-
-// ConfigError is everything that is wrong with a configuration. [errors.Is] finds it by [ErrConfig].
-type ConfigError struct {
-	Faults []Fault
-	cause  error
-}
-
-// Error has a line for each fault.
-func (e *ConfigError) Error() string {
-	lines := make([]string, len(e.Faults))
-	for i, f := range e.Faults {
-		lines[i] = f.String()
-	}
-	return strings.Join(lines, "\n")
-}
-
-func (e *ConfigError) Is(target error) bool { return target == ErrConfig }
-func (e *ConfigError) Unwrap() error        { return e.cause }
 
 // configError returns nil where there is no fault.
 func configError(faults []Fault) error {
@@ -338,4 +304,81 @@ func (c Config) Reload(next Config) Config {
 	confKeys.Reload(&c, &next)
 	c.Warnings = next.Warnings
 	return c
+}
+
+// DefaultConfig returns the configuration of an empty file.
+func DefaultConfig() Config {
+	var c Config
+	confKeys.Fill(&c)
+	c.filled = true
+	return c
+}
+
+// withDefaults returns a copy that has no question left open: zero fields of a literal are
+// defaults, and what depends on other fields is worked out.
+func (c Config) withDefaults() Config {
+	if !c.filled {
+		confKeys.Fill(&c)
+		c.filled = true
+	}
+	if c.SynchronousMode == SynchronousStrict {
+		c.SynchronousMode, c.Durability = SynchronousQuorum, DurabilityRequired
+	}
+	if c.NodeName == "" && c.NodeID > 0 {
+		c.NodeName = fmt.Sprintf("node%d", c.NodeID)
+	}
+	if c.RepmgrdStandbyStartupTimeout < 0 {
+		c.RepmgrdStandbyStartupTimeout = c.StandbyReconnectTimeout
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Validate returns what is wrong with the values, all of it at once, as a [*ConfigError] that [errors.Is]
+// finds by [ErrConfig]. It does not ask for the fields that only some commands need: see [Config.RequireNode].
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	faults, bad := confKeys.Check(&c, c.places)
+	if attrs := conninfo.TargetSessionAttrs(c.Conninfo); c.NodeID > 0 && !bad["conninfo"] && attrs != "" && attrs != "any" {
+		problem := fmt.Sprintf("must lead to this node whatever it runs as, and target_session_attrs=%s asks for a server that happens to be one", attrs)
+		faults = append(faults, confKeys.Fault(&c, c.places, "conninfo", problem, "leave target_session_attrs out: it is for clients"))
+	}
+	return configError(faultsOf(append(faults, c.conflicts(bad)...)))
+}
+
+// conflicts returns what is wrong between keys. A key in bad has its own fault already and is left out.
+func (c Config) conflicts(bad map[string]bool) []conffile.Fault {
+	return confKeys.Conflicts(&c, c.places, bad,
+		settings.Expect(c.ArchiveReadyWarning < c.ArchiveReadyCritical, "archive_ready_warning", "must be less than", "archive_ready_critical", ""),
+		settings.Expect(c.ReplicationLagWarning < c.ReplicationLagCritical, "replication_lag_warning", "must be less than", "replication_lag_critical", ""),
+		settings.Expect(c.StandbyReconnectTimeout >= c.NodeRejoinTimeout, "standby_reconnect_timeout", "must not be less than", "node_rejoin_timeout", ""),
+		settings.Expect(c.FenceTimeout >= c.SilenceTimeout, "fence_timeout", "must not be less than", "silence_timeout", "a primary would stop itself before anybody takes it for lost"),
+		settings.Expect(c.SynchronousNodeCount == 0 || c.SynchronousMode == SynchronousQuorum, "synchronous_node_count", "has no effect with", "synchronous_mode", "set synchronous_mode = quorum, or leave the count out"),
+		settings.Expect(c.Durability != DurabilityRequired || c.SynchronousMode == SynchronousQuorum, "durability", "has no effect with", "synchronous_mode", "set synchronous_mode = quorum, or leave durability out"),
+		settings.Expect(c.BarmanHost == "" || c.BarmanServer != "", "barman_host", "needs also", "barman_server", "set both, or neither"),
+		settings.Expect(c.BarmanServer == "" || c.BarmanHost != "", "barman_server", "needs also", "barman_host", "set both, or neither"),
+		settings.Expect(c.CloneMethod != CloneCommand || c.CloneCommand != "", "clone_method", "needs also", "clone_command", "set clone_command to the program that copies"))
+}
+
+// RequireNode returns what is missing for commands that act for a node: node_id and conninfo.
+// The name has a default, and the server knows its data directory.
+func (c Config) RequireNode() error {
+	var faults []Fault
+	if c.NodeID < 1 {
+		faults = append(faults, Fault{File: c.File, Key: "node_id", Problem: "must be set", Remedy: "give each node a number of its own, 1 or more"})
+	}
+	if c.Conninfo == "" {
+		faults = append(faults, Fault{File: c.File, Key: "conninfo", Problem: "must be set", Remedy: "say how other nodes reach this one, such as 'host=node1 user=repmgr dbname=repmgr'"})
+	}
+	return configError(faults)
+}
+
+// requireMonitor is RequireNode for a Monitor: one that only holds elections has no node.
+func (c Config) requireMonitor() error {
+	if c.NodeID == 0 && c.Failover == FailoverAutomatic && c.Conninfo != "" {
+		return nil
+	}
+	return c.RequireNode()
 }

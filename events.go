@@ -12,13 +12,8 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"time"
 
-	"github.com/jackc/pgx/v5"
-
-	"github.com/pgrepmgr/repmgr/internal/outbox"
 	"github.com/pgrepmgr/repmgr/internal/shell"
-	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -189,78 +184,4 @@ func (n LogNotifier) Notify(ctx context.Context, e Event) error {
 	}
 	n.Logger.LogAttrs(ctx, level, "event", attrs...)
 	return nil
-}
-
-// allNotifiers are those of the program and those of the configuration file.
-func (c Config) allNotifiers() []Notifier {
-	all := slices.Clone(c.Notifiers)
-	if c.EventNotificationCommand != "" {
-		all = append(all, CommandNotifier{Command: c.EventNotificationCommand, Types: c.EventNotifications})
-	}
-	if c.EventWebhookURL != "" {
-		all = append(all, WebhookNotifier{URL: c.EventWebhookURL, Types: c.EventNotifications})
-	}
-	return all
-}
-
-// EventFilter chooses events; a zero field chooses all.
-type EventFilter struct {
-	NodeID NodeID
-	Node   string
-	Type   EventType
-	Limit  int
-}
-
-// Events reads the events that the local node knows of, newest first.
-func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
-	local, err := c.connectLocal(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer local.Close()
-	if err := local.NeedNodes(ctx); err != nil {
-		return nil, err
-	}
-	types := []string{}
-	if f.Type != "" {
-		types = append(types, string(f.Type))
-	}
-	events, err := local.Events(ctx, registry.EventFilter{NodeID: f.NodeID, Node: f.Node, Types: types, Limit: f.Limit})
-	if err != nil {
-		return nil, err
-	}
-	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that is gone may still have events
-		recs, err := local.Records(ctx)
-		if err != nil {
-			return nil, err
-		}
-		_, byID := registry.ByID(recs, f.NodeID)
-		if _, byName := registry.ByName(recs, f.Node); !byID && !byName {
-			return nil, registry.Unknown(recs, f.NodeID, f.Node)
-		}
-	}
-	return events, nil
-}
-
-// emit writes the event where a primary can take it, and tells the notifiers in
-// any case. Neither can fail what the event is about.
-func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
-	e.PeerConninfo = Redact(e.PeerConninfo)
-	row := e
-	if e.At.IsZero() { // the time of the row is the server's, except for what happened before
-		e.At = time.Now()
-	}
-	ctx = context.WithoutCancel(ctx) // what has happened is told, even to somebody who is leaving
-	if primary != nil {
-		ctx, cancel := context.WithTimeoutCause(ctx, postgres.DefaultConnectTimeout, errors.New("writing an event took too long"))
-		defer cancel()
-		if row, err := primary.WriteEvent(ctx, row); err == nil {
-			e = row
-		} else if !errors.Is(err, pgx.ErrNoRows) {
-			c.log.Warn("event not written to repmgr.events", "event", e.Type, "err", primary.QueryError("write an event", err))
-		}
-	}
-	for _, n := range c.notifiers {
-		outbox.Deliver(ctx, c.log, c.cfg.EventNotificationTimeout, n.Notify, e)
-	}
 }

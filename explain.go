@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/internal/explain"
+	"github.com/pgrepmgr/repmgr/explain"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -180,11 +180,11 @@ type Reasoning struct {
 
 // MonitorWord is what the Monitor of a node says of itself.
 type MonitorWord struct {
-	ID      NodeID         `json:"node_id"`
-	Name    string         `json:"node_name"`
-	Monitor *Presence      `json:"monitor"`         // nil: none runs, or not known
-	Foreign *ForeignDaemon `json:"repmgr5_daemon"`  // a daemon of repmgr 5 that runs there; nil: none does
-	Error   string         `json:"error,omitempty"` // why it is not known
+	ID      NodeID                  `json:"node_id"`
+	Name    string                  `json:"node_name"`
+	Monitor *registry.Presence      `json:"monitor"`         // nil: none runs, or not known
+	Foreign *registry.ForeignDaemon `json:"repmgr5_daemon"`  // a daemon of repmgr 5 that runs there; nil: none does
+	Error   string                  `json:"error,omitempty"` // why it is not known
 }
 
 // Why tells of the last decision: the newest failover, or the refusal, the abort
@@ -224,10 +224,10 @@ type account struct {
 	failovers []FailoverRecord
 	events    []Event
 	monitors  map[NodeID]Presence
-	foreign   *ForeignDaemon
+	foreign   *registry.ForeignDaemon
 }
 
-func (a account) monitor(id NodeID) *Presence {
+func (a account) monitor(id NodeID) *registry.Presence {
 	if p, ok := a.monitors[id]; ok {
 		return &p
 	}

@@ -1,7 +1,6 @@
 package repmgr
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,9 +9,8 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/explain"
 	"github.com/pgrepmgr/repmgr/internal/coordinator"
-	"github.com/pgrepmgr/repmgr/internal/explain"
-	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -145,9 +143,6 @@ func (c *Cluster) electionOptions(w *voters.Watch) coordinator.Options {
 	return o
 }
 
-// candidate is whom the pledges of this process are made out to.
-func (c *Cluster) candidate() string { return voters.Candidate(c.cfg.NodeName) }
-
 // arbiterVoter shows an arbiter to an election.
 type arbiterVoter struct{ Arbiter }
 
@@ -179,24 +174,6 @@ func (c *Cluster) recordFailover(ctx context.Context, w *voters.Watch, res Failo
 	}
 }
 
-// slotOrNone makes the slot of a standby on its upstream, and returns its name.
-// Where it can not be made the standby is to stream without one: that is better
-// than no standby at all.
-func (c *Cluster) slotOrNone(ctx context.Context, up *registry.Server, standby Record) string {
-	if standby.SlotName == "" {
-		return ""
-	}
-	if _, err := up.CreateSlot(ctx, standby.SlotName, standby.Name); err != nil {
-		c.warnNoSlot(up, standby, err)
-		return ""
-	}
-	return standby.SlotName
-}
-
-func (c *Cluster) warnNoSlot(up *registry.Server, standby Record, err error) {
-	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.Name, "err", err, "hint", cmp.Or(Hint(err), reconcile.SlotHint))
-}
-
 // promoteWinner runs the operator's promote_command where the winner is the
 // local node, and otherwise promotes over SQL.
 func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner Record) error {
@@ -218,36 +195,4 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner 
 		remote.cfg.ServicePromoteCommand = ""
 	}
 	return remote.promoteOnly(ctx, n)
-}
-
-// hookError: a command of the operator's has not promoted the winner.
-type hookError struct{ error }
-
-func (e hookError) Unwrap() error { return e.error }
-
-// anyRecords reads the rows from the local node, or from the first of the hosts
-// of conninfo that answers, or from what the Monitor of this node last knew.
-func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
-	recs, err := c.Nodes(ctx)
-	if err == nil && len(recs) > 0 {
-		return recs, nil
-	}
-	if kept := c.keptRecords(); len(kept) > 0 {
-		return kept, nil
-	}
-	if err == nil {
-		err = hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
-	}
-	return nil, err
-}
-
-// policy is the operator's choices as the kernel knows them.
-func (c *Cluster) policy() election.Policy {
-	return election.Policy{
-		Interval: c.cfg.MonitorInterval, RegisterEvery: registerEvery,
-		Automatic: c.cfg.Failover == FailoverAutomatic, Silence: c.cfg.SilenceTimeout, Fence: c.cfg.FenceTimeout,
-		Promotion: c.cfg.PromoteCheckTimeout,
-		Patience:  time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,
-		MaxLag:    c.cfg.MaximumLagOnFailover, OnShutdown: c.cfg.FailoverOnShutdown, Start: c.cfg.PrimaryStartTimeout, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,
-	}
 }

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/internal/follow"
+	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -108,7 +110,7 @@ func (c *Cluster) mended(ctx context.Context, local *registry.Server, target Rec
 }
 
 // bringsBack reports whether a Monitor rejoins its standby that can not follow for that reason.
-func bringsBack(m Presence, policy RejoinPolicy, err error) bool {
+func bringsBack(m registry.Presence, policy RejoinPolicy, err error) bool {
 	return m.Mode == FailoverAutomatic && (policy == RejoinReclone || policy == RejoinRewind && errors.Is(err, ErrTimelineDiverged))
 }
 
@@ -311,4 +313,22 @@ func (c *Cluster) dropFormerSlot(ctx context.Context, recs []Record, node Record
 	}
 	defer old.Close()
 	c.dropIdleSlot(ctx, old, node)
+}
+
+// slotOrNone makes the slot of a standby on its upstream, and returns its name.
+// Where it can not be made the standby is to stream without one: that is better
+// than no standby at all.
+func (c *Cluster) slotOrNone(ctx context.Context, up *registry.Server, standby Record) string {
+	if standby.SlotName == "" {
+		return ""
+	}
+	if _, err := up.CreateSlot(ctx, standby.SlotName, standby.Name); err != nil {
+		c.warnNoSlot(up, standby, err)
+		return ""
+	}
+	return standby.SlotName
+}
+
+func (c *Cluster) warnNoSlot(up *registry.Server, standby Record, err error) {
+	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.Name, "err", err, "hint", cmp.Or(Hint(err), reconcile.SlotHint))
 }

@@ -3,7 +3,7 @@ package repmgr
 import (
 	"testing"
 
-	"github.com/pgrepmgr/repmgr/internal/report"
+	"github.com/pgrepmgr/repmgr/report"
 )
 
 // A lease that runs out, or is over while the server runs, is a finding; one that is

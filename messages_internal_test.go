@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/report"
 )
 
 // A primary is new only where it was not the primary before, as the follower knew it.

@@ -1,13 +1,10 @@
 package repmgr
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"slices"
-	"strings"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,18 +17,16 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/streams"
+	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/internal/voters"
-	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
 const (
-	registerEvery = 10 * time.Second // between two attempts of a monitor to register its node
-	pruneEvery    = time.Hour        // between two looks for history that is too old
-	pruneFor      = 2 * time.Second  // for one of them: what is left waits for the next
-	stopLimit     = 5 * time.Second  // for the last event of a monitor that was told to stop
+	pruneEvery = time.Hour       // between two looks for history that is too old
+	pruneFor   = 2 * time.Second // for one of them: what is left waits for the next
 )
 
 // Monitor watches the node of its configuration, for as long as [Monitor.Run]
@@ -174,166 +169,6 @@ func (m *Monitor) lookNow() {
 	}
 }
 
-// Run watches until ctx ends, and then returns nil: that is how a monitor is
-// stopped. No state of any server makes it return.
-func (m *Monitor) Run(ctx context.Context) error {
-	m.control.mu.Lock()
-	cfg := m.control.cfg
-	m.control.mu.Unlock()
-	m.use(cfg)
-	if keys := cfg.Ineffective(); len(keys) > 0 {
-		m.cluster.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
-	}
-
-	if cfg.SynchronousMode == SynchronousQuorum && cfg.Failover != FailoverAutomatic {
-		m.cluster.log.Warn("synchronous_mode=quorum has no effect with failover=manual: commits on this node wait for no standby", "hint", "Set failover = automatic, or synchronous_standby_names by hand.")
-	}
-
-	var wg, beside sync.WaitGroup
-	ctx, stopAll := context.WithCancel(ctx)
-	m.watch = m.cluster.watchVoters(context.WithoutCancel(ctx), m.lookNow)
-	m.node.Watch = m.watch
-	beside.Go(func() { m.guard.Run(ctx, m.watch) })
-	beside.Go(func() { m.tryStreams(ctx) })
-	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
-	wg.Go(func() { m.outbox.Deliver(queueCtx, cfg.Logger, cfg.EventNotificationTimeout) })
-	defer func() {
-		stopAll()
-		beside.Wait()
-		m.endAction()
-		m.shutdown(ctx)
-		m.watch.Close()
-		stopQueue()
-		wg.Wait()
-	}()
-
-	started := false
-	for {
-		m.takeReload(ctx)
-		m.takeOutcome()
-		now := time.Now()
-		o := m.observe(ctx, now)
-		if ctx.Err() != nil {
-			return nil // what a cancelled look did not see is no evidence
-		}
-		m.yield(ctx)
-		m.keep(o)
-		m.mendHistory()
-		m.noteForeigners(o.Peers)
-		d := m.policy().Step(m.state.State, o)
-		m.transition(d)
-		calm := m.calm(o.Rule)
-		m.watch.Relax(calm, calm && m.state.Phase == election.AsStandby)
-		m.forget(d)
-		m.act(ctx, d.Actions)
-		m.tellBeside()
-		m.duties.streams.Tell(m.watch.Record, m.tell)
-		if !started && m.node.Self.ID != 0 {
-			m.checkAutomatic(ctx)
-			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.node.Self, m.runsAs())})
-			started = true
-		}
-		m.warnOfTwo()
-		m.report("the flag of a pause", m.learnPause(ctx, o))
-		m.report("a pause", m.halfPaused(o))
-		m.reportRejected(o.Peers)
-		m.watchWAL(ctx)
-		m.proveFence(ctx)
-		m.kept.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
-		m.keepVote(ctx)
-		m.outbox.Keep(ctx, m.outboxDaemon(), m.tasks.current.Is(election.Rejoin))
-		m.publish(now)
-		if m.seat.Held { // else that was tried before
-			m.announce(ctx)
-		}
-		m.node.Rest()
-		if err := m.wait(ctx, d.Again); err != nil {
-			return nil
-		}
-	}
-}
-
-func (m *Monitor) runsAs() election.Role {
-	if m.node.Self.Role == RoleWitness {
-		return election.Witness
-	}
-	return m.state.Role
-}
-
-// wait rests until something is news. In an election of ours only its end is, for
-// a pulse: what else changes is its own doing, and to look at it would slow it down.
-// One that leaves an election to others looks after that now and then.
-func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
-	pulse := m.cluster.pulse()
-	switch {
-	case m.electing():
-		d = min(d, pulse)
-	case d > pulse:
-		return m.watch.Rest(ctx, d-voters.SinceTick(pulse), m.control.wake)
-	}
-	begun := time.Now()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-m.control.wake:
-			if m.electing() {
-				continue
-			}
-			if rest := pulse/8 - time.Since(begun); rest > 0 && m.aside() {
-				t.Reset(min(rest, d-time.Since(begun)))
-				continue
-			}
-		case <-t.C:
-		}
-		return nil
-	}
-}
-
-// aside reports whether it leaves an election to others for now.
-func (m *Monitor) aside() bool {
-	return m.state.Reason == election.NotMyTurn || m.state.Reason == election.OthersElect
-}
-
-// electing reports whether an election of ours is under way.
-func (m *Monitor) electing() bool {
-	return m.tasks.current.Is(election.Elect, election.Reaffirm)
-}
-
-// yield leaves the node to another Monitor that has announced itself there, or
-// takes it over when that has ended: until then this one goes on as with
-// failover=manual. It is asked before anything is changed.
-func (m *Monitor) yield(ctx context.Context) {
-	if m.seat.Overdue() { // it hung: another one may have taken its place
-		m.announce(ctx)
-	}
-	if !m.seat.Held {
-		m.announce(ctx)
-	}
-	now := m.seat.Yields()
-	if now == m.seat.yielding {
-		return
-	}
-	if now {
-		m.endAction()
-	} else {
-		m.kept.Forget() // the other one has kept the vote meanwhile
-	}
-	m.seat.yielding = now
-	m.control.mu.Lock()
-	cfg := m.control.cfg
-	m.control.mu.Unlock()
-	m.use(cfg)
-	m.watch.Use(m.cluster.watchSettings())
-	e := Event{Type: EventDaemonYield, Success: !now, Details: "no other repmgrd watches this node any more: this one acts again"}
-	if now {
-		e.Details = "another repmgrd watches this node: this one changes nothing until that one has ended"
-	}
-	m.tell(e)
-}
-
 // use puts a configuration in force.
 func (m *Monitor) use(cfg Config) {
 	if m.seat.yielding {
@@ -355,26 +190,6 @@ func (m *Monitor) use(cfg Config) {
 	m.node.Options = m.observerOptions()
 }
 
-func (m *Monitor) takeReload(ctx context.Context) {
-	m.control.mu.Lock()
-	next := m.control.next
-	m.control.next = nil
-	if next != nil {
-		m.control.cfg = *next
-	}
-	m.control.mu.Unlock()
-	if next == nil {
-		return
-	}
-	m.use(*next)
-	if next.Failover != FailoverAutomatic && !m.seat.yielding {
-		m.giveArchive(ctx)
-	}
-	m.watch.Use(m.cluster.watchSettings())
-	m.node.Close()
-	m.tell(Event{Type: EventDaemonReload, Success: true, Details: "configuration reloaded"})
-}
-
 func (m *Monitor) policy() election.Policy {
 	p := m.cluster.policy()
 	if m.cluster.cfg.MonitoringHistoryRetention > 0 || m.cluster.cfg.EventsRetention > 0 {
@@ -383,214 +198,8 @@ func (m *Monitor) policy() election.Policy {
 	return p
 }
 
-// calm reports whether there are no signs of an election.
-func (m *Monitor) calm(r election.Rule) bool {
-	return m.manual() || m.state.Health == election.HealthAlive && m.state.BallotFor <= r.Term
-}
-
-// transition takes the decision's state over, and logs a change of mind once.
-func (m *Monitor) transition(d election.Decision) {
-	from := m.state.State
-	m.state.State = d.Next
-	if from.Phase != d.Next.Phase {
-		m.state.saidReasons = nil
-	}
-	// An election that is refused is tried again and again, for the same reasons in turn.
-	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.state.saidReasons, d.Reason) {
-		m.state.saidReasons = append(m.state.saidReasons, d.Reason)
-		m.cluster.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", cmp.Or(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
-	}
-}
-
-func (m *Monitor) publish(now time.Time) {
-	m.control.mu.Lock()
-	defer m.control.mu.Unlock()
-	s := MonitorStatus{NodeID: m.control.cfg.NodeID, Node: m.control.cfg.NodeName, Phase: m.state.Phase, Reason: string(m.state.Reason), Since: m.state.Since, LookedAt: now}
-	if m.state.Phase == election.AsStandby {
-		lag := lagOf(&m.node)
-		s.Lag, s.Primary = &lag, m.node.PrimaryRecord.String()
-	}
-	s.Health, s.Rule = m.state.Health, voters.NewestRule(m.watch.Peers())
-	if s.Rule.Compare(m.node.Rule) < 0 {
-		s.Rule = m.node.Rule
-	}
-	if m.guard.Lacks() == nil { // it would stop nothing
-		s.Lease, s.RunsOut = m.guard.Lease()
-	}
-	if m.tasks.current != nil {
-		s.Doing = string(m.tasks.current.Verb)
-	}
-	s.Error = m.trouble.Last()
-	m.control.status = s
-}
-
 // report logs a failure when it is new, and forgets it when it is over.
 func (m *Monitor) report(what string, err error) { m.trouble.Report(what, err) }
-
-// forget drops the troubles that nothing tries again, because what they stood in
-// the way of is done, or is not asked for any more.
-func (m *Monitor) forget(d election.Decision) {
-	phase := d.Next.Phase
-	primary := phase == election.AsPrimary || phase == election.AsWitness
-	settled := m.tasks.current == nil && d.Next.DisconnectedAt.IsZero() && (primary || phase == election.AsStandby)
-	asked := func(v string) bool {
-		return slices.ContainsFunc(d.Actions, func(a election.Action) bool { return string(a.Verb) == v })
-	}
-	if m.state.LostAt.IsZero() {
-		m.trouble.News(string(election.Elect), "")
-		m.trouble.Moot(string(election.Elect)) // whatever stood against a failover is over
-	}
-	for _, what := range m.trouble.All() {
-		over := false
-		switch election.Verb(what) {
-		case election.Register:
-			over = phase != election.Unregistered
-		case election.Adopt, election.Sample, election.MarkActive, election.MarkInactive, election.RecordPromotion, election.PrepareStandby, election.CopyToWitness:
-			over = !asked(what)
-		case election.Reconcile:
-			over = phase != election.AsPrimary
-		case election.Reaffirm, election.Follow, election.Rejoin, election.Fence:
-			over = settled
-		case observer.TroublePrimary, reconcile.TroubleSlot:
-			over = primary
-		}
-		if over {
-			m.trouble.Moot(what)
-		}
-	}
-}
-
-// act does what was decided. A failure is reported, and decides nothing: the
-// next look will see the same and ask again.
-func (m *Monitor) act(ctx context.Context, actions []election.Action) {
-	for _, a := range actions {
-		var err error
-		switch a.Verb {
-		case election.Register:
-			err = m.register(ctx, false)
-		case election.Adopt:
-			err = m.register(ctx, true)
-		case election.Sample:
-			err = m.writeSample(ctx)
-		case election.Prune:
-			err = m.node.Local.Prune(ctx, m.cluster.cfg.MonitoringHistoryRetention, m.cluster.cfg.EventsRetention, time.Now().Add(pruneFor))
-		case election.MarkActive:
-			err = m.markActive(ctx, true)
-		case election.MarkInactive:
-			err = m.markActive(ctx, false)
-		case election.Notify:
-			m.tellHappening(a)
-		case election.Reconcile:
-			err = m.tend(ctx)
-		case election.RecordPromotion:
-			err = m.takeOffice(ctx)
-		case election.PrepareStandby:
-			err = m.tendStandby(ctx)
-			m.hookFollow(ctx)
-		case election.CopyToWitness:
-			err = m.syncWitness(ctx)
-		case election.Interrupt:
-			m.tasks.current.GiveWay()
-			continue
-		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
-			m.begin(ctx, a)
-			continue
-		}
-		if a.Verb != election.Notify {
-			m.report(string(a.Verb), err)
-		}
-	}
-}
-
-// register writes the row of the node, as what it runs as. What repmgr 5 or an
-// older version of this program has made is brought up to date first.
-func (m *Monitor) register(ctx context.Context, force bool) error {
-	o := RegisterOptions{Force: force, WaitStart: postgres.DefaultConnectTimeout}
-	status, _, err := m.node.LookLocal(ctx)
-	if err != nil {
-		return err
-	}
-	if m.node.Role == RoleWitness {
-		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
-	}
-	recs, errRecs := m.node.Local.Records(ctx)
-	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
-		return errRecs
-	}
-	if err := standAside(foreigners(m.cluster.survey(ctx, recs))); err != nil {
-		return err
-	}
-	switch old := m.node.Local.Level == registry.Bare || m.node.Local.Level == registry.OtherVersion; {
-	case old && status.InRecovery:
-		return m.node.Local.NeedSchema(ctx) // the primary's to do
-	case old:
-		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
-			_, err = m.node.Local.CreateSchema(ctx, Schema)
-		}
-	case status.InRecovery:
-		_, err = m.cluster.RegisterStandby(ctx, o)
-	case len(status.Senders) == 0:
-		return hint(kind(ErrNotRegistered, "%s is not registered, and nothing streams from it: it may be meant for a primary or for a witness", m.cluster.self()),
-			"Run on it: repmgr primary register. Or, for a witness: repmgr witness register -h PRIMARY")
-	default: // what sends WAL is no witness
-		_, err = m.cluster.RegisterPrimary(ctx, o)
-	}
-	if err == nil {
-		m.lookNow()
-	}
-	return err
-}
-
-// writeSample records the standby's state on the primary.
-func (m *Monitor) writeSample(ctx context.Context) error {
-	ctx, cancel := m.node.PeerLimit(ctx)
-	defer cancel()
-	lag, s := lagOf(&m.node), m.node.Status
-	return m.node.Primary.WriteSample(ctx, registry.Sample{
-		Standby: m.node.Self.ID, Primary: m.node.PrimaryRecord.ID, PrimaryLSN: m.node.PrimaryLSN, ReceivedLSN: s.ReceivedLSN,
-		ReplayedAt: s.ReplayedAt, InStep: s.ReplayedLSN >= m.node.PrimaryLSN, StaleAfter: 3*m.cluster.cfg.MonitorInterval + time.Second,
-		ReceivedLag: lag.ReceivedBytes, AppliedLag: lag.AppliedBytes,
-	}, m.cluster.cfg.MonitoringHistory)
-}
-
-// markActive says in the node's row whether its server runs.
-func (m *Monitor) markActive(ctx context.Context, active bool) error {
-	ctx, cancel := m.node.PeerLimit(ctx)
-	defer cancel()
-	if m.node.Primary == nil {
-		return nil // nobody to tell; it is asked for again when there is
-	}
-	return m.node.Primary.MarkActive(ctx, m.cluster.cfg.NodeID, active)
-}
-
-// tellHappening fills in what an event's name alone does not say.
-func (m *Monitor) tellHappening(a election.Action) {
-	e := Event{Type: EventType(a.Event), Success: true}
-	self := m.cluster.self()
-	switch a.Event {
-	case election.LocalDisconnect, election.StandbyFailure:
-		e.Success, e.Details = false, fmt.Sprintf("the server of %s does not answer", self)
-	case election.LocalReconnect, election.StandbyRecovery:
-		e.Details = fmt.Sprintf("the server of %s answers again", self)
-	case election.UpstreamDisconnect:
-		e.Success, e.Details = false, fmt.Sprintf("the primary, %s, is not reachable from %s", m.node.PrimaryRecord, self)
-	case election.UpstreamReconnect:
-		e.Details = fmt.Sprintf("%s is reachable from %s", m.node.PrimaryRecord, self)
-	case election.StandbyReconnect:
-		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.node.PrimaryRecord)
-	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
-		child, _ := registry.ByID(m.node.Records, NodeID(a.Child))
-		e.Success = a.Event != election.ChildDisconnect
-		e.PeerID, e.Peer = child.ID, child.Name
-		e.Details = map[election.Event]string{
-			election.ChildConnect:    "%s has attached",
-			election.ChildReconnect:  "%s has attached again",
-			election.ChildDisconnect: "%s is not attached any more",
-		}[a.Event]
-		e.Details = fmt.Sprintf(e.Details, child)
-	}
-	m.tell(e)
-}
 
 // tell writes an event on whichever primary is at hand, and hands it to the notifiers.
 func (m *Monitor) tell(e Event) {
@@ -605,35 +214,43 @@ func (m *Monitor) tell(e Event) {
 	m.cluster.emit(context.Background(), on, e)
 }
 
-// reachAgain opens the connection that the last event is written over, where the
-// end of ctx has broken it in the middle of a look.
-func (m *Monitor) reachAgain(ctx context.Context) {
-	ctx, cancel := m.node.PeerLimit(context.WithoutCancel(ctx))
-	defer cancel()
-	var err error
-	switch {
-	case m.state.Phase == election.AsPrimary && (m.node.Local == nil || m.node.Local.Conn.IsClosed()):
-		observer.Drop(&m.node.Local)
-		m.node.Local, err = voters.Own(m.cluster.connectLocal(ctx))
-	case m.state.Phase == election.AsStandby && (m.node.Primary == nil || m.node.Primary.Conn.IsClosed()) && m.node.PrimaryRecord.ID != 0:
-		observer.Drop(&m.node.Primary)
-		m.node.Primary, err = voters.Own(m.cluster.connectTo(ctx, m.node.PrimaryRecord))
-	}
-	if err != nil {
-		m.cluster.log.Warn("the end of the daemon is written nowhere", "err", err)
+// manual reports whether this Monitor only watches.
+func (m *Monitor) manual() bool { return m.cluster.cfg.Failover != FailoverAutomatic }
+
+// observerOptions are what the looks at the node need of this Monitor.
+func (m *Monitor) observerOptions() observer.Options {
+	c := m.cluster
+	return observer.Options{
+		ID: c.cfg.NodeID, Manual: m.manual(), SilenceTimeout: c.cfg.SilenceTimeout, MonitorInterval: c.cfg.MonitorInterval,
+		Watch: m.watch, ConnectLocal: c.connectLocal, ConnectTo: c.connectTo, FindPrimary: c.primaryOf,
+		AllRecords: c.Nodes, Kept: c.keptRecords, Report: m.report,
 	}
 }
 
-// shutdown leaves word, and closes what Run opened.
-func (m *Monitor) shutdown(ctx context.Context) {
-	if m.node.Self.ID != 0 {
-		m.reachAgain(ctx)
-		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
-	}
-	if !m.seat.yielding {
-		m.giveArchive(ctx)
-	}
-	m.outbox.Leave(m.outboxDaemon())
-	m.seat.Close()
-	m.node.Close()
+// lookLimit bounds one look at one server.
+func (m *Monitor) lookLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, observer.Patience, fmt.Errorf("no answer within %s", observer.Patience))
+}
+
+// Beat is what a [Monitor] tells its watchdog, at least four times in each silence_timeout.
+type Beat = fence.Beat
+
+// TellWatchdog makes the Monitor write a [Beat] to w, as a line of JSON, again
+// and again while it runs. Call it before Run. A write that waits holds the
+// Monitor up: give w a deadline. Errors are ignored.
+func (m *Monitor) TellWatchdog(w io.Writer) { m.guard.TellWatchdog(w) }
+
+// tellLater leaves an event for the goroutine of Run to tell, with the time when it happened.
+func (m *Monitor) tellLater(e Event) {
+	m.outbox.Later(e)
+	m.lookNow()
+}
+
+// tasks are the long action under way, and what came of the ones before.
+type tasks struct {
+	current *task.Task // nil: none
+	last    election.Outcome
+	failed  map[election.Verb]error // how the newest task of each kind ended
+
+	followCommandFor int64 // the term
 }

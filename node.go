@@ -3,9 +3,9 @@ package repmgr
 import (
 	"context"
 
-	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
 )
 
 // DefaultConnectTimeout bounds reaching a server, from the first packet to the

@@ -213,7 +213,7 @@ func refuseLivingPrimary(probes []probe) error {
 }
 
 // refuseBehind looks for a standby that has more: what it has beyond us would be lost.
-func refuseBehind(self Record, status NodeStatus, probes []probe) error {
+func refuseBehind(self Record, status registry.NodeStatus, probes []probe) error {
 	for _, p := range probes {
 		theirs, ours := p.status.Position(), status.Position()
 		if p.err != nil || !p.status.InRecovery || p.status.SystemIdentifier != status.SystemIdentifier {
@@ -228,9 +228,9 @@ func refuseBehind(self Record, status NodeStatus, probes []probe) error {
 }
 
 // promoteServer promotes and waits until the server is out of recovery.
-func (c *Cluster) promoteServer(ctx context.Context, n *registry.Server) (NodeStatus, error) {
+func (c *Cluster) promoteServer(ctx context.Context, n *registry.Server) (registry.NodeStatus, error) {
 	if err := c.promoteOnly(ctx, n); err != nil {
-		return NodeStatus{}, err
+		return registry.NodeStatus{}, err
 	}
 	return n.Status(ctx)
 }
@@ -305,3 +305,8 @@ func (c *Cluster) siblings(ctx context.Context, recs []Record, o PromoteOptions,
 		}
 	}
 }
+
+// hookError: a command of the operator's has not promoted the winner.
+type hookError struct{ error }
+
+func (e hookError) Unwrap() error { return e.error }

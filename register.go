@@ -108,7 +108,7 @@ func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error 
 
 // checkRow asks whether the row is ours to write, first of what is registered,
 // then of the server that the row leads to. self is the state of ours.
-func (c *Cluster) checkRow(ctx context.Context, recs []Record, rec Record, self NodeStatus, force bool) error {
+func (c *Cluster) checkRow(ctx context.Context, recs []Record, rec Record, self registry.NodeStatus, force bool) error {
 	if err := registry.CheckTaken(recs, rec, force); err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (c *Cluster) checkRow(ctx context.Context, recs []Record, rec Record, self 
 
 // checkImpostor keeps --force from taking the row of another server that runs.
 // self is the state of ours; without one there is nothing to compare.
-func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, self NodeStatus) error {
+func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, self registry.NodeStatus) error {
 	old, ok := registry.ByID(recs, rec.ID)
 	if !ok || self.VersionNum == 0 {
 		return nil
@@ -159,7 +159,7 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 	}
 	defer primary.Close()
 
-	var status NodeStatus
+	var status registry.NodeStatus
 	if local != nil {
 		if status, err = c.checkStandby(ctx, local, primary); err != nil {
 			return Record{}, err
@@ -226,7 +226,7 @@ func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*registry.S
 }
 
 // checkStandby holds the local server against the primary that it shall belong to.
-func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Server) (NodeStatus, error) {
+func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Server) (registry.NodeStatus, error) {
 	s, err := local.Status(ctx)
 	if err != nil {
 		return s, err
@@ -252,7 +252,7 @@ func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Ser
 // upstreamOf finds the node that sends WAL to rec. A standby is known to its
 // upstream only by application_name, so a standby that streams under another
 // name is given its own first.
-func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, status NodeStatus, o RegisterOptions) (Record, error) {
+func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, status registry.NodeStatus, o RegisterOptions) (Record, error) {
 	primary, ok := registry.Primary(recs)
 	if !ok {
 		return Record{}, hint(kind(ErrNotRegistered, "no primary is registered"), "Run repmgr primary register on the primary first.")
@@ -323,7 +323,7 @@ func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o
 
 // takeName gives a standby that was cloned without a configuration its node
 // name as application_name.
-func (c *Cluster) takeName(ctx context.Context, rec Record, s NodeStatus, dryRun bool) (renamed bool, err error) {
+func (c *Cluster) takeName(ctx context.Context, rec Record, s registry.NodeStatus, dryRun bool) (renamed bool, err error) {
 	if s.Settings.PrimaryConninfo == "" {
 		return false, nil // not ours to read, or it streams from nowhere
 	}
@@ -347,7 +347,7 @@ func (c *Cluster) takeName(ctx context.Context, rec Record, s NodeStatus, dryRun
 
 // takeSlot gives a standby that was cloned without a configuration the slot that
 // its row names.
-func (c *Cluster) takeSlot(ctx context.Context, local *registry.Server, rec Record, s NodeStatus, upstream Record) error {
+func (c *Cluster) takeSlot(ctx context.Context, local *registry.Server, rec Record, s registry.NodeStatus, upstream Record) error {
 	if rec.SlotName == "" || local == nil || s.Settings.PrimarySlotName == rec.SlotName {
 		return nil
 	}

@@ -220,7 +220,7 @@ func (r *rejoining) findUpstream(ctx context.Context) (_ string, err error) {
 	if err := w.CheckPledge(ctx); err != nil {
 		return "", err
 	}
-	if s := w.Status.Settings; !r.o.slotOptional && self.SlotName != "" && s.MaxSlots <= len(w.Status.Slots) && !slices.ContainsFunc(w.Status.Slots, func(s Slot) bool { return s.Name == self.SlotName }) {
+	if s := w.Status.Settings; !r.o.slotOptional && self.SlotName != "" && s.MaxSlots <= len(w.Status.Slots) && !slices.ContainsFunc(w.Status.Slots, func(s registry.Slot) bool { return s.Name == self.SlotName }) {
 		return "", hint(kind(ErrRefused, "no replication slot is free on %s: max_replication_slots is %d", w.Primary, s.MaxSlots), "Drop slots that nobody uses there, or raise max_replication_slots.")
 	}
 	return fmt.Sprintf("%s at %s", w.Primary, w.Status.Position()), nil

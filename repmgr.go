@@ -57,10 +57,12 @@ package repmgr
 import (
 	_ "embed"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
+	"github.com/pgrepmgr/repmgr/internal/conffile"
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -180,3 +182,46 @@ func FormatConninfo(params map[string]string) string { return conninfo.Format(pa
 
 // Redact returns a connection string with each secret replaced by ***, and otherwise as it was written.
 func Redact(s string) string { return conninfo.Redact(s) }
+
+// Fault is something wrong with the configuration. None of its fields holds a secret: Value is
+// redacted, and text that can not be read is not quoted.
+type Fault struct {
+	File    string `json:"file,omitempty"` // empty: set by a program
+	Line    int    `json:"line,omitempty"` // from 1; 0: no particular line
+	Key     string `json:"key,omitempty"`
+	Value   string `json:"value,omitempty"`
+	Problem string `json:"problem"`
+	Remedy  string `json:"remedy,omitempty"` // what to do about it, where that is not plain
+}
+
+// String has the form file:line: key "priority" = "-3": must be an integer of 0 or more.
+func (f Fault) String() string {
+	return conffile.Describe(f.File, f.Line, f.Key, f.Value, f.Problem)
+}
+
+// ConfigError is everything that is wrong with a configuration. [errors.Is] finds it by [ErrConfig].
+type ConfigError struct {
+	Faults []Fault
+	cause  error
+}
+
+// Error has a line for each fault.
+func (e *ConfigError) Error() string {
+	lines := make([]string, len(e.Faults))
+	for i, f := range e.Faults {
+		lines[i] = f.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (e *ConfigError) Is(target error) bool { return target == ErrConfig }
+
+func (e *ConfigError) Unwrap() error { return e.cause }
+
+// WithHint attaches to err what its reader could do about it. The message stays
+// as it is; [Hint] finds it. For implementations of the interfaces of this package.
+func WithHint(err error, format string, args ...any) error { return hint(err, format, args...) }
+
+// LevelNotice is repmgr's NOTICE: something was done that an operator wants to
+// know of. It lies between slog's Info and Warn.
+const LevelNotice = slog.Level(2)

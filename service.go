@@ -13,10 +13,10 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
 )
 
 // PauseOptions are the choices of [Cluster.Pause] and [Cluster.Unpause].

@@ -9,9 +9,9 @@ import (
 	"sync"
 
 	"github.com/pgrepmgr/repmgr/internal/follow"
-	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -373,13 +373,13 @@ func recordsOf(probes []probe) []Record {
 }
 
 // slotOf is the slot of that name.
-func slotOf(s NodeStatus, name string) (Slot, bool) {
+func slotOf(s registry.NodeStatus, name string) (registry.Slot, bool) {
 	for _, slot := range s.Slots {
 		if slot.Name == name {
 			return slot, true
 		}
 	}
-	return Slot{}, false
+	return registry.Slot{}, false
 }
 
 // seekLostWAL looks for the standbys that receive nothing and never will again,

@@ -6,8 +6,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgrepmgr/repmgr/internal/report"
 	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/report"
 )
 
 // The Status column, by what is registered and what answers.

@@ -106,7 +106,7 @@ func (c *Cluster) witnessPrimary(ctx context.Context, local *registry.Server, o 
 
 // checkWitness asks whether the local server can be a witness, and whether the
 // row is ours to write. held says that it has a copy of some metadata already.
-func (c *Cluster) checkWitness(ctx context.Context, local, primary *registry.Server, status NodeStatus, recs []Record, rec Record, force bool) (held bool, err error) {
+func (c *Cluster) checkWitness(ctx context.Context, local, primary *registry.Server, status registry.NodeStatus, recs []Record, rec Record, force bool) (held bool, err error) {
 	p, err := primary.Status(ctx)
 	switch {
 	case err != nil:

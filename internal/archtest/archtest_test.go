@@ -34,7 +34,7 @@ var floors = [][]string{
 	{"internal/clone"},
 	{"internal/voters", "internal/syncrep", "internal/follow"},
 	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes", "internal/fence"},
-	{"internal/coordinator", "internal/reconcile", "internal/explain", "internal/report", "internal/observer"},
+	{"internal/coordinator", "internal/reconcile", "explain", "report", "internal/observer"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

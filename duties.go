@@ -1,0 +1,596 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/follow"
+	"github.com/pgrepmgr/repmgr/internal/namesakes"
+	"github.com/pgrepmgr/repmgr/internal/outbox"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/reconcile"
+	"github.com/pgrepmgr/repmgr/internal/rejoin"
+	"github.com/pgrepmgr/repmgr/internal/statefile"
+	"github.com/pgrepmgr/repmgr/internal/streams"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// register writes the row of the node, as what it runs as. What repmgr 5 or an
+// older version of this program has made is brought up to date first.
+func (m *Monitor) register(ctx context.Context, force bool) error {
+	o := RegisterOptions{Force: force, WaitStart: postgres.DefaultConnectTimeout}
+	status, _, err := m.node.LookLocal(ctx)
+	if err != nil {
+		return err
+	}
+	if m.node.Role == RoleWitness {
+		return hint(kind(ErrNotRegistered, "%s was unregistered as a witness", m.cluster.self()), "Stop this repmgrd. To bring the witness back: repmgr witness register")
+	}
+	recs, errRecs := m.node.Local.Records(ctx)
+	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
+		return errRecs
+	}
+	if err := standAside(foreigners(m.cluster.survey(ctx, recs))); err != nil {
+		return err
+	}
+	switch old := m.node.Local.Level == registry.Bare || m.node.Local.Level == registry.OtherVersion; {
+	case old && status.InRecovery:
+		return m.node.Local.NeedSchema(ctx) // the primary's to do
+	case old:
+		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
+			_, err = m.node.Local.CreateSchema(ctx, Schema)
+		}
+	case status.InRecovery:
+		_, err = m.cluster.RegisterStandby(ctx, o)
+	case len(status.Senders) == 0:
+		return hint(kind(ErrNotRegistered, "%s is not registered, and nothing streams from it: it may be meant for a primary or for a witness", m.cluster.self()),
+			"Run on it: repmgr primary register. Or, for a witness: repmgr witness register -h PRIMARY")
+	default: // what sends WAL is no witness
+		_, err = m.cluster.RegisterPrimary(ctx, o)
+	}
+	if err == nil {
+		m.lookNow()
+	}
+	return err
+}
+
+// writeSample records the standby's state on the primary.
+func (m *Monitor) writeSample(ctx context.Context) error {
+	ctx, cancel := m.node.PeerLimit(ctx)
+	defer cancel()
+	lag, s := lagOf(&m.node), m.node.Status
+	return m.node.Primary.WriteSample(ctx, registry.Sample{
+		Standby: m.node.Self.ID, Primary: m.node.PrimaryRecord.ID, PrimaryLSN: m.node.PrimaryLSN, ReceivedLSN: s.ReceivedLSN,
+		ReplayedAt: s.ReplayedAt, InStep: s.ReplayedLSN >= m.node.PrimaryLSN, StaleAfter: 3*m.cluster.cfg.MonitorInterval + time.Second,
+		ReceivedLag: lag.ReceivedBytes, AppliedLag: lag.AppliedBytes,
+	}, m.cluster.cfg.MonitoringHistory)
+}
+
+// markActive says in the node's row whether its server runs.
+func (m *Monitor) markActive(ctx context.Context, active bool) error {
+	ctx, cancel := m.node.PeerLimit(ctx)
+	defer cancel()
+	if m.node.Primary == nil {
+		return nil // nobody to tell; it is asked for again when there is
+	}
+	return m.node.Primary.MarkActive(ctx, m.cluster.cfg.NodeID, active)
+}
+
+// tellHappening fills in what an event's name alone does not say.
+func (m *Monitor) tellHappening(a election.Action) {
+	e := Event{Type: EventType(a.Event), Success: true}
+	self := m.cluster.self()
+	switch a.Event {
+	case election.LocalDisconnect, election.StandbyFailure:
+		e.Success, e.Details = false, fmt.Sprintf("the server of %s does not answer", self)
+	case election.LocalReconnect, election.StandbyRecovery:
+		e.Details = fmt.Sprintf("the server of %s answers again", self)
+	case election.UpstreamDisconnect:
+		e.Success, e.Details = false, fmt.Sprintf("the primary, %s, is not reachable from %s", m.node.PrimaryRecord, self)
+	case election.UpstreamReconnect:
+		e.Details = fmt.Sprintf("%s is reachable from %s", m.node.PrimaryRecord, self)
+	case election.StandbyReconnect:
+		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.node.PrimaryRecord)
+	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
+		child, _ := registry.ByID(m.node.Records, NodeID(a.Child))
+		e.Success = a.Event != election.ChildDisconnect
+		e.PeerID, e.Peer = child.ID, child.Name
+		e.Details = map[election.Event]string{
+			election.ChildConnect:    "%s has attached",
+			election.ChildReconnect:  "%s has attached again",
+			election.ChildDisconnect: "%s is not attached any more",
+		}[a.Event]
+		e.Details = fmt.Sprintf(e.Details, child)
+	}
+	m.tell(e)
+}
+
+// learnPause writes to the local server what was said of a pause while it was down.
+func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error {
+	me, word := voters.PeerOf(o.Peers, o.Self), election.LastPause(o.Peers)
+	if !o.Local.Up || m.node.Local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
+		return nil
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	return m.node.Local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
+}
+
+// halfPaused says that a pause does not hold, since an election could pass it by:
+// the local primary keeps its lease then.
+func (m *Monitor) halfPaused(o election.Observation) error {
+	me := voters.PeerOf(o.Peers, o.Self)
+	if m.cluster.cfg.Failover != FailoverAutomatic || !m.guard.InOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
+		return nil
+	}
+	return hint(kind(ErrPaused, "failover is paused, but not on so many nodes that the others could elect nobody: %s keeps its lease, and is stopped where it has no contact to a majority", m.cluster.self()),
+		"Run repmgr service pause where all nodes can be reached, or repmgr service unpause.")
+}
+
+// reportRejected names the nodes that reject our login: what is known of them is old.
+func (m *Monitor) reportRejected(peers []election.Peer) {
+	for _, p := range peers {
+		if p.ID == election.Arbiter {
+			continue
+		}
+		rec := m.watch.Record(p.ID)
+		var err error
+		if p.Answer == election.Rejects {
+			text := "%s rejects the login of this daemon"
+			if p.Rejection != "" {
+				text += " (" + strings.ReplaceAll(p.Rejection, "%", "%%") + ")"
+			}
+			if int32(m.cluster.cfg.NodeID) == p.ID && m.guard.InOffice() {
+				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
+			}
+			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
+		}
+		m.report("the login to "+rec.Name, err)
+	}
+}
+
+// checkAutomatic says at the start what will keep failover from working, and
+// what to do about it.
+func (m *Monitor) checkAutomatic(ctx context.Context) {
+	c := m.cluster
+	if c.cfg.Failover != FailoverAutomatic || m.node.Local == nil {
+		return
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	m.checkQuorum(ctx)
+	if err := m.node.Local.Server.FailoverPrivileges(ctx); err != nil {
+		m.cluster.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
+	}
+	if srv, err := c.localServer(m.guard.DataDirectory()); err != nil {
+		m.cluster.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
+	} else if err := srv.MayControl(); err != nil {
+		m.cluster.log.Warn("this daemon can not rejoin its node", "err", err, "hint", Hint(err))
+	}
+}
+
+// warnOfTwo says once that two voters are too few, whenever they become two.
+func (m *Monitor) warnOfTwo() {
+	two := ""
+	if m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2 {
+		two = "two voters"
+	}
+	if m.trouble.News("the voters", two) && two != "" {
+		m.cluster.log.Warn("this cluster can not fail over by itself: of 2 votes a majority is 2",
+			"hint", "Add a witness (repmgr witness register), a third node, or an etcd (etcd_endpoints). An operator can always promote.")
+	}
+}
+
+// takeOffice writes the rows of the nodes that a promotion changes, where whoever
+// held the election did not get to it.
+func (m *Monitor) takeOffice(ctx context.Context) error {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	rules, err := m.node.Local.Rules(ctx)
+	if err != nil || len(rules) == 0 {
+		return err
+	}
+	var former int32
+	if len(rules) > 1 {
+		former = rules[1].Primary
+	}
+	return m.node.Local.InstallPrimary(ctx, int32(m.cluster.cfg.NodeID), former, nil, "local")
+}
+
+// syncWitness copies the metadata to the local witness every witness_sync_interval.
+func (m *Monitor) syncWitness(ctx context.Context) error {
+	now := time.Now()
+	if now.Sub(m.duties.witnessSynced) < m.cluster.cfg.WitnessSyncInterval {
+		return nil
+	}
+	m.duties.witnessSynced = now
+	primary, ok := registry.ByID(m.node.Records, m.node.Ruler())
+	if !ok {
+		return nil
+	}
+	ctx, cancel := m.node.PeerLimit(ctx)
+	defer cancel()
+	n, err := m.node.Open(ctx, primary.ID, func(ctx context.Context) (*registry.Server, error) { return m.cluster.connectTo(ctx, primary) })
+	if err != nil {
+		return err
+	}
+	defer n.GiveBack()
+	return registry.CopyMetadata(ctx, n.Server, m.node.Local.Server)
+}
+
+// announce says what this Monitor does to everybody who looks at its server.
+func (m *Monitor) announce(ctx context.Context) {
+	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil {
+		m.seat.Close()
+		return
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	s := m.Status()
+	p := registry.Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
+	p.CanFence, p.LostVote = m.guard.CanFence(), m.kept.Lost()
+	p.NoStream = m.duties.streams.Failed()
+	if err := m.guard.Lacks(); err != nil {
+		p.Unable = err.Error()
+	}
+	if s.Lease != nil {
+		left := s.Lease.Seconds()
+		p.LeaseLeft, p.RunsOut = &left, s.RunsOut
+	}
+	if ruler := voters.PeerOf(m.watch.Peers(), int32(m.node.Ruler())); m.manual() {
+		p.SeenAt = m.node.PrimarySeen
+	} else if int32(m.cluster.cfg.NodeID) != ruler.ID {
+		p.SeenAt = ruler.SeenAt
+		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.Peers()) == ""
+	}
+	m.report("the announcement", m.seat.Announce(ctx, m.cluster.connectLocal, p))
+}
+
+// reconcileOptions are what keeps the rule and the settings of the local server in step.
+func (m *Monitor) reconcileOptions() reconcile.Options {
+	c := m.cluster
+	o := reconcile.Options{
+		Self: c.cfg.NodeID, Candidate: c.candidate(), Quorum: c.cfg.SynchronousMode == SynchronousQuorum,
+		SilenceTimeout: c.cfg.SilenceTimeout, AnnounceFor: 3*c.cfg.MonitorInterval + c.cfg.SilenceTimeout, Patience: m.node.PeerPatience(),
+		Watch: m.watch, Sync: c.syncWriter(m.watch), Log: m.cluster.log, Connect: c.connectLocal, ConnectTo: c.connectTo,
+		Report: m.report, Wake: m.lookNow, Before: m.guard.NoteBefore,
+		Unproven: func(err error) { m.tell(Event{Type: EventSyncUnproven, Details: err.Error()}) },
+	}
+	if c.cfg.Arbiter != nil {
+		o.Arbiter = c.cfg.Arbiter
+	}
+	return o
+}
+
+func (m *Monitor) reconcileLook() reconcile.Look {
+	return reconcile.Look{Server: m.node.Local.Server, Status: m.node.Status, Records: m.node.Records, Self: m.node.Self, Policy: m.policy(), Doubled: m.doubled}
+}
+
+// doubled finds the nodes under whose name another server streams.
+func (m *Monitor) doubled(ctx context.Context) []int32 {
+	m.duties.names.Look(ctx, namesakes.Daemon{Report: m.report, Tell: m.tell}, namesakes.Nodes{
+		Self: m.cluster.cfg.NodeID, Quorum: m.cluster.cfg.SynchronousMode == SynchronousQuorum, Rows: m.node.Records, Status: m.node.Status, Peers: m.watch.Peers,
+	})
+	return m.duties.names.All()
+}
+
+// tend keeps the rule of the local primary, and whom its commits wait for, in step.
+func (m *Monitor) tend(ctx context.Context) error {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	m.duties.leader.Options = m.reconcileOptions()
+	return m.duties.leader.Step(ctx, m.reconcileLook())
+}
+
+// tendStandby keeps the local standby ready for its promotion.
+func (m *Monitor) tendStandby(ctx context.Context) error {
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	m.duties.standby.Options = m.reconcileOptions()
+	var alone time.Time
+	if m.state.Health == election.HealthAlive {
+		alone = m.state.DisconnectedAt
+	}
+	return m.duties.standby.Step(ctx, m.reconcileLook(), alone)
+}
+
+// registered are the voters that should be.
+func (m *Monitor) registered() []int32 {
+	return reconcile.Registered(m.node.Records, m.cluster.cfg.Arbiter != nil)
+}
+
+// giveArchive leaves the local standby with its archive.
+func (m *Monitor) giveArchive(ctx context.Context) {
+	if m.state.Role != election.Standby || m.cluster.cfg.NodeID == 0 {
+		return
+	}
+	ctx, cancel := m.lookLimit(context.WithoutCancel(ctx))
+	defer cancel()
+	n, err := m.cluster.connectLocal(ctx)
+	if errors.Is(err, ErrConnect) {
+		return // there is no server to give it to
+	}
+	if err == nil {
+		var detached bool // then it was fenced or has voted, and whoever points it to a primary gives it back
+		if err = n.Conn.QueryRow(ctx, `SELECT current_setting('primary_conninfo') = ''`).Scan(&detached); err == nil && !detached {
+			err = ballot.GiveArchive(ctx, n.Conn)
+		}
+		n.Close()
+	}
+	if err != nil {
+		m.cluster.log.Warn("restore_command is not given back", "err", err, "hint", "Where it is empty: ALTER SYSTEM RESET restore_command; SELECT pg_reload_conf();")
+	}
+}
+
+// pulse lets a pulse pass; with failover=manual nothing is that urgent.
+func (m *Monitor) pulse(ctx context.Context) error {
+	c := m.control.inForce.Load()
+	if c.cfg.Failover != FailoverAutomatic {
+		return wait.Pause(ctx, c.cfg.MonitorInterval)
+	}
+	return m.watch.Rest(ctx, c.pulse()-voters.SinceTick(c.pulse()), nil)
+}
+
+// mendHistory makes, after each promotion, what standbys need of earlier timelines: see [rejoin.MendHistory].
+func (m *Monitor) mendHistory() {
+	s := m.node.Status
+	if s.InRecovery || s.Timeline == m.duties.mended || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() {
+		return
+	}
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
+	var mended []string
+	if err == nil {
+		mended, err = rejoin.MendHistory(srv.Dir, s.Timeline)
+	}
+	if len(mended) > 0 {
+		m.cluster.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
+	}
+	if m.report("mending the WAL of earlier timelines", err); err == nil {
+		m.duties.mended = s.Timeline
+	}
+}
+
+// goneEvery is how often a monitor asks again whether the WAL is gone.
+const goneEvery = 2 * time.Second
+
+// watchWAL tells once when this standby needs WAL that its upstream does not have
+// any more: nothing else will bring it back than a new copy.
+func (m *Monitor) watchWAL(ctx context.Context) {
+	s := m.node.Status
+	if m.node.Local == nil || m.node.Primary == nil || m.node.Role == RoleWitness || m.node.Self.ID == 0 || registry.NextLSN(s) == 0 || m.tasks.current != nil || time.Since(m.duties.walLookedFor) < goneEvery {
+		return
+	}
+	m.duties.walLookedFor = time.Now()
+	up, of := m.node.Primary.Server, m.node.PrimaryRecord
+	ctx, cancel := m.node.PeerLimit(ctx)
+	defer cancel()
+	if r, ok := registry.ByID(m.node.Records, m.node.Self.UpstreamID); ok && r.ID != of.ID && s.Receiver == nil {
+		if n, err := m.cluster.connectTo(ctx, r); err == nil {
+			defer n.Close()
+			up, of = n, r
+		}
+	}
+	var err error
+	if s.Receiver == nil || up == m.node.Primary.Server && registry.NextLSN(s) < m.node.PrimaryLSN {
+		if lost := follow.FindLostWAL(ctx, up, of, s); lost != nil {
+			probes := []probe{{record: m.node.PrimaryRecord, status: registry.NodeStatus{}}}
+			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.node.Self, lost), "%s", remedy(*lost, m.node.Self, probes))
+		}
+	}
+	m.report("replication", err)
+	if m.trouble.News("replication", errText(err)) && err != nil {
+		m.tell(Event{Type: EventWALGone, Details: err.Error() + ". " + Hint(err)})
+	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// outboxDaemon is what the outbox needs of this Monitor.
+func (m *Monitor) outboxDaemon() outbox.Daemon {
+	return outbox.Daemon{
+		Node: m.cluster.cfg.NodeID, Log: m.cluster.log,
+		Disk: m.ownDirectory, Primary: m.onPrimary, Report: m.report, Tell: m.tell, Wake: m.lookNow,
+	}
+}
+
+// ownDirectory is the data directory of the node, where it is known, and this Monitor is
+// the one that keeps files there. nil: it is not.
+func (m *Monitor) ownDirectory() *postmaster.Server {
+	if m.cluster.cfg.NodeID == 0 || m.seat.yielding {
+		return nil
+	}
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
+	if err != nil || m.guard.Elsewhere() {
+		return nil
+	}
+	return &srv.Server
+}
+
+// onPrimary runs do on the primary, over a connection that is open, and is false where
+// there is none.
+func (m *Monitor) onPrimary(ctx context.Context, do func(context.Context, *registry.Server) error) (known bool, err error) {
+	ctx, cancel := m.node.PeerLimit(ctx)
+	defer cancel()
+	self, ruler := m.cluster.cfg.NodeID, m.node.Ruler()
+	if m.node.Primary != nil {
+		return true, do(ctx, m.node.Primary.Server)
+	}
+	if ruler == 0 || ruler == self {
+		if m.state.Role != election.Primary || m.node.Local == nil {
+			return false, nil
+		}
+		return true, do(ctx, m.node.Local.Server)
+	}
+	// A witness and an observer keep no connection of their own to it.
+	if p := voters.PeerOf(m.watch.Peers(), int32(ruler)); p.Answer != election.Answers || p.Running != election.Primary {
+		return false, nil
+	}
+	return true, m.watch.Voter(int32(ruler)).Run(ctx, func(n *registry.Server) error { return do(ctx, n) })
+}
+
+// keeperDaemon is what the keeper of the state file needs of this Monitor.
+func (m *Monitor) keeperDaemon() statefile.Daemon {
+	return statefile.Daemon{
+		Node: m.cluster.cfg.NodeID, Name: m.cluster.self(), Log: m.cluster.log,
+		Dir: func() (string, error) {
+			srv, err := m.cluster.localServer(m.guard.DataDirectory())
+			if err != nil {
+				return "", err
+			}
+			return srv.Dir, nil
+		},
+		Elsewhere: m.guard.Elsewhere, Report: m.report, Tell: m.tell, Wake: m.lookNow,
+	}
+}
+
+// keep writes what must be known of the cluster while the own server is down.
+func (m *Monitor) keep(o election.Observation) {
+	if len(m.node.Records) == 0 || !o.Local.Up || o.Self == 0 || m.seat.yielding {
+		return
+	}
+	own := voters.PeerOf(o.Peers, o.Self).Rule
+	if !own.Known() {
+		own = m.node.Rule
+	}
+	now := statefile.State{Nodes: m.node.Records}
+	for _, r := range []election.Rule{own, m.guard.Before()} {
+		if r.Known() {
+			now.Rules = append(now.Rules, r)
+		}
+	}
+	if ruler := m.node.Ruler(); ruler != m.cluster.cfg.NodeID && m.watch.Voter(int32(ruler)) != nil {
+		now.Guard = voters.GuardedOf(voters.PeerOf(m.watch.Peers(), int32(ruler)))
+	}
+	m.kept.Keep(m.keeperDaemon(), now)
+}
+
+// keepVote keeps the node's vote a second time, and gives it back to a server that has lost it.
+func (m *Monitor) keepVote(ctx context.Context) {
+	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.seat.yielding {
+		return
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	m.kept.KeepVote(ctx, m.keeperDaemon(), m.node.Local.Server, m.node.Status)
+}
+
+// tryStreams tries whether the local server could stream from each node that may be promoted.
+func (m *Monitor) tryStreams(ctx context.Context) {
+	for m.pulse(ctx) == nil {
+		c, n := m.control.inForce.Load(), streams.Nodes{Record: m.watch.Record}
+		if c.cfg.Failover == FailoverAutomatic {
+			n.Peers = m.watch.Peers()
+			n.Me = voters.PeerOf(n.Peers, int32(c.cfg.NodeID))
+		}
+		m.duties.streams.Try(ctx, n, c.loginAsStandby, m.lookNow)
+	}
+}
+
+// loginAsStandby logs in for replication as the local server would if it followed
+// that node.
+func (c *Cluster) loginAsStandby(ctx context.Context, r Record) error {
+	conninfo, err := c.login().PrimaryConninfo(r, streams.Name)
+	if err != nil {
+		return err
+	}
+	cfg, err := c.login().Config(conninfo, "")
+	if err != nil {
+		return err
+	}
+	return streams.Login(ctx, r, cfg)
+}
+
+// noteForeigners says once that this Monitor stands aside, and when that is over.
+func (m *Monitor) noteForeigners(peers []election.Peer) {
+	const what = "failing over"
+	if m.cluster.cfg.Failover != FailoverAutomatic || !election.Foreign(peers) {
+		m.report(what, nil)
+		return
+	}
+	err := standAside(m.watch.Foreign(peers))
+	if !m.trouble.Has(what) {
+		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
+	}
+	m.report(what, err)
+}
+
+// checkQuorum says at the start what takes something away from the promise of
+// synchronous_mode=quorum on this server.
+func (m *Monitor) checkQuorum(ctx context.Context) {
+	if m.cluster.cfg.SynchronousMode != SynchronousQuorum {
+		return
+	}
+	if fixed, leaks := postgres.LeaksAtStart(m.node.Status.VersionNum); leaks {
+		m.cluster.log.Warn("this PostgreSQL can acknowledge commits in the first moments after a start without waiting for a standby",
+			"version", m.node.Status.Version, "hint", "Update to PostgreSQL "+fixed+" or later. What is acknowledged so is lost if this primary is lost then.")
+	}
+	weak, err := m.node.Local.WeakCommits(ctx)
+	switch {
+	case err != nil:
+		m.cluster.log.Warn("whether commits wait by default is not known", "err", err, "hint", Hint(err))
+	case len(weak) > 0:
+		m.cluster.log.Warn("synchronous_commit is weaker than on: a failover can lose acknowledged commits of such sessions", "where", strings.Join(weak, "; "),
+			"hint", "off and local wait for no standby, remote_write not for its disk. Take it away there, or accept the loss: docs/guarantees.md.")
+	}
+}
+
+// proveFence tries whether this Monitor could stop the local server, without doing it,
+// and says where that has changed.
+func (m *Monitor) proveFence(ctx context.Context) {
+	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.guard.DataDirectory() == "" && m.cluster.cfg.DataDirectory == "" {
+		return
+	}
+	ctx, cancel := m.lookLimit(ctx)
+	defer cancel()
+	tried, err := m.guard.Prove(ctx, m.node.Local.Server)
+	if !tried || m.manual() || m.node.Self.Role == RoleWitness { // with these nobody counts on it
+		return
+	}
+	const what = "fencing"
+	was := m.trouble.Has(what)
+	m.report(what, err)
+	if was == (err != nil) {
+		return
+	}
+	e := Event{Type: EventFenceAbility, Success: err == nil, Details: "this daemon can stop its server"}
+	if err != nil {
+		e.Details = fmt.Sprintf("this daemon can not stop its server: %v", err)
+	}
+	m.tell(e)
+}
+
+// tellBeside tells what the goroutines beside Run have to say.
+func (m *Monitor) tellBeside() {
+	for _, e := range m.outbox.Due() {
+		m.tell(e)
+	}
+	heartbeat, device := m.guard.Trouble()
+	m.tellHeartbeat(heartbeat, m.guard.InOffice())
+	m.report("the watchdog device", device)
+}
+
+func (m *Monitor) tellHeartbeat(trouble string, inOffice bool) {
+	var err error
+	if trouble != "" {
+		err = errors.New(trouble)
+	}
+	if err == nil && !inOffice { // nobody writes it
+		m.trouble.Moot("the heartbeat")
+	} else {
+		m.report("the heartbeat", err)
+	}
+}

@@ -1,0 +1,404 @@
+package repmgr
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/observer"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/reconcile"
+	"github.com/pgrepmgr/repmgr/internal/rejoin"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+)
+
+// Run watches until ctx ends, and then returns nil: that is how a monitor is
+// stopped. No state of any server makes it return.
+func (m *Monitor) Run(ctx context.Context) error {
+	m.control.mu.Lock()
+	cfg := m.control.cfg
+	m.control.mu.Unlock()
+	m.use(cfg)
+	if keys := cfg.Ineffective(); len(keys) > 0 {
+		m.cluster.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
+	}
+
+	if cfg.SynchronousMode == SynchronousQuorum && cfg.Failover != FailoverAutomatic {
+		m.cluster.log.Warn("synchronous_mode=quorum has no effect with failover=manual: commits on this node wait for no standby", "hint", "Set failover = automatic, or synchronous_standby_names by hand.")
+	}
+
+	var wg, beside sync.WaitGroup
+	ctx, stopAll := context.WithCancel(ctx)
+	m.watch = m.cluster.watchVoters(context.WithoutCancel(ctx), m.lookNow)
+	m.node.Watch = m.watch
+	beside.Go(func() { m.guard.Run(ctx, m.watch) })
+	beside.Go(func() { m.tryStreams(ctx) })
+	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
+	wg.Go(func() { m.outbox.Deliver(queueCtx, cfg.Logger, cfg.EventNotificationTimeout) })
+	defer func() {
+		stopAll()
+		beside.Wait()
+		m.endAction()
+		m.shutdown(ctx)
+		m.watch.Close()
+		stopQueue()
+		wg.Wait()
+	}()
+
+	started := false
+	for {
+		m.takeReload(ctx)
+		m.takeOutcome()
+		now := time.Now()
+		o := m.observe(ctx, now)
+		if ctx.Err() != nil {
+			return nil // what a cancelled look did not see is no evidence
+		}
+		m.yield(ctx)
+		m.keep(o)
+		m.mendHistory()
+		m.noteForeigners(o.Peers)
+		d := m.policy().Step(m.state.State, o)
+		m.transition(d)
+		calm := m.calm(o.Rule)
+		m.watch.Relax(calm, calm && m.state.Phase == election.AsStandby)
+		m.forget(d)
+		m.act(ctx, d.Actions)
+		m.tellBeside()
+		m.duties.streams.Tell(m.watch.Record, m.tell)
+		if !started && m.node.Self.ID != 0 {
+			m.checkAutomatic(ctx)
+			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.node.Self, m.runsAs())})
+			started = true
+		}
+		m.warnOfTwo()
+		m.report("the flag of a pause", m.learnPause(ctx, o))
+		m.report("a pause", m.halfPaused(o))
+		m.reportRejected(o.Peers)
+		m.watchWAL(ctx)
+		m.proveFence(ctx)
+		m.kept.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
+		m.keepVote(ctx)
+		m.outbox.Keep(ctx, m.outboxDaemon(), m.tasks.current.Is(election.Rejoin))
+		m.publish(now)
+		if m.seat.Held { // else that was tried before
+			m.announce(ctx)
+		}
+		m.node.Rest()
+		if err := m.wait(ctx, d.Again); err != nil {
+			return nil
+		}
+	}
+}
+
+func (m *Monitor) runsAs() election.Role {
+	if m.node.Self.Role == RoleWitness {
+		return election.Witness
+	}
+	return m.state.Role
+}
+
+// wait rests until something is news. In an election of ours only its end is, for
+// a pulse: what else changes is its own doing, and to look at it would slow it down.
+// One that leaves an election to others looks after that now and then.
+func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
+	pulse := m.cluster.pulse()
+	switch {
+	case m.electing():
+		d = min(d, pulse)
+	case d > pulse:
+		return m.watch.Rest(ctx, d-voters.SinceTick(pulse), m.control.wake)
+	}
+	begun := time.Now()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.control.wake:
+			if m.electing() {
+				continue
+			}
+			if rest := pulse/8 - time.Since(begun); rest > 0 && m.aside() {
+				t.Reset(min(rest, d-time.Since(begun)))
+				continue
+			}
+		case <-t.C:
+		}
+		return nil
+	}
+}
+
+// aside reports whether it leaves an election to others for now.
+func (m *Monitor) aside() bool {
+	return m.state.Reason == election.NotMyTurn || m.state.Reason == election.OthersElect
+}
+
+// electing reports whether an election of ours is under way.
+func (m *Monitor) electing() bool {
+	return m.tasks.current.Is(election.Elect, election.Reaffirm)
+}
+
+// yield leaves the node to another Monitor that has announced itself there, or
+// takes it over when that has ended: until then this one goes on as with
+// failover=manual. It is asked before anything is changed.
+func (m *Monitor) yield(ctx context.Context) {
+	if m.seat.Overdue() { // it hung: another one may have taken its place
+		m.announce(ctx)
+	}
+	if !m.seat.Held {
+		m.announce(ctx)
+	}
+	now := m.seat.Yields()
+	if now == m.seat.yielding {
+		return
+	}
+	if now {
+		m.endAction()
+	} else {
+		m.kept.Forget() // the other one has kept the vote meanwhile
+	}
+	m.seat.yielding = now
+	m.control.mu.Lock()
+	cfg := m.control.cfg
+	m.control.mu.Unlock()
+	m.use(cfg)
+	m.watch.Use(m.cluster.watchSettings())
+	e := Event{Type: EventDaemonYield, Success: !now, Details: "no other repmgrd watches this node any more: this one acts again"}
+	if now {
+		e.Details = "another repmgrd watches this node: this one changes nothing until that one has ended"
+	}
+	m.tell(e)
+}
+
+func (m *Monitor) takeReload(ctx context.Context) {
+	m.control.mu.Lock()
+	next := m.control.next
+	m.control.next = nil
+	if next != nil {
+		m.control.cfg = *next
+	}
+	m.control.mu.Unlock()
+	if next == nil {
+		return
+	}
+	m.use(*next)
+	if next.Failover != FailoverAutomatic && !m.seat.yielding {
+		m.giveArchive(ctx)
+	}
+	m.watch.Use(m.cluster.watchSettings())
+	m.node.Close()
+	m.tell(Event{Type: EventDaemonReload, Success: true, Details: "configuration reloaded"})
+}
+
+// calm reports whether there are no signs of an election.
+func (m *Monitor) calm(r election.Rule) bool {
+	return m.manual() || m.state.Health == election.HealthAlive && m.state.BallotFor <= r.Term
+}
+
+// transition takes the decision's state over, and logs a change of mind once.
+func (m *Monitor) transition(d election.Decision) {
+	from := m.state.State
+	m.state.State = d.Next
+	if from.Phase != d.Next.Phase {
+		m.state.saidReasons = nil
+	}
+	// An election that is refused is tried again and again, for the same reasons in turn.
+	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.state.saidReasons, d.Reason) {
+		m.state.saidReasons = append(m.state.saidReasons, d.Reason)
+		m.cluster.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", cmp.Or(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
+	}
+}
+
+func (m *Monitor) publish(now time.Time) {
+	m.control.mu.Lock()
+	defer m.control.mu.Unlock()
+	s := MonitorStatus{NodeID: m.control.cfg.NodeID, Node: m.control.cfg.NodeName, Phase: m.state.Phase, Reason: string(m.state.Reason), Since: m.state.Since, LookedAt: now}
+	if m.state.Phase == election.AsStandby {
+		lag := lagOf(&m.node)
+		s.Lag, s.Primary = &lag, m.node.PrimaryRecord.String()
+	}
+	s.Health, s.Rule = m.state.Health, voters.NewestRule(m.watch.Peers())
+	if s.Rule.Compare(m.node.Rule) < 0 {
+		s.Rule = m.node.Rule
+	}
+	if m.guard.Lacks() == nil { // it would stop nothing
+		s.Lease, s.RunsOut = m.guard.Lease()
+	}
+	if m.tasks.current != nil {
+		s.Doing = string(m.tasks.current.Verb)
+	}
+	s.Error = m.trouble.Last()
+	m.control.status = s
+}
+
+// forget drops the troubles that nothing tries again, because what they stood in
+// the way of is done, or is not asked for any more.
+func (m *Monitor) forget(d election.Decision) {
+	phase := d.Next.Phase
+	primary := phase == election.AsPrimary || phase == election.AsWitness
+	settled := m.tasks.current == nil && d.Next.DisconnectedAt.IsZero() && (primary || phase == election.AsStandby)
+	asked := func(v string) bool {
+		return slices.ContainsFunc(d.Actions, func(a election.Action) bool { return string(a.Verb) == v })
+	}
+	if m.state.LostAt.IsZero() {
+		m.trouble.News(string(election.Elect), "")
+		m.trouble.Moot(string(election.Elect)) // whatever stood against a failover is over
+	}
+	for _, what := range m.trouble.All() {
+		over := false
+		switch election.Verb(what) {
+		case election.Register:
+			over = phase != election.Unregistered
+		case election.Adopt, election.Sample, election.MarkActive, election.MarkInactive, election.RecordPromotion, election.PrepareStandby, election.CopyToWitness:
+			over = !asked(what)
+		case election.Reconcile:
+			over = phase != election.AsPrimary
+		case election.Reaffirm, election.Follow, election.Rejoin, election.Fence:
+			over = settled
+		case observer.TroublePrimary, reconcile.TroubleSlot:
+			over = primary
+		}
+		if over {
+			m.trouble.Moot(what)
+		}
+	}
+}
+
+// act does what was decided. A failure is reported, and decides nothing: the
+// next look will see the same and ask again.
+func (m *Monitor) act(ctx context.Context, actions []election.Action) {
+	for _, a := range actions {
+		var err error
+		switch a.Verb {
+		case election.Register:
+			err = m.register(ctx, false)
+		case election.Adopt:
+			err = m.register(ctx, true)
+		case election.Sample:
+			err = m.writeSample(ctx)
+		case election.Prune:
+			err = m.node.Local.Prune(ctx, m.cluster.cfg.MonitoringHistoryRetention, m.cluster.cfg.EventsRetention, time.Now().Add(pruneFor))
+		case election.MarkActive:
+			err = m.markActive(ctx, true)
+		case election.MarkInactive:
+			err = m.markActive(ctx, false)
+		case election.Notify:
+			m.tellHappening(a)
+		case election.Reconcile:
+			err = m.tend(ctx)
+		case election.RecordPromotion:
+			err = m.takeOffice(ctx)
+		case election.PrepareStandby:
+			err = m.tendStandby(ctx)
+			m.hookFollow(ctx)
+		case election.CopyToWitness:
+			err = m.syncWitness(ctx)
+		case election.Interrupt:
+			m.tasks.current.GiveWay()
+			continue
+		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
+			m.begin(ctx, a)
+			continue
+		}
+		if a.Verb != election.Notify {
+			m.report(string(a.Verb), err)
+		}
+	}
+}
+
+// reachAgain opens the connection that the last event is written over, where the
+// end of ctx has broken it in the middle of a look.
+func (m *Monitor) reachAgain(ctx context.Context) {
+	ctx, cancel := m.node.PeerLimit(context.WithoutCancel(ctx))
+	defer cancel()
+	var err error
+	switch {
+	case m.state.Phase == election.AsPrimary && (m.node.Local == nil || m.node.Local.Conn.IsClosed()):
+		observer.Drop(&m.node.Local)
+		m.node.Local, err = voters.Own(m.cluster.connectLocal(ctx))
+	case m.state.Phase == election.AsStandby && (m.node.Primary == nil || m.node.Primary.Conn.IsClosed()) && m.node.PrimaryRecord.ID != 0:
+		observer.Drop(&m.node.Primary)
+		m.node.Primary, err = voters.Own(m.cluster.connectTo(ctx, m.node.PrimaryRecord))
+	}
+	if err != nil {
+		m.cluster.log.Warn("the end of the daemon is written nowhere", "err", err)
+	}
+}
+
+// shutdown leaves word, and closes what Run opened.
+func (m *Monitor) shutdown(ctx context.Context) {
+	if m.node.Self.ID != 0 {
+		m.reachAgain(ctx)
+		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
+	}
+	if !m.seat.yielding {
+		m.giveArchive(ctx)
+	}
+	m.outbox.Leave(m.outboxDaemon())
+	m.seat.Close()
+	m.node.Close()
+}
+
+// observe looks at the local node and its primary, and adds what is known of the voters.
+func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observation {
+	o := election.Observation{Now: now}
+	if m.cluster.cfg.NodeID == 0 {
+		m.node.LookFrom(ctx)
+	} else {
+		m.node.Look(ctx, m.state.Phase, &o)
+	}
+	m.observeVoters(&o)
+	return o
+}
+
+// observeVoters adds what the election wants to know.
+func (m *Monitor) observeVoters(o *election.Observation) {
+	if m.manual() {
+		m.watch.SetNodes(nil) // nobody here decides anything
+	} else {
+		m.watch.SetNodes(m.node.Records)
+	}
+	self := int32(m.cluster.cfg.NodeID)
+	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
+	o.Peers = m.watch.Peers()
+	o.Rule = voters.NewestRule(o.Peers)
+	o.Busy, o.Interruptible, o.Last, o.Diverged = m.tasks.current != nil, m.tasks.current.Interruptible(), m.tasks.last, m.diverged()
+	me := voters.PeerOf(o.Peers, self)
+	m.guard.NoteOffice(me)
+	if o.Local.Up {
+		m.guard.SetDataDirectory(m.node.Status.Settings.DataDirectory)
+	}
+	if !o.Local.Up && self != 0 {
+		o.WasPrimary = m.wasPrimary()
+	}
+}
+
+// wasPrimary reports whether the data directory of the dead local server is that
+// of a primary, or of one that was not brought back yet.
+func (m *Monitor) wasPrimary() bool {
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
+	if err != nil || srv.Runs() {
+		return false
+	}
+	if rejoin.Incomplete(srv, m.cluster.cfg.NodeID) {
+		return true
+	}
+	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
+	_, errMark := os.Stat(filepath.Join(srv.Dir, postmaster.RejoinMark))
+	if errSignal == nil && errMark != nil && !m.owesRejoin() {
+		return false
+	}
+	_, err = pgcontrol.Read(srv.Dir)
+	return err == nil
+}

@@ -1,0 +1,302 @@
+package repmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/follow"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+// primaryOf is the one primary; of several, the one that sends to the node, and is not behind
+// its timeline.
+func (c *Cluster) primaryOf(ctx context.Context, recs []Record, timeline wal.Timeline) (Record, error) {
+	rec, err := c.findPrimary(ctx, recs)
+	if !errors.Is(err, ErrRefused) {
+		return rec, err
+	}
+	for _, p := range primaries(c.survey(ctx, recs)) {
+		if registry.Attachment(p.status, c.cfg.NodeName) != "" && p.status.Timeline >= timeline {
+			return p.record, nil
+		}
+	}
+	return Record{}, err
+}
+
+// EventFilter chooses events; a zero field chooses all.
+type EventFilter struct {
+	NodeID NodeID
+	Node   string
+	Type   EventType
+	Limit  int
+}
+
+// Events reads the events that the local node knows of, newest first.
+func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer local.Close()
+	if err := local.NeedNodes(ctx); err != nil {
+		return nil, err
+	}
+	types := []string{}
+	if f.Type != "" {
+		types = append(types, string(f.Type))
+	}
+	events, err := local.Events(ctx, registry.EventFilter{NodeID: f.NodeID, Node: f.Node, Types: types, Limit: f.Limit})
+	if err != nil {
+		return nil, err
+	}
+	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that is gone may still have events
+		recs, err := local.Records(ctx)
+		if err != nil {
+			return nil, err
+		}
+		_, byID := registry.ByID(recs, f.NodeID)
+		if _, byName := registry.ByName(recs, f.Node); !byID && !byName {
+			return nil, registry.Unknown(recs, f.NodeID, f.Node)
+		}
+	}
+	return events, nil
+}
+
+// probe is one look at one registered node: its state, or why there is none.
+type probe struct {
+	record  Record
+	status  registry.NodeStatus
+	records []Record                // a primary's own copy of the rows: the one that counts
+	rule    election.Rule           // the newest that it has; zero: none, or not known
+	foreign *registry.ForeignDaemon // nil: none lives
+	lost    *follow.LostWAL         // of a standby that can not go on; see seekLostWAL
+	service ServiceNode             // what runs there, where askService was asked to find out
+	err     error
+}
+
+// further is what is asked of a node that was reached, over the same connection.
+type further func(ctx context.Context, n *registry.Server, p *probe)
+
+func (p probe) reach() postgres.Reach {
+	var ce *postgres.ConnectError
+	switch {
+	case p.err == nil:
+		return postgres.ReachOK
+	case errors.As(p.err, &ce):
+		return ce.Reach
+	default:
+		return postgres.ReachRejected // it answered, but not with its state
+	}
+}
+
+// look connects to one node and reads its state, within one connect_timeout.
+func (c *Cluster) look(ctx context.Context, r Record, ask ...further) probe {
+	timeout := postgres.DefaultConnectTimeout
+	if cfg, err := postgres.ConnConfig(r.Conninfo); err == nil {
+		timeout = cfg.ConnectTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within connect_timeout (%s)", timeout))
+	defer cancel()
+	n, err := c.connectTo(ctx, r)
+	if err != nil {
+		return probe{record: r, err: err}
+	}
+	defer n.Close()
+	p := probe{record: r}
+	if p.status, p.err = n.Status(ctx); p.err == nil && !p.status.InRecovery {
+		p.records, _ = n.Records(ctx) // without them the caller's copy serves
+	}
+	if p.err == nil {
+		if rules, err := n.Rules(ctx); err == nil && len(rules) > 0 {
+			p.rule = rules[0]
+		}
+		var err error
+		if p.foreign, err = n.ForeignDaemon(ctx); err != nil { // who can not be asked is not known to have one
+			p.service.ServiceError = err.Error()
+		}
+		for _, f := range ask {
+			f(ctx, n, &p)
+		}
+	}
+	return p
+}
+
+// survey looks at all nodes at once, so that ten silent ones cost no more than
+// one. The answers are in the order of recs.
+func (c *Cluster) survey(ctx context.Context, recs []Record, ask ...further) []probe {
+	probes := make([]probe, len(recs))
+	var wg sync.WaitGroup
+	for i, r := range recs {
+		wg.Go(func() { probes[i] = c.look(ctx, r, ask...) })
+	}
+	wg.Wait()
+	return probes
+}
+
+// primaries are the probes of servers that accept writes.
+func primaries(probes []probe) []probe {
+	var found []probe
+	for _, p := range probes {
+		if p.err == nil && !p.status.InRecovery && p.record.Role != RoleWitness {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// findPrimary looks at every registered node and returns the one primary.
+// Two primaries are a split brain: choosing one is a person's decision.
+func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error) {
+	if len(recs) == 0 {
+		return Record{}, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
+	}
+	probes := c.survey(ctx, recs)
+	found := primaries(probes)
+	switch len(found) {
+	case 1:
+		return found[0].record, nil
+	case 0:
+		var seen []string
+		for _, p := range probes {
+			what := "in recovery"
+			if p.err != nil {
+				what = string(p.reach())
+			}
+			seen = append(seen, fmt.Sprintf("%s: %s", p.record, what))
+		}
+		return Record{}, hint(kind(ErrNoPrimary, "no registered node is a reachable primary (%s)", strings.Join(seen, "; ")),
+			"%s", noPrimaryHint(probes))
+	default:
+		var names []string
+		for _, p := range found {
+			names = append(names, fmt.Sprintf("%s, timeline %d", p.record, p.status.Timeline))
+		}
+		return Record{}, hint(kind(ErrRefused, "more than one node runs as primary: %s", strings.Join(names, "; ")),
+			"Stop the one whose data is not wanted before anything else. It can then be cloned anew as a standby.")
+	}
+}
+
+// noPrimaryHint does not advise to replace a primary that lives.
+func noPrimaryHint(probes []probe) string {
+	for _, p := range probes {
+		switch reach := p.reach(); {
+		case p.record.Role != RolePrimary || !p.record.Active || p.err == nil || !reach.Answers():
+		case reach == postgres.ReachRejected:
+			return fmt.Sprintf("%s lives, and rejects this login: look at its pg_hba.conf, and at the password.", p.record)
+		case reach == postgres.ReachFull:
+			return fmt.Sprintf("%s lives, and has no free connection: end some, or raise max_connections.", p.record)
+		default:
+			return fmt.Sprintf("%s is starting up, shutting down or recovering: wait for it, and look at its log.", p.record)
+		}
+	}
+	return "Start the primary. If it is lost, this says which standby to promote, and how: repmgr cluster explain"
+}
+
+// connectPrimary returns a connection to the primary: local itself where that
+// is one, else whichever of its records is. The caller closes it; closing it
+// closes local only where they are the same.
+func (c *Cluster) connectPrimary(ctx context.Context, local *registry.Server) (*registry.Server, error) {
+	var inRecovery bool
+	if err := local.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
+		return nil, local.QueryError("read the recovery state", err)
+	}
+	recs, err := local.Records(ctx)
+	if self, ok := registry.ByID(recs, c.cfg.NodeID); !inRecovery && (!ok || self.Role != RoleWitness) {
+		return local, nil // a witness is no primary: its rows are a copy
+	}
+	if err != nil {
+		return nil, err
+	}
+	primary, err := c.findPrimary(ctx, recs)
+	if err != nil {
+		return nil, err
+	}
+	return c.connectTo(ctx, primary)
+}
+
+// withPrimary runs f on a connection to the primary.
+func (c *Cluster) withPrimary(ctx context.Context, f func(*registry.Server) error) error {
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return err
+	}
+	defer local.Close()
+	primary, err := c.connectPrimary(ctx, local)
+	if err != nil {
+		return err
+	}
+	if primary != local {
+		defer primary.Close()
+	}
+	return f(primary)
+}
+
+// CleanupOptions says which monitoring history goes.
+type CleanupOptions struct {
+	KeepDays int    // rows of the last so many days stay. Defaults to 0: none stays.
+	NodeID   NodeID // only the rows of this standby. Defaults to all.
+	DryRun   bool   // count only
+}
+
+// CleanupResult says what went, or with DryRun what would go.
+type CleanupResult struct {
+	Deleted int64 `json:"deleted"`
+	DryRun  bool  `json:"dry_run,omitempty"`
+}
+
+// Cleanup deletes old rows of repmgr.monitoring_history on the primary.
+func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult, error) {
+	if o.KeepDays < 0 {
+		return CleanupResult{}, kind(ErrConfig, "keep-history %d: must be 0 or more days", o.KeepDays)
+	}
+	res := CleanupResult{DryRun: o.DryRun}
+	err := c.withPrimary(ctx, func(primary *registry.Server) error {
+		if err := primary.NeedNodes(ctx); err != nil {
+			return err
+		}
+		if o.NodeID != 0 {
+			recs, err := primary.Records(ctx)
+			if err != nil {
+				return err
+			}
+			if _, ok := registry.ByID(recs, o.NodeID); !ok {
+				return registry.Unknown(recs, o.NodeID, "")
+			}
+		}
+		var err error
+		if o.DryRun {
+			res.Deleted, err = primary.CountHistory(ctx, o.KeepDays, o.NodeID)
+		} else {
+			res.Deleted, err = primary.DeleteHistory(ctx, o.KeepDays, o.NodeID)
+		}
+		if err != nil || o.DryRun {
+			return err
+		}
+		details := fmt.Sprintf("%d rows of monitoring history deleted; the last %d days kept", res.Deleted, o.KeepDays)
+		c.emit(ctx, primary, Event{NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventClusterCleanup, Success: true, Details: details})
+		return nil
+	})
+	return res, err
+}
+
+// anyRecords reads the rows from the local node, or from the first of the hosts
+// of conninfo that answers, or from what the Monitor of this node last knew.
+func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
+	recs, err := c.Nodes(ctx)
+	if err == nil && len(recs) > 0 {
+		return recs, nil
+	}
+	if kept := c.keptRecords(); len(kept) > 0 {
+		return kept, nil
+	}
+	if err == nil {
+		err = hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
+	}
+	return nil, err
+}
