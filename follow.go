@@ -332,3 +332,15 @@ func (c *Cluster) slotOrNone(ctx context.Context, up *registry.Server, standby R
 func (c *Cluster) warnNoSlot(up *registry.Server, standby Record, err error) {
 	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.Name, "err", err, "hint", cmp.Or(Hint(err), reconcile.SlotHint))
 }
+
+// dropIdleSlot removes a node's slot where nobody uses it, and says where it stays.
+func (c *Cluster) dropIdleSlot(ctx context.Context, on *registry.Server, rec Record) {
+	dropped, err := on.DropIdleSlot(ctx, rec.SlotName)
+	switch {
+	case err != nil:
+		c.log.Warn(fmt.Sprintf("replication slot %s not dropped on %s: %v", rec.SlotName, on.Name, err),
+			"hint", fmt.Sprintf("It keeps WAL. When nobody uses it any more: SELECT pg_drop_replication_slot('%s');", rec.SlotName))
+	case dropped:
+		c.log.Log(ctx, LevelNotice, fmt.Sprintf("replication slot %s dropped on %s", rec.SlotName, on.Name))
+	}
+}

@@ -502,15 +502,3 @@ func (c *Cluster) dropSlots(ctx context.Context, primary *registry.Server, recs 
 	defer up.Close()
 	c.dropIdleSlot(ctx, up, rec)
 }
-
-// dropIdleSlot removes a node's slot where nobody uses it, and says where it stays.
-func (c *Cluster) dropIdleSlot(ctx context.Context, on *registry.Server, rec Record) {
-	dropped, err := on.DropIdleSlot(ctx, rec.SlotName)
-	switch {
-	case err != nil:
-		c.log.Warn(fmt.Sprintf("replication slot %s not dropped on %s: %v", rec.SlotName, on.Name, err),
-			"hint", fmt.Sprintf("It keeps WAL. When nobody uses it any more: SELECT pg_drop_replication_slot('%s');", rec.SlotName))
-	case dropped:
-		c.log.Log(ctx, LevelNotice, fmt.Sprintf("replication slot %s dropped on %s", rec.SlotName, on.Name))
-	}
-}

@@ -162,7 +162,8 @@ func TestRejoin_CleanShutdownFollows(t *testing.T) {
 // A crash alone is no divergence: without WAL of its own a node needs no pg_rewind.
 func TestRejoin_CrashedButNotDivergedFollows(t *testing.T) {
 	t.Parallel()
-	c := failOver(t, pgtest.Options{}, crash)
+	// A slow machine must not recycle what the node asks for between its death and its return.
+	c := failOver(t, pgtest.Options{Settings: map[string]string{"wal_keep_size": "128MB"}}, crash)
 	res, err := c.rejoin(t, repmgr.RejoinOptions{Policy: repmgr.RejoinIfClean})
 	require.NoError(t, err)
 	require.Equal(t, repmgr.RejoinByFollow, res.Method)

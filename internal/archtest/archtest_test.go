@@ -225,3 +225,21 @@ func TestEveryPackageHasADocAndAName(t *testing.T) {
 		}
 	}
 }
+
+// The root is what an operator or an embedder has a word for: a stranger reads it in ten minutes.
+func TestRootStaysSmall(t *testing.T) {
+	t.Parallel()
+	const maxFiles, maxLines = 22, 8000
+	root := packages(t)[module]
+	lines := 0
+	for _, file := range root.GoFiles {
+		text, err := os.ReadFile(filepath.Join(root.Dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines += strings.Count(string(text), "\n")
+	}
+	if len(root.GoFiles) > maxFiles || lines > maxLines {
+		t.Errorf("the root has %d files and %d lines without tests, and may have %d and %d: machinery belongs in a room below, and a new word of the operator in the file of its verb", len(root.GoFiles), lines, maxFiles, maxLines)
+	}
+}
