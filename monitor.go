@@ -174,7 +174,6 @@ func (m *Monitor) use(cfg Config) {
 	if m.seat.yielding {
 		cfg.Failover = FailoverManual
 	}
-	m.cluster.log = cfg.Logger
 	m.trouble.Logger, m.trouble.Hint = cfg.Logger, Hint
 	targets := []outbox.Notify{LogNotifier{cfg.Logger}.Notify}
 	for _, n := range cfg.allNotifiers() {

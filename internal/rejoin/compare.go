@@ -15,7 +15,9 @@ import (
 )
 
 // Compare finds out whether the node has WAL that the primary lacks.
+// What an earlier comparison has found is forgotten: the server may have run since.
 func (w *Work) Compare(ctx context.Context) (string, error) {
+	w.diverged, w.twin, w.impossible, w.cloneOnly, w.Fork = false, false, "", false, nil
 	if w.interrupted = w.isGuarded(); w.interrupted {
 		return "an earlier rejoin was interrupted", nil
 	}

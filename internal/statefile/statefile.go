@@ -76,6 +76,10 @@ func (k *Keeper) Keep(d Daemon, now State) {
 }
 
 func (k *Keeper) write(d Daemon) {
+	if d.Elsewhere() { // the file here is that of another server
+		k.state.Nodes = nil // so that it is written as soon as the server is here
+		return
+	}
 	var err error
 	if dir, errDir := d.Dir(); errDir == nil { // a machine without the data directory keeps nothing
 		err = write(dir, k.state)

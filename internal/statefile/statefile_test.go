@@ -49,6 +49,21 @@ func TestKeeper_Keep(t *testing.T) {
 	k.Keep(d, now)
 	require.FileExists(t, file)
 
+	// The data directory of a daemon whose server runs on another machine is another server's.
+	require.NoError(t, os.WriteFile(file, []byte(`{"nodes":[]}`), 0o600))
+	elsewhere := true
+	d.Elsewhere = func() bool { return elsewhere }
+	now.Rules = []election.Rule{{Term: 3, Seq: 2, Primary: 1, Voters: []int32{1}}}
+	k.Keep(d, now)
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"nodes":[]}`, string(text))
+	elsewhere = false
+	k.Keep(d, now)
+	kept, err = statefile.Read(dir)
+	require.NoError(t, err)
+	require.Equal(t, 2, kept.Rules[0].Seq)
+
 	require.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
 	_, err = statefile.Read(dir)
 	require.ErrorIs(t, err, failure.ErrDirectory)
