@@ -18,8 +18,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// begin starts a long action. There is at most one, and Run waits for its end.
-func (m *Monitor) begin(ctx context.Context, a election.Action) {
+// startTask starts a long action. There is at most one, and Run waits for its end.
+func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 	if m.tasks.current != nil || a.Verb == election.Rejoin && m.outbox.Storing() { // it is asked for again
 		return
 	}
@@ -32,10 +32,10 @@ func (m *Monitor) begin(ctx context.Context, a election.Action) {
 	if hook := (hookError{}); errors.As(m.tasks.failed[election.Elect], &hook) {
 		c = c.withoutHooks()
 	}
-	policy.TooMany = a.Verb == election.Elect && m.tooMany(ctx)
+	policy.TooMany = a.Verb == election.Elect && m.failoverLimitReached(ctx)
 	known, firm := m.state.BallotFor, a.Verb != election.Follow && a.Verb != election.Rejoin
 	m.tasks.current = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
-		return m.long(ctx, c, act, target, policy, known)
+		return m.runTask(ctx, c, act, target, policy, known)
 	}, m.lookNow)
 }
 
@@ -47,7 +47,7 @@ func (c *Cluster) withoutHooks() *Cluster {
 	return &bare
 }
 
-func (m *Monitor) long(ctx context.Context, c *Cluster, act *task.Task, target Record, policy election.Policy, known int64) error {
+func (m *Monitor) runTask(ctx context.Context, c *Cluster, act *task.Task, target Record, policy election.Policy, known int64) error {
 	switch v := act.Verb; v {
 	case election.Elect, election.Reaffirm:
 		o := c.electionOptions(m.watch)
@@ -59,7 +59,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *task.Task, target R
 			m.guard.Fence(ctx, "another node is to be the primary: "+refusal.Detail)
 		}
 		if err == nil || res.Term > 0 {
-			m.watch.Refresh(ctx, c.pulse()) // the next decision is to know of it
+			m.watch.Refresh(ctx, c.heartbeatInterval()) // the next decision is to know of it
 		}
 		return err
 	case election.Follow:
@@ -75,7 +75,7 @@ func (m *Monitor) long(ctx context.Context, c *Cluster, act *task.Task, target R
 // rejoin brings the local server back, and leaves a mark as long as it has not.
 func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target Record) error {
 	if m.guard.Unmarked() {
-		return notBegun{kind(ErrRefused, "the server was fenced, and is not marked as a standby yet")}
+		return rejoinNotStarted{kind(ErrRefused, "the server was fenced, and is not marked as a standby yet")}
 	}
 	defer m.guard.Suspend()()
 	srv, err := c.localServer(m.guard.DataDirectory())
@@ -89,7 +89,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 	}
 	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.Dir, slotOptional: true, hold: func(firm bool) error { return act.Hold(ctx, firm) }})
 	if err != nil && res.Method == "" {
-		return notBegun{err}
+		return rejoinNotStarted{err}
 	}
 	if err != nil {
 		return err
@@ -102,14 +102,14 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 	return nil
 }
 
-// takeOutcome notes the end of a long action.
-func (m *Monitor) takeOutcome() {
+// collectOutcome notes the end of a long action.
+func (m *Monitor) collectOutcome() {
 	if over, err := m.tasks.current.Outcome(); over {
-		m.finish(err)
+		m.finishTask(err)
 	}
 }
 
-func (m *Monitor) finish(err error) {
+func (m *Monitor) finishTask(err error) {
 	v := m.tasks.current.Verb
 	m.tasks.current = nil
 	m.tasks.last = election.Outcome{Verb: v, At: time.Now(), OK: err == nil}
@@ -135,21 +135,21 @@ func (m *Monitor) diverged() bool {
 	return m.tasks.last.Verb == election.Follow && (errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone)) || m.tasks.last.Verb == election.Rejoin && err != nil
 }
 
-// owesRejoin reports whether the last rejoin failed, and is to be tried again.
-func (m *Monitor) owesRejoin() bool {
+// rejoinUnfinished reports whether the last rejoin failed, and is to be tried again.
+func (m *Monitor) rejoinUnfinished() bool {
 	err := m.tasks.failed[election.Rejoin]
 	return err != nil && !errors.Is(err, ErrRefused)
 }
 
-// notBegun is a rejoin that was refused before anything was changed.
-type notBegun struct{ error }
+// rejoinNotStarted is a rejoin that was refused before anything was changed.
+type rejoinNotStarted struct{ error }
 
-func (e notBegun) Unwrap() error { return e.error }
+func (e rejoinNotStarted) Unwrap() error { return e.error }
 
 // tellRejoin tells once why the node does not come back. One that failed in the
 // middle has told it already.
 func (m *Monitor) tellRejoin(v election.Verb, err error) {
-	var refused notBegun
+	var refused rejoinNotStarted
 	switch {
 	case v != election.Rejoin:
 	case err == nil:
@@ -159,10 +159,10 @@ func (m *Monitor) tellRejoin(v election.Verb, err error) {
 	}
 }
 
-// endAction ends the long action of a Monitor that was told to stop.
-func (m *Monitor) endAction() {
+// endTask ends the long action of a Monitor that was told to stop.
+func (m *Monitor) endTask() {
 	if m.tasks.current != nil {
-		m.finish(m.tasks.current.End())
+		m.finishTask(m.tasks.current.End())
 	}
 }
 
@@ -194,9 +194,9 @@ func (m *Monitor) tellElection(c *Cluster, reaffirmed bool, res FailoverResult, 
 	}
 }
 
-// tooMany reports whether failovers_per_hour is reached, as the local copy knows it.
+// failoverLimitReached reports whether failovers_per_hour is reached, as the local copy knows it.
 // A witness and an observer have none: they ask the first node that answers.
-func (m *Monitor) tooMany(ctx context.Context) bool {
+func (m *Monitor) failoverLimitReached(ctx context.Context) bool {
 	limit := m.cluster.cfg.FailoversPerHour
 	if limit < 0 {
 		return false
@@ -216,16 +216,16 @@ func (m *Monitor) tooMany(ctx context.Context) bool {
 	return false
 }
 
-// hookFollow runs follow_command once for each term whose primary the node was
+// runFollowCommand runs follow_command once for each term whose primary the node was
 // pointed to by somebody else.
-func (m *Monitor) hookFollow(ctx context.Context) {
+func (m *Monitor) runFollowCommand(ctx context.Context) {
 	r := voters.NewestRule(m.watch.Peers())
 	switch {
 	case m.tasks.followCommandFor == 0 || m.cluster.cfg.FollowCommand == "":
 		m.tasks.followCommandFor = r.Term
 	case r.Term > m.tasks.followCommandFor && m.tasks.current == nil:
 		m.tasks.followCommandFor = r.Term
-		m.begin(ctx, election.Action{Verb: election.Follow, Child: r.Primary})
+		m.startTask(ctx, election.Action{Verb: election.Follow, Child: r.Primary})
 	}
 }
 

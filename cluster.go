@@ -160,7 +160,7 @@ func (c *Cluster) kept(dir string) (statefile.State, error) {
 	return statefile.Read(srv.Dir)
 }
 
-func (c *Cluster) keptRecords() []Record {
+func (c *Cluster) savedRecords() []Record {
 	k, err := c.kept("")
 	if err != nil {
 		return nil
@@ -168,8 +168,10 @@ func (c *Cluster) keptRecords() []Record {
 	return k.Nodes
 }
 
-// pulse is the time between two looks at a voter, and between two heartbeats.
-func (c *Cluster) pulse() time.Duration { return voters.HeartbeatInterval(c.cfg.SilenceTimeout) }
+// heartbeatInterval is the time between two looks at a voter, and between two heartbeats.
+func (c *Cluster) heartbeatInterval() time.Duration {
+	return voters.HeartbeatInterval(c.cfg.SilenceTimeout)
+}
 
 // watchVoters begins to look at the voters of an election; follow says which.
 func (c *Cluster) watchVoters(ctx context.Context, wake func()) *voters.Watch {

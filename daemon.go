@@ -177,9 +177,9 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 		if err := c.cfg.requireMonitor(); err != nil {
 			return nil, err
 		}
-		recs := c.keptRecords()
+		recs := c.savedRecords()
 		if len(recs) == 0 {
-			limit, cancel := context.WithTimeout(ctx, c.pulse())
+			limit, cancel := context.WithTimeout(ctx, c.heartbeatInterval())
 			defer cancel()
 			recs, _ = c.Nodes(limit) // without them it has no contact, and the lease counts down
 		}
@@ -203,7 +203,7 @@ func (c *Cluster) fencing() fence.Settings {
 			return &srv.Server, nil
 		},
 		At: func(dir string) *postmaster.Server { return &newLocalServer(c.cfg, dir).Server },
-		Kept: func(dir string) []election.Rule {
+		SavedRules: func(dir string) []election.Rule {
 			k, err := c.kept(dir)
 			if err != nil {
 				return nil

@@ -114,8 +114,8 @@ func (m *Monitor) tellHappening(a election.Action) {
 	m.tell(e)
 }
 
-// learnPause writes to the local server what was said of a pause while it was down.
-func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error {
+// catchUpPause writes to the local server what was said of a pause while it was down.
+func (m *Monitor) catchUpPause(ctx context.Context, o election.Observation) error {
 	me, word := voters.PeerOf(o.Peers, o.Self), election.LastPause(o.Peers)
 	if !o.Local.Up || m.node.Local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
 		return nil
@@ -125,11 +125,11 @@ func (m *Monitor) learnPause(ctx context.Context, o election.Observation) error 
 	return m.node.Local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
 }
 
-// halfPaused says that a pause does not hold, since an election could pass it by:
+// checkPauseHolds says that a pause does not hold, since an election could pass it by:
 // the local primary keeps its lease then.
-func (m *Monitor) halfPaused(o election.Observation) error {
+func (m *Monitor) checkPauseHolds(o election.Observation) error {
 	me := voters.PeerOf(o.Peers, o.Self)
-	if m.cluster.cfg.Failover != FailoverAutomatic || !m.guard.InOffice() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
+	if m.cluster.cfg.Failover != FailoverAutomatic || !m.guard.IsPrimary() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
 		return nil
 	}
 	return hint(kind(ErrPaused, "failover is paused, but not on so many nodes that the others could elect nobody: %s keeps its lease, and is stopped where it has no contact to a majority", m.cluster.self()),
@@ -149,7 +149,7 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 			if p.Rejection != "" {
 				text += " (" + strings.ReplaceAll(p.Rejection, "%", "%%") + ")"
 			}
-			if int32(m.cluster.cfg.NodeID) == p.ID && m.guard.InOffice() {
+			if int32(m.cluster.cfg.NodeID) == p.ID && m.guard.IsPrimary() {
 				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
 			}
 			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
@@ -178,8 +178,8 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	}
 }
 
-// warnOfTwo says once that two voters are too few, whenever they become two.
-func (m *Monitor) warnOfTwo() {
+// warnTwoVoters says once that two voters are too few, whenever they become two.
+func (m *Monitor) warnTwoVoters() {
 	two := ""
 	if m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2 {
 		two = "two voters"
@@ -190,9 +190,9 @@ func (m *Monitor) warnOfTwo() {
 	}
 }
 
-// takeOffice writes the rows of the nodes that a promotion changes, where whoever
+// recordPromotion writes the rows of the nodes that a promotion changes, where whoever
 // held the election did not get to it.
-func (m *Monitor) takeOffice(ctx context.Context) error {
+func (m *Monitor) recordPromotion(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	rules, err := m.node.Local.Rules(ctx)
@@ -213,7 +213,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 		return nil
 	}
 	m.duties.witnessSynced = now
-	primary, ok := registry.ByID(m.node.Records, m.node.Ruler())
+	primary, ok := registry.ByID(m.node.Records, m.node.RulePrimary())
 	if !ok {
 		return nil
 	}
@@ -230,14 +230,14 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 // announce says what this Monitor does to everybody who looks at its server.
 func (m *Monitor) announce(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil {
-		m.seat.Close()
+		m.presence.Close()
 		return
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	s := m.Status()
 	p := registry.Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
-	p.CanFence, p.LostVote = m.guard.CanFence(), m.kept.Lost()
+	p.CanFence, p.LostVote = m.guard.CanFence(), m.stateFile.Lost()
 	p.NoStream = m.duties.streams.Failed()
 	if err := m.guard.Lacks(); err != nil {
 		p.Unable = err.Error()
@@ -246,13 +246,13 @@ func (m *Monitor) announce(ctx context.Context) {
 		left := s.Lease.Seconds()
 		p.LeaseLeft, p.RunsOut = &left, s.RunsOut
 	}
-	if ruler := voters.PeerOf(m.watch.Peers(), int32(m.node.Ruler())); m.manual() {
+	if ruler := voters.PeerOf(m.watch.Peers(), int32(m.node.RulePrimary())); m.manual() {
 		p.SeenAt = m.node.PrimarySeen
 	} else if int32(m.cluster.cfg.NodeID) != ruler.ID {
 		p.SeenAt = ruler.SeenAt
 		p.Guarded = ruler.ID != 0 && election.Unfenced(ruler, m.watch.Peers()) == ""
 	}
-	m.report("the announcement", m.seat.Announce(ctx, m.cluster.connectLocal, p))
+	m.report("the announcement", m.presence.Announce(ctx, m.cluster.connectLocal, p))
 }
 
 // reconcileOptions are what keeps the rule and the settings of the local server in step.
@@ -260,7 +260,7 @@ func (m *Monitor) reconcileOptions() reconcile.Options {
 	c := m.cluster
 	o := reconcile.Options{
 		Self: c.cfg.NodeID, Candidate: c.candidate(), Quorum: c.cfg.SynchronousMode == SynchronousQuorum,
-		SilenceTimeout: c.cfg.SilenceTimeout, AnnounceFor: 3*c.cfg.MonitorInterval + c.cfg.SilenceTimeout, Patience: m.node.PeerPatience(),
+		SilenceTimeout: c.cfg.SilenceTimeout, AnnounceFor: 3*c.cfg.MonitorInterval + c.cfg.SilenceTimeout, ConnectTimeout: m.node.PeerTimeout(),
 		Watch: m.watch, Sync: c.syncWriter(m.watch), Log: m.cluster.log, Connect: c.connectLocal, ConnectTo: c.connectTo,
 		Report: m.report, Wake: m.lookNow, Before: m.guard.NoteBefore,
 		Unproven: func(err error) { m.tell(Event{Type: EventSyncUnproven, Details: err.Error()}) },
@@ -272,27 +272,27 @@ func (m *Monitor) reconcileOptions() reconcile.Options {
 }
 
 func (m *Monitor) reconcileLook() reconcile.Look {
-	return reconcile.Look{Server: m.node.Local.Server, Status: m.node.Status, Records: m.node.Records, Self: m.node.Self, Policy: m.policy(), Doubled: m.doubled}
+	return reconcile.Look{Server: m.node.Local.Server, Status: m.node.Status, Records: m.node.Records, Self: m.node.Self, Policy: m.policy(), DuplicateNames: m.duplicateNames}
 }
 
-// doubled finds the nodes under whose name another server streams.
-func (m *Monitor) doubled(ctx context.Context) []int32 {
+// duplicateNames finds the nodes under whose name another server streams.
+func (m *Monitor) duplicateNames(ctx context.Context) []int32 {
 	m.duties.names.Look(ctx, namesakes.Daemon{Report: m.report, Tell: m.tell}, namesakes.Nodes{
 		Self: m.cluster.cfg.NodeID, Quorum: m.cluster.cfg.SynchronousMode == SynchronousQuorum, Rows: m.node.Records, Status: m.node.Status, Peers: m.watch.Peers,
 	})
 	return m.duties.names.All()
 }
 
-// tend keeps the rule of the local primary, and whom its commits wait for, in step.
-func (m *Monitor) tend(ctx context.Context) error {
+// reconcilePrimary keeps the rule of the local primary, and whom its commits wait for, in step.
+func (m *Monitor) reconcilePrimary(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	m.duties.leader.Options = m.reconcileOptions()
 	return m.duties.leader.Step(ctx, m.reconcileLook())
 }
 
-// tendStandby keeps the local standby ready for its promotion.
-func (m *Monitor) tendStandby(ctx context.Context) error {
+// prepareStandby keeps the local standby ready for its promotion.
+func (m *Monitor) prepareStandby(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	m.duties.standby.Options = m.reconcileOptions()
@@ -308,8 +308,8 @@ func (m *Monitor) registered() []int32 {
 	return reconcile.Registered(m.node.Records, m.cluster.cfg.Arbiter != nil)
 }
 
-// giveArchive leaves the local standby with its archive.
-func (m *Monitor) giveArchive(ctx context.Context) {
+// giveBackArchive leaves the local standby with its archive.
+func (m *Monitor) giveBackArchive(ctx context.Context) {
 	if m.state.Role != election.Standby || m.cluster.cfg.NodeID == 0 {
 		return
 	}
@@ -331,42 +331,42 @@ func (m *Monitor) giveArchive(ctx context.Context) {
 	}
 }
 
-// pulse lets a pulse pass; with failover=manual nothing is that urgent.
-func (m *Monitor) pulse(ctx context.Context) error {
+// waitHeartbeat lets a pulse pass; with failover=manual nothing is that urgent.
+func (m *Monitor) waitHeartbeat(ctx context.Context) error {
 	c := m.control.inForce.Load()
 	if c.cfg.Failover != FailoverAutomatic {
 		return wait.Pause(ctx, c.cfg.MonitorInterval)
 	}
-	return m.watch.Rest(ctx, c.pulse()-voters.SinceTick(c.pulse()), nil)
+	return m.watch.Rest(ctx, c.heartbeatInterval()-voters.SinceTick(c.heartbeatInterval()), nil)
 }
 
-// mendHistory makes, after each promotion, what standbys need of earlier timelines: see [rejoin.MendHistory].
-func (m *Monitor) mendHistory() {
+// restoreHistory makes, after each promotion, what standbys need of earlier timelines: see [rejoin.MendHistory].
+func (m *Monitor) restoreHistory() {
 	s := m.node.Status
-	if s.InRecovery || s.Timeline == m.duties.mended || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() {
+	if s.InRecovery || s.Timeline == m.duties.historyRestored || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() {
 		return
 	}
 	srv, err := m.cluster.localServer(m.guard.DataDirectory())
 	var mended []string
 	if err == nil {
-		mended, err = rejoin.MendHistory(srv.Dir, s.Timeline)
+		mended, err = rejoin.RestoreHistory(srv.Dir, s.Timeline)
 	}
 	if len(mended) > 0 {
 		m.cluster.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
 	}
 	if m.report("mending the WAL of earlier timelines", err); err == nil {
-		m.duties.mended = s.Timeline
+		m.duties.historyRestored = s.Timeline
 	}
 }
 
-// goneEvery is how often a monitor asks again whether the WAL is gone.
-const goneEvery = 2 * time.Second
+// lostWALInterval is how often a monitor asks again whether the WAL is gone.
+const lostWALInterval = 2 * time.Second
 
 // watchWAL tells once when this standby needs WAL that its upstream does not have
 // any more: nothing else will bring it back than a new copy.
 func (m *Monitor) watchWAL(ctx context.Context) {
 	s := m.node.Status
-	if m.node.Local == nil || m.node.Primary == nil || m.node.Role == RoleWitness || m.node.Self.ID == 0 || registry.NextLSN(s) == 0 || m.tasks.current != nil || time.Since(m.duties.walLookedFor) < goneEvery {
+	if m.node.Local == nil || m.node.Primary == nil || m.node.Role == RoleWitness || m.node.Self.ID == 0 || registry.NextLSN(s) == 0 || m.tasks.current != nil || time.Since(m.duties.walLookedFor) < lostWALInterval {
 		return
 	}
 	m.duties.walLookedFor = time.Now()
@@ -410,7 +410,7 @@ func (m *Monitor) outboxDaemon() outbox.Daemon {
 // ownDirectory is the data directory of the node, where it is known, and this Monitor is
 // the one that keeps files there. nil: it is not.
 func (m *Monitor) ownDirectory() *postmaster.Server {
-	if m.cluster.cfg.NodeID == 0 || m.seat.yielding {
+	if m.cluster.cfg.NodeID == 0 || m.presence.yielding {
 		return nil
 	}
 	srv, err := m.cluster.localServer(m.guard.DataDirectory())
@@ -425,7 +425,7 @@ func (m *Monitor) ownDirectory() *postmaster.Server {
 func (m *Monitor) onPrimary(ctx context.Context, do func(context.Context, *registry.Server) error) (known bool, err error) {
 	ctx, cancel := m.node.PeerLimit(ctx)
 	defer cancel()
-	self, ruler := m.cluster.cfg.NodeID, m.node.Ruler()
+	self, ruler := m.cluster.cfg.NodeID, m.node.RulePrimary()
 	if m.node.Primary != nil {
 		return true, do(ctx, m.node.Primary.Server)
 	}
@@ -457,9 +457,9 @@ func (m *Monitor) keeperDaemon() statefile.Daemon {
 	}
 }
 
-// keep writes what must be known of the cluster while the own server is down.
-func (m *Monitor) keep(o election.Observation) {
-	if len(m.node.Records) == 0 || !o.Local.Up || o.Self == 0 || m.seat.yielding {
+// saveState writes what must be known of the cluster while the own server is down.
+func (m *Monitor) saveState(o election.Observation) {
+	if len(m.node.Records) == 0 || !o.Local.Up || o.Self == 0 || m.presence.yielding {
 		return
 	}
 	own := voters.PeerOf(o.Peers, o.Self).Rule
@@ -472,25 +472,25 @@ func (m *Monitor) keep(o election.Observation) {
 			now.Rules = append(now.Rules, r)
 		}
 	}
-	if ruler := m.node.Ruler(); ruler != m.cluster.cfg.NodeID && m.watch.Voter(int32(ruler)) != nil {
+	if ruler := m.node.RulePrimary(); ruler != m.cluster.cfg.NodeID && m.watch.Voter(int32(ruler)) != nil {
 		now.Guard = voters.GuardedOf(voters.PeerOf(m.watch.Peers(), int32(ruler)))
 	}
-	m.kept.Keep(m.keeperDaemon(), now)
+	m.stateFile.Keep(m.keeperDaemon(), now)
 }
 
-// keepVote keeps the node's vote a second time, and gives it back to a server that has lost it.
-func (m *Monitor) keepVote(ctx context.Context) {
-	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.seat.yielding {
+// saveVote keeps the node's vote a second time, and gives it back to a server that has lost it.
+func (m *Monitor) saveVote(ctx context.Context) {
+	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.presence.yielding {
 		return
 	}
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
-	m.kept.KeepVote(ctx, m.keeperDaemon(), m.node.Local.Server, m.node.Status)
+	m.stateFile.KeepVote(ctx, m.keeperDaemon(), m.node.Local.Server, m.node.Status)
 }
 
 // tryStreams tries whether the local server could stream from each node that may be promoted.
 func (m *Monitor) tryStreams(ctx context.Context) {
-	for m.pulse(ctx) == nil {
+	for m.waitHeartbeat(ctx) == nil {
 		c, n := m.control.inForce.Load(), streams.Nodes{Record: m.watch.Record}
 		if c.cfg.Failover == FailoverAutomatic {
 			n.Peers = m.watch.Peers()
@@ -514,8 +514,8 @@ func (c *Cluster) loginAsStandby(ctx context.Context, r Record) error {
 	return streams.Login(ctx, r, cfg)
 }
 
-// noteForeigners says once that this Monitor stands aside, and when that is over.
-func (m *Monitor) noteForeigners(peers []election.Peer) {
+// reportForeignDaemons says once that this Monitor stands aside, and when that is over.
+func (m *Monitor) reportForeignDaemons(peers []election.Peer) {
 	const what = "failing over"
 	if m.cluster.cfg.Failover != FailoverAutomatic || !election.Foreign(peers) {
 		m.report(what, nil)
@@ -548,9 +548,9 @@ func (m *Monitor) checkQuorum(ctx context.Context) {
 	}
 }
 
-// proveFence tries whether this Monitor could stop the local server, without doing it,
+// testFence tries whether this Monitor could stop the local server, without doing it,
 // and says where that has changed.
-func (m *Monitor) proveFence(ctx context.Context) {
+func (m *Monitor) testFence(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.guard.DataDirectory() == "" && m.cluster.cfg.DataDirectory == "" {
 		return
 	}
@@ -573,13 +573,13 @@ func (m *Monitor) proveFence(ctx context.Context) {
 	m.tell(e)
 }
 
-// tellBeside tells what the goroutines beside Run have to say.
-func (m *Monitor) tellBeside() {
+// tellBackground tells what the goroutines beside Run have to say.
+func (m *Monitor) tellBackground() {
 	for _, e := range m.outbox.Due() {
 		m.tell(e)
 	}
 	heartbeat, device := m.guard.Trouble()
-	m.tellHeartbeat(heartbeat, m.guard.InOffice())
+	m.tellHeartbeat(heartbeat, m.guard.IsPrimary())
 	m.report("the watchdog device", device)
 }
 

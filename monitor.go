@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	pruneEvery = time.Hour       // between two looks for history that is too old
-	pruneFor   = 2 * time.Second // for one of them: what is left waits for the next
+	pruneInterval = time.Hour       // between two looks for history that is too old
+	pruneLimit    = 2 * time.Second // for one of them: what is left waits for the next
 )
 
 // Monitor watches the node of its configuration, for as long as [Monitor.Run]
@@ -42,14 +42,14 @@ type Monitor struct {
 	guard   *fence.Guard  // of the local server
 
 	// Below: owned by the goroutine of Run.
-	cluster *Cluster
-	seat    seat
-	node    observer.Node
-	state   state
-	tasks   tasks
-	duties  duties
-	kept    statefile.Keeper
-	trouble trouble.Log
+	cluster   *Cluster
+	presence  presence
+	node      observer.Node
+	state     state
+	tasks     tasks
+	duties    duties
+	stateFile statefile.Keeper
+	trouble   trouble.Log
 }
 
 // control is what the goroutine of Run and the others tell each other.
@@ -63,8 +63,8 @@ type control struct {
 	inForce atomic.Pointer[Cluster] // for the goroutines beside Run
 }
 
-// seat is the place of the node's Monitor: one acts for it, however many run.
-type seat struct {
+// presence is the place of the node's Monitor: one acts for it, however many run.
+type presence struct {
 	registry.Announcement
 	yielding bool // another one has it
 }
@@ -72,7 +72,7 @@ type seat struct {
 // state is what was decided last.
 type state struct {
 	election.State
-	saidReasons []election.Reason // what was logged since the phase changed
+	loggedReasons []election.Reason // what was logged since the phase changed
 }
 
 // duties keep the cluster ready, in every turn.
@@ -82,9 +82,9 @@ type duties struct {
 	names   namesakes.Finder
 	streams streams.Trials // made by a goroutine beside Run
 
-	mended        wal.Timeline // whose past the local server can send
-	witnessSynced time.Time    // when its copy was last brought in step
-	walLookedFor  time.Time    // when WAL that this standby needs was last asked for
+	historyRestored wal.Timeline // whose past the local server can send
+	witnessSynced   time.Time    // when its copy was last brought in step
+	walLookedFor    time.Time    // when WAL that this standby needs was last asked for
 }
 
 // MonitorStatus is a snapshot of what a Monitor does and why.
@@ -133,7 +133,7 @@ func NewMonitor(cfg Config) (*Monitor, error) {
 	}
 	m := &Monitor{control: control{cfg: cfg, wake: make(chan struct{}, 1)}, outbox: outbox.New(), tasks: tasks{failed: map[election.Verb]error{}}}
 	m.guard = fence.New(m.tellLater, m.lookNow)
-	m.seat.Node = cfg.NodeID
+	m.presence.Node = cfg.NodeID
 	m.control.status = MonitorStatus{NodeID: cfg.NodeID, Node: cfg.NodeName, Reason: "not started"}
 	return m, nil
 }
@@ -169,9 +169,9 @@ func (m *Monitor) lookNow() {
 	}
 }
 
-// use puts a configuration in force.
-func (m *Monitor) use(cfg Config) {
-	if m.seat.yielding {
+// applyConfig puts a configuration in force.
+func (m *Monitor) applyConfig(cfg Config) {
+	if m.presence.yielding {
 		cfg.Failover = FailoverManual
 	}
 	m.trouble.Logger, m.trouble.Hint = cfg.Logger, Hint
@@ -192,7 +192,7 @@ func (m *Monitor) use(cfg Config) {
 func (m *Monitor) policy() election.Policy {
 	p := m.cluster.policy()
 	if m.cluster.cfg.MonitoringHistoryRetention > 0 || m.cluster.cfg.EventsRetention > 0 {
-		p.PruneEvery = pruneEvery
+		p.PruneEvery = pruneInterval
 	}
 	return p
 }
@@ -222,13 +222,13 @@ func (m *Monitor) observerOptions() observer.Options {
 	return observer.Options{
 		ID: c.cfg.NodeID, Manual: m.manual(), SilenceTimeout: c.cfg.SilenceTimeout, MonitorInterval: c.cfg.MonitorInterval,
 		Watch: m.watch, ConnectLocal: c.connectLocal, ConnectTo: c.connectTo, FindPrimary: c.primaryOf,
-		AllRecords: c.Nodes, Kept: c.keptRecords, Report: m.report,
+		AllRecords: c.Nodes, SavedRecords: c.savedRecords, Report: m.report,
 	}
 }
 
 // lookLimit bounds one look at one server.
 func (m *Monitor) lookLimit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, observer.Patience, fmt.Errorf("no answer within %s", observer.Patience))
+	return context.WithTimeoutCause(ctx, observer.LookTimeout, fmt.Errorf("no answer within %s", observer.LookTimeout))
 }
 
 // Beat is what a [Monitor] tells its watchdog, at least four times in each silence_timeout.

@@ -27,7 +27,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	m.control.mu.Lock()
 	cfg := m.control.cfg
 	m.control.mu.Unlock()
-	m.use(cfg)
+	m.applyConfig(cfg)
 	if keys := cfg.Ineffective(); len(keys) > 0 {
 		m.cluster.log.Warn("settings without effect in this version", "keys", strings.Join(keys, ", "))
 	}
@@ -36,18 +36,18 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.cluster.log.Warn("synchronous_mode=quorum has no effect with failover=manual: commits on this node wait for no standby", "hint", "Set failover = automatic, or synchronous_standby_names by hand.")
 	}
 
-	var wg, beside sync.WaitGroup
+	var wg, background sync.WaitGroup
 	ctx, stopAll := context.WithCancel(ctx)
 	m.watch = m.cluster.watchVoters(context.WithoutCancel(ctx), m.lookNow)
 	m.node.Watch = m.watch
-	beside.Go(func() { m.guard.Run(ctx, m.watch) })
-	beside.Go(func() { m.tryStreams(ctx) })
+	background.Go(func() { m.guard.Run(ctx, m.watch) })
+	background.Go(func() { m.tryStreams(ctx) })
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
 	wg.Go(func() { m.outbox.Deliver(queueCtx, cfg.Logger, cfg.EventNotificationTimeout) })
 	defer func() {
 		stopAll()
-		beside.Wait()
-		m.endAction()
+		background.Wait()
+		m.endTask()
 		m.shutdown(ctx)
 		m.watch.Close()
 		stopQueue()
@@ -57,40 +57,40 @@ func (m *Monitor) Run(ctx context.Context) error {
 	started := false
 	for {
 		m.takeReload(ctx)
-		m.takeOutcome()
+		m.collectOutcome()
 		now := time.Now()
 		o := m.observe(ctx, now)
 		if ctx.Err() != nil {
 			return nil // what a cancelled look did not see is no evidence
 		}
-		m.yield(ctx)
-		m.keep(o)
-		m.mendHistory()
-		m.noteForeigners(o.Peers)
+		m.yieldToOther(ctx)
+		m.saveState(o)
+		m.restoreHistory()
+		m.reportForeignDaemons(o.Peers)
 		d := m.policy().Step(m.state.State, o)
 		m.transition(d)
-		calm := m.calm(o.Rule)
-		m.watch.Relax(calm, calm && m.state.Phase == election.AsStandby)
-		m.forget(d)
+		calm := m.noElectionNear(o.Rule)
+		m.watch.SetDetail(calm, calm && m.state.Phase == election.AsStandby)
+		m.clearResolved(d)
 		m.act(ctx, d.Actions)
-		m.tellBeside()
+		m.tellBackground()
 		m.duties.streams.Tell(m.watch.Record, m.tell)
 		if !started && m.node.Self.ID != 0 {
 			m.checkAutomatic(ctx)
 			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.node.Self, m.runsAs())})
 			started = true
 		}
-		m.warnOfTwo()
-		m.report("the flag of a pause", m.learnPause(ctx, o))
-		m.report("a pause", m.halfPaused(o))
+		m.warnTwoVoters()
+		m.report("the flag of a pause", m.catchUpPause(ctx, o))
+		m.report("a pause", m.checkPauseHolds(o))
 		m.reportRejected(o.Peers)
 		m.watchWAL(ctx)
-		m.proveFence(ctx)
-		m.kept.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
-		m.keepVote(ctx)
+		m.testFence(ctx)
+		m.stateFile.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
+		m.saveVote(ctx)
 		m.outbox.Keep(ctx, m.outboxDaemon(), m.tasks.current.Is(election.Rejoin))
 		m.publish(now)
-		if m.seat.Held { // else that was tried before
+		if m.presence.Held { // else that was tried before
 			m.announce(ctx)
 		}
 		m.node.Rest()
@@ -111,7 +111,7 @@ func (m *Monitor) runsAs() election.Role {
 // a pulse: what else changes is its own doing, and to look at it would slow it down.
 // One that leaves an election to others looks after that now and then.
 func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
-	pulse := m.cluster.pulse()
+	pulse := m.cluster.heartbeatInterval()
 	switch {
 	case m.electing():
 		d = min(d, pulse)
@@ -129,7 +129,7 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 			if m.electing() {
 				continue
 			}
-			if rest := pulse/8 - time.Since(begun); rest > 0 && m.aside() {
+			if rest := pulse/8 - time.Since(begun); rest > 0 && m.leavesElectionToOthers() {
 				t.Reset(min(rest, d-time.Since(begun)))
 				continue
 			}
@@ -139,8 +139,8 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// aside reports whether it leaves an election to others for now.
-func (m *Monitor) aside() bool {
+// leavesElectionToOthers reports whether it leaves an election to others for now.
+func (m *Monitor) leavesElectionToOthers() bool {
 	return m.state.Reason == election.NotMyTurn || m.state.Reason == election.OthersElect
 }
 
@@ -149,30 +149,30 @@ func (m *Monitor) electing() bool {
 	return m.tasks.current.Is(election.Elect, election.Reaffirm)
 }
 
-// yield leaves the node to another Monitor that has announced itself there, or
+// yieldToOther leaves the node to another Monitor that has announced itself there, or
 // takes it over when that has ended: until then this one goes on as with
 // failover=manual. It is asked before anything is changed.
-func (m *Monitor) yield(ctx context.Context) {
-	if m.seat.Overdue() { // it hung: another one may have taken its place
+func (m *Monitor) yieldToOther(ctx context.Context) {
+	if m.presence.Overdue() { // it hung: another one may have taken its place
 		m.announce(ctx)
 	}
-	if !m.seat.Held {
+	if !m.presence.Held {
 		m.announce(ctx)
 	}
-	now := m.seat.Yields()
-	if now == m.seat.yielding {
+	now := m.presence.Yields()
+	if now == m.presence.yielding {
 		return
 	}
 	if now {
-		m.endAction()
+		m.endTask()
 	} else {
-		m.kept.Forget() // the other one has kept the vote meanwhile
+		m.stateFile.Forget() // the other one has kept the vote meanwhile
 	}
-	m.seat.yielding = now
+	m.presence.yielding = now
 	m.control.mu.Lock()
 	cfg := m.control.cfg
 	m.control.mu.Unlock()
-	m.use(cfg)
+	m.applyConfig(cfg)
 	m.watch.Use(m.cluster.watchSettings())
 	e := Event{Type: EventDaemonYield, Success: !now, Details: "no other repmgrd watches this node any more: this one acts again"}
 	if now {
@@ -192,17 +192,17 @@ func (m *Monitor) takeReload(ctx context.Context) {
 	if next == nil {
 		return
 	}
-	m.use(*next)
-	if next.Failover != FailoverAutomatic && !m.seat.yielding {
-		m.giveArchive(ctx)
+	m.applyConfig(*next)
+	if next.Failover != FailoverAutomatic && !m.presence.yielding {
+		m.giveBackArchive(ctx)
 	}
 	m.watch.Use(m.cluster.watchSettings())
 	m.node.Close()
 	m.tell(Event{Type: EventDaemonReload, Success: true, Details: "configuration reloaded"})
 }
 
-// calm reports whether there are no signs of an election.
-func (m *Monitor) calm(r election.Rule) bool {
+// noElectionNear reports whether there are no signs of an election.
+func (m *Monitor) noElectionNear(r election.Rule) bool {
 	return m.manual() || m.state.Health == election.HealthAlive && m.state.BallotFor <= r.Term
 }
 
@@ -211,11 +211,11 @@ func (m *Monitor) transition(d election.Decision) {
 	from := m.state.State
 	m.state.State = d.Next
 	if from.Phase != d.Next.Phase {
-		m.state.saidReasons = nil
+		m.state.loggedReasons = nil
 	}
 	// An election that is refused is tried again and again, for the same reasons in turn.
-	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.state.saidReasons, d.Reason) {
-		m.state.saidReasons = append(m.state.saidReasons, d.Reason)
+	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.state.loggedReasons, d.Reason) {
+		m.state.loggedReasons = append(m.state.loggedReasons, d.Reason)
 		m.cluster.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", cmp.Or(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
 	}
 }
@@ -242,9 +242,9 @@ func (m *Monitor) publish(now time.Time) {
 	m.control.status = s
 }
 
-// forget drops the troubles that nothing tries again, because what they stood in
+// clearResolved drops the troubles that nothing tries again, because what they stood in
 // the way of is done, or is not asked for any more.
-func (m *Monitor) forget(d election.Decision) {
+func (m *Monitor) clearResolved(d election.Decision) {
 	phase := d.Next.Phase
 	primary := phase == election.AsPrimary || phase == election.AsWitness
 	settled := m.tasks.current == nil && d.Next.DisconnectedAt.IsZero() && (primary || phase == election.AsStandby)
@@ -288,7 +288,7 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 		case election.Sample:
 			err = m.writeSample(ctx)
 		case election.Prune:
-			err = m.node.Local.Prune(ctx, m.cluster.cfg.MonitoringHistoryRetention, m.cluster.cfg.EventsRetention, time.Now().Add(pruneFor))
+			err = m.node.Local.Prune(ctx, m.cluster.cfg.MonitoringHistoryRetention, m.cluster.cfg.EventsRetention, time.Now().Add(pruneLimit))
 		case election.MarkActive:
 			err = m.markActive(ctx, true)
 		case election.MarkInactive:
@@ -296,19 +296,19 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 		case election.Notify:
 			m.tellHappening(a)
 		case election.Reconcile:
-			err = m.tend(ctx)
+			err = m.reconcilePrimary(ctx)
 		case election.RecordPromotion:
-			err = m.takeOffice(ctx)
+			err = m.recordPromotion(ctx)
 		case election.PrepareStandby:
-			err = m.tendStandby(ctx)
-			m.hookFollow(ctx)
+			err = m.prepareStandby(ctx)
+			m.runFollowCommand(ctx)
 		case election.CopyToWitness:
 			err = m.syncWitness(ctx)
 		case election.Interrupt:
 			m.tasks.current.GiveWay()
 			continue
 		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
-			m.begin(ctx, a)
+			m.startTask(ctx, a)
 			continue
 		}
 		if a.Verb != election.Notify {
@@ -317,9 +317,9 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 	}
 }
 
-// reachAgain opens the connection that the last event is written over, where the
+// reconnectForLastEvent opens the connection that the last event is written over, where the
 // end of ctx has broken it in the middle of a look.
-func (m *Monitor) reachAgain(ctx context.Context) {
+func (m *Monitor) reconnectForLastEvent(ctx context.Context) {
 	ctx, cancel := m.node.PeerLimit(context.WithoutCancel(ctx))
 	defer cancel()
 	var err error
@@ -339,14 +339,14 @@ func (m *Monitor) reachAgain(ctx context.Context) {
 // shutdown leaves word, and closes what Run opened.
 func (m *Monitor) shutdown(ctx context.Context) {
 	if m.node.Self.ID != 0 {
-		m.reachAgain(ctx)
+		m.reconnectForLastEvent(ctx)
 		m.tell(Event{Type: EventDaemonShutdown, Success: true, Details: fmt.Sprint(context.Cause(ctx))})
 	}
-	if !m.seat.yielding {
-		m.giveArchive(ctx)
+	if !m.presence.yielding {
+		m.giveBackArchive(ctx)
 	}
 	m.outbox.Leave(m.outboxDaemon())
-	m.seat.Close()
+	m.presence.Close()
 	m.node.Close()
 }
 
@@ -375,7 +375,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Rule = voters.NewestRule(o.Peers)
 	o.Busy, o.Interruptible, o.Last, o.Diverged = m.tasks.current != nil, m.tasks.current.Interruptible(), m.tasks.last, m.diverged()
 	me := voters.PeerOf(o.Peers, self)
-	m.guard.NoteOffice(me)
+	m.guard.NotePrimary(me)
 	if o.Local.Up {
 		m.guard.SetDataDirectory(m.node.Status.Settings.DataDirectory)
 	}
@@ -396,7 +396,7 @@ func (m *Monitor) wasPrimary() bool {
 	}
 	_, errSignal := os.Stat(filepath.Join(srv.Dir, "standby.signal"))
 	_, errMark := os.Stat(filepath.Join(srv.Dir, postmaster.RejoinMark))
-	if errSignal == nil && errMark != nil && !m.owesRejoin() {
+	if errSignal == nil && errMark != nil && !m.rejoinUnfinished() {
 		return false
 	}
 	_, err = pgcontrol.Read(srv.Dir)

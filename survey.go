@@ -292,7 +292,7 @@ func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 	if err == nil && len(recs) > 0 {
 		return recs, nil
 	}
-	if kept := c.keptRecords(); len(kept) > 0 {
+	if kept := c.savedRecords(); len(kept) > 0 {
 		return kept, nil
 	}
 	if err == nil {

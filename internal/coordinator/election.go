@@ -92,19 +92,19 @@ type Election struct {
 	w      *voters.Watch
 	policy election.Policy
 
-	res     Result
-	start   time.Time
-	rule    election.Rule // the newest before
-	pledged []election.Peer
-	last    time.Time // when the last pledge was stored
-	tally   election.Tally
-	conn    *registry.Server           // to the winner, for the first commit
-	probe   *syncrep.CommitProbe       // nil: none is open
-	value   string                     // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
-	slots   map[registry.NodeID]string // that the winner has for its followers
+	res        Result
+	start      time.Time
+	rule       election.Rule // the newest before
+	pledged    []election.Peer
+	lastPledge time.Time // when the last pledge was stored
+	tally      election.Tally
+	conn       *registry.Server           // to the winner, for the first commit
+	probe      *syncrep.CommitProbe       // nil: none is open
+	openValue  string                     // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
+	slots      map[registry.NodeID]string // that the winner has for its followers
 
-	beside  sync.WaitGroup
-	pointed map[int32]chan error // capacity 1: what came of pointing that standby to the winner
+	background sync.WaitGroup
+	pointed    map[int32]chan error // capacity 1: what came of pointing that standby to the winner
 
 	mu      sync.Mutex // over these, and over the rule of the tally from the promotion on
 	hasRow  bool       // the rule is written
@@ -117,8 +117,8 @@ func New(o Options, w *voters.Watch, p election.Policy) *Election {
 	return &Election{Options: o, w: w, policy: p, start: now, res: Result{StartedAt: now, Steps: []registry.FailoverStep{}, Following: []registry.Record{}}}
 }
 
-// at notes a step. A test may want the process to die in this very moment.
-func (a *Election) at(step, evidence string, args ...any) {
+// logStep notes a step. A test may want the process to die in this very moment.
+func (a *Election) logStep(step, evidence string, args ...any) {
 	evidence = fmt.Sprintf(evidence, args...)
 	a.res.Steps = append(a.res.Steps, registry.FailoverStep{Step: step, After: time.Since(a.start), Evidence: evidence})
 	a.Log.Info("failover", "step", step, "term", a.res.Term, "elapsed", time.Since(a.start).Round(time.Microsecond), "evidence", evidence)
@@ -130,7 +130,7 @@ func (a *Election) at(step, evidence string, args ...any) {
 // Run is the election. The order of its steps is what makes it safe: see docs/failover.md.
 func (a *Election) Run(ctx context.Context, dryRun bool) (Result, error) {
 	a.res.DryRun = dryRun
-	defer func() { a.beside.Wait(); a.conn.Close(); a.probe.Close() }()
+	defer func() { a.background.Wait(); a.conn.Close(); a.probe.Close() }()
 	limit := a.PromotionTimeout + a.FenceTimeout + 10*time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "the election took longer than %s", limit))
 	defer cancel()
@@ -164,7 +164,7 @@ func (a *Election) survey(ctx context.Context) error {
 				return a.refuse(election.RefusedHealth, election.HealthAlive, "it is in office already")
 			}
 			if me := voters.PeerOf(peers, int32(a.Self)); a.rule.Primary == me.ID || me.Elected(a.rule) {
-				a.at("surveyed", "%s", describe(peers))
+				a.logStep("surveyed", "%s", describe(peers))
 				return nil
 			}
 			a.policy.Adopts = int32(a.Self) // nobody voted for it: there must be grounds for a failover
@@ -187,7 +187,7 @@ func (a *Election) survey(ctx context.Context) error {
 		if t := voters.HighestTerm(peers); t > max(a.KnownTerm, a.rule.Term) {
 			return a.refuse(election.RefusedElection, a.res.Health, fmt.Sprintf("of term %d", t))
 		}
-		a.at("surveyed", "%s; %s", a.res.Health, describe(peers))
+		a.logStep("surveyed", "%s; %s", a.res.Health, describe(peers))
 		best := a.policy.Count(a.rule, 0, a.res.Health, election.AbleToPledge(a.policy.Electors(a.rule, peers)))
 		if r := a.w.Record(best.Winner); best.Winner != 0 {
 			a.res.Winner = &r
@@ -255,7 +255,7 @@ func (a *Election) recruit(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	a.last = time.Now()
+	a.lastPledge = time.Now()
 	for i, p := range asked {
 		if a.Reaffirm && p.ID == int32(a.Self) && errs[i] == nil {
 			got[i], errs[i] = a.lookAgain(ctx, p)
@@ -272,7 +272,7 @@ func (a *Election) recruit(ctx context.Context) error {
 		}
 		a.pledged = append(a.pledged, got[i])
 	}
-	a.at("recruited", "%d of %d voters pledged themselves: %s", len(a.pledged), len(a.rule.Voters), strings.Join(append([]string{describe(a.pledged)}, said...), "; "))
+	a.logStep("recruited", "%d of %d voters pledged themselves: %s", len(a.pledged), len(a.rule.Voters), strings.Join(append([]string{describe(a.pledged)}, said...), "; "))
 	return nil
 }
 
@@ -316,12 +316,12 @@ func (a *Election) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 			}
 		}
 		if view, err = a.w.Look(ctx, n, a.w.Record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
-			view, err = makeSure(ctx, n, a.w, a.w.Record(p.ID), view)
+			view, err = awaitWALEnd(ctx, n, a.w, a.w.Record(p.ID), view)
 		}
 		view.Hung = hung
 		return err
 	})
-	return pledged(p, view), err
+	return withIdentity(p, view), err
 }
 
 // lookAgain is the view of a voter that is pledged, as it is now.
@@ -331,15 +331,15 @@ func (a *Election) lookAgain(ctx context.Context, p election.Peer) (view electio
 	err = a.w.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) {
 		rec := a.w.Record(p.ID)
 		if view, err = a.w.Look(ctx, n, rec); err == nil && view.Unsure {
-			view, err = makeSure(ctx, n, a.w, rec, view)
+			view, err = awaitWALEnd(ctx, n, a.w, rec, view)
 		}
 		return err
 	})
-	return pledged(p, view), err
+	return withIdentity(p, view), err
 }
 
-// pledged is what a look says of a voter, with what the look does not know.
-func pledged(p, view election.Peer) election.Peer {
+// withIdentity is what a look says of a voter, with what the look does not know.
+func withIdentity(p, view election.Peer) election.Peer {
 	view.ID, view.Role, view.Priority, view.Location, view.Answer, view.SeenAt = p.ID, p.Role, p.Priority, p.Location, election.Answers, time.Now()
 	return view
 }
@@ -372,10 +372,10 @@ func endReceiver(ctx context.Context, n *registry.Server, before time.Time, limi
 	return hung, err
 }
 
-// makeSure waits a little until it can be told where a standby's WAL ends: until
+// awaitWALEnd waits a little until it can be told where a standby's WAL ends: until
 // its server, which was just started, has read all that it has, or has written
 // down on which timeline it is. One that stays unsure has a vote, and cannot win.
-func makeSure(ctx context.Context, n *registry.Server, w *voters.Watch, r registry.Record, view election.Peer) (election.Peer, error) {
+func awaitWALEnd(ctx context.Context, n *registry.Server, w *voters.Watch, r registry.Record, view election.Peer) (election.Peer, error) {
 	limited, cancel := context.WithTimeout(ctx, w.Settings().SilenceTimeout/2)
 	defer cancel()
 	resolved := false
@@ -425,7 +425,7 @@ func (a *Election) count(context.Context) error {
 	if former := voters.PeerOf(a.w.Peers(), a.rule.Primary); !a.Reaffirm && a.policy.LacksTooMuch(a.rule, former, voters.PeerOf(a.pledged, a.tally.Winner)) {
 		return a.refuse(election.RefusedLag, a.res.Health, fmt.Sprintf("%s has up to %s, the primary had up to %s", r, ours, theirs))
 	}
-	a.at("chosen", "%s at %s", r, ours)
+	a.logStep("chosen", "%s at %s", r, ours)
 	return nil
 }
 
@@ -437,11 +437,11 @@ func (a *Election) waitForFence(ctx context.Context) error {
 	if a.Reaffirm || a.rule.Quorum && !a.tally.Wait {
 		return nil
 	}
-	until := a.last
+	until := a.lastPledge
 	if a.tally.Wait {
-		until = a.last.Add(a.FenceTimeout + election.Margin)
+		until = a.lastPledge.Add(a.FenceTimeout + election.Margin)
 	}
-	for !a.demoted() && !a.proven() && time.Now().Before(until) {
+	for !a.formerDemoted() && !a.provenDead() && time.Now().Before(until) {
 		if err := wait.Pause(ctx, min(postgres.NudgeInterval, time.Until(until))); err != nil {
 			return err
 		}
@@ -451,7 +451,7 @@ func (a *Election) waitForFence(ctx context.Context) error {
 	if election.Paused(peers) && !a.policy.Forced {
 		return a.refuse(election.RefusedPaused, a.res.Health, "since the election began")
 	}
-	if p := voters.PeerOf(peers, a.rule.Primary); p.Answer == election.Answers && p.Running == election.Primary && p.SeenAt.After(a.last) {
+	if p := voters.PeerOf(peers, a.rule.Primary); p.Answer == election.Answers && p.Running == election.Primary && p.SeenAt.After(a.lastPledge) {
 		return a.refuse(election.RefusedHealth, election.HealthAlive, "it answers again, and nobody has stopped it")
 	}
 	for _, p := range peers {
@@ -462,13 +462,13 @@ func (a *Election) waitForFence(ctx context.Context) error {
 	if !a.rule.Majority(ours) {
 		return a.refuse(election.RefusedElection, a.res.Health, "the pledges did not last")
 	}
-	a.at("waited", "%s since the last pledge; a majority still stands by it", time.Since(a.last).Round(time.Millisecond))
+	a.logStep("waited", "%s since the last pledge; a majority still stands by it", time.Since(a.lastPledge).Round(time.Millisecond))
 	return nil
 }
 
-// proven reports whether the proof that the former primary is dead came late, and
+// provenDead reports whether the proof that the former primary is dead came late, and
 // nobody else may be one.
-func (a *Election) proven() bool {
+func (a *Election) provenDead() bool {
 	h := a.policy.Diagnose(time.Now(), a.rule, a.w.Peers())
 	if !h.Proven() || a.policy.Count(a.rule, a.res.Term, h, a.pledged).Wait {
 		return false
@@ -477,11 +477,11 @@ func (a *Election) proven() bool {
 	return true
 }
 
-// demoted reports whether the former primary was seen as a standby since it
+// formerDemoted reports whether the former primary was seen as a standby since it
 // could have gone on.
-func (a *Election) demoted() bool {
+func (a *Election) formerDemoted() bool {
 	p := voters.PeerOf(a.w.Peers(), a.rule.Primary)
-	return p.Answer == election.Answers && p.Running == election.Standby && p.SeenAt.After(a.last)
+	return p.Answer == election.Answers && p.Running == election.Standby && p.SeenAt.After(a.lastPledge)
 }
 
 // refuse is the end of an election that may not go on.

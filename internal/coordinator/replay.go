@@ -43,7 +43,7 @@ func (a *Election) drain(ctx context.Context) error {
 	}
 	for i, p := range a.pledged {
 		if p.ID == a.tally.Winner {
-			a.pledged[i] = pledged(p, view)
+			a.pledged[i] = withIdentity(p, view)
 		}
 	}
 	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
@@ -53,7 +53,7 @@ func (a *Election) drain(ctx context.Context) error {
 	case a.tally.Winner != before.ID:
 		return a.refuse(election.RefusedPledges, a.res.Health, fmt.Sprintf("what %s has replayed makes node %d the winner", a.res.Winner, a.tally.Winner))
 	}
-	a.at("drained", "%s has replayed %s in %s%s", a.res.Winner, wording.Bytes(before.Position.LSN.Bytes(before.Replayed)), time.Since(begun).Round(time.Millisecond), endedText(ended))
+	a.logStep("drained", "%s has replayed %s in %s%s", a.res.Winner, wording.Bytes(before.Position.LSN.Bytes(before.Replayed)), time.Since(begun).Round(time.Millisecond), endedText(ended))
 	return nil
 }
 
@@ -119,7 +119,7 @@ func (a *Election) confirm(ctx context.Context, n *registry.Server, id int32, te
 	if err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
 		return false, n.QueryError("look for the rule", err)
 	}
-	rule := a.written()
+	rule := a.writtenRule()
 	if !knows && (!tell || !rule.Known()) {
 		return false, nil
 	}
@@ -141,8 +141,8 @@ func (a *Election) confirm(ctx context.Context, n *registry.Server, id int32, te
 	return true, nil
 }
 
-// written is the rule as its row has it; the zero Rule as long as there is none.
-func (a *Election) written() election.Rule {
+// writtenRule is the rule as its row has it; the zero Rule as long as there is none.
+func (a *Election) writtenRule() election.Rule {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.hasRow {

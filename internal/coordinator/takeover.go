@@ -39,9 +39,9 @@ func (a *Election) tellWitnesses(ctx context.Context) error {
 	return nil
 }
 
-// rehearse has a new session of a server in recovery plan what it will write as the
+// warmUp has a new session of a server in recovery plan what it will write as the
 // first one after the promotion: it needs some milliseconds for what it never did before.
-func rehearse(ctx context.Context, n *registry.Server, r election.Rule) {
+func warmUp(ctx context.Context, n *registry.Server, r election.Rule) {
 	if ok, err := n.HasSchema(ctx); !ok || err != nil {
 		return
 	}
@@ -62,7 +62,7 @@ func (a *Election) promote(ctx context.Context) error {
 	if a.conn == nil {
 		conn.Go(func() {
 			if a.conn, _ = a.Connect(limited, winner); a.conn != nil {
-				rehearse(limited, a.conn, a.tally.Rule)
+				warmUp(limited, a.conn, a.tally.Rule)
 			}
 		})
 	}
@@ -96,7 +96,7 @@ func (a *Election) promote(ctx context.Context) error {
 			}
 			a.makeSlots(ctx, &conn)
 			if a.tally.Rule.Quorum { // without quorum no commit waits for them
-				a.point(ctx)
+				a.pointStandbys(ctx)
 				mark.Go(func() {
 					if conn.Wait(); a.conn != nil {
 						_ = a.markOpen(limited, a.conn) // who commits tries again
@@ -112,7 +112,7 @@ func (a *Election) promote(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.at("promoted", "%s", winner)
+	a.logStep("promoted", "%s", winner)
 	return nil
 }
 
@@ -123,15 +123,15 @@ func (a *Election) markOpen(ctx context.Context, n *registry.Server) error {
 	closed, value := syncrep.Value(a.tally.Rule.PromotionSetting(), name), syncrep.Value(a.tally.Rule.SyncSetting(), name)
 	err := syncrep.WriteMark(ctx, n, syncrep.State{Value: closed, Mark: closed}, value)
 	if err == nil {
-		a.value = value
+		a.openValue = value
 	}
 	return err
 }
 
-// point lets the pledged standbys connect to the winner, with quorum while that is
+// pointStandbys lets the pledged standbys connect to the winner, with quorum while that is
 // promoted: it takes them about as long, and until the promotion the winner has
 // nothing for them but what it won with. Whether it worked is in their channels.
-func (a *Election) point(ctx context.Context) {
+func (a *Election) pointStandbys(ctx context.Context) {
 	a.pointed = map[int32]chan error{}
 	for _, p := range a.pledged {
 		if p.ID == a.tally.Winner || p.Role == election.Witness || p.ID == election.Arbiter {
@@ -139,11 +139,11 @@ func (a *Election) point(ctx context.Context) {
 		}
 		done := make(chan error, 1)
 		a.pointed[p.ID] = done
-		a.beside.Go(func() {
-			limit := inaugurationLimit * a.SilenceTimeout
+		a.background.Go(func() {
+			limit := firstCommitTimeouts * a.SilenceTimeout
 			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 			defer cancel()
-			done <- a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return a.repoint(ctx, n, a.w.Record(p.ID)) })
+			done <- a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return a.pointStandby(ctx, n, a.w.Record(p.ID)) })
 		})
 	}
 }
@@ -175,11 +175,11 @@ func (a *Election) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 // which opens the term. With synchronous_mode=quorum that commit waits for standbys like any
 // other. The wait has a limit: a winner without its rule becomes a candidate for the next term.
 func (a *Election) open(ctx context.Context) error {
-	limit := inaugurationLimit * a.SilenceTimeout
+	limit := firstCommitTimeouts * a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not acknowledged within %s", limit))
 	defer cancel()
 	if a.pointed == nil {
-		a.point(ctx)
+		a.pointStandbys(ctx)
 	}
 	followers := make([]error, len(a.pledged))
 	var wg sync.WaitGroup
@@ -191,7 +191,7 @@ func (a *Election) open(ctx context.Context) error {
 		}
 		wg.Go(func() {
 			apart := <-done
-			if followers[i] = a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return a.follow(ctx, n, p, apart) }); followers[i] != nil {
+			if followers[i] = a.w.Voter(p.ID).RunNow(ctx, func(n *registry.Server) error { return a.awaitFollower(ctx, n, p, apart) }); followers[i] != nil {
 				a.Log.Warn("standby does not follow yet", "node_id", p.ID, "err", followers[i], "hint", "Its own repmgrd tries it again.")
 			}
 			if errors.Is(followers[i], registry.ErrSuperseded) && a.tally.Rule.Quorum {
@@ -199,7 +199,7 @@ func (a *Election) open(ctx context.Context) error {
 			}
 		})
 	}
-	a.at("repointed", "the others are told")
+	a.logStep("repointed", "the others are told")
 	err := a.commit(ctx)
 	wg.Wait()
 	if err != nil {
@@ -212,7 +212,7 @@ func (a *Election) open(ctx context.Context) error {
 		}
 	}
 	a.res.Rule = a.tally.Rule
-	a.at("ruled", "term %d is open; following: %s", a.res.Term, cmp.Or(names(a.res.Following), "nobody yet"))
+	a.logStep("ruled", "term %d is open; following: %s", a.res.Term, cmp.Or(names(a.res.Following), "nobody yet"))
 	return nil
 }
 
@@ -224,16 +224,16 @@ func names(recs []registry.Record) string {
 	return strings.Join(all, ", ")
 }
 
-// inaugurationLimit is how many silence_timeouts the first commit of a term may take.
-const inaugurationLimit = 3
+// firstCommitTimeouts is how many silence_timeouts the first commit of a term may take.
+const firstCommitTimeouts = 3
 
 var errNoStandby = errors.New("no standby")
 
-// follow waits until a standby that was pointed to the winner streams from it, for
+// awaitFollower waits until a standby that was pointed to the winner streams from it, for
 // as long as is usual, and until it knows of the rule. Apart is why it does not.
 // One that was below another standby is below the winner, too, until the term is
 // open: only then it counts whom it is sent by.
-func (a *Election) follow(ctx context.Context, n *registry.Server, p election.Peer, apart error) error {
+func (a *Election) awaitFollower(ctx context.Context, n *registry.Server, p election.Peer, apart error) error {
 	if errors.Is(apart, registry.ErrSuperseded) {
 		return apart
 	}
@@ -255,8 +255,8 @@ func (a *Election) follow(ctx context.Context, n *registry.Server, p election.Pe
 	return err
 }
 
-// repoint gives a standby the settings to stream from the winner, if it can.
-func (a *Election) repoint(ctx context.Context, n *registry.Server, r registry.Record) error {
+// pointStandby gives a standby the settings to stream from the winner, if it can.
+func (a *Election) pointStandby(ctx context.Context, n *registry.Server, r registry.Record) error {
 	winner, theirs := voters.PeerOf(a.pledged, a.tally.Winner), voters.PeerOf(a.pledged, int32(r.ID))
 	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
 		return failure.Of(failure.ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
@@ -321,16 +321,16 @@ func (a *Election) commit(ctx context.Context) error {
 	a.mu.Unlock()
 	wait := "local"
 	if a.tally.Rule.Quorum {
-		if a.value == "" {
+		if a.openValue == "" {
 			if err := a.markOpen(ctx, n); err != nil {
 				return err
 			}
 		}
-		if err := n.Poll(ctx, func() (bool, error) { return a.held(), nil }); err != nil {
+		if err := n.Poll(ctx, func() (bool, error) { return a.ruleHeld(), nil }); err != nil {
 			return err
 		}
 		n.Heeded = true // it has pledged itself a moment ago
-		if err := syncrep.Put(ctx, n, a.value); err != nil {
+		if err := syncrep.Put(ctx, n, a.openValue); err != nil {
 			return err
 		}
 		wait = "on"
@@ -359,9 +359,9 @@ func (a *Election) followers() (ids []int32) {
 	return ids
 }
 
-// held reports whether every election is certain to find the new rule: it was announced to the
+// ruleHeld reports whether every election is certain to find the new rule: it was announced to the
 // pledged witnesses, and the standbys show its row or it was announced to them.
-func (a *Election) held() bool {
+func (a *Election) ruleHeld() bool {
 	holders := []int32{a.tally.Winner}
 	for _, p := range a.pledged {
 		if p.ID == election.Arbiter || p.Role == election.Witness {

@@ -9,8 +9,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// abilityEvery is the time between two proofs that the server can be stopped.
-const abilityEvery = 10 * time.Second
+// abilityInterval is the time between two proofs that the server can be stopped.
+const abilityInterval = 10 * time.Second
 
 // ability is what was found out about the power to stop the server. What is lacking is
 // announced, because nobody may count on a fence that does not come.
@@ -27,7 +27,7 @@ func (g *Guard) Prove(ctx context.Context, n *registry.Server) (tried bool, err 
 	g.mu.Lock()
 	a, device := g.ability, g.device
 	g.mu.Unlock()
-	if a.lacks == nil && a.conn == n && device == nil && time.Since(a.at) < abilityEvery {
+	if a.lacks == nil && a.conn == n && device == nil && time.Since(a.at) < abilityInterval {
 		return false, nil
 	}
 	err = g.tryFence(ctx, n)

@@ -12,8 +12,8 @@ type reading struct {
 	boot time.Duration
 }
 
-// tight is how close the clocks of a reading must be read after each other.
-const tight = time.Millisecond
+// readingTolerance is how close the clocks of a reading must be read after each other.
+const readingTolerance = time.Millisecond
 
 // readClocks reads them as if at once: where something came in between, again.
 func readClocks(boot func() time.Duration) (r reading) {
@@ -24,21 +24,21 @@ func readClocks(boot func() time.Duration) (r reading) {
 		if after := time.Now(); after.Sub(before) < best {
 			best, r = after.Sub(before), reading{after, b}
 		}
-		if best < tight {
+		if best < readingTolerance {
 			break
 		}
 	}
 	return r
 }
 
-// asleep is how much longer it was from one reading to another than the monotonic
+// sleptBetween is how much longer it was from one reading to another than the monotonic
 // clock says: by CLOCK_BOOTTIME where the machine was suspended, and by the wall
 // clock where it was stopped from outside, which nothing inside can tell from a
 // clock that was set forward by more than step. 0: it was awake.
-func asleep(from, to reading, step time.Duration) time.Duration {
+func sleptBetween(from, to reading, step time.Duration) time.Duration {
 	mono := to.at.Sub(from.at)
 	lost := to.boot - from.boot - mono
-	if lost < 20*tight {
+	if lost < 20*readingTolerance {
 		lost = 0
 	}
 	if jump := to.at.Round(0).Sub(from.at.Round(0)) - mono; jump > step {
@@ -63,7 +63,7 @@ const sleepsKept = 64
 // note takes a reading in, and returns how long the machine slept since the last.
 func (s *sleeps) note(now reading, step time.Duration) (lost time.Duration) {
 	if !s.last.at.IsZero() {
-		lost = asleep(s.last, now, step)
+		lost = sleptBetween(s.last, now, step)
 	}
 	s.last = now
 	if lost > 0 {
@@ -73,9 +73,9 @@ func (s *sleeps) note(now reading, step time.Duration) (lost time.Duration) {
 	return lost
 }
 
-// aged is a moment of the monotonic clock, as long ago as it truly is: what was
+// adjusted is a moment of the monotonic clock, as long ago as it truly is: what was
 // seen before a sleep is older by that.
-func (s *sleeps) aged(t time.Time) time.Time {
+func (s *sleeps) adjusted(t time.Time) time.Time {
 	if t.IsZero() {
 		return t
 	}
@@ -88,18 +88,18 @@ func (s *sleeps) aged(t time.Time) time.Time {
 	return t.Add(-lost)
 }
 
-// awake notices that this machine or this process did not run for a while. What is
+// checkSleep notices that this machine or this process did not run for a while. What is
 // known is then old: everybody is asked anew.
-func (k *keeper) awake(ctx context.Context, s *Settings) {
+func (k *leaseKeeper) checkSleep(ctx context.Context, s *Settings) {
 	was := k.sleeps.last.at
 	now := readClocks(k.BootTime)
-	lost := k.sleeps.note(now, s.pulse())
-	stopped := !was.IsZero() && now.at.Sub(was) > s.pulse()*3/2
+	lost := k.sleeps.note(now, s.heartbeatInterval())
+	stopped := !was.IsZero() && now.at.Sub(was) > s.heartbeatInterval()*3/2
 	if lost > 0 {
 		s.Logger.Warn("this machine was asleep, or its clock was set forward: what was known is older than it seemed, and the voters are asked anew", "for", lost.Round(time.Millisecond))
 	}
 	if lost > 0 || stopped {
-		k.watch.RefreshAll(ctx, 2*s.pulse())
+		k.watch.RefreshAll(ctx, 2*s.heartbeatInterval())
 		k.sleeps.last = readClocks(k.BootTime) // the waiting was none
 	}
 }

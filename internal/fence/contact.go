@@ -55,27 +55,27 @@ const (
 
 // heartbeat is the sign of life of the local primary. It belongs to one goroutine.
 type heartbeat struct {
-	running
+	activeGuard
 	contact contact
 }
 
 // run writes the sign of life of the local primary, so that the silence of a
 // standby's WAL receiver means something.
 func (h *heartbeat) run(ctx context.Context) {
-	for h.rest(ctx) == nil {
+	for h.waitHeartbeat(ctx) == nil {
 		s := h.settings.Load()
-		if !s.Automatic || !h.InOffice() {
-			h.noteTrouble("")
+		if !s.Automatic || !h.IsPrimary() {
+			h.noteHeartbeatTrouble("")
 			continue
 		}
 		limit, cancel := context.WithTimeout(ctx, s.SilenceTimeout)
 		err := h.watch.Voter(s.Node).Run(limit, func(n *registry.Server) error { return h.write(limit, n) })
 		cancel()
-		h.noteTrouble(trouble(err))
+		h.noteHeartbeatTrouble(trouble(err))
 	}
 }
 
-func (g *Guard) noteTrouble(text string) {
+func (g *Guard) noteHeartbeatTrouble(text string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.trouble = text
@@ -122,19 +122,19 @@ func (h *heartbeat) write(ctx context.Context, n *registry.Server) error {
 	}
 	var senders []walSender
 	if text != "" && json.Unmarshal([]byte(text), &senders) == nil {
-		h.hear(ctx, senders)
+		h.noteReplies(ctx, senders)
 		h.contact.mark(walMark{at, end})
 	}
 	return err
 }
 
-// hear notes which standbys have replied since when.
-func (h *heartbeat) hear(ctx context.Context, senders []walSender) {
+// noteReplies notes which standbys have replied since when.
+func (h *heartbeat) noteReplies(ctx context.Context, senders []walSender) {
 	for _, rec := range h.watch.Records() {
 		if rec.Role != registry.RoleStandby {
 			continue
 		}
-		s, ok := only(senders, rec.Name)
+		s, ok := soleSender(senders, rec.Name)
 		at := h.contact.since(s.Write)
 		if !ok || at.IsZero() || !h.contact.isAt(ctx, rec, s.Address) {
 			continue
@@ -143,8 +143,8 @@ func (h *heartbeat) hear(ctx context.Context, senders []walSender) {
 	}
 }
 
-// only is the one sender of that name. Of two nobody knows which is the node's.
-func only(senders []walSender, name string) (found walSender, ok bool) {
+// soleSender is the one sender of that name. Of two nobody knows which is the node's.
+func soleSender(senders []walSender, name string) (found walSender, ok bool) {
 	for _, s := range senders {
 		switch {
 		case s.Name != name:

@@ -81,7 +81,7 @@ func (g *Guard) stop(ctx context.Context, s *Settings, why string) bool {
 func (g *Guard) noteFenced(why string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.fenced, g.fencedAt, g.office = why, time.Now(), time.Time{}
+	g.fenced, g.fencedAt, g.primarySince = why, time.Now(), time.Time{}
 }
 
 func (g *Guard) lastFence() string {

@@ -18,17 +18,17 @@ func TestSleeps(t *testing.T) {
 	from := reading{now, time.Hour}
 	wall := now.Add(time.Second) // with both clocks
 	forward := time.Unix(0, wall.UnixNano()).Add(time.Minute)
-	require.Zero(t, asleep(from, reading{wall, time.Hour + time.Second}, time.Second))
-	require.Zero(t, asleep(from, reading{wall, time.Hour + time.Second + 5*time.Millisecond}, time.Second), "read a moment apart")
-	require.Equal(t, 9*time.Second, asleep(from, reading{wall, time.Hour + 10*time.Second}, time.Second))
+	require.Zero(t, sleptBetween(from, reading{wall, time.Hour + time.Second}, time.Second))
+	require.Zero(t, sleptBetween(from, reading{wall, time.Hour + time.Second + 5*time.Millisecond}, time.Second), "read a moment apart")
+	require.Equal(t, 9*time.Second, sleptBetween(from, reading{wall, time.Hour + 10*time.Second}, time.Second))
 	require.Zero(t, forward.Sub(forward.Round(0)))
 
 	var s sleeps
 	require.Zero(t, s.note(from, time.Second))
 	require.Equal(t, 9*time.Second, s.note(reading{wall, time.Hour + 10*time.Second}, time.Second))
-	require.Equal(t, now.Add(-9*time.Second), s.aged(now))
-	require.Equal(t, wall, s.aged(wall))
-	require.Zero(t, s.aged(time.Time{}))
+	require.Equal(t, now.Add(-9*time.Second), s.adjusted(now))
+	require.Equal(t, wall, s.adjusted(wall))
+	require.Zero(t, s.adjusted(time.Time{}))
 	for i := range 2 * sleepsKept {
 		s.note(reading{wall, time.Hour + time.Duration(i+2)*10*time.Second}, time.Second)
 	}
@@ -40,11 +40,11 @@ func TestSleeps(t *testing.T) {
 func TestContact(t *testing.T) {
 	t.Parallel()
 	senders := []walSender{{"node2", "10.0.0.2", 100}, {"node3", "10.0.0.3", 100}, {"node3", "10.0.0.4", 100}}
-	s, ok := only(senders, "node2")
+	s, ok := soleSender(senders, "node2")
 	require.True(t, ok)
 	require.Equal(t, wal.LSN(100), s.Write)
 	for _, name := range []string{"node3", "node4"} {
-		_, ok = only(senders, name)
+		_, ok = soleSender(senders, name)
 		require.False(t, ok, name)
 	}
 	var c contact

@@ -38,13 +38,15 @@ type Settings struct {
 	// At is the server of a data directory that was found before. It asks nothing of the disk.
 	At func(dir string) *postmaster.Server
 	// Kept are the rules that the daemon has kept in a data directory, the newest first.
-	Kept func(dir string) []election.Rule
+	SavedRules func(dir string) []election.Rule
 
 	Logger *slog.Logger
 }
 
-// pulse is the time between two looks at the lease, and between two heartbeats.
-func (s *Settings) pulse() time.Duration { return voters.HeartbeatInterval(s.SilenceTimeout) }
+// heartbeatInterval is the time between two looks at the lease, and between two heartbeats.
+func (s *Settings) heartbeatInterval() time.Duration {
+	return voters.HeartbeatInterval(s.SilenceTimeout)
+}
 
 // Guard fences the local server. It is safe for concurrent use. What only one of its
 // goroutines needs is not in here, but in a type of that goroutine: [heartbeat] and [keeper].
@@ -57,21 +59,21 @@ type Guard struct {
 	settings atomic.Pointer[Settings]
 	marks    marks
 
-	mu        sync.Mutex // holds what follows
-	dir       string     // data directory, as the server last said
-	office    time.Time  // since when the local server is seen as the primary; zero: it is none
-	lease     *time.Duration
-	runsOut   bool                // nothing renews the lease
-	before    election.Rule       // the rule before the newest, while an election could miss the newest
-	trouble   string              // what keeps the heartbeat from being written
-	srv       *postmaster.Server  // as it was when it was last known that it can be stopped
-	elsewhere bool                // the local server runs on another machine: it is not ours to stop
-	suspended bool                // somebody else starts and stops the server: see Suspend
-	fenced    string              // why this Guard last fenced the server
-	fencedAt  time.Time           // and when
-	device    error               // what keeps the watchdog device from being used
-	replied   map[int32]time.Time // when a standby sent a reply, or later
-	ability   ability
+	mu           sync.Mutex // holds what follows
+	dir          string     // data directory, as the server last said
+	primarySince time.Time  // since when the local server is seen as the primary; zero: it is none
+	lease        *time.Duration
+	runsOut      bool                // nothing renews the lease
+	before       election.Rule       // the rule before the newest, while an election could miss the newest
+	trouble      string              // what keeps the heartbeat from being written
+	srv          *postmaster.Server  // as it was when it was last known that it can be stopped
+	elsewhere    bool                // the local server runs on another machine: it is not ours to stop
+	suspended    bool                // somebody else starts and stops the server: see Suspend
+	fenced       string              // why this Guard last fenced the server
+	fencedAt     time.Time           // and when
+	device       error               // what keeps the watchdog device from being used
+	replied      map[int32]time.Time // when a standby sent a reply, or later
+	ability      ability
 }
 
 // New makes a Guard that does nothing before Use and Run. tell takes the event of a fence,
@@ -86,33 +88,33 @@ func (g *Guard) Use(s Settings) { g.settings.Store(&s) }
 
 // Run guards the server until ctx ends, with what w sees of the voters.
 func (g *Guard) Run(ctx context.Context, w *voters.Watch) {
-	r := running{g, w}
+	r := activeGuard{g, w}
 	var wg sync.WaitGroup
-	wg.Go(func() { (&heartbeat{running: r}).run(ctx) })
+	wg.Go(func() { (&heartbeat{activeGuard: r}).run(ctx) })
 	wg.Go(func() { r.guardHang(ctx) })
-	(&keeper{running: r}).run(ctx)
+	(&leaseKeeper{activeGuard: r}).run(ctx)
 	wg.Wait()
 }
 
-// running is a Guard that sees the voters.
-type running struct {
+// activeGuard is a Guard that sees the voters.
+type activeGuard struct {
 	*Guard
 	watch *voters.Watch
 }
 
-// rest lets a pulse pass. With failover=manual nothing is that urgent.
-func (r running) rest(ctx context.Context) error {
+// waitHeartbeat lets a pulse pass. With failover=manual nothing is that urgent.
+func (r activeGuard) waitHeartbeat(ctx context.Context) error {
 	s := r.settings.Load()
 	if !s.Automatic {
 		return wait.Pause(ctx, s.MonitorInterval)
 	}
-	return r.watch.Rest(ctx, s.pulse()-voters.SinceTick(s.pulse()), nil)
+	return r.watch.Rest(ctx, s.heartbeatInterval()-voters.SinceTick(s.heartbeatInterval()), nil)
 }
 
 // self is the local server as it was last seen. One that has rejected the login of this
 // daemon since that began is what was kept of it: where it was the primary, and runs as
 // one, it is guarded all the same, by the rule that was kept and the one before.
-func (r running) self(s *Settings) (me election.Peer, before election.Rule) {
+func (r activeGuard) self(s *Settings) (me election.Peer, before election.Rule) {
 	me = voters.PeerOf(r.watch.Peers(), s.Node)
 	if me.Answer != election.Rejects || !me.SeenAt.IsZero() || me.Role == election.Witness {
 		return me, before
@@ -121,7 +123,7 @@ func (r running) self(s *Settings) (me election.Peer, before election.Rule) {
 	if err != nil || !srv.Runs() || srv.IsStandby() {
 		return me, before
 	}
-	if rules := s.Kept(srv.Dir); len(rules) > 0 && rules[0].Primary == me.ID {
+	if rules := s.SavedRules(srv.Dir); len(rules) > 0 && rules[0].Primary == me.ID {
 		me.Rule, me.Running = rules[0], election.Primary
 		if len(rules) > 1 {
 			before = rules[1]
@@ -144,26 +146,26 @@ func (g *Guard) SetDataDirectory(dir string) {
 	g.dir = dir
 }
 
-// InOffice reports whether the local server is seen as the primary.
-func (g *Guard) InOffice() bool { return !g.inOfficeSince().IsZero() }
+// IsPrimary reports whether the local server is seen as the primary.
+func (g *Guard) IsPrimary() bool { return !g.seenPrimarySince().IsZero() }
 
-func (g *Guard) inOfficeSince() time.Time {
+func (g *Guard) seenPrimarySince() time.Time {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.office
+	return g.primarySince
 }
 
-// NoteOffice keeps since when the local server, seen as me, is the primary.
-func (g *Guard) NoteOffice(me election.Peer) {
+// NotePrimary keeps since when the local server, seen as me, is the primary.
+func (g *Guard) NotePrimary(me election.Peer) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	unseen := me.Answer == election.Rejects && me.SeenAt.IsZero()
 	switch {
 	case unseen && me.Running == "": // what was kept of it may say more
 	case me.Role == election.Witness || me.Running != election.Primary || me.Answer == election.Refused || !unseen && me.SeenAt.Before(g.fencedAt):
-		g.office = time.Time{} // what is down is none until it is seen as one again
-	case g.office.IsZero() && (me.Answer == election.Answers || unseen):
-		g.office = time.Now()
+		g.primarySince = time.Time{} // what is down is none until it is seen as one again
+	case g.primarySince.IsZero() && (me.Answer == election.Answers || unseen):
+		g.primarySince = time.Now()
 	}
 }
 

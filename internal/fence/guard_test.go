@@ -41,19 +41,19 @@ func TestGuard_Fence(t *testing.T) {
 	t.Parallel()
 	g, dir, told := stopped(t)
 	before := election.Peer{ID: 1, Role: election.Primary, Running: election.Primary, Answer: election.Answers, SeenAt: time.Now()}
-	g.NoteOffice(before)
-	require.True(t, g.InOffice())
+	g.NotePrimary(before)
+	require.True(t, g.IsPrimary())
 	require.True(t, g.Fence(t.Context(), "a test"))
 	require.FileExists(t, filepath.Join(dir, "standby.signal"))
 	require.FileExists(t, filepath.Join(dir, postmaster.FencedMark), "it has no program to start with")
 	require.False(t, g.Unmarked())
 	require.Equal(t, []registry.Event{{Type: registry.EventFence, Success: true, Details: "a test"}}, *told)
-	require.False(t, g.InOffice())
-	g.NoteOffice(before)
-	require.False(t, g.InOffice(), "it was seen before its end")
+	require.False(t, g.IsPrimary())
+	g.NotePrimary(before)
+	require.False(t, g.IsPrimary(), "it was seen before its end")
 	before.SeenAt = time.Now()
-	g.NoteOffice(before)
-	require.True(t, g.InOffice())
+	g.NotePrimary(before)
+	require.True(t, g.IsPrimary())
 }
 
 // A disk that does not answer holds up no fence: the marks are missing until it answers,

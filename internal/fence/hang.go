@@ -15,7 +15,7 @@ import (
 // guardHang kills a local primary that leaves new connections without an answer
 // for hang_timeout: sessions that are open may still work, but nobody else gets in.
 // While failover is paused nobody would take its place.
-func (r running) guardHang(ctx context.Context) {
+func (r activeGuard) guardHang(ctx context.Context) {
 	var since time.Time
 	for {
 		s := r.settings.Load()

@@ -9,9 +9,9 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
-// keeper keeps the lease of the local primary. It belongs to one goroutine.
-type keeper struct {
-	running
+// leaseKeeper keeps the lease of the local primary. It belongs to one goroutine.
+type leaseKeeper struct {
+	activeGuard
 	sleeps sleeps
 	device device
 }
@@ -25,7 +25,7 @@ type keeper struct {
 //   - what a dead postmaster has left behind is killed: it can still commit.
 //
 // A stopped primary is started again as a standby without an upstream.
-func (k *keeper) run(ctx context.Context) {
+func (k *leaseKeeper) run(ctx context.Context) {
 	defer k.tellWatchdog(nil, true)
 	defer k.endMarking()
 	defer k.device.disarm()
@@ -35,7 +35,7 @@ func (k *keeper) run(ctx context.Context) {
 		if k.untilDue(ctx, s, left) != nil {
 			return
 		}
-		k.awake(ctx, s)
+		k.checkSleep(ctx, s)
 		left = k.look(ctx, s)
 		k.tellWatchdog(left, false)
 		k.setLease(s, left)
@@ -44,15 +44,15 @@ func (k *keeper) run(ctx context.Context) {
 }
 
 // untilDue lets a pulse pass, or what is left of a lease where that is less.
-func (k *keeper) untilDue(ctx context.Context, s *Settings, left *time.Duration) error {
-	if left != nil && *left < s.pulse() {
-		return wait.Pause(ctx, max(*left, s.pulse()/8))
+func (k *leaseKeeper) untilDue(ctx context.Context, s *Settings, left *time.Duration) error {
+	if left != nil && *left < s.heartbeatInterval() {
+		return wait.Pause(ctx, max(*left, s.heartbeatInterval()/8))
 	}
-	return k.rest(ctx)
+	return k.waitHeartbeat(ctx)
 }
 
 // look looks and acts once. It returns how long the lease lasts; nil: none is needed.
-func (k *keeper) look(ctx context.Context, s *Settings) *time.Duration {
+func (k *leaseKeeper) look(ctx context.Context, s *Settings) *time.Duration {
 	me, before := k.self(s)
 	if before.Known() {
 		k.NoteBefore(before, false)
@@ -69,8 +69,8 @@ func (k *keeper) look(ctx context.Context, s *Settings) *time.Duration {
 		k.startFenced(ctx, s)
 		return nil
 	}
-	k.NoteOffice(me)
-	if !k.InOffice() || k.isSuspended() {
+	k.NotePrimary(me)
+	if !k.IsPrimary() || k.isSuspended() {
 		return nil
 	}
 	left, needed := k.left(time.Now(), s, me)
@@ -114,7 +114,7 @@ func rejecting(me election.Peer) string {
 
 // left is how long the local primary may go on without further contact: by its
 // own rule, and by the one before while an election could miss that.
-func (k *keeper) left(now time.Time, s *Settings, me election.Peer) (left time.Duration, needed bool) {
+func (k *leaseKeeper) left(now time.Time, s *Settings, me election.Peer) (left time.Duration, needed bool) {
 	r := me.Rule
 	peers := k.watch.Peers()
 	if !r.Known() {
@@ -130,7 +130,7 @@ func (k *keeper) left(now time.Time, s *Settings, me election.Peer) (left time.D
 		if p.Candidate == s.Candidate { // a pledge to our own candidate can elect no other node
 			peers[i].Term = min(p.Term, r.Term)
 		}
-		peers[i].SeenAt, peers[i].Tried, peers[i].Replied = k.sleeps.aged(p.SeenAt), k.sleeps.aged(p.Tried), k.sleeps.aged(k.repliedAt(p.ID))
+		peers[i].SeenAt, peers[i].Tried, peers[i].Replied = k.sleeps.adjusted(p.SeenAt), k.sleeps.adjusted(p.Tried), k.sleeps.adjusted(k.repliedAt(p.ID))
 	}
 	left = s.FenceTimeout
 	for _, rule := range []election.Rule{r, k.Before()} {
@@ -140,7 +140,7 @@ func (k *keeper) left(now time.Time, s *Settings, me election.Peer) (left time.D
 		rule.Primary, rule.Term = r.Primary, r.Term
 		start := election.LeaseStart(now, rule, me.ID, peers)
 		if start.IsZero() {
-			start = k.sleeps.aged(k.inOfficeSince()) // nobody was reached yet: the election that promoted it was the contact
+			start = k.sleeps.adjusted(k.seenPrimarySince()) // nobody was reached yet: the election that promoted it was the contact
 		}
 		left, needed = min(left, s.FenceTimeout-now.Sub(start)), true
 	}

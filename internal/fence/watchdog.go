@@ -31,7 +31,7 @@ type Beat struct {
 // ignored.
 func (g *Guard) TellWatchdog(w io.Writer) { g.beats = w }
 
-func (k *keeper) tellWatchdog(left *time.Duration, bye bool) {
+func (k *leaseKeeper) tellWatchdog(left *time.Duration, bye bool) {
 	if k.beats == nil {
 		return
 	}
@@ -81,8 +81,8 @@ func Watchdog(ctx context.Context, r io.ReadCloser, s Settings, open func(contex
 	defer wg.Wait()
 	defer r.Close()
 	defer cancel()
-	defer d.rest()
-	for rest := s.pulse(); ; {
+	defer d.standDown()
+	for rest := s.heartbeatInterval(); ; {
 		well := false
 		tick := time.NewTimer(rest) // a new one: one that is set again may wake the process once more
 		select {
@@ -97,14 +97,14 @@ func Watchdog(ctx context.Context, r io.ReadCloser, s Settings, open func(contex
 				break
 			}
 			if d.k == nil || !d.k.Unmarked() {
-				d.rest()
+				d.standDown()
 			}
 			d.beat, d.at, well = b, readClocks(nowait.BootTime), d.k == nil
 		case <-tick.C:
 		}
 		tick.Stop()
-		if rest = s.pulse() / 2; well {
-			rest = 2 * s.pulse()
+		if rest = s.heartbeatInterval() / 2; well {
+			rest = 2 * s.heartbeatInterval()
 			continue
 		}
 		if over, err := d.guard(ctx); over || err != nil {
@@ -117,11 +117,11 @@ func Watchdog(ctx context.Context, r io.ReadCloser, s Settings, open func(contex
 type watchdog struct {
 	s      *Settings
 	open   func(context.Context) (*voters.Watch, error)
-	beat   Beat    // the last
-	at     reading // when it came
-	orphan bool    // the daemon's process is gone
-	stop   func()  // ends what k has begun
-	k      *keeper // keeps the lease while the daemon is silent; nil: it is not
+	beat   Beat         // the last
+	at     reading      // when it came
+	orphan bool         // the daemon's process is gone
+	stop   func()       // ends what k has begun
+	k      *leaseKeeper // keeps the lease while the daemon is silent; nil: it is not
 }
 
 // guard does the daemon's part while that is silent. over says that there is
@@ -131,16 +131,16 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 		return false, nil
 	}
 	switch {
-	case !d.orphan && d.silence() < 2*d.s.pulse():
+	case !d.orphan && d.silence() < 2*d.s.heartbeatInterval():
 		return false, nil
 	case d.beat.Left == nil:
 		return d.orphan, nil
 	case d.k == nil:
-		if err := d.begin(ctx); err != nil {
+		if err := d.takeOver(ctx); err != nil {
 			return false, err
 		}
 	}
-	d.k.awake(ctx, d.s)
+	d.k.checkSleep(ctx, d.s)
 	left := seconds(*d.beat.Left) - d.silence()
 	me := voters.PeerOf(d.k.watch.Peers(), d.s.Node)
 	if !me.Rule.Known() { // it was not seen since, and may reject our login
@@ -154,7 +154,7 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 	}
 	running := me.Answer == election.Answers
 	switch {
-	case running && me.Running != election.Primary, d.orphan && d.succeeded(running), d.orphan && !d.serverRuns(ctx):
+	case running && me.Running != election.Primary, d.orphan && d.replaced(running), d.orphan && !d.serverRuns(ctx):
 		return d.orphan, nil
 	case left <= 0:
 		if d.k.stop(ctx, d.s, fmt.Sprintf("repmgrd (PID %d) is silent, and there was no contact to a majority of the voters for fence_timeout (%s)", d.beat.PID, d.s.FenceTimeout)+rejecting(me)) {
@@ -168,13 +168,13 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 // silence is how long ago the last beat came, a sleep of the machine counted.
 func (d *watchdog) silence() time.Duration {
 	now := readClocks(nowait.BootTime)
-	return now.at.Sub(d.at.at) + asleep(d.at, now, d.s.FenceTimeout)
+	return now.at.Sub(d.at.at) + sleptBetween(d.at, now, d.s.FenceTimeout)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// begin opens a watch of its own. What the daemon knew last of its contact counts on.
-func (d *watchdog) begin(ctx context.Context) error {
+// takeOver opens a watch of its own. What the daemon knew last of its contact counts on.
+func (d *watchdog) takeOver(ctx context.Context) error {
 	watch, err := d.open(ctx)
 	if err != nil {
 		return err
@@ -185,26 +185,26 @@ func (d *watchdog) begin(ctx context.Context) error {
 	if d.beat.Shown {
 		g.srv = d.s.At(d.beat.Dir)
 	}
-	g.office = d.at.at.Add(seconds(*d.beat.Left) - d.s.FenceTimeout)
-	d.k = &keeper{running: running{g, watch}}
+	g.primarySince = d.at.at.Add(seconds(*d.beat.Left) - d.s.FenceTimeout)
+	d.k = &leaseKeeper{activeGuard: activeGuard{g, watch}}
 	hearts, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { (&heartbeat{running: d.k.running}).run(hearts) }) // and what the standbys reply is contact
+	wg.Go(func() { (&heartbeat{activeGuard: d.k.activeGuard}).run(hearts) }) // and what the standbys reply is contact
 	d.stop = func() { end(); wg.Wait(); g.endMarking(); watch.Close() }
 	d.s.Logger.Warn("repmgrd is silent: its watchdog guards the server", "pid", d.beat.PID, "gone", d.orphan, "lease_left", *d.beat.Left)
 	return nil
 }
 
-// rest ends the looking: the daemon is back.
-func (d *watchdog) rest() {
+// standDown ends the looking: the daemon is back.
+func (d *watchdog) standDown() {
 	if d.k != nil {
 		d.stop()
 		d.k = nil
 	}
 }
 
-// succeeded reports whether another daemon watches the server now.
-func (d *watchdog) succeeded(answers bool) bool {
+// replaced reports whether another daemon watches the server now.
+func (d *watchdog) replaced(answers bool) bool {
 	n := d.k.watch.Voter(d.s.Node)
 	if n == nil || !answers {
 		return false

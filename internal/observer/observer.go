@@ -27,9 +27,9 @@ type Options struct {
 	ConnectTo    func(context.Context, registry.Record) (*registry.Server, error)
 	// FindPrimary finds the primary among the rows: of several, the one that sends to the
 	// node, and is not behind its timeline.
-	FindPrimary func(ctx context.Context, rows []registry.Record, timeline wal.Timeline) (registry.Record, error)
-	AllRecords  func(context.Context) ([]registry.Record, error) // of whoever answers
-	Kept        func() []registry.Record                         // the rows as they were last known
+	FindPrimary  func(ctx context.Context, rows []registry.Record, timeline wal.Timeline) (registry.Record, error)
+	AllRecords   func(context.Context) ([]registry.Record, error) // of whoever answers
+	SavedRecords func() []registry.Record                         // the rows as they were last known
 	// Report is told, again and again, how something goes on: err is nil where it works.
 	Report func(what string, err error)
 }
@@ -59,17 +59,17 @@ type Node struct {
 // TroublePrimary is what is reported of the primary of a standby.
 const TroublePrimary = "the primary"
 
-// Patience is how long one look at one server may take.
-const Patience = 2 * postgres.DefaultConnectTimeout
+// LookTimeout is how long one look at one server may take.
+const LookTimeout = 2 * postgres.DefaultConnectTimeout
 
 func limit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, Patience, fmt.Errorf("no answer within %s", Patience))
+	return context.WithTimeoutCause(ctx, LookTimeout, fmt.Errorf("no answer within %s", LookTimeout))
 }
 
-// PeerPatience is how long another node may take to answer between two decisions.
-func (v *Node) PeerPatience() time.Duration {
+// PeerTimeout is how long another node may take to answer between two decisions.
+func (v *Node) PeerTimeout() time.Duration {
 	if v.Manual {
-		return Patience
+		return LookTimeout
 	}
 	return v.SilenceTimeout / 2
 }
@@ -77,7 +77,7 @@ func (v *Node) PeerPatience() time.Duration {
 // PeerLimit bounds what is asked of another node between two decisions: while one that has
 // just been cut off is waited for, nothing is decided.
 func (v *Node) PeerLimit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, v.PeerPatience(), fmt.Errorf("no answer within %s", v.PeerPatience()))
+	return context.WithTimeoutCause(ctx, v.PeerTimeout(), fmt.Errorf("no answer within %s", v.PeerTimeout()))
 }
 
 // Drop closes a connection, and forgets it.
@@ -95,8 +95,8 @@ func (v *Node) Close() {
 	Drop(&v.Primary)
 }
 
-// Ruler is the node that the newest rule names as the primary.
-func (v *Node) Ruler() registry.NodeID {
+// RulePrimary is the node that the newest rule names as the primary.
+func (v *Node) RulePrimary() registry.NodeID {
 	if v.Manual {
 		return registry.NodeID(v.Rule.Primary)
 	}
@@ -125,7 +125,7 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 	v.Report("the local server", err)
 	if err != nil {
 		if len(v.Records) == 0 {
-			v.Records = v.Kept()
+			v.Records = v.SavedRecords()
 		}
 		return
 	}
@@ -139,7 +139,7 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 		Drop(&v.Primary) // we follow a newer one: that one was deposed
 		o.Upstream = election.View{}
 	}
-	if status.InRecovery && v.Primary == nil && !v.Silent(v.Ruler()) && v.findPrimary(ctx, recs) {
+	if status.InRecovery && v.Primary == nil && !v.Silent(v.RulePrimary()) && v.findPrimary(ctx, recs) {
 		o.Upstream = v.readPrimary(ctx)
 	}
 	if v.Primary != nil { // its copy of the rows is the one that counts
@@ -172,7 +172,7 @@ func (v *Node) knowsLocal() bool {
 		return false
 	}
 	peers := v.Watch.Peers()
-	me, primary := voters.PeerOf(peers, int32(v.ID)), voters.PeerOf(peers, int32(v.Ruler()))
+	me, primary := voters.PeerOf(peers, int32(v.ID)), voters.PeerOf(peers, int32(v.RulePrimary()))
 	return primary.Ended && primary.Answer == election.Refused &&
 		me.Answer == election.Answers && me.Running == election.Standby && me.Started.Equal(v.Status.StartedAt)
 }
@@ -323,7 +323,7 @@ var errNobodyAnswered = errors.New("no node was asked yet")
 func (v *Node) LookFrom(ctx context.Context) {
 	var recs []registry.Record
 	err := errNobodyAnswered
-	ruler, peers := int32(v.Ruler()), voters.Answering(v.Watch.Peers())
+	ruler, peers := int32(v.RulePrimary()), voters.Answering(v.Watch.Peers())
 	if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == ruler }); i > 0 {
 		peers[0], peers[i] = peers[i], peers[0] // its rows are the newest
 	}

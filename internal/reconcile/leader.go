@@ -30,8 +30,8 @@ type Options struct {
 	Log     *slog.Logger
 
 	// ConnectTo opens a connection to another node, which may take as long as Patience.
-	ConnectTo func(context.Context, registry.Record) (*registry.Server, error)
-	Patience  time.Duration
+	ConnectTo      func(context.Context, registry.Record) (*registry.Server, error)
+	ConnectTimeout time.Duration
 	// Connect opens a new session of the local server.
 	Connect func(context.Context) (*registry.Server, error)
 	// Report is called after each attempt of something that may fail; err is nil where it worked.
@@ -60,7 +60,7 @@ type Look struct {
 	Self    registry.Record   // that of this node
 	Policy  election.Policy
 	// Doubled finds the nodes under whose name another server streams.
-	Doubled func(context.Context) []int32
+	DuplicateNames func(context.Context) []int32
 }
 
 // Leader keeps the rule of a primary and its synchronous_standby_names in step with the
@@ -70,16 +70,16 @@ type Leader struct {
 	Options
 	look Look
 
-	rule    election.Rule       // the newest
-	ruledAt time.Time           // since when it is known
-	mark    wal.LSN             // where the primary wrote at the last look
-	sound   map[int32]time.Time // when a standby was last seen to have what was written by then
-	term    int64               // the one that sound is of
+	rule        election.Rule       // the newest
+	ruleSeenAt  time.Time           // since when it is known
+	previousLSN wal.LSN             // where the primary wrote at the last look
+	healthyAt   map[int32]time.Time // when a standby was last seen to have what was written by then
+	healthyTerm int64               // the one that sound is of
 
-	proven string    // the synchronous_standby_names that is in force and known to make commits wait
-	begun  bool      // it was looked at
-	failed error     // why the last one could not be put in force
-	again  time.Time // when to try that again
+	provenValue string    // the synchronous_standby_names that is in force and known to make commits wait
+	inspected   bool      // it was looked at
+	lastErr     error     // why the last one could not be put in force
+	retryAt     time.Time // when to try that again
 }
 
 // Step does one step of what [election.Policy.Reconcile] asks for. The next one goes on from there.
@@ -97,7 +97,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 		}
 		first := election.Rule{Term: 1 + voters.HighestTerm(l.Watch.Peers()), Seq: 1, Primary: self, Voters: registered}
 		if first.Line, err = l.look.Server.RuleLine(ctx); err == nil {
-			err = addLine(ctx, l.look.Server)
+			err = addLineColumn(ctx, l.look.Server)
 		}
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	if err != nil {
 		return err
 	}
-	doubled := l.look.Doubled(ctx)
+	doubled := l.look.DuplicateNames(ctx)
 	membership := election.Membership{Rule: rules[0], Set: set, Registered: registered, Healthy: l.healthy(rules[0], doubled), Duplicated: doubled}
 	var before election.Rule
 	if len(rules) > 1 {
@@ -121,7 +121,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 		membership.Held = election.Held(rules[0], before, holders)
 	}
 	l.Before(before, membership.Held)
-	l.pushRule(ctx, rules[0], before, holders)
+	l.sendRule(ctx, rules[0], before, holders)
 	if l.Arbiter != nil {
 		l.Report("announcing the primary to "+l.Arbiter.Name(), l.Arbiter.Announce(ctx, rules[0], l.look.Self, l.AnnounceFor))
 	}
@@ -132,7 +132,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 		case line.Known(): // a former version, or an operator, has written it
 			next := rules[0]
 			next.Seq, next.Line = next.Seq+1, line
-			if err := addLine(ctx, l.look.Server); err != nil {
+			if err := addLineColumn(ctx, l.look.Server); err != nil {
 				return err
 			}
 			return l.commitRule(ctx, rules[0], next)
@@ -158,11 +158,11 @@ func (l *Leader) syncInForce(ctx context.Context, rules []election.Rule) (none e
 		return none, nil
 	}
 	s, err := syncrep.Read(ctx, l.look.Server)
-	usual := s.Value == t.proven && syncrep.SettingOf(s.Value, l.look.Records).Equal(rules[0].SyncSetting())
+	usual := s.Value == t.provenValue && syncrep.SettingOf(s.Value, l.look.Records).Equal(rules[0].SyncSetting())
 	if err == nil && !usual && (quorum || rules[0].Quorum) { // this session may not have read the newest settings: a new one has them
 		s, err = l.freshSyncState(ctx)
 	}
-	former := l.ofFormerBuild(s, rules[0])
+	former := l.writtenByOlderVersion(s, rules[0])
 	switch {
 	case err != nil:
 		return none, err
@@ -172,13 +172,13 @@ func (l *Leader) syncInForce(ctx context.Context, rules []election.Rule) (none e
 		err = syncrep.WriteMark(ctx, l.look.Server, s, s.Value)
 	}
 	set := syncrep.SettingOf(s.Value, l.look.Records)
-	if (!t.begun || rules[0].Seq == 1) && set.Equal(rules[0].SyncSetting()) {
-		t.proven = s.Value // whoever wrote the rule, or opened the term, saw a commit wait
+	if (!t.inspected || rules[0].Seq == 1) && set.Equal(rules[0].SyncSetting()) {
+		t.provenValue = s.Value // whoever wrote the rule, or opened the term, saw a commit wait
 	}
-	if t.begun = true; s.Value != t.proven {
-		t.proven = ""
+	if t.inspected = true; s.Value != t.provenValue {
+		t.provenValue = ""
 	}
-	if set.NeedsStandbys() && t.proven == "" {
+	if set.NeedsStandbys() && t.provenValue == "" {
 		set.Acks = -1
 	}
 	return set, err
@@ -195,9 +195,9 @@ func (l *Leader) freshSyncState(ctx context.Context) (syncrep.State, error) {
 	return syncrep.Read(ctx, n)
 }
 
-// ofFormerBuild reports whether a value without our mark is the one that the rule
+// writtenByOlderVersion reports whether a value without our mark is the one that the rule
 // asks for: a repmgrd that made no marks has written it.
-func (l *Leader) ofFormerBuild(s syncrep.State, r election.Rule) bool {
+func (l *Leader) writtenByOlderVersion(s syncrep.State, r election.Rule) bool {
 	return s.Mark == "" && s.Value == l.syncValue(r.SyncSetting())
 }
 
@@ -210,20 +210,20 @@ func (l *Leader) putSync(ctx context.Context, r election.Rule, now, s election.S
 		err = syncrep.Clear(ctx, l.look.Server)
 	case s.Acks == 0 || now.NeedsStandbys() && s.Acks <= now.Acks:
 		err = l.Sync.Set(ctx, l.look.Server, s)
-	case time.Now().Before(t.again):
-		return t.failed
+	case time.Now().Before(t.retryAt):
+		return t.lastErr
 	default:
 		err = l.Sync.Raise(ctx, l.look.Server, r.SyncSetting(), s)
-		if errors.Is(err, syncrep.ErrUnproven) && !errors.Is(t.failed, syncrep.ErrUnproven) {
+		if errors.Is(err, syncrep.ErrUnproven) && !errors.Is(t.lastErr, syncrep.ErrUnproven) {
 			l.Unproven(err)
 		}
-		t.again, t.failed = time.Now().Add(l.SilenceTimeout), err
+		t.retryAt, t.lastErr = time.Now().Add(l.SilenceTimeout), err
 	}
 	if err != nil {
 		return err
 	}
-	l.again, l.failed = time.Time{}, nil
-	l.proven = l.syncValue(s)
+	l.retryAt, l.lastErr = time.Time{}, nil
+	l.provenValue = l.syncValue(s)
 	l.Log.Info("synchronous_standby_names changed", "acks", s.Acks, "standbys", s.Standbys)
 	l.Wake()
 	return nil
@@ -261,7 +261,7 @@ func (l *Leader) commitRule(ctx context.Context, before, r election.Rule) error 
 func (l *Leader) holders(r election.Rule) []int32 {
 	ids := []int32{int32(l.Self)}
 	if l.rule.Compare(r) != 0 {
-		l.rule, l.ruledAt = r, time.Now()
+		l.rule, l.ruleSeenAt = r, time.Now()
 	}
 	for _, p := range l.Watch.Peers() {
 		if p.ID != ids[0] && p.Holds(r) {
@@ -279,26 +279,26 @@ func (l *Leader) holders(r election.Rule) []int32 {
 func (l *Leader) healthy(rule election.Rule, doubled []int32) (ids []int32) {
 	now := time.Now()
 	t := l
-	if t.term != rule.Term {
-		t.sound, t.term = map[int32]time.Time{}, rule.Term
+	if t.healthyTerm != rule.Term {
+		t.healthyAt, t.healthyTerm = map[int32]time.Time{}, rule.Term
 		for _, id := range rule.Sync {
-			t.sound[id] = now
+			t.healthyAt[id] = now
 		}
 	}
 	for _, r := range l.look.Records {
 		p, id := voters.PeerOf(l.Watch.Peers(), int32(r.ID)), int32(r.ID)
-		keepsUp := slices.ContainsFunc(registry.SendersOf(l.look.Status, r.Name), func(w registry.WALSender) bool { return w.FlushedLSN >= t.mark })
+		keepsUp := slices.ContainsFunc(registry.SendersOf(l.look.Status, r.Name), func(w registry.WALSender) bool { return w.FlushedLSN >= t.previousLSN })
 		switch {
 		case slices.Contains(doubled, id) || registry.NameProblem(r, l.look.Records) != "":
-			delete(t.sound, id)
+			delete(t.healthyAt, id)
 		case keepsUp && p.Answer == election.Answers && p.Streams:
-			t.sound[id] = now
+			t.healthyAt[id] = now
 		}
 	}
-	t.mark = l.look.Status.CurrentLSN
+	t.previousLSN = l.look.Status.CurrentLSN
 	for _, r := range l.look.Records {
 		p := voters.PeerOf(l.Watch.Peers(), int32(r.ID))
-		at, ok := t.sound[int32(r.ID)]
+		at, ok := t.healthyAt[int32(r.ID)]
 		if ok && r.Role == registry.RoleStandby && r.Priority > 0 && !p.Delayed && p.Halt == "" && now.Sub(at) < 2*l.SilenceTimeout {
 			ids = append(ids, int32(r.ID))
 		}
@@ -306,10 +306,10 @@ func (l *Leader) healthy(rule election.Rule, doubled []int32) (ids []int32) {
 	return ids
 }
 
-// pushRule gives the rule to the voters that do not stream, witnesses and the
+// sendRule gives the rule to the voters that do not stream, witnesses and the
 // arbiter, and tells it to standbys that do not show it. How much an arbiter's vote weighs depends on the voters, so of other
 // voters it hears only when the nodes hold them.
-func (l *Leader) pushRule(ctx context.Context, r, before election.Rule, holders []int32) {
+func (l *Leader) sendRule(ctx context.Context, r, before election.Rule, holders []int32) {
 	for _, p := range l.Watch.Peers() {
 		if p.ID == election.Arbiter && before.Known() && !slices.Equal(r.Voters, before.Voters) && !election.Held(r, before, holders) {
 			continue
@@ -325,7 +325,7 @@ func (l *Leader) pushRule(ctx context.Context, r, before election.Rule, holders 
 			}
 		case p.Role == election.Witness:
 			err = l.Watch.Voter(p.ID).Run(ctx, func(n *registry.Server) error { return registry.CopyMetadata(ctx, l.look.Server, n) })
-		case p.Running == election.Standby && time.Since(l.ruledAt) > voters.HeartbeatInterval(l.SilenceTimeout): // it is slow to replay it, or can not stream
+		case p.Running == election.Standby && time.Since(l.ruleSeenAt) > voters.HeartbeatInterval(l.SilenceTimeout): // it is slow to replay it, or can not stream
 			err = l.Watch.Voter(p.ID).RunAndLook(ctx, func(n *registry.Server) error { return n.TellRule(ctx, r) })
 		default:
 			continue
@@ -334,8 +334,8 @@ func (l *Leader) pushRule(ctx context.Context, r, before election.Rule, holders 
 	}
 }
 
-// addLine brings the table of the rules of a former version up to date.
-func addLine(ctx context.Context, n *registry.Server) error {
+// addLineColumn brings the table of the rules of a former version up to date.
+func addLineColumn(ctx context.Context, n *registry.Server) error {
 	var have bool
 	err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)
 	if err == nil && !have {

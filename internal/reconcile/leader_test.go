@@ -87,12 +87,12 @@ func TestSyncInForce_IdleSession(t *testing.T) {
 		require.Equal(t, want, set, "the rule says so, and what is in force was proven, seq %d", seq)
 	}
 	// In a new term, whoever opened it saw a commit wait. Later nobody did.
-	l.proven = ""
+	l.provenValue = ""
 	rule.Term, rule.Seq = 4, 1
 	set, err := l.syncInForce(t.Context(), []election.Rule{rule})
 	require.NoError(t, err)
 	require.Equal(t, want, set)
-	l.proven, rule.Seq = "", 2
+	l.provenValue, rule.Seq = "", 2
 	set, err = l.syncInForce(t.Context(), []election.Rule{rule})
 	require.NoError(t, err)
 	require.Equal(t, -1, set.Acks)

@@ -16,8 +16,8 @@ import (
 // Standby keeps a standby ready for its promotion. It is not safe for concurrent use.
 type Standby struct {
 	Options
-	look   Look
-	slotAt time.Time // when its slot was last tried for
+	look        Look
+	slotTriedAt time.Time // when its slot was last tried for
 }
 
 // Step does what is missing: the slot that its row names, an archive that is out of force
@@ -26,9 +26,9 @@ type Standby struct {
 // while the primary lives; zero: it has not.
 func (l *Standby) Step(ctx context.Context, look Look, alone time.Time) error {
 	l.look = look
-	l.mendSlot(ctx)
+	l.ensureSlot(ctx)
 	now := l.look.Status.Settings.SynchronousStandby
-	if err := l.tendArchive(ctx, alone); err != nil {
+	if err := l.adjustArchive(ctx, alone); err != nil {
 		return err
 	}
 	switch quorum := voters.NewestRule(l.Watch.Peers()).Quorum; {
@@ -47,9 +47,9 @@ func (l *Standby) Step(ctx context.Context, look Look, alone time.Time) error {
 	return nil
 }
 
-// slotEvery is the time between two attempts to make the slot of a standby that
+// slotRetryInterval is the time between two attempts to make the slot of a standby that
 // streams without the one that its row names.
-const slotEvery = 10 * time.Second
+const slotRetryInterval = 10 * time.Second
 
 // TroubleSlot is what is reported of the slot of a standby.
 const TroubleSlot = "the replication slot"
@@ -57,24 +57,24 @@ const TroubleSlot = "the replication slot"
 // SlotHint is what to do where a slot can not be made.
 const SlotHint = "Raise max_replication_slots there, or drop a slot that nobody needs. repmgrd of the standby makes its slot as soon as it can."
 
-// mendSlot gives the local standby the slot that its row names, where it was
+// ensureSlot gives the local standby the slot that its row names, where it was
 // pointed to its upstream without one. Changing the setting makes its receiver
 // begin anew, so the slot comes first.
-func (l *Standby) mendSlot(ctx context.Context) {
+func (l *Standby) ensureSlot(ctx context.Context) {
 	s, now := l.look.Status, time.Now()
 	switch {
 	case l.look.Self.SlotName == "" || s.Settings.PrimarySlotName == l.look.Self.SlotName:
 		l.Report(TroubleSlot, nil)
 		return
-	case s.Receiver == nil || s.Receiver.Status != "streaming" || now.Sub(l.slotAt) < slotEvery:
+	case s.Receiver == nil || s.Receiver.Status != "streaming" || now.Sub(l.slotTriedAt) < slotRetryInterval:
 		return
 	}
-	l.slotAt = now
+	l.slotTriedAt = now
 	l.Report(TroubleSlot, l.makeOwnSlot(ctx))
 }
 
 func (l *Standby) makeOwnSlot(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.Patience, fmt.Errorf("no answer within %s", l.Patience))
+	ctx, cancel := context.WithTimeoutCause(ctx, l.ConnectTimeout, fmt.Errorf("no answer within %s", l.ConnectTimeout))
 	defer cancel()
 	upstream, ok := registry.ByID(l.look.Records, l.look.Self.UpstreamID)
 	if !ok {
@@ -100,10 +100,10 @@ func (l *Standby) makeOwnSlot(ctx context.Context) error {
 	})
 }
 
-// tendArchive keeps the archive of a standby that streams out of force: when the
+// adjustArchive keeps the archive of a standby that streams out of force: when the
 // primary is lost nothing of it is to come from there, and a command that takes
 // long would hold the promotion up. One that can not stream gets it back.
-func (l *Standby) tendArchive(ctx context.Context, alone time.Time) error {
+func (l *Standby) adjustArchive(ctx context.Context, alone time.Time) error {
 	switch {
 	case l.look.Status.Receiver != nil && l.look.Status.Receiver.Status == "streaming":
 		return ballot.CutArchive(ctx, l.look.Server.Conn)

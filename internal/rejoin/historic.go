@@ -12,14 +12,14 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// MendHistory lets the local primary send what came before its timeline to
+// RestoreHistory lets the local primary send what came before its timeline to
 // standbys that have not been there yet. The last segment of a timeline is sent from
 // the file of the next one. Where archive_mode is on, a server that is promoted twice
 // within one segment renames that file to .partial, and a standby that missed the first
 // of the two promotions is told for ever that its WAL has been removed. But the next
 // timeline's file of that segment begins with the same bytes, so it is made from
 // that. The archive is told nothing of it.
-func MendHistory(dataDirectory string, t wal.Timeline) (mended []string, err error) {
+func RestoreHistory(dataDirectory string, t wal.Timeline) (mended []string, err error) {
 	if t <= 1 {
 		return nil, nil
 	}

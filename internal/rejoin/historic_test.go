@@ -71,12 +71,12 @@ func TestMendHistory(t *testing.T) {
 	}
 	follow(node3, node2)
 	removed(node3)
-	mended, err := MendHistory(node2.Dir, 3)
+	mended, err := RestoreHistory(node2.Dir, 3)
 	require.NoError(t, err)
 	require.Len(t, mended, 1)
 	mendedName := mended[0]
 	rows(node3, "2")
-	mended, err = MendHistory(node2.Dir, 3)
+	mended, err = RestoreHistory(node2.Dir, 3)
 	require.NoError(t, err)
 	require.Empty(t, mended)
 	ready, err := filepath.Glob(filepath.Join(node2.Dir, "pg_wal", "archive_status", mendedName+".ready"))

@@ -11,9 +11,9 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// lookEvery is after how many pulses a node is looked at in full, though glances
+// heartbeatsPerLook is after how many pulses a node is looked at in full, though glances
 // show nothing new: what its Monitor says changes unseen.
-const lookEvery = 8
+const heartbeatsPerLook = 8
 
 // glance is what a node tells at a small price. A look costs its server forty
 // times as much, so in between there are glances: they show that it lives, where

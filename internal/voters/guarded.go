@@ -20,8 +20,8 @@ type Guarded struct {
 }
 
 const (
-	guardedEvery = time.Minute     // between two notes of the same
-	guardedLasts = 5 * time.Minute // without a Monitor that watches: later something may have changed unseen
+	guardedRenewal  = time.Minute     // between two notes of the same
+	guardedValidity = 5 * time.Minute // without a Monitor that watches: later something may have changed unseen
 )
 
 func GuardedOf(p election.Peer) *Guarded {
@@ -35,12 +35,12 @@ func (g *Guarded) Same(now *Guarded) bool {
 	}
 	was := *g
 	was.Until = now.Until
-	return was == *now && now.Until.Sub(g.Until) < guardedEvery
+	return was == *now && now.Until.Sub(g.Until) < guardedRenewal
 }
 
 // recall fills in what was kept of the node, where that is fresh.
 func (g *Guarded) recall(p *election.Peer) {
-	if g == nil || g.ID != registry.NodeID(p.ID) || time.Since(g.Until).Abs() > guardedLasts {
+	if g == nil || g.ID != registry.NodeID(p.ID) || time.Since(g.Until).Abs() > guardedValidity {
 		return
 	}
 	p.Monitored, p.Automatic, p.CanFence, p.Paused, p.PauseSeq = g.Monitored, g.Automatic, g.CanFence, g.Paused, g.PauseSeq

@@ -10,11 +10,11 @@ import (
 // session is a connection of a watcher, and what it knows of it.
 type session struct {
 	*registry.Server
-	looked  bool   // whether it was looked at for an election
-	loose   bool   // its session is not settled yet: see [postgres.LookFirst]
-	glances bool   // the question of a glance is prepared
-	free    int    // connections that the server could still take, as the newest look over it showed
-	known   glance // what was there just before that look
+	looked    bool   // whether it was looked at for an election
+	unsettled bool   // its session is not settled yet: see [postgres.LookFirst]
+	glances   bool   // the question of a glance is prepared
+	free      int    // connections that the server could still take, as the newest look over it showed
+	known     glance // what was there just before that look
 }
 
 // Loan is a connection to a server that its borrower ends with giveBack: that of a
@@ -45,24 +45,24 @@ func (l *Loan) GiveBack() {
 // RunAndLook runs f on an open connection, and makes one where there is none. It looks
 // afterwards.
 func (n *Voter) RunAndLook(ctx context.Context, f func(*registry.Server) error) error {
-	err := n.over(ctx, false, f)
-	_ = n.give(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // nobody waits for that look
+	err := n.withConnection(ctx, false, f)
+	_ = n.enqueue(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // nobody waits for that look
 	return err
 }
 
 // Run is RunAndLook without the look, for what may wait for a moment.
 func (n *Voter) Run(ctx context.Context, f func(*registry.Server) error) error {
-	return n.over(ctx, true, f)
+	return n.withConnection(ctx, true, f)
 }
 
 // RunNow is RunAndLook without the look, for an election: it reads by itself what it has to
 // know, and a look would take from it what the server can do.
 func (n *Voter) RunNow(ctx context.Context, f func(*registry.Server) error) error {
-	return n.over(ctx, false, f)
+	return n.withConnection(ctx, false, f)
 }
 
-func (n *Voter) over(ctx context.Context, easy bool, f func(*registry.Server) error) error {
-	node, err := n.take(ctx, easy)
+func (n *Voter) withConnection(ctx context.Context, easy bool, f func(*registry.Server) error) error {
+	node, err := n.takeConnection(ctx, easy)
 	if err != nil {
 		return err
 	}
@@ -77,16 +77,16 @@ func (n *Voter) over(ctx context.Context, easy bool, f func(*registry.Server) er
 // Borrow hands out an open connection, and makes one where none is free soon.
 // Whoever gets one gives it back.
 func (n *Voter) Borrow(ctx context.Context) (*Loan, error) {
-	s, err := n.take(ctx, false)
+	s, err := n.takeConnection(ctx, false)
 	if err != nil {
 		return nil, err
 	}
 	return &Loan{s.Server, n, s}, nil
 }
 
-func (n *Voter) take(ctx context.Context, easy bool) (*session, error) {
-	j := job{ctx: ctx, lend: make(chan tried, 1), at: time.Now(), easy: easy}
-	if err := n.give(ctx, j); err != nil {
+func (n *Voter) takeConnection(ctx context.Context, easy bool) (*session, error) {
+	j := job{ctx: ctx, lend: make(chan attempt, 1), at: time.Now(), canWait: easy}
+	if err := n.enqueue(ctx, j); err != nil {
 		return nil, err
 	}
 	r := <-j.lend // it ends with either context
@@ -95,5 +95,5 @@ func (n *Voter) take(ctx context.Context, easy bool) (*session, error) {
 
 // giveBack ends a loan. err is what the server may have said over it.
 func (n *Voter) giveBack(node *session, err error) {
-	n.tries <- tried{node: node, lent: true, err: err}
+	n.results <- attempt{node: node, lent: true, err: err}
 }

@@ -104,7 +104,7 @@ func (t *timerfd) wait(ctx context.Context, d time.Duration) error {
 // Rest waits until d has passed, or, where ticks come, until the tick next to that
 // moment; and no longer than until wake says so.
 func (w *Watch) Rest(ctx context.Context, d time.Duration, wake <-chan struct{}) error {
-	pulse := w.heartbeat()
+	pulse := w.heartbeatInterval()
 	tick := w.ticks.coming()
 	var over <-chan time.Time
 	if tick == nil || d < pulse/4 {

@@ -39,7 +39,7 @@ func TestWatch_Lull(t *testing.T) {
 		for _, d := range []time.Duration{time.Millisecond, 10 * time.Millisecond, 35 * time.Millisecond} {
 			begun := time.Now()
 			require.NoError(t, w.Rest(ctx, d, nil))
-			require.GreaterOrEqual(t, time.Since(begun), d-w.heartbeat()/2)
+			require.GreaterOrEqual(t, time.Since(begun), d-w.heartbeatInterval()/2)
 		}
 		wake := make(chan struct{}, 1)
 		wake <- struct{}{}
@@ -47,7 +47,7 @@ func TestWatch_Lull(t *testing.T) {
 	}
 	lulls(t) // no ticks come
 	w.ticks.start()
-	w.wg.Go(func() { w.ticks.run(ctx, func() time.Duration { return w.heartbeat() }) })
+	w.wg.Go(func() { w.ticks.run(ctx, func() time.Duration { return w.heartbeatInterval() }) })
 	lulls(t)
 	cancel()
 	require.ErrorIs(t, w.Rest(ctx, time.Hour, nil), context.Canceled)

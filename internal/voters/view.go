@@ -68,7 +68,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	}
 	fault, asked, of := "NULL", time.Now(), w.Voter(int32(rec.ID))
 	checked, known := of.faultSeen()
-	if asked.Sub(checked) >= faultEvery {
+	if asked.Sub(checked) >= faultInterval {
 		fault = ballot.FaultSQL
 	}
 	text, err := n.look(ctx, fmt.Sprintf(peerSQL, ballot.SettingsSQL, fault, rule))
@@ -175,9 +175,9 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	return v, p, nil
 }
 
-// faultEvery is the time between two questions for what is wrong with a
+// faultInterval is the time between two questions for what is wrong with a
 // configuration: they cost the server more than all others together.
-const faultEvery = 5 * time.Second
+const faultInterval = 5 * time.Second
 
 // ReadVote reads our settings from what the server's file has of them. Where that
 // is in doubt, unable says why.
@@ -198,9 +198,9 @@ func ReadVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 // look asks one question. The first one on a connection takes one round trip:
 // nothing is prepared for it.
 func (n *session) look(ctx context.Context, sql string) (text []byte, err error) {
-	if n.loose {
+	if n.unsettled {
 		if text, err = postgres.LookFirst(ctx, n.Conn.PgConn(), sql); err == nil {
-			n.loose = false
+			n.unsettled = false
 		}
 		return text, err
 	}

@@ -24,73 +24,73 @@ import (
 // round trips, and a hung postmaster answers old ones only. What is late is still
 // waited for. Its goroutine owns the connections; others borrow them.
 type Voter struct {
-	w      *Watch
-	ctx    context.Context
-	cancel context.CancelFunc
-	jobs   chan job   // unbuffered: handed over when the goroutine is free
-	tries  chan tried // capacity mostOpen; while a connection is out, it is read
-	wg     sync.WaitGroup
+	w       *Watch
+	ctx     context.Context
+	cancel  context.CancelFunc
+	jobs    chan job     // unbuffered: handed over when the goroutine is free
+	results chan attempt // capacity mostOpen; while a connection is out, it is read
+	wg      sync.WaitGroup
 
 	// Of the goroutine:
-	idle    []*session     // open connections
-	ear     *ear           // on one of them; nil: none is open
-	open    int            // tries under way
-	lent    int            // connections that somebody works on
-	queue   []job          // for a connection
-	begun   time.Time      // when the newest try began
-	first   time.Time      // when the first of all began, or since when we run again
-	turn    time.Time      // when the goroutine was to be here again at the latest
-	late    time.Time      // when an answer was last late
-	looked  time.Time      // when the last look began that was answered
-	free    int            // connections that the server could still take then
-	schema  registry.Level // of the server
-	refused bool           // a spare connection: the next question goes over an open one
-	passed  bool           // nothing was asked in the last pulse, though it was time
-	waiting []job          // for an answer to a try that began since
+	idle           []*session     // open connections
+	listener       *listener      // on one of them; nil: none is open
+	open           int            // tries under way
+	lent           int            // connections that somebody works on
+	queue          []job          // for a connection
+	newestAttempt  time.Time      // when the newest try began
+	firstAttempt   time.Time      // when the first of all began, or since when we run again
+	wakeBy         time.Time      // when the goroutine was to be here again at the latest
+	late           time.Time      // when an answer was last late
+	looked         time.Time      // when the last look began that was answered
+	free           int            // connections that the server could still take then
+	schema         registry.Level // of the server
+	newConnRefused bool           // a spare connection: the next question goes over an open one
+	skipped        bool           // nothing was asked in the last pulse, though it was time
+	waiting        []job          // for an answer to a try that began since
 
 	Mu   sync.Mutex
 	rec  registry.Record
 	View election.Peer
 	Last registry.Presence
 
-	endedAt time.Time // when the server last ended our connection, the last that was open
-	conns   map[*registry.Server]*session
-	fault   string    // of its configuration; empty: none
-	faultAt time.Time // when that was asked
-	wordAt  time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
+	endedAt        time.Time // when the server last ended our connection, the last that was open
+	conns          map[*registry.Server]*session
+	fault          string    // of its configuration; empty: none
+	faultAt        time.Time // when that was asked
+	shutdownSaidAt time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
 }
 
 const (
-	fewOpen  = 2           // connections where no answer is late: an election finds one that the Monitor does not need itself
-	mostOpen = 8           // and where some are
-	fairFor  = time.Minute // without a late answer, until few are enough again
-	spare    = 4           // of the server's free connections, all daemons together take one in so many
+	usualOpenConns = 2           // connections where no answer is late: an election finds one that the Monitor does not need itself
+	maxOpenConns   = 8           // and where some are
+	onTimePeriod   = time.Minute // without a late answer, until few are enough again
+	connShare      = 4           // of the server's free connections, all daemons together take one in so many
 )
 
 // job is somebody who waits: for a connection, or, without lend, for a look.
 type job struct {
-	ctx  context.Context
-	lend chan tried // capacity 1
-	done chan error // capacity 1: nobody waits for a reader
-	at   time.Time  // when it was given
-	easy bool       // it can wait for a moment rather than for a connection that is listened on
+	ctx     context.Context
+	lend    chan attempt // capacity 1
+	done    chan error   // capacity 1: nobody waits for a reader
+	at      time.Time    // when it was given
+	canWait bool         // it can wait for a moment rather than for a connection that is listened on
 }
 
-// tried is a connection that comes back, and what came of one try over it.
-type tried struct {
-	node  *session
-	lent  bool      // it was lent
-	old   bool      // the connection was open before
-	began time.Time // the try
-	at    time.Time // the question
-	brief *glance   // nil: it was a look, which gave what follows
-	view  election.Peer
-	pres  registry.Presence
-	err   error
+// attempt is a connection that comes back, and what came of one try over it.
+type attempt struct {
+	node   *session
+	lent   bool      // it was lent
+	reused bool      // the connection was open before
+	began  time.Time // the try
+	at     time.Time // the question
+	glance *glance   // nil: it was a look, which gave what follows
+	view   election.Peer
+	pres   registry.Presence
+	err    error
 }
 
-// ear waits for the end of a connection on which nothing is asked.
-type ear struct {
+// listener waits for the end of a connection on which nothing is asked.
+type listener struct {
 	node  *session
 	stop  context.CancelFunc
 	ended chan error // capacity 1
@@ -112,7 +112,7 @@ func (n *Voter) Peer() election.Peer {
 // look waits for an answer to a question that was asked after this call.
 func (n *Voter) look(ctx context.Context) error {
 	j := job{ctx: ctx, done: make(chan error, 1), at: time.Now()}
-	if err := n.give(ctx, j); err != nil {
+	if err := n.enqueue(ctx, j); err != nil {
 		return err
 	}
 	select {
@@ -125,7 +125,7 @@ func (n *Voter) look(ctx context.Context) error {
 	}
 }
 
-func (n *Voter) give(ctx context.Context, j job) error {
+func (n *Voter) enqueue(ctx context.Context, j job) error {
 	if n == nil {
 		return failure.Of(failure.ErrNotRegistered, "the node is not registered any more")
 	}
@@ -140,19 +140,19 @@ func (n *Voter) give(ctx context.Context, j job) error {
 }
 
 func (n *Voter) run() {
-	for n.turn = time.Now(); n.ctx.Err() == nil; {
-		n.serve()
+	for n.wakeBy = time.Now(); n.ctx.Err() == nil; {
+		n.lendConnections()
 		n.ask()
 		n.markLate()
 		n.wait()
 	}
 	for _, j := range n.queue {
-		j.lend <- tried{err: context.Cause(n.ctx)}
+		j.lend <- attempt{err: context.Cause(n.ctx)}
 	}
-	n.deafen()
+	n.stopListening()
 	for n.open+n.lent > 0 { // each says one word: its context has ended, or somebody gives it back
-		r := <-n.tries
-		n.count(r)
+		r := <-n.results
+		n.countReturned(r)
 		if r.node != nil {
 			r.node.Close()
 		}
@@ -163,42 +163,42 @@ func (n *Voter) run() {
 	}
 }
 
-// most is how many may be open at once: a few, and this daemon's share of what the
+// maxOpen is how many may be open at once: a few, and this daemon's share of what the
 // server has free, so that all of them together leave most of that to others.
-func (n *Voter) most() int {
+func (n *Voter) maxOpen() int {
 	if n.looked.IsZero() {
-		return 2 * fewOpen
+		return 2 * usualOpenConns
 	}
-	return min(mostOpen, fewOpen+n.free/(spare*n.w.daemons()))
+	return min(maxOpenConns, usualOpenConns+n.free/(connShare*n.w.daemons()))
 }
 
-// patience is how long a connection is waited for in fair weather before another
+// connWait is how long a connection is waited for in fair weather before another
 // one is opened.
-func (n *Voter) patience() time.Duration {
-	if n.fair() && n.open+n.lent > 0 {
-		return n.w.heartbeat() / 8
+func (n *Voter) connWait() time.Duration {
+	if n.answersOnTime() && n.open+n.lent > 0 {
+		return n.w.heartbeatInterval() / 8
 	}
 	return 0
 }
 
-// serve hands out connections.
-func (n *Voter) serve() {
+// lendConnections hands out connections.
+func (n *Voter) lendConnections() {
 	for len(n.queue) > 0 {
 		j := n.queue[0]
-		if j.easy && n.open > 0 && len(n.idle) == 1 && n.ear != nil && time.Since(j.at) < n.patience() {
+		if j.canWait && n.open > 0 && len(n.idle) == 1 && n.listener != nil && time.Since(j.at) < n.connWait() {
 			return
 		}
 		var node *session
 		if j.ctx.Err() == nil {
-			node = n.pop()
+			node = n.takeIdle()
 		}
 		switch {
 		case j.ctx.Err() != nil && node == nil:
-			j.lend <- tried{err: context.Cause(j.ctx)}
+			j.lend <- attempt{err: context.Cause(j.ctx)}
 		case node != nil:
 			n.lent++
-			j.lend <- tried{node: node}
-		case time.Since(j.at) < n.patience():
+			j.lend <- attempt{node: node}
+		case time.Since(j.at) < n.connWait():
 			return
 		default:
 			n.lent++
@@ -206,28 +206,28 @@ func (n *Voter) serve() {
 				rec := n.record()
 				server, err := registry.Connect(j.ctx, rec.String(), n.w.Settings().Conninfo(rec))
 				if err != nil {
-					n.tries <- tried{lent: true}
-					j.lend <- tried{err: err}
+					n.results <- attempt{lent: true}
+					j.lend <- attempt{err: err}
 					return
 				}
 				node := &session{Server: server}
 				n.opened(node)
-				j.lend <- tried{node: node}
+				j.lend <- attempt{node: node}
 			})
 		}
 		n.queue = n.queue[1:]
 	}
 }
 
-// every is the time between two tries: a pulse, whether the one before was
+// attemptInterval is the time between two tries: a pulse, whether the one before was
 // answered or not; half of that where answers are late; and twice, so that some
 // are left for later, where a new connection would come too late for a lease.
-func (n *Voter) every() time.Duration {
-	every := n.w.heartbeat()
+func (n *Voter) attemptInterval() time.Duration {
+	every := n.w.heartbeatInterval()
 	switch {
-	case n.open >= mostOpen/2 && n.quiet() > 3*every:
+	case n.open >= maxOpenConns/2 && n.unansweredFor() > 3*every:
 		return every * 2
-	case !n.fair():
+	case !n.answersOnTime():
 		return every / 2
 	}
 	return every
@@ -235,44 +235,44 @@ func (n *Voter) every() time.Duration {
 
 // ask begins a try where one is due, and a connection is free, or none will be soon.
 func (n *Voter) ask() {
-	over := time.Since(n.begun) - n.every()
-	if over >= 0 && (n.lent == 0 || len(n.idle) > 0 || over >= n.patience()) {
-		if n.passed = !n.passed && n.passes(); n.passed {
-			n.begun = time.Now()
-			n.first = n.begun // what was not asked was not late
+	over := time.Since(n.newestAttempt) - n.attemptInterval()
+	if over >= 0 && (n.lent == 0 || len(n.idle) > 0 || over >= n.connWait()) {
+		if n.skipped = !n.skipped && n.skipsHeartbeat(); n.skipped {
+			n.newestAttempt = time.Now()
+			n.firstAttempt = n.newestAttempt // what was not asked was not late
 		} else {
-			n.try()
+			n.startAttempt()
 		}
-		n.begun = n.begun.Add(-SinceTick(n.every()))
+		n.newestAttempt = n.newestAttempt.Add(-SinceTick(n.attemptInterval()))
 	}
 }
 
-// passes reports whether the voter need not be asked in this heartbeat: on a standby, another
+// skipsHeartbeat reports whether the voter need not be asked in this heartbeat: on a standby, another
 // standby that answers is asked less often while the primary is seen. The end of its server is
 // noticed at once all the same, and an election asks all voters again.
-func (n *Voter) passes() bool {
+func (n *Voter) skipsHeartbeat() bool {
 	v := n.Peer()
-	return n.w.easy.Load() && n.open == 0 && len(n.waiting) == 0 && n.ear != nil && n.fair() &&
+	return n.w.skipStandbys.Load() && n.open == 0 && len(n.waiting) == 0 && n.listener != nil && n.answersOnTime() &&
 		v.Answer == election.Answers && v.Running == election.Standby && v.Role == election.Standby && v.ID != int32(n.w.Settings().Self)
 }
 
-// quiet is how long ago the question was asked that was answered last.
-func (n *Voter) quiet() time.Duration {
+// unansweredFor is how long ago the question was asked that was answered last.
+func (n *Voter) unansweredFor() time.Duration {
 	since := n.Peer().SeenAt
-	if since.Before(n.first) {
-		since = n.first
+	if since.Before(n.firstAttempt) {
+		since = n.firstAttempt
 	}
 	return time.Since(since)
 }
 
-// fair says that no answer was late for a while.
-func (n *Voter) fair() bool { return time.Since(n.late) >= fairFor }
+// answersOnTime says that no answer was late for a while.
+func (n *Voter) answersOnTime() bool { return time.Since(n.late) >= onTimePeriod }
 
-// pop takes an open connection, if there is one: the one that is listened on last.
-func (n *Voter) pop() *session {
-	i := slices.IndexFunc(n.idle, func(node *session) bool { return n.ear == nil || n.ear.node != node })
+// takeIdle takes an open connection, if there is one: the one that is listened on last.
+func (n *Voter) takeIdle() *session {
+	i := slices.IndexFunc(n.idle, func(node *session) bool { return n.listener == nil || n.listener.node != node })
 	if i < 0 {
-		n.deafen()
+		n.stopListening()
 		i = 0
 	}
 	if len(n.idle) == 0 {
@@ -283,27 +283,27 @@ func (n *Voter) pop() *session {
 	return node
 }
 
-// try asks once more, unless too much is under way.
-func (n *Voter) try() {
-	r := tried{began: time.Now()}
+// startAttempt asks once more, unless too much is under way.
+func (n *Voter) startAttempt() {
+	r := attempt{began: time.Now()}
 	total := n.open + len(n.idle)
-	if n.refused || total >= fewOpen || len(n.waiting) > 0 {
-		r.node = n.pop()
+	if n.newConnRefused || total >= usualOpenConns || len(n.waiting) > 0 {
+		r.node = n.takeIdle()
 	}
 	switch {
 	case r.node != nil:
-		r.old, n.refused = true, false
-	case n.open+len(n.idle) >= n.most():
+		r.reused, n.newConnRefused = true, false
+	case n.open+len(n.idle) >= n.maxOpen():
 		return
 	}
 	n.open++
-	n.begun = r.began
-	if n.first.IsZero() {
-		n.first = r.began
+	n.newestAttempt = r.began
+	if n.firstAttempt.IsZero() {
+		n.firstAttempt = r.began
 	}
 	schema := n.schema
-	asked := len(n.waiting) > 0 || !n.w.calm.Load()
-	due := time.Since(n.looked) >= lookEvery*n.w.heartbeat()
+	asked := len(n.waiting) > 0 || !n.w.glancesSuffice.Load()
+	due := time.Since(n.looked) >= heartbeatsPerLook*n.w.heartbeatInterval()
 	n.wg.Go(func() {
 		limit := 4 * n.w.Settings().SilenceTimeout
 		ctx, cancel := context.WithTimeoutCause(n.ctx, limit, fmt.Errorf("no answer within four times silence_timeout (%s)", limit))
@@ -313,26 +313,26 @@ func (n *Voter) try() {
 			rec := n.record()
 			var server *registry.Server
 			if server, r.err = registry.ConnectPatiently(ctx, rec.String(), n.w.Settings().Conninfo(rec), limit, settled); r.err == nil {
-				r.node = &session{Server: server, loose: !settled}
+				r.node = &session{Server: server, unsettled: !settled}
 				n.opened(r.node)
 			}
 		}
 		if r.at = time.Now(); r.err == nil {
 			r.look(ctx, n, due, asked)
 		}
-		n.tries <- r
+		n.results <- r
 	})
 }
 
 // look looks, or glances where nobody asked for more and nothing has changed.
-func (r *tried) look(ctx context.Context, n *Voter, due, asked bool) {
+func (r *attempt) look(ctx context.Context, n *Voter, due, asked bool) {
 	var g glance
-	if r.old && !asked {
+	if r.reused && !asked {
 		if g, r.err = r.node.glance(ctx); r.err != nil {
 			return
 		}
 		if !due && g.same(r.node.known) {
-			r.brief = &g
+			r.glance = &g
 			return
 		}
 	}
@@ -345,31 +345,31 @@ func (r *tried) look(ctx context.Context, n *Voter, due, asked bool) {
 // long, that the node counts as silent.
 func (n *Voter) markLate() {
 	seen := n.Peer()
-	if time.Since(n.turn) > n.w.heartbeat() { // this process was stopped: its own silence is none of theirs
-		n.first = time.Now()
+	if time.Since(n.wakeBy) > n.w.heartbeatInterval() { // this process was stopped: its own silence is none of theirs
+		n.firstAttempt = time.Now()
 	}
 	if n.open == 0 {
 		return
 	}
-	quiet := n.quiet()
+	quiet := n.unansweredFor()
 	waited := slices.Contains([]election.Answer{election.Answers, election.Silent, election.Hangs, ""}, seen.Answer)
 	if waited && quiet > n.lateAfter() {
 		n.late = time.Now()
 	}
 	if quiet > n.w.Settings().SilenceTimeout/2 && (seen.Answer == election.Answers || seen.Answer == "") {
-		n.answer(election.Silent, time.Now().Add(-quiet), nil)
+		n.noteAnswer(election.Silent, time.Now().Add(-quiet), nil)
 	}
 }
 
 // lateAfter is how long after a question that was answered another one is late.
-func (n *Voter) lateAfter() time.Duration { return n.w.heartbeat() * 3 / 2 }
+func (n *Voter) lateAfter() time.Duration { return n.w.heartbeatInterval() * 3 / 2 }
 
-// next is how long nothing is due.
-func (n *Voter) next() time.Duration {
-	pulse := n.w.heartbeat()
-	due := n.every() - time.Since(n.begun)
+// untilDue is how long nothing is due.
+func (n *Voter) untilDue() time.Duration {
+	pulse := n.w.heartbeatInterval()
+	due := n.attemptInterval() - time.Since(n.newestAttempt)
 	if n.open > 0 {
-		quiet := n.quiet()
+		quiet := n.unansweredFor()
 		for _, limit := range []time.Duration{n.lateAfter(), n.w.Settings().SilenceTimeout / 2} {
 			if quiet <= limit {
 				due = min(due, limit-quiet+time.Millisecond)
@@ -377,15 +377,15 @@ func (n *Voter) next() time.Duration {
 		}
 	}
 	if len(n.queue) > 0 {
-		due = min(due, n.patience()-time.Since(n.queue[0].at))
+		due = min(due, n.connWait()-time.Since(n.queue[0].at))
 	}
 	return max(due, pulse/32) // where too much is under way, what is due waits
 }
 
 // wait lets things rest until something is due, and notices at once what comes.
 func (n *Voter) wait() {
-	rest, pulse := n.next(), n.w.heartbeat()
-	n.turn = time.Now().Add(min(rest, pulse))
+	rest, pulse := n.untilDue(), n.w.heartbeatInterval()
+	n.wakeBy = time.Now().Add(min(rest, pulse))
 	tick := n.w.ticks.coming()
 	var due <-chan time.Time
 	if rest < pulse-SinceTick(pulse)-pulse/16 { // else it is due at the next tick
@@ -394,19 +394,19 @@ func (n *Voter) wait() {
 		due = t.C
 	}
 	var ended chan error
-	if n.listen(); n.ear != nil {
-		ended = n.ear.ended
+	if n.listen(); n.listener != nil {
+		ended = n.listener.ended
 	}
 	select {
 	case j := <-n.jobs:
-		n.work(j)
-	case r := <-n.tries:
-		n.settle(r)
+		n.handleJob(j)
+	case r := <-n.results:
+		n.handleResult(r)
 	case err := <-ended:
-		node := n.ear.node
-		n.ear.stop()
-		n.ear = nil
-		n.gone(node, err)
+		node := n.listener.node
+		n.listener.stop()
+		n.listener = nil
+		n.connectionEnded(node, err)
 	case <-tick:
 	case <-due:
 	case <-n.ctx.Done():
@@ -415,39 +415,39 @@ func (n *Voter) wait() {
 
 // listen waits for the end of an open connection, where it does for none.
 func (n *Voter) listen() {
-	if n.ear != nil || len(n.idle) == 0 {
+	if n.listener != nil || len(n.idle) == 0 {
 		return
 	}
 	ctx, cancel := context.WithCancel(n.ctx)
-	e := &ear{n.idle[0], cancel, make(chan error, 1)}
-	n.ear = e
+	e := &listener{n.idle[0], cancel, make(chan error, 1)}
+	n.listener = e
 	n.wg.Go(func() {
 		_, err := e.node.Conn.WaitForNotification(ctx)
 		e.ended <- err
 	})
 }
 
-// deafen ends the listening.
-func (n *Voter) deafen() {
-	if e := n.ear; e != nil {
+// stopListening ends the listening.
+func (n *Voter) stopListening() {
+	if e := n.listener; e != nil {
 		e.stop()
-		n.ear = nil
-		n.gone(e.node, <-e.ended)
+		n.listener = nil
+		n.connectionEnded(e.node, <-e.ended)
 	}
 }
 
-// gone notes the end of a connection that was listened on, if it has ended.
-func (n *Voter) gone(node *session, err error) {
+// connectionEnded notes the end of a connection that was listened on, if it has ended.
+func (n *Voter) connectionEnded(node *session, err error) {
 	if !node.Conn.IsClosed() || n.ctx.Err() != nil {
 		return
 	}
 	n.idle = slices.DeleteFunc(n.idle, func(other *session) bool { return other == node })
-	n.ended(node, err)
-	n.try()
+	n.noteEnded(node, err)
+	n.startAttempt()
 }
 
-// count notes that a connection is back.
-func (n *Voter) count(r tried) {
+// countReturned notes that a connection is back.
+func (n *Voter) countReturned(r attempt) {
 	if r.lent {
 		n.lent--
 	} else {
@@ -455,54 +455,54 @@ func (n *Voter) count(r tried) {
 	}
 }
 
-// keep leaves a connection open for later, where it is wanted.
-func (n *Voter) keep(node *session) {
-	if total := n.open + len(n.idle); !node.Conn.IsClosed() && (total < fewOpen || !n.fair() && total < n.most()) {
+// keepOpen leaves a connection open for later, where it is wanted.
+func (n *Voter) keepOpen(node *session) {
+	if total := n.open + len(n.idle); !node.Conn.IsClosed() && (total < usualOpenConns || !n.answersOnTime() && total < n.maxOpen()) {
 		n.idle = append(n.idle, node)
 		return
 	}
 	n.wg.Go(func() { n.closed(node) })
 }
 
-// settle puts a try's outcome to use.
-func (n *Voter) settle(r tried) {
-	n.count(r)
+// handleResult puts a try's outcome to use.
+func (n *Voter) handleResult(r attempt) {
+	n.countReturned(r)
 	switch {
 	case r.lent:
 		switch {
 		case r.node == nil:
 		case r.node.Conn.IsClosed() && r.err != nil && !errors.Is(r.err, context.DeadlineExceeded) && !errors.Is(r.err, context.Canceled):
-			n.ended(r.node, r.err)
+			n.noteEnded(r.node, r.err)
 		default:
-			n.keep(r.node)
+			n.keepOpen(r.node)
 		}
 		return
 	case r.err == nil:
 		n.schema = r.node.Level
-		if r.brief == nil {
+		if r.glance == nil {
 			n.looked, n.free = r.began, r.node.free
 		}
-		n.keep(r.node)
-		n.publish(r)
-		if r.brief != nil {
+		n.keepOpen(r.node)
+		n.publishView(r)
+		if r.glance != nil {
 			return
 		}
-	case r.old && n.ctx.Err() == nil && r.node.Conn.IsClosed() && time.Since(r.began) < n.w.Settings().SilenceTimeout:
-		n.ended(r.node, r.err) // it may be back already
-		n.try()
+	case r.reused && n.ctx.Err() == nil && r.node.Conn.IsClosed() && time.Since(r.began) < n.w.Settings().SilenceTimeout:
+		n.noteEnded(r.node, r.err) // it may be back already
+		n.startAttempt()
 		return
 	case r.node == nil && len(n.idle) > 0 && n.ctx.Err() == nil: // what answers says more
-		n.refused = true
-		n.try()
+		n.newConnRefused = true
+		n.startAttempt()
 		return
 	default:
 		if r.node != nil && r.node.Conn.IsClosed() && !errors.Is(r.err, context.DeadlineExceeded) {
-			n.ended(r.node, r.err)
+			n.noteEnded(r.node, r.err)
 		}
 		n.wg.Go(func() { n.closed(r.node) })
 		n.schema = registry.None
 		if v := n.Peer(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
-			n.answer(answerOf(r.err), r.began, r.err)
+			n.noteAnswer(answerOf(r.err), r.began, r.err)
 		}
 	}
 	n.waiting = slices.DeleteFunc(n.waiting, func(j job) bool {
@@ -514,14 +514,14 @@ func (n *Voter) settle(r tried) {
 	})
 }
 
-// work takes a job.
-func (n *Voter) work(j job) {
+// handleJob takes a job.
+func (n *Voter) handleJob(j job) {
 	if j.lend != nil {
 		n.queue = append(n.queue, j)
 		return
 	}
 	n.waiting = append(n.waiting, j)
-	n.try()
+	n.startAttempt()
 }
 
 func (n *Voter) record() registry.Record {
@@ -598,17 +598,17 @@ func (n *Voter) closed(node *session) {
 	delete(n.conns, node.Server)
 }
 
-// ended notes that a connection has ended, not by us. Where none is left, and the
+// noteEnded notes that a connection has ended, not by us. Where none is left, and the
 // server's own kernel or its last message has closed one, the server has ended:
 // one session alone may have been terminated, or have been idle for too long.
-func (n *Voter) ended(node *session, err error) {
+func (n *Voter) noteEnded(node *session, err error) {
 	node.Close()
 	n.Mu.Lock()
 	delete(n.conns, node.Server)
 	if endsServer(err) {
-		n.wordAt = time.Now()
+		n.shutdownSaidAt = time.Now()
 	}
-	over := !n.wordAt.IsZero() && len(n.conns) == 0
+	over := !n.shutdownSaidAt.IsZero() && len(n.conns) == 0
 	if over {
 		n.endedAt, n.View.Ended = time.Now(), true
 	}
@@ -661,8 +661,8 @@ func rejection(err error) string {
 	return postgres.Cause(ce.Err)
 }
 
-// answer notes an attempt that brought no view.
-func (n *Voter) answer(a election.Answer, at time.Time, err error) {
+// noteAnswer notes an attempt that brought no view.
+func (n *Voter) noteAnswer(a election.Answer, at time.Time, err error) {
 	n.Mu.Lock()
 	changed := n.View.Answer != a
 	switch {
@@ -672,7 +672,7 @@ func (n *Voter) answer(a election.Answer, at time.Time, err error) {
 		n.View.Starting = time.Now()
 	}
 	if a != election.Refused && a != election.NotAccepting { // the end of a server is followed by a port that refuses
-		n.View.Ended, n.wordAt = false, time.Time{}
+		n.View.Ended, n.shutdownSaidAt = false, time.Time{}
 	}
 	n.View.Answer, n.View.Tried, n.View.Rejection = a, at, ""
 	if a == election.Rejects {
@@ -687,11 +687,11 @@ func (n *Voter) answer(a election.Answer, at time.Time, err error) {
 	}
 }
 
-func (n *Voter) publish(r tried) {
+func (n *Voter) publishView(r attempt) {
 	n.Mu.Lock()
 	v, p, at, old := r.view, r.pres, r.at, n.View
-	if r.brief != nil {
-		v, p = r.brief.update(old), n.Last
+	if r.glance != nil {
+		v, p = r.glance.update(old), n.Last
 	}
 	if at.Before(old.SeenAt) { // overtaken by a later question
 		n.Mu.Unlock()
@@ -703,8 +703,8 @@ func (n *Voter) publish(r tried) {
 		v.Since = time.Now()
 	}
 	v.Starting = time.Time{}
-	if at.After(n.wordAt) {
-		n.wordAt = time.Time{}
+	if at.After(n.shutdownSaidAt) {
+		n.shutdownSaidAt = time.Time{}
 	}
 	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // this look is older than that
 	if v.NoPledge != "" && v.Term == 0 {                                       // a vote that can not be read now was not taken back

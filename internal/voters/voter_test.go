@@ -34,7 +34,7 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 		defer cancel()
 		_, err := node.Conn.WaitForNotification(ctx)
 		require.NoError(t, ctx.Err())
-		n.ended(node, err)
+		n.noteEnded(node, err)
 	}
 	idle := open()
 	_, err := idle.Conn.Exec(t.Context(), `SET idle_session_timeout = '10ms'`)
@@ -52,9 +52,9 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 	s.Kill()
 	end(second)
 	require.True(t, n.Peer().Ended)
-	n.answer(election.Refused, time.Now(), nil)
+	n.noteAnswer(election.Refused, time.Now(), nil)
 	require.True(t, n.Peer().Ended)
-	n.answer(election.Silent, time.Now(), nil)
+	n.noteAnswer(election.Silent, time.Now(), nil)
 	require.False(t, n.Peer().Ended, "a port that falls silent and refuses later may be a firewall's")
 }
 
@@ -67,38 +67,38 @@ func TestWatcher_PassesEverySecondPulse(t *testing.T) {
 	calm := func() *Voter {
 		w := &Watch{wake: func() {}}
 		w.Use(Settings{Self: 2, SilenceTimeout: 2 * time.Second})
-		w.easy.Store(true)
-		n := &Voter{w: w, ctx: ctx, tries: make(chan tried, mostOpen), ear: &ear{}}
+		w.skipStandbys.Store(true)
+		n := &Voter{w: w, ctx: ctx, results: make(chan attempt, maxOpenConns), listener: &listener{}}
 		n.View = election.Peer{ID: 3, Role: election.Standby, Running: election.Standby, Answer: election.Answers, SeenAt: time.Now()}
 		return n
 	}
 	for what, change := range map[string]func(*Voter){
-		"an election may be near":   func(n *Voter) { n.w.easy.Store(false) },
+		"an election may be near":   func(n *Voter) { n.w.skipStandbys.Store(false) },
 		"its own server":            func(n *Voter) { n.View.ID = 2 },
 		"a primary":                 func(n *Voter) { n.View.Running = election.Primary },
 		"registered as a primary":   func(n *Voter) { n.View.Role = election.Primary },
 		"a witness":                 func(n *Voter) { n.View.Role = election.Witness },
 		"silent":                    func(n *Voter) { n.View.Answer = election.Silent },
 		"late a moment ago":         func(n *Voter) { n.late = time.Now() },
-		"its end would go unheard":  func(n *Voter) { n.ear = nil },
+		"its end would go unheard":  func(n *Voter) { n.listener = nil },
 		"a question is on its way":  func(n *Voter) { n.open = 1 },
 		"somebody waits for a look": func(n *Voter) { n.waiting = []job{{}} },
 	} {
 		n := calm()
-		require.True(t, n.passes())
+		require.True(t, n.skipsHeartbeat())
 		change(n)
-		require.False(t, n.passes(), what)
+		require.False(t, n.skipsHeartbeat(), what)
 	}
 	n := calm()
 	for range 3 {
-		n.begun, n.first = time.Time{}, time.Time{}
+		n.newestAttempt, n.firstAttempt = time.Time{}, time.Time{}
 		n.ask()
 		require.Zero(t, n.open, "the first pulse goes by")
-		require.Less(t, n.quiet(), n.lateAfter(), "and what is not asked is not late")
-		n.begun = time.Time{}
+		require.Less(t, n.unansweredFor(), n.lateAfter(), "and what is not asked is not late")
+		n.newestAttempt = time.Time{}
 		n.ask()
 		require.Equal(t, 1, n.open, "the second does not")
-		n.count(<-n.tries)
+		n.countReturned(<-n.results)
 		n.w.wg.Wait()
 	}
 	n.wg.Wait()

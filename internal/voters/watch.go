@@ -35,13 +35,13 @@ type Settings struct {
 // connection, and an election finds the connections open. It is safe for
 // concurrent use.
 type Watch struct {
-	conf atomic.Pointer[Settings]
-	calm atomic.Bool // glances are enough: no election is near
-	easy atomic.Bool // and the other standbys need few: a standby's Monitor watches the primary
-	wake func()      // called when a voter's answer or what it says of the election has changed
-	ctx  context.Context
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	conf           atomic.Pointer[Settings]
+	glancesSuffice atomic.Bool // glances are enough: no election is near
+	skipStandbys   atomic.Bool // and the other standbys need few: a standby's Monitor watches the primary
+	wake           func()      // called when a voter's answer or what it says of the election has changed
+	ctx            context.Context
+	stop           context.CancelFunc
+	wg             sync.WaitGroup
 
 	hosts hosts
 	ticks ticks
@@ -76,13 +76,15 @@ func (w *Watch) Settings() *Settings { return w.conf.Load() }
 // HeartbeatInterval is the time between two looks at a voter, and between two heartbeats.
 func HeartbeatInterval(silenceTimeout time.Duration) time.Duration { return silenceTimeout / 4 }
 
-func (w *Watch) heartbeat() time.Duration { return HeartbeatInterval(w.Settings().SilenceTimeout) }
+func (w *Watch) heartbeatInterval() time.Duration {
+	return HeartbeatInterval(w.Settings().SilenceTimeout)
+}
 
-// Relax says how much is asked. calm: glances are enough, for no election is near. easy:
+// SetDetail says how much is asked. calm: glances are enough, for no election is near. easy:
 // the other standbys need few of them, for this is a standby's Monitor that watches its primary.
-func (w *Watch) Relax(calm, easy bool) {
-	w.calm.Store(calm)
-	w.easy.Store(easy)
+func (w *Watch) SetDetail(calm, easy bool) {
+	w.glancesSuffice.Store(calm)
+	w.skipStandbys.Store(easy)
 }
 
 // Close ends all looking and waits for it.
@@ -99,7 +101,7 @@ func (w *Watch) SetNodes(recs []registry.Record) {
 	w.recs = recs
 	if len(recs) > 0 && w.ticks.coming() == nil {
 		w.ticks.start()
-		w.wg.Go(func() { w.ticks.run(w.ctx, func() time.Duration { return w.heartbeat() }) })
+		w.wg.Go(func() { w.ticks.run(w.ctx, func() time.Duration { return w.heartbeatInterval() }) })
 	}
 	for id, n := range w.nodes {
 		if r, ok := registry.ByID(recs, id); !ok || r.Conninfo != n.rec.Conninfo {
@@ -112,7 +114,7 @@ func (w *Watch) SetNodes(recs []registry.Record) {
 			n.setRecord(r)
 			continue
 		}
-		n := &Voter{w: w, rec: r, jobs: make(chan job), tries: make(chan tried, mostOpen)}
+		n := &Voter{w: w, rec: r, jobs: make(chan job), results: make(chan attempt, maxOpenConns)}
 		n.View = election.Peer{ID: int32(r.ID)}
 		w.guard.recall(&n.View)
 		n.setRecord(r)
@@ -143,17 +145,17 @@ func (w *Watch) Peers() []election.Peer {
 	slices.SortFunc(all, func(a, b election.Peer) int { return int(a.ID) - int(b.ID) })
 	primary := NewestRule(all).Primary
 	for i, p := range all {
-		all[i].CoordinatorGone = w.forsaken(p.Candidate)
-		if p.ID == primary && p.SeenAt.IsZero() && !p.Monitored && w.saysGuarded() {
+		all[i].CoordinatorGone = w.coordinatorEnded(p.Candidate)
+		if p.ID == primary && p.SeenAt.IsZero() && !p.Monitored && w.reportedGuarded() {
 			all[i].Monitored, all[i].Automatic, all[i].CanFence, all[i].PauseSeq = true, true, true, election.LastPause(all)
 		}
 	}
 	return all
 }
 
-// saysGuarded reports whether a Monitor that has seen the primary when we had not
+// reportedGuarded reports whether a Monitor that has seen the primary when we had not
 // says that the primary's own would stop it.
-func (w *Watch) saysGuarded() bool {
+func (w *Watch) reportedGuarded() bool {
 	for _, n := range w.nodes {
 		n.Mu.Lock()
 		says := n.View.Answer == election.Answers && n.Last.Guarded
@@ -165,9 +167,9 @@ func (w *Watch) saysGuarded() bool {
 	return false
 }
 
-// forsaken reports whether the Monitor that pledges were made out to is known to
+// coordinatorEnded reports whether the Monitor that pledges were made out to is known to
 // have ended: its server answers, and another one, or none, watches it.
-func (w *Watch) forsaken(candidate string) bool {
+func (w *Watch) coordinatorEnded(candidate string) bool {
 	at := strings.LastIndex(candidate, ".")
 	if at < 0 {
 		return false
@@ -273,7 +275,7 @@ func PeerOf(peers []election.Peer, id int32) election.Peer {
 func (w *Watch) watchArbiter(ctx context.Context) {
 	for ctx.Err() == nil {
 		w.lookArbiter(ctx)
-		_ = wait.Pause(ctx, w.heartbeat())
+		_ = wait.Pause(ctx, w.heartbeatInterval())
 	}
 }
 
