@@ -18,12 +18,13 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// startTask starts a long action. There is at most one, and Run waits for its end.
+// startTask starts a long action in a goroutine of its own. Only one runs at a time. Where one
+// runs already, nothing is started: the next decision asks for it again.
 func (m *Monitor) startTask(ctx context.Context, a election.Action) {
-	if m.tasks.current != nil || a.Verb == election.Rejoin && m.outbox.Storing() { // it is asked for again
+	if m.tasks.current != nil || a.Verb == election.Rejoin && m.outbox.Storing() { // the next decision asks for it again
 		return
 	}
-	if a.Verb == election.Follow { // follow_command is run once for it
+	if a.Verb == election.Follow { // follow_command runs only once for this term
 		m.tasks.followCommandFor = max(m.tasks.followCommandFor, voters.NewestRule(m.watch.Peers()).Term)
 	}
 	c := m.cluster
@@ -39,8 +40,8 @@ func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 	}, m.lookNow)
 }
 
-// withoutHooks promotes by itself: a command that hung or failed once would hold
-// up one election after the other.
+// withoutHooks returns a copy that promotes over SQL instead of running promote_command. After
+// a command has failed or hung once, it would hold up every further election.
 func (c *Cluster) withoutHooks() *Cluster {
 	bare := *c
 	bare.cfg.PromoteCommand, bare.cfg.ServicePromoteCommand = "", ""
@@ -59,7 +60,7 @@ func (m *Monitor) runTask(ctx context.Context, c *Cluster, act *task.Task, targe
 			m.guard.Fence(ctx, "another node is to be the primary: "+refusal.Detail)
 		}
 		if err == nil || res.Term > 0 {
-			m.watch.Refresh(ctx, c.heartbeatInterval()) // the next decision is to know of it
+			m.watch.Refresh(ctx, c.heartbeatInterval()) // the next decision must see the new votes and the new rule
 		}
 		return err
 	case election.Follow:
@@ -72,7 +73,8 @@ func (m *Monitor) runTask(ctx context.Context, c *Cluster, act *task.Task, targe
 	return nil
 }
 
-// rejoin brings the local server back, and leaves a mark as long as it has not.
+// rejoin brings the local server back as a standby. A mark file in the data directory tells a
+// later daemon that the rejoin is not complete.
 func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target Record) error {
 	if m.guard.Unmarked() {
 		return rejoinNotStarted{kind(ErrRefused, "the server was fenced, and is not marked as a standby yet")}
@@ -82,7 +84,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 	if err != nil {
 		return err
 	}
-	if !rejoin.Incomplete(srv, c.cfg.NodeID) { // a clone takes no directory with a file in it that it does not know
+	if !rejoin.Incomplete(srv, c.cfg.NodeID) { // a clone accepts no directory that holds an unknown file, such as this mark
 		if err := durable.Write(filepath.Join(srv.Dir, postmaster.RejoinMark), []byte(target.Name+"\n")); err != nil {
 			return fmt.Errorf("mark the rejoin: %w", err)
 		}
@@ -102,7 +104,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 	return nil
 }
 
-// collectOutcome notes the end of a long action.
+// collectOutcome takes the result of a long action that has ended.
 func (m *Monitor) collectOutcome() {
 	if over, err := m.tasks.current.Outcome(); over {
 		m.finishTask(err)
@@ -128,26 +130,28 @@ func (m *Monitor) finishTask(err error) {
 	m.tellRejoin(v, err)
 }
 
-// diverged reports whether the last action failed because the node has WAL that the primary
-// never had, or because the primary does not have WAL any more that the node needs.
+// diverged reports whether the last follow or rejoin failed in a way that only a rejoin can
+// solve: the node has WAL that the primary never had, or it needs WAL that the primary has
+// removed, or the last rejoin failed.
 func (m *Monitor) diverged() bool {
 	err := m.tasks.failed[m.tasks.last.Verb]
 	return m.tasks.last.Verb == election.Follow && (errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone)) || m.tasks.last.Verb == election.Rejoin && err != nil
 }
 
-// rejoinUnfinished reports whether the last rejoin failed, and is to be tried again.
+// rejoinUnfinished reports whether the last rejoin failed after it had begun, so that it has to
+// be tried again.
 func (m *Monitor) rejoinUnfinished() bool {
 	err := m.tasks.failed[election.Rejoin]
 	return err != nil && !errors.Is(err, ErrRefused)
 }
 
-// rejoinNotStarted is a rejoin that was refused before anything was changed.
+// rejoinNotStarted is the error of a rejoin that was refused before it changed anything.
 type rejoinNotStarted struct{ error }
 
 func (e rejoinNotStarted) Unwrap() error { return e.error }
 
-// tellRejoin tells once why the node does not come back. One that failed in the
-// middle has told it already.
+// tellRejoin reports once why the node was not brought back. A rejoin that failed in the middle
+// has sent its own event.
 func (m *Monitor) tellRejoin(v election.Verb, err error) {
 	var refused rejoinNotStarted
 	switch {
@@ -159,14 +163,14 @@ func (m *Monitor) tellRejoin(v election.Verb, err error) {
 	}
 }
 
-// endTask ends the long action of a Monitor that was told to stop.
+// endTask stops the long action that runs, because this Monitor was told to stop or to yield.
 func (m *Monitor) endTask() {
 	if m.tasks.current != nil {
 		m.finishTask(m.tasks.current.End())
 	}
 }
 
-// tellRefusal tells once why there is no failover.
+// tellRefusal reports once why a failover was refused.
 func (m *Monitor) tellRefusal(v election.Verb, err error) {
 	var refusal *RefusalError
 	switch {
@@ -175,13 +179,14 @@ func (m *Monitor) tellRefusal(v election.Verb, err error) {
 		m.trouble.News(string(v), "")
 	case errors.As(err, &refusal) && refusal.Refusal == election.RefusedHealth:
 	case errors.As(err, &refusal) && (refusal.Refusal == election.RefusedElection || refusal.Refusal == election.RefusedPledges) && time.Since(m.state.LostAt) < 3*m.cluster.cfg.SilenceTimeout:
-		// Daemons that begin at one time get into each other's way: that is part of a failover.
+		// Daemons that start elections at the same time hinder each other for a moment. That is
+		// normal in a failover, and is not reported.
 	case errors.As(err, &refusal) && m.trouble.News(string(v), string(refusal.Refusal)):
 		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
 	}
 }
 
-// tellElection records an election on its winner, and tells of it.
+// tellElection records an election on its winner, and sends its event.
 func (m *Monitor) tellElection(c *Cluster, reaffirmed bool, res FailoverResult, err error) {
 	switch {
 	case err != nil && res.Winner != nil && len(res.Steps) >= 3 && !reaffirmed:
@@ -194,8 +199,9 @@ func (m *Monitor) tellElection(c *Cluster, reaffirmed bool, res FailoverResult, 
 	}
 }
 
-// failoverLimitReached reports whether failovers_per_hour is reached, as the local copy knows it.
-// A witness and an observer have none: they ask the first node that answers.
+// failoverLimitReached reports whether there were failovers_per_hour failovers in the last
+// hour, according to the local copy of the metadata. A witness and an observer ask the first
+// node that answers.
 func (m *Monitor) failoverLimitReached(ctx context.Context) bool {
 	limit := m.cluster.cfg.FailoversPerHour
 	if limit < 0 {
@@ -216,8 +222,8 @@ func (m *Monitor) failoverLimitReached(ctx context.Context) bool {
 	return false
 }
 
-// runFollowCommand runs follow_command once for each term whose primary the node was
-// pointed to by somebody else.
+// runFollowCommand runs follow_command once for each term in which another program has pointed
+// the local standby to the new primary.
 func (m *Monitor) runFollowCommand(ctx context.Context) {
 	r := voters.NewestRule(m.watch.Peers())
 	switch {
@@ -229,8 +235,8 @@ func (m *Monitor) runFollowCommand(ctx context.Context) {
 	}
 }
 
-// followWinner points the local standby to the primary that the newest rule
-// names, with the operator's follow_command where there is one.
+// followWinner makes the local standby follow the primary that the newest rule names. Where
+// follow_command is set, it is run instead.
 func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 	limit := c.cfg.StandbyFollowTimeout + c.cfg.PrimaryFollowTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("follow %s: not done within %s", target, limit))

@@ -24,8 +24,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// register writes the row of the node, as what it runs as. What repmgr 5 or an
-// older version of this program has made is brought up to date first.
+// register writes the row of the node, with the role in which its server runs. Metadata of
+// repmgr 5 or of an older version of this program is upgraded first.
 func (m *Monitor) register(ctx context.Context, force bool) error {
 	o := RegisterOptions{Force: force, WaitStart: postgres.DefaultConnectTimeout}
 	status, _, err := m.node.LookLocal(ctx)
@@ -44,7 +44,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	}
 	switch old := m.node.Local.Level == registry.Bare || m.node.Local.Level == registry.OtherVersion; {
 	case old && status.InRecovery:
-		return m.node.Local.NeedSchema(ctx) // the primary's to do
+		return m.node.Local.NeedSchema(ctx) // only the primary can upgrade it
 	case old:
 		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {
 			_, err = m.node.Local.CreateSchema(ctx, Schema)
@@ -54,7 +54,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	case len(status.Senders) == 0:
 		return hint(kind(ErrNotRegistered, "%s is not registered, and nothing streams from it: it may be meant for a primary or for a witness", m.cluster.self()),
 			"Run on it: repmgr primary register. Or, for a witness: repmgr witness register -h PRIMARY")
-	default: // what sends WAL is no witness
+	default: // a server that sends WAL is not a witness
 		_, err = m.cluster.RegisterPrimary(ctx, o)
 	}
 	if err == nil {
@@ -75,17 +75,17 @@ func (m *Monitor) writeSample(ctx context.Context) error {
 	}, m.cluster.cfg.MonitoringHistory)
 }
 
-// markActive says in the node's row whether its server runs.
+// markActive stores in the node's row whether its server is running.
 func (m *Monitor) markActive(ctx context.Context, active bool) error {
 	ctx, cancel := m.node.PeerLimit(ctx)
 	defer cancel()
 	if m.node.Primary == nil {
-		return nil // nobody to tell; it is asked for again when there is
+		return nil // no primary is known; it is asked for again when there is one
 	}
 	return m.node.Primary.MarkActive(ctx, m.cluster.cfg.NodeID, active)
 }
 
-// tellHappening fills in what an event's name alone does not say.
+// tellHappening sends the event of a change that was observed, with a text for people.
 func (m *Monitor) tellHappening(a election.Action) {
 	e := Event{Type: EventType(a.Event), Success: true}
 	self := m.cluster.self()
@@ -114,7 +114,8 @@ func (m *Monitor) tellHappening(a election.Action) {
 	m.tell(e)
 }
 
-// catchUpPause writes to the local server what was said of a pause while it was down.
+// catchUpPause stores on the local server a pause or unpause that was set on the other nodes
+// while this server was down.
 func (m *Monitor) catchUpPause(ctx context.Context, o election.Observation) error {
 	me, word := voters.PeerOf(o.Peers, o.Self), election.LastPause(o.Peers)
 	if !o.Local.Up || m.node.Local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
@@ -125,8 +126,8 @@ func (m *Monitor) catchUpPause(ctx context.Context, o election.Observation) erro
 	return m.node.Local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
 }
 
-// checkPauseHolds says that a pause does not hold, since an election could pass it by:
-// the local primary keeps its lease then.
+// checkPauseHolds reports an error where failover is paused on too few nodes, so that the
+// others could still elect a primary. The local primary then still needs its lease.
 func (m *Monitor) checkPauseHolds(o election.Observation) error {
 	me := voters.PeerOf(o.Peers, o.Self)
 	if m.cluster.cfg.Failover != FailoverAutomatic || !m.guard.IsPrimary() || !me.Rule.Known() || !election.Paused(o.Peers) || me.Rule.PausePreventsElection(o.Self, o.Peers) {
@@ -136,7 +137,8 @@ func (m *Monitor) checkPauseHolds(o election.Observation) error {
 		"Run repmgr service pause where all nodes can be reached, or repmgr service unpause.")
 }
 
-// reportRejected names the nodes that reject our login: what is known of them is old.
+// reportRejected names the nodes that reject the login of this daemon. What is known of them
+// may be out of date.
 func (m *Monitor) reportRejected(peers []election.Peer) {
 	for _, p := range peers {
 		if p.ID == election.Arbiter {
@@ -158,8 +160,8 @@ func (m *Monitor) reportRejected(peers []election.Peer) {
 	}
 }
 
-// checkAutomatic says at the start what will keep failover from working, and
-// what to do about it.
+// checkAutomatic reports, when the daemon starts, what would keep an automatic failover from
+// working, and how to repair it.
 func (m *Monitor) checkAutomatic(ctx context.Context) {
 	c := m.cluster
 	if c.cfg.Failover != FailoverAutomatic || m.node.Local == nil {
@@ -178,7 +180,8 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	}
 }
 
-// warnTwoVoters says once that two voters are too few, whenever they become two.
+// warnTwoVoters warns once, whenever the number of voters becomes two: two voters can not fail
+// over, because a majority needs both.
 func (m *Monitor) warnTwoVoters() {
 	two := ""
 	if m.cluster.cfg.Failover == FailoverAutomatic && len(m.registered()) == 2 {
@@ -190,8 +193,8 @@ func (m *Monitor) warnTwoVoters() {
 	}
 }
 
-// recordPromotion writes the rows of the nodes that a promotion changes, where whoever
-// held the election did not get to it.
+// recordPromotion updates the rows of the nodes after a promotion, in case the coordinator of
+// the election ended before it could.
 func (m *Monitor) recordPromotion(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
@@ -227,7 +230,7 @@ func (m *Monitor) syncWitness(ctx context.Context) error {
 	return registry.CopyMetadata(ctx, n.Server, m.node.Local.Server)
 }
 
-// announce says what this Monitor does to everybody who looks at its server.
+// announce publishes the state of this Monitor on its own server, where everybody can read it.
 func (m *Monitor) announce(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil {
 		m.presence.Close()
@@ -255,7 +258,7 @@ func (m *Monitor) announce(ctx context.Context) {
 	m.report("the announcement", m.presence.Announce(ctx, m.cluster.connectLocal, p))
 }
 
-// reconcileOptions are what keeps the rule and the settings of the local server in step.
+// reconcileOptions are what package reconcile needs of this Monitor.
 func (m *Monitor) reconcileOptions() reconcile.Options {
 	c := m.cluster
 	o := reconcile.Options{
@@ -283,7 +286,8 @@ func (m *Monitor) duplicateNames(ctx context.Context) []int32 {
 	return m.duties.names.All()
 }
 
-// reconcilePrimary keeps the rule of the local primary, and whom its commits wait for, in step.
+// reconcilePrimary takes one step to bring the rule of the local primary, and the standbys that
+// its commits wait for, in line with the standbys that are there.
 func (m *Monitor) reconcilePrimary(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
@@ -291,7 +295,7 @@ func (m *Monitor) reconcilePrimary(ctx context.Context) error {
 	return m.duties.leader.Step(ctx, m.reconcileLook())
 }
 
-// prepareStandby keeps the local standby ready for its promotion.
+// prepareStandby keeps the local standby ready for a promotion.
 func (m *Monitor) prepareStandby(ctx context.Context) error {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
@@ -303,12 +307,13 @@ func (m *Monitor) prepareStandby(ctx context.Context) error {
 	return m.duties.standby.Step(ctx, m.reconcileLook(), alone)
 }
 
-// registered are the voters that should be.
+// registered are the ids of all voters that should be in the rule.
 func (m *Monitor) registered() []int32 {
 	return reconcile.Registered(m.node.Records, m.cluster.cfg.Arbiter != nil)
 }
 
-// giveBackArchive leaves the local standby with its archive.
+// giveBackArchive puts restore_command of the local standby back in force. The daemon takes it
+// out of force while it runs.
 func (m *Monitor) giveBackArchive(ctx context.Context) {
 	if m.state.Role != election.Standby || m.cluster.cfg.NodeID == 0 {
 		return
@@ -317,10 +322,10 @@ func (m *Monitor) giveBackArchive(ctx context.Context) {
 	defer cancel()
 	n, err := m.cluster.connectLocal(ctx)
 	if errors.Is(err, ErrConnect) {
-		return // there is no server to give it to
+		return // the server is down
 	}
 	if err == nil {
-		var detached bool // then it was fenced or has voted, and whoever points it to a primary gives it back
+		var detached bool // it was fenced or has pledged itself; whoever makes it follow a primary gives the command back
 		if err = n.Conn.QueryRow(ctx, `SELECT current_setting('primary_conninfo') = ''`).Scan(&detached); err == nil && !detached {
 			err = ballot.GiveArchive(ctx, n.Conn)
 		}
@@ -331,7 +336,8 @@ func (m *Monitor) giveBackArchive(ctx context.Context) {
 	}
 }
 
-// waitHeartbeat lets a pulse pass; with failover=manual nothing is that urgent.
+// waitHeartbeat waits for the next heartbeat. With failover=manual it waits for
+// monitor_interval, because nothing is that urgent.
 func (m *Monitor) waitHeartbeat(ctx context.Context) error {
 	c := m.control.inForce.Load()
 	if c.cfg.Failover != FailoverAutomatic {
@@ -340,7 +346,8 @@ func (m *Monitor) waitHeartbeat(ctx context.Context) error {
 	return m.watch.Rest(ctx, c.heartbeatInterval()-voters.SinceTick(c.heartbeatInterval()), nil)
 }
 
-// restoreHistory makes, after each promotion, what standbys need of earlier timelines: see [rejoin.MendHistory].
+// restoreHistory makes, once after each promotion, the WAL segments of earlier timelines that
+// standbys may still need: see [rejoin.RestoreHistory].
 func (m *Monitor) restoreHistory() {
 	s := m.node.Status
 	if s.InRecovery || s.Timeline == m.duties.historyRestored || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() {
@@ -359,11 +366,11 @@ func (m *Monitor) restoreHistory() {
 	}
 }
 
-// lostWALInterval is how often a monitor asks again whether the WAL is gone.
+// lostWALInterval is the time between two checks whether the WAL that a standby needs is gone.
 const lostWALInterval = 2 * time.Second
 
-// watchWAL tells once when this standby needs WAL that its upstream does not have
-// any more: nothing else will bring it back than a new copy.
+// watchWAL reports once when this standby needs WAL that its upstream has removed. Only a new
+// copy of the node brings it back then.
 func (m *Monitor) watchWAL(ctx context.Context) {
 	s := m.node.Status
 	if m.node.Local == nil || m.node.Primary == nil || m.node.Role == RoleWitness || m.node.Self.ID == 0 || registry.NextLSN(s) == 0 || m.tasks.current != nil || time.Since(m.duties.walLookedFor) < lostWALInterval {
@@ -407,8 +414,8 @@ func (m *Monitor) outboxDaemon() outbox.Daemon {
 	}
 }
 
-// ownDirectory is the data directory of the node, where it is known, and this Monitor is
-// the one that keeps files there. nil: it is not.
+// ownDirectory is the data directory of the node. It is nil where the directory is not known or
+// not on this machine, or where another Monitor acts for the node and keeps its files there.
 func (m *Monitor) ownDirectory() *postmaster.Server {
 	if m.cluster.cfg.NodeID == 0 || m.presence.yielding {
 		return nil
@@ -420,8 +427,8 @@ func (m *Monitor) ownDirectory() *postmaster.Server {
 	return &srv.Server
 }
 
-// onPrimary runs do on the primary, over a connection that is open, and is false where
-// there is none.
+// onPrimary runs do on the primary, over a connection that is open already. known is false
+// where there is no such connection.
 func (m *Monitor) onPrimary(ctx context.Context, do func(context.Context, *registry.Server) error) (known bool, err error) {
 	ctx, cancel := m.node.PeerLimit(ctx)
 	defer cancel()
@@ -435,14 +442,15 @@ func (m *Monitor) onPrimary(ctx context.Context, do func(context.Context, *regis
 		}
 		return true, do(ctx, m.node.Local.Server)
 	}
-	// A witness and an observer keep no connection of their own to it.
+	// A witness or an observer has no connection of its own to the primary, and borrows one from
+	// the watch of the voters.
 	if p := voters.PeerOf(m.watch.Peers(), int32(ruler)); p.Answer != election.Answers || p.Running != election.Primary {
 		return false, nil
 	}
 	return true, m.watch.Voter(int32(ruler)).Run(ctx, func(n *registry.Server) error { return do(ctx, n) })
 }
 
-// keeperDaemon is what the keeper of the state file needs of this Monitor.
+// keeperDaemon is what package statefile needs of this Monitor.
 func (m *Monitor) keeperDaemon() statefile.Daemon {
 	return statefile.Daemon{
 		Node: m.cluster.cfg.NodeID, Name: m.cluster.self(), Log: m.cluster.log,
@@ -457,7 +465,8 @@ func (m *Monitor) keeperDaemon() statefile.Daemon {
 	}
 }
 
-// saveState writes what must be known of the cluster while the own server is down.
+// saveState writes to the state file what must be known of the cluster while the local server
+// is down.
 func (m *Monitor) saveState(o election.Observation) {
 	if len(m.node.Records) == 0 || !o.Local.Up || o.Self == 0 || m.presence.yielding {
 		return
@@ -478,7 +487,8 @@ func (m *Monitor) saveState(o election.Observation) {
 	m.stateFile.Keep(m.keeperDaemon(), now)
 }
 
-// saveVote keeps the node's vote a second time, and gives it back to a server that has lost it.
+// saveVote stores a second copy of the node's vote in the state file, and writes the vote back
+// to a server that has lost it.
 func (m *Monitor) saveVote(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.presence.yielding {
 		return
@@ -488,7 +498,8 @@ func (m *Monitor) saveVote(ctx context.Context) {
 	m.stateFile.KeepVote(ctx, m.keeperDaemon(), m.node.Local.Server, m.node.Status)
 }
 
-// tryStreams tries whether the local server could stream from each node that may be promoted.
+// tryStreams tests, until ctx ends, whether the local server could stream from each node that
+// may be promoted.
 func (m *Monitor) tryStreams(ctx context.Context) {
 	for m.waitHeartbeat(ctx) == nil {
 		c, n := m.control.inForce.Load(), streams.Nodes{Record: m.watch.Record}
@@ -500,8 +511,8 @@ func (m *Monitor) tryStreams(ctx context.Context) {
 	}
 }
 
-// loginAsStandby logs in for replication as the local server would if it followed
-// that node.
+// loginAsStandby makes the replication login that the local server would make if it followed
+// node r.
 func (c *Cluster) loginAsStandby(ctx context.Context, r Record) error {
 	conninfo, err := c.login().PrimaryConninfo(r, streams.Name)
 	if err != nil {
@@ -514,7 +525,8 @@ func (c *Cluster) loginAsStandby(ctx context.Context, r Record) error {
 	return streams.Login(ctx, r, cfg)
 }
 
-// reportForeignDaemons says once that this Monitor stands aside, and when that is over.
+// reportForeignDaemons reports once that a daemon of repmgr 5 runs in the cluster, so that this
+// Monitor does not act, and once when that is over.
 func (m *Monitor) reportForeignDaemons(peers []election.Peer) {
 	const what = "failing over"
 	if m.cluster.cfg.Failover != FailoverAutomatic || !election.Foreign(peers) {
@@ -528,8 +540,8 @@ func (m *Monitor) reportForeignDaemons(peers []election.Peer) {
 	m.report(what, err)
 }
 
-// checkQuorum says at the start what takes something away from the promise of
-// synchronous_mode=quorum on this server.
+// checkQuorum reports, when the daemon starts, what weakens synchronous_mode=quorum on this
+// server.
 func (m *Monitor) checkQuorum(ctx context.Context) {
 	if m.cluster.cfg.SynchronousMode != SynchronousQuorum {
 		return
@@ -548,8 +560,8 @@ func (m *Monitor) checkQuorum(ctx context.Context) {
 	}
 }
 
-// testFence tries whether this Monitor could stop the local server, without doing it,
-// and says where that has changed.
+// testFence tests, without stopping anything, whether this Monitor could stop the local server,
+// and reports when the result has changed.
 func (m *Monitor) testFence(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.guard.DataDirectory() == "" && m.cluster.cfg.DataDirectory == "" {
 		return
@@ -557,7 +569,7 @@ func (m *Monitor) testFence(ctx context.Context) {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	tried, err := m.guard.Prove(ctx, m.node.Local.Server)
-	if !tried || m.manual() || m.node.Self.Role == RoleWitness { // with these nobody counts on it
+	if !tried || m.manual() || m.node.Self.Role == RoleWitness { // here no other node relies on this ability
 		return
 	}
 	const what = "fencing"
@@ -573,7 +585,7 @@ func (m *Monitor) testFence(ctx context.Context) {
 	m.tell(e)
 }
 
-// tellBackground tells what the goroutines beside Run have to say.
+// tellBackground reports what the background goroutines have to say.
 func (m *Monitor) tellBackground() {
 	for _, e := range m.outbox.Due() {
 		m.tell(e)
@@ -588,7 +600,7 @@ func (m *Monitor) tellHeartbeat(trouble string, inOffice bool) {
 	if trouble != "" {
 		err = errors.New(trouble)
 	}
-	if err == nil && !inOffice { // nobody writes it
+	if err == nil && !inOffice { // only a primary writes a heartbeat
 		m.trouble.Moot("the heartbeat")
 	} else {
 		m.report("the heartbeat", err)

@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	pruneInterval = time.Hour       // between two looks for history that is too old
-	pruneLimit    = 2 * time.Second // for one of them: what is left waits for the next
+	pruneInterval = time.Hour       // the time between two deletions of old history
+	pruneLimit    = 2 * time.Second // the time limit of one deletion; the next one deletes the rest
 )
 
 // Monitor watches the node of its configuration, for as long as [Monitor.Run]
@@ -36,12 +36,12 @@ const (
 //
 // A Monitor is safe for concurrent use. Run must be called only once.
 type Monitor struct {
-	control control // what other goroutines may ask for and be told
+	control control // what is shared with other goroutines
 	outbox  *outbox.Outbox
-	watch   *voters.Watch // of all voters; made by Run
-	guard   *fence.Guard  // of the local server
+	watch   *voters.Watch // watches all voters; Run creates it
+	guard   *fence.Guard  // fences the local server
 
-	// Below: owned by the goroutine of Run.
+	// The fields below belong to the goroutine of Run.
 	cluster   *Cluster
 	presence  presence
 	node      observer.Node
@@ -52,39 +52,40 @@ type Monitor struct {
 	trouble   trouble.Log
 }
 
-// control is what the goroutine of Run and the others tell each other.
+// control is what the goroutine of Run shares with other goroutines.
 type control struct {
 	wake chan struct{} // capacity 1: a token that says "look again now"
 
 	mu      sync.Mutex
-	cfg     Config  // the one in force
-	next    *Config // to be taken over
+	cfg     Config  // the configuration in force
+	next    *Config // a new configuration that Run takes over in its next turn
 	status  MonitorStatus
 	inForce atomic.Pointer[Cluster] // for the goroutines beside Run
 }
 
-// presence is the place of the node's Monitor: one acts for it, however many run.
+// presence is the announcement of this Monitor on the node's server. Several Monitors may run
+// for one node; only the one that holds the announcement acts.
 type presence struct {
 	registry.Announcement
-	yielding bool // another one has it
+	yielding bool // another Monitor acts for the node, so this one only watches
 }
 
-// state is what was decided last.
+// state is the newest decision of the election policy.
 type state struct {
 	election.State
-	loggedReasons []election.Reason // what was logged since the phase changed
+	loggedReasons []election.Reason // the reasons that were logged since the phase changed
 }
 
-// duties keep the cluster ready, in every turn.
+// duties are the tasks that keep the cluster ready for a failover. They run in every turn.
 type duties struct {
 	leader  reconcile.Leader
 	standby reconcile.Standby
 	names   namesakes.Finder
-	streams streams.Trials // made by a goroutine beside Run
+	streams streams.Trials // filled by another goroutine
 
-	historyRestored wal.Timeline // whose past the local server can send
-	witnessSynced   time.Time    // when its copy was last brought in step
-	walLookedFor    time.Time    // when WAL that this standby needs was last asked for
+	historyRestored wal.Timeline // the timeline up to which restoreHistory is done
+	witnessSynced   time.Time    // when the metadata was last copied to the witness
+	walLookedFor    time.Time    // when it was last checked that the upstream still has the WAL that this standby needs
 }
 
 // MonitorStatus is a snapshot of what a Monitor does and why.
@@ -112,8 +113,8 @@ type Lag struct {
 	AppliedBytes  int64 `json:"apply_lag_bytes"`       // WAL that the standby has received and not applied
 }
 
-// lagOf is how far a standby is behind. The primary was read first: a standby that has what
-// the primary had a moment ago is in step.
+// lagOf is how far a standby is behind. The primary's position was read first, so a standby
+// that has received and applied everything up to it counts as in step.
 func lagOf(n *observer.Node) Lag {
 	return Lag{
 		ReceivedBytes: max(0, n.PrimaryLSN.Bytes(n.Status.ReceivedLSN)),
@@ -197,10 +198,11 @@ func (m *Monitor) policy() election.Policy {
 	return p
 }
 
-// report logs a failure when it is new, and forgets it when it is over.
+// report logs a failure when it is new, and its end. It is called after each attempt.
 func (m *Monitor) report(what string, err error) { m.trouble.Report(what, err) }
 
-// tell writes an event on whichever primary is at hand, and hands it to the notifiers.
+// tell writes an event on the primary, if a connection to it is open, and hands it to the
+// notifiers.
 func (m *Monitor) tell(e Event) {
 	e.NodeID, e.Node = m.cluster.cfg.NodeID, m.cluster.cfg.NodeName
 	var on *registry.Server
@@ -216,7 +218,7 @@ func (m *Monitor) tell(e Event) {
 // manual reports whether this Monitor only watches.
 func (m *Monitor) manual() bool { return m.cluster.cfg.Failover != FailoverAutomatic }
 
-// observerOptions are what the looks at the node need of this Monitor.
+// observerOptions are what package observer needs of this Monitor.
 func (m *Monitor) observerOptions() observer.Options {
 	c := m.cluster
 	return observer.Options{
@@ -226,7 +228,7 @@ func (m *Monitor) observerOptions() observer.Options {
 	}
 }
 
-// lookLimit bounds one look at one server.
+// lookLimit limits the time for a look at one server.
 func (m *Monitor) lookLimit(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, observer.LookTimeout, fmt.Errorf("no answer within %s", observer.LookTimeout))
 }
@@ -239,17 +241,18 @@ type Beat = fence.Beat
 // Monitor up: give w a deadline. Errors are ignored.
 func (m *Monitor) TellWatchdog(w io.Writer) { m.guard.TellWatchdog(w) }
 
-// tellLater leaves an event for the goroutine of Run to tell, with the time when it happened.
+// tellLater queues an event for the goroutine of Run, with the time at which it happened. It
+// may be called from any goroutine.
 func (m *Monitor) tellLater(e Event) {
 	m.outbox.Later(e)
 	m.lookNow()
 }
 
-// tasks are the long action under way, and what came of the ones before.
+// tasks are the long action that runs now, if any, and the outcomes of earlier ones.
 type tasks struct {
-	current *task.Task // nil: none
+	current *task.Task // nil: none runs
 	last    election.Outcome
 	failed  map[election.Verb]error // how the newest task of each kind ended
 
-	followCommandFor int64 // the term
+	followCommandFor int64 // the newest term for which follow_command was run or is not needed
 }

@@ -61,7 +61,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		now := time.Now()
 		o := m.observe(ctx, now)
 		if ctx.Err() != nil {
-			return nil // what a cancelled look did not see is no evidence
+			return nil // a look that was cancelled proves nothing about what it did not see
 		}
 		m.yieldToOther(ctx)
 		m.saveState(o)
@@ -90,7 +90,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.saveVote(ctx)
 		m.outbox.Keep(ctx, m.outboxDaemon(), m.tasks.current.Is(election.Rejoin))
 		m.publish(now)
-		if m.presence.Held { // else that was tried before
+		if m.presence.Held { // otherwise yieldToOther has tried it already
 			m.announce(ctx)
 		}
 		m.node.Rest()
@@ -107,9 +107,10 @@ func (m *Monitor) runsAs() election.Role {
 	return m.state.Role
 }
 
-// wait rests until something is news. In an election of ours only its end is, for
-// a pulse: what else changes is its own doing, and to look at it would slow it down.
-// One that leaves an election to others looks after that now and then.
+// wait returns after d, or earlier when something has changed. While this Monitor holds an
+// election only the end of that election matters, and it waits for at most one heartbeat
+// interval: other changes are made by the election itself, and looking at them would slow it
+// down. A Monitor that leaves an election to others looks at it from time to time.
 func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	pulse := m.cluster.heartbeatInterval()
 	switch {
@@ -139,21 +140,22 @@ func (m *Monitor) wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// leavesElectionToOthers reports whether it leaves an election to others for now.
+// leavesElectionToOthers reports whether this Monitor lets other Monitors hold the election for
+// now.
 func (m *Monitor) leavesElectionToOthers() bool {
 	return m.state.Reason == election.NotMyTurn || m.state.Reason == election.OthersElect
 }
 
-// electing reports whether an election of ours is under way.
+// electing reports whether this Monitor is holding an election.
 func (m *Monitor) electing() bool {
 	return m.tasks.current.Is(election.Elect, election.Reaffirm)
 }
 
-// yieldToOther leaves the node to another Monitor that has announced itself there, or
-// takes it over when that has ended: until then this one goes on as with
-// failover=manual. It is asked before anything is changed.
+// yieldToOther makes sure that one Monitor acts for the node. While another Monitor has
+// announced itself on the node's server, this one behaves as with failover=manual; when the
+// other one has ended, it acts again. It is called before anything is changed in a turn.
 func (m *Monitor) yieldToOther(ctx context.Context) {
-	if m.presence.Overdue() { // it hung: another one may have taken its place
+	if m.presence.Overdue() { // this Monitor was late: another one may have announced itself meanwhile
 		m.announce(ctx)
 	}
 	if !m.presence.Held {
@@ -166,7 +168,7 @@ func (m *Monitor) yieldToOther(ctx context.Context) {
 	if now {
 		m.endTask()
 	} else {
-		m.stateFile.Forget() // the other one has kept the vote meanwhile
+		m.stateFile.Forget() // the other Monitor has written the state file meanwhile
 	}
 	m.presence.yielding = now
 	m.control.mu.Lock()
@@ -201,19 +203,21 @@ func (m *Monitor) takeReload(ctx context.Context) {
 	m.tell(Event{Type: EventDaemonReload, Success: true, Details: "configuration reloaded"})
 }
 
-// noElectionNear reports whether there are no signs of an election.
+// noElectionNear reports whether nothing points to an election: the primary is alive, and no
+// voter has voted for a newer term.
 func (m *Monitor) noElectionNear(r election.Rule) bool {
 	return m.manual() || m.state.Health == election.HealthAlive && m.state.BallotFor <= r.Term
 }
 
-// transition takes the decision's state over, and logs a change of mind once.
+// transition stores the state that was decided, and logs a new phase or reason once.
 func (m *Monitor) transition(d election.Decision) {
 	from := m.state.State
 	m.state.State = d.Next
 	if from.Phase != d.Next.Phase {
 		m.state.loggedReasons = nil
 	}
-	// An election that is refused is tried again and again, for the same reasons in turn.
+	// A refused election is tried again and again, for a few reasons that alternate. Each reason
+	// is logged once per phase.
 	if (from.Phase != d.Next.Phase || from.Reason != d.Next.Reason) && !slices.Contains(m.state.loggedReasons, d.Reason) {
 		m.state.loggedReasons = append(m.state.loggedReasons, d.Reason)
 		m.cluster.log.Log(context.Background(), slog.LevelInfo, "phase changed", "from", cmp.Or(string(from.Phase), "start"), "to", string(d.Next.Phase), "reason", string(d.Reason))
@@ -232,7 +236,7 @@ func (m *Monitor) publish(now time.Time) {
 	if s.Rule.Compare(m.node.Rule) < 0 {
 		s.Rule = m.node.Rule
 	}
-	if m.guard.Lacks() == nil { // it would stop nothing
+	if m.guard.Lacks() == nil { // without this ability no lease ends anything
 		s.Lease, s.RunsOut = m.guard.Lease()
 	}
 	if m.tasks.current != nil {
@@ -242,8 +246,8 @@ func (m *Monitor) publish(now time.Time) {
 	m.control.status = s
 }
 
-// clearResolved drops the troubles that nothing tries again, because what they stood in
-// the way of is done, or is not asked for any more.
+// clearResolved removes the reported problems of actions that are not tried any more, because
+// they are done or are not asked for now. Nothing else would report that they are over.
 func (m *Monitor) clearResolved(d election.Decision) {
 	phase := d.Next.Phase
 	primary := phase == election.AsPrimary || phase == election.AsWitness
@@ -253,7 +257,7 @@ func (m *Monitor) clearResolved(d election.Decision) {
 	}
 	if m.state.LostAt.IsZero() {
 		m.trouble.News(string(election.Elect), "")
-		m.trouble.Moot(string(election.Elect)) // whatever stood against a failover is over
+		m.trouble.Moot(string(election.Elect)) // the primary is seen again, so it does not matter why a failover failed
 	}
 	for _, what := range m.trouble.All() {
 		over := false
@@ -275,8 +279,8 @@ func (m *Monitor) clearResolved(d election.Decision) {
 	}
 }
 
-// act does what was decided. A failure is reported, and decides nothing: the
-// next look will see the same and ask again.
+// act carries out what was decided. A failure is only reported: the next look sees the same
+// state and asks for the same action again.
 func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 	for _, a := range actions {
 		var err error
@@ -317,8 +321,8 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 	}
 }
 
-// reconnectForLastEvent opens the connection that the last event is written over, where the
-// end of ctx has broken it in the middle of a look.
+// reconnectForLastEvent opens the connection over which the event of the shutdown is written.
+// The end of ctx may have broken the earlier connection in the middle of a query.
 func (m *Monitor) reconnectForLastEvent(ctx context.Context) {
 	ctx, cancel := m.node.PeerLimit(context.WithoutCancel(ctx))
 	defer cancel()
@@ -336,7 +340,7 @@ func (m *Monitor) reconnectForLastEvent(ctx context.Context) {
 	}
 }
 
-// shutdown leaves word, and closes what Run opened.
+// shutdown reports the end of this Monitor, and closes what Run has opened.
 func (m *Monitor) shutdown(ctx context.Context) {
 	if m.node.Self.ID != 0 {
 		m.reconnectForLastEvent(ctx)
@@ -350,7 +354,8 @@ func (m *Monitor) shutdown(ctx context.Context) {
 	m.node.Close()
 }
 
-// observe looks at the local node and its primary, and adds what is known of the voters.
+// observe reads the state of the local node and its primary, and adds what is known of the
+// voters.
 func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observation {
 	o := election.Observation{Now: now}
 	if m.cluster.cfg.NodeID == 0 {
@@ -362,10 +367,11 @@ func (m *Monitor) observe(ctx context.Context, now time.Time) election.Observati
 	return o
 }
 
-// observeVoters adds what the election wants to know.
+// observeVoters adds to o what the election policy needs to know of the voters and of this
+// node.
 func (m *Monitor) observeVoters(o *election.Observation) {
 	if m.manual() {
-		m.watch.SetNodes(nil) // nobody here decides anything
+		m.watch.SetNodes(nil) // this Monitor decides nothing, so it watches no voters
 	} else {
 		m.watch.SetNodes(m.node.Records)
 	}
@@ -384,8 +390,8 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	}
 }
 
-// wasPrimary reports whether the data directory of the dead local server is that
-// of a primary, or of one that was not brought back yet.
+// wasPrimary reports whether the data directory of a local server that is down belongs to a
+// former primary, or to a server whose rejoin is not complete.
 func (m *Monitor) wasPrimary() bool {
 	srv, err := m.cluster.localServer(m.guard.DataDirectory())
 	if err != nil || srv.Runs() {

@@ -11,22 +11,22 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// heartbeatsPerLook is after how many pulses a node is looked at in full, though glances
-// show nothing new: what its Monitor says changes unseen.
+// heartbeatsPerLook is the number of heartbeats after which a node is looked at in full even if
+// glances show no change: they do not show what its daemon announces.
 const heartbeatsPerLook = 8
 
-// glance is what a node tells at a small price. A look costs its server forty
-// times as much, so in between there are glances: they show that it lives, where
-// its WAL is, and whether anything has changed that takes a look.
+// glance is the result of a short probe. A look, the full probe, costs the server forty times
+// as much, so between two looks there are glances. They show that the server lives, where its
+// WAL ends, and whether something has changed that only a look can read.
 type glance struct {
-	state *string // the same as long as nothing has changed; nil: that takes a look
+	state *string // the same as long as nothing has changed; nil: a look is needed
 	lsn   wal.LSN
 	heard float64 // seconds since the WAL receiver heard from its sender
 }
 
-// In the configuration are the ballot and the flag of a pause: whoever writes there
-// what a look reads has the server load it. A standby that does not stream is
-// always looked at.
+// The vote and the flag of a pause are in the configuration. Whoever writes there what a look
+// reads also makes the server load it, so pg_conf_load_time shows the change. A standby that
+// does not stream always needs a look.
 var glanceSQL = `
 SELECT CASE WHEN NOT r.rec OR w.status = 'streaming' THEN concat_ws('/', r.rec, pg_postmaster_start_time(), pg_conf_load_time(),
     w.received_tli, w.sender_host, w.sender_port, (SELECT term || '.' || seq FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1),
@@ -36,8 +36,8 @@ SELECT CASE WHEN NOT r.rec OR w.status = 'streaming' THEN concat_ws('/', r.rec, 
   coalesce(extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time), 0)::float8
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true`
 
-// glance asks, on a connection that has looked before. It is asked below pgx, which
-// takes more time than the server for a question that is always the same: ctx has the limit.
+// glance makes a short probe over a connection that was used for a look before. It bypasses
+// pgx, which would take more time for this fixed question than the server does. ctx limits it.
 func (n *session) glance(ctx context.Context) (g glance, err error) {
 	if n.Level != registry.Ours {
 		return g, nil
@@ -71,12 +71,12 @@ func (n *session) glance(ctx context.Context) (g glance, err error) {
 	return g, nil
 }
 
-// same reports whether nothing has changed that takes a look.
+// same reports whether nothing has changed that needs a look.
 func (g glance) same(old glance) bool {
 	return g.state != nil && old.state != nil && *g.state == *old.state
 }
 
-// update is a view with what the glance shows.
+// update returns the view v with what the glance shows.
 func (g glance) update(v election.Peer) election.Peer {
 	v.Position.LSN, v.Heard = g.lsn, time.Duration(g.heard*float64(time.Second))
 	return v

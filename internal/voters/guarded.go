@@ -7,8 +7,9 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Guarded is what is kept of the primary's daemon: who starts during a cut has
-// nothing else to judge by whether that will stop its server.
+// Guarded is what the state file keeps about the primary's daemon. A process that starts while
+// the primary can not be reached has no other evidence whether that daemon would stop its
+// server.
 type Guarded struct {
 	ID        registry.NodeID `json:"node_id"`
 	Monitored bool            `json:"monitored"`
@@ -16,19 +17,20 @@ type Guarded struct {
 	CanFence  bool            `json:"can_fence"`
 	Paused    bool            `json:"paused"`
 	PauseSeq  int64           `json:"pause_seq"`
-	Until     time.Time       `json:"until"` // when the Monitor that wrote it still watched
+	Until     time.Time       `json:"until"` // when the daemon that wrote it last watched the primary
 }
 
 const (
-	guardedRenewal  = time.Minute     // between two notes of the same
-	guardedValidity = 5 * time.Minute // without a Monitor that watches: later something may have changed unseen
+	guardedRenewal  = time.Minute     // the time between two writes of the same values
+	guardedValidity = 5 * time.Minute // after that time without a daemon that watches, something may have changed unseen
 )
 
 func GuardedOf(p election.Peer) *Guarded {
 	return &Guarded{registry.NodeID(p.ID), p.Monitored, p.Automatic, p.CanFence, p.Paused, p.PauseSeq, time.Now().Round(0)}
 }
 
-// Same reports whether there is nothing new, and it needs no renewal.
+// Same reports whether now says the same, and is not so much newer that it must be written
+// again.
 func (g *Guarded) Same(now *Guarded) bool {
 	if g == nil || now == nil {
 		return g == now
@@ -38,7 +40,7 @@ func (g *Guarded) Same(now *Guarded) bool {
 	return was == *now && now.Until.Sub(g.Until) < guardedRenewal
 }
 
-// recall fills in what was kept of the node, where that is fresh.
+// recall fills in what the state file says about the node, where that is recent.
 func (g *Guarded) recall(p *election.Peer) {
 	if g == nil || g.ID != registry.NodeID(p.ID) || time.Since(g.Until).Abs() > guardedValidity {
 		return

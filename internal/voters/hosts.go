@@ -14,17 +14,17 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// A WAL receiver names its sender as its own primary_conninfo does, which need not
-// be the spelling of the registered conninfo: a name for an address, one host of
-// several. Names are resolved beside, so that no look waits for a name server.
+// A WAL receiver names its sender as its own primary_conninfo does. That may differ from the
+// registered conninfo: a host name instead of an address, or one host of several. Names are
+// resolved in the background, so that no look waits for a name server.
 
 const (
-	resolveEvery = 30 * time.Second // between two looks at a name
+	resolveEvery = 30 * time.Second // the time between two lookups of a name
 	resolveLimit = 5 * time.Second
 )
 
-// hosts are the addresses of names, as last resolved. The zero value is empty, and
-// it is safe for concurrent use.
+// hosts are the addresses of host names, as they were last resolved. The zero value is ready to
+// use. It is safe for concurrent use.
 type hosts struct {
 	mu    sync.Mutex
 	known map[string]*resolved
@@ -32,11 +32,11 @@ type hosts struct {
 
 type resolved struct {
 	addrs []netip.Addr
-	at    time.Time // when it was last asked for
+	at    time.Time // when the lookup was last started
 }
 
-// addresses are those of a host that are known now. Where they are not, or are
-// old, it has them looked up by a goroutine that start begins.
+// addresses are the known addresses of a host. Where they are unknown or old, a lookup begins
+// in a goroutine that start runs.
 func (h *hosts) addresses(ctx context.Context, host string, start func(func())) []netip.Addr {
 	if a, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{a.Unmap()}
@@ -61,7 +61,7 @@ func (h *hosts) addresses(ctx context.Context, host string, start func(func())) 
 			defer cancel()
 			addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 			if err != nil {
-				return // what was known may still be right
+				return // the earlier addresses may still be right
 			}
 			for i := range addrs {
 				addrs[i] = addrs[i].Unmap()
@@ -74,13 +74,13 @@ func (h *hosts) addresses(ctx context.Context, host string, start func(func())) 
 	return r.addrs
 }
 
-// endpoint is a place where a server listens, as a conninfo spells it.
+// endpoint is a place where a server listens, as written in a conninfo.
 type endpoint struct {
 	host string
 	port int
 }
 
-// endpoints are all places that a conninfo names. An empty host is the default socket.
+// endpoints are all places that a conninfo names. An empty host means the default socket.
 func endpoints(text string) (all []endpoint) {
 	params, err := conninfo.Parse(text)
 	if err != nil {
@@ -95,7 +95,7 @@ func endpoints(text string) (all []endpoint) {
 				continue
 			}
 		}
-		for _, list := range [][]string{names, literal} { // a receiver names the one; the other is where it is
+		for _, list := range [][]string{names, literal} { // a receiver may show either of the two
 			if i < len(list) && list[i] != "" {
 				e.host = list[i]
 				all = append(all, e)
@@ -105,8 +105,8 @@ func endpoints(text string) (all []endpoint) {
 	return all
 }
 
-// nodeAt is the registered node at that address. 0 where it can not be told, or
-// where it could be several.
+// nodeAt is the registered node at an address. 0 means that it is unknown or could be several
+// nodes.
 func (w *Watch) nodeAt(host string, port int) registry.NodeID {
 	w.mu.Lock()
 	recs := w.recs
@@ -130,7 +130,7 @@ func (w *Watch) nodeAt(host string, port int) registry.NodeID {
 	return 0
 }
 
-// ofNodes is how many of these slots are those of registered nodes.
+// ofNodes is the number of slots among these that belong to registered nodes.
 func (w *Watch) ofNodes(slots []string) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -142,7 +142,7 @@ func (w *Watch) ofNodes(slots []string) (n int) {
 	return n
 }
 
-// fed are the registered nodes whose names a node's WAL senders show.
+// fed are the registered nodes among the names of a node's WAL senders.
 func (w *Watch) fed(names []string) (ids []int32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

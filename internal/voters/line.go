@@ -10,7 +10,8 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// readLine fills in the line that a node is on. It reports whether that is sure.
+// readLine fills in the timeline of a node and its history. It reports whether they are
+// certain.
 func readLine(ctx context.Context, n *registry.Server, v *election.Peer, e postgres.LineEvidence) (sure bool) {
 	at := e.Surely()
 	if r := v.Rule; r.Line.Timeline > at.Timeline && len(r.Line.Past) > 0 { // its row was replayed
@@ -18,7 +19,7 @@ func readLine(ctx context.Context, n *registry.Server, v *election.Peer, e postg
 	}
 	v.Position.Timeline, sure = n.Timeline(ctx, e, at, v.Replayed)
 	v.Past = n.Past(ctx, v.Position.Timeline)
-	if l := v.Rule.Line; l.Timeline == v.Position.Timeline && l.Mark != 0 { // its row was replayed on this very line
+	if l := v.Rule.Line; l.Timeline == v.Position.Timeline && l.Mark != 0 { // the row of the rule was replayed on this timeline
 		v.Mark = l.Mark
 	} else {
 		v.Mark = n.Mark(ctx, v.Position.Timeline, v.Past)
@@ -26,9 +27,9 @@ func readLine(ctx context.Context, n *registry.Server, v *election.Peer, e postg
 	return sure
 }
 
-// replayHalt names what keeps the replay of a standby from coming to its end. To resume
-// a replay that stops at a recovery target would promote the server; one that
-// waits for larger parameters would end it.
+// replayHalt is the reason why the replay of a standby can not reach its end, or empty.
+// Resuming a replay that stops at a recovery target would promote the server; resuming one that
+// waits for larger parameters would stop the server.
 func replayHalt(ctx context.Context, n *registry.Server, target, paused bool) election.Unfit {
 	switch {
 	case target:

@@ -7,25 +7,25 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// session is a connection of a watcher, and what it knows of it.
+// session is one connection of a Voter, with what is known of it.
 type session struct {
 	*registry.Server
-	looked    bool   // whether it was looked at for an election
-	unsettled bool   // its session is not settled yet: see [postgres.LookFirst]
-	glances   bool   // the question of a glance is prepared
-	free      int    // connections that the server could still take, as the newest look over it showed
-	known     glance // what was there just before that look
+	looked    bool   // a full look was made over it
+	unsettled bool   // its first query is still to come: see [postgres.LookFirst]
+	glances   bool   // the statement of a glance is prepared
+	free      int    // the connections that the server could still accept at the newest look over it
+	known     glance // the glance that was taken just before that look
 }
 
-// Loan is a connection to a server that its borrower ends with giveBack: that of a
-// watcher, or one that the borrower has opened.
+// Loan is a connection to a server that its borrower ends with GiveBack. It belongs to a Voter,
+// or the borrower has opened it.
 type Loan struct {
 	*registry.Server
-	of *Voter // nil: the borrower has opened it
+	of *Voter // nil: the borrower has opened the connection itself
 	s  *session
 }
 
-// Own is the loan of a connection that the borrower has opened itself.
+// Own makes a Loan of a connection that the borrower has opened itself.
 func Own(n *registry.Server, err error) (*Loan, error) {
 	if err != nil {
 		return nil, err
@@ -33,7 +33,7 @@ func Own(n *registry.Server, err error) (*Loan, error) {
 	return &Loan{Server: n}, nil
 }
 
-// GiveBack ends the loan of a connection, which may have broken meanwhile.
+// GiveBack ends the loan. The connection may have broken meanwhile.
 func (l *Loan) GiveBack() {
 	if l.of == nil {
 		l.Close()
@@ -42,21 +42,21 @@ func (l *Loan) GiveBack() {
 	l.of.giveBack(l.s, l.Broke)
 }
 
-// RunAndLook runs f on an open connection, and makes one where there is none. It looks
-// afterwards.
+// RunAndLook runs f over an open connection, or over a new one where none is open, and probes
+// the node again afterwards.
 func (n *Voter) RunAndLook(ctx context.Context, f func(*registry.Server) error) error {
 	err := n.withConnection(ctx, false, f)
-	_ = n.enqueue(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // nobody waits for that look
+	_ = n.enqueue(ctx, job{ctx: ctx, done: make(chan error, 1), at: time.Now()}) // this call does not wait for that look
 	return err
 }
 
-// Run is RunAndLook without the look, for what may wait for a moment.
+// Run is RunAndLook without the look, for work that can wait for a moment.
 func (n *Voter) Run(ctx context.Context, f func(*registry.Server) error) error {
 	return n.withConnection(ctx, true, f)
 }
 
-// RunNow is RunAndLook without the look, for an election: it reads by itself what it has to
-// know, and a look would take from it what the server can do.
+// RunNow is RunAndLook without the look, for an election. The election reads what it needs
+// itself, and a look would only cost the server time.
 func (n *Voter) RunNow(ctx context.Context, f func(*registry.Server) error) error {
 	return n.withConnection(ctx, false, f)
 }
@@ -74,8 +74,8 @@ func (n *Voter) withConnection(ctx context.Context, easy bool, f func(*registry.
 	return err
 }
 
-// Borrow hands out an open connection, and makes one where none is free soon.
-// Whoever gets one gives it back.
+// Borrow lends an open connection, or a new one where none becomes free soon. The caller must
+// give it back.
 func (n *Voter) Borrow(ctx context.Context) (*Loan, error) {
 	s, err := n.takeConnection(ctx, false)
 	if err != nil {
@@ -89,11 +89,11 @@ func (n *Voter) takeConnection(ctx context.Context, easy bool) (*session, error)
 	if err := n.enqueue(ctx, j); err != nil {
 		return nil, err
 	}
-	r := <-j.lend // it ends with either context
+	r := <-j.lend // an answer comes also when one of the contexts ends
 	return r.node, r.err
 }
 
-// giveBack ends a loan. err is what the server may have said over it.
+// giveBack ends a loan. err is an error that the server may have sent over it.
 func (n *Voter) giveBack(node *session, err error) {
 	n.results <- attempt{node: node, lent: true, err: err}
 }

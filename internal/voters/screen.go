@@ -8,9 +8,9 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// Screen asks the voters as what a server that is down may be started, until enough of them
-// have answered: own is what it holds, rules are those that were kept of it, and ids are all
-// voters. The error is that of a context that has ended; nothing was decided then.
+// Screen asks the voters in which role a server that is down may be started, until enough of
+// them have answered. own is what that server holds, rules are the rules in its state file, and
+// ids are all voters. An error means that ctx has ended and nothing was decided.
 func (w *Watch) Screen(ctx context.Context, policy election.Policy, own election.Peer, rules []election.Rule, ids []int32) (verdict election.Screening, err error) {
 	silent := func(p election.Peer) bool { return p.SeenAt.IsZero() }
 	answers := func(p election.Peer) bool { return !silent(p) }
@@ -20,11 +20,11 @@ func (w *Watch) Screen(ctx context.Context, policy election.Policy, own election
 		switch verdict = policy.Screen(time.Now(), own, rules, ids, peers); verdict {
 		case election.ScreenedRunning, election.ScreenedDeposed:
 			return true
-		case election.ScreenedClear: // an operator may have promoted another one without any vote
+		case election.ScreenedClear: // an operator may have promoted another node without an election
 			return all || slices.ContainsFunc(peers, answers) && w.Answered()
 		case election.ScreenedManual:
 			return all
-		case election.ScreenedPledged, election.ScreenedAlone: // they may still be starting
+		case election.ScreenedPledged, election.ScreenedAlone: // the other voters may still be starting
 		}
 		return false
 	})

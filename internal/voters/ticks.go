@@ -12,29 +12,29 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
-// ticks come once in a pulse, at the same moment for whatever is due again and
-// again: a process that wakes seldom costs little. They are timed by a timer of the
-// kernel, on CLOCK_BOOTTIME: it costs a tenth of what the timers of Go's scheduler do,
-// and it is over at once where the machine was suspended beyond it.
+// ticks come once per heartbeat interval, at the same moment for all periodic work: a process
+// that wakes up rarely costs little. They use a timer of the kernel on CLOCK_BOOTTIME. It costs
+// a tenth of what the timers of the Go scheduler cost, and it fires at once when the machine
+// was suspended beyond it.
 type ticks struct {
 	mu   sync.Mutex
-	next chan struct{} // closed at the next one; nil: none comes
+	next chan struct{} // closed at the next tick; nil: there are no ticks
 }
 
-// began is when this process did.
+// began is when this process started.
 var began = time.Now()
 
-// SinceTick is how long ago the last multiple of d was.
+// SinceTick is the time since the last multiple of d, counted from the start of this process.
 func SinceTick(d time.Duration) time.Duration { return time.Since(began) % d }
 
-// coming is closed at the next tick. nil: none comes.
+// coming returns a channel that is closed at the next tick. nil: there are no ticks.
 func (t *ticks) coming() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.next
 }
 
-// start makes ticks come until ctx ends; run has to be called then.
+// start prepares the ticks; run must be called next.
 func (t *ticks) start() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -57,7 +57,7 @@ func (t *ticks) run(ctx context.Context, every func() time.Duration) {
 	}
 }
 
-// timerfd is a timer of the kernel; nil: there is none, and Go's serve.
+// timerfd is a timer of the kernel. nil: there is none, and a timer of Go is used.
 type timerfd struct{ f *os.File }
 
 func newTimerfd() *timerfd {
@@ -70,11 +70,12 @@ func newTimerfd() *timerfd {
 
 func (t *timerfd) close() {
 	if t != nil {
-		_ = t.f.Close() // a second time it does nothing
+		_ = t.f.Close() // closing it twice is harmless
 	}
 }
 
-// wait waits for d, which is more than 0, or until the timer is closed with ctx.
+// wait waits until d, which is greater than 0, has passed, or until the timer is closed with
+// ctx.
 func (t *timerfd) wait(ctx context.Context, d time.Duration) error {
 	if t == nil {
 		return wait.Pause(ctx, d)
@@ -101,8 +102,8 @@ func (t *timerfd) wait(ctx context.Context, d time.Duration) error {
 	return context.Cause(ctx)
 }
 
-// Rest waits until d has passed, or, where ticks come, until the tick next to that
-// moment; and no longer than until wake says so.
+// Rest waits until d has passed or, where there are ticks, until the tick nearest to that
+// moment. It ends earlier when wake receives a token.
 func (w *Watch) Rest(ctx context.Context, d time.Duration, wake <-chan struct{}) error {
 	pulse := w.heartbeatInterval()
 	tick := w.ticks.coming()

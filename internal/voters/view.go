@@ -20,9 +20,9 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// peerSQL is all that an election wants to know of a server, in one round trip.
-// %s are our settings, what is wrong with the configuration, and the rule, where
-// there are such tables.
+// peerSQL reads everything that an election needs to know of a server, in one round trip. The
+// %s stand for our settings, the faults of the configuration, and the newest rule, where the
+// server has such tables.
 const peerSQL = `
 SELECT json_build_object(
   'in_recovery', r.rec,
@@ -52,13 +52,13 @@ SELECT json_build_object(
   'rule', %s)
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + postgres.IdleSQL + ` d`
 
-// Look reads the view of a node over a connection to it.
+// Look reads the full view of a node over a connection to it.
 func (w *Watch) Look(ctx context.Context, n *registry.Server, rec registry.Record) (election.Peer, error) {
 	v, _, err := w.Voter(int32(rec.ID)).session(n).peerView(ctx, w, rec)
 	return v, err
 }
 
-// peerView reads the view of a node from its server.
+// peerView reads the full view of a node from its server, and the announcement of its daemon.
 func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (election.Peer, registry.Presence, error) {
 	rule := `(` + registry.RulesSQL + ` LIMIT 1)`
 	if err := n.NeedSchema(ctx); errors.Is(err, failure.ErrNotRegistered) {
@@ -104,7 +104,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 		Settings     string                `json:"settings"`
 		Fault        string                `json:"fault"`
 		Presences    string                `json:"presences"`
-		Extension    bool                  `json:"extension"` // of repmgr 5
+		Extension    bool                  `json:"extension"` // the extension of repmgr 5 is there
 		Rule         election.Rule         `json:"rule"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
@@ -139,7 +139,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 		if !s.Streams {
 			var whole bool
 			v.Position.LSN, whole = n.LastRecordEnd(ctx, v.Position.Timeline, s.Replay, v.Position.LSN)
-			// Since its start it has received nothing, and may have more than it has looked at.
+			// It has received nothing since its start, and may not have read all of its WAL yet.
 			sure = sure && whole && (s.LSN != 0 || s.Idle)
 		}
 		v.Halt = replayHalt(ctx, n.Server, s.Target, s.ReplayPaused)
@@ -159,7 +159,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	if err != nil {
 		return v, registry.Presence{}, err
 	}
-	p, ok := all[rec.ID] // one whose words can not be read here is taken for automatic
+	p, ok := all[rec.ID] // a daemon whose announcement can not be read here counts as automatic
 	v.Monitored, v.Automatic = ok, ok && p.Mode != registry.FailoverManual
 	if lost, err := ballot.Parse(p.LostVote); err == nil && lost.Term > 0 && lost.Term >= v.Term {
 		v.Term, v.Candidate, v.Chosen = lost.Term, strings.TrimSuffix(lost.Candidate, ballot.ChosenMark), strings.HasSuffix(lost.Candidate, ballot.ChosenMark)
@@ -175,12 +175,12 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	return v, p, nil
 }
 
-// faultInterval is the time between two questions for what is wrong with a
-// configuration: they cost the server more than all others together.
+// faultInterval is the time between two checks of a server's configuration for faults. They
+// cost the server more than all other questions together.
 const faultInterval = 5 * time.Second
 
-// ReadVote reads our settings from what the server's file has of them. Where that
-// is in doubt, unable says why.
+// ReadVote reads our settings, and the vote among them, from the text of the server's file.
+// Where they can not be read for certain, unable says why.
 func ReadVote(text string, unreadable error) (set map[string]string, b ballot.Ballot, unable string) {
 	err := unreadable
 	if err == nil {
@@ -195,8 +195,8 @@ func ReadVote(text string, unreadable error) (set map[string]string, b ballot.Ba
 	return set, b, ""
 }
 
-// look asks one question. The first one on a connection takes one round trip:
-// nothing is prepared for it.
+// look runs one query. The first query on a connection is sent without preparing it, so that it
+// takes one round trip.
 func (n *session) look(ctx context.Context, sql string) (text []byte, err error) {
 	if n.unsettled {
 		if text, err = postgres.LookFirst(ctx, n.Conn.PgConn(), sql); err == nil {

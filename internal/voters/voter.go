@@ -16,74 +16,78 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Voter looks at one node, over connections that stay open. In fair weather it
-// asks over one and listens on the other: a server that dies over a question resets
-// that connection, which proves nothing, and closes the one that is silent. Where an
-// answer is late it asks over all of them, more often, and opens more: under loss of
-// packets any may be the one that gets through, opening a new one takes several
-// round trips, and a hung postmaster answers old ones only. What is late is still
-// waited for. Its goroutine owns the connections; others borrow them.
+// Voter probes one node over connections that stay open. Normally there are two: it asks over
+// one and listens on the other, where nothing is asked. A server that dies while it handles a
+// question resets that connection, which proves nothing, but it closes the one that is only
+// listened on.
+//
+// Where an answer is late, it asks over all connections, more often, and opens more. When
+// packets are lost any connection may be the one that gets through; opening a new one takes
+// several round trips; and a postmaster that hangs still answers on old connections. A late
+// answer is still accepted. The goroutine of run owns the connections, and lends them to
+// others.
 type Voter struct {
 	w       *Watch
 	ctx     context.Context
 	cancel  context.CancelFunc
-	jobs    chan job     // unbuffered: handed over when the goroutine is free
-	results chan attempt // capacity mostOpen; while a connection is out, it is read
+	jobs    chan job     // unbuffered, so a job is handed over when the goroutine is free
+	results chan attempt // capacity maxOpenConns; it is read as long as a connection is in use
 	wg      sync.WaitGroup
 
-	// Of the goroutine:
-	idle           []*session     // open connections
-	listener       *listener      // on one of them; nil: none is open
-	open           int            // tries under way
-	lent           int            // connections that somebody works on
-	queue          []job          // for a connection
-	newestAttempt  time.Time      // when the newest try began
-	firstAttempt   time.Time      // when the first of all began, or since when we run again
-	wakeBy         time.Time      // when the goroutine was to be here again at the latest
-	late           time.Time      // when an answer was last late
-	looked         time.Time      // when the last look began that was answered
-	free           int            // connections that the server could still take then
+	// The fields down to waiting belong to the goroutine of run.
+	idle           []*session     // open connections that are not in use
+	listener       *listener      // waits for the end of one idle connection; nil: none
+	open           int            // attempts that run now
+	lent           int            // connections that are lent
+	queue          []job          // jobs that wait for a connection
+	newestAttempt  time.Time      // when the newest attempt began
+	firstAttempt   time.Time      // when the first attempt began; later than that after this process itself was stopped
+	wakeBy         time.Time      // the latest time at which the goroutine should run again
+	late           time.Time      // when an answer was late for the last time
+	looked         time.Time      // when the last look that succeeded began
+	free           int            // the number of connections that the server could still accept then
 	schema         registry.Level // of the server
-	newConnRefused bool           // a spare connection: the next question goes over an open one
-	skipped        bool           // nothing was asked in the last pulse, though it was time
-	waiting        []job          // for an answer to a try that began since
+	newConnRefused bool           // a further connection was refused, so the next question uses one that is open
+	skipped        bool           // the last heartbeat was skipped: see skipsHeartbeat
+	waiting        []job          // jobs that wait for the answer to an attempt that began after they were given
 
 	Mu   sync.Mutex
 	rec  registry.Record
 	View election.Peer
 	Last registry.Presence
 
-	endedAt        time.Time // when the server last ended our connection, the last that was open
+	endedAt        time.Time // when the server last ended the last connection that was open to it
 	conns          map[*registry.Server]*session
-	fault          string    // of its configuration; empty: none
-	faultAt        time.Time // when that was asked
-	shutdownSaidAt time.Time // when the server last ended one of them by its own word; zero: not since it was last seen
+	fault          string    // what is wrong with its configuration; empty: nothing
+	faultAt        time.Time // when that was checked
+	shutdownSaidAt time.Time // when the server last said, by a message or by closing a connection in order, that it ends; zero: not since it was last seen
 }
 
 const (
-	usualOpenConns = 2           // connections where no answer is late: an election finds one that the Monitor does not need itself
-	maxOpenConns   = 8           // and where some are
-	onTimePeriod   = time.Minute // without a late answer, until few are enough again
-	connShare      = 4           // of the server's free connections, all daemons together take one in so many
+	usualOpenConns = 2           // while answers come in time; one is free for an election
+	maxOpenConns   = 8           // while answers are late
+	onTimePeriod   = time.Minute // the time without a late answer after which usualOpenConns is enough again
+	connShare      = 4           // all daemons together use one of this many free connections of the server
 )
 
-// job is somebody who waits: for a connection, or, without lend, for a look.
+// job is a caller that waits for a connection or, where lend is nil, for the result of a look.
 type job struct {
 	ctx     context.Context
 	lend    chan attempt // capacity 1
-	done    chan error   // capacity 1: nobody waits for a reader
-	at      time.Time    // when it was given
-	canWait bool         // it can wait for a moment rather than for a connection that is listened on
+	done    chan error   // capacity 1, so that the sender never waits
+	at      time.Time    // when the job was given
+	canWait bool         // the caller prefers to wait a moment over taking the connection that is listened on
 }
 
-// attempt is a connection that comes back, and what came of one try over it.
+// attempt is a connection that comes back to the goroutine of run, with the result of one probe
+// over it.
 type attempt struct {
 	node   *session
-	lent   bool      // it was lent
-	reused bool      // the connection was open before
-	began  time.Time // the try
-	at     time.Time // the question
-	glance *glance   // nil: it was a look, which gave what follows
+	lent   bool      // the connection was lent
+	reused bool      // the connection was open before this attempt
+	began  time.Time // when the attempt began
+	at     time.Time // when the question was sent
+	glance *glance   // nil: it was a look, whose results are view and pres
 	view   election.Peer
 	pres   registry.Presence
 	err    error
@@ -109,7 +113,8 @@ func (n *Voter) Peer() election.Peer {
 	return n.View
 }
 
-// look waits for an answer to a question that was asked after this call.
+// look probes the node in full, and waits for an answer to a question that was asked after this
+// call.
 func (n *Voter) look(ctx context.Context) error {
 	j := job{ctx: ctx, done: make(chan error, 1), at: time.Now()}
 	if err := n.enqueue(ctx, j); err != nil {
@@ -150,7 +155,7 @@ func (n *Voter) run() {
 		j.lend <- attempt{err: context.Cause(n.ctx)}
 	}
 	n.stopListening()
-	for n.open+n.lent > 0 { // each says one word: its context has ended, or somebody gives it back
+	for n.open+n.lent > 0 { // each sends one result: its context has ended, or its borrower gives it back
 		r := <-n.results
 		n.countReturned(r)
 		if r.node != nil {
@@ -163,8 +168,8 @@ func (n *Voter) run() {
 	}
 }
 
-// maxOpen is how many may be open at once: a few, and this daemon's share of what the
-// server has free, so that all of them together leave most of that to others.
+// maxOpen is the number of connections that may be open at once: a few, and this daemon's share
+// of those that the server has free. All daemons together leave most of them to others.
 func (n *Voter) maxOpen() int {
 	if n.looked.IsZero() {
 		return 2 * usualOpenConns
@@ -172,8 +177,7 @@ func (n *Voter) maxOpen() int {
 	return min(maxOpenConns, usualOpenConns+n.free/(connShare*n.w.daemons()))
 }
 
-// connWait is how long a connection is waited for in fair weather before another
-// one is opened.
+// connWait is how long a job waits for a connection in use before another one is opened.
 func (n *Voter) connWait() time.Duration {
 	if n.answersOnTime() && n.open+n.lent > 0 {
 		return n.w.heartbeatInterval() / 8
@@ -181,7 +185,7 @@ func (n *Voter) connWait() time.Duration {
 	return 0
 }
 
-// lendConnections hands out connections.
+// lendConnections gives connections to the jobs in the queue.
 func (n *Voter) lendConnections() {
 	for len(n.queue) > 0 {
 		j := n.queue[0]
@@ -219,9 +223,10 @@ func (n *Voter) lendConnections() {
 	}
 }
 
-// attemptInterval is the time between two tries: a pulse, whether the one before was
-// answered or not; half of that where answers are late; and twice, so that some
-// are left for later, where a new connection would come too late for a lease.
+// attemptInterval is the time between two attempts. It is one heartbeat interval, whether the
+// attempt before was answered or not; half of that while answers are late; and two of them when
+// many attempts are open already and the silence is long: then some connections must be left
+// for later, because a new one would come too late for a lease.
 func (n *Voter) attemptInterval() time.Duration {
 	every := n.w.heartbeatInterval()
 	switch {
@@ -233,13 +238,13 @@ func (n *Voter) attemptInterval() time.Duration {
 	return every
 }
 
-// ask begins a try where one is due, and a connection is free, or none will be soon.
+// ask starts an attempt when one is due and a connection is free, or will not be free soon.
 func (n *Voter) ask() {
 	over := time.Since(n.newestAttempt) - n.attemptInterval()
 	if over >= 0 && (n.lent == 0 || len(n.idle) > 0 || over >= n.connWait()) {
 		if n.skipped = !n.skipped && n.skipsHeartbeat(); n.skipped {
 			n.newestAttempt = time.Now()
-			n.firstAttempt = n.newestAttempt // what was not asked was not late
+			n.firstAttempt = n.newestAttempt // a question that was not asked can not be answered late
 		} else {
 			n.startAttempt()
 		}
@@ -247,16 +252,16 @@ func (n *Voter) ask() {
 	}
 }
 
-// skipsHeartbeat reports whether the voter need not be asked in this heartbeat: on a standby, another
-// standby that answers is asked less often while the primary is seen. The end of its server is
-// noticed at once all the same, and an election asks all voters again.
+// skipsHeartbeat reports whether the voter need not be probed in this heartbeat: the daemon of
+// a standby probes another standby that answers less often while it sees the primary. The end
+// of that server is noticed at once all the same, and an election probes all voters again.
 func (n *Voter) skipsHeartbeat() bool {
 	v := n.Peer()
 	return n.w.skipStandbys.Load() && n.open == 0 && len(n.waiting) == 0 && n.listener != nil && n.answersOnTime() &&
 		v.Answer == election.Answers && v.Running == election.Standby && v.Role == election.Standby && v.ID != int32(n.w.Settings().Self)
 }
 
-// unansweredFor is how long ago the question was asked that was answered last.
+// unansweredFor is the time since the newest question that was answered was asked.
 func (n *Voter) unansweredFor() time.Duration {
 	since := n.Peer().SeenAt
 	if since.Before(n.firstAttempt) {
@@ -265,10 +270,11 @@ func (n *Voter) unansweredFor() time.Duration {
 	return time.Since(since)
 }
 
-// answersOnTime says that no answer was late for a while.
+// answersOnTime reports whether no answer was late for a while.
 func (n *Voter) answersOnTime() bool { return time.Since(n.late) >= onTimePeriod }
 
-// takeIdle takes an open connection, if there is one: the one that is listened on last.
+// takeIdle returns an open connection that is not in use, or nil. It takes the one that is
+// listened on only when there is no other.
 func (n *Voter) takeIdle() *session {
 	i := slices.IndexFunc(n.idle, func(node *session) bool { return n.listener == nil || n.listener.node != node })
 	if i < 0 {
@@ -283,7 +289,7 @@ func (n *Voter) takeIdle() *session {
 	return node
 }
 
-// startAttempt asks once more, unless too much is under way.
+// startAttempt starts one more probe, unless too many connections are open.
 func (n *Voter) startAttempt() {
 	r := attempt{began: time.Now()}
 	total := n.open + len(n.idle)
@@ -324,7 +330,8 @@ func (n *Voter) startAttempt() {
 	})
 }
 
-// look looks, or glances where nobody asked for more and nothing has changed.
+// look reads the full view of a node, or only a glance where nobody asked for more and the
+// glance shows no change.
 func (r *attempt) look(ctx context.Context, n *Voter, due, asked bool) {
 	var g glance
 	if r.reused && !asked {
@@ -341,11 +348,11 @@ func (r *attempt) look(ctx context.Context, n *Voter, due, asked bool) {
 	}
 }
 
-// markLate notes that an answer is late, and, where nothing was answered for so
-// long, that the node counts as silent.
+// markLate notes that an answer is late. After half of silence_timeout without an answer, the
+// node counts as silent.
 func (n *Voter) markLate() {
 	seen := n.Peer()
-	if time.Since(n.wakeBy) > n.w.heartbeatInterval() { // this process was stopped: its own silence is none of theirs
+	if time.Since(n.wakeBy) > n.w.heartbeatInterval() { // this process was stopped for a while, so the silence may be its own
 		n.firstAttempt = time.Now()
 	}
 	if n.open == 0 {
@@ -361,10 +368,10 @@ func (n *Voter) markLate() {
 	}
 }
 
-// lateAfter is how long after a question that was answered another one is late.
+// lateAfter is the time after an answered question at which the next answer counts as late.
 func (n *Voter) lateAfter() time.Duration { return n.w.heartbeatInterval() * 3 / 2 }
 
-// untilDue is how long nothing is due.
+// untilDue is the time until there is something to do.
 func (n *Voter) untilDue() time.Duration {
 	pulse := n.w.heartbeatInterval()
 	due := n.attemptInterval() - time.Since(n.newestAttempt)
@@ -379,16 +386,17 @@ func (n *Voter) untilDue() time.Duration {
 	if len(n.queue) > 0 {
 		due = min(due, n.connWait()-time.Since(n.queue[0].at))
 	}
-	return max(due, pulse/32) // where too much is under way, what is due waits
+	return max(due, pulse/32) // the lower limit keeps this from spinning while too many connections are open
 }
 
-// wait lets things rest until something is due, and notices at once what comes.
+// wait rests until something is due or something happens: a job, a result, or the end of the
+// connection that is listened on.
 func (n *Voter) wait() {
 	rest, pulse := n.untilDue(), n.w.heartbeatInterval()
 	n.wakeBy = time.Now().Add(min(rest, pulse))
 	tick := n.w.ticks.coming()
 	var due <-chan time.Time
-	if rest < pulse-SinceTick(pulse)-pulse/16 { // else it is due at the next tick
+	if rest < pulse-SinceTick(pulse)-pulse/16 { // otherwise it is done at the next tick
 		t := time.NewTimer(rest)
 		defer t.Stop()
 		due = t.C
@@ -413,7 +421,7 @@ func (n *Voter) wait() {
 	}
 }
 
-// listen waits for the end of an open connection, where it does for none.
+// listen starts to wait for the end of an idle connection, if it waits for none yet.
 func (n *Voter) listen() {
 	if n.listener != nil || len(n.idle) == 0 {
 		return
@@ -427,7 +435,7 @@ func (n *Voter) listen() {
 	})
 }
 
-// stopListening ends the listening.
+// stopListening makes the connection that is listened on free for use.
 func (n *Voter) stopListening() {
 	if e := n.listener; e != nil {
 		e.stop()
@@ -436,7 +444,7 @@ func (n *Voter) stopListening() {
 	}
 }
 
-// connectionEnded notes the end of a connection that was listened on, if it has ended.
+// connectionEnded handles the end of a connection that was listened on, and probes at once.
 func (n *Voter) connectionEnded(node *session, err error) {
 	if !node.Conn.IsClosed() || n.ctx.Err() != nil {
 		return
@@ -446,7 +454,7 @@ func (n *Voter) connectionEnded(node *session, err error) {
 	n.startAttempt()
 }
 
-// countReturned notes that a connection is back.
+// countReturned counts a connection that has come back.
 func (n *Voter) countReturned(r attempt) {
 	if r.lent {
 		n.lent--
@@ -455,7 +463,7 @@ func (n *Voter) countReturned(r attempt) {
 	}
 }
 
-// keepOpen leaves a connection open for later, where it is wanted.
+// keepOpen keeps a connection for later use, or closes it where there are enough.
 func (n *Voter) keepOpen(node *session) {
 	if total := n.open + len(n.idle); !node.Conn.IsClosed() && (total < usualOpenConns || !n.answersOnTime() && total < n.maxOpen()) {
 		n.idle = append(n.idle, node)
@@ -464,7 +472,7 @@ func (n *Voter) keepOpen(node *session) {
 	n.wg.Go(func() { n.closed(node) })
 }
 
-// handleResult puts a try's outcome to use.
+// handleResult takes the result of an attempt, or a connection that was lent.
 func (n *Voter) handleResult(r attempt) {
 	n.countReturned(r)
 	switch {
@@ -488,10 +496,10 @@ func (n *Voter) handleResult(r attempt) {
 			return
 		}
 	case r.reused && n.ctx.Err() == nil && r.node.Conn.IsClosed() && time.Since(r.began) < n.w.Settings().SilenceTimeout:
-		n.noteEnded(r.node, r.err) // it may be back already
+		n.noteEnded(r.node, r.err) // the server may have been restarted already
 		n.startAttempt()
 		return
-	case r.node == nil && len(n.idle) > 0 && n.ctx.Err() == nil: // what answers says more
+	case r.node == nil && len(n.idle) > 0 && n.ctx.Err() == nil: // an open connection tells more than a refused one
 		n.newConnRefused = true
 		n.startAttempt()
 		return
@@ -514,7 +522,7 @@ func (n *Voter) handleResult(r attempt) {
 	})
 }
 
-// handleJob takes a job.
+// handleJob accepts a job.
 func (n *Voter) handleJob(j job) {
 	if j.lend != nil {
 		n.queue = append(n.queue, j)
@@ -545,7 +553,7 @@ func (n *Voter) WithoutTLS() bool {
 	return false
 }
 
-// opened and closed keep what is open to the server.
+// opened and closed maintain the list of all connections to the server.
 func (n *Voter) opened(node *session) {
 	n.Mu.Lock()
 	defer n.Mu.Unlock()
@@ -555,7 +563,8 @@ func (n *Voter) opened(node *session) {
 	n.conns[node.Server] = node
 }
 
-// session is what the watcher knows of a connection; one that is not its own it knows nothing of.
+// session returns what is known of a connection. Of a connection that is not its own it knows
+// nothing.
 func (n *Voter) session(server *registry.Server) *session {
 	if n != nil {
 		n.Mu.Lock()
@@ -567,8 +576,8 @@ func (n *Voter) session(server *registry.Server) *session {
 	return &session{Server: server}
 }
 
-// faultSeen is what was wrong with its configuration when somebody last asked,
-// whatever connection that was on: what one knows is not to be unknown to the other.
+// faultSeen is what was wrong with the server's configuration at the last check, over whichever
+// connection that was made.
 func (n *Voter) faultSeen() (at time.Time, fault string) {
 	if n == nil {
 		return at, ""
@@ -598,9 +607,9 @@ func (n *Voter) closed(node *session) {
 	delete(n.conns, node.Server)
 }
 
-// noteEnded notes that a connection has ended, not by us. Where none is left, and the
-// server's own kernel or its last message has closed one, the server has ended:
-// one session alone may have been terminated, or have been idle for too long.
+// noteEnded notes that the other side has ended a connection. Where no connection is left, and
+// the server's kernel or its last message has closed one of them, the server has ended. One
+// closed session alone proves nothing: it may have been terminated, or idle for too long.
 func (n *Voter) noteEnded(node *session, err error) {
 	node.Close()
 	n.Mu.Lock()
@@ -618,19 +627,19 @@ func (n *Voter) noteEnded(node *session, err error) {
 	}
 }
 
-// endsServer reports whether an error is what the end of a server says. A reset can
-// come from elsewhere; idle_session_timeout (57P05) and a dropped database (57P04) end
-// a session alone.
+// endsServer reports whether an error is one that the end of a server causes. A connection
+// reset can have other causes; idle_session_timeout (57P05) and a dropped database (57P04) end
+// only a session.
 func endsServer(err error) bool {
 	state := postgres.SQLState(err)
 	return state == "57P01" || state == "57P02" || state == "" && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF))
 }
 
-// answerOf is what a failed attempt says of the server.
+// answerOf is what a failed attempt shows about the server.
 func answerOf(err error) election.Answer {
 	var ce *postgres.ConnectError
 	if !errors.As(err, &ce) {
-		return election.Answers // it answered, if not with its state
+		return election.Answers // it answered, though not with its state
 	}
 	switch ce.Reach {
 	case postgres.ReachRefused:
@@ -652,7 +661,7 @@ func answerOf(err error) election.Answer {
 	return election.Silent
 }
 
-// rejection says why a server rejects a login, in its words.
+// rejection is the server's own reason for rejecting a login.
 func rejection(err error) string {
 	var ce *postgres.ConnectError
 	if !errors.As(err, &ce) {
@@ -661,7 +670,7 @@ func rejection(err error) string {
 	return postgres.Cause(ce.Err)
 }
 
-// noteAnswer notes an attempt that brought no view.
+// noteAnswer stores the outcome of an attempt that gave no view.
 func (n *Voter) noteAnswer(a election.Answer, at time.Time, err error) {
 	n.Mu.Lock()
 	changed := n.View.Answer != a
@@ -671,7 +680,7 @@ func (n *Voter) noteAnswer(a election.Answer, at time.Time, err error) {
 	case a == election.NotAccepting && n.View.Starting.IsZero():
 		n.View.Starting = time.Now()
 	}
-	if a != election.Refused && a != election.NotAccepting { // the end of a server is followed by a port that refuses
+	if a != election.Refused && a != election.NotAccepting { // when a server ends, its port refuses connections
 		n.View.Ended, n.shutdownSaidAt = false, time.Time{}
 	}
 	n.View.Answer, n.View.Tried, n.View.Rejection = a, at, ""
@@ -693,7 +702,7 @@ func (n *Voter) publishView(r attempt) {
 	if r.glance != nil {
 		v, p = r.glance.update(old), n.Last
 	}
-	if at.Before(old.SeenAt) { // overtaken by a later question
+	if at.Before(old.SeenAt) { // a later question was answered first
 		n.Mu.Unlock()
 		return
 	}
@@ -706,8 +715,8 @@ func (n *Voter) publishView(r attempt) {
 	if at.After(n.shutdownSaidAt) {
 		n.shutdownSaidAt = time.Time{}
 	}
-	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // this look is older than that
-	if v.NoPledge != "" && v.Term == 0 {                                       // a vote that can not be read now was not taken back
+	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // the look is older than the end of the server
+	if v.NoPledge != "" && v.Term == 0 {                                       // a vote that can not be read at the moment still counts
 		v.Term, v.Candidate, v.Chosen, v.Paused, v.PauseSeq = old.Term, old.Candidate, old.Chosen, old.Paused, old.PauseSeq
 	}
 	n.View, n.Last = v, p

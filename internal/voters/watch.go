@@ -19,26 +19,26 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Settings are what the watching of the voters needs of a configuration.
+// Settings are the parts of the configuration that watching the voters needs.
 type Settings struct {
 	Self           registry.NodeID // the node whose daemon watches; 0: it has none
 	SilenceTimeout time.Duration
 
 	// LookArbiter asks the arbiter for its vote and its rule; nil: there is none.
 	LookArbiter func(context.Context) (ballot.Ballot, election.Rule, error)
-	// Conninfo is how a node is reached: what it has registered, with the password that only we know.
+	// Conninfo returns the connection string of a node: the registered one, with the password
+	// that only this machine knows.
 	Conninfo func(registry.Record) string
 }
 
-// Watch looks at all voters without end, each over a connection of its own that
-// stays open. A server's death is noticed when its kernel closes that
-// connection, and an election finds the connections open. It is safe for
-// concurrent use.
+// Watch probes all voters until it is closed, each over connections of its own that stay open.
+// The end of a server is noticed when its kernel closes such a connection, and an election
+// finds the connections open. It is safe for concurrent use.
 type Watch struct {
 	conf           atomic.Pointer[Settings]
-	glancesSuffice atomic.Bool // glances are enough: no election is near
-	skipStandbys   atomic.Bool // and the other standbys need few: a standby's Monitor watches the primary
-	wake           func()      // called when a voter's answer or what it says of the election has changed
+	glancesSuffice atomic.Bool // no election is near, so short probes are enough: see glance
+	skipStandbys   atomic.Bool // the daemon of a standby, while all is well, probes the other standbys less often
+	wake           func()      // called when a voter answers differently, or its state changes in a way that matters to an election
 	ctx            context.Context
 	stop           context.CancelFunc
 	wg             sync.WaitGroup
@@ -50,12 +50,12 @@ type Watch struct {
 	nodes map[registry.NodeID]*Voter
 	recs  []registry.Record
 	arb   election.Peer
-	guard *Guarded // what was kept of the primary's daemon before this process
+	guard *Guarded // what the state file of an earlier process says about the primary's daemon
 }
 
-// New watches nobody yet: follow says whom. guard is what was kept of the primary's
-// daemon, and wake is called when a voter's answer, or what it says of the election, has
-// changed.
+// New makes a Watch without nodes: [Watch.SetNodes] names them. guard is what the state file
+// says about the primary's daemon. wake is called when a voter answers differently, or its
+// state changes in a way that matters to an election.
 func New(ctx context.Context, s Settings, guard *Guarded, wake func()) *Watch {
 	w := &Watch{wake: wake, nodes: map[registry.NodeID]*Voter{}, guard: guard}
 	w.Use(s)
@@ -67,8 +67,7 @@ func New(ctx context.Context, s Settings, guard *Guarded, wake func()) *Watch {
 	return w
 }
 
-// Use puts a configuration in force: new connections are made with it. What was
-// seen stays.
+// Use puts settings in force for new connections. What was seen so far is kept.
 func (w *Watch) Use(s Settings) { w.conf.Store(&s) }
 
 func (w *Watch) Settings() *Settings { return w.conf.Load() }
@@ -80,21 +79,22 @@ func (w *Watch) heartbeatInterval() time.Duration {
 	return HeartbeatInterval(w.Settings().SilenceTimeout)
 }
 
-// SetDetail says how much is asked. calm: glances are enough, for no election is near. easy:
-// the other standbys need few of them, for this is a standby's Monitor that watches its primary.
-func (w *Watch) SetDetail(calm, easy bool) {
-	w.glancesSuffice.Store(calm)
-	w.skipStandbys.Store(easy)
+// SetDetail says how closely the voters are probed. glancesSuffice: no election is near, so short probes
+// are enough. skipStandbys: this is the daemon of a standby that sees its primary, so the other
+// standbys are probed less often.
+func (w *Watch) SetDetail(glancesSuffice, skipStandbys bool) {
+	w.glancesSuffice.Store(glancesSuffice)
+	w.skipStandbys.Store(skipStandbys)
 }
 
-// Close ends all looking and waits for it.
+// Close stops all probes, and waits until they have ended.
 func (w *Watch) Close() {
 	w.stop()
 	w.wg.Wait()
 }
 
-// SetNodes takes over the registered nodes: it begins with those that are new and
-// leaves those that are gone, or that moved.
+// SetNodes sets the registered nodes: new ones are probed from now on, and nodes that were
+// removed, or whose conninfo has changed, are not probed any more under the old one.
 func (w *Watch) SetNodes(recs []registry.Record) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -124,14 +124,14 @@ func (w *Watch) SetNodes(recs []registry.Record) {
 	}
 }
 
-// daemons is how many look at each node.
+// daemons is the number of daemons that probe each node.
 func (w *Watch) daemons() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return max(1, len(w.recs))
 }
 
-// Peers are the newest views, in the order of the ids.
+// Peers are the newest views of all voters, ordered by id.
 func (w *Watch) Peers() []election.Peer {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -153,8 +153,8 @@ func (w *Watch) Peers() []election.Peer {
 	return all
 }
 
-// reportedGuarded reports whether a Monitor that has seen the primary when we had not
-// says that the primary's own would stop it.
+// reportedGuarded reports whether another daemon, which has seen the primary when this one had
+// not, says that the primary's daemon would stop its server in time.
 func (w *Watch) reportedGuarded() bool {
 	for _, n := range w.nodes {
 		n.Mu.Lock()
@@ -167,8 +167,9 @@ func (w *Watch) reportedGuarded() bool {
 	return false
 }
 
-// coordinatorEnded reports whether the Monitor that pledges were made out to is known to
-// have ended: its server answers, and another one, or none, watches it.
+// coordinatorEnded reports whether the daemon that collected pledges under the name candidate
+// is known to have ended: the server of its node answers, and another daemon, or none, watches
+// it.
 func (w *Watch) coordinatorEnded(candidate string) bool {
 	at := strings.LastIndex(candidate, ".")
 	if at < 0 {
@@ -187,7 +188,7 @@ func (w *Watch) coordinatorEnded(candidate string) bool {
 }
 
 func candidateName(node string) string {
-	return url.PathEscape(cmp.Or(node, "observer")) // ASCII, whatever the encoding of a database is
+	return url.PathEscape(cmp.Or(node, "observer")) // ASCII, so that it is the same in every encoding
 }
 
 func (w *Watch) Voter(id int32) *Voter {
@@ -196,7 +197,7 @@ func (w *Watch) Voter(id int32) *Voter {
 	return w.nodes[registry.NodeID(id)]
 }
 
-// LastSign is when a node last showed that it lived.
+// LastSign is the time of the last sign of life of a node.
 func (w *Watch) LastSign(id int32) time.Time {
 	n := w.Voter(id)
 	if n == nil {
@@ -219,14 +220,14 @@ func (w *Watch) Record(id int32) registry.Record {
 	return registry.Record{ID: registry.NodeID(id), Name: fmt.Sprint(id)}
 }
 
-// Refresh looks at every voter that was not silent now, and waits for the
-// answers, or for limit.
+// Refresh probes every voter that was not silent again, and waits for the answers, but for no
+// longer than limit.
 func (w *Watch) Refresh(ctx context.Context, limit time.Duration) []election.Peer {
-	return w.lookAt(ctx, limit, func(a election.Answer) bool { return a != election.Silent && a != election.Hangs }) // these are being asked anyway
+	return w.lookAt(ctx, limit, func(a election.Answer) bool { return a != election.Silent && a != election.Hangs }) // silent ones are being probed all the time
 }
 
-// RefreshAll looks at the silent ones, too: this process was stopped, and its
-// silence may have been taken for theirs.
+// RefreshAll also probes the voters that were silent. It is used after this process itself was
+// stopped for a while, when its own silence may look like theirs.
 func (w *Watch) RefreshAll(ctx context.Context, limit time.Duration) []election.Peer {
 	return w.lookAt(ctx, limit, func(election.Answer) bool { return true })
 }
@@ -301,10 +302,11 @@ func (w *Watch) lookArbiter(ctx context.Context) {
 	w.arb.Term, w.arb.Candidate, w.arb.Rule = vote.Term, vote.Candidate, rule
 }
 
-// AwaitAnswers waits until every voter was tried once.
+// AwaitAnswers waits until every voter was probed once, whatever came of it.
 func (w *Watch) AwaitAnswers(ctx context.Context) { w.Await(ctx, w.Answered) }
 
-// AwaitVerdict waits until it is known whether the primary is silent.
+// AwaitVerdict waits until every voter was probed once and it is clear whether the primary
+// lives.
 func (w *Watch) AwaitVerdict(ctx context.Context, p election.Policy) {
 	w.Await(ctx, func() bool {
 		peers := w.Peers()
@@ -312,7 +314,7 @@ func (w *Watch) AwaitVerdict(ctx context.Context, p election.Policy) {
 	})
 }
 
-// Await waits until ready says so, for at most twice silence_timeout and a second.
+// Await waits until ready returns true, for at most twice silence_timeout and one second.
 func (w *Watch) Await(ctx context.Context, ready func() bool) {
 	limit := time.Now().Add(2*w.Settings().SilenceTimeout + time.Second)
 	for time.Now().Before(limit) {
@@ -326,7 +328,8 @@ func (w *Watch) Answered() bool {
 	return !slices.ContainsFunc(w.Peers(), func(p election.Peer) bool { return p.Tried.IsZero() })
 }
 
-// WhoSees names a node whose Monitor has seen the primary lately.
+// WhoSees names a node, other than the primary, whose daemon has seen the primary within
+// silence_timeout. Empty: none has.
 func (w *Watch) WhoSees(primary int32) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -342,14 +345,14 @@ func (w *Watch) WhoSees(primary int32) string {
 	return ""
 }
 
-// Records are the registered nodes, as they were last given.
+// Records are the registered nodes as SetNodes was last given them.
 func (w *Watch) Records() []registry.Record {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.recs
 }
 
-// Foreign names the voters with a daemon of repmgr 5.
+// Foreign names the voters on which a daemon of repmgr 5 runs.
 func (w *Watch) Foreign(peers []election.Peer) (names []string) {
 	for _, p := range peers {
 		if p.Foreign && p.Answer == election.Answers {
@@ -372,5 +375,5 @@ func Answering(peers []election.Peer) []election.Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(p election.Peer) bool { return p.Answer != election.Answers })
 }
 
-// Candidate is what the pledges of this process, the daemon of a node, are made out to.
+// Candidate is the name under which this process, the daemon of a node, collects pledges.
 func Candidate(node string) string { return fmt.Sprintf("%s.%d", candidateName(node), os.Getpid()) }
