@@ -22,15 +22,14 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Options are what an election needs of its configuration, and the effects that are not
-// its own.
+// Options are what an election needs of the configuration, and the functions that it calls.
 type Options struct {
-	Self      registry.NodeID // the node whose daemon, or operator, holds the election; 0: none
-	Candidate string          // whom the pledges are made out to: see [voters.Candidate]
-	KnownTerm int64           // the highest term of a vote when it was decided to begin
-	Presume   bool            // an operator asks: where there is no rule, the rows of the nodes are one
-	Reaffirm  bool            // the local node is the living primary, and the only one that may win
-	Consensus bool            // no daemon may see the primary: primary_visibility_consensus
+	Self      registry.NodeID // the node on which the election is held; 0: this machine has none
+	Candidate string          // the name to which the voters pledge themselves: see [voters.Candidate]
+	KnownTerm int64           // the highest term of any vote at the time of the decision to begin
+	Presume   bool            // an operator asks for the election: where no rule exists, one is derived from the rows of the nodes
+	Reaffirm  bool            // the local node runs as the primary, and only it may win
+	Consensus bool            // refuse while any daemon sees the primary: primary_visibility_consensus
 
 	SilenceTimeout    time.Duration
 	FenceTimeout      time.Duration
@@ -44,25 +43,26 @@ type Options struct {
 
 	// Connect opens a connection to a node.
 	Connect func(context.Context, registry.Record) (*registry.Server, error)
-	// MakeSlot makes the slot of a standby on its upstream, and returns its name; empty: it
-	// is to stream without one.
+	// MakeSlot makes the replication slot of a standby on its upstream, and returns its name.
+	// Empty: the standby must stream without a slot.
 	MakeSlot func(ctx context.Context, up *registry.Server, standby registry.Record) string
-	// Promote makes the winner a primary.
+	// Promote promotes the winner.
 	Promote func(ctx context.Context, n *registry.Server, winner registry.Record) error
-	// StandbySettings are those with which a standby of that name follows the primary.
+	// StandbySettings returns the settings with which the standby of that name follows the
+	// primary.
 	StandbySettings func(primary registry.Record, name, slot string) (map[string]string, error)
 }
 
 // Arbiter is a voter that is no PostgreSQL server.
 type Arbiter interface {
-	// Pledge stores the vote, if its term is higher than what it holds. It returns what it
-	// holds then, also with an error.
+	// Pledge stores the vote if its term is higher than that of the stored vote. It returns the
+	// vote and the rule that are stored afterwards, also with an error.
 	Pledge(ctx context.Context, b ballot.Ballot) (ballot.Ballot, election.Rule, error)
-	// Record stores a rule with the nodes that are registered.
+	// Record stores a rule with the registered nodes.
 	Record(ctx context.Context, r election.Rule, nodes []registry.Record) error
 }
 
-// Result is what an election did.
+// Result is the result of an election.
 type Result struct {
 	Term      int64
 	Health    election.Health // the verdict on the former primary
@@ -70,14 +70,14 @@ type Result struct {
 	Winner    *registry.Record
 	Rule      election.Rule
 	StartedAt time.Time
-	Outage    time.Duration // from the last sign of life of the former primary until the new one's first commit
-	LostBytes *int64        // WAL that the former primary is known to have had beyond the winner; nil: not known
+	Outage    time.Duration // from the last sign of life of the former primary to the first commit of the new one
+	LostBytes *int64        // WAL that the former primary had and the winner does not have; nil: unknown
 	Steps     []registry.FailoverStep
-	Following []registry.Record // standbys that stream from the winner already
+	Following []registry.Record // standbys that already stream from the winner
 	DryRun    bool
 }
 
-// Refused is an election that came to nothing, and changed nothing but votes.
+// Refused is the error of an election that was refused. Nothing but votes was changed.
 type Refused struct {
 	Refusal election.Refusal
 	Health  election.Health
@@ -86,7 +86,7 @@ type Refused struct {
 
 func (r *Refused) Error() string { return string(r.Refusal) }
 
-// Election is one election, from its survey to its winner's first commit.
+// Election is one election, from the survey to the first commit of its winner.
 type Election struct {
 	Options
 	w      *voters.Watch
@@ -94,30 +94,30 @@ type Election struct {
 
 	res        Result
 	start      time.Time
-	rule       election.Rule // the newest before
+	rule       election.Rule // the newest rule before this election
 	pledged    []election.Peer
-	lastPledge time.Time // when the last pledge was stored
+	lastPledge time.Time // when the last pledge of this election was stored
 	tally      election.Tally
-	conn       *registry.Server           // to the winner, for the first commit
-	probe      *syncrep.CommitProbe       // nil: none is open
-	openValue  string                     // of synchronous_standby_names when the term is open: it is known as ours; empty: not yet
-	slots      map[registry.NodeID]string // that the winner has for its followers
+	conn       *registry.Server           // a connection to the winner, for the first commit
+	probe      *syncrep.CommitProbe       // a connection that tests whether commits wait; nil: none is open
+	openValue  string                     // the synchronous_standby_names of the open term, once it is marked as ours; empty: not yet
+	slots      map[registry.NodeID]string // the slots on the winner for the nodes that follow it
 
 	background sync.WaitGroup
-	pointed    map[int32]chan error // capacity 1: what came of pointing that standby to the winner
+	pointed    map[int32]chan error // capacity 1: the result of making that standby follow the winner
 
-	mu      sync.Mutex // over these, and over the rule of the tally from the promotion on
-	hasRow  bool       // the rule is written
-	holders []int32    // data nodes that show it, or know of it
+	mu      sync.Mutex // protects the next two and, after the promotion, the rule in tally
+	hasRow  bool       // the row of the new rule is written
+	holders []int32    // data nodes that have the row, or were told the rule
 }
 
-// New prepares an election among the voters that are watched. [Election.Run] holds it.
+// New prepares an election among the voters that w watches. [Election.Run] holds it.
 func New(o Options, w *voters.Watch, p election.Policy) *Election {
 	now := time.Now()
 	return &Election{Options: o, w: w, policy: p, start: now, res: Result{StartedAt: now, Steps: []registry.FailoverStep{}, Following: []registry.Record{}}}
 }
 
-// logStep notes a step. A test may want the process to die in this very moment.
+// logStep records and logs a step. A test can make the process die at a step.
 func (a *Election) logStep(step, evidence string, args ...any) {
 	evidence = fmt.Sprintf(evidence, args...)
 	a.res.Steps = append(a.res.Steps, registry.FailoverStep{Step: step, After: time.Since(a.start), Evidence: evidence})
@@ -127,7 +127,7 @@ func (a *Election) logStep(step, evidence string, args ...any) {
 	}
 }
 
-// Run is the election. The order of its steps is what makes it safe: see docs/failover.md.
+// Run holds the election. The order of the steps is what makes it safe: see docs/failover.md.
 func (a *Election) Run(ctx context.Context, dryRun bool) (Result, error) {
 	a.res.DryRun = dryRun
 	defer func() { a.background.Wait(); a.conn.Close(); a.probe.Close() }()
@@ -146,8 +146,9 @@ func (a *Election) Run(ctx context.Context, dryRun bool) (Result, error) {
 	return a.res, nil
 }
 
-// survey looks at everybody anew. A stream that is still open may only not have
-// noticed the primary's end yet.
+// survey probes all voters again and decides whether an election may begin. A stream that is
+// still open may only not have noticed the end of the primary yet, so that is checked again for
+// a while.
 func (a *Election) survey(ctx context.Context) error {
 	deadline := a.start.Add(a.SilenceTimeout / 2)
 	for {
@@ -167,7 +168,7 @@ func (a *Election) survey(ctx context.Context) error {
 				a.logStep("surveyed", "%s", describe(peers))
 				return nil
 			}
-			a.policy.Adopts = int32(a.Self) // nobody voted for it: there must be grounds for a failover
+			a.policy.Adopts = int32(a.Self) // nobody voted for it, so the conditions for a failover must be met
 		}
 		if a.res.Health == election.HealthReceived && now.Before(deadline) && voters.PeerOf(peers, a.rule.Primary).Answer == election.Refused && wait.Pause(ctx, postgres.PollInterval) == nil {
 			continue
@@ -196,7 +197,7 @@ func (a *Election) survey(ctx context.Context) error {
 	}
 }
 
-// describe says how each voter answered.
+// describe is the answer of each voter, for messages.
 func describe(peers []election.Peer) string {
 	var all []string
 	for _, p := range peers {
@@ -212,7 +213,8 @@ func describe(peers []election.Peer) string {
 	return strings.Join(all, ", ")
 }
 
-// validate gives failover_validation_command the last word before anything changes.
+// validate runs failover_validation_command, which can stop the election before anything
+// changes.
 func (a *Election) validate(ctx context.Context) error {
 	command := a.ValidationCommand
 	if command == "" || a.Reaffirm || a.res.Winner == nil {
@@ -232,9 +234,10 @@ func (a *Election) validate(ctx context.Context) error {
 	return nil
 }
 
-// recruit asks every voter that answers for its pledge, all at once. A primary that
-// stands itself goes on writing: what it has is read when no pledged one receives
-// from it any more, or those would have more than it had.
+// recruit asks every voter that answers for its pledge, all at the same time. When a living
+// primary is itself the candidate, it keeps writing; so its position is read only after no
+// pledged standby receives from it any more. Otherwise the others would seem to have more WAL
+// than it has.
 func (a *Election) recruit(ctx context.Context) error {
 	peers := a.w.Peers()
 	for _, p := range peers {
@@ -282,9 +285,9 @@ func (a *Election) pledgeArbiter(ctx context.Context, p election.Peer) (election
 	return p, err
 }
 
-// pledge takes one voter's promise. A standby stops: nothing of the old term
-// reaches it any more. What it has is read from its disk; it need not have
-// replayed it, and nothing is resumed.
+// pledge asks one voter for its pledge. A standby stops receiving with it, so nothing of the
+// old term reaches it any more. Where its WAL ends is read from its disk; it need not have
+// replayed that WAL, and nothing is resumed.
 func (a *Election) pledge(ctx context.Context, p election.Peer) (election.Peer, error) {
 	limit := a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no pledge within silence_timeout (%s)", limit))
@@ -324,7 +327,7 @@ func (a *Election) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 	return withIdentity(p, view), err
 }
 
-// lookAgain is the view of a voter that is pledged, as it is now.
+// lookAgain reads the state of a voter that is already pledged again.
 func (a *Election) lookAgain(ctx context.Context, p election.Peer) (view election.Peer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, a.SilenceTimeout)
 	defer cancel()
@@ -338,16 +341,16 @@ func (a *Election) lookAgain(ctx context.Context, p election.Peer) (view electio
 	return withIdentity(p, view), err
 }
 
-// withIdentity is what a look says of a voter, with what the look does not know.
+// withIdentity is a view of a voter, completed with what a look does not read.
 func withIdentity(p, view election.Peer) election.Peer {
 	view.ID, view.Role, view.Priority, view.Location, view.Answer, view.SeenAt = p.ID, p.Role, p.Priority, p.Location, election.Answers, time.Now()
 	return view
 }
 
-// endReceiver waits until a detached standby has no WAL receiver. The startup
-// process ends it, and where that is busy with its replay, a short timeout does. It
-// is hung where the postmaster has not told our session of the new settings until then:
-// it would not promote the server either.
+// endReceiver waits until a detached standby has no WAL receiver. The startup process ends the
+// receiver; where it is busy with replay, a short receiver timeout is set for that. hung is
+// true where the postmaster has not reloaded the settings by then: such a postmaster would not
+// promote the server either.
 func endReceiver(ctx context.Context, n *registry.Server, before time.Time, limit time.Duration) (hung bool, err error) {
 	begun := time.Now()
 	hurry := begun.Add(postgres.NudgeInterval / 2)
@@ -372,9 +375,9 @@ func endReceiver(ctx context.Context, n *registry.Server, before time.Time, limi
 	return hung, err
 }
 
-// awaitWALEnd waits a little until it can be told where a standby's WAL ends: until
-// its server, which was just started, has read all that it has, or has written
-// down on which timeline it is. One that stays unsure has a vote, and cannot win.
+// awaitWALEnd waits a little until it is certain where the WAL of a standby ends: a server that
+// was just started must first read all of its WAL, or write down its timeline. A standby that
+// stays uncertain has a vote, and can not win.
 func awaitWALEnd(ctx context.Context, n *registry.Server, w *voters.Watch, r registry.Record, view election.Peer) (election.Peer, error) {
 	limited, cancel := context.WithTimeout(ctx, w.Settings().SilenceTimeout/2)
 	defer cancel()
@@ -398,10 +401,10 @@ func awaitWALEnd(ctx context.Context, n *registry.Server, w *voters.Watch, r reg
 	return view, err
 }
 
-// count finds the winner.
+// count determines the winner from the pledges.
 func (a *Election) count(context.Context) error {
 	self := int32(a.Self)
-	if a.Reaffirm && voters.PeerOf(a.pledged, self).Term != a.res.Term { // then nothing says that another one has more
+	if a.Reaffirm && voters.PeerOf(a.pledged, self).Term != a.res.Term { // then a comparison with the other nodes proves nothing
 		return a.refuse(election.RefusedPledges, a.res.Health, "its own server did not pledge itself")
 	}
 	a.tally = a.policy.Count(a.rule, a.res.Term, a.res.Health, a.pledged)
@@ -429,10 +432,10 @@ func (a *Election) count(context.Context) error {
 	return nil
 }
 
-// waitForFence lets a former primary that may still accept writes find out that
-// it has lost its majority. It need not wait for one that is seen to be a
-// standby. Then it asks the pledged again: a majority must still stand by its
-// pledge, and must not have been restarted since.
+// waitForFence waits until a former primary that may still accept writes has had the time to
+// notice that it lost its majority and to stop. There is no wait where it is seen to be a
+// standby. Then the pledged voters are asked again: a majority must still hold its pledge, and
+// must not have been restarted since.
 func (a *Election) waitForFence(ctx context.Context) error {
 	if a.Reaffirm || a.rule.Quorum && !a.tally.Wait {
 		return nil
@@ -466,8 +469,8 @@ func (a *Election) waitForFence(ctx context.Context) error {
 	return nil
 }
 
-// provenDead reports whether the proof that the former primary is dead came late, and
-// nobody else may be one.
+// provenDead reports whether there is proof by now that the former primary is dead, and no
+// other node can be a primary.
 func (a *Election) provenDead() bool {
 	h := a.policy.Diagnose(time.Now(), a.rule, a.w.Peers())
 	if !h.Proven() || a.policy.Count(a.rule, a.res.Term, h, a.pledged).Wait {
@@ -477,19 +480,19 @@ func (a *Election) provenDead() bool {
 	return true
 }
 
-// formerDemoted reports whether the former primary was seen as a standby since it
-// could have gone on.
+// formerDemoted reports whether the former primary was seen as a standby after the last pledge.
 func (a *Election) formerDemoted() bool {
 	p := voters.PeerOf(a.w.Peers(), a.rule.Primary)
 	return p.Answer == election.Answers && p.Running == election.Standby && p.SeenAt.After(a.lastPledge)
 }
 
-// refuse is the end of an election that may not go on.
+// refuse is the error that ends an election which must not go on.
 func (a *Election) refuse(r election.Refusal, h election.Health, detail string) error {
 	return &Refused{r, h, detail}
 }
 
-// Presumed is what the rows of the nodes, and what runs, say in the place of a rule.
+// Presumed is a rule derived from the rows of the nodes and from what runs, for a cluster that
+// has no rule yet.
 func Presumed(recs []registry.Record, peers []election.Peer) election.Rule {
 	of, _ := registry.Primary(recs)
 	return election.PresumedRule(int32(of.ID), peers)

@@ -16,9 +16,9 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// drain waits until the winner, and it alone, has replayed all that it has, and
-// helps: a pause ends, and so do the sessions that the replay waits for. What it
-// has replayed then may show a newer rule: the votes are counted once more.
+// drain waits until the winner, and only the winner, has replayed all of its WAL. It resumes a
+// paused replay and ends the sessions that the replay waits for. The replayed WAL may contain a
+// newer rule, so the votes are counted once more.
 func (a *Election) drain(ctx context.Context) error {
 	before := voters.PeerOf(a.pledged, a.tally.Winner)
 	if a.Reaffirm || before.Replayed >= before.Position.LSN && !before.ReplayPaused {
@@ -38,7 +38,7 @@ func (a *Election) drain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if view.Idle && view.Replayed < view.Position.LSN { // what comes next on its disk is no record
+	if view.Idle && view.Replayed < view.Position.LSN { // the rest on its disk is not a WAL record
 		view.Position.LSN = view.Replayed
 	}
 	for i, p := range a.pledged {
@@ -64,9 +64,8 @@ func endedText(sessions int) string {
 	return fmt.Sprintf("; %s that it waited for were ended", wording.Count(sessions, "session"))
 }
 
-// replayAll waits until a detached standby has replayed what it has, as long as
-// it gets on: it gives up where nothing was replayed for limit. It returns how
-// many sessions it has ended for that.
+// replayAll waits until a detached standby has replayed all of its WAL. It gives up when
+// nothing was replayed for limit. It returns how many sessions it has ended for the replay.
 func replayAll(ctx context.Context, n *registry.Server, p election.Peer, limit time.Duration) (ended int, err error) {
 	last, at := wal.LSN(0), time.Now()
 	if p.ReplayPaused && p.Halt == "" {
@@ -106,15 +105,15 @@ func replayAll(ctx context.Context, n *registry.Server, p election.Peer, limit t
 	return ended, err
 }
 
-// inConflict reports whether a startup process waits for sessions of the standby.
+// inConflict reports whether the startup process waits for sessions of the standby.
 func inConflict(waits string) bool {
 	kind, event, _ := strings.Cut(waits, "/")
 	return kind == "Lock" || kind == "BufferPin" || strings.HasPrefix(event, "RecoveryConflict")
 }
 
-// confirm asks whether a data node shows the rule, and, once that is written, tells
-// it to one that does not in time: where that is slow to replay, or can not stream
-// yet, it is enough that it knows.
+// confirm asks whether a data node has the row of the new rule. Once that row is written, and
+// with tell, a node that does not have it in time is told the rule directly: it may replay
+// slowly or not stream yet, and it is enough that it knows the rule.
 func (a *Election) confirm(ctx context.Context, n *registry.Server, id int32, tell bool) (knows bool, err error) {
 	if err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM repmgr.rules WHERE term >= $1)`, a.res.Term).Scan(&knows); err != nil {
 		return false, n.QueryError("look for the rule", err)
@@ -125,7 +124,7 @@ func (a *Election) confirm(ctx context.Context, n *registry.Server, id int32, te
 	}
 	err = ballot.LockedAgain(ctx, n.Conn, func(b ballot.Ballot) error {
 		switch {
-		case b.Term > a.res.Term: // its pledge was counted without the rule
+		case b.Term > a.res.Term: // it has pledged itself to a newer election, which did not see the rule
 			return fmt.Errorf("%w: it holds %q", registry.ErrSuperseded, b)
 		case knows:
 			return nil
@@ -141,7 +140,7 @@ func (a *Election) confirm(ctx context.Context, n *registry.Server, id int32, te
 	return true, nil
 }
 
-// writtenRule is the rule as its row has it; the zero Rule as long as there is none.
+// writtenRule is the new rule once its row is written; before that, it is the zero Rule.
 func (a *Election) writtenRule() election.Rule {
 	a.mu.Lock()
 	defer a.mu.Unlock()

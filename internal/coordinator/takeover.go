@@ -18,8 +18,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// tellWitnesses gives the new rule to the voters without data, before anybody
-// can commit under it.
+// tellWitnesses stores the new rule on the voters without data, before anybody can commit under
+// it.
 func (a *Election) tellWitnesses(ctx context.Context) error {
 	limit := a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within silence_timeout (%s)", limit))
@@ -39,8 +39,8 @@ func (a *Election) tellWitnesses(ctx context.Context) error {
 	return nil
 }
 
-// warmUp has a new session of a server in recovery plan what it will write as the
-// first one after the promotion: it needs some milliseconds for what it never did before.
+// warmUp lets a new session on a server in recovery plan the statement that will be its first
+// write after the promotion. That saves some milliseconds of the outage.
 func warmUp(ctx context.Context, n *registry.Server, r election.Rule) {
 	if ok, err := n.HasSchema(ctx); !ok || err != nil {
 		return
@@ -52,11 +52,11 @@ func warmUp(ctx context.Context, n *registry.Server, r election.Rule) {
 	}
 }
 
-// promote makes the winner the primary, if its pledge still is ours. What its
-// commits must wait for is in force before it accepts any.
+// promote makes the winner the primary, if its pledge still belongs to this election. The
+// setting that makes its commits wait is in force before it accepts any.
 func (a *Election) promote(ctx context.Context) error {
 	winner := *a.res.Winner
-	var conn, probe sync.WaitGroup // they are needed soon; who commits tries again
+	var conn, probe sync.WaitGroup // both are opened early; commit opens them again if that fails
 	limited, cancel := context.WithTimeout(ctx, a.SilenceTimeout/2)
 	defer cancel()
 	if a.conn == nil {
@@ -86,7 +86,7 @@ func (a *Election) promote(ctx context.Context) error {
 				return err
 			}
 			if !a.Reaffirm {
-				if err := n.StoreRule(ctx, a.tally.Rule); err != nil { // should it die before its row: its branch is this one
+				if err := n.StoreRule(ctx, a.tally.Rule); err != nil { // if it dies before the row is written, this tells that its timeline belongs to this rule
 					return err
 				}
 				b.Candidate += ballot.ChosenMark
@@ -95,11 +95,11 @@ func (a *Election) promote(ctx context.Context) error {
 				}
 			}
 			a.makeSlots(ctx, &conn)
-			if a.tally.Rule.Quorum { // without quorum no commit waits for them
+			if a.tally.Rule.Quorum { // without quorum no commit waits for the standbys, and this is done after the promotion
 				a.pointStandbys(ctx)
 				mark.Go(func() {
 					if conn.Wait(); a.conn != nil {
-						_ = a.markOpen(limited, a.conn) // who commits tries again
+						_ = a.markOpen(limited, a.conn) // commit tries it again
 					}
 				})
 			}
@@ -116,8 +116,8 @@ func (a *Election) promote(ctx context.Context) error {
 	return nil
 }
 
-// markOpen says of the value under which the term is open that it is ours, beside
-// the closed one that is in force.
+// markOpen marks the synchronous_standby_names of the open term as ours, beside the closed
+// value that is in force until then.
 func (a *Election) markOpen(ctx context.Context, n *registry.Server) error {
 	name := func(id int32) string { return a.w.Record(id).Name }
 	closed, value := syncrep.Value(a.tally.Rule.PromotionSetting(), name), syncrep.Value(a.tally.Rule.SyncSetting(), name)
@@ -128,9 +128,9 @@ func (a *Election) markOpen(ctx context.Context, n *registry.Server) error {
 	return err
 }
 
-// pointStandbys lets the pledged standbys connect to the winner, with quorum while that is
-// promoted: it takes them about as long, and until the promotion the winner has
-// nothing for them but what it won with. Whether it worked is in their channels.
+// pointStandbys makes the pledged standbys connect to the winner. With quorum it runs during
+// the promotion, which takes about as long; until the promotion the winner has nothing for them
+// but the WAL that it won with. The results are in the channels of pointed.
 func (a *Election) pointStandbys(ctx context.Context) {
 	a.pointed = map[int32]chan error{}
 	for _, p := range a.pledged {
@@ -148,9 +148,9 @@ func (a *Election) pointStandbys(ctx context.Context) {
 	}
 }
 
-// makeSlots gives the followers their slots on the winner, over the connection
-// that dialled opens. A slot that can not be made holds nothing up: its standby
-// follows without one, and its own Monitor makes it later.
+// makeSlots makes the slots of the followers on the winner, over the connection that the
+// goroutines of dialled open. A slot that can not be made delays nothing: its standby follows
+// without one, and its own daemon makes it later.
 func (a *Election) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.SilenceTimeout/2, errors.New("no slot within half of silence_timeout"))
 	defer cancel()
@@ -171,9 +171,10 @@ func (a *Election) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 	}
 }
 
-// open points the others to the winner, where that was not done yet, and commits the rule,
-// which opens the term. With synchronous_mode=quorum that commit waits for standbys like any
-// other. The wait has a limit: a winner without its rule becomes a candidate for the next term.
+// open makes the other standbys follow the winner, where that was not done yet, and commits the
+// rule, which opens the term. With synchronous_mode=quorum that commit waits for standbys like
+// any other. The wait has a limit: a winner without its rule becomes a candidate for the next
+// term.
 func (a *Election) open(ctx context.Context) error {
 	limit := firstCommitTimeouts * a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not acknowledged within %s", limit))
@@ -224,15 +225,15 @@ func names(recs []registry.Record) string {
 	return strings.Join(all, ", ")
 }
 
-// firstCommitTimeouts is how many silence_timeouts the first commit of a term may take.
+// firstCommitTimeouts is how many times silence_timeout the first commit of a term may take.
 const firstCommitTimeouts = 3
 
 var errNoStandby = errors.New("no standby")
 
-// awaitFollower waits until a standby that was pointed to the winner streams from it, for
-// as long as is usual, and until it knows of the rule. Apart is why it does not.
-// One that was below another standby is below the winner, too, until the term is
-// open: only then it counts whom it is sent by.
+// awaitFollower waits, for as long as is usual, until a standby streams from the winner and
+// knows the new rule. apart is the reason where it could not be made to follow. A standby that
+// streamed from another standby follows the winner too, until the term is open: the new term
+// counts only what the winner itself sends.
 func (a *Election) awaitFollower(ctx context.Context, n *registry.Server, p election.Peer, apart error) error {
 	if errors.Is(apart, registry.ErrSuperseded) {
 		return apart
@@ -249,13 +250,13 @@ func (a *Election) awaitFollower(ctx context.Context, n *registry.Server, p elec
 		}
 		return streams && knows, err
 	})
-	if err = errors.Join(apart, err); err == nil && (!p.Monitored || !p.Automatic) { // else its daemon does it when it has to
+	if err = errors.Join(apart, err); err == nil && (!p.Monitored || !p.Automatic) { // otherwise its daemon does that when needed
 		err = ballot.GiveArchive(ctx, n.Conn)
 	}
 	return err
 }
 
-// pointStandby gives a standby the settings to stream from the winner, if it can.
+// pointStandby gives a standby the settings to stream from the winner, if it can follow it.
 func (a *Election) pointStandby(ctx context.Context, n *registry.Server, r registry.Record) error {
 	winner, theirs := voters.PeerOf(a.pledged, a.tally.Winner), voters.PeerOf(a.pledged, int32(r.ID))
 	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
@@ -280,10 +281,10 @@ func (a *Election) pointStandby(ctx context.Context, n *registry.Server, r regis
 	return err
 }
 
-// commit opens the term, over a connection of its own: it may have to wait. With
-// quorum the row of the rule is not acknowledged but held: until so many have it
-// that no election can miss it, commits of clients wait. The rows of the nodes
-// come after it, as the first commit that is acknowledged like any other.
+// commit opens the term, over a connection of its own, because it may have to wait. With quorum
+// the row of the rule is written without waiting for an acknowledgement, and the commits of
+// clients wait until enough nodes hold the rule that no election can miss it. The rows of the
+// nodes are written next: that is the first commit which is acknowledged like any other.
 func (a *Election) commit(ctx context.Context) error {
 	n, err := a.conn, error(nil)
 	if n == nil {
@@ -301,7 +302,7 @@ func (a *Election) commit(ctx context.Context) error {
 		}
 		a.probe.Begin(ctx)
 	}
-	line, err := n.RuleLine(ctx) // by then that commit waits
+	line, err := n.RuleLine(ctx) // meanwhile the commit of the probe begins to wait
 	if err == nil && a.tally.Rule.Quorum {
 		err = syncrep.Prove(ctx, n, a.probe, 2*a.SilenceTimeout)
 	}
@@ -329,7 +330,7 @@ func (a *Election) commit(ctx context.Context) error {
 		if err := n.Poll(ctx, func() (bool, error) { return a.ruleHeld(), nil }); err != nil {
 			return err
 		}
-		n.Heeded = true // it has pledged itself a moment ago
+		n.Heeded = true // its settings were read when it pledged itself a moment ago
 		if err := syncrep.Put(ctx, n, a.openValue); err != nil {
 			return err
 		}
@@ -348,8 +349,8 @@ func (a *Election) commit(ctx context.Context) error {
 	return nil
 }
 
-// followers are the data nodes that were pointed to the winner, those too that were
-// below another standby before.
+// followers are the data nodes that were made to follow the winner, including those that
+// followed another standby before.
 func (a *Election) followers() (ids []int32) {
 	for _, p := range a.pledged {
 		if p.ID != a.tally.Winner && p.Role != election.Witness && p.ID != election.Arbiter {
@@ -359,8 +360,8 @@ func (a *Election) followers() (ids []int32) {
 	return ids
 }
 
-// ruleHeld reports whether every election is certain to find the new rule: it was announced to the
-// pledged witnesses, and the standbys show its row or it was announced to them.
+// ruleHeld reports whether every future election is certain to find the new rule: the pledged
+// witnesses were told it, and enough standbys have its row or were told it.
 func (a *Election) ruleHeld() bool {
 	holders := []int32{a.tally.Winner}
 	for _, p := range a.pledged {

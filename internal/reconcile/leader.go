@@ -19,29 +19,29 @@ import (
 // Options are what a Leader or a Standby needs of the configuration and of its daemon.
 type Options struct {
 	Self           registry.NodeID
-	Candidate      string // whom the rules are written by: see [voters.Candidate]
+	Candidate      string // the name under which rules are written: see [voters.Candidate]
 	Quorum         bool   // synchronous_mode=quorum
 	SilenceTimeout time.Duration
-	AnnounceFor    time.Duration // how long an arbiter is to publish the primary
+	AnnounceFor    time.Duration // how long an arbiter publishes the primary after each announcement
 
 	Watch   *voters.Watch
 	Arbiter Arbiter // nil: there is none
 	Sync    syncrep.Writer
 	Log     *slog.Logger
 
-	// ConnectTo opens a connection to another node, which may take as long as Patience.
+	// ConnectTo opens a connection to another node, within ConnectTimeout.
 	ConnectTo      func(context.Context, registry.Record) (*registry.Server, error)
 	ConnectTimeout time.Duration
 	// Connect opens a new session of the local server.
 	Connect func(context.Context) (*registry.Server, error)
-	// Report is called after each attempt of something that may fail; err is nil where it worked.
+	// Report is called after each attempt at something that may fail; err is nil when it worked.
 	Report func(what string, err error)
 	// Unproven is called once when commits do not wait although they should.
 	Unproven func(err error)
-	// Before is called with the rule before the newest, and whether the newest is held. Where it
-	// is not, an election may still start from the rule before.
+	// Before is called with the rule before the newest, and with whether the newest is held.
+	// While it is not held, an election may still start from the rule before.
 	Before func(r election.Rule, held bool)
-	// Wake asks for the next step at once.
+	// Wake makes the daemon take its next step at once.
 	Wake func()
 }
 
@@ -59,30 +59,31 @@ type Look struct {
 	Records []registry.Record // the rows of all nodes
 	Self    registry.Record   // that of this node
 	Policy  election.Policy
-	// Doubled finds the nodes under whose name another server streams.
+	// DuplicateNames finds the nodes under whose name another server streams.
 	DuplicateNames func(context.Context) []int32
 }
 
-// Leader keeps the rule of a primary and its synchronous_standby_names in step with the
-// standbys that are there: whose votes count, and which of them a commit waits for. It is not
-// safe for concurrent use.
+// Leader adjusts the rule of a primary and its synchronous_standby_names to the standbys that
+// are there: whose votes count, and which standbys a commit waits for. It is not safe for
+// concurrent use.
 type Leader struct {
 	Options
 	look Look
 
-	rule        election.Rule       // the newest
-	ruleSeenAt  time.Time           // since when it is known
-	previousLSN wal.LSN             // where the primary wrote at the last look
-	healthyAt   map[int32]time.Time // when a standby was last seen to have what was written by then
-	healthyTerm int64               // the one that sound is of
+	rule        election.Rule       // the newest rule that holders has seen
+	ruleSeenAt  time.Time           // since when that rule is known
+	previousLSN wal.LSN             // where the primary wrote at the previous look
+	healthyAt   map[int32]time.Time // when each standby was last seen to have the WAL up to previousLSN
+	healthyTerm int64               // the term to which healthyAt belongs
 
-	provenValue string    // the synchronous_standby_names that is in force and known to make commits wait
-	inspected   bool      // it was looked at
-	lastErr     error     // why the last one could not be put in force
-	retryAt     time.Time // when to try that again
+	provenValue string    // the synchronous_standby_names that is in force and was seen to make commits wait
+	inspected   bool      // the setting was read at least once
+	lastErr     error     // why the last setting could not be put in force
+	retryAt     time.Time // when that is tried again
 }
 
-// Step does one step of what [election.Policy.Reconcile] asks for. The next one goes on from there.
+// Step does at most one of the changes that [election.Policy.Reconcile] asks for. The next call
+// continues from what it finds.
 func (l *Leader) Step(ctx context.Context, look Look) error {
 	l.look = look
 	rules, err := l.look.Server.Rules(ctx)
@@ -93,7 +94,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	registered := Registered(l.look.Records, l.Arbiter != nil)
 	if len(rules) == 0 || rules[0].Primary != self {
 		if len(rules) > 0 {
-			return nil // promoted, and not in office yet: see the election
+			return nil // promoted, but the election has not opened its term yet
 		}
 		first := election.Rule{Term: 1 + voters.HighestTerm(l.Watch.Peers()), Seq: 1, Primary: self, Voters: registered}
 		if first.Line, err = l.look.Server.RuleLine(ctx); err == nil {
@@ -116,7 +117,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	}
 	holders := l.holders(rules[0])
 	if membership.Held = election.Held(rules[0], before, holders); !membership.Held {
-		l.Watch.Refresh(ctx, voters.HeartbeatInterval(l.SilenceTimeout)) // what was seen of them may be older than the rule
+		l.Watch.Refresh(ctx, voters.HeartbeatInterval(l.SilenceTimeout)) // the views of the voters may be older than the rule
 		holders = l.holders(rules[0])
 		membership.Held = election.Held(rules[0], before, holders)
 	}
@@ -129,7 +130,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 		switch line, err := l.look.Server.RuleLine(ctx); {
 		case err != nil:
 			return err
-		case line.Known(): // a former version, or an operator, has written it
+		case line.Known(): // the rule was written by an older version, or by hand
 			next := rules[0]
 			next.Seq, next.Line = next.Seq+1, line
 			if err := addLineColumn(ctx, l.look.Server); err != nil {
@@ -149,9 +150,9 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	return nil
 }
 
-// syncInForce reads synchronous_standby_names. With synchronous_mode=off what a
-// user has set is none of our business. One under which no commit was seen to wait
-// is as good as none.
+// syncInForce reads synchronous_standby_names. With synchronous_mode=off, a value that a user
+// has set is left alone. A value under which no commit was seen to wait counts as if there were
+// none.
 func (l *Leader) syncInForce(ctx context.Context, rules []election.Rule) (none election.SyncSetting, err error) {
 	quorum, t := l.Quorum, l
 	if !quorum && !rules[0].Quorum && l.look.Status.Settings.SynchronousStandby == "" {
@@ -159,7 +160,7 @@ func (l *Leader) syncInForce(ctx context.Context, rules []election.Rule) (none e
 	}
 	s, err := syncrep.Read(ctx, l.look.Server)
 	usual := s.Value == t.provenValue && syncrep.SettingOf(s.Value, l.look.Records).Equal(rules[0].SyncSetting())
-	if err == nil && !usual && (quorum || rules[0].Quorum) { // this session may not have read the newest settings: a new one has them
+	if err == nil && !usual && (quorum || rules[0].Quorum) { // this session may not have the newest settings yet, but a new one has
 		s, err = l.freshSyncState(ctx)
 	}
 	former := l.writtenByOlderVersion(s, rules[0])
@@ -173,7 +174,7 @@ func (l *Leader) syncInForce(ctx context.Context, rules []election.Rule) (none e
 	}
 	set := syncrep.SettingOf(s.Value, l.look.Records)
 	if (!t.inspected || rules[0].Seq == 1) && set.Equal(rules[0].SyncSetting()) {
-		t.provenValue = s.Value // whoever wrote the rule, or opened the term, saw a commit wait
+		t.provenValue = s.Value // whoever wrote the rule, or opened the term, has seen a commit wait
 	}
 	if t.inspected = true; s.Value != t.provenValue {
 		t.provenValue = ""
@@ -184,8 +185,8 @@ func (l *Leader) syncInForce(ctx context.Context, rules []election.Rule) (none e
 	return set, err
 }
 
-// freshSyncState is what a new session of the local server says: it has the settings
-// of the server itself, whatever the sessions that were there before have read.
+// freshSyncState reads the setting over a new session of the local server. It has the settings
+// of the server itself, while older sessions may not have reloaded theirs.
 func (l *Leader) freshSyncState(ctx context.Context) (syncrep.State, error) {
 	n, err := l.Connect(ctx)
 	if err != nil {
@@ -195,14 +196,14 @@ func (l *Leader) freshSyncState(ctx context.Context) (syncrep.State, error) {
 	return syncrep.Read(ctx, n)
 }
 
-// writtenByOlderVersion reports whether a value without our mark is the one that the rule
-// asks for: a repmgrd that made no marks has written it.
+// writtenByOlderVersion reports whether a value without our mark is the one that the rule asks
+// for. An older version of repmgrd, which made no marks, has then written it.
 func (l *Leader) writtenByOlderVersion(s syncrep.State, r election.Rule) bool {
 	return s.Mark == "" && s.Value == l.syncValue(r.SyncSetting())
 }
 
-// putSync puts a setting in force. What asks for more is believed only when a
-// commit was seen to wait.
+// putSync puts a setting in force. A setting that asks for more is believed only after a commit
+// was seen to wait for it.
 func (l *Leader) putSync(ctx context.Context, r election.Rule, now, s election.SyncSetting) error {
 	var err error
 	switch t := l; {
@@ -233,7 +234,7 @@ func (l *Leader) syncValue(s election.SyncSetting) string {
 	return syncrep.Value(s, l.Sync.Name)
 }
 
-// Registered are the voters that should be, in the order of their ids.
+// Registered are the ids of all voters that the rule should have, in order.
 func Registered(recs []registry.Record, arbiter bool) (ids []int32) {
 	if arbiter {
 		ids = append(ids, election.Arbiter)
@@ -247,7 +248,7 @@ func Registered(recs []registry.Record, arbiter bool) (ids []int32) {
 
 // commitRule writes a rule on the local primary.
 func (l *Leader) commitRule(ctx context.Context, before, r election.Rule) error {
-	l.Before(before, false) // until it is known to be held
+	l.Before(before, false) // the new rule is not held yet
 	if err := l.look.Server.WriteRule(ctx, r, l.Candidate); err != nil {
 		return err
 	}
@@ -256,8 +257,8 @@ func (l *Leader) commitRule(ctx context.Context, before, r election.Rule) error 
 	return nil
 }
 
-// holders are the voters that are known to have the rule: their tables show it, or it was
-// announced to them.
+// holders are the voters that are known to have the rule: it is in their tables, or they were
+// told it.
 func (l *Leader) holders(r election.Rule) []int32 {
 	ids := []int32{int32(l.Self)}
 	if l.rule.Compare(r) != 0 {
@@ -271,11 +272,12 @@ func (l *Leader) holders(r election.Rule) []int32 {
 	return ids
 }
 
-// healthy are the standbys that stream, keep up, answer and may be promoted: one
-// that lets nobody ask gives no pledge. One that fell silent a moment ago still is:
-// short outages do not change the rule. So is one that the rule names while nobody has
-// looked for that long: at the begin of a term, or of this daemon. One under whose name another server
-// streams is not, from the moment in which that is known.
+// healthy are the standbys that may be in the rule: they stream, keep up, answer and may be
+// promoted. A standby that rejects the login is not healthy, because it could not give a
+// pledge. A standby that fell silent a moment ago still is, so that short outages do not change
+// the rule; so is a standby that the rule names, for the same time from the beginning of a term
+// or of this daemon. A standby under whose name another server streams is not, as soon as that
+// is known.
 func (l *Leader) healthy(rule election.Rule, doubled []int32) (ids []int32) {
 	now := time.Now()
 	t := l
@@ -306,9 +308,9 @@ func (l *Leader) healthy(rule election.Rule, doubled []int32) (ids []int32) {
 	return ids
 }
 
-// sendRule gives the rule to the voters that do not stream, witnesses and the
-// arbiter, and tells it to standbys that do not show it. How much an arbiter's vote weighs depends on the voters, so of other
-// voters it hears only when the nodes hold them.
+// sendRule gives the rule to witnesses and the arbiter, which do not stream, and to standbys
+// that do not have it in time. The weight of the arbiter's vote depends on the set of voters,
+// so it gets a rule with other voters only after the nodes hold it.
 func (l *Leader) sendRule(ctx context.Context, r, before election.Rule, holders []int32) {
 	for _, p := range l.Watch.Peers() {
 		if p.ID == election.Arbiter && before.Known() && !slices.Equal(r.Voters, before.Voters) && !election.Held(r, before, holders) {
@@ -321,11 +323,11 @@ func (l *Leader) sendRule(ctx context.Context, r, before election.Rule, holders 
 		switch {
 		case p.ID == election.Arbiter:
 			if err = l.Arbiter.Record(ctx, r, l.look.Records); errors.Is(err, ballot.ErrTerm) {
-				err = nil // an election goes on: the ballots tell
+				err = nil // an election is under way, which the votes show
 			}
 		case p.Role == election.Witness:
 			err = l.Watch.Voter(p.ID).Run(ctx, func(n *registry.Server) error { return registry.CopyMetadata(ctx, l.look.Server, n) })
-		case p.Running == election.Standby && time.Since(l.ruleSeenAt) > voters.HeartbeatInterval(l.SilenceTimeout): // it is slow to replay it, or can not stream
+		case p.Running == election.Standby && time.Since(l.ruleSeenAt) > voters.HeartbeatInterval(l.SilenceTimeout): // it replays slowly, or can not stream
 			err = l.Watch.Voter(p.ID).RunAndLook(ctx, func(n *registry.Server) error { return n.TellRule(ctx, r) })
 		default:
 			continue
@@ -334,7 +336,7 @@ func (l *Leader) sendRule(ctx context.Context, r, before election.Rule, holders 
 	}
 }
 
-// addLineColumn brings the table of the rules of a former version up to date.
+// addLineColumn upgrades a repmgr.rules table of an older version.
 func addLineColumn(ctx context.Context, n *registry.Server) error {
 	var have bool
 	err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)

@@ -17,13 +17,13 @@ import (
 type Standby struct {
 	Options
 	look        Look
-	slotTriedAt time.Time // when its slot was last tried for
+	slotTriedAt time.Time // when the slot was last tried
 }
 
-// Step does what is missing: the slot that its row names, an archive that is out of force
-// while it streams, and with a quorum a synchronous_standby_names that closes the time from
-// its promotion to the new term. alone says that it has been without an upstream since then,
-// while the primary lives; zero: it has not.
+// Step makes the slot that the node's row names, takes restore_command out of force while the
+// standby streams, and with a quorum sets a synchronous_standby_names that lets no commit be
+// acknowledged between a promotion and the new term. alone is since when the standby has had no
+// upstream while the primary lives; zero: it has one, or the primary is not known to live.
 func (l *Standby) Step(ctx context.Context, look Look, alone time.Time) error {
 	l.look = look
 	l.ensureSlot(ctx)
@@ -47,19 +47,19 @@ func (l *Standby) Step(ctx context.Context, look Look, alone time.Time) error {
 	return nil
 }
 
-// slotRetryInterval is the time between two attempts to make the slot of a standby that
-// streams without the one that its row names.
+// slotRetryInterval is the time between two attempts to make the slot of a standby that streams
+// without the slot that its row names.
 const slotRetryInterval = 10 * time.Second
 
-// TroubleSlot is what is reported of the slot of a standby.
+// TroubleSlot is the name under which problems with the slot of a standby are reported.
 const TroubleSlot = "the replication slot"
 
-// SlotHint is what to do where a slot can not be made.
+// SlotHint says what to do where a slot can not be made.
 const SlotHint = "Raise max_replication_slots there, or drop a slot that nobody needs. repmgrd of the standby makes its slot as soon as it can."
 
-// ensureSlot gives the local standby the slot that its row names, where it was
-// pointed to its upstream without one. Changing the setting makes its receiver
-// begin anew, so the slot comes first.
+// ensureSlot makes the slot that the row of the local standby names, where the standby streams
+// without it. The slot is made before the setting is changed, because that change restarts the
+// WAL receiver.
 func (l *Standby) ensureSlot(ctx context.Context) {
 	s, now := l.look.Status, time.Now()
 	switch {
@@ -78,7 +78,7 @@ func (l *Standby) makeOwnSlot(ctx context.Context) error {
 	defer cancel()
 	upstream, ok := registry.ByID(l.look.Records, l.look.Self.UpstreamID)
 	if !ok {
-		return nil // the primary's row of it is on its way
+		return nil // the row of the upstream has not been replicated yet
 	}
 	up, err := l.ConnectTo(ctx, upstream)
 	if err != nil {
@@ -86,7 +86,7 @@ func (l *Standby) makeOwnSlot(ctx context.Context) error {
 	}
 	defer up.Close()
 	if status, err := up.Status(ctx); err != nil || registry.Attachment(status, l.look.Self.Name) == "" {
-		return err // it streams from another one than its row says
+		return err // it does not stream from the node that its row names
 	}
 	if _, err := up.CreateSlot(ctx, l.look.Self.SlotName, l.look.Self.Name); err != nil {
 		return failure.WithHint(err, "%s", cmp.Or(failure.Hint(err), SlotHint))
@@ -94,25 +94,25 @@ func (l *Standby) makeOwnSlot(ctx context.Context) error {
 	term := voters.NewestRule(l.Watch.Peers()).Term
 	return l.look.Server.WithBallot(ctx, func(b ballot.Ballot) error {
 		if b.Term > term {
-			return nil // an election is going on: who wins gives it its slot
+			return nil // an election is under way, and its winner makes the slot
 		}
 		return l.look.Server.AlterSystem(ctx, map[string]string{"primary_slot_name": l.look.Self.SlotName})
 	})
 }
 
-// adjustArchive keeps the archive of a standby that streams out of force: when the
-// primary is lost nothing of it is to come from there, and a command that takes
-// long would hold the promotion up. One that can not stream gets it back.
+// adjustArchive keeps restore_command out of force while the standby streams: after the loss of
+// the primary nothing of its archive must be replayed, and a slow command would delay the
+// promotion. A standby that can not stream for a while gets it back.
 func (l *Standby) adjustArchive(ctx context.Context, alone time.Time) error {
 	switch {
 	case l.look.Status.Receiver != nil && l.look.Status.Receiver.Status == "streaming":
 		return ballot.CutArchive(ctx, l.look.Server.Conn)
-	case voters.PeerOf(l.Watch.Peers(), int32(l.look.Self.ID)).Detached: // it has no upstream: whoever gives it one gives it the archive
+	case voters.PeerOf(l.Watch.Peers(), int32(l.look.Self.ID)).Detached: // it is detached: whoever makes it follow a node gives the archive back
 	case !alone.IsZero() && time.Since(alone) > 2*l.SilenceTimeout:
 		term := voters.NewestRule(l.Watch.Peers()).Term
 		return ballot.Locked(ctx, l.look.Server.Conn, func(b ballot.Ballot) error {
 			if b.Term > term {
-				return nil // it has pledged itself since: nothing of the old term is to reach it
+				return nil // it has pledged itself since, and must receive nothing of the old term
 			}
 			return ballot.GiveArchive(ctx, l.look.Server.Conn)
 		})
