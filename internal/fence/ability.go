@@ -9,20 +9,20 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// abilityInterval is the time between two proofs that the server can be stopped.
+// abilityInterval is the time between two tests of the ability to stop the server.
 const abilityInterval = 10 * time.Second
 
-// ability is what was found out about the power to stop the server. What is lacking is
-// announced, because nobody may count on a fence that does not come.
+// ability is the result of the last test whether this process can stop the server. What is
+// missing is announced, because no other node may rely on a fence that does not come.
 type ability struct {
-	at    time.Time        // of the proof; zero: none was tried yet
-	conn  *registry.Server // over which it was made
+	at    time.Time        // when it was tested; zero: not yet
+	conn  *registry.Server // the connection over which it was tested
 	lacks error            // nil: it can be stopped
 }
 
-// Prove tries whether this process could stop the server that n leads to, without doing it:
-// at the start, over each new connection, and at intervals. tried is false where that is
-// not due, or where ctx ended before anything was found out; err says what is lacking.
+// Prove tests, without stopping anything, whether this process could stop the server that n
+// leads to: at the start, over each new connection, and at intervals. tried is false where no
+// test is due, or where ctx ended before there was a result; err says what is missing.
 func (g *Guard) Prove(ctx context.Context, n *registry.Server) (tried bool, err error) {
 	g.mu.Lock()
 	a, device := g.ability, g.device
@@ -40,9 +40,9 @@ func (g *Guard) Prove(ctx context.Context, n *registry.Server) (tried bool, err 
 	return true, err
 }
 
-// tryFence tries all that a fence needs: the server that answers is the one of the data
-// directory, its postmaster is a process of this machine (and of this container),
-// and this process may signal it.
+// tryFence tests everything that a fence needs: the server that answers is the one of the data
+// directory, its postmaster is a process of this machine (and of this container), and this
+// process may send it signals.
 func (g *Guard) tryFence(ctx context.Context, n *registry.Server) error {
 	srv, err := g.settings.Load().Find(g.DataDirectory())
 	if err == nil {
@@ -63,8 +63,8 @@ func (g *Guard) tryFence(ctx context.Context, n *registry.Server) error {
 	return nil
 }
 
-// servesHere asks whether the server that answers is the one of the data directory
-// on this machine: a daemon elsewhere, with the same path, must not stop its own.
+// servesHere checks that the server that answers is the one of the data directory on this
+// machine: a daemon on another machine, with the same path, must not stop its own server.
 func (g *Guard) servesHere(ctx context.Context, srv *postmaster.Server, n *registry.Server) error {
 	if srv == nil {
 		return nil
@@ -83,14 +83,14 @@ func (g *Guard) servesHere(ctx context.Context, srv *postmaster.Server, n *regis
 	return nil
 }
 
-// Lacks is what keeps this process from stopping the server; nil: nothing that is known.
+// Lacks is the reason why this process can not stop the server. nil: none is known.
 func (g *Guard) Lacks() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.ability.lacks
 }
 
-// CanFence is what is announced of it. nil: it was not tried yet.
+// CanFence is the ability as it is announced. nil: it was not tested yet.
 func (g *Guard) CanFence() *bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

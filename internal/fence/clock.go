@@ -5,17 +5,18 @@ import (
 	"time"
 )
 
-// reading is one moment by three clocks: the wall's, CLOCK_MONOTONIC, which stands
-// still while the machine sleeps, and CLOCK_BOOTTIME, which does not.
+// reading is one moment on three clocks: the wall clock, CLOCK_MONOTONIC, which stands still
+// while the machine is suspended, and CLOCK_BOOTTIME, which does not.
 type reading struct {
-	at   time.Time // of the wall, and monotonic
+	at   time.Time // the wall clock and the monotonic clock
 	boot time.Duration
 }
 
-// readingTolerance is how close the clocks of a reading must be read after each other.
+// readingTolerance is the longest time that may pass between reading the clocks of one reading.
 const readingTolerance = time.Millisecond
 
-// readClocks reads them as if at once: where something came in between, again.
+// readClocks reads the clocks nearly at the same moment. Where something came in between, it
+// tries again.
 func readClocks(boot func() time.Duration) (r reading) {
 	best := time.Hour
 	for range 5 {
@@ -31,10 +32,10 @@ func readClocks(boot func() time.Duration) (r reading) {
 	return r
 }
 
-// sleptBetween is how much longer it was from one reading to another than the monotonic
-// clock says: by CLOCK_BOOTTIME where the machine was suspended, and by the wall
-// clock where it was stopped from outside, which nothing inside can tell from a
-// clock that was set forward by more than step. 0: it was awake.
+// sleptBetween is how much more time passed between two readings than the monotonic clock
+// shows: by CLOCK_BOOTTIME where the machine was suspended, and by the wall clock where a
+// virtual machine was stopped from outside. The second can not be told from a clock that was
+// set forward, so only a jump of more than step counts. 0: the machine was awake.
 func sleptBetween(from, to reading, step time.Duration) time.Duration {
 	mono := to.at.Sub(from.at)
 	lost := to.boot - from.boot - mono
@@ -47,7 +48,7 @@ func sleptBetween(from, to reading, step time.Duration) time.Duration {
 	return lost
 }
 
-// sleeps are those of the machine since the lease is kept, the last ones.
+// sleeps are the last times for which the machine was suspended, since the lease is kept.
 type sleeps struct {
 	last reading
 	past []sleep
@@ -60,7 +61,7 @@ type sleep struct {
 
 const sleepsKept = 64
 
-// note takes a reading in, and returns how long the machine slept since the last.
+// note adds a reading, and returns how long the machine slept since the reading before.
 func (s *sleeps) note(now reading, step time.Duration) (lost time.Duration) {
 	if !s.last.at.IsZero() {
 		lost = sleptBetween(s.last, now, step)
@@ -73,8 +74,8 @@ func (s *sleeps) note(now reading, step time.Duration) (lost time.Duration) {
 	return lost
 }
 
-// adjusted is a moment of the monotonic clock, as long ago as it truly is: what was
-// seen before a sleep is older by that.
+// adjusted moves a moment of the monotonic clock back by the sleeps since then, so that its age
+// is the true one.
 func (s *sleeps) adjusted(t time.Time) time.Time {
 	if t.IsZero() {
 		return t
@@ -88,8 +89,8 @@ func (s *sleeps) adjusted(t time.Time) time.Time {
 	return t.Add(-lost)
 }
 
-// checkSleep notices that this machine or this process did not run for a while. What is
-// known is then old: everybody is asked anew.
+// checkSleep notices that this machine or this process did not run for a while. What is known
+// of the voters is then old, so all of them are probed again.
 func (k *leaseKeeper) checkSleep(ctx context.Context, s *Settings) {
 	was := k.sleeps.last.at
 	now := readClocks(k.BootTime)
@@ -100,6 +101,6 @@ func (k *leaseKeeper) checkSleep(ctx context.Context, s *Settings) {
 	}
 	if lost > 0 || stopped {
 		k.watch.RefreshAll(ctx, 2*s.heartbeatInterval())
-		k.sleeps.last = readClocks(k.BootTime) // the waiting was none
+		k.sleeps.last = readClocks(k.BootTime) // the time of the probes was no sleep
 	}
 }

@@ -17,15 +17,16 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// contact is what a primary learns of its standbys from their replies, also where
-// they reject our login: a standby that has WAL which was not there at a moment has
-// sent its reply after that moment, and its WAL receiver, which a pledge ends, ran then.
+// contact is what a primary learns about its standbys from their replication replies, even
+// where they reject our login. A standby that reports WAL which did not exist at some moment
+// has sent its reply after that moment; and its WAL receiver, which a pledge would have ended,
+// was running then.
 type contact struct {
-	marks     []walMark // the newest last
+	marks     []walMark // ordered by time, the newest last
 	addresses map[string]addresses
 }
 
-// walMark says that WAL beyond lsn was written after at.
+// walMark says that all WAL beyond lsn was written after at.
 type walMark struct {
 	at  time.Time
 	lsn wal.LSN
@@ -35,17 +36,17 @@ type walMark struct {
 type walSender struct {
 	Name    string  `json:"name"`
 	Address string  `json:"address"` // empty: over a Unix socket
-	Write   wal.LSN `json:"write"`   // what the standby says that it has
+	Write   wal.LSN `json:"write"`   // the position that the standby reports
 }
 
 const (
 	marksKept    = 64
-	addressesFor = time.Minute            // until a host name is looked up anew
-	lookupLimit  = 200 * time.Millisecond // of that: the next heartbeat waits for it
+	addressesFor = time.Minute            // a host name is looked up again after that time
+	lookupLimit  = 200 * time.Millisecond // the time limit of a lookup: the next heartbeat waits for it
 )
 
-// A heartbeat first notes where the WAL ends and who has how much; the heartbeat
-// itself is WAL that was not there before.
+// A heartbeat first reads where the WAL ends and which standby has how much of it. Writing the
+// heartbeat then makes new WAL, which the standbys can report the next time.
 const (
 	sendersSQL = `SELECT pg_current_wal_insert_lsn(), coalesce((SELECT json_agg(json_build_object('name', application_name,
 		'address', coalesce(host(client_addr), ''), 'write', coalesce(write_lsn, '0/0')))
@@ -53,14 +54,14 @@ const (
 	heartbeatSQL = `INSERT INTO repmgr.heartbeat AS h (at) VALUES (clock_timestamp()) ON CONFLICT (one_row) DO UPDATE SET at = EXCLUDED.at`
 )
 
-// heartbeat is the sign of life of the local primary. It belongs to one goroutine.
+// heartbeat writes the sign of life of the local primary. It belongs to one goroutine.
 type heartbeat struct {
 	activeGuard
 	contact contact
 }
 
-// run writes the sign of life of the local primary, so that the silence of a
-// standby's WAL receiver means something.
+// run writes the heartbeat of the local primary until ctx ends. Without it, the silence of a
+// standby's WAL receiver would mean nothing.
 func (h *heartbeat) run(ctx context.Context) {
 	for h.waitHeartbeat(ctx) == nil {
 		s := h.settings.Load()
@@ -81,7 +82,7 @@ func (g *Guard) noteHeartbeatTrouble(text string) {
 	g.trouble = text
 }
 
-// trouble names what keeps a server that answers from writing.
+// trouble is what keeps a server from writing the heartbeat, in a few words.
 func trouble(err error) string {
 	switch {
 	case err == nil:
@@ -100,7 +101,7 @@ func trouble(err error) string {
 
 const codeDiskFull = "53100"
 
-// write writes the sign of life, and hears those of the standbys.
+// write writes one heartbeat, and evaluates the replies of the standbys.
 func (h *heartbeat) write(ctx context.Context, n *registry.Server) error {
 	at := time.Now()
 	var b pgx.Batch
@@ -128,7 +129,7 @@ func (h *heartbeat) write(ctx context.Context, n *registry.Server) error {
 	return err
 }
 
-// noteReplies notes which standbys have replied since when.
+// noteReplies notes for each standby the moment after which its newest reply was sent.
 func (h *heartbeat) noteReplies(ctx context.Context, senders []walSender) {
 	for _, rec := range h.watch.Records() {
 		if rec.Role != registry.RoleStandby {
@@ -143,7 +144,8 @@ func (h *heartbeat) noteReplies(ctx context.Context, senders []walSender) {
 	}
 }
 
-// soleSender is the one sender of that name. Of two nobody knows which is the node's.
+// soleSender is the only sender of that name. With two of them nobody knows which belongs to
+// the node.
 func soleSender(senders []walSender, name string) (found walSender, ok bool) {
 	for _, s := range senders {
 		switch {
@@ -162,7 +164,7 @@ func (c *contact) mark(w walMark) {
 	c.marks = c.marks[max(0, len(c.marks)-marksKept):]
 }
 
-// since is the last moment at which WAL that ends at lsn was not there yet.
+// since is the last moment at which the WAL that ends at lsn was not there yet.
 func (c *contact) since(lsn wal.LSN) (at time.Time) {
 	for _, w := range c.marks {
 		if w.lsn < lsn {
@@ -172,14 +174,14 @@ func (c *contact) since(lsn wal.LSN) (at time.Time) {
 	return at
 }
 
-// addresses are those of a host name, as of a moment.
+// addresses are the addresses of a host name, as of a moment.
 type addresses struct {
 	all []string
 	at  time.Time
 }
 
-// isAt reports whether the address is that of the node's conninfo: a copy of the
-// node's server somewhere else has the same name.
+// isAt reports whether the address belongs to the node's conninfo. A copy of the node's server
+// on another machine streams under the same name.
 func (c *contact) isAt(ctx context.Context, rec registry.Record, address string) bool {
 	params, err := conninfo.Parse(rec.Conninfo)
 	host := cmp.Or(params["hostaddr"], params["host"])
@@ -199,7 +201,7 @@ func (c *contact) isAt(ctx context.Context, rec registry.Record, address string)
 		if all, err := net.DefaultResolver.LookupHost(ctx, host); err == nil {
 			known.all = all
 		}
-		known.at = time.Now() // where it can not be looked up, what was known serves
+		known.at = time.Now() // where the lookup fails, the earlier addresses are used
 		if c.addresses == nil {
 			c.addresses = map[string]addresses{}
 		}
@@ -213,7 +215,7 @@ func (c *contact) isAt(ctx context.Context, rec registry.Record, address string)
 	return false
 }
 
-// repliedAt is when a standby sent a reply, or later. Zero time: it is not known.
+// repliedAt is a moment after which a standby has sent a reply. Zero: none is known.
 func (g *Guard) repliedAt(id int32) time.Time {
 	g.mu.Lock()
 	defer g.mu.Unlock()

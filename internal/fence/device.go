@@ -11,10 +11,10 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
-// device is a watchdog device of the kernel, such as /dev/watchdog: it resets the
-// machine when nobody has fed it for its timeout. It is armed while the local
-// server is a primary with a lease, so that a machine on which nothing runs any
-// more, not even the watchdog process, ends it too. It is owned by one goroutine.
+// device is a watchdog device of the kernel, such as /dev/watchdog: it resets the machine when
+// nobody has written to it for its timeout. It is armed while the local server is a primary
+// with a lease, so that the primary also ends where nothing on the machine runs any more, not
+// even the watchdog process. It is owned by one goroutine.
 type device struct {
 	f       *os.File // nil: it is not armed
 	timeout time.Duration
@@ -32,7 +32,7 @@ func (d *device) arm(path string, fence time.Duration) error {
 	}
 	d.f, d.timeout = f, max(time.Second, fence.Truncate(time.Second))
 	if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice == 0 {
-		return nil // a file takes no orders
+		return nil // a plain file, as in a test, has no timeout to set
 	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, int(d.timeout/time.Second)); err != nil {
 		d.disarm()
@@ -41,8 +41,8 @@ func (d *device) arm(path string, fence time.Duration) error {
 	return nil
 }
 
-// feed says that the primary may go on for left, if that is more than the device
-// would wait, but for the margin that a candidate waits beyond.
+// feed writes to the device if the primary may go on for left, and that is longer than the
+// device would wait, less the margin by which a candidate waits longer.
 func (d *device) feed(left time.Duration) error {
 	if d.f == nil || left+election.Margin < d.timeout {
 		return nil
@@ -53,7 +53,7 @@ func (d *device) feed(left time.Duration) error {
 	return nil
 }
 
-// disarm stops the device: there is no primary here.
+// disarm stops the device, because there is no primary to guard.
 func (d *device) disarm() {
 	if d.f == nil {
 		return
@@ -63,7 +63,7 @@ func (d *device) disarm() {
 	d.f = nil
 }
 
-// follow keeps the device in step with the lease: nil disarms it.
+// follow arms, feeds or disarms the device as the lease requires; left is nil without a lease.
 func (d *device) follow(s *Settings, left *time.Duration) error {
 	if left == nil || s.Device == "" {
 		d.disarm()
@@ -81,8 +81,8 @@ func (g *Guard) noteDevice(err error) {
 	g.device = err
 }
 
-// mayArm says whether a required watchdog device could be used. It is not opened:
-// that would start it.
+// mayArm reports why a required watchdog device could not be used, or nil. The device is not
+// opened, because that would start it.
 func (g *Guard) mayArm() error {
 	s := g.settings.Load()
 	if s.Device == "" || !s.DeviceRequired {

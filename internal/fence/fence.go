@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	markLimit = time.Second     // a fence waits for its marks; they go on being written beside it
-	markAgain = time.Second     // between two attempts that failed
-	markEnd   = 5 * time.Second // until a daemon that ends gives up a disk that does not answer
+	markLimit = time.Second     // how long a fence waits for its marks; they are written in the background
+	markAgain = time.Second     // the time between two attempts that failed
+	markEnd   = 5 * time.Second // how long a daemon that ends waits for a disk that does not answer
 )
 
 // marks are the files that let a fenced server come back only as a standby. They are written
@@ -48,9 +48,9 @@ func (g *Guard) Fence(ctx context.Context, why string) bool {
 	return true
 }
 
-// stop ends the local server at once. The end comes before the marks, and asks for nothing
-// but its processes: the disk of the data directory may be what has failed. It reports
-// whether the server has ended; keepDown has to follow.
+// stop ends the local server at once. It does so before the marks are written, and needs
+// nothing but the server's processes, because the disk of the data directory may be what has
+// failed. It reports whether the server has ended; keepDown must be called next.
 func (g *Guard) stop(ctx context.Context, s *Settings, why string) bool {
 	start := time.Now()
 	g.marks.mu.Lock()
@@ -90,8 +90,8 @@ func (g *Guard) lastFence() string {
 	return g.fenced
 }
 
-// stoppable is the local server, as it was when it was shown that it can be
-// stopped: to find it anew may take its disk.
+// stoppable is the local server as it was when the ability to stop it was last shown. Finding
+// it again could need its disk.
 func (g *Guard) stoppable(s *Settings) (*postmaster.Server, error) {
 	g.mu.Lock()
 	srv, elsewhere, dir := g.srv, g.elsewhere, g.dir
@@ -105,8 +105,8 @@ func (g *Guard) stoppable(s *Settings) (*postmaster.Server, error) {
 	return s.Find(dir)
 }
 
-// keepDown writes the marks of the last fence, and ends whatever was started before
-// they are there. It reports whether nothing is missing.
+// keepDown writes the marks of the last fence, and ends whatever was started before they are
+// written. It reports whether all marks are there.
 func (g *Guard) keepDown(ctx context.Context, s *Settings) bool {
 	k := &g.marks
 	k.mu.Lock()
@@ -136,7 +136,7 @@ func (g *Guard) keepDown(ctx context.Context, s *Settings) bool {
 		case <-ctx.Done():
 		}
 	}
-	if len(srv.Processes()) > 0 { // somebody has started it, perhaps as a primary
+	if len(srv.Processes()) > 0 { // it was started by somebody else, perhaps as a primary
 		if errFence := srv.Fence(ctx); errFence != nil {
 			return false
 		}
@@ -147,7 +147,7 @@ func (g *Guard) keepDown(ctx context.Context, s *Settings) bool {
 			s.Logger.Info("the fenced server is marked as a standby now")
 		}
 		k.why, k.began, k.fault = "", time.Time{}, ""
-	case k.fault != err.Error() && (k.fault == "" || err != errUnmarked): //nolint:errorlint // that very one
+	case k.fault != err.Error() && (k.fault == "" || err != errUnmarked): //nolint:errorlint // only this error value
 		k.fault = err.Error()
 		s.Logger.Error("this node was stopped, and stays down: it could not be made a standby yet", "reason", k.why, "err", err, "hint", "Make room on its disk, or mend it. Start it as a standby only: repmgr node rejoin")
 		g.tell(registry.Event{Type: registry.EventFence, Success: true, Details: fmt.Sprintf("%s; stopped, and not made a standby yet: %v", k.why, err)})
@@ -157,15 +157,15 @@ func (g *Guard) keepDown(ctx context.Context, s *Settings) bool {
 
 var errUnmarked = fmt.Errorf("its disk does not answer within %s", markLimit)
 
-// Unmarked reports whether a fence lacks its marks.
+// Unmarked reports whether the marks of a fence are not written yet.
 func (g *Guard) Unmarked() bool {
 	g.marks.mu.Lock()
 	defer g.marks.mu.Unlock()
 	return g.marks.why != ""
 }
 
-// endMarking waits for the marks that are being written. On a disk that does not
-// answer nothing ends them but the end of the process.
+// endMarking waits for the marks that are being written. On a disk that does not answer, only
+// the end of the process ends that.
 func (g *Guard) endMarking() {
 	g.marks.mu.Lock()
 	done := g.marks.done
@@ -175,13 +175,13 @@ func (g *Guard) endMarking() {
 		return
 	}
 	select {
-	case <-done: //nolint:errcheck // whoever starts the server next looks for the marks
+	case <-done: //nolint:errcheck // the next start of the server checks for the marks
 	case <-time.After(markEnd):
 		g.settings.Load().Logger.Error("the marks of a fenced server are not written: its disk does not answer")
 	}
 }
 
-// startFenced starts a server that was fenced and does not run.
+// startFenced starts a fenced server that does not run, as a standby without an upstream.
 func (g *Guard) startFenced(ctx context.Context, s *Settings) {
 	srv, err := s.Find(g.DataDirectory())
 	if err != nil || srv.Runs() {
@@ -200,14 +200,14 @@ func (g *Guard) startFenced(ctx context.Context, s *Settings) {
 		_ = wait.Pause(ctx, s.SilenceTimeout)
 		return
 	}
-	if why, _ := os.ReadFile(mark); strings.TrimSpace(string(why)) != g.lastFence() { // its watchdog has done it
+	if why, _ := os.ReadFile(mark); strings.TrimSpace(string(why)) != g.lastFence() { // the watchdog process has fenced it
 		g.tell(registry.Event{Type: registry.EventFence, Success: true, At: info.ModTime(), Details: strings.TrimSpace(string(why))})
 	}
 	_ = os.Remove(mark)
 }
 
-// killLeftovers ends the processes that a dead postmaster has left behind: they
-// can still commit. A server that is just being started is none of them.
+// killLeftovers ends the processes that a dead postmaster has left behind, because they can
+// still commit. A server that is just starting is left alone.
 func (g *Guard) killLeftovers(ctx context.Context, s *Settings) {
 	srv, err := s.Find(g.DataDirectory())
 	if err != nil || srv.Runs() {

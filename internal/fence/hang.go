@@ -12,14 +12,14 @@ import (
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
-// guardHang kills a local primary that leaves new connections without an answer
-// for hang_timeout: sessions that are open may still work, but nobody else gets in.
-// While failover is paused nobody would take its place.
+// guardHang fences a local primary that does not answer new connections for hang_timeout.
+// Sessions that are open may still work, but nobody else can connect. It does nothing while
+// failover is paused, because no other node would take over.
 func (r activeGuard) guardHang(ctx context.Context) {
 	var since time.Time
 	for {
 		s := r.settings.Load()
-		rest := s.HangTimeout / 4 // each costs the server a new process
+		rest := s.HangTimeout / 4 // each check costs the server a new process
 		if !since.IsZero() {
 			rest = s.HangTimeout / 10
 		}
@@ -40,8 +40,8 @@ func (r activeGuard) guardHang(ctx context.Context) {
 	}
 }
 
-// hangs reports whether a new connection to the local server gets no answer. One
-// that need not ask for TLS spares the server a second one.
+// hangs reports whether a new connection to the local server gets no answer. Where TLS is known
+// not to be needed, plain spares the server the second connection of a TLS negotiation.
 func (s *Settings) hangs(ctx context.Context, plain bool) bool {
 	dsn := s.Conninfo
 	if params, err := conninfo.Parse(dsn); plain && err == nil {
@@ -52,7 +52,7 @@ func (s *Settings) hangs(ctx context.Context, plain bool) bool {
 	if err != nil {
 		return false
 	}
-	cfg.AfterConnect = nil // that it lets us in is the answer
+	cfg.AfterConnect = nil // being let in is enough of an answer
 	conn, err := postgres.DialConfig(ctx, s.Name, cfg)
 	if err != nil {
 		var ce *postgres.ConnectError

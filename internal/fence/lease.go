@@ -9,7 +9,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
-// leaseKeeper keeps the lease of the local primary. It belongs to one goroutine.
+// leaseKeeper checks the lease of the local primary. It belongs to one goroutine.
 type leaseKeeper struct {
 	activeGuard
 	sleeps sleeps
@@ -43,7 +43,7 @@ func (k *leaseKeeper) run(ctx context.Context) {
 	}
 }
 
-// untilDue lets a pulse pass, or what is left of a lease where that is less.
+// untilDue waits for the next heartbeat, or for the rest of the lease where that is shorter.
 func (k *leaseKeeper) untilDue(ctx context.Context, s *Settings, left *time.Duration) error {
 	if left != nil && *left < s.heartbeatInterval() {
 		return wait.Pause(ctx, max(*left, s.heartbeatInterval()/8))
@@ -51,7 +51,8 @@ func (k *leaseKeeper) untilDue(ctx context.Context, s *Settings, left *time.Dura
 	return k.waitHeartbeat(ctx)
 }
 
-// look looks and acts once. It returns how long the lease lasts; nil: none is needed.
+// look makes one check and acts on it. It returns how long the lease lasts; nil: none is
+// needed.
 func (k *leaseKeeper) look(ctx context.Context, s *Settings) *time.Duration {
 	me, before := k.self(s)
 	if before.Known() {
@@ -78,16 +79,17 @@ func (k *leaseKeeper) look(ctx context.Context, s *Settings) *time.Duration {
 		return nil
 	}
 	if left <= 0 {
-		k.tellWatchdog(nil, false) // the watchdog leaves it to us
+		k.tellWatchdog(nil, false) // the watchdog need not act, because this process does
 		if k.Fence(ctx, fmt.Sprintf("no contact to a majority of the voters for fence_timeout (%s)", s.FenceTimeout)+rejecting(me)) {
 			return nil
 		}
-		left = 0 // only a reset of the machine helps now
+		left = 0 // only the watchdog device can end the server now
 	}
 	return &left
 }
 
-// setLease notes how long the lease lasts. That it begins or ends to run out is news.
+// setLease stores how long the lease lasts, and wakes the daemon when the lease begins to run
+// out or no longer does.
 func (g *Guard) setLease(s *Settings, left *time.Duration) {
 	runsOut := left != nil && s.runsOut(*left)
 	g.mu.Lock()
@@ -98,13 +100,14 @@ func (g *Guard) setLease(s *Settings, left *time.Duration) {
 	g.lease, g.runsOut = left, runsOut
 }
 
-// runsOut tells a lease that nothing renews from one that is looked at between
-// two renewals: the voters are asked in each quarter of silence_timeout.
+// runsOut reports whether nothing renews the lease. A lease that is renewed still loses up to a
+// quarter of silence_timeout between two probes of the voters.
 func (s *Settings) runsOut(left time.Duration) bool {
 	return s.FenceTimeout-left > s.SilenceTimeout/2
 }
 
-// rejecting names, in the reason of a fence, why the daemon could not look at its own server.
+// rejecting says, for the reason of a fence, that the daemon could not log in to its own
+// server.
 func rejecting(me election.Peer) string {
 	if me.Answer == election.Rejects {
 		return "; its own server rejects the login of repmgrd"
@@ -112,15 +115,15 @@ func rejecting(me election.Peer) string {
 	return ""
 }
 
-// left is how long the local primary may go on without further contact: by its
-// own rule, and by the one before while an election could miss that.
+// left is how long the local primary may go on without further contact: according to its own
+// rule, and to the rule before it while an election could miss the newest.
 func (k *leaseKeeper) left(now time.Time, s *Settings, me election.Peer) (left time.Duration, needed bool) {
 	r := me.Rule
 	peers := k.watch.Peers()
 	if !r.Known() {
 		return 0, false
 	}
-	if r.Primary != me.ID { // promoted, and the row that says so is not written yet
+	if r.Primary != me.ID { // it is promoted, and the row of its rule is not written yet
 		r.Primary = me.ID
 		if me.Chosen {
 			r.Term = max(r.Term, me.Term)

@@ -18,17 +18,16 @@ import (
 // Beat is what a [Guard] tells its watchdog, at least four times in each silence_timeout.
 type Beat struct {
 	PID    int           `json:"pid"`
-	Left   *float64      `json:"left"`           // seconds until this primary would be fenced; nil: there is nothing to guard
+	Left   *float64      `json:"left"`           // seconds until this primary is fenced; nil: there is nothing to guard
 	Dir    string        `json:"data_directory"` // of the local server
-	Shown  bool          `json:"shown"`          // that the daemon can end the server in that directory, which is named without symbolic links
-	Rule   election.Rule `json:"rule"`           // the newest that the local server holds
+	Shown  bool          `json:"shown"`          // the daemon was seen to be able to end the server in Dir, which then contains no symbolic links
+	Rule   election.Rule `json:"rule"`           // the newest rule that the local server holds
 	Before election.Rule `json:"before"`         // the rule before that, while an election could miss the newest
-	Bye    bool          `json:"bye,omitempty"`  // the daemon ends in order
+	Bye    bool          `json:"bye,omitempty"`  // the daemon ends in an orderly way
 }
 
-// TellWatchdog makes Run write a [Beat] to w, as a line of JSON, again and again. Call
-// it before Run. A write that waits holds the lease up: give w a deadline. Errors are
-// ignored.
+// TellWatchdog makes Run write a [Beat] to w, as a line of JSON, again and again. Call it
+// before Run. A write that blocks delays the lease, so give w a deadline. Errors are ignored.
 func (g *Guard) TellWatchdog(w io.Writer) { g.beats = w }
 
 func (k *leaseKeeper) tellWatchdog(left *time.Duration, bye bool) {
@@ -50,15 +49,14 @@ func (k *leaseKeeper) tellWatchdog(left *time.Duration, bye bool) {
 	_, _ = k.beats.Write(append(line, '\n'))
 }
 
-// Watchdog fences the local primary in the place of a [Guard] that can not: one whose
-// process is stopped, starved or dead. It belongs in a process of its own, which reads
-// from r what [Guard.TellWatchdog] writes. While the beats come it does nothing. When they
-// stop it looks for a majority of the voters itself, over a watch that open begins, and
-// where none is found until the lease is over, it stops the server; the Guard starts it, as
-// a standby, when it is back.
+// Watchdog fences the local primary in place of a [Guard] that can not, because its process is
+// stopped, starved or dead. It must run in a process of its own, which reads from r what
+// [Guard.TellWatchdog] writes. While beats arrive it does nothing. When they stop, it looks for
+// a majority of the voters itself, with a watch that open makes. Where it finds none until the
+// lease ends, it stops the server; the Guard starts that as a standby when it runs again.
 //
-// It returns nil when the Guard ends in order, when another one has taken over from a
-// dead one, when there is nothing left to guard, or with ctx. It closes r.
+// It returns nil when the Guard ends in an orderly way, when another daemon has replaced a dead
+// one, when there is nothing left to guard, or when ctx ends. It closes r.
 func Watchdog(ctx context.Context, r io.ReadCloser, s Settings, open func(context.Context) (*voters.Watch, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	beats := make(chan Beat)
@@ -84,7 +82,7 @@ func Watchdog(ctx context.Context, r io.ReadCloser, s Settings, open func(contex
 	defer d.standDown()
 	for rest := s.heartbeatInterval(); ; {
 		well := false
-		tick := time.NewTimer(rest) // a new one: one that is set again may wake the process once more
+		tick := time.NewTimer(rest) // a new timer: resetting one may wake the process once more
 		select {
 		case <-ctx.Done():
 			return nil
@@ -113,19 +111,19 @@ func Watchdog(ctx context.Context, r io.ReadCloser, s Settings, open func(contex
 	}
 }
 
-// watchdog belongs to the goroutine of [Watchdog].
+// watchdog is the state of [Watchdog], and belongs to its goroutine.
 type watchdog struct {
 	s      *Settings
 	open   func(context.Context) (*voters.Watch, error)
-	beat   Beat         // the last
-	at     reading      // when it came
+	beat   Beat         // the newest beat
+	at     reading      // when that beat arrived
 	orphan bool         // the daemon's process is gone
-	stop   func()       // ends what k has begun
-	k      *leaseKeeper // keeps the lease while the daemon is silent; nil: it is not
+	stop   func()       // ends what takeOver has started
+	k      *leaseKeeper // checks the lease while the daemon is silent; nil: the daemon is not silent
 }
 
-// guard does the daemon's part while that is silent. over says that there is
-// nothing left to do.
+// guard does the work of the daemon while that is silent. over means that there is nothing left
+// to guard.
 func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 	if d.k != nil && !d.k.keepDown(ctx, d.s) {
 		return false, nil
@@ -143,7 +141,7 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 	d.k.checkSleep(ctx, d.s)
 	left := seconds(*d.beat.Left) - d.silence()
 	me := voters.PeerOf(d.k.watch.Peers(), d.s.Node)
-	if !me.Rule.Known() { // it was not seen since, and may reject our login
+	if !me.Rule.Known() { // the server was not seen since then, and may reject our login
 		me.Rule = d.beat.Rule
 	}
 	if me.Rule.Known() {
@@ -158,14 +156,14 @@ func (d *watchdog) guard(ctx context.Context) (over bool, err error) {
 		return d.orphan, nil
 	case left <= 0:
 		if d.k.stop(ctx, d.s, fmt.Sprintf("repmgrd (PID %d) is silent, and there was no contact to a majority of the voters for fence_timeout (%s)", d.beat.PID, d.s.FenceTimeout)+rejecting(me)) {
-			d.k.keepDown(ctx, d.s) // the daemon starts it
+			d.k.keepDown(ctx, d.s) // the daemon will start it
 			d.beat.Left = nil
 		}
 	}
 	return false, nil
 }
 
-// silence is how long ago the last beat came, a sleep of the machine counted.
+// silence is the time since the last beat arrived, including any sleep of the machine.
 func (d *watchdog) silence() time.Duration {
 	now := readClocks(nowait.BootTime)
 	return now.at.Sub(d.at.at) + sleptBetween(d.at, now, d.s.FenceTimeout)
@@ -173,13 +171,14 @@ func (d *watchdog) silence() time.Duration {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// takeOver opens a watch of its own. What the daemon knew last of its contact counts on.
+// takeOver opens a watch of the voters. The lease continues from what the daemon last said of
+// it.
 func (d *watchdog) takeOver(ctx context.Context) error {
 	watch, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
-	g := New(func(registry.Event) {}, func() {}) // the daemon tells of the fence when it starts the server
+	g := New(func(registry.Event) {}, func() {}) // the daemon sends the event of the fence when it starts the server
 	g.Use(*d.s)
 	g.dir, g.before = d.beat.Dir, d.beat.Before
 	if d.beat.Shown {
@@ -189,13 +188,13 @@ func (d *watchdog) takeOver(ctx context.Context) error {
 	d.k = &leaseKeeper{activeGuard: activeGuard{g, watch}}
 	hearts, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { (&heartbeat{activeGuard: d.k.activeGuard}).run(hearts) }) // and what the standbys reply is contact
+	wg.Go(func() { (&heartbeat{activeGuard: d.k.activeGuard}).run(hearts) }) // the replies of standbys count as contact too
 	d.stop = func() { end(); wg.Wait(); g.endMarking(); watch.Close() }
 	d.s.Logger.Warn("repmgrd is silent: its watchdog guards the server", "pid", d.beat.PID, "gone", d.orphan, "lease_left", *d.beat.Left)
 	return nil
 }
 
-// standDown ends the looking: the daemon is back.
+// standDown ends the watch of the voters, because the daemon is back.
 func (d *watchdog) standDown() {
 	if d.k != nil {
 		d.stop()
@@ -214,8 +213,8 @@ func (d *watchdog) replaced(answers bool) bool {
 	return n.View.Monitored && n.Last.PID != 0 && n.Last.PID != d.beat.PID
 }
 
-// serverRuns reports whether there is a server to guard. What a dead postmaster
-// has left behind is ended first: nobody else would.
+// serverRuns reports whether there is a server to guard. The processes that a dead postmaster
+// has left behind are ended first, because nobody else would.
 func (d *watchdog) serverRuns(ctx context.Context) bool {
 	srv, err := d.s.Find(d.beat.Dir)
 	if err != nil || srv.Runs() {

@@ -20,44 +20,44 @@ import (
 )
 
 const (
-	most        = 100              // events that are kept; an older one gives way to a newer one
-	batch       = 20               // events of one round trip
-	again       = 10 * time.Second // between two attempts, where one failed
-	settleLimit = 5 * time.Second  // until a disk that does not answer is given up
+	most        = 100              // the number of events that are kept; the oldest is dropped for a newer one
+	batch       = 20               // the number of events that are written in one round trip
+	again       = 10 * time.Second // the time to the next attempt after one that failed
+	settleLimit = 5 * time.Second  // how long to wait for a disk that does not answer
 )
 
-// list is events that no primary has taken yet.
+// list is the events that are not written to a primary yet.
 type list struct {
 	Events  []registry.Event `json:"events"`  // oldest first
-	Dropped int              `json:"dropped"` // those before them, for which there was no room
+	Dropped int              `json:"dropped"` // the number of earlier events that were dropped
 }
 
-// cut makes room.
+// cut drops the oldest events where there are too many.
 func (l *list) cut() {
 	if over := len(l.Events) - most; over > 0 {
 		l.Events, l.Dropped = l.Events[over:], l.Dropped+over
 	}
 }
 
-// Outbox holds the events of one daemon. Add and Later may be called from any goroutine,
-// Deliver runs in one of its own, and all else is called from one. Writing to disk is done beside
-// that one, because that disk may be what has failed.
+// Outbox holds the events of one daemon. Add and Later may be called from any goroutine;
+// Deliver runs in a goroutine of its own; everything else is called from one goroutine. Files
+// are written in the background, because the disk may be what has failed.
 type Outbox struct {
 	notifications notifications
 
-	mu    sync.Mutex       // of the next three
-	later []registry.Event // that the daemon has to tell yet
-	rows  list             // for repmgr.events
-	stale bool             // what is on disk is another list
+	mu    sync.Mutex       // protects the next three
+	later []registry.Event // events that the daemon must still tell
+	rows  list             // events for repmgr.events
+	stale bool             // the file differs from rows
 
-	recalled bool       // what an earlier daemon has left is in the list
-	storing  chan error // capacity 1, of a write to disk under way; nil: none
-	one      bool       // an attempt failed: the next one is with one event
-	tryAt    time.Time  // when they may be written to a primary again
-	storeAt  time.Time  // and to disk
+	recalled bool       // the file of an earlier daemon was read
+	storing  chan error // capacity 1: the result of a write to disk that runs; nil: none runs
+	one      bool       // an attempt failed, so the next one writes a single event
+	tryAt    time.Time  // when the next write to a primary may be tried
+	storeAt  time.Time  // when the next write to disk may be tried
 }
 
-// New makes an outbox that is empty.
+// New makes an empty outbox.
 func New() *Outbox { return &Outbox{notifications: notifications{wake: make(chan struct{}, 1)}} }
 
 // Daemon is what an outbox needs of the daemon whose events it holds.
@@ -65,20 +65,20 @@ type Daemon struct {
 	Node registry.NodeID
 	Log  *slog.Logger
 
-	// Disk is the data directory of the node; nil: it is not known, or it is on another
-	// machine, or another daemon keeps its events there.
+	// Disk is the data directory of the node. nil: it is unknown or on another machine, or
+	// another daemon keeps its events there.
 	Disk func() *postmaster.Server
 
-	// Primary runs do on the primary, over a connection that is open. known is false where
-	// there is none.
+	// Primary runs do on the primary, over a connection that is open. known is false where there
+	// is none.
 	Primary func(ctx context.Context, do func(context.Context, *registry.Server) error) (known bool, err error)
 
-	Report func(what string, err error) // says whether something works
+	Report func(what string, err error) // reports a problem; a nil error means that it is over
 	Tell   func(registry.Event)
 	Wake   func() // makes it call Keep again
 }
 
-// Add takes an event, for these notifiers and, where it is not there yet, for repmgr.events.
+// Add queues an event for these notifiers and, where it is not in it yet, for repmgr.events.
 func (b *Outbox) Add(e registry.Event, to []Notify) {
 	b.notifications.add(e, to)
 	if registry.Written(e) {
@@ -90,8 +90,8 @@ func (b *Outbox) Add(e registry.Event, to []Notify) {
 	b.rows.cut()
 }
 
-// Later leaves an event for the daemon to tell when it has time to, with the time when it
-// happened: now, where it has none.
+// Later queues an event that the daemon tells when it has time. It gets the current time where
+// it has none.
 func (b *Outbox) Later(e registry.Event) {
 	if e.At.IsZero() {
 		e.At = time.Now()
@@ -101,7 +101,7 @@ func (b *Outbox) Later(e registry.Event) {
 	b.later = append(b.later, e)
 }
 
-// Due takes the events that were left for the daemon to tell, oldest first.
+// Due returns the events that Later has queued, oldest first, and empties that queue.
 func (b *Outbox) Due() (events []registry.Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -109,8 +109,8 @@ func (b *Outbox) Due() (events []registry.Event) {
 	return events
 }
 
-// Keep writes the events that wait to a primary, or keeps them on disk. While busy,
-// somebody else is at work in the data directory, and nothing is written there.
+// Keep writes the queued events to a primary, or to a file until there is one. busy means that
+// something else works in the data directory, so that no file may be written there.
 func (b *Outbox) Keep(ctx context.Context, d Daemon, busy bool) {
 	b.recall(d)
 	b.write(ctx, d)
@@ -119,7 +119,7 @@ func (b *Outbox) Keep(ctx context.Context, d Daemon, busy bool) {
 	}
 }
 
-// Leave keeps on disk what the daemon could not write until its end.
+// Leave writes to a file what the daemon could not write to a primary before its end.
 func (b *Outbox) Leave(d Daemon) {
 	b.settle()
 	b.storeAt = time.Time{}
@@ -132,8 +132,8 @@ func (b *Outbox) Leave(d Daemon) {
 	}
 }
 
-// Storing reports whether events are being written into the data directory: nobody may
-// replace that before it is over.
+// Storing reports whether events are being written into the data directory. The directory must
+// not be replaced before that is over.
 func (b *Outbox) Storing() bool {
 	if len(b.storing) > 0 {
 		b.settle()
@@ -141,7 +141,7 @@ func (b *Outbox) Storing() bool {
 	return b.storing != nil
 }
 
-// oldest are the next ones to be written.
+// oldest are the events that are written next.
 func (b *Outbox) oldest() []registry.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -152,11 +152,11 @@ func (b *Outbox) oldest() []registry.Event {
 	return slices.Clone(b.rows.Events[:min(len(b.rows.Events), n)])
 }
 
-// done takes the oldest ones out, and returns how many were dropped before them.
+// done removes the events that were written, and returns how many were dropped before them.
 func (b *Outbox) done(written []registry.Event) (dropped int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, e := range written { // some may have given way meanwhile
+	for _, e := range written { // some may have been dropped meanwhile
 		if len(b.rows.Events) > 0 && b.rows.Events[0].At.Equal(e.At) && b.rows.Events[0].Type == e.Type {
 			b.rows.Events = b.rows.Events[1:]
 		}
@@ -165,7 +165,7 @@ func (b *Outbox) done(written []registry.Event) (dropped int) {
 	return dropped
 }
 
-// settle waits for the write to disk that is under way, if there is one, for a while.
+// settle waits, for a limited time, for a write to disk that is under way.
 func (b *Outbox) settle() {
 	if b.storing == nil {
 		return
@@ -187,7 +187,7 @@ func (b *Outbox) settle() {
 	}
 }
 
-// recall reads, once, what the daemon before this one could not write.
+// recall reads, once, the events that the previous daemon could not write.
 func (b *Outbox) recall(d Daemon) {
 	if b.recalled {
 		return
@@ -213,7 +213,7 @@ func (b *Outbox) recall(d Daemon) {
 	defer b.mu.Unlock()
 	var own []registry.Event
 	for _, e := range old.Events {
-		if e.NodeID == d.Node { // a copy of a data directory brings its source's
+		if e.NodeID == d.Node { // a copied data directory also has the events of its source
 			own = append(own, e)
 		}
 	}
@@ -222,7 +222,7 @@ func (b *Outbox) recall(d Daemon) {
 	b.rows.cut()
 }
 
-// write writes the events that wait to repmgr.events, oldest first.
+// write writes queued events to repmgr.events, oldest first.
 func (b *Outbox) write(ctx context.Context, d Daemon) {
 	events := b.oldest()
 	if len(events) == 0 || time.Now().Before(b.tryAt) {
@@ -232,7 +232,7 @@ func (b *Outbox) write(ctx context.Context, d Daemon) {
 	if !known {
 		return
 	}
-	if strings.HasPrefix(postgres.SQLState(err), "22") && len(events) == 1 { // its text has no letters there: it never will
+	if strings.HasPrefix(postgres.SQLState(err), "22") && len(events) == 1 { // the database can not represent its text and never will
 		d.Log.Warn("event not written to repmgr.events", "event", events[0].Type, "details", events[0].Details, "err", err)
 		err = nil
 	}
@@ -246,7 +246,7 @@ func (b *Outbox) write(ctx context.Context, d Daemon) {
 	}
 }
 
-// store keeps the events that wait on disk, where that has another list.
+// store writes the queued events to a file where the file differs.
 func (b *Outbox) store(d Daemon) {
 	b.mu.Lock()
 	stale := b.stale
@@ -256,7 +256,7 @@ func (b *Outbox) store(d Daemon) {
 	}
 	disk := d.Disk()
 	if disk == nil {
-		return // a machine without the data directory keeps nothing
+		return // without a data directory on this machine nothing is stored
 	}
 	b.mu.Lock()
 	empty := len(b.rows.Events) == 0 && b.rows.Dropped == 0
