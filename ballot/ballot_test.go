@@ -1,6 +1,7 @@
 package ballot_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -47,6 +48,36 @@ func TestPledge_IsDurableAndDetaches(t *testing.T) {
 	require.Equal(t, b, got)
 	require.Equal(t, "0", standby.QueryString(t, `SELECT count(*) FROM pg_stat_wal_receiver`))
 	require.Equal(t, "", standby.QueryString(t, `SELECT current_setting('primary_conninfo')`))
+}
+
+// A coordinator that dies while it waits for the end of a receiver leaves a timeout behind with
+// which no standby can stream. Whoever points the standby to a primary reverts that, or its own
+// daemon does once it is pointed there; while it is detached, the election goes on.
+func TestHurryReceiver_LeftBehind(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, pgtest.Options{})
+	standby := pgtest.NewStandby(t, primary, pgtest.Options{Name: "standby"})
+	ctx, conn := t.Context(), standby.Conn(t)
+	in := func(want string) {
+		t.Helper()
+		pgtest.WaitFor(t, "wal_receiver_timeout = "+want, func(context.Context) error {
+			if got := standby.QueryString(t, `SELECT setting FROM pg_settings WHERE name = 'wal_receiver_timeout'`); got != want {
+				return errors.New(got)
+			}
+			return nil
+		})
+	}
+	require.NoError(t, ballot.HurryReceiver(ctx, conn))
+	in("1")
+	require.NoError(t, ballot.SettleAttached(ctx, conn))
+	in("60000")
+	require.NoError(t, ballot.Pledge(ctx, conn, ballot.Ballot{Node: 2, Term: 5, Candidate: "node3.1"}, ballot.Standby))
+	require.NoError(t, ballot.HurryReceiver(ctx, conn))
+	in("1")
+	require.NoError(t, ballot.SettleAttached(ctx, conn))
+	in("1")
+	require.NoError(t, ballot.ResumeReplay(ctx, conn))
+	in("60000")
 }
 
 // Whoever races for a term: one gets the pledge.

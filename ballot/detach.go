@@ -190,11 +190,17 @@ func GiveArchive(ctx context.Context, conn *pgx.Conn) error {
 	return ResumeReplay(ctx, conn)
 }
 
-// ResumeReplay ends a pause of the replay that a pledge has made, and no other pause.
+// ResumeReplay ends a pause of the replay that a pledge has made, and no other pause. It also
+// reverts a [HurryReceiver] that was left behind by a coordinator which has died since.
 func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
 	set, err := ReadSettings(ctx, conn)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", replayPause, err)
+	}
+	if _, hurried := set[savedPrefix+receiverTimeout]; hurried {
+		if err := Settle(ctx, conn); err != nil {
+			return err
+		}
 	}
 	if _, paused := set[replayPause]; !paused {
 		return nil
@@ -268,6 +274,21 @@ func Settle(ctx context.Context, conn *pgx.Conn) error {
 		err = reload(ctx, conn)
 	}
 	return err
+}
+
+// SettleAttached is [Settle] for a standby that has an upstream again: a coordinator that died
+// between the two has left the short timeout behind, with which the standby can not stream. It
+// costs one query where there is nothing to revert.
+func SettleAttached(ctx context.Context, conn *pgx.Conn) error {
+	var left bool
+	err := conn.QueryRow(ctx, `SELECT pg_catalog.current_setting($1) = '1ms' AND pg_catalog.current_setting('primary_conninfo') <> ''`, receiverTimeout).Scan(&left)
+	if Unreadable(err) || err == nil && !left {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", receiverTimeout, err)
+	}
+	return Settle(ctx, conn)
 }
 
 func reload(ctx context.Context, conn *pgx.Conn) error {

@@ -20,7 +20,7 @@ type Standby struct {
 	slotTriedAt time.Time // when the slot was last tried
 }
 
-// Step makes the slot that the node's row names, takes restore_command out of force while the
+// Step makes the slot that the node's row names, reverts what an election has left behind, takes restore_command out of force while the
 // standby streams, and with a quorum sets a synchronous_standby_names that lets no commit be
 // acknowledged between a promotion and the new term. alone is since when the standby has had no
 // upstream while the primary lives; zero: it has one, or the primary is not known to live.
@@ -28,6 +28,9 @@ func (l *Standby) Step(ctx context.Context, look Look, alone time.Time) error {
 	l.look = look
 	l.ensureSlot(ctx)
 	now := l.look.Status.Settings.SynchronousStandby
+	if err := ballot.SettleAttached(ctx, l.look.Server.Conn); err != nil {
+		return err
+	}
 	if err := l.adjustArchive(ctx, alone); err != nil {
 		return err
 	}
