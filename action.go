@@ -30,7 +30,7 @@ func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 	c := m.cluster
 	target := m.watch.Record(a.Child)
 	policy := m.policy()
-	if hook := (hookError{}); errors.As(m.tasks.failed[election.Elect], &hook) {
+	if hook := (promoteCommandError{}); errors.As(m.tasks.failed[election.Elect], &hook) {
 		c = c.withoutHooks()
 	}
 	policy.TooMany = a.Verb == election.Elect && m.failoverLimitReached(ctx)

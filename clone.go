@@ -75,7 +75,7 @@ type CloneOptions struct {
 
 	Progress func(CopyProgress) // about ten times a second, never after Clone has returned
 
-	runs bool // with DryRun: the server in Dir may run, it will be stopped
+	serverMayRun bool // with DryRun: the server in Dir may run, it will be stopped
 }
 
 // CloneResult is what cloning did.
@@ -290,7 +290,7 @@ func (r *cloning) preflight(ctx context.Context) error {
 		return hint(kind(ErrConfig, "recovery_min_apply_delay %q: must be an integer with a unit (ms, s, min, h, d)", d), "Such as 30min.")
 	}
 	plan := clone.Plan{
-		Source: r.source.Name, Status: r.status, Role: r.sourceReplicationUser(), Slot: r.res.Slot, Dir: r.o.Dir, Force: r.o.Force, Runs: r.o.runs,
+		Source: r.source.Name, Status: r.status, Role: r.sourceReplicationUser(), Slot: r.res.Slot, Dir: r.o.Dir, Force: r.o.Force, Runs: r.o.serverMayRun,
 		Elsewhere: "Name another directory with -D", Tablespaces: r.tables, Place: r.tablespaceTarget,
 	}
 	if r.cfg.DataDirectory != "" {

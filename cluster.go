@@ -150,9 +150,9 @@ func (c *Cluster) replicationUser(params map[string]string) string {
 	return conninfo.User(params)
 }
 
-// kept reads what the Monitor of the local node has kept of the cluster. Where nothing was
+// readStateFile reads what the Monitor of the local node has kept of the cluster. Where nothing was
 // ever kept it is empty. dir is the data directory where the configuration names none.
-func (c *Cluster) kept(dir string) (statefile.State, error) {
+func (c *Cluster) readStateFile(dir string) (statefile.State, error) {
 	srv, err := c.localServer(dir)
 	if err != nil {
 		return statefile.State{}, err
@@ -161,7 +161,7 @@ func (c *Cluster) kept(dir string) (statefile.State, error) {
 }
 
 func (c *Cluster) savedRecords() []Record {
-	k, err := c.kept("")
+	k, err := c.readStateFile("")
 	if err != nil {
 		return nil
 	}
@@ -175,7 +175,7 @@ func (c *Cluster) heartbeatInterval() time.Duration {
 
 // watchVoters begins to look at the voters of an election; follow says which.
 func (c *Cluster) watchVoters(ctx context.Context, wake func()) *voters.Watch {
-	k, err := c.kept("")
+	k, err := c.readStateFile("")
 	if err != nil {
 		k = statefile.State{} // nothing is known until it is seen
 	}
@@ -195,7 +195,7 @@ func (c *Cluster) watchSettings() voters.Settings {
 
 // syncWriter writes synchronous_standby_names with the names of the nodes that are watched.
 func (c *Cluster) syncWriter(w *voters.Watch) syncrep.Writer {
-	return syncrep.Writer{Name: func(id int32) string { return w.Record(id).Name }, Replaced: c.tellReplaced, Patience: c.cfg.SilenceTimeout / 2}
+	return syncrep.Writer{Name: func(id int32) string { return w.Record(id).Name }, Replaced: c.tellReplaced, ProofTimeout: c.cfg.SilenceTimeout / 2}
 }
 
 // tellReplaced says that a synchronous_standby_names that somebody else wrote is gone.
@@ -256,13 +256,13 @@ func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
 // candidate is whom the pledges of this process are made out to.
 func (c *Cluster) candidate() string { return voters.Candidate(c.cfg.NodeName) }
 
-// registerEvery is the time between two attempts of a daemon to register its node.
-const registerEvery = 10 * time.Second
+// registerInterval is the time between two attempts of a daemon to register its node.
+const registerInterval = 10 * time.Second
 
 // policy is the operator's choices as the kernel knows them.
 func (c *Cluster) policy() election.Policy {
 	return election.Policy{
-		Interval: c.cfg.MonitorInterval, RegisterEvery: registerEvery,
+		Interval: c.cfg.MonitorInterval, RegisterEvery: registerInterval,
 		Automatic: c.cfg.Failover == FailoverAutomatic, Silence: c.cfg.SilenceTimeout, Fence: c.cfg.FenceTimeout,
 		Promotion: c.cfg.PromoteCheckTimeout,
 		Patience:  time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,

@@ -204,7 +204,7 @@ func (c *Cluster) fencing() fence.Settings {
 		},
 		At: func(dir string) *postmaster.Server { return &newLocalServer(c.cfg, dir).Server },
 		SavedRules: func(dir string) []election.Rule {
-			k, err := c.kept(dir)
+			k, err := c.readStateFile(dir)
 			if err != nil {
 				return nil
 			}
@@ -279,7 +279,7 @@ func (res ScreenResult) String() string {
 }
 
 func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, reason string, err error) {
-	k, err := c.kept("")
+	k, err := c.readStateFile("")
 	if err != nil {
 		return "", "", err
 	}

@@ -39,7 +39,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
 		return errRecs
 	}
-	if err := standAside(foreigners(m.cluster.survey(ctx, recs))); err != nil {
+	if err := foreignDaemonError(foreignDaemonNodes(m.cluster.survey(ctx, recs))); err != nil {
 		return err
 	}
 	switch old := m.node.Local.Level == registry.Bare || m.node.Local.Level == registry.OtherVersion; {
@@ -533,7 +533,7 @@ func (m *Monitor) reportForeignDaemons(peers []election.Peer) {
 		m.report(what, nil)
 		return
 	}
-	err := standAside(m.watch.Foreign(peers))
+	err := foreignDaemonError(m.watch.Foreign(peers))
 	if !m.trouble.Has(what) {
 		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
 	}

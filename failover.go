@@ -90,7 +90,7 @@ func (c *Cluster) refusal(r *coordinator.Refused, rule election.Rule, w *voters.
 			left = append(left, v)
 		}
 	}
-	return hint(&RefusalError{r.Refusal, r.Health, r.Detail}, "%s", explain.LetInFirst(r.Refusal, left, explain.RefusalHint(r.Refusal, r.Health, forced)))
+	return hint(&RefusalError{r.Refusal, r.Health, r.Detail}, "%s", explain.LoginHintFirst(r.Refusal, left, explain.RefusalHint(r.Refusal, r.Health, forced)))
 }
 
 // Failover holds one election now: it surveys all voters, recruits a majority,
@@ -183,7 +183,7 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner 
 		defer cancel()
 		out, err := shell.Run(ctx, c.cfg.PromoteCommand, map[byte]shell.Value{'n': {Env: "REPMGR_NODE_ID", Text: winner.ID.String()}})
 		if err != nil {
-			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.Name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5))), "The next election promotes without it.")
+			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.Name, promoteCommandError{err}, shell.AfterColon(shell.LastLines(out, 5))), "The next election promotes without it.")
 		}
 		var inRecovery bool
 		if err := n.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil || !inRecovery {

@@ -36,16 +36,16 @@ type FollowResult struct {
 	Elapsed   time.Duration `json:"elapsed_ns"`
 	DryRun    bool          `json:"dry_run,omitempty"`
 
-	known bool // the upstream was the primary already, as this node knew the cluster before
-	again bool // and its upstream
+	wasPrimary  bool // the upstream was the primary already, as this node knew the cluster before
+	wasUpstream bool // and its upstream
 }
 
 // sentence says whom the node follows now.
 func (r FollowResult) sentence() string {
 	switch {
-	case r.again:
+	case r.wasUpstream:
 		return fmt.Sprintf("%s follows %s again, which is the primary as before", r.Node, r.Upstream)
-	case r.known:
+	case r.wasPrimary:
 		return fmt.Sprintf("%s follows %s, which is the primary as before", r.Node, r.Upstream)
 	}
 	return fmt.Sprintf("%s follows new primary %s", r.Node, r.Upstream)
@@ -85,12 +85,12 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 	known := target.Role == RolePrimary
 	again := known && self.UpstreamID == target.ID
 	res, err = c.follow(ctx, local, self, target, recs, o)
-	res.known, res.again = known, again
-	return res, c.mended(ctx, local, target, err)
+	res.wasPrimary, res.wasUpstream = known, again
+	return res, c.hintDaemonRejoins(ctx, local, target, err)
 }
 
-// mended says of a standby that can not follow that its daemon brings it back, where it does.
-func (c *Cluster) mended(ctx context.Context, local *registry.Server, target Record, err error) error {
+// hintDaemonRejoins says of a standby that can not follow that its daemon brings it back, where it does.
+func (c *Cluster) hintDaemonRejoins(ctx context.Context, local *registry.Server, target Record, err error) error {
 	if !errors.Is(err, ErrTimelineDiverged) && !errors.Is(err, ErrWALGone) {
 		return err
 	}
@@ -103,14 +103,14 @@ func (c *Cluster) mended(ctx context.Context, local *registry.Server, target Rec
 	rules, errRules := up.Rules(ctx)
 	set, errSet := ballot.ReadSettings(ctx, local.Conn)
 	paused, _ := registry.ParsePaused(set[registry.PausedSetting], c.cfg.NodeID)
-	if m, ok := all[c.cfg.NodeID]; ok && !paused && errors.Join(errRules, errSet) == nil && len(rules) > 0 && int32(target.ID) == rules[0].Primary && bringsBack(m, c.cfg.Rejoin, err) {
+	if m, ok := all[c.cfg.NodeID]; ok && !paused && errors.Join(errRules, errSet) == nil && len(rules) > 0 && int32(target.ID) == rules[0].Primary && daemonRejoins(m, c.cfg.Rejoin, err) {
 		return hint(err, "The repmgrd of this node (PID %d, rejoin=%s) brings it back by itself, in a moment, and saves first what only this node has: see its log, and repmgr cluster event. If it says that it can not: %s", m.PID, c.cfg.Rejoin, Hint(err))
 	}
 	return err
 }
 
-// bringsBack reports whether a Monitor rejoins its standby that can not follow for that reason.
-func bringsBack(m registry.Presence, policy RejoinPolicy, err error) bool {
+// daemonRejoins reports whether a Monitor rejoins its standby that can not follow for that reason.
+func daemonRejoins(m registry.Presence, policy RejoinPolicy, err error) bool {
 	return m.Mode == FailoverAutomatic && (policy == RejoinReclone || policy == RejoinRewind && errors.Is(err, ErrTimelineDiverged))
 }
 

@@ -19,9 +19,9 @@ func TestFollowResult_Sentence(t *testing.T) {
 	t.Parallel()
 	r := FollowResult{Node: Record{ID: 2, Name: "node2"}, Upstream: Record{ID: 1, Name: "node1"}}
 	require.Equal(t, `node "node2" (ID: 2) follows new primary node "node1" (ID: 1)`, r.sentence())
-	r.known = true
+	r.wasPrimary = true
 	require.Equal(t, `node "node2" (ID: 2) follows node "node1" (ID: 1), which is the primary as before`, r.sentence())
-	r.again = true
+	r.wasUpstream = true
 	require.Equal(t, `node "node2" (ID: 2) follows node "node1" (ID: 1) again, which is the primary as before`, r.sentence())
 }
 
@@ -92,7 +92,7 @@ func TestBringsBack(t *testing.T) {
 		{FailoverAutomatic, RejoinNever, diverged, false},
 		{FailoverManual, RejoinReclone, diverged, false},
 	} {
-		require.Equal(t, test.want, bringsBack(Presence{Mode: test.mode}, test.policy, test.err), "%+v", test)
+		require.Equal(t, test.want, daemonRejoins(Presence{Mode: test.mode}, test.policy, test.err), "%+v", test)
 	}
 }
 

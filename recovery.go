@@ -242,7 +242,7 @@ func (c *Cluster) promoteOnly(ctx context.Context, n *registry.Server) error {
 	defer cancel()
 	if c.cfg.ServicePromoteCommand != "" {
 		if out, err := shell.Run(ctx, c.cfg.ServicePromoteCommand, nil); err != nil {
-			return kind(ErrPromotion, "service_promote_command on %s: %w%s", n.Name, hookError{err}, shell.AfterColon(shell.LastLines(out, 5)))
+			return kind(ErrPromotion, "service_promote_command on %s: %w%s", n.Name, promoteCommandError{err}, shell.AfterColon(shell.LastLines(out, 5)))
 		}
 	} else if _, err := n.Conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
 		return kind(ErrPromotion, "promote %s: %w", n.Name, err)
@@ -307,6 +307,6 @@ func (c *Cluster) siblings(ctx context.Context, recs []Record, o PromoteOptions,
 }
 
 // hookError: a command of the operator's has not promoted the winner.
-type hookError struct{ error }
+type promoteCommandError struct{ error }
 
-func (e hookError) Unwrap() error { return e.error }
+func (e promoteCommandError) Unwrap() error { return e.error }

@@ -71,8 +71,8 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 	if err := c.checkRow(ctx, recs, rec, status, o.Force); err != nil {
 		return Record{}, err
 	}
-	if names := foreigners(c.survey(ctx, recs)); len(names) > 0 {
-		c.log.Warn("a repmgrd of repmgr 5 runs on "+strings.Join(names, ", "), "hint", asideHint)
+	if names := foreignDaemonNodes(c.survey(ctx, recs)); len(names) > 0 {
+		c.log.Warn("a repmgrd of repmgr 5 runs on "+strings.Join(names, ", "), "hint", foreignDaemonHint)
 	}
 	if o.DryRun {
 		c.log.Info("prerequisites met for registering the primary", "node", rec.Name)

@@ -168,7 +168,7 @@ func (m *Monitor) yieldToOther(ctx context.Context) {
 	if now {
 		m.endTask()
 	} else {
-		m.stateFile.Forget() // the other Monitor has written the state file meanwhile
+		m.stateFile.Reload() // the other Monitor has written the state file meanwhile
 	}
 	m.presence.yielding = now
 	m.control.mu.Lock()

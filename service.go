@@ -187,8 +187,8 @@ type ServiceNode struct {
 
 	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
 
-	pauseSeq int64
-	seconds  []int32 // process IDs of Monitors of the node beside Monitor
+	pauseSeq      int64
+	secondDaemons []int32 // process IDs of Monitors of the node beside Monitor
 }
 
 // ServiceStatus asks all registered nodes at once for what runs there. It takes
@@ -247,7 +247,7 @@ func readService(ctx context.Context, n *registry.Server, r Record, s *ServiceNo
 	}
 	var says string
 	var rule *string
-	if err := n.Conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.seconds, &rule); err != nil {
+	if err := n.Conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.secondDaemons, &rule); err != nil {
 		return n.QueryError("read the monitor", err)
 	}
 	all, err := registry.ParsePresences(says)
@@ -350,8 +350,8 @@ func (n ServiceNode) findings(automatic, quorum bool, found *report.Findings) {
 	if n.NoPledge != "" && automatic {
 		found.Add(FindingNoPledge, n.ID, "%s could not pledge itself in an election: %s", n.Record, n.NoPledge)
 	}
-	if len(n.seconds) > 0 {
-		found.Add(FindingSecondDaemon, n.ID, "%s has more than one repmgrd: stop those with PID %s, which change nothing while another one runs", n.Record, strings.Trim(fmt.Sprint(n.seconds), "[]"))
+	if len(n.secondDaemons) > 0 {
+		found.Add(FindingSecondDaemon, n.ID, "%s has more than one repmgrd: stop those with PID %s, which change nothing while another one runs", n.Record, strings.Trim(fmt.Sprint(n.secondDaemons), "[]"))
 	}
 	m := n.Monitor
 	if m == nil {
@@ -471,20 +471,20 @@ func (s ServiceStatus) RuleText() string {
 // memory of the server that it watches.
 type ForeignDaemon = registry.ForeignDaemon
 
-// asideHint says what to do where daemons of both programs run.
-const asideHint = "Daemons of both programs would make two primaries. Stop those of repmgr 5 on every node, or those of this one."
+// foreignDaemonHint says what to do where daemons of both programs run.
+const foreignDaemonHint = "Daemons of both programs would make two primaries. Stop those of repmgr 5 on every node, or those of this one."
 
-// standAside says, where a daemon of repmgr 5 lives on any of these nodes, why a
+// foreignDaemonError says, where a daemon of repmgr 5 lives on any of these nodes, why a
 // Monitor does not act. nil: none does.
-func standAside(nodes []string) error {
+func foreignDaemonError(nodes []string) error {
 	if len(nodes) == 0 {
 		return nil
 	}
-	return hint(kind(ErrRefused, "a repmgrd of repmgr 5 runs on %s: this one only watches", strings.Join(nodes, ", ")), asideHint)
+	return hint(kind(ErrRefused, "a repmgrd of repmgr 5 runs on %s: this one only watches", strings.Join(nodes, ", ")), foreignDaemonHint)
 }
 
-// foreigners names the nodes with a daemon of repmgr 5.
-func foreigners(probes []probe) (names []string) {
+// foreignDaemonNodes names the nodes with a daemon of repmgr 5.
+func foreignDaemonNodes(probes []probe) (names []string) {
 	for _, p := range probes {
 		if d := p.foreign; p.err == nil && d != nil {
 			names = append(names, fmt.Sprintf("%s (PID %d)", p.record.Name, d.PID))

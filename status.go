@@ -93,7 +93,7 @@ func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 }
 
 // probeNodes looks at all nodes that the primary, or else the local node, has registered.
-func (c *Cluster) probeNodes(ctx context.Context, ask ...further) ([]probe, error) {
+func (c *Cluster) probeNodes(ctx context.Context, ask ...followUp) ([]probe, error) {
 	recs, err := c.Nodes(ctx)
 	if errors.Is(err, ErrConnect) {
 		return nil, hint(err, "%s To ask another node, add its address: -h HOST -p PORT", Hint(err))
@@ -105,17 +105,17 @@ func (c *Cluster) probeNodes(ctx context.Context, ask ...further) ([]probe, erro
 		return nil, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
 	}
 	probes := c.survey(ctx, recs, ask...)
-	found := slices.DeleteFunc(primaries(probes), func(p probe) bool { return deposed(p, probes) != "" })
+	found := slices.DeleteFunc(primaries(probes), func(p probe) bool { return deposedReason(p, probes) != "" })
 	if len(found) == 1 && len(found[0].records) > 0 {
-		probes = c.newest(ctx, probes, found[0].records, ask)
+		probes = c.withPrimaryRows(ctx, probes, found[0].records, ask)
 	}
 	c.seekLostWAL(ctx, probes)
 	return probes, nil
 }
 
-// newest puts the primary's rows in the place of a copy that may lag behind.
+// withPrimaryRows puts the primary's rows in the place of a copy that may lag behind.
 // Only nodes that the copy had elsewhere, or not at all, are looked at now.
-func (c *Cluster) newest(ctx context.Context, probes []probe, recs []Record, ask []further) []probe {
+func (c *Cluster) withPrimaryRows(ctx context.Context, probes []probe, recs []Record, ask []followUp) []probe {
 	var missing []Record
 	fresh := make([]probe, len(recs))
 	for i, r := range recs {
@@ -155,7 +155,7 @@ func judge(probes []probe) ClusterStatus {
 			v.Error = p.err.Error()
 		}
 		if v.Status = statusCell(p, &found); p.err == nil && !p.status.InRecovery {
-			if why := deposed(p, probes); why != "" {
+			if why := deposedReason(p, probes); why != "" {
 				v.Status = "! deposed"
 				found.Add(FindingDeposed, p.record.ID, "%s runs as primary and was deposed: %s", p.record, why)
 			}
@@ -174,15 +174,15 @@ func judge(probes []probe) ClusterStatus {
 			}
 		}
 	}
-	doubles(probes, &found)
+	findDuplicates(probes, &found)
 	judgePrimary(probes, &found)
 	st.Issues, st.Findings = append(st.Issues, found.Texts()...), found
 	return st
 }
 
-// deposed says by whom, and what is to be done, where a node runs as primary and
+// deposedReason says by whom, and what is to be done, where a node runs as primary and
 // another one is known to have taken its place. Empty: nobody that answers knows of one.
-func deposed(p probe, probes []probe) string {
+func deposedReason(p probe, probes []probe) string {
 	if p.err != nil || p.status.InRecovery || p.record.Role == RoleWitness {
 		return ""
 	}
@@ -239,8 +239,8 @@ func judgePrimary(probes []probe, found *report.Findings) {
 	}
 }
 
-// doubles says under whose name more streams than one server.
-func doubles(probes []probe, found *report.Findings) {
+// findDuplicates says under whose name more streams than one server.
+func findDuplicates(probes []probe, found *report.Findings) {
 	for _, up := range probes {
 		for _, p := range probes {
 			switch senders := registry.SendersOf(up.status, p.record.Name); {

@@ -80,8 +80,8 @@ type probe struct {
 	err     error
 }
 
-// further is what is asked of a node that was reached, over the same connection.
-type further func(ctx context.Context, n *registry.Server, p *probe)
+// followUp is what is asked of a node that was reached, over the same connection.
+type followUp func(ctx context.Context, n *registry.Server, p *probe)
 
 func (p probe) reach() postgres.Reach {
 	var ce *postgres.ConnectError
@@ -96,7 +96,7 @@ func (p probe) reach() postgres.Reach {
 }
 
 // look connects to one node and reads its state, within one connect_timeout.
-func (c *Cluster) look(ctx context.Context, r Record, ask ...further) probe {
+func (c *Cluster) look(ctx context.Context, r Record, ask ...followUp) probe {
 	timeout := postgres.DefaultConnectTimeout
 	if cfg, err := postgres.ConnConfig(r.Conninfo); err == nil {
 		timeout = cfg.ConnectTimeout
@@ -129,7 +129,7 @@ func (c *Cluster) look(ctx context.Context, r Record, ask ...further) probe {
 
 // survey looks at all nodes at once, so that ten silent ones cost no more than
 // one. The answers are in the order of recs.
-func (c *Cluster) survey(ctx context.Context, recs []Record, ask ...further) []probe {
+func (c *Cluster) survey(ctx context.Context, recs []Record, ask ...followUp) []probe {
 	probes := make([]probe, len(recs))
 	var wg sync.WaitGroup
 	for i, r := range recs {

@@ -18,7 +18,7 @@ func (e Explanation) blockers() (all []Blocker) {
 		return e.blockersByHand()
 	}
 	if r := e.Forecast.Refusal; r != "" {
-		b := Blocker{Reason: string(r), Remedy: LetInFirst(r, e.leftOver(), refusalHints[r])}
+		b := Blocker{Reason: string(r), Remedy: LoginHintFirst(r, e.leftOver(), refusalHints[r])}
 		switch r {
 		case election.RefusedHealth:
 			health := e.Forecast.Health
@@ -39,7 +39,7 @@ func (e Explanation) blockers() (all []Blocker) {
 			b.Reason += e.lacks()
 		case election.RefusedNoneFit:
 			b.Reason += e.unfit()
-			if e.lacksDaemons() && letIn(e.leftOver()) == "" {
+			if e.lacksDaemons() && loginHint(e.leftOver()) == "" {
 				b.Remedy = daemonRemedy
 			}
 		default:
@@ -52,7 +52,7 @@ func (e Explanation) blockers() (all []Blocker) {
 			refusalHints[election.RefusedUnfenced],
 		})
 	}
-	if e.Rule.Known() && !e.lacksDaemons() && letIn(e.leftOver()) == "" && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
+	if e.Rule.Known() && !e.lacksDaemons() && loginHint(e.leftOver()) == "" && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
 		all = append(all, Blocker{
 			"no node that would be left has a repmgrd with failover=automatic: nobody would begin",
 			daemonRemedy,
@@ -79,7 +79,7 @@ func (e Explanation) risks() []Blocker {
 		case election.LackLogin:
 			all = append(all, Blocker{
 				fmt.Sprintf("if %s were promoted, %s could not stream from it: %s", winner, e.name(u.Node), u.Why),
-				fmt.Sprintf("Let the replication user log in to %s from there: pg_hba.conf, its password (passfile), max_wal_senders. repmgrd tries it again within %s.", winner, streams.Again),
+				fmt.Sprintf("Let the replication user log in to %s from there: pg_hba.conf, its password (passfile), max_wal_senders. repmgrd tries it again within %s.", winner, streams.RetryInterval),
 			})
 		case election.LackSenders:
 			all = append(all, Blocker{
@@ -161,7 +161,7 @@ func (e Explanation) blockersByHand() []Blocker {
 		return []Blocker{{"more than one node runs as primary", "See repmgr cluster show. Stop the one whose data is not wanted. To bring it back then, on its machine: repmgr node rejoin --force-rewind"}}
 	case livingHints[e.Health] != "":
 		remedy := livingHints[e.Health]
-		if login := letIn(slices.DeleteFunc(slices.Clone(e.Voters), func(v Voter) bool { return int32(v.ID) != e.Rule.Primary })); login != "" && e.Health == election.HealthRejects {
+		if login := loginHint(slices.DeleteFunc(slices.Clone(e.Voters), func(v Voter) bool { return int32(v.ID) != e.Rule.Primary })); login != "" && e.Health == election.HealthRejects {
 			remedy = "Do not promote. " + login
 		}
 		return []Blocker{{fmt.Sprintf("%s lives: %s", primary, e.Health), remedy}}

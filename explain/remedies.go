@@ -63,8 +63,8 @@ var livingHints = map[election.Health]string{
 	election.HealthDoubtful:     "Ask again in some seconds.",
 }
 
-// letIn says what makes nodes count that reject a login. Empty: none does.
-func letIn(voters []Voter) string {
+// loginHint says what makes nodes count that reject a login. Empty: none does.
+func loginHint(voters []Voter) string {
 	to := map[string][]string{} // by user
 	for _, v := range voters {
 		if v.Answer == election.Rejects && v.ID != registry.NodeID(election.Arbiter) {
@@ -81,10 +81,10 @@ func letIn(voters []Voter) string {
 	return "Let " + strings.Join(who, ", and ") + ": pg_hba.conf there (then a reload), or the password that is used here (passfile, PGPASSWORD)."
 }
 
-// LetInFirst is what to do about a refusal: first of all, to be let in by who lives and
+// LoginHintFirst is what to do about a refusal: first of all, to be let in by who lives and
 // rejects the login. Who is silent is to be started, as otherwise says.
-func LetInFirst(r election.Refusal, left []Voter, otherwise string) string {
-	login := letIn(left)
+func LoginHintFirst(r election.Refusal, left []Voter, otherwise string) string {
+	login := loginHint(left)
 	silent := slices.ContainsFunc(left, func(v Voter) bool { return v.Answer != election.Answers && v.Answer != election.Rejects })
 	switch r {
 	case election.RefusedNoMajority, election.RefusedPledges, election.RefusedSync, election.RefusedLocation, election.RefusedNoneFit:

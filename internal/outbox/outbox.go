@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	most        = 100              // the number of events that are kept; the oldest is dropped for a newer one
-	batch       = 20               // the number of events that are written in one round trip
-	again       = 10 * time.Second // the time to the next attempt after one that failed
-	settleLimit = 5 * time.Second  // how long to wait for a disk that does not answer
+	maxEvents     = 100              // the number of events that are kept; the oldest is dropped for a newer one
+	batchSize     = 20               // the number of events that are written in one round trip
+	retryInterval = 10 * time.Second // the time to the next attempt after one that failed
+	storeLimit    = 5 * time.Second  // how long to wait for a disk that does not answer
 )
 
 // list is the events that are not written to a primary yet.
@@ -32,9 +32,9 @@ type list struct {
 	Dropped int              `json:"dropped"` // the number of earlier events that were dropped
 }
 
-// cut drops the oldest events where there are too many.
-func (l *list) cut() {
-	if over := len(l.Events) - most; over > 0 {
+// trim drops the oldest events where there are too many.
+func (l *list) trim() {
+	if over := len(l.Events) - maxEvents; over > 0 {
 		l.Events, l.Dropped = l.Events[over:], l.Dropped+over
 	}
 }
@@ -45,16 +45,16 @@ func (l *list) cut() {
 type Outbox struct {
 	notifications notifications
 
-	mu    sync.Mutex       // protects the next three
-	later []registry.Event // events that the daemon must still tell
-	rows  list             // events for repmgr.events
-	stale bool             // the file differs from rows
+	mu        sync.Mutex       // protects the next three
+	later     []registry.Event // events that the daemon must still tell
+	rows      list             // events for repmgr.events
+	fileStale bool             // the file differs from rows
 
-	recalled bool       // the file of an earlier daemon was read
-	storing  chan error // capacity 1: the result of a write to disk that runs; nil: none runs
-	one      bool       // an attempt failed, so the next one writes a single event
-	tryAt    time.Time  // when the next write to a primary may be tried
-	storeAt  time.Time  // when the next write to disk may be tried
+	storedRead bool       // the file of an earlier daemon was read
+	storing    chan error // capacity 1: the result of a write to disk that runs; nil: none runs
+	oneByOne   bool       // an attempt failed, so the next one writes a single event
+	tryAt      time.Time  // when the next write to a primary may be tried
+	storeAt    time.Time  // when the next write to disk may be tried
 }
 
 // New makes an empty outbox.
@@ -86,8 +86,8 @@ func (b *Outbox) Add(e registry.Event, to []Notify) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.rows.Events, b.stale = append(b.rows.Events, e), true
-	b.rows.cut()
+	b.rows.Events, b.fileStale = append(b.rows.Events, e), true
+	b.rows.trim()
 }
 
 // Later queues an event that the daemon tells when it has time. It gets the current time where
@@ -112,7 +112,7 @@ func (b *Outbox) Due() (events []registry.Event) {
 // Keep writes the queued events to a primary, or to a file until there is one. busy means that
 // something else works in the data directory, so that no file may be written there.
 func (b *Outbox) Keep(ctx context.Context, d Daemon, busy bool) {
-	b.recall(d)
+	b.readStored(d)
 	b.write(ctx, d)
 	if !busy {
 		b.store(d)
@@ -121,13 +121,13 @@ func (b *Outbox) Keep(ctx context.Context, d Daemon, busy bool) {
 
 // Leave writes to a file what the daemon could not write to a primary before its end.
 func (b *Outbox) Leave(d Daemon) {
-	b.settle()
+	b.awaitStore()
 	b.storeAt = time.Time{}
 	b.store(d)
-	b.settle()
+	b.awaitStore()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.rows.Events) > 0 && (b.stale || b.storing != nil) {
+	if len(b.rows.Events) > 0 && (b.fileStale || b.storing != nil) {
 		d.Log.Warn("events that no primary has taken are not kept: the disk does not answer, or there is no data directory", "events", len(b.rows.Events))
 	}
 }
@@ -136,24 +136,24 @@ func (b *Outbox) Leave(d Daemon) {
 // not be replaced before that is over.
 func (b *Outbox) Storing() bool {
 	if len(b.storing) > 0 {
-		b.settle()
+		b.awaitStore()
 	}
 	return b.storing != nil
 }
 
-// oldest are the events that are written next.
-func (b *Outbox) oldest() []registry.Event {
+// nextBatch are the events that are written next.
+func (b *Outbox) nextBatch() []registry.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := batch
-	if b.one {
+	n := batchSize
+	if b.oneByOne {
 		n = 1
 	}
 	return slices.Clone(b.rows.Events[:min(len(b.rows.Events), n)])
 }
 
-// done removes the events that were written, and returns how many were dropped before them.
-func (b *Outbox) done(written []registry.Event) (dropped int) {
+// removeWritten removes the events that were written, and returns how many were dropped before them.
+func (b *Outbox) removeWritten(written []registry.Event) (dropped int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, e := range written { // some may have been dropped meanwhile
@@ -161,16 +161,16 @@ func (b *Outbox) done(written []registry.Event) (dropped int) {
 			b.rows.Events = b.rows.Events[1:]
 		}
 	}
-	dropped, b.rows.Dropped, b.stale = b.rows.Dropped, 0, true
+	dropped, b.rows.Dropped, b.fileStale = b.rows.Dropped, 0, true
 	return dropped
 }
 
-// settle waits, for a limited time, for a write to disk that is under way.
-func (b *Outbox) settle() {
+// awaitStore waits, for a limited time, for a write to disk that is under way.
+func (b *Outbox) awaitStore() {
 	if b.storing == nil {
 		return
 	}
-	timer := time.NewTimer(settleLimit)
+	timer := time.NewTimer(storeLimit)
 	defer timer.Stop()
 	var err error
 	select {
@@ -181,22 +181,22 @@ func (b *Outbox) settle() {
 	b.storing = nil
 	if err != nil {
 		b.mu.Lock()
-		b.stale = true
+		b.fileStale = true
 		b.mu.Unlock()
-		b.storeAt = time.Now().Add(again)
+		b.storeAt = time.Now().Add(retryInterval)
 	}
 }
 
-// recall reads, once, the events that the previous daemon could not write.
-func (b *Outbox) recall(d Daemon) {
-	if b.recalled {
+// readStored reads, once, the events that the previous daemon could not write.
+func (b *Outbox) readStored(d Daemon) {
+	if b.storedRead {
 		return
 	}
 	disk := d.Disk()
 	if disk == nil {
 		return
 	}
-	b.recalled = true
+	b.storedRead = true
 	var old list
 	file := filepath.Join(disk.Dir, postmaster.EventsFile)
 	text, err := os.ReadFile(file)
@@ -217,14 +217,14 @@ func (b *Outbox) recall(d Daemon) {
 			own = append(own, e)
 		}
 	}
-	b.rows.Events, b.stale = append(own, b.rows.Events...), true
+	b.rows.Events, b.fileStale = append(own, b.rows.Events...), true
 	b.rows.Dropped += old.Dropped
-	b.rows.cut()
+	b.rows.trim()
 }
 
 // write writes queued events to repmgr.events, oldest first.
 func (b *Outbox) write(ctx context.Context, d Daemon) {
-	events := b.oldest()
+	events := b.nextBatch()
 	if len(events) == 0 || time.Now().Before(b.tryAt) {
 		return
 	}
@@ -237,21 +237,21 @@ func (b *Outbox) write(ctx context.Context, d Daemon) {
 		err = nil
 	}
 	d.Report("writing the events that waited for a primary", err)
-	if b.one = err != nil; b.one {
-		b.tryAt = time.Now().Add(again)
+	if b.oneByOne = err != nil; b.oneByOne {
+		b.tryAt = time.Now().Add(retryInterval)
 		return
 	}
-	if dropped := b.done(events); dropped > 0 {
-		d.Tell(registry.Event{Type: registry.EventEventsDropped, Details: fmt.Sprintf("%d events of this node from before %s are in no table: its daemon kept the newest %d while there was no primary", dropped, events[0].At.Format(registry.EventTimeFormat), most)})
+	if dropped := b.removeWritten(events); dropped > 0 {
+		d.Tell(registry.Event{Type: registry.EventEventsDropped, Details: fmt.Sprintf("%d events of this node from before %s are in no table: its daemon kept the newest %d while there was no primary", dropped, events[0].At.Format(registry.EventTimeFormat), maxEvents)})
 	}
 }
 
 // store writes the queued events to a file where the file differs.
 func (b *Outbox) store(d Daemon) {
 	b.mu.Lock()
-	stale := b.stale
+	stale := b.fileStale
 	b.mu.Unlock()
-	if b.Storing() || !stale || !b.recalled || time.Now().Before(b.storeAt) {
+	if b.Storing() || !stale || !b.storedRead || time.Now().Before(b.storeAt) {
 		return
 	}
 	disk := d.Disk()
@@ -261,7 +261,7 @@ func (b *Outbox) store(d Daemon) {
 	b.mu.Lock()
 	empty := len(b.rows.Events) == 0 && b.rows.Dropped == 0
 	text, err := json.Marshal(b.rows)
-	b.stale = false
+	b.fileStale = false
 	b.mu.Unlock()
 	if err != nil {
 		return

@@ -128,8 +128,8 @@ func (w *Work) rightsToRewind(ctx context.Context) error {
 	return nil
 }
 
-// emptied are the directories whose contents pg_rewind does not copy. It removes what is in them.
-var emptied = []string{"pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans"}
+// skippedDirs are the directories whose contents pg_rewind does not copy. It removes what is in them.
+var skippedDirs = []string{"pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans"}
 
 // writableFiles finds what in the data directory would end pg_rewind half-way: it
 // writes every file anew that is no table and that the primary has too, writes
@@ -184,7 +184,7 @@ func walkRewound(dir string, bad func(rel string, err error)) error {
 					return nil
 				}
 				return walk(to, name)
-			case slices.Contains(emptied, filepath.Dir(name)) || name == "postmaster.pid" || name == "postmaster.opts":
+			case slices.Contains(skippedDirs, filepath.Dir(name)) || name == "postmaster.pid" || name == "postmaster.opts":
 				return nil
 			case !e.Type().IsRegular():
 				return nil

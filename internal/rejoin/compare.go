@@ -68,7 +68,7 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 		return w.impossible, nil
 	}
 	w.shared = wal.Position{Timeline: common, LSN: fork}
-	p := parting{Position: w.shared, damaged: !w.Server.HasSegment(w.control.Redo, w.control.WALSegmentSize)}
+	p := forkPoint{Position: w.shared, damaged: !w.Server.HasSegment(w.control.Redo, w.control.WALSegmentSize)}
 	var err error
 	p.behind, p.own, err = w.Server.OwnWAL(w.timeline)
 	if err != nil {
@@ -126,8 +126,8 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 	return detail, nil
 }
 
-// parting is the place where the two lines part, and what is known of the WAL around it.
-type parting struct {
+// forkPoint is the place where the two lines part, and what is known of the WAL around it.
+type forkPoint struct {
 	wal.Position
 	damaged bool    // the WAL of the server's last checkpoint is gone
 	own     bool    // an earlier rejoin gave the server WAL of its own
@@ -137,7 +137,7 @@ type parting struct {
 
 // whyNotRewind says why pg_rewind can not take back what the server has of its own,
 // and whether no person could make it possible; empty: it can.
-func (w *Work) whyNotRewind(p parting) (why string, forGood bool) {
+func (w *Work) whyNotRewind(p forkPoint) (why string, forGood bool) {
 	switch {
 	case p.damaged:
 		return "the WAL of its last checkpoint is gone", false

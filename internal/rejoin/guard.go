@@ -22,16 +22,16 @@ const guardMode = 0o001
 
 // stateDir exists while the data is neither the old one nor the new one. It
 // holds the node's own files.
-func (w *Work) stateDir() string { return stateDir(w.Server, w.Node.ID) }
+func (w *Work) stateDir() string { return incompleteDir(w.Server, w.Node.ID) }
 
-func stateDir(s *salvage.Server, node registry.NodeID) string {
+func incompleteDir(s *salvage.Server, node registry.NodeID) string {
 	return filepath.Join(s.Directory(), fmt.Sprintf("incomplete-node%d", node))
 }
 
 // Incomplete reports whether a rejoin has taken the old data away and has not put
 // new data in its place: its clone failed, or was ended.
 func Incomplete(s *salvage.Server, node registry.NodeID) bool {
-	_, errState := os.Stat(stateDir(s, node))
+	_, errState := os.Stat(incompleteDir(s, node))
 	_, errData := os.Stat(filepath.Join(s.Dir, "global", "pg_control"))
 	return errState == nil && errors.Is(errData, fs.ErrNotExist)
 }

@@ -182,7 +182,7 @@ func (w *Work) rewind(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", failure.Of(failure.ErrRejoin, "look at the data in %s: %w", w.Server.Dir, err)
 	}
-	if err := wait.Pause(ctx, fileClock); err != nil { // so that its first change shows
+	if err := wait.Pause(ctx, fileClockStep); err != nil { // so that its first change shows
 		return "", err
 	}
 	out, err := w.tool(ctx, program, env, args...)
@@ -307,5 +307,5 @@ func (w *Work) configure(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// fileClock is longer than the step of the clock that file systems go by.
-const fileClock = 20 * time.Millisecond
+// fileClockStep is longer than the step of the clock that file systems go by.
+const fileClockStep = 20 * time.Millisecond

@@ -21,15 +21,15 @@ var (
 
 // settings are the guarded ones that the file had last.
 type settings struct {
-	values map[string]string
-	of     time.Time // the start of the server that they were read of
+	values      map[string]string
+	readAtStart time.Time // the start of the server that they were read of
 }
 
 // tellLost reports that settings have vanished from the file of ALTER SYSTEM. A running
 // server goes on with what it had until it reads its configuration again, or starts.
 func (s *settings) tellLost(d Daemon, set map[string]string, status registry.NodeStatus) {
 	now, gone := map[string]string{}, map[string]string{}
-	fresh := !s.of.Equal(status.StartedAt) // who brings a server back writes its file anew
+	fresh := !s.readAtStart.Equal(status.StartedAt) // who brings a server back writes its file anew
 	for _, name := range guarded {
 		if value, ok := set[name]; ok {
 			now[name] = value
@@ -37,7 +37,7 @@ func (s *settings) tellLost(d Daemon, set map[string]string, status registry.Nod
 			gone[name] = value
 		}
 	}
-	s.values, s.of = now, status.StartedAt
+	s.values, s.readAtStart = now, status.StartedAt
 	if len(gone) == 0 {
 		return
 	}

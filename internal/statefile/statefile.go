@@ -52,20 +52,20 @@ func write(dir string, s State) error {
 // Keeper keeps the state of one node for its daemon. One goroutine owns it. The zero value
 // is ready to use.
 type Keeper struct {
-	state    State // what was written last
-	recalled bool  // what an earlier daemon has kept of the vote is in it
+	state      State // what was written last
+	voteLoaded bool  // what an earlier daemon has kept of the vote is in it
 
-	lost     string   // the vote that the server has lost and could not be given back; empty: none
-	twice    string   // the two votes of one term that were told last
-	noPledge string   // why the node could not pledge itself, as was told last
-	settings settings // those beside the vote
+	lost               string   // the vote that the server has lost and could not be given back; empty: none
+	reportedDoubleVote string   // the two votes of one term that were told last
+	reportedNoPledge   string   // why the node could not pledge itself, as was told last
+	settings           settings // those beside the vote
 }
 
 // Keep writes the nodes, rules and guard of now, where they have changed. While another
 // daemon acts for the node it must not be called: of two that write the file at once the
 // first one takes the other's half for its own.
 func (k *Keeper) Keep(d Daemon, now State) {
-	k.recall(d)
+	k.loadVote(d)
 	now.Ballot = k.state.Ballot
 	same := func(a, b election.Rule) bool { return a.Compare(b) == 0 }
 	if slices.Equal(now.Nodes, k.state.Nodes) && slices.EqualFunc(now.Rules, k.state.Rules, same) && k.state.Guard.Same(now.Guard) {
@@ -87,13 +87,13 @@ func (k *Keeper) write(d Daemon) {
 	d.Report("keeping the nodes and rules", err)
 }
 
-// Forget makes the next calls read the file and write it anew: another daemon has acted for
+// Reload makes the next calls read the file and write it anew: another daemon has acted for
 // the node meanwhile.
-func (k *Keeper) Forget() { k.recalled, k.state.Nodes = false, nil }
+func (k *Keeper) Reload() { k.voteLoaded, k.state.Nodes = false, nil }
 
-// recall reads, once, what the daemon before this one has kept of the node's vote.
-func (k *Keeper) recall(d Daemon) {
-	if k.recalled || d.Elsewhere() {
+// loadVote reads, once, what the daemon before this one has kept of the node's vote.
+func (k *Keeper) loadVote(d Daemon) {
+	if k.voteLoaded || d.Elsewhere() {
 		return
 	}
 	var s State
@@ -105,7 +105,7 @@ func (k *Keeper) recall(d Daemon) {
 		s, err = Read(dir)
 	}
 	d.Report("reading what was kept", err)
-	k.recalled, k.state.Ballot = true, s.Ballot
+	k.voteLoaded, k.state.Ballot = true, s.Ballot
 	if s.Ballot.Node != int32(d.Node) { // a clone brings its source's
 		k.state.Ballot = ballot.Ballot{}
 	}

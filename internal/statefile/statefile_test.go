@@ -45,7 +45,7 @@ func TestKeeper_Keep(t *testing.T) {
 	require.NoError(t, os.Remove(file))
 	k.Keep(d, now)
 	require.NoFileExists(t, file, "nothing is new")
-	k.Forget()
+	k.Reload()
 	k.Keep(d, now)
 	require.FileExists(t, file)
 

@@ -32,10 +32,10 @@ func (k *Keeper) Lost() string { return k.lost }
 // TellPledge says when the server of the node could not give its pledge in an election,
 // and when it could again: the log, and an event. me is how the node is seen.
 func (k *Keeper) TellPledge(d Daemon, me election.Peer) {
-	if d.Node == 0 || me.Answer != election.Answers || me.NoPledge == k.noPledge {
+	if d.Node == 0 || me.Answer != election.Answers || me.NoPledge == k.reportedNoPledge {
 		return
 	}
-	k.noPledge = me.NoPledge
+	k.reportedNoPledge = me.NoPledge
 	e := registry.Event{Type: registry.EventPledgeAbility, Success: me.NoPledge == "", Details: "this node could pledge itself in an election again"}
 	var err error
 	if me.NoPledge != "" {
@@ -50,7 +50,7 @@ func (k *Keeper) TellPledge(d Daemon, me election.Peer) {
 // has lost it: ALTER SYSTEM RESET ALL, or a program that rewrites postgresql.auto.conf.
 // It reports the settings beside it that are gone. status is how the server was seen last.
 func (k *Keeper) KeepVote(ctx context.Context, d Daemon, server *registry.Server, status registry.NodeStatus) {
-	k.recall(d)
+	k.loadVote(d)
 	set, err := ballot.ReadSettings(ctx, server.Conn)
 	if errors.Is(err, ballot.ErrMissing) {
 		err = nil // it held nothing that was kept
@@ -71,8 +71,8 @@ func (k *Keeper) KeepVote(ctx context.Context, d Daemon, server *registry.Server
 		k.state.Ballot = b
 		k.write(d)
 	case b.Node == self && b.Term == kept.Term && b.Term > 0 && b != kept:
-		if text := kept.String() + " " + b.String(); k.twice != text {
-			k.twice = text
+		if text := kept.String() + " " + b.String(); k.reportedDoubleVote != text {
+			k.reportedDoubleVote = text
 			d.Tell(registry.Event{Type: registry.EventVoteLost, Details: fmt.Sprintf("this node gave two votes in term %d: %q was lost, and then %q given", b.Term, kept, b)})
 			d.Log.Error("this node gave two votes in one term", "first", kept, "second", b, "hint", "Look at repmgr cluster show: two nodes may run as primary. Nobody but ALTER SYSTEM may write postgresql.auto.conf.")
 		}

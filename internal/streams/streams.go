@@ -18,10 +18,10 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-const every = 30 * time.Second // between two logins that worked, more or less
+const loginInterval = 30 * time.Second // between two logins that worked, more or less
 
-// Again is when a login that failed is tried again.
-const Again = 10 * time.Second
+// RetryInterval is when a login that failed is tried again.
+const RetryInterval = 10 * time.Second
 
 // Name is what pg_stat_activity shows of a trial: the node's own name is its receiver's.
 const Name = "repmgrd trial"
@@ -37,9 +37,9 @@ type Trials struct {
 
 // trial is what came of a login. The zero value: none was tried.
 type trial struct {
-	with string    // what it was tried with: another one is tried at once
-	next time.Time // when it is tried again
-	err  error     // nil: it worked
+	triedWith string    // what it was tried with: another one is tried at once
+	next      time.Time // when it is tried again
+	err       error     // nil: it worked
 }
 
 func (t *Trials) get(id registry.NodeID) trial {
@@ -57,8 +57,8 @@ func (t *Trials) set(id registry.NodeID, to trial) {
 	t.of[id] = to
 }
 
-// keep forgets the trials of all others.
-func (t *Trials) keep(ids []registry.NodeID) {
+// retainOnly forgets the trials of all others.
+func (t *Trials) retainOnly(ids []registry.NodeID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for id := range t.of {
@@ -93,26 +93,26 @@ func (t *Trials) Try(ctx context.Context, n Nodes, login func(context.Context, r
 	var kept []registry.NodeID
 	if n.Me.Answer == election.Answers && n.Me.Role != election.Witness {
 		for _, p := range n.Peers {
-			if p.ID != n.Me.ID && p.ID != election.Arbiter && p.Role != election.Witness && t.try(ctx, n.Me, p, n.Record(p.ID), login, wake) {
+			if p.ID != n.Me.ID && p.ID != election.Arbiter && p.Role != election.Witness && t.tryNode(ctx, n.Me, p, n.Record(p.ID), login, wake) {
 				kept = append(kept, registry.NodeID(p.ID))
 			}
 		}
 	}
-	t.keep(kept)
+	t.retainOnly(kept)
 }
 
-// try tries one login if it is time. It reports whether it is known what
+// tryNode tries one login if it is time. It reports whether it is known what
 // would come of it: of a server that is down that is not.
-func (t *Trials) try(ctx context.Context, me, p election.Peer, r registry.Record, login func(context.Context, registry.Record) error, wake func()) bool {
+func (t *Trials) tryNode(ctx context.Context, me, p election.Peer, r registry.Record, login func(context.Context, registry.Record) error, wake func()) bool {
 	was, now := t.get(r.ID), time.Now()
 	with := fmt.Sprint(r.Conninfo, " ", r.ReplicationUser, " ", p.Started)
 	switch {
 	case p.Answer != election.Answers:
 		return false
 	case me.Receiving && me.Receives == p.ID:
-		t.set(r.ID, trial{with: with, next: now.Add(every)})
+		t.set(r.ID, trial{triedWith: with, next: now.Add(loginInterval)})
 		return true
-	case was.with == with && now.Before(was.next):
+	case was.triedWith == with && now.Before(was.next):
 		return true
 	}
 	err := login(ctx, r)
@@ -123,12 +123,12 @@ func (t *Trials) try(ctx context.Context, me, p election.Peer, r registry.Record
 	case errors.As(err, &ce) && (ce.Reach == postgres.ReachRefused || ce.Reach == postgres.ReachStarting):
 		return false // it has just gone
 	}
-	next := now.Add(every*3/4 + rand.N(every/2))
+	next := now.Add(loginInterval*3/4 + rand.N(loginInterval/2))
 	if err != nil {
-		next = now.Add(Again)
+		next = now.Add(RetryInterval)
 	}
 	t.set(r.ID, trial{with, next, err})
-	if (err == nil) != (was.err == nil) || was.with == "" {
+	if (err == nil) != (was.err == nil) || was.triedWith == "" {
 		wake()
 	}
 	return true

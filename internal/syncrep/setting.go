@@ -86,7 +86,7 @@ type Writer struct {
 	// Replaced is called when value replaces a setting that somebody else made: was, at the place from.
 	Replaced func(ctx context.Context, n *registry.Server, was, from, value string)
 	// Patience is how long a commit may be watched until it is seen to wait.
-	Patience time.Duration
+	ProofTimeout time.Duration
 }
 
 // Set puts synchronous_standby_names on a server, and waits until a session
@@ -140,7 +140,7 @@ func (w Writer) Raise(ctx context.Context, n *registry.Server, back, s election.
 	defer probe.Close()
 	err = w.Set(ctx, n, election.BlockingSetting())
 	if err == nil {
-		err = Prove(ctx, n, probe, w.Patience)
+		err = Prove(ctx, n, probe, w.ProofTimeout)
 	}
 	if err == nil {
 		return w.Set(ctx, n, s)
