@@ -19,18 +19,19 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// suspicion says that another server streams under a node's name.
+// suspicion is the observation that another server may stream under a node's name.
 type suspicion struct {
 	who   string    // the WAL senders
-	lsn   wal.LSN   // where the primary wrote when they were seen first
+	lsn   wal.LSN   // where the primary wrote when they were first seen
 	at    time.Time // when that was
-	since time.Time // since when it is known; zero: it may be a connection that has just broken
+	since time.Time // since when it is certain; zero: it may be a connection that has just broken
 }
 
-// proven reports whether one of the senders is not the node. Of several, that is so
-// when two of them have acknowledged what was written after they were seen together,
-// or when one is at an address that is not the node's: the other one may be the node
-// itself, which was cut off since. One alone needs a look at the node besides.
+// proven reports whether one of the senders is certainly not the node. With several senders
+// that is so when two of them have acknowledged WAL that was written after they were seen
+// together, or when one is at an address that is not the node's: the other one may be the node
+// itself, which has reconnected meanwhile. With a single sender, the node itself must also be
+// looked at.
 func (s suspicion) proven(senders []registry.WALSender, tried time.Time, foreign func(registry.WALSender) bool) bool {
 	fresh := 0
 	for _, w := range senders {
@@ -47,23 +48,22 @@ func (s suspicion) proven(senders []registry.WALSender, tried time.Time, foreign
 // Nodes is the cluster as the daemon of its primary sees it.
 type Nodes struct {
 	Self   registry.NodeID
-	Quorum bool // commits wait for standbys by their names
+	Quorum bool // commits wait for standbys, which are known by their names
 	Rows   []registry.Record
 	Status registry.NodeStatus    // of the local server, the primary
-	Peers  func() []election.Peer // as seen at this moment
+	Peers  func() []election.Peer // returns the newest views of the voters
 }
 
 // Daemon is told what was found.
 type Daemon struct {
-	Report func(what string, err error) // says whether something is well
+	Report func(what string, err error) // reports a problem; a nil error means that it is over
 	Tell   func(registry.Event)
 }
 
-// Finder looks for namesakes again and again. One goroutine owns it. The zero value is
-// ready to use.
+// Finder looks for namesakes repeatedly. One goroutine owns it. The zero value is ready to use.
 type Finder struct {
 	known     map[registry.NodeID]suspicion
-	addresses map[registry.NodeID]string // from where a node was seen to stream
+	addresses map[registry.NodeID]string // the address from which each node was seen to stream
 }
 
 // Found reports whether another server is known to stream under the name of a node.
@@ -79,7 +79,7 @@ func (f *Finder) All() (ids []int32) {
 	return ids
 }
 
-// Look looks once, and reports also names that standbys can not be told apart by.
+// Look looks for namesakes once. It also reports names by which standbys can not be told apart.
 func (f *Finder) Look(ctx context.Context, d Daemon, n Nodes) {
 	known := map[registry.NodeID]suspicion{}
 	for _, r := range n.Rows {
@@ -133,8 +133,9 @@ func pidsOf(senders []registry.WALSender) (pids []int) {
 	return pids
 }
 
-// suspect says why what streams under the name of a node may not be that node.
-// The node's own word counts most: an address may be translated on the way.
+// suspect is the reason why what streams under the name of a node may not be that node; empty:
+// there is none. What the node itself says counts most, because an address may be translated on
+// the way.
 func (f *Finder) suspect(ctx context.Context, self registry.NodeID, r registry.Record, p election.Peer, senders []registry.WALSender) string {
 	from := registry.AddressesOf(senders)
 	switch answers := p.Answer == election.Answers; {
@@ -150,7 +151,7 @@ func (f *Finder) suspect(ctx context.Context, self registry.NodeID, r registry.R
 		if f.addresses == nil {
 			f.addresses = map[registry.NodeID]string{}
 		}
-		f.addresses[r.ID] = senders[0].ClientAddr // the node itself, wherever it seems to come from
+		f.addresses[r.ID] = senders[0].ClientAddr // this is the node itself, whatever its address looks like
 		return ""
 	case p.Answer != "" && senders[0].ClientAddr != f.addresses[r.ID] && foreignAddress(ctx, r, senders[0].ClientAddr):
 		return fmt.Sprintf("a server at %s streams under the name of %s, which does not answer at its own address, %s", from, r, postgres.Address(r.Conninfo))
@@ -159,9 +160,9 @@ func (f *Finder) suspect(ctx context.Context, self registry.NodeID, r registry.R
 	}
 }
 
-// foreignAddress reports whether an address is surely none of those that a node's
-// conninfo leads to. A socket, an address of this machine and a name that does not
-// resolve are no evidence.
+// foreignAddress reports whether an address is certainly none of those that a node's conninfo
+// leads to. A socket, an address of this machine and a name that does not resolve prove
+// nothing.
 func foreignAddress(ctx context.Context, r registry.Record, addr string) bool {
 	from, err := netip.ParseAddr(addr)
 	params, errInfo := conninfo.Parse(r.Conninfo)

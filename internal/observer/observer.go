@@ -28,9 +28,9 @@ type Options struct {
 	// FindPrimary finds the primary among the rows: of several, the one that sends to the
 	// node, and is not behind its timeline.
 	FindPrimary  func(ctx context.Context, rows []registry.Record, timeline wal.Timeline) (registry.Record, error)
-	AllRecords   func(context.Context) ([]registry.Record, error) // of whoever answers
-	SavedRecords func() []registry.Record                         // the rows as they were last known
-	// Report is told, again and again, how something goes on: err is nil where it works.
+	AllRecords   func(context.Context) ([]registry.Record, error) // read from any node that answers
+	SavedRecords func() []registry.Record                         // the rows in the state file
+	// Report is called after each attempt at something; err is nil when it worked.
 	Report func(what string, err error)
 }
 
@@ -56,7 +56,7 @@ type Node struct {
 	at, before      time.Time // of this look, and of the one before
 }
 
-// TroublePrimary is what is reported of the primary of a standby.
+// TroublePrimary is the name under which problems with the primary of a standby are reported.
 const TroublePrimary = "the primary"
 
 // LookTimeout is how long one look at one server may take.
@@ -66,7 +66,7 @@ func limit(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, LookTimeout, fmt.Errorf("no answer within %s", LookTimeout))
 }
 
-// PeerTimeout is how long another node may take to answer between two decisions.
+// PeerTimeout is how long another node may take to answer within a turn.
 func (v *Node) PeerTimeout() time.Duration {
 	if v.Manual {
 		return LookTimeout
@@ -74,13 +74,13 @@ func (v *Node) PeerTimeout() time.Duration {
 	return v.SilenceTimeout / 2
 }
 
-// PeerLimit bounds what is asked of another node between two decisions: while one that has
-// just been cut off is waited for, nothing is decided.
+// PeerLimit limits what is asked of another node within a turn: while the daemon waits for a
+// node that was just cut off, it decides nothing.
 func (v *Node) PeerLimit(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, v.PeerTimeout(), fmt.Errorf("no answer within %s", v.PeerTimeout()))
 }
 
-// Drop closes a connection, and forgets it.
+// Drop closes a connection and sets it to nil.
 func Drop(l **voters.Loan) {
 	if *l != nil {
 		(*l).Close()
@@ -103,15 +103,15 @@ func (v *Node) RulePrimary() registry.NodeID {
 	return registry.NodeID(voters.NewestRule(v.Watch.Peers()).Primary)
 }
 
-// Silent reports whether a node is known not to answer, so that nobody waits for it.
+// Silent reports whether a node is known not to answer, so that it need not be waited for.
 func (v *Node) Silent(id registry.NodeID) bool {
 	p := voters.PeerOf(v.Watch.Peers(), int32(id))
 	return !v.Manual && p.Answer != "" && p.Answer != election.Answers
 }
 
-// Look looks at a standby's primary, then at the local server: so the local position is the
-// younger one. What does not answer in time is not there. phase is what the daemon took its
-// node for in the last turn.
+// Look reads the state of a standby's primary and then that of the local server, so that the
+// local position is the newer one. What does not answer in time counts as not there. phase is
+// the role that the daemon assumed in the last turn.
 func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Observation) {
 	v.phase, v.before, v.at = phase, v.at, o.Now
 	v.resume(ctx)
@@ -136,13 +136,13 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 		Drop(&v.Primary)
 		o.Upstream = election.View{}
 	case v.Primary != nil && status.Timeline > v.primaryTimeline:
-		Drop(&v.Primary) // we follow a newer one: that one was deposed
+		Drop(&v.Primary) // this node follows a newer primary, so the earlier one was deposed
 		o.Upstream = election.View{}
 	}
 	if status.InRecovery && v.Primary == nil && !v.Silent(v.RulePrimary()) && v.findPrimary(ctx, recs) {
 		o.Upstream = v.readPrimary(ctx)
 	}
-	if v.Primary != nil { // its copy of the rows is the one that counts
+	if v.Primary != nil { // the primary's copy of the rows counts
 		if theirs, err := v.readRecords(ctx, v.Primary.Server); err == nil {
 			recs = theirs
 		}
@@ -164,9 +164,9 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 	}
 }
 
-// knowsLocal reports whether the local standby is as the last turn saw it, so that the
-// one in which the primary has just died needs no second look at it before it says
-// whose turn an election is: that asks everybody anew.
+// knowsLocal reports whether the local standby is still as the last turn saw it. In the turn in
+// which the primary has just died, it then need not be looked at again before it is clear which
+// node may start an election: the election itself probes all nodes again.
 func (v *Node) knowsLocal() bool {
 	if v.Manual || v.phase != election.AsStandby || !v.Status.InRecovery || time.Since(v.before) > 2*v.MonitorInterval {
 		return false
@@ -177,7 +177,7 @@ func (v *Node) knowsLocal() bool {
 		me.Answer == election.Answers && me.Running == election.Standby && me.Started.Equal(v.Status.StartedAt)
 }
 
-// readRule reads what the looks tell otherwise.
+// readRule reads the newest rule of the local server where no watch of the voters does.
 func (v *Node) readRule(ctx context.Context) {
 	v.Rule = election.Rule{}
 	if !v.Manual {
@@ -196,8 +196,8 @@ func (v *Node) readRecords(ctx context.Context, n *registry.Server) ([]registry.
 	return ownRecords(ctx, n)
 }
 
-// ownRecords are the rows of a server that has all of our tables: those of repmgr
-// 5 are none of a Monitor's before they are adopted.
+// ownRecords are the rows of a server whose metadata is ours. Rows of repmgr 5 do not count
+// before they are adopted.
 func ownRecords(ctx context.Context, n *registry.Server) ([]registry.Record, error) {
 	if err := n.NeedSchema(ctx); err != nil {
 		return nil, err
@@ -205,8 +205,7 @@ func ownRecords(ctx context.Context, n *registry.Server) ([]registry.Record, err
 	return n.Records(ctx)
 }
 
-// Open borrows a connection of those that are open for the looks, where there are
-// such, and makes one otherwise.
+// Open borrows an open connection to a node, or makes one where there is none.
 func (v *Node) Open(ctx context.Context, id registry.NodeID, connect func(context.Context) (*registry.Server, error)) (*voters.Loan, error) {
 	if w := v.Watch.Voter(int32(id)); w != nil && w.Peer().Answer == election.Answers {
 		if l, err := w.Borrow(ctx); err == nil {
@@ -216,8 +215,8 @@ func (v *Node) Open(ctx context.Context, id registry.NodeID, connect func(contex
 	return voters.Own(connect(ctx))
 }
 
-// Rest gives back at the end of a turn what the looks can use meanwhile. With
-// failover=manual there are none, and the connections stay.
+// Rest gives the connections back at the end of a turn, so that the watch can use them
+// meanwhile. With failover=manual there is no watch, and they stay open.
 func (v *Node) Rest() {
 	if v.Manual {
 		return
@@ -231,7 +230,7 @@ func (v *Node) Rest() {
 	}
 }
 
-// resume takes up the connection to the primary that was known.
+// resume opens a connection to the primary that was known in the last turn.
 func (v *Node) resume(ctx context.Context) {
 	silent := v.Silent(v.PrimaryRecord.ID)
 	switch {
@@ -247,7 +246,8 @@ func (v *Node) resume(ctx context.Context) {
 	v.primaryKnown = false
 }
 
-// LookLocal asks the local server, again over a new connection where the old one broke.
+// LookLocal reads the state of the local server. Where the old connection is broken, it opens a
+// new one.
 func (v *Node) LookLocal(ctx context.Context) (registry.NodeStatus, []registry.Record, error) {
 	ctx, cancel := limit(ctx)
 	defer cancel()
@@ -266,7 +266,7 @@ func (v *Node) LookLocal(ctx context.Context) (registry.NodeStatus, []registry.R
 		if err == nil {
 			recs, errRecs := ownRecords(ctx, v.Local.Server)
 			if errRecs == nil || errors.Is(errRecs, failure.ErrNotRegistered) {
-				return status, recs, nil // without metadata there are no rows
+				return status, recs, nil // a server without metadata has no rows
 			}
 			err = errRecs
 		}
@@ -274,12 +274,12 @@ func (v *Node) LookLocal(ctx context.Context) (registry.NodeStatus, []registry.R
 		if fresh {
 			return registry.NodeStatus{}, nil, err
 		}
-		fresh = true // an old connection may have died with a server that is back already
+		fresh = true // an old connection may have ended with a server that runs again
 	}
 }
 
-// readPrimary asks the known primary where it writes. One that does not answer,
-// or is a primary no longer, is known no longer.
+// readPrimary reads the position of the known primary. A primary that does not answer, or is
+// not a primary any more, is not known any more afterwards.
 func (v *Node) readPrimary(ctx context.Context) election.View {
 	ctx, cancel := v.PeerLimit(ctx)
 	defer cancel()
@@ -301,7 +301,7 @@ func (v *Node) findPrimary(ctx context.Context, recs []registry.Record) bool {
 	defer cancel()
 	rec, err := v.FindPrimary(ctx, recs, v.Status.Timeline)
 	if err == nil && rec.ID == v.ID {
-		return false // it became the primary while we looked: the next look sees it as that
+		return false // the local server became the primary meanwhile, which the next look sees
 	}
 	if err == nil {
 		v.Primary, err = v.Open(ctx, rec.ID, func(ctx context.Context) (*registry.Server, error) { return v.ConnectTo(ctx, rec) })
@@ -316,7 +316,7 @@ func (v *Node) findPrimary(ctx context.Context, recs []registry.Record) bool {
 	return true
 }
 
-// errNobodyAnswered stands for the answer of the first node that is asked.
+// errNobodyAnswered is the error until the first node was asked.
 var errNobodyAnswered = errors.New("no node was asked yet")
 
 // LookFrom reads the rows of the cluster, for a daemon that has no node.
@@ -325,9 +325,9 @@ func (v *Node) LookFrom(ctx context.Context) {
 	err := errNobodyAnswered
 	ruler, peers := int32(v.RulePrimary()), voters.Answering(v.Watch.Peers())
 	if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == ruler }); i > 0 {
-		peers[0], peers[i] = peers[i], peers[0] // its rows are the newest
+		peers[0], peers[i] = peers[i], peers[0] // the primary's rows are the newest
 	}
-	for _, p := range peers { // over what is open: a host of conninfo may be silent
+	for _, p := range peers { // over open connections, because a host in conninfo may be silent
 		if err != nil && p.ID != election.Arbiter {
 			ctx, cancel := v.PeerLimit(ctx)
 			err = v.Watch.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) { recs, err = n.Records(ctx); return err })

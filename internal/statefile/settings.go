@@ -10,26 +10,26 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// guarded are the settings in the file of ALTER SYSTEM that nobody takes out again
-// who only changes them: what a standby streams by, what clients find the server by,
-// and what a clone has set for good.
+// guarded are the settings in the file of ALTER SYSTEM that are changed but never removed in
+// normal operation: what a standby streams by, how clients find the server, and what a clone
+// set for good.
 var (
 	guarded = append([]string{"primary_conninfo", registry.PausedSetting}, ofStart...)
 	ofStart = append(slices.Clone(ofPlace), "recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_timeline", "recovery_target_xid")
 	ofPlace = []string{"port", "listen_addresses", "unix_socket_directories", "hba_file", "ident_file"}
 )
 
-// settings are the guarded ones that the file had last.
+// settings are the guarded settings that the file had last.
 type settings struct {
 	values      map[string]string
-	readAtStart time.Time // the start of the server that they were read of
+	readAtStart time.Time // the start time of the server from which they were read
 }
 
 // tellLost reports that settings have vanished from the file of ALTER SYSTEM. A running
 // server goes on with what it had until it reads its configuration again, or starts.
 func (s *settings) tellLost(d Daemon, set map[string]string, status registry.NodeStatus) {
 	now, gone := map[string]string{}, map[string]string{}
-	fresh := !s.readAtStart.Equal(status.StartedAt) // who brings a server back writes its file anew
+	fresh := !s.readAtStart.Equal(status.StartedAt) // a rejoin writes the file again
 	for _, name := range guarded {
 		if value, ok := set[name]; ok {
 			now[name] = value
@@ -48,7 +48,7 @@ func (s *settings) tellLost(d Daemon, set map[string]string, status registry.Nod
 	d.Tell(registry.Event{Type: registry.EventSettingsLost, Details: text + ". " + remedy})
 }
 
-// lostRemedy says what each lost setting means, and what to do about it.
+// lostRemedy says what the loss of each setting means, and what to do about it.
 func lostRemedy(gone map[string]string, standby bool) string {
 	var all []string
 	if _, ok := gone["primary_conninfo"]; ok && standby {

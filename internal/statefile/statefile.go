@@ -17,15 +17,15 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// State is what the file holds: who there is, and what the server held last.
+// State is the content of the file: the registered nodes, and what the server last held.
 type State struct {
 	Nodes  []registry.Record `json:"nodes"`
 	Ballot ballot.Ballot     `json:"ballot"` // the newest vote of this node that its daemon has seen
-	Rules  []election.Rule   `json:"rules"`  // the newest, and the one before, while an election could miss the newest
-	Guard  *voters.Guarded   `json:"guard"`  // of the primary, where that is another node; nil: not known
+	Rules  []election.Rule   `json:"rules"`  // the newest rule, and the rule before while an election could miss the newest
+	Guard  *voters.Guarded   `json:"guard"`  // of the primary, where that is another node; nil: unknown
 }
 
-// Read reads the state that is kept in a data directory. Where nothing was ever kept it is empty.
+// Read reads the state file of a data directory. Where there is none, the state is empty.
 func Read(dir string) (s State, err error) {
 	path := filepath.Join(dir, postmaster.NodesFile)
 	text, err := os.ReadFile(path)
@@ -49,21 +49,21 @@ func write(dir string, s State) error {
 	return durable.Write(filepath.Join(dir, postmaster.NodesFile), text)
 }
 
-// Keeper keeps the state of one node for its daemon. One goroutine owns it. The zero value
-// is ready to use.
+// Keeper maintains the state file of one node for its daemon. One goroutine owns it. The zero
+// value is ready to use.
 type Keeper struct {
-	state      State // what was written last
-	voteLoaded bool  // what an earlier daemon has kept of the vote is in it
+	state      State // the state that was last written
+	voteLoaded bool  // the vote that an earlier daemon has saved was loaded
 
-	lost               string   // the vote that the server has lost and could not be given back; empty: none
-	reportedDoubleVote string   // the two votes of one term that were told last
-	reportedNoPledge   string   // why the node could not pledge itself, as was told last
-	settings           settings // those beside the vote
+	lost               string   // a vote that the server has lost and that could not be written back; empty: none
+	reportedDoubleVote string   // the two votes of one term that were last reported
+	reportedNoPledge   string   // the last reported reason why the node could not pledge itself
+	settings           settings // the guarded settings
 }
 
-// Keep writes the nodes, rules and guard of now, where they have changed. While another
-// daemon acts for the node it must not be called: of two that write the file at once the
-// first one takes the other's half for its own.
+// Keep writes the nodes, rules and guard of now to the file, where they have changed. It must
+// not be called while another daemon acts for the node: of two daemons that write the file,
+// each would take a part of the other's state for its own.
 func (k *Keeper) Keep(d Daemon, now State) {
 	k.loadVote(d)
 	now.Ballot = k.state.Ballot
@@ -76,22 +76,22 @@ func (k *Keeper) Keep(d Daemon, now State) {
 }
 
 func (k *Keeper) write(d Daemon) {
-	if d.Elsewhere() { // the file here is that of another server
-		k.state.Nodes = nil // so that it is written as soon as the server is here
+	if d.Elsewhere() { // the data directory here belongs to another server
+		k.state.Nodes = nil // so that the file is written as soon as the server is here
 		return
 	}
 	var err error
-	if dir, errDir := d.Dir(); errDir == nil { // a machine without the data directory keeps nothing
+	if dir, errDir := d.Dir(); errDir == nil { // without the data directory nothing is saved
 		err = write(dir, k.state)
 	}
 	d.Report("keeping the nodes and rules", err)
 }
 
-// Reload makes the next calls read the file and write it anew: another daemon has acted for
-// the node meanwhile.
+// Reload makes the next calls read the file again and rewrite it, because another daemon has
+// acted for the node meanwhile.
 func (k *Keeper) Reload() { k.voteLoaded, k.state.Nodes = false, nil }
 
-// loadVote reads, once, what the daemon before this one has kept of the node's vote.
+// loadVote reads, once, the vote that an earlier daemon has saved.
 func (k *Keeper) loadVote(d Daemon) {
 	if k.voteLoaded || d.Elsewhere() {
 		return
@@ -100,13 +100,13 @@ func (k *Keeper) loadVote(d Daemon) {
 	dir, err := d.Dir()
 	switch {
 	case errors.Is(err, failure.ErrConfig):
-		return // there is no data directory here
+		return // this machine does not have the data directory
 	case err == nil:
 		s, err = Read(dir)
 	}
 	d.Report("reading what was kept", err)
 	k.voteLoaded, k.state.Ballot = true, s.Ballot
-	if s.Ballot.Node != int32(d.Node) { // a clone brings its source's
+	if s.Ballot.Node != int32(d.Node) { // a clone has the file of its source
 		k.state.Ballot = ballot.Ballot{}
 	}
 }

@@ -14,23 +14,23 @@ import (
 
 // Daemon is what a Keeper needs of its daemon.
 type Daemon struct {
-	Node registry.NodeID // 0: it has no node of its own
+	Node registry.NodeID // 0: the daemon has no node of its own
 	Name string          // of the node, in messages
 	Log  *slog.Logger
 
 	Dir       func() (string, error) // the data directory. An [failure.ErrConfig] says that it is not known.
-	Elsewhere func() bool            // the server that answers is known to be on another machine
+	Elsewhere func() bool            // reports whether the server that answers is known to be on another machine
 
-	Report func(what string, err error) // says whether something works
+	Report func(what string, err error) // reports a problem; a nil error means that it is over
 	Tell   func(registry.Event)
 	Wake   func() // makes it look at its server again
 }
 
-// Lost is the vote that the server has lost and could not be given back. Empty: none.
+// Lost is the vote that the server has lost and that could not be written back. Empty: none.
 func (k *Keeper) Lost() string { return k.lost }
 
-// TellPledge says when the server of the node could not give its pledge in an election,
-// and when it could again: the log, and an event. me is how the node is seen.
+// TellPledge reports, in the log and as an event, when the server of the node can not give a
+// pledge, and when it can again. me is the newest view of the node.
 func (k *Keeper) TellPledge(d Daemon, me election.Peer) {
 	if d.Node == 0 || me.Answer != election.Answers || me.NoPledge == k.reportedNoPledge {
 		return
@@ -46,14 +46,15 @@ func (k *Keeper) TellPledge(d Daemon, me election.Peer) {
 	d.Tell(e)
 }
 
-// KeepVote keeps the node's vote a second time, and writes it back where its server
-// has lost it: ALTER SYSTEM RESET ALL, or a program that rewrites postgresql.auto.conf.
-// It reports the settings beside it that are gone. status is how the server was seen last.
+// KeepVote saves a second copy of the node's vote, and writes the vote back where its server
+// has lost it: through ALTER SYSTEM RESET ALL, or a program that rewrites postgresql.auto.conf.
+// It also reports other guarded settings that are gone. status is the newest state of the
+// server.
 func (k *Keeper) KeepVote(ctx context.Context, d Daemon, server *registry.Server, status registry.NodeStatus) {
 	k.loadVote(d)
 	set, err := ballot.ReadSettings(ctx, server.Conn)
 	if errors.Is(err, ballot.ErrMissing) {
-		err = nil // it held nothing that was kept
+		err = nil // the server held no vote that was saved
 	}
 	var b ballot.Ballot
 	if err == nil {
@@ -83,20 +84,20 @@ func (k *Keeper) KeepVote(ctx context.Context, d Daemon, server *registry.Server
 	k.lost = ""
 }
 
-// sameCandidate reports whether two ballots are for one candidate: the mark of its
-// victory comes later.
+// sameCandidate reports whether two ballots are for the same candidate. One of them may have
+// the mark that the candidate has won.
 func sameCandidate(a, b ballot.Ballot) bool {
 	return strings.TrimSuffix(a.Candidate, ballot.ChosenMark) == strings.TrimSuffix(b.Candidate, ballot.ChosenMark)
 }
 
-// restoreVote writes the node's vote back to a server that has found b. Until that is done
-// nobody counts on a pledge of this node.
+// restoreVote writes the node's vote back to a server that holds b instead. Until that is done,
+// no pledge of this node counts.
 func (k *Keeper) restoreVote(ctx context.Context, d Daemon, server *registry.Server, b ballot.Ballot) {
 	kept := k.state.Ballot
 	err := ballot.Restore(ctx, server.Conn, kept)
 	d.Report("writing back the vote of "+d.Name, err)
 	if err == nil {
-		err = server.Reload(ctx) // so that others look
+		err = server.Reload(ctx) // so that others notice the change
 	}
 	told := k.lost != ""
 	k.lost = kept.String()

@@ -18,27 +18,28 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-const loginInterval = 30 * time.Second // between two logins that worked, more or less
+const loginInterval = 30 * time.Second // about the time between two logins that worked
 
-// RetryInterval is when a login that failed is tried again.
+// RetryInterval is the time until a login that failed is tried again.
 const RetryInterval = 10 * time.Second
 
-// Name is what pg_stat_activity shows of a trial: the node's own name is its receiver's.
+// Name is the application name of a trial in pg_stat_activity. The node's own name belongs to
+// its WAL receiver.
 const Name = "repmgrd trial"
 
-// Trials are the newest ones. They are safe for concurrent use, but for Tell, which one
-// goroutine calls. The zero value is ready to use.
+// Trials are the newest results of the logins. They are safe for concurrent use, except that
+// only one goroutine may call Tell. The zero value is ready to use.
 type Trials struct {
 	mu sync.Mutex
 	of map[registry.NodeID]trial
 
-	told map[registry.NodeID]string // what was last told of a node; empty: it works
+	told map[registry.NodeID]string // the problem that was last reported of a node; empty: it works
 }
 
-// trial is what came of a login. The zero value: none was tried.
+// trial is the result of a login. The zero value: none was tried.
 type trial struct {
-	triedWith string    // what it was tried with: another one is tried at once
-	next      time.Time // when it is tried again
+	triedWith string    // the server and row it was tried with; when they change, it is tried at once
+	next      time.Time // the time of the next attempt
 	err       error     // nil: it worked
 }
 
@@ -57,7 +58,7 @@ func (t *Trials) set(id registry.NodeID, to trial) {
 	t.of[id] = to
 }
 
-// retainOnly forgets the trials of all others.
+// retainOnly removes the results of all other nodes.
 func (t *Trials) retainOnly(ids []registry.NodeID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -68,7 +69,7 @@ func (t *Trials) retainOnly(ids []registry.NodeID) {
 	}
 }
 
-// all are the outcomes that are known: nil is a login that worked.
+// all are the known results; nil is a login that worked.
 func (t *Trials) all() map[registry.NodeID]error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -86,9 +87,8 @@ type Nodes struct {
 	Record func(id int32) registry.Record
 }
 
-// Try tries a login for replication to all nodes that could be promoted, where it is due.
-// login logs in to a node as the local server would if it followed that one; wake is called
-// when an outcome is news.
+// Try makes the due replication logins to all nodes that could be promoted. login logs in to a
+// node as the local server would if it followed that node; wake is called when a result is new.
 func (t *Trials) Try(ctx context.Context, n Nodes, login func(context.Context, registry.Record) error, wake func()) {
 	var kept []registry.NodeID
 	if n.Me.Answer == election.Answers && n.Me.Role != election.Witness {
@@ -101,8 +101,8 @@ func (t *Trials) Try(ctx context.Context, n Nodes, login func(context.Context, r
 	t.retainOnly(kept)
 }
 
-// tryNode tries one login if it is time. It reports whether it is known what
-// would come of it: of a server that is down that is not.
+// tryNode makes one login if it is due. It reports whether its result is known: of a server
+// that is down it is not.
 func (t *Trials) tryNode(ctx context.Context, me, p election.Peer, r registry.Record, login func(context.Context, registry.Record) error, wake func()) bool {
 	was, now := t.get(r.ID), time.Now()
 	with := fmt.Sprint(r.Conninfo, " ", r.ReplicationUser, " ", p.Started)
@@ -121,7 +121,7 @@ func (t *Trials) tryNode(ctx context.Context, me, p election.Peer, r registry.Re
 	case ctx.Err() != nil:
 		return true
 	case errors.As(err, &ce) && (ce.Reach == postgres.ReachRefused || ce.Reach == postgres.ReachStarting):
-		return false // it has just gone
+		return false // the server has just gone down
 	}
 	next := now.Add(loginInterval*3/4 + rand.N(loginInterval/2))
 	if err != nil {
@@ -134,7 +134,7 @@ func (t *Trials) tryNode(ctx context.Context, me, p election.Peer, r registry.Re
 	return true
 }
 
-// Login logs in for replication to a node, and out again.
+// Login logs in to a node for replication, and closes the connection again.
 func Login(ctx context.Context, r registry.Record, cfg *pgx.ConnConfig) error {
 	ctx, cancel := postgres.Limit(ctx, cfg)
 	defer cancel()
@@ -145,7 +145,7 @@ func Login(ctx context.Context, r registry.Record, cfg *pgx.ConnConfig) error {
 	return conn.Close(ctx)
 }
 
-// Failed says of the logins that failed why, in a few words.
+// Failed returns the failed logins by node, with the reason in a few words.
 func (t *Trials) Failed() map[registry.NodeID]string {
 	failed := map[registry.NodeID]string{}
 	for id, err := range t.all() {
@@ -156,7 +156,7 @@ func (t *Trials) Failed() map[registry.NodeID]string {
 	return failed
 }
 
-// reason is the cause in a few words: what is announced must be short.
+// reason is the cause in a few words, because the announcement of a daemon must be short.
 func reason(err error) string {
 	var ce *postgres.ConnectError
 	if errors.As(err, &ce) {
@@ -165,15 +165,15 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// Tell says when the local server could not stream from a node that may be promoted, and
-// when it could again: one event each time.
+// Tell reports, with one event each time, when the local server can not stream from a node that
+// may be promoted, and when it can again.
 func (t *Trials) Tell(record func(id int32) registry.Record, tell func(registry.Event)) {
 	known := t.all()
 	if t.told == nil {
 		t.told = map[registry.NodeID]string{}
 	}
 	for id := range t.told {
-		if _, ok := known[id]; !ok { // its server is down, or it is no standby's any more
+		if _, ok := known[id]; !ok { // its server is down, or it is not a standby any more
 			delete(t.told, id)
 		}
 	}
@@ -191,6 +191,6 @@ func (t *Trials) Tell(record func(id int32) registry.Record, tell func(registry.
 		if text != "" {
 			e.Details = fmt.Sprintf("this node could not stream from %s, if that were the primary: %s", r, text)
 		}
-		tell(e) // which logs it, too
+		tell(e) // this also logs it
 	}
 }

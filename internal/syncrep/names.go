@@ -13,16 +13,17 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// syncNames is a synchronous_standby_names, as PostgreSQL reads it.
+// syncNames is a parsed synchronous_standby_names.
 type syncNames struct {
-	any   bool // ANY: a quorum. Else the first ones of the list count.
+	any   bool // ANY, a quorum; otherwise FIRST, where the first ones of the list count
 	count int
 	names []string
 }
 
 var syncToken = regexp.MustCompile(`^[ \t\n\r\f\v]*("(?:[^"]|"")*"|[A-Za-z_\x{80}-\x{10FFFF}][\w$\x{80}-\x{10FFFF}]*|\d+|[(),*])`)
 
-// parseSyncNames reads a value that is not empty. Not ok: PostgreSQL would not take it.
+// parseSyncNames parses a value that is not empty. ok is false where PostgreSQL would reject
+// it.
 func parseSyncNames(text string) (s syncNames, ok bool) {
 	var words []string
 	for rest := strings.TrimRight(text, " \t\n\r\f\v"); rest != ""; {
@@ -58,15 +59,16 @@ func parseSyncNames(text string) (s syncNames, ok bool) {
 	return s, len(words)%2 == 1
 }
 
-// closedName stands for node 0, of which no commit is ever acknowledged.
+// closedName is the name of node 0. Nothing streams under it, so a commit that waits for it is
+// never acknowledged.
 const closedName = "repmgr:term-not-open"
 
-// unknownNodeID stands for a name in the setting that is no registered node's.
+// unknownNodeID stands for a name in the setting that belongs to no registered node.
 const unknownNodeID int32 = -2
 
-// SettingOf is what a value of synchronous_standby_names means to the kernel. One
-// that it would not write, such as *, FIRST or a plain list, has Acks -1: whom
-// commits wait for is not known. PostgreSQL compares the names without regard to case.
+// SettingOf is the meaning of a value of synchronous_standby_names. A value that this program
+// would not write, such as *, FIRST or a plain list, has Acks -1: it is unknown for whom
+// commits wait. PostgreSQL compares the names without regard to case.
 func SettingOf(value string, recs []registry.Record) election.SyncSetting {
 	if value == "" {
 		return election.SyncSetting{}
@@ -96,8 +98,8 @@ func SettingOf(value string, recs []registry.Record) election.SyncSetting {
 	return set
 }
 
-// Value is the value of synchronous_standby_names that a setting asks for. A name that
-// PostgreSQL could confuse with another is left out, so no acknowledgement counts for it.
+// Value is the value of synchronous_standby_names for a setting. A name that PostgreSQL could
+// confuse with another one is left out, so no acknowledgement of that node counts.
 func Value(s election.SyncSetting, name func(id int32) string) string {
 	if s.Acks <= 0 {
 		return ""

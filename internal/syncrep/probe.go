@@ -11,14 +11,12 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Prove returns when a commit was seen to wait on a server whose setting lets
-// none through, with an [ErrUnproven] where none was in so long a time. Whether
-// sessions wait at all is a flag in shared memory that the checkpointer alone
-// sets, when it reads its settings; in some phases of a checkpoint it does not for
-// long. Until then commits are acknowledged whatever current_setting and
-// pg_stat_replication say.
-// The commit is made over a connection to the same server, see commitProbe,
-// which does not last.
+// Prove waits until a commit was seen to wait on a server whose setting lets no commit through.
+// It returns [ErrUnproven] where none was seen within the limit. Whether sessions wait at all
+// depends on a flag in shared memory, which only the checkpointer sets when it reads its
+// settings. In some phases of a checkpoint it does not do so for a long time; until then
+// commits are acknowledged whatever current_setting and pg_stat_replication show. The test
+// commit is made over a connection of its own, see [CommitProbe], which is closed by it.
 func Prove(ctx context.Context, n *registry.Server, probe *CommitProbe, limit time.Duration) error {
 	until := time.Now().Add(limit)
 	for {
@@ -35,13 +33,13 @@ func Prove(ctx context.Context, n *registry.Server, probe *CommitProbe, limit ti
 	}
 }
 
-// CommitProbe is a connection for a commit that is to wait.
+// CommitProbe is a connection for a test commit that should wait.
 type CommitProbe struct {
 	node *registry.Server
-	done chan error // capacity 1: what came of the commit; nil: none is under way
+	done chan error // capacity 1: the result of the commit; nil: none runs
 }
 
-// Close waits for the end of a commit that was seen to wait.
+// Close waits for the end of a test commit that was seen to wait.
 func (p *CommitProbe) Close() {
 	if p == nil {
 		return
@@ -52,7 +50,7 @@ func (p *CommitProbe) Close() {
 	p.node.Close()
 }
 
-// Begin makes a tiny commit, unless one is under way. It locks nothing that others need.
+// Begin starts a tiny commit, unless one runs already. It locks nothing that others need.
 func (p *CommitProbe) Begin(ctx context.Context) {
 	if p.done != nil {
 		return
@@ -65,7 +63,7 @@ func (p *CommitProbe) Begin(ctx context.Context) {
 	}()
 }
 
-// NewCommitProbe opens one.
+// NewCommitProbe opens the connection for a test commit.
 func NewCommitProbe(ctx context.Context, n *registry.Server) (*CommitProbe, error) {
 	probe, err := registry.Connect(ctx, n.Name, n.Conninfo)
 	if err != nil {
@@ -78,8 +76,8 @@ func NewCommitProbe(ctx context.Context, n *registry.Server) (*CommitProbe, erro
 	return &CommitProbe{node: probe}, nil
 }
 
-// commitWaits reports whether the probe's commit was seen to wait for a standby.
-// Then it ends the session that waits; [commitProbe.Close] waits for its end.
+// commitWaits reports whether the test commit was seen to wait for a standby. If so, it ends
+// the session that waits; [CommitProbe.Close] waits for that end.
 func commitWaits(ctx context.Context, n *registry.Server, probe *CommitProbe, until time.Time) (waits bool, err error) {
 	pid := int32(probe.node.Conn.PgConn().PID())
 	begun := time.Now()
@@ -108,7 +106,7 @@ func commitWaits(ctx context.Context, n *registry.Server, probe *CommitProbe, un
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_, _ = n.Conn.Exec(limit, `SELECT pg_catalog.pg_terminate_backend($1)`, pid)
-	_ = probe.node.Conn.PgConn().Conn().SetDeadline(time.Now().Add(time.Second)) // should that not have reached it
+	_ = probe.node.Conn.PgConn().Conn().SetDeadline(time.Now().Add(time.Second)) // in case the termination did not reach it
 	if err == nil && !waits {
 		err = failure.WithHint(fmt.Errorf("%s: %w: it took longer than expected to tell", n.Name, ErrUnproven), "Its disk or its processor may be overloaded. It is tried again.")
 	}

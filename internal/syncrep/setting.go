@@ -14,16 +14,16 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// syncMark is the server setting that says which values of
-// synchronous_standby_names are ours: the last two that we wrote, so that a crash
-// between the two ALTER SYSTEMs leaves no doubt. What is not named there is the
-// user's. A clone brings both from its source, and they belong together there, too.
+// syncMark is the server setting that names the values of synchronous_standby_names which this
+// program wrote: the last two, so that a crash between two ALTER SYSTEMs leaves no doubt. Any
+// other value is the user's. A clone copies both settings from its source, and they belong
+// together there too.
 const (
 	syncMark      = ballot.SyncMark
 	syncMarkJoint = " | "
 )
 
-// State is the synchronous_standby_names of a server, and whose it is.
+// State is the synchronous_standby_names of a server, with the mark that tells who wrote it.
 type State struct {
 	Value string
 	Mark  string
@@ -33,14 +33,14 @@ func (s State) marked(value string) bool {
 	return s.Mark != "" && slices.Contains(strings.Split(s.Mark, syncMarkJoint), value)
 }
 
-// ours reports whether we wrote the value. The closed one nobody else writes.
+// ours reports whether this program wrote the value. Nobody else writes the closed one.
 func (s State) ours() bool { return s.marked(s.Value) || strings.Contains(s.Value, closedName) }
 
-// Foreign reports whether the value is a user's own.
+// Foreign reports whether a user wrote the value.
 func (s State) Foreign() bool { return s.Value != "" && !s.ours() }
 
-// Read reads the setting and its mark. A login that may not read the mark
-// takes the value for the user's.
+// Read reads the setting and its mark. Where the login may not read the mark, the value counts
+// as the user's.
 func Read(ctx context.Context, n *registry.Server) (s State, err error) {
 	const sql = `SELECT current_setting('synchronous_standby_names'), %s`
 	var text string
@@ -61,9 +61,9 @@ func Read(ctx context.Context, n *registry.Server) (s State, err error) {
 	return s, nil
 }
 
-// WriteMark says that a value is ours, and the one before it, where that is. A
-// login that may not write the mark writes the value alone: it then counts as the
-// user's, and is left alone when nothing is synchronous any more.
+// WriteMark marks a value as ours, and also the value before it, where that was ours. A login
+// that may not write the mark writes only the value later; it then counts as the user's, and is
+// left alone when nothing is synchronous any more.
 func WriteMark(ctx context.Context, n *registry.Server, s State, value string) error {
 	if s.marked(value) {
 		return nil
@@ -83,15 +83,16 @@ func WriteMark(ctx context.Context, n *registry.Server, s State, value string) e
 type Writer struct {
 	// Name is the registered name of a node.
 	Name func(id int32) string
-	// Replaced is called when value replaces a setting that somebody else made: was, at the place from.
+	// Replaced is called when value replaces a setting that somebody else wrote: was, which
+	// stood at from.
 	Replaced func(ctx context.Context, n *registry.Server, was, from, value string)
-	// Patience is how long a commit may be watched until it is seen to wait.
+	// ProofTimeout is how long to wait until a commit is seen to wait.
 	ProofTimeout time.Duration
 }
 
-// Set puts synchronous_standby_names on a server, and waits until a session
-// and all WAL senders of it act by that. Where the value before made no commit
-// wait, sessions may still not wait: see [Prove].
+// Set writes synchronous_standby_names on a server, and waits until a session and all its WAL
+// senders use it. Where no commit waited under the value before, sessions may still not wait:
+// see [Prove].
 func (w Writer) Set(ctx context.Context, n *registry.Server, s election.SyncSetting) error {
 	now, err := Read(ctx, n)
 	if err != nil {
@@ -109,7 +110,7 @@ func (w Writer) Set(ctx context.Context, n *registry.Server, s election.SyncSett
 	return Put(ctx, n, value)
 }
 
-// Put puts a prepared value in force.
+// Put puts a value in force that is already marked as ours.
 func Put(ctx context.Context, n *registry.Server, value string) error {
 	if err := n.AlterSystem(ctx, map[string]string{"synchronous_standby_names": value}); err != nil {
 		return err
@@ -125,13 +126,12 @@ func Put(ctx context.Context, n *registry.Server, value string) error {
 	})
 }
 
-// ErrUnproven: synchronous_standby_names is set, and commits do not wait.
+// ErrUnproven means that synchronous_standby_names is set and commits do not wait.
 var ErrUnproven = errors.New("commits do not wait for a standby, although synchronous_standby_names is set")
 
-// Raise puts a setting in force that asks for more than what is there, by way
-// of one under which no commit is acknowledged: there a commit is seen to wait
-// before anybody believes that commits do. Where none is, the setting is back
-// afterwards, with an [ErrUnproven].
+// Raise puts a setting in force that asks for more than the present one. In between it sets one
+// under which no commit is acknowledged, and waits until a commit is seen to wait. Where none
+// is seen, it restores the setting from before and returns [ErrUnproven].
 func (w Writer) Raise(ctx context.Context, n *registry.Server, back, s election.SyncSetting) error {
 	probe, err := NewCommitProbe(ctx, n)
 	if err != nil {
@@ -145,7 +145,7 @@ func (w Writer) Raise(ctx context.Context, n *registry.Server, back, s election.
 	if err == nil {
 		return w.Set(ctx, n, s)
 	}
-	if n.Conn.IsClosed() { // the next look finds the closed setting, and goes on from there
+	if n.Conn.IsClosed() { // the next call finds the closed setting and continues from there
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgres.DefaultConnectTimeout)
@@ -153,12 +153,12 @@ func (w Writer) Raise(ctx context.Context, n *registry.Server, back, s election.
 	return errors.Join(err, w.Set(ctx, n, back))
 }
 
-// AnyStandby stands on a standby of a quorum, so that from the first moment after a
+// AnyStandby is the value that a standby of a quorum has, so that from the first moment after a
 // promotion no commit is acknowledged by the new primary alone.
 const AnyStandby = "ANY 1 (*)"
 
-// Clear takes away a synchronous_standby_names that is ours, and no other:
-// what stands in postgresql.conf counts again.
+// Clear removes a synchronous_standby_names that is ours, and no other. The value in
+// postgresql.conf is then in force again.
 func Clear(ctx context.Context, n *registry.Server) error {
 	s, err := Read(ctx, n)
 	if err != nil || !s.ours() {
