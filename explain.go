@@ -198,14 +198,14 @@ func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
 	}
 	r := Reasoning{At: time.Now(), Monitors: []MonitorWord{}}
 	var errs []error
-	for _, reply := range askAll(ctx, c, recs, func(ctx context.Context, n *registry.Server) (account, error) { return readAccount(ctx, n) }) {
+	for _, reply := range askAll(ctx, c, recs, func(ctx context.Context, n *registry.Server) (nodeAccount, error) { return readAccount(ctx, n) }) {
 		word := MonitorWord{ID: reply.record.ID, Name: reply.record.Name}
 		if reply.err != nil {
 			word.Error = reply.err.Error()
 			errs = append(errs, reply.err)
 		} else {
 			word.Monitor, word.Foreign = reply.said.monitor(reply.record.ID), reply.said.foreign
-			r.take(reply.said)
+			r.takeNewer(reply.said)
 		}
 		r.Monitors = append(r.Monitors, word)
 	}
@@ -218,8 +218,8 @@ func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
 	return r, nil
 }
 
-// account is what one node knows.
-type account struct {
+// nodeAccount is what one node knows.
+type nodeAccount struct {
 	rules     []election.Rule
 	failovers []FailoverRecord
 	events    []Event
@@ -227,7 +227,7 @@ type account struct {
 	foreign   *registry.ForeignDaemon
 }
 
-func (a account) monitor(id NodeID) *registry.Presence {
+func (a nodeAccount) monitor(id NodeID) *registry.Presence {
 	if p, ok := a.monitors[id]; ok {
 		return &p
 	}
@@ -237,7 +237,7 @@ func (a account) monitor(id NodeID) *registry.Presence {
 // decisions are the events that tell of one.
 var decisions = []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)}
 
-func readAccount(ctx context.Context, n *registry.Server) (a account, err error) {
+func readAccount(ctx context.Context, n *registry.Server) (a nodeAccount, err error) {
 	if a.rules, err = n.Rules(ctx); err != nil {
 		return a, err
 	}
@@ -254,8 +254,8 @@ func readAccount(ctx context.Context, n *registry.Server) (a account, err error)
 	return a, err
 }
 
-// take keeps what is newer than what others have said.
-func (r *Reasoning) take(a account) {
+// takeNewer keeps what is newer than what others have said.
+func (r *Reasoning) takeNewer(a nodeAccount) {
 	if len(a.rules) > 0 && a.rules[0].Compare(r.Rule) > 0 {
 		r.Rule = a.rules[0]
 	}

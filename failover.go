@@ -90,7 +90,7 @@ func (c *Cluster) refusal(r *coordinator.Refused, rule election.Rule, w *voters.
 			left = append(left, v)
 		}
 	}
-	return hint(&RefusalError{r.Refusal, r.Health, r.Detail}, "%s", explain.LoginHintFirst(r.Refusal, left, explain.RefusalHint(r.Refusal, r.Health, forced)))
+	return hint(&RefusalError{r.Refusal, r.Health, r.Detail}, "%s", explain.LetInFirst(r.Refusal, left, explain.RefusalHint(r.Refusal, r.Health, forced)))
 }
 
 // Failover holds one election now: it surveys all voters, recruits a majority,

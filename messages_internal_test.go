@@ -133,7 +133,7 @@ func TestJudge_Deposed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			st := judge(test.probes)
+			st := compareWithRegistered(test.probes)
 			var cells []string
 			for _, n := range st.Nodes {
 				cells = append(cells, n.Status)

@@ -199,7 +199,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	if err != nil {
 		return ServiceStatus{}, err
 	}
-	seen := judge(probes)
+	seen := compareWithRegistered(probes)
 	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues, Findings: seen.Findings, Durability: c.durability()}
 	for i, p := range probes {
 		st.Nodes[i] = p.service

@@ -89,7 +89,7 @@ func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 	if err != nil {
 		return ClusterStatus{}, err
 	}
-	return judge(probes), nil
+	return compareWithRegistered(probes), nil
 }
 
 // probeNodes looks at all nodes that the primary, or else the local node, has registered.
@@ -133,8 +133,8 @@ func (c *Cluster) withPrimaryRows(ctx context.Context, probes []probe, recs []Re
 	return fresh
 }
 
-// judge holds what was seen against what is registered.
-func judge(probes []probe) ClusterStatus {
+// compareWithRegistered holds what was seen against what is registered.
+func compareWithRegistered(probes []probe) ClusterStatus {
 	st := ClusterStatus{Nodes: []NodeView{}, Issues: []string{}}
 	found := report.Findings{}
 	for _, p := range probes {

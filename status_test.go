@@ -96,8 +96,8 @@ func TestJudge_TwoPrimariesAreAnIssue(t *testing.T) {
 	p := func(id NodeID) probe {
 		return probe{record: Record{ID: id, Name: id.String(), Role: RolePrimary, Active: true}}
 	}
-	require.Contains(t, judge([]probe{p(1), p(2)}).Issues, `2 nodes run as primary: node "1" (ID: 1), node "2" (ID: 2)`)
-	require.Empty(t, judge([]probe{p(1)}).Issues)
+	require.Contains(t, compareWithRegistered([]probe{p(1), p(2)}).Issues, `2 nodes run as primary: node "1" (ID: 1), node "2" (ID: 2)`)
+	require.Empty(t, compareWithRegistered([]probe{p(1)}).Issues)
 }
 
 // Nobody is the primary where the registered one does not answer. One that rejects
@@ -106,7 +106,7 @@ func TestJudge_NoPrimary(t *testing.T) {
 	t.Parallel()
 	primary := Record{ID: 1, Name: "node1", Role: RolePrimary, Active: true}
 	for reach, want := range map[postgres.Reach]bool{postgres.ReachRefused: true, postgres.ReachTimeout: true, postgres.ReachNoHost: true, postgres.ReachRejected: false, postgres.ReachFull: false, postgres.ReachStarting: false} {
-		st := judge([]probe{{record: primary, err: &postgres.ConnectError{Reach: reach, Err: errors.New("x")}}})
+		st := compareWithRegistered([]probe{{record: primary, err: &postgres.ConnectError{Reach: reach, Err: errors.New("x")}}})
 		require.Equal(t, want, report.Findings(st.Findings).Has(FindingNoPrimary), reach)
 		require.Len(t, st.Findings, len(st.Issues))
 		for i, f := range st.Findings {

@@ -59,7 +59,7 @@ func Answer(q Question) (Explanation, error) {
 	e.Voters = q.voters(rule)
 	if manual {
 		e.Forecast = e.Forecast.PromotedByHand()
-		if livingHints[e.Health] == "" && !e.several() {
+		if livingHints[e.Health] == "" && !e.severalPrimaries() {
 			e.Command = e.command(recs)
 		}
 	}
@@ -148,8 +148,8 @@ func (e Explanation) stuck(all []Stuck) (risks []Blocker) {
 	return risks
 }
 
-// leftOver are the voters that are not dead in the answer.
-func (e Explanation) leftOver() []Voter { return slices.DeleteFunc(slices.Clone(e.Voters), e.gone) }
+// survivors are the voters that are not dead in the answer.
+func (e Explanation) survivors() []Voter { return slices.DeleteFunc(slices.Clone(e.Voters), e.isDead) }
 
 // name is the node's, for a sentence.
 func (e Explanation) name(id int32) string {
@@ -172,5 +172,5 @@ func (e Explanation) names(ids []int32) string {
 // ofPrimary reports whether the question is about the primary.
 func (e Explanation) ofPrimary() bool { return int32(e.Lost.ID) == e.Rule.Primary }
 
-// gone are the nodes that are dead in the answer.
-func (e Explanation) gone(v Voter) bool { return v.ID == e.Lost.ID || int32(v.ID) == e.Rule.Primary }
+// isDead are the nodes that are dead in the answer.
+func (e Explanation) isDead(v Voter) bool { return v.ID == e.Lost.ID || int32(v.ID) == e.Rule.Primary }

@@ -18,7 +18,7 @@ func (e Explanation) blockers() (all []Blocker) {
 		return e.blockersByHand()
 	}
 	if r := e.Forecast.Refusal; r != "" {
-		b := Blocker{Reason: string(r), Remedy: LoginHintFirst(r, e.leftOver(), refusalHints[r])}
+		b := Blocker{Reason: string(r), Remedy: LetInFirst(r, e.survivors(), refusalHints[r])}
 		switch r {
 		case election.RefusedHealth:
 			health := e.Forecast.Health
@@ -30,7 +30,7 @@ func (e Explanation) blockers() (all []Blocker) {
 				b.Remedy = h
 			}
 		case election.RefusedNoMajority, election.RefusedPledges:
-			b.Reason = fmt.Sprintf("%s: %d of %d votes would be left, a majority is %d", r, e.left(), e.Votes.All, e.Votes.Majority)
+			b.Reason = fmt.Sprintf("%s: %d of %d votes would be left, a majority is %d", r, e.votesLeft(), e.Votes.All, e.Votes.Majority)
 		case election.RefusedNoPledge:
 			b.Reason += e.noPledge()
 		case election.RefusedSync:
@@ -39,7 +39,7 @@ func (e Explanation) blockers() (all []Blocker) {
 			b.Reason += e.lacks()
 		case election.RefusedNoneFit:
 			b.Reason += e.unfit()
-			if e.lacksDaemons() && loginHint(e.leftOver()) == "" {
+			if e.lacksDaemons() && loginHint(e.survivors()) == "" {
 				b.Remedy = daemonRemedy
 			}
 		default:
@@ -52,7 +52,7 @@ func (e Explanation) blockers() (all []Blocker) {
 			refusalHints[election.RefusedUnfenced],
 		})
 	}
-	if e.Rule.Known() && !e.lacksDaemons() && loginHint(e.leftOver()) == "" && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.gone(v) && v.Answer == election.Answers && v.Automatic }) {
+	if e.Rule.Known() && !e.lacksDaemons() && loginHint(e.survivors()) == "" && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return !e.isDead(v) && v.Answer == election.Answers && v.Automatic }) {
 		all = append(all, Blocker{
 			"no node that would be left has a repmgrd with failover=automatic: nobody would begin",
 			daemonRemedy,
@@ -105,8 +105,8 @@ func (e Explanation) lacksDaemons() bool {
 	})
 }
 
-// left are the votes once everybody is dead who is in the answer.
-func (e Explanation) left() int {
+// votesLeft are the votes once everybody is dead who is in the answer.
+func (e Explanation) votesLeft() int {
 	n, _ := e.Rule.Votes(e.answering())
 	return n
 }
@@ -114,7 +114,7 @@ func (e Explanation) left() int {
 // answering are those who would be left, and answer.
 func (e Explanation) answering() (ids []int32) {
 	for _, v := range e.Voters {
-		if v.Answer == election.Answers && !e.gone(v) {
+		if v.Answer == election.Answers && !e.isDead(v) {
 			ids = append(ids, int32(v.ID))
 		}
 	}
@@ -157,7 +157,7 @@ func (e Explanation) unfit() string {
 func (e Explanation) blockersByHand() []Blocker {
 	primary := e.name(e.Rule.Primary)
 	switch f := e.Forecast; {
-	case e.several():
+	case e.severalPrimaries():
 		return []Blocker{{"more than one node runs as primary", "See repmgr cluster show. Stop the one whose data is not wanted. To bring it back then, on its machine: repmgr node rejoin --force-rewind"}}
 	case livingHints[e.Health] != "":
 		remedy := livingHints[e.Health]
@@ -175,8 +175,8 @@ func (e Explanation) blockersByHand() []Blocker {
 	return nil
 }
 
-// several reports whether more than one node runs as primary.
-func (e Explanation) several() bool {
+// severalPrimaries reports whether more than one node runs as primary.
+func (e Explanation) severalPrimaries() bool {
 	running := 0
 	for _, v := range e.Voters {
 		if v.Role != registry.RoleWitness && v.Answer == election.Answers && v.Running == election.Primary {

@@ -15,7 +15,7 @@ import (
 func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 	f := e.Forecast
 	switch {
-	case f.Winner == 0 || e.Manual && e.several():
+	case f.Winner == 0 || e.Manual && e.severalPrimaries():
 		return ExpectedLoss{-1, "nobody would be promoted, so that what the primary has stays there"}
 	case e.Manual:
 		return e.lossByHand()
@@ -65,7 +65,7 @@ func (e Explanation) risksByHand(primary string) string {
 	text := fmt.Sprintf(". If %s is not dead but cut off, also all that it acknowledges until somebody stops it", primary)
 	var silent []string
 	for _, v := range e.Voters {
-		if v.Answer != election.Answers && v.Role == registry.RoleStandby && !e.gone(v) {
+		if v.Answer != election.Answers && v.Role == registry.RoleStandby && !e.isDead(v) {
 			silent = append(silent, v.Name)
 		}
 	}

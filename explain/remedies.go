@@ -81,9 +81,9 @@ func loginHint(voters []Voter) string {
 	return "Let " + strings.Join(who, ", and ") + ": pg_hba.conf there (then a reload), or the password that is used here (passfile, PGPASSWORD)."
 }
 
-// LoginHintFirst is what to do about a refusal: first of all, to be let in by who lives and
+// LetInFirst is what to do about a refusal: first of all, to be let in by who lives and
 // rejects the login. Who is silent is to be started, as otherwise says.
-func LoginHintFirst(r election.Refusal, left []Voter, otherwise string) string {
+func LetInFirst(r election.Refusal, left []Voter, otherwise string) string {
 	login := loginHint(left)
 	silent := slices.ContainsFunc(left, func(v Voter) bool { return v.Answer != election.Answers && v.Answer != election.Rejects })
 	switch r {

@@ -48,7 +48,7 @@ func (e Explanation) String() string {
 		if c.Unfit != "" {
 			place = "- "
 		}
-		say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.place(i))
+		say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.candidateReason(i))
 	}
 	say("")
 	say("Expected loss: %s", e.lossText())
@@ -100,12 +100,12 @@ func (e Explanation) byHand() string {
 	say("")
 	choice := "nobody that answers should take its place."
 	if e.Forecast.Winner != 0 {
-		choice = fmt.Sprintf("%s should be promoted: %s.", e.name(e.Forecast.Winner), e.merit())
+		choice = fmt.Sprintf("%s should be promoted: %s.", e.name(e.Forecast.Winner), e.whyBest())
 	}
 	lost := e.Health.Lost() || e.Health == election.HealthShutDown
 	primary := e.name(e.Rule.Primary)
 	switch {
-	case e.several():
+	case e.severalPrimaries():
 		say("More than one node runs as primary: nobody is to be promoted.")
 	case e.ofPrimary() && lost:
 		say("%s is lost. If it does not come back, %s", primary, choice)
@@ -122,8 +122,8 @@ func (e Explanation) byHand() string {
 		if c.Unfit != "" {
 			place = "- "
 		}
-		if !e.several() {
-			say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.place(i))
+		if !e.severalPrimaries() {
+			say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.candidateReason(i))
 		}
 	}
 	if e.Command != "" && !lost {
@@ -212,15 +212,15 @@ func (e Explanation) outcome() string {
 	if f.Refusal != "" {
 		return "nobody would take its place: " + e.Blocked[0].Reason + "."
 	}
-	text := fmt.Sprintf("%s would win: %s.", e.name(f.Winner), e.merit())
+	text := fmt.Sprintf("%s would win: %s.", e.name(f.Winner), e.whyBest())
 	if len(e.Blocked) > 0 {
-		text = fmt.Sprintf("nobody would begin by itself. In an election by hand, %s would win: %s.", e.name(f.Winner), e.merit())
+		text = fmt.Sprintf("nobody would begin by itself. In an election by hand, %s would win: %s.", e.name(f.Winner), e.whyBest())
 	}
 	return text
 }
 
-// merit says what puts the winner before the second.
-func (e Explanation) merit() string {
+// whyBest says what puts the winner before the second.
+func (e Explanation) whyBest() string {
 	list := e.Forecast.Candidates
 	if len(list) < 2 || list[1].Key == "" {
 		return "it is the only one that may be promoted"
@@ -244,8 +244,8 @@ func (e Explanation) merit() string {
 	}
 }
 
-// place says why a candidate stands where it does.
-func (e Explanation) place(i int) string {
+// candidateReason says why a candidate stands where it does.
+func (e Explanation) candidateReason(i int) string {
 	c := e.Forecast.Candidates[i]
 	switch {
 	case c.Unfit != "" && e.Manual:
@@ -283,7 +283,7 @@ func (e Explanation) place(i int) string {
 
 func (e Explanation) lossText() string {
 	switch {
-	case e.Forecast.Winner == 0 || e.Manual && e.several():
+	case e.Forecast.Winner == 0 || e.Manual && e.severalPrimaries():
 		return e.Loss.Why + "."
 	case e.Loss.Bytes < 0:
 		return "not known: " + e.Loss.Why + "."

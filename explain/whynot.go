@@ -29,9 +29,9 @@ func WhyNot(e Explanation, node registry.Record, past []registry.FailoverRecord)
 	case node.Role == registry.RoleWitness:
 		say("%s is a witness: %s.", node.Name, election.UnfitWitness)
 	case place >= 0 && f.Candidates[place].Unfit != "":
-		say("%s %s.", node.Name, e.place(place))
+		say("%s %s.", node.Name, e.candidateReason(place))
 	case place > 0:
-		say("%s would go before it: %s %s.", e.name(f.Candidates[place-1].ID), node.Name, e.place(place))
+		say("%s would go before it: %s %s.", e.name(f.Candidates[place-1].ID), node.Name, e.candidateReason(place))
 	}
 	if voter >= 0 && e.Voters[voter].LostWAL != nil {
 		say("%s can not go on: %s.", node.Name, e.Voters[voter].LostWAL)
@@ -49,12 +49,12 @@ func WhyNot(e Explanation, node registry.Record, past []registry.FailoverRecord)
 	}
 	switch {
 	case e.Manual && f.Winner != 0 && len(e.Blocked) == 0:
-		say("failover=manual: nobody takes over by itself. If %s died now, %s should be promoted: %s. On its machine: %s", e.name(e.Rule.Primary), e.name(f.Winner), e.merit(), e.Command)
+		say("failover=manual: nobody takes over by itself. If %s died now, %s should be promoted: %s. On its machine: %s", e.name(e.Rule.Primary), e.name(f.Winner), e.whyBest(), e.Command)
 	case e.Manual:
 	case a.WouldWin && len(e.Blocked) == 0 && !e.Health.Lost():
-		say("If %s died now, %s would win: %s.", e.name(e.Rule.Primary), node.Name, e.merit())
+		say("If %s died now, %s would win: %s.", e.name(e.Rule.Primary), node.Name, e.whyBest())
 	case f.Winner != 0:
-		say("In an election now, %s would win: %s.", e.name(f.Winner), e.merit())
+		say("In an election now, %s would win: %s.", e.name(f.Winner), e.whyBest())
 	}
 	if len(past) > 0 && past[0].FormerID == node.ID {
 		say("It was the primary before. %s", past[0].Line())

@@ -20,7 +20,7 @@ type Beat struct {
 	PID    int           `json:"pid"`
 	Left   *float64      `json:"left"`           // seconds until this primary is fenced; nil: there is nothing to guard
 	Dir    string        `json:"data_directory"` // of the local server
-	Shown  bool          `json:"shown"`          // the daemon was seen to be able to end the server in Dir, which then contains no symbolic links
+	Shown  bool          `json:"shown"`          // the daemon has shown that it can end the server in Dir, whose path then has no symbolic links
 	Rule   election.Rule `json:"rule"`           // the newest rule that the local server holds
 	Before election.Rule `json:"before"`         // the rule before that, while an election could miss the newest
 	Bye    bool          `json:"bye,omitempty"`  // the daemon ends in an orderly way

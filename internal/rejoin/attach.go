@@ -12,11 +12,12 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// ForkedAfter is how long a server has to attach until it is asked whether it ever will.
+// ForkedAfter is the time without an attachment after which it is checked whether the server
+// can attach at all.
 const ForkedAfter = 3 * time.Second
 
-// Attach waits, for the limit, until the primary sends to the server on its own timeline.
-// arrived waits for that over a connection to the server, for [ForkedAfter] at most.
+// Attach waits, for at most limit, until the primary sends to the server on the primary's
+// timeline. arrived waits for that over a connection to the server, for [ForkedAfter] at most.
 func (w *Work) Attach(ctx context.Context, limit time.Duration, arrived func(ctx context.Context, local *registry.Server) error) (string, error) {
 	late := failure.WithHint(failure.Of(failure.ErrRejoin, "%s was started as a standby of %s, but did not stream from it within node_rejoin_timeout (%s)", w.Node, w.Primary, limit),
 		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", w.Primary.Name)
@@ -45,8 +46,8 @@ func (w *Work) Attach(ctx context.Context, limit time.Duration, arrived func(ctx
 	}
 }
 
-// forked reports whether the server has replayed more of the old timeline than
-// the primary's line took over: then it will never stream.
+// forked reports whether the server has replayed more of the old timeline than the primary's
+// timeline took over. Such a server will never stream.
 func (w *Work) forked(ctx context.Context) bool {
 	if w.shared.Timeline >= w.Status.Timeline {
 		return false
@@ -60,14 +61,14 @@ func (w *Work) forked(ctx context.Context) bool {
 	return err == nil && s.InRecovery && s.Timeline <= w.shared.Timeline && s.ReplayedLSN > w.shared.LSN
 }
 
-// DropStaleSlots drops, with drop, the slots that the server kept as a primary for standbys
-// that do not follow it any more: they would hold its WAL for ever.
+// DropStaleSlots calls drop for the slots that the server kept, while it was a primary, for
+// standbys that do not follow it any more. Such slots would keep its WAL for ever.
 func (w *Work) DropStaleSlots(ctx context.Context, recs []registry.Record, drop func(ctx context.Context, on *registry.Server, owner registry.Record)) {
 	ctx, cancel := context.WithTimeout(ctx, 2*postgres.DefaultConnectTimeout)
 	defer cancel()
 	local, err := w.ConnectLocal(ctx)
 	if err != nil {
-		return // NoWait; the next rejoin or follow looks again
+		return // the caller does not wait; the next rejoin or follow checks again
 	}
 	defer local.Close()
 	status, err := local.Status(ctx)

@@ -15,7 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
-// Settle settles the method, after Compare, and looks whether it can work.
+// Settle chooses the method after Compare, and checks whether it can work.
 func (w *Work) Settle(ctx context.Context) error {
 	if err := w.decide(); err != nil {
 		return err
@@ -24,10 +24,10 @@ func (w *Work) Settle(ctx context.Context) error {
 	return w.Step(ctx, "prerequisites", w.preflight)
 }
 
-// decide settles the method, or why there is none.
+// decide chooses the method, or returns why there is none.
 func (w *Work) decide() error {
 	switch {
-	case w.interrupted && w.MayRewind: // what it had of its own was saved before
+	case w.interrupted && w.MayRewind: // its own WAL was saved by the rejoin that was interrupted
 		w.Method, w.Reason = ByClone, "an earlier rejoin was interrupted"
 	case w.interrupted:
 		return failure.WithHint(failure.Of(failure.ErrRejoin, "an earlier rejoin of %s was interrupted while it changed the data in %s: it can not be used any more", w.Node, w.Server.Dir), "%s", w.Again("--reclone"))
@@ -38,7 +38,7 @@ func (w *Work) decide() error {
 			"It can be saved and taken back. %s", w.Again("--force-rewind"))
 	case w.impossible == "":
 		w.Method, w.Reason = ByRewind, fmt.Sprintf("it has WAL of its own behind %s", w.fork())
-	case w.MayClone, w.cloneOnly && w.MayRewind: // its WAL is saved, too, and nothing else takes it back
+	case w.MayClone, w.cloneOnly && w.MayRewind: // its WAL is saved too, and only a clone can take it back
 		w.Method, w.Reason = ByClone, w.impossible
 	case !w.diverged:
 		return failure.WithHint(failure.Of(failure.ErrRejoin, "%s can not follow %s: %s", w.Node, w.Primary, w.impossible), "%s", w.Again("--reclone"))
@@ -55,9 +55,9 @@ func (w *Work) fork() string {
 	return w.Fork.String()
 }
 
-// preflight looks at all that the chosen method will need, while nothing has been
-// stopped or changed yet. Where pg_rewind would fail half-way and the policy
-// allows a clone, the node is cloned.
+// preflight checks everything that the chosen method will need, before anything is stopped or
+// changed. Where pg_rewind would fail half-way and the policy allows a clone, the method
+// becomes a clone.
 func (w *Work) preflight(ctx context.Context) (string, error) {
 	if w.Method == ByRewind {
 		err := w.mayRewind(ctx)
@@ -82,8 +82,8 @@ func (w *Work) preflight(ctx context.Context) (string, error) {
 	return "a clone can begin", nil
 }
 
-// mayRewind makes the checks of a rewind: programs, rights at the primary, and
-// the files that it would write.
+// mayRewind makes the checks for pg_rewind: its programs, its rights at the primary, and the
+// files that it would write.
 func (w *Work) mayRewind(ctx context.Context) error {
 	programs := []string{"pg_waldump"}
 	if w.PgRewind == "" {
@@ -105,8 +105,8 @@ func (w *Work) mayRewind(ctx context.Context) error {
 	return w.writableFiles(ctx)
 }
 
-// rightsToRewind asks the primary for what pg_rewind, and the checkpoint before
-// it, will do there.
+// rightsToRewind asks the primary for the rights that pg_rewind, and the checkpoint before it,
+// need there.
 func (w *Work) rightsToRewind(ctx context.Context) error {
 	functions := []string{"pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)", "pg_read_binary_file(text)", "pg_read_binary_file(text, bigint, bigint, boolean)"}
 	var missing []string
@@ -128,19 +128,19 @@ func (w *Work) rightsToRewind(ctx context.Context) error {
 	return nil
 }
 
-// skippedDirs are the directories whose contents pg_rewind does not copy. It removes what is in them.
+// skippedDirs are the directories whose contents pg_rewind does not copy, but removes.
 var skippedDirs = []string{"pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans"}
 
-// writableFiles finds what in the data directory would end pg_rewind half-way: it
-// writes every file anew that is no table and that the primary has too, writes
-// into tables, and makes and removes files in every directory.
+// writableFiles finds what in the data directory would make pg_rewind fail half-way. pg_rewind
+// writes every file anew that is not a table and that the primary has too, writes into tables,
+// and makes and removes files in every directory.
 func (w *Work) writableFiles(ctx context.Context) error {
 	var bad []string
 	visit := func(rel string, err error) { bad = append(bad, fmt.Sprintf("%s: %v", rel, err)) }
 	if err := walkRewound(w.Server.Dir, visit); err != nil {
 		return failure.WithHint(failure.Of(failure.ErrRejoin, "look at the files in %s: %w", w.Server.Dir, err), "Mend that, and run the same command again.")
 	}
-	bad = slices.DeleteFunc(bad, func(line string) bool { // what only this node has is removed, which the directory allows
+	bad = slices.DeleteFunc(bad, func(line string) bool { // a file that only this node has is removed, for which the rights on its directory are enough
 		rel, _, _ := strings.Cut(line, ": ")
 		info, err := os.Lstat(filepath.Join(w.Server.Dir, rel))
 		var there *bool
@@ -156,7 +156,7 @@ func (w *Work) writableFiles(ctx context.Context) error {
 
 func readable(path string) bool { return syscall.Access(path, 4) == nil }
 
-// walkRewound shows what in the data directory pg_rewind could not write.
+// walkRewound lists what in the data directory pg_rewind could not write.
 func walkRewound(dir string, bad func(rel string, err error)) error {
 	const read, write, search = 4, 2, 1
 	var walk func(root, rel string) error
@@ -165,7 +165,7 @@ func walkRewound(dir string, bad func(rel string, err error)) error {
 			below, errRel := filepath.Rel(root, path)
 			name := filepath.Join(rel, below)
 			switch {
-			case errors.Is(err, fs.ErrNotExist): // a server that runs removes files
+			case errors.Is(err, fs.ErrNotExist): // a running server removes files meanwhile
 				return nil
 			case err != nil:
 				bad(name, errors.Unwrap(err))

@@ -14,8 +14,8 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Compare finds out whether the node has WAL that the primary lacks.
-// What an earlier comparison has found is forgotten: the server may have run since.
+// Compare determines whether the node has WAL that the primary does not have. It forgets the
+// result of an earlier comparison, because the server may have run since.
 func (w *Work) Compare(ctx context.Context) (string, error) {
 	w.diverged, w.twin, w.impossible, w.cloneOnly, w.Fork = false, false, "", false, nil
 	if w.interrupted = w.isGuarded(); w.interrupted {
@@ -42,12 +42,13 @@ func (w *Work) Compare(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	return w.measure(ctx, theirs)
+	return w.compareTimelines(ctx, theirs)
 }
 
-// measure compares the two lines, and the WAL behind the point where they part.
-func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) {
-	var received, next wal.LSN // a server that receives has no other end than this one, but what it has replayed
+// compareTimelines compares the timelines of the node and the primary, and the WAL after the
+// point where they fork.
+func (w *Work) compareTimelines(ctx context.Context, theirs wal.History) (string, error) {
+	var received, next wal.LSN // for a server that receives WAL, its end is what it received or has replayed
 	archive := w.Archive
 	if w.Local != nil {
 		status, err := w.Local.Status(ctx)
@@ -58,7 +59,7 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 			received = max(status.ReceivedLSN, status.ReplayedLSN)
 		}
 		next, archive = registry.NextLSN(status), archive || registry.HasArchive(status)
-		if now, err := w.Source.Status(ctx); err == nil { // later than our own
+		if now, err := w.Source.Status(ctx); err == nil { // read after the local state
 			w.Status = now
 		}
 	}
@@ -79,7 +80,7 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 		w.diverged = true
 	case received != 0:
 		w.diverged = received > fork
-	case w.control.State == pgcontrol.ShutDown: // the end is known to the byte
+	case w.control.State == pgcontrol.ShutDown: // after a clean shutdown the end of its WAL is known exactly
 		w.diverged = w.control.Position().LSN > fork
 	default:
 		beyond, err := w.Server.WALBeyond(ctx, salvage.Branch{Timeline: common, From: fork}, w.control.WALSegmentSize)
@@ -88,7 +89,7 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 		}
 		w.diverged = beyond || w.control.Position().LSN > fork
 	}
-	if err := w.findTwin(ctx, common, theirs, fork); err != nil {
+	if err := w.compareSameTimeline(ctx, common, theirs, fork); err != nil {
 		return "", err
 	}
 	needed := fork
@@ -126,17 +127,18 @@ func (w *Work) measure(ctx context.Context, theirs wal.History) (string, error) 
 	return detail, nil
 }
 
-// forkPoint is the place where the two lines part, and what is known of the WAL around it.
+// forkPoint is the position where the two timelines fork, with what is known of the WAL around
+// it.
 type forkPoint struct {
 	wal.Position
-	damaged bool    // the WAL of the server's last checkpoint is gone
-	own     bool    // an earlier rejoin gave the server WAL of its own
-	behind  wal.LSN // and that lies behind this place
-	gone    string  // how the primary does not have the WAL any more that comes next; empty: it has, or that is not known
+	damaged bool    // the WAL of the server's last checkpoint is missing
+	own     bool    // an earlier rejoin made the server write WAL of its own
+	behind  wal.LSN // the position after which that WAL begins
+	gone    string  // says that the primary has removed the WAL that comes next; empty: it has not, or that is unknown
 }
 
-// whyNotRewind says why pg_rewind can not take back what the server has of its own,
-// and whether no person could make it possible; empty: it can.
+// whyNotRewind is the reason why pg_rewind can not take back the server's own WAL; empty: it
+// can. forGood means that no person could make it possible.
 func (w *Work) whyNotRewind(p forkPoint) (why string, forGood bool) {
 	switch {
 	case p.damaged:
@@ -149,7 +151,7 @@ func (w *Work) whyNotRewind(p forkPoint) (why string, forGood bool) {
 		return p.gone, false
 	case p.Timeline == w.Status.Timeline && p.Timeline == w.timeline:
 		return fmt.Sprintf("both are on timeline %d, and pg_rewind needs the primary to be on another one", p.Timeline), false
-	case !w.Archive && !w.Server.HasSegment(w.Fork.LSN-1, w.control.WALSegmentSize): // pg_rewind looks for the last checkpoint before it
+	case !w.Archive && !w.Server.HasSegment(w.Fork.LSN-1, w.control.WALSegmentSize): // pg_rewind needs the last checkpoint before the fork
 		return fmt.Sprintf("the WAL of %s at %s, from where pg_rewind would read it, is gone", w.Node, w.Fork), false
 	case w.control.DataChecksums == 0 && !w.control.WALLogHints:
 		return fmt.Sprintf("neither data checksums nor wal_log_hints were on in %s", w.Node), false
@@ -159,11 +161,12 @@ func (w *Work) whyNotRewind(p forkPoint) (why string, forGood bool) {
 	return "", false
 }
 
-// firstRecord is less than the first record of a timeline takes.
+// firstRecord is smaller than the first record of any timeline.
 const firstRecord = 40
 
-// findTwin looks whether the timeline that both are on is one log.
-func (w *Work) findTwin(ctx context.Context, common wal.Timeline, theirs wal.History, fork wal.LSN) error {
+// compareSameTimeline checks whether the timeline that both servers are on was written by one
+// server.
+func (w *Work) compareSameTimeline(ctx context.Context, common wal.Timeline, theirs wal.History, fork wal.LSN) error {
 	begin, ok := theirs.Fork(salvage.Parent(theirs, common))
 	if common != w.timeline || common <= 1 || !ok {
 		return nil
@@ -174,7 +177,7 @@ func (w *Work) findTwin(ctx context.Context, common wal.Timeline, theirs wal.His
 		if status, err := w.Local.Status(ctx); err == nil {
 			end = status.Position().LSN
 		}
-	case w.control.State == pgcontrol.InProduction: // it has written at least the record of its promotion
+	case w.control.State == pgcontrol.InProduction: // it has written at least the record of its own promotion
 		end = max(end, begin+firstRecord)
 	}
 	twin, err := salvage.LogsDiffer(ctx, w.Server.WALSum, w.Source.WALSum, common, begin, min(fork, end), w.control.WALSegmentSize)
@@ -186,11 +189,11 @@ func (w *Work) findTwin(ctx context.Context, common wal.Timeline, theirs wal.His
 	return nil
 }
 
-// walGone says that the primary does not have the WAL any more that the node
-// will ask for. It is asked only where no archive may have it.
+// walGone is a text where the primary has removed the WAL that the node will ask for; otherwise
+// it is empty. It is only checked where no archive may have that WAL.
 func (w *Work) walGone(ctx context.Context, lsn wal.LSN) string {
 	needed, oldest := w.Source.MissingWAL(ctx, wal.Position{Timeline: w.shared.Timeline, LSN: lsn})
-	if oldest == "" { // a login that may not look finds out later
+	if oldest == "" { // without the right to look there, this is noticed later
 		return ""
 	}
 	return fmt.Sprintf("%s does not have the WAL from %s on any more (segment %s; its first one is %s)", w.Primary, lsn, needed, oldest)

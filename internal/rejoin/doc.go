@@ -14,5 +14,6 @@
 // PostgreSQL does not start on it. So after an error or a crash all of this is done again,
 // from the beginning, and where pg_rewind was interrupted only a new clone helps.
 //
-// MendHistory does for a primary what lets standbys come back that missed several promotions.
+// RestoreHistory prepares a primary for standbys that missed several promotions: it makes the WAL
+// segments of earlier timelines that they still need.
 package rejoin

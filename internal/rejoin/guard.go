@@ -15,28 +15,28 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// guardMode is a permission on the data directory with which PostgreSQL refuses
-// to start: search for others, who still see nothing of what is in it. It outlives
-// pg_rewind, which removes every file that the primary does not have.
+// guardMode is a mode of the data directory with which PostgreSQL refuses to start: others may
+// search it, but still can not read anything in it. It survives pg_rewind, which removes every
+// file that the primary does not have.
 const guardMode = 0o001
 
-// stateDir exists while the data is neither the old one nor the new one. It
-// holds the node's own files.
+// incompleteDir exists while the data is neither the old nor the new data. It holds the node's
+// own files.
 func (w *Work) stateDir() string { return incompleteDir(w.Server, w.Node.ID) }
 
 func incompleteDir(s *salvage.Server, node registry.NodeID) string {
 	return filepath.Join(s.Directory(), fmt.Sprintf("incomplete-node%d", node))
 }
 
-// Incomplete reports whether a rejoin has taken the old data away and has not put
-// new data in its place: its clone failed, or was ended.
+// Incomplete reports whether a rejoin has removed the old data and has not put new data in its
+// place, because its clone failed or was interrupted.
 func Incomplete(s *salvage.Server, node registry.NodeID) bool {
 	_, errState := os.Stat(incompleteDir(s, node))
 	_, errData := os.Stat(filepath.Join(s.Dir, "global", "pg_control"))
 	return errState == nil && errors.Is(errData, fs.ErrNotExist)
 }
 
-// guard makes the data unusable for anybody but us until release.
+// guard keeps PostgreSQL from starting on the data until release.
 func (w *Work) guard(ctx context.Context) error {
 	dir := w.stateDir()
 	tmp := dir + ".tmp"
@@ -60,8 +60,8 @@ func (w *Work) guard(ctx context.Context) error {
 	return nil
 }
 
-// isGuarded says whether an earlier rejoin ended under guard. A clone that
-// somebody made since has lifted it.
+// isGuarded reports whether an earlier rejoin ended after guard and before release. A clone
+// that somebody made since then has removed the guard.
 func (w *Work) isGuarded() bool {
 	if _, err := os.Stat(w.stateDir()); err != nil {
 		return false

@@ -12,13 +12,13 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// RestoreHistory lets the local primary send what came before its timeline to
-// standbys that have not been there yet. The last segment of a timeline is sent from
-// the file of the next one. Where archive_mode is on, a server that is promoted twice
-// within one segment renames that file to .partial, and a standby that missed the first
-// of the two promotions is told for ever that its WAL has been removed. But the next
-// timeline's file of that segment begins with the same bytes, so it is made from
-// that. The archive is told nothing of it.
+// RestoreHistory makes the WAL segments that let the local primary send earlier timelines to
+// standbys that did not follow all promotions. PostgreSQL sends the last segment of a timeline
+// from the file of the next timeline. Where archive_mode is on, a server that is promoted twice
+// within one segment renames that file to .partial, and a standby that missed the first of the
+// two promotions is told for ever that its WAL has been removed. But the file of the same
+// segment on the timeline after that begins with the same bytes, so the missing file is made
+// from it. It is not archived.
 func RestoreHistory(dataDirectory string, t wal.Timeline) (mended []string, err error) {
 	if t <= 1 {
 		return nil, nil
@@ -37,11 +37,11 @@ func RestoreHistory(dataDirectory string, t wal.Timeline) (mended []string, err 
 		return nil, err
 	}
 	size := control.WALSegmentSize
-	for i := len(h) - 2; i >= 0; i-- { // the last one's file is the server's own, in use
+	for i := len(h) - 2; i >= 0; i-- { // the file of the newest timeline is in use by the server
 		next, at, end := h[i+1].Timeline, h[i].SwitchLSN, h[i+1].SwitchLSN
 		offset := int64(end) % int64(size)
 		if int64(at)%int64(size) == 0 || offset == 0 || int64(at)/int64(size) != int64(end)/int64(size) {
-			continue // the whole segment was written on that timeline: nobody else has it
+			continue // the whole segment was written on that timeline, so no other file has its bytes
 		}
 		later := t
 		if i+2 < len(h) {
@@ -59,8 +59,8 @@ func RestoreHistory(dataDirectory string, t wal.Timeline) (mended []string, err 
 	return mended, nil
 }
 
-// makeSegment makes a segment that is not there from the first bytes of one of
-// those that are, if one is.
+// makeSegment makes a missing segment from the first bytes of one of the given segments, if one
+// of them exists.
 func makeSegment(dir, name string, from []string, bytes, size int64) (made bool, err error) {
 	if _, err := os.Stat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
 		return false, err
@@ -72,7 +72,7 @@ func makeSegment(dir, name string, from []string, bytes, size int64) (made bool,
 		}
 	}
 	if errors.Is(err, os.ErrNotExist) {
-		return false, nil // older than what the server keeps
+		return false, nil // older than the WAL that the server keeps
 	}
 	if err != nil {
 		return false, err
@@ -89,7 +89,7 @@ func makeSegment(dir, name string, from []string, bytes, size int64) (made bool,
 	}
 	_, err = io.CopyN(out, source, bytes)
 	err = errors.Join(err, out.Truncate(size), out.Sync(), out.Close())
-	if err == nil { // before the segment: it is not to be archived
+	if err == nil { // made before the segment, so that it is never archived
 		err = os.WriteFile(filepath.Join(dir, "archive_status", name+".done"), nil, info.Mode().Perm())
 	}
 	if err == nil {

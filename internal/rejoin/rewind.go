@@ -32,14 +32,14 @@ import (
 //	rewind      pg_rewind, and a look at what it did
 //	configure   the node's own files back, and the guard off
 
-// Rewind saves what the server has too much and takes it back. Where that does not work
-// and a new clone may take its place, it returns nil, and the method is ByClone.
+// Rewind saves the WAL that the server has too much, and takes it back. Where that does not
+// work and a clone may be made instead, it returns nil, and the method is then ByClone.
 func (w *Work) Rewind(ctx context.Context) error {
 	err := w.takeBack(ctx)
 	if err == nil || !w.MayClone && !w.cloneOnly || ctx.Err() != nil {
 		return err
 	}
-	if lost := w.sourceLost(ctx); lost != nil { // there is nothing to clone from: the data stays until there is
+	if lost := w.sourceLost(ctx); lost != nil { // there is nothing to clone from, so the old data is kept until there is
 		return errors.Join(err, lost)
 	}
 	w.Logger.Warn("rejoin by pg_rewind did not work: cloning anew", "err", err)
@@ -47,7 +47,7 @@ func (w *Work) Rewind(ctx context.Context) error {
 	return nil
 }
 
-// takeBack saves what the node has too much and rewinds it.
+// takeBack saves the WAL that the node has too much, and rewinds it.
 func (w *Work) takeBack(ctx context.Context) error {
 	for _, s := range []struct {
 		name string
@@ -60,7 +60,8 @@ func (w *Work) takeBack(ctx context.Context) error {
 	return nil
 }
 
-// save salvages. Without Force nothing is taken back that could not be saved.
+// save copies the WAL that will be lost. Without Force, nothing is taken back that could not be
+// saved.
 func (w *Work) save(ctx context.Context) (string, error) {
 	if _, err := os.Stat(filepath.Join(w.Server.Dir, "pg_wal")); os.IsNotExist(err) {
 		return "there is no WAL", nil
@@ -90,8 +91,8 @@ func (w *Work) saveFailed(err error) error {
 	return nil
 }
 
-// detach makes the data that of a standby without upstream: if we die here and
-// somebody starts it, it accepts no write.
+// detach makes the data directory that of a standby without an upstream. If this process dies
+// and somebody starts the server, it accepts no writes.
 func (w *Work) detach(context.Context) (string, error) {
 	if err := w.Server.Detach(); err != nil {
 		return "", failure.Of(failure.ErrDirectory, "make %s a standby: %w", w.Server.Dir, err)
@@ -99,8 +100,9 @@ func (w *Work) detach(context.Context) (string, error) {
 	return "", nil
 }
 
-// recover brings a crashed server's data into order, as pg_rewind needs it, and that
-// of a standby whose restartpoints did not keep up with promotions. The server's own recovery would recycle the WAL from the fork on.
+// recover makes the data of a crashed server consistent, as pg_rewind needs it, and also the
+// data of a standby whose restartpoints are older than promotions. The server's own recovery
+// would recycle the WAL from the fork on.
 func (w *Work) recover(ctx context.Context) (string, error) {
 	if w.control.State.Clean() && !w.lags {
 		return "not needed: " + string(w.control.State), nil
@@ -109,7 +111,7 @@ func (w *Work) recover(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// A single-user server does not start with the signal files in its way.
+	// A single-user server does not start while the signal files exist.
 	for _, name := range []string{"standby.signal", "recovery.signal"} {
 		path := filepath.Join(w.Server.Dir, name)
 		if err := os.Rename(path, path+".repmgr"); err == nil {
@@ -139,8 +141,8 @@ func (w *Work) recover(ctx context.Context) (string, error) {
 	return string(w.control.State) + " before", nil
 }
 
-// checkpoint makes the primary's control file name its timeline. Before that,
-// pg_rewind of 15 and older finds nothing to do.
+// checkpoint makes the primary's control file name its new timeline. Before that, pg_rewind of
+// PostgreSQL 15 and older finds nothing to do.
 func (w *Work) checkpoint(ctx context.Context) (string, error) {
 	var known bool
 	if err := w.Source.Conn.QueryRow(ctx, `SELECT timeline_id = $1 FROM pg_control_checkpoint()`, int32(w.Status.Timeline)).Scan(&known); err != nil {
@@ -155,7 +157,7 @@ func (w *Work) checkpoint(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// rewind runs pg_rewind under guard, and looks whether it did its work.
+// rewind runs pg_rewind under guard, and checks what it did.
 func (w *Work) rewind(ctx context.Context) (string, error) {
 	program := w.PgRewind
 	if program == "" {
@@ -171,7 +173,7 @@ func (w *Work) rewind(ctx context.Context) (string, error) {
 	if err := w.guard(ctx); err != nil {
 		return "", err
 	}
-	if err := w.Server.GiveArchive(); err != nil { // pg_rewind asks for it; the server does not start under guard
+	if err := w.Server.GiveArchive(); err != nil { // pg_rewind uses the archive; the server can not start under guard
 		return "", failure.Of(failure.ErrRejoin, "give %s its restore_command for pg_rewind: %w", w.Node, err)
 	}
 	args := []string{"--target-pgdata=" + w.Server.Dir, "--source-server=" + source, "--no-ensure-shutdown"}
@@ -182,14 +184,14 @@ func (w *Work) rewind(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", failure.Of(failure.ErrRejoin, "look at the data in %s: %w", w.Server.Dir, err)
 	}
-	if err := wait.Pause(ctx, fileClockStep); err != nil { // so that its first change shows
+	if err := wait.Pause(ctx, fileClockStep); err != nil { // so that its first change gets another time
 		return "", err
 	}
 	out, err := w.tool(ctx, program, env, args...)
 	if err != nil {
 		if after, errLook := w.Server.LastChange(); errLook == nil && after.Equal(before) {
 			_, errDetach := w.detach(ctx)
-			return "", errors.Join(w.rewindError(ctx, "is not possible", out, err), errDetach, w.release()) // it looked and left
+			return "", errors.Join(w.rewindError(ctx, "is not possible", out, err), errDetach, w.release()) // it stopped before it changed anything
 		}
 		return "", w.rewindError(ctx, "was interrupted, and the data can not be used any more", out, err)
 	}
@@ -219,8 +221,8 @@ func (w *Work) rewindError(ctx context.Context, what string, out []byte, err err
 	return failure.WithHint(failure.Of(failure.ErrRejoin, "pg_rewind of %s %s: %w%s", w.Node, what, err, shell.AfterColon(shell.LastLines(out, 5))), "%s", help)
 }
 
-// source is how pg_rewind reaches the primary. A password goes by the
-// environment: everybody can read the arguments of a process.
+// source is the connection string with which pg_rewind reaches the primary. A password is
+// passed in the environment, because everybody can read the arguments of a process.
 func (w *Work) source() (info string, env []string, err error) {
 	params, err := conninfo.Parse(w.Source.Conninfo)
 	if err != nil {
@@ -234,7 +236,7 @@ func (w *Work) source() (info string, env []string, err error) {
 	}
 	params["application_name"] = "repmgr_rewind"
 	params["options"] = postgres.PinOptions(params["options"], postgres.Major(w.Source.Conn.PgConn()))
-	for key, value := range map[string]string{ // a primary that was cut off must not keep it for hours
+	for key, value := range map[string]string{ // a primary that was cut off must not block it for hours
 		"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "5", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000",
 	} {
 		if params[key] == "" {
@@ -244,8 +246,7 @@ func (w *Work) source() (info string, env []string, err error) {
 	return conninfo.Format(params), env, nil
 }
 
-// restoreArgs let pg_rewind fetch WAL from the archive, where this server's own
-// settings know how.
+// restoreArgs make pg_rewind fetch WAL from the archive, where this server's settings say how.
 func (w *Work) restoreArgs(ctx context.Context) ([]string, error) {
 	if !w.Archive {
 		return nil, nil
@@ -270,7 +271,7 @@ func (w *Work) tool(ctx context.Context, program string, env []string, args ...s
 	return cmd.CombinedOutput()
 }
 
-// Reclone copies the primary into the data directory, after saving what is lost by that.
+// Reclone copies the primary into the data directory, after it has saved what is lost by that.
 func (w *Work) Reclone(ctx context.Context) error {
 	if w.Saved == nil && !w.interrupted {
 		if err := w.Step(ctx, "salvage", w.save); err != nil {
@@ -289,7 +290,7 @@ func (w *Work) Reclone(ctx context.Context) error {
 }
 
 func (w *Work) copyAnew(ctx context.Context) (string, error) {
-	w.unlock() // Clone locks the directory itself
+	w.unlock() // the clone locks the directory itself
 	copied, err := w.Clone(ctx, false)
 	if err != nil {
 		return "", err
@@ -297,7 +298,7 @@ func (w *Work) copyAnew(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d bytes", copied), w.Lock()
 }
 
-// configure puts the node's own files back: with its settings, its ballot and its pause.
+// configure puts the node's own files back, with its settings, its ballot and its pause.
 func (w *Work) configure(ctx context.Context) (string, error) {
 	err := w.Server.RestoreConfig(ctx, filepath.Join(w.stateDir(), "config"))
 	if err != nil {
@@ -307,5 +308,5 @@ func (w *Work) configure(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// fileClockStep is longer than the step of the clock that file systems go by.
+// fileClockStep is longer than one step of the clock that file systems use.
 const fileClockStep = 20 * time.Millisecond

@@ -18,14 +18,14 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Method is how a server comes back.
+// Method is the way in which a server comes back.
 type Method string
 
 // The methods.
 const (
-	ByFollow Method = "follow"  // it has nothing that the primary lacks
-	ByRewind Method = "rewind"  // what it has too much is taken back
-	ByClone  Method = "reclone" // all of it is copied anew
+	ByFollow Method = "follow"  // it has no WAL that the primary does not have
+	ByRewind Method = "rewind"  // the WAL that it has too much is taken back
+	ByClone  Method = "reclone" // all data is copied again
 )
 
 // Options are how far a rejoin may go, and what only its caller can do.

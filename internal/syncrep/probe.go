@@ -16,7 +16,8 @@ import (
 // depends on a flag in shared memory, which only the checkpointer sets when it reads its
 // settings. In some phases of a checkpoint it does not do so for a long time; until then
 // commits are acknowledged whatever current_setting and pg_stat_replication show. The test
-// commit is made over a connection of its own, see [CommitProbe], which is closed by it.
+// commit is made over a further connection to the same server, see [CommitProbe], whose session
+// ends with the test.
 func Prove(ctx context.Context, n *registry.Server, probe *CommitProbe, limit time.Duration) error {
 	until := time.Now().Add(limit)
 	for {

@@ -61,9 +61,9 @@ func Read(ctx context.Context, n *registry.Server) (s State, err error) {
 	return s, nil
 }
 
-// WriteMark marks a value as ours, and also the value before it, where that was ours. A login
-// that may not write the mark writes only the value later; it then counts as the user's, and is
-// left alone when nothing is synchronous any more.
+// WriteMark marks a value as ours, and also the value before it, where that was ours. Where the
+// login may not write the mark, there is none: the value then counts as the user's, and is left
+// alone when nothing is synchronous any more.
 func WriteMark(ctx context.Context, n *registry.Server, s State, value string) error {
 	if s.marked(value) {
 		return nil

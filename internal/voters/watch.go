@@ -220,7 +220,7 @@ func (w *Watch) Record(id int32) registry.Record {
 	return registry.Record{ID: registry.NodeID(id), Name: fmt.Sprint(id)}
 }
 
-// Refresh probes every voter that was not silent again, and waits for the answers, but for no
+// Refresh probes now every voter that was not silent, and waits for the answers, but for no
 // longer than limit.
 func (w *Watch) Refresh(ctx context.Context, limit time.Duration) []election.Peer {
 	return w.lookAt(ctx, limit, func(a election.Answer) bool { return a != election.Silent && a != election.Hangs }) // silent ones are being probed all the time
