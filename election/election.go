@@ -130,23 +130,23 @@ const (
 type Verb string
 
 const (
-	Register        Verb = "register"      // register the node in the role that it runs in
-	Adopt           Verb = "adopt"         // change the node's row to that of a standby
-	Sample          Verb = "sample"        // record how far the standby is behind
-	Prune           Verb = "prune"         // delete monitoring history that is too old to be kept
-	MarkActive      Verb = "mark active"   // in the node's row
-	MarkInactive    Verb = "mark inactive" // in the node's row
-	Notify          Verb = "tell"          // record an event and send its notification
-	Reconcile       Verb = "tend"          // one step of [Policy.Reconcile]: the rule and synchronous_standby_names
-	RecordPromotion Verb = "take office"   // write the rows of the nodes that a promotion changes
-	PrepareStandby  Verb = "prepare"       // make the local standby ready for a promotion
-	CopyToWitness   Verb = "copy"          // copy the metadata to the local witness, at intervals
-	Fence           Verb = "fence"         // stop the local server at once, and start it as a standby without an upstream
-	Elect           Verb = "elect"         // elect a new primary
-	Interrupt       Verb = "give way"      // end the long action that is running
-	Reaffirm        Verb = "reaffirm"      // let the local primary win an election in a higher term
-	Follow          Verb = "follow"        // follow the node that the action names
-	Rejoin          Verb = "rejoin"        // bring the local server back as a standby of the node that the action names
+	Register        Verb = "register"             // register the node in the role that it runs in
+	Adopt           Verb = "adopt"                // change the node's row to that of a standby
+	Sample          Verb = "sample"               // record how far the standby is behind
+	Prune           Verb = "prune"                // delete monitoring history that is too old to be kept
+	MarkActive      Verb = "mark active"          // in the node's row
+	MarkInactive    Verb = "mark inactive"        // in the node's row
+	Notify          Verb = "tell"                 // record an event and send its notification
+	Reconcile       Verb = "keep the rule"        // one step of [Policy.Reconcile]: the rule and synchronous_standby_names
+	RecordPromotion Verb = "record the promotion" // write the rows of the nodes that a promotion changes
+	PrepareStandby  Verb = "prepare the standby"  // make the local standby ready for a promotion
+	CopyToWitness   Verb = "copy to the witness"  // copy the metadata to the local witness, at intervals
+	Fence           Verb = "fence"                // stop the local server at once, and start it as a standby without an upstream
+	Elect           Verb = "elect"                // elect a new primary
+	Interrupt       Verb = "interrupt"            // end the long action that is running
+	Reaffirm        Verb = "reaffirm"             // let the local primary win an election in a higher term
+	Follow          Verb = "follow"               // follow the node that the action names
+	Rejoin          Verb = "rejoin"               // bring the local server back as a standby of the node that the action names
 )
 
 // Event names an event, as repmgr 5 does.
@@ -199,8 +199,8 @@ type Decision struct {
 	Again   time.Duration // look again after this time at the latest
 }
 
-// Policy holds the operator's settings, and what one election adds to them. A duration
-// of 0 means never.
+// Policy holds the operator's settings, and what one election adds to them. Where a field does
+// not say otherwise, a duration of 0 means never.
 type Policy struct {
 	Interval      time.Duration // between two looks
 	RegisterEvery time.Duration // between two attempts to register
@@ -221,7 +221,7 @@ type Policy struct {
 	Promotion  time.Duration // promote_check_timeout: how long a promotion may take, and how long the replay before it may make no progress
 	Adopts     int32         // a node that runs as a primary on a branch that no rule knows, and asks to be elected with it
 	Incumbent  int32         // a node that runs as the primary and is a candidate for a higher term: it stays unless another node has more
-	Forced     bool          // an operator insists: pause, manual daemons, failovers_per_hour, maximum_lag_on_failover and primary_start_timeout do not count
+	Forced     bool          // an operator insists: a pause, daemons that are manual or of repmgr 5, failovers_per_hour, maximum_lag_on_failover, primary_start_timeout, and a primary that nobody is sure to stop do not count, unless it says itself that it is alive
 }
 
 // Step decides what to do. The first case that applies decides, and the most dangerous
