@@ -20,13 +20,13 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Cloner fills an empty directory with a base backup of a running server: the
-// files, a backup_label, and the WAL from its start to its end. It is the seam
-// for other ways to copy; [Cluster.Clone] does all that comes before and after.
+// Cloner fills an empty directory with a base backup of a running server: the files, a
+// backup_label, and the WAL from its start to its end. Implement it for another way to copy;
+// [Cluster.Clone] does everything before and after.
 //
-// Copy writes nothing outside job.Dir but into directories that job.Claim
-// agreed to. It leaves no process and no session behind, returns when ctx ends,
-// and removes nothing: the caller does, when Copy returns an error.
+// Copy writes nothing outside job.Dir, except into directories that job.Claim agreed to. It
+// leaves no process and no session behind, and returns when ctx ends. It removes nothing: when
+// Copy returns an error, the caller removes the files.
 type Cloner interface {
 	Copy(ctx context.Context, job CopyJob) error
 }
@@ -36,7 +36,7 @@ type CopyJob struct {
 	Source          string // conninfo of the server to copy; may hold a password
 	ReplicationUser string // role for replication connections; empty: the one of Source
 	Status          NodeStatus
-	Dir             string // exists and is empty
+	Dir             string // exists, and is empty
 	Slot            string // existing physical slot on the source that keeps the WAL; empty: there is none
 	Label           string
 	FastCheckpoint  bool
@@ -44,7 +44,7 @@ type CopyJob struct {
 	Tablespace      func(location string) string         // where a tablespace of the source goes here
 	Claim           func(dir string) error               // must agree before a directory outside Dir is filled
 	Progress        func(CopyProgress)                   // never nil
-	Log             func(msg string, attrs ...slog.Attr) // a step that an operator may want to see
+	Log             func(msg string, attrs ...slog.Attr) // logs a step that an operator may want to see
 }
 
 // CopyProgress is a snapshot of a running copy.
@@ -58,7 +58,7 @@ type CopyProgress struct {
 // CloneOptions are the choices of [Cluster.Clone]. Only Source is required.
 type CloneOptions struct {
 	Source                string      // conninfo of the server to copy; what it leaves out comes from the configuration's conninfo
-	Dir                   string      // the data directory to be. The configuration's data_directory wins; with neither, the current directory.
+	Dir                   string      // the new data directory. The configuration's data_directory takes precedence; with neither, the current directory.
 	Method                CloneMethod // defaults to clone_method of the configuration
 	Cloner                Cloner      // instead of Method
 	UpstreamID            NodeID      // the registered node to follow. Defaults to upstream_node_id, else to the primary.
@@ -75,10 +75,10 @@ type CloneOptions struct {
 
 	Progress func(CopyProgress) // about ten times a second, never after Clone has returned
 
-	serverMayRun bool // with DryRun: the server in Dir may run, it will be stopped
+	serverMayRun bool // with DryRun: the server in Dir may run, because it will be stopped
 }
 
-// CloneResult is what cloning did.
+// CloneResult is the result of a clone.
 type CloneResult struct {
 	Dir              string        `json:"data_directory"`
 	Source           string        `json:"source"` // without a password
@@ -91,11 +91,11 @@ type CloneResult struct {
 	DryRun           bool          `json:"dry_run,omitempty"`
 }
 
-// Check is one thing that was looked at before anything was changed.
+// Check is one check that was made before anything was changed.
 type Check struct {
 	Name    string `json:"name"`
 	OK      bool   `json:"ok"`
-	Warning bool   `json:"warning,omitempty"` // not OK, and no reason to stop
+	Warning bool   `json:"warning,omitempty"` // not OK, but no reason to stop
 	Detail  string `json:"detail"`
 }
 
@@ -107,7 +107,7 @@ type cloning struct {
 	status     registry.NodeStatus
 	recs       []Record // nil: the source has no metadata
 	upstream   Record   // where the new standby will stream from
-	fromSource bool     // and that is the source itself
+	fromSource bool     // the upstream is the source itself
 	tables     []clone.Tablespace
 	res        CloneResult
 }
@@ -164,7 +164,7 @@ func (r *cloning) prepare(ctx context.Context) (err error) {
 	return r.preflight(ctx)
 }
 
-// completeOptions fills in what the configuration knows.
+// completeOptions fills in what the configuration says.
 func (r *cloning) completeOptions() error {
 	o := &r.o
 	params, err := ParseConninfo(o.Source)
@@ -177,7 +177,7 @@ func (r *cloning) completeOptions() error {
 	if ours, err := ParseConninfo(r.cfg.Conninfo); err == nil {
 		keys := []string{"user", "dbname", "sslmode", "sslrootcert", "connect_timeout"}
 		if params["user"] == "" || params["user"] == conninfo.User(ours) {
-			keys = append(keys, "password", "passfile") // they are that user's
+			keys = append(keys, "password", "passfile") // they belong to that user
 		}
 		for _, key := range keys {
 			if params[key] == "" && ours[key] != "" {
@@ -207,7 +207,7 @@ func (r *cloning) completeOptions() error {
 	return err
 }
 
-// cloner makes the Cloner of a method.
+// cloner returns the Cloner of a method.
 func (c *Cluster) cloner(m CloneMethod) (Cloner, error) {
 	if m == "" {
 		m = c.cfg.CloneMethod
@@ -227,7 +227,7 @@ func (c *Cluster) cloner(m CloneMethod) (Cloner, error) {
 	}
 }
 
-// builtin is one of the ways to copy that are built in.
+// builtin is one of the built-in ways to copy.
 type builtin struct{ clone.Copier }
 
 var _ Cloner = builtin{}
@@ -243,8 +243,8 @@ func (b builtin) Copy(ctx context.Context, job CopyJob) error {
 	})
 }
 
-// findUpstream decides whom the new standby will follow: whom it is told to,
-// else the registered primary, else the source.
+// findUpstream decides which node the new standby will follow: the given one, else the
+// registered primary, else the source.
 func (r *cloning) findUpstream(ctx context.Context) error {
 	params, _ := ParseConninfo(r.o.Source)
 	self := Record{Name: "source", Conninfo: r.o.Source, ReplicationUser: r.replicationUser(params)}
@@ -270,7 +270,7 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 	if r.o.ReplicationUser != "" {
 		r.upstream.ReplicationUser = r.o.ReplicationUser
 	}
-	// A record without a host says where the node is for itself only.
+	// A conninfo without a host is only valid on the node itself.
 	up := r.look(ctx, r.upstream)
 	r.fromSource = up.err == nil && up.status.StartedAt.Equal(r.status.StartedAt) && up.status.SystemIdentifier == r.status.SystemIdentifier
 	p, _ := ParseConninfo(r.upstream.Conninfo)
@@ -284,7 +284,7 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 	return nil
 }
 
-// preflight makes every check before the first change, and names all that fail at once.
+// preflight makes all checks before the first change, and reports all failures at once.
 func (r *cloning) preflight(ctx context.Context) error {
 	if d := r.o.RecoveryMinApplyDelay; d != "" && !settings.IsTime(d) {
 		return hint(kind(ErrConfig, "recovery_min_apply_delay %q: must be an integer with a unit (ms, s, min, h, d)", d), "Such as 30min.")
@@ -325,8 +325,8 @@ func (r *cloning) tryReplication(ctx context.Context) error {
 	return conn.Close(ctx)
 }
 
-// copy has the Cloner fill a staging directory, makes what is there a standby and puts it in
-// its place. When anything fails, the slot and all that was made are taken back.
+// copy makes the Cloner fill a staging directory, makes that data a standby and puts it in its
+// place. When anything fails, the slot and all files that were made are removed.
 func (r *cloning) copy(ctx context.Context) (err error) {
 	target, err := datadir.Open(r.o.Dir, r.o.Force, false)
 	if err != nil {
@@ -375,7 +375,7 @@ func (r *cloning) copy(ctx context.Context) (err error) {
 		}
 		return hint(kind(ErrCopy, "clone into %s: %w", r.o.Dir, err), "%s %s", left, cmp.Or(Hint(err), "Mend the cause and run the same command again."))
 	}
-	if r.res.Bytes == 0 { // a Cloner need not count
+	if r.res.Bytes == 0 { // a Cloner need not count the bytes
 		r.res.Bytes = datadir.Size(target.Data)
 	}
 	if err := r.finish(ctx, target); err != nil {
@@ -393,7 +393,7 @@ func (r *cloning) sourceReplicationUser() string {
 	return r.cfg.ReplicationUser
 }
 
-// finish makes the copy a standby and puts it in its place, as the last act.
+// finish makes the copy a standby and, as the last step, puts it in its place.
 func (r *cloning) finish(ctx context.Context, target *datadir.Target) error {
 	if err := clone.Verify(target.Data, r.status.SystemIdentifier); err != nil {
 		return err
@@ -424,8 +424,8 @@ func (r *cloning) settings() (map[string]string, error) {
 	return set, nil
 }
 
-// localPort is the port that the new server must be given, where the copy would
-// otherwise listen on another one than its own conninfo says. 0: none.
+// localPort is the port that must be set for the new server, where the copied configuration
+// would make it listen on another port than its conninfo says. 0: none.
 func (r *cloning) localPort() int {
 	if r.o.LocalPort != 0 {
 		return r.o.LocalPort
@@ -439,8 +439,8 @@ func (r *cloning) localPort() int {
 	return port
 }
 
-// makeSlot creates the slot on the upstream, before any WAL is needed from it,
-// and returns how to take that back.
+// makeSlot creates the slot on the upstream before any WAL is needed from there. drop removes
+// it again.
 func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
 	if r.res.Slot == "" {
 		return func() {}, nil
@@ -448,7 +448,7 @@ func (r *cloning) makeSlot(ctx context.Context) (drop func(), err error) {
 	return clone.MakeSlot(ctx, r.upstream, r.dialInfo(r.upstream), r.res.Slot, r.cfg.NodeName, r.log)
 }
 
-// recordClone writes the event, where there is metadata and a primary to write it.
+// recordClone writes the event, where there is metadata and a primary to write it on.
 func (r *cloning) recordClone(ctx context.Context) {
 	e := Event{
 		NodeID: r.cfg.NodeID, Node: r.cfg.NodeName, Type: EventStandbyClone, Success: true,
@@ -468,7 +468,8 @@ func (r *cloning) recordClone(ctx context.Context) {
 	r.emit(ctx, primary, e)
 }
 
-// writeConf is ReplicationConfOnly: the settings, into a directory that is there.
+// writeConf does what ReplicationConfOnly asks for: it writes the settings into an existing
+// directory.
 func (r *cloning) writeConf(ctx context.Context) error {
 	if _, err := pgcontrol.ReadVersion(r.o.Dir); err != nil {
 		return kind(ErrDirectory, "%s is not a data directory: %w", r.o.Dir, err)
@@ -489,7 +490,7 @@ func (r *cloning) writeConf(ctx context.Context) error {
 	return nil
 }
 
-// tablespaceTarget is where a tablespace goes: mapped, or the same path.
+// tablespaceTarget is the place of a tablespace in the copy: the mapped path, or the same path.
 func (r *cloning) tablespaceTarget(location string) string {
 	if to := r.cfg.TablespaceMapping[location]; to != "" {
 		return to

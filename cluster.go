@@ -26,8 +26,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Cluster is the registered nodes, as seen from the node of its [Config]. It is
-// safe for concurrent use, holds no connection between calls and needs no Close.
+// Cluster is a set of registered nodes, as seen from the node of its [Config]. It is safe for
+// concurrent use, holds no connection between calls and needs no Close.
 type Cluster struct {
 	cfg       Config
 	log       *slog.Logger
@@ -47,7 +47,7 @@ func New(cfg Config) (*Cluster, error) {
 // Config returns the configuration, with its defaults filled in.
 func (c *Cluster) Config() Config { return c.cfg }
 
-// self names the node of the configuration in messages.
+// self is the name of the local node in messages.
 func (c *Cluster) self() string {
 	return Record{ID: c.cfg.NodeID, Name: c.cfg.NodeName}.String()
 }
@@ -68,14 +68,14 @@ func (c *Cluster) connectTo(ctx context.Context, r Record) (*registry.Server, er
 	return registry.Connect(ctx, r.String(), c.dialInfo(r))
 }
 
-// dialInfo is a node's conninfo, with what only we know: records hold no
-// password, so ours serves where the login is the same and no password file is named.
+// dialInfo is a node's conninfo, completed with what only this machine knows. Rows contain no
+// password, so ours is used where the user is the same and no password file is named.
 func (c *Cluster) dialInfo(r Record) string {
 	theirs, err := ParseConninfo(r.Conninfo)
 	if err != nil {
 		return r.Conninfo
 	}
-	delete(theirs, "target_session_attrs") // a row of an older program may have one: we want that node, whatever it runs as
+	delete(theirs, "target_session_attrs") // a row of an older program may have it, but this node is wanted in whatever role
 	ours, err := ParseConninfo(c.cfg.Conninfo)
 	if err != nil || theirs["user"] != ours["user"] || theirs["password"] != "" || theirs["passfile"] != "" {
 		return FormatConninfo(theirs)
@@ -91,8 +91,8 @@ func (c *Cluster) dialInfo(r Record) string {
 	return FormatConninfo(theirs)
 }
 
-// localServer finds the server of this machine by its data directory: that of
-// the configuration, or dir where it names none.
+// localServer finds the server of this machine by its data directory: the configured one, or
+// dir where none is configured.
 func (c *Cluster) localServer(dir string) (*salvage.Server, error) {
 	dir = cmp.Or(c.cfg.DataDirectory, dir)
 	if dir == "" {
@@ -116,7 +116,7 @@ func newLocalServer(cfg Config, dir string) *salvage.Server {
 	return &salvage.Server{Server: postmaster.Server{Options: o, Dir: dir}, Root: cfg.SalvageDirectory}
 }
 
-// record makes the row that the configuration asks for.
+// record makes the row of the local node from the configuration.
 func (c *Cluster) record(role Role) (Record, error) {
 	if err := c.cfg.RequireNode(); err != nil {
 		return Record{}, err
@@ -150,8 +150,8 @@ func (c *Cluster) replicationUser(params map[string]string) string {
 	return conninfo.User(params)
 }
 
-// readStateFile reads what the Monitor of the local node has kept of the cluster. Where nothing was
-// ever kept it is empty. dir is the data directory where the configuration names none.
+// readStateFile reads the state file of the local node's Monitor. Where there is none, the
+// state is empty. dir is the data directory where none is configured.
 func (c *Cluster) readStateFile(dir string) (statefile.State, error) {
 	srv, err := c.localServer(dir)
 	if err != nil {
@@ -168,16 +168,16 @@ func (c *Cluster) savedRecords() []Record {
 	return k.Nodes
 }
 
-// heartbeatInterval is the time between two looks at a voter, and between two heartbeats.
+// heartbeatInterval is the time between two probes of a voter, and between two heartbeats.
 func (c *Cluster) heartbeatInterval() time.Duration {
 	return voters.HeartbeatInterval(c.cfg.SilenceTimeout)
 }
 
-// watchVoters begins to look at the voters of an election; follow says which.
+// watchVoters starts a watch of the voters of an election. Its SetNodes names them.
 func (c *Cluster) watchVoters(ctx context.Context, wake func()) *voters.Watch {
 	k, err := c.readStateFile("")
 	if err != nil {
-		k = statefile.State{} // nothing is known until it is seen
+		k = statefile.State{} // without a state file nothing is known until it is seen
 	}
 	return voters.New(ctx, c.watchSettings(), k.Guard, wake)
 }
@@ -198,7 +198,7 @@ func (c *Cluster) syncWriter(w *voters.Watch) syncrep.Writer {
 	return syncrep.Writer{Name: func(id int32) string { return w.Record(id).Name }, Replaced: c.tellReplaced, ProofTimeout: c.cfg.SilenceTimeout / 2}
 }
 
-// tellReplaced says that a synchronous_standby_names that somebody else wrote is gone.
+// tellReplaced reports that a synchronous_standby_names which somebody else wrote was replaced.
 func (c *Cluster) tellReplaced(ctx context.Context, n *registry.Server, was, from, value string) {
 	c.log.Warn("synchronous_standby_names is replaced", "server", n.Name, "was", was, "from", from, "value", value,
 		"hint", "With synchronous_mode=quorum repmgrd looks after this setting. With synchronous_mode=off it is yours.")
@@ -218,7 +218,7 @@ func (c *Cluster) Nodes(ctx context.Context) ([]Record, error) {
 	return local.Records(ctx)
 }
 
-// allNotifiers are those of the program and those of the configuration file.
+// allNotifiers are the notifiers of the program and those of the configuration file.
 func (c Config) allNotifiers() []Notifier {
 	all := slices.Clone(c.Notifiers)
 	if c.EventNotificationCommand != "" {
@@ -230,15 +230,15 @@ func (c Config) allNotifiers() []Notifier {
 	return all
 }
 
-// emit writes the event where a primary can take it, and tells the notifiers in
-// any case. Neither can fail what the event is about.
+// emit writes the event on the primary, if it can, and tells the notifiers in any case. A
+// failure of either does not affect the action that the event reports.
 func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
 	e.PeerConninfo = Redact(e.PeerConninfo)
 	row := e
-	if e.At.IsZero() { // the time of the row is the server's, except for what happened before
+	if e.At.IsZero() { // the server sets the time of the row, except for an event that happened earlier
 		e.At = time.Now()
 	}
-	ctx = context.WithoutCancel(ctx) // what has happened is told, even to somebody who is leaving
+	ctx = context.WithoutCancel(ctx) // the event is reported even when the caller's context has ended
 	if primary != nil {
 		ctx, cancel := context.WithTimeoutCause(ctx, postgres.DefaultConnectTimeout, errors.New("writing an event took too long"))
 		defer cancel()
@@ -253,13 +253,13 @@ func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
 	}
 }
 
-// candidate is whom the pledges of this process are made out to.
+// candidate is the name under which this process collects pledges.
 func (c *Cluster) candidate() string { return voters.Candidate(c.cfg.NodeName) }
 
 // registerInterval is the time between two attempts of a daemon to register its node.
 const registerInterval = 10 * time.Second
 
-// policy is the operator's choices as the kernel knows them.
+// policy is the operator's choices, in the form that package election uses.
 func (c *Cluster) policy() election.Policy {
 	return election.Policy{
 		Interval: c.cfg.MonitorInterval, RegisterEvery: registerInterval,

@@ -30,7 +30,7 @@ const DefaultDaemonWait = 15 * time.Second
 
 // DaemonOptions are the choices of [Cluster.StartDaemon] and [Cluster.StopDaemon].
 type DaemonOptions struct {
-	Wait   time.Duration // until it runs, or is gone. Defaults to 15 s; below 0 not at all.
+	Wait   time.Duration // how long to wait until it runs, or has ended. Defaults to 15 s; below 0 it does not wait.
 	DryRun bool          // check everything, run nothing
 }
 
@@ -126,7 +126,7 @@ func (c *Cluster) control(ctx context.Context, o DaemonOptions, key, command, la
 	if o.Wait == 0 {
 		o.Wait = DefaultDaemonWait
 	}
-	limit := max(o.Wait, DefaultDaemonWait) // of the command itself, also where nobody waits for its effect
+	limit := max(o.Wait, DefaultDaemonWait) // the limit of the command itself, also where its effect is not waited for
 	tooLate := func(d time.Duration) error {
 		return hint(kind(ErrTimeout, "%s within %s", late, d), "See the log of repmgrd.")
 	}
@@ -134,7 +134,7 @@ func (c *Cluster) control(ctx context.Context, o DaemonOptions, key, command, la
 	defer cancel()
 	deadline := time.Now().Add(o.Wait)
 	out, err := shell.Run(ctx, command, nil)
-	if err != nil && !errors.Is(err, exec.ErrWaitDelay) { // a daemon may keep our pipe
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) { // a daemon may keep the pipe to this process open
 		return fmt.Errorf("run %s: %w: %s", key, err, shell.LastLines(out, 5))
 	}
 	for o.Wait > 0 {
@@ -181,7 +181,7 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 		if len(recs) == 0 {
 			limit, cancel := context.WithTimeout(ctx, c.heartbeatInterval())
 			defer cancel()
-			recs, _ = c.Nodes(limit) // without them it has no contact, and the lease counts down
+			recs, _ = c.Nodes(limit) // without the rows it has no contact, and the lease runs out
 		}
 		w := c.watchVoters(ctx, func() {})
 		w.SetNodes(recs)
@@ -189,7 +189,7 @@ func (c *Cluster) Watchdog(ctx context.Context, r io.ReadCloser) error {
 	})
 }
 
-// fencing is what the fencing of the local server needs of the configuration.
+// fencing are the settings that package fence needs of the configuration.
 func (c *Cluster) fencing() fence.Settings {
 	return fence.Settings{
 		Node: int32(c.cfg.NodeID), Name: c.self(), Conninfo: c.cfg.Conninfo, Candidate: c.candidate(), Automatic: c.cfg.Failover == FailoverAutomatic,
@@ -223,7 +223,7 @@ type ScreenResult struct {
 	Node    string        `json:"node"`
 	As      Role          `json:"as"` // empty: it runs already
 	Reason  string        `json:"reason"`
-	Changed bool          `json:"changed"` // it was made a standby of nobody
+	Changed bool          `json:"changed"` // it was made a standby without an upstream
 	Elapsed time.Duration `json:"elapsed_ns"`
 	DryRun  bool          `json:"dry_run,omitempty"`
 }
@@ -301,7 +301,7 @@ func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, rea
 	if err != nil {
 		return "", "", kind(ErrDirectory, "read the vote of %s: %w", self, err)
 	}
-	if vote.Node == own.ID { // a clone brings its source's
+	if vote.Node == own.ID { // a clone has the vote of its source
 		own.Term, own.Chosen = vote.Term, strings.HasSuffix(vote.Candidate, ballot.ChosenMark)
 	}
 	var voters []int32

@@ -25,10 +25,10 @@ type FailoverOptions struct {
 	// standbys, only if somebody is there to stop it. A majority and the acknowledged commits are never
 	// overridden: that is what [Cluster.Promote] is for.
 	Force  bool
-	DryRun bool // survey and say who would win; nobody is asked for a pledge
+	DryRun bool // survey the voters and say who would win, without asking for pledges
 }
 
-// FailoverResult is what an election did.
+// FailoverResult is the result of an election.
 type FailoverResult struct {
 	Term      int64           `json:"term"`
 	Health    election.Health `json:"health"` // the verdict on the former primary
@@ -43,11 +43,11 @@ type FailoverResult struct {
 	DryRun    bool            `json:"dry_run,omitempty"`
 }
 
-// FailoverStep is one step of an election, with what was known then.
+// FailoverStep is one step of an election, with the evidence for it.
 type FailoverStep = registry.FailoverStep
 
-// RefusalError is a failover that did not happen, by name. errors.Is finds it as
-// [ErrRefused], and as [ErrNoQuorum] or [ErrPaused] where it is that.
+// RefusalError is a failover that was refused, with the name of the reason. errors.Is finds it
+// as [ErrRefused], and as [ErrNoQuorum] or [ErrPaused] where it is that.
 type RefusalError struct {
 	Refusal election.Refusal
 	Health  election.Health
@@ -65,7 +65,7 @@ func (e *RefusalError) Error() string {
 	return text
 }
 
-// Is finds the sentinel of the refusal.
+// Is matches the sentinel error of the refusal.
 func (e *RefusalError) Is(target error) bool {
 	switch target {
 	case ErrRefused:
@@ -78,7 +78,8 @@ func (e *RefusalError) Is(target error) bool {
 	return false
 }
 
-// refusal says why an election came to nothing, and what to do. It does not advise what was tried.
+// refusal is the error of an election that was refused, with what to do about it. It does not
+// advise what was tried already.
 func (c *Cluster) refusal(r *coordinator.Refused, rule election.Rule, w *voters.Watch, forced bool) error {
 	var left []Voter
 	for _, p := range w.Peers() {
@@ -119,7 +120,7 @@ func (c *Cluster) Failover(ctx context.Context, o FailoverOptions) (FailoverResu
 	return res, err
 }
 
-// holdElection holds an election among the voters that are watched.
+// holdElection holds an election among the voters that w watches.
 func (c *Cluster) holdElection(ctx context.Context, o coordinator.Options, w *voters.Watch, policy election.Policy, dryRun bool) (FailoverResult, error) {
 	res, err := coordinator.New(o, w, policy).Run(ctx, dryRun)
 	if refused := (*coordinator.Refused)(nil); errors.As(err, &refused) {
@@ -128,7 +129,7 @@ func (c *Cluster) holdElection(ctx context.Context, o coordinator.Options, w *vo
 	return FailoverResult(res), err
 }
 
-// electionOptions are what an election of this cluster needs.
+// electionOptions are what package coordinator needs of this cluster.
 func (c *Cluster) electionOptions(w *voters.Watch) coordinator.Options {
 	o := coordinator.Options{
 		Self: c.cfg.NodeID, Candidate: c.candidate(), Consensus: c.cfg.PrimaryVisibilityConsensus,
@@ -143,7 +144,7 @@ func (c *Cluster) electionOptions(w *voters.Watch) coordinator.Options {
 	return o
 }
 
-// arbiterVoter shows an arbiter to an election.
+// arbiterVoter makes an arbiter usable for package coordinator.
 type arbiterVoter struct{ Arbiter }
 
 func (a arbiterVoter) Pledge(ctx context.Context, b ballot.Ballot) (ballot.Ballot, election.Rule, error) {
@@ -174,8 +175,8 @@ func (c *Cluster) recordFailover(ctx context.Context, w *voters.Watch, res Failo
 	}
 }
 
-// promoteWinner runs the operator's promote_command where the winner is the
-// local node, and otherwise promotes over SQL.
+// promoteWinner runs promote_command where the winner is the local node and the command is set.
+// Otherwise it promotes over SQL.
 func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner Record) error {
 	local := winner.ID == c.cfg.NodeID
 	if local && c.cfg.PromoteCommand != "" {

@@ -27,7 +27,7 @@ type FollowOptions struct {
 	slotOptional bool // stream without a slot where it can not be made
 }
 
-// FollowResult is what following did.
+// FollowResult is the result of following.
 type FollowResult struct {
 	Node      Record        `json:"node"`
 	Upstream  Record        `json:"upstream"`
@@ -36,11 +36,11 @@ type FollowResult struct {
 	Elapsed   time.Duration `json:"elapsed_ns"`
 	DryRun    bool          `json:"dry_run,omitempty"`
 
-	wasPrimary  bool // the upstream was the primary already, as this node knew the cluster before
-	wasUpstream bool // and its upstream
+	wasPrimary  bool // the upstream was already the primary in this node's copy of the metadata
+	wasUpstream bool // the node followed it before
 }
 
-// sentence says whom the node follows now.
+// sentence is the result for people.
 func (r FollowResult) sentence() string {
 	switch {
 	case r.wasUpstream:
@@ -73,7 +73,8 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 		return res, err
 	}
 	if _, ok := registry.ByID(recs, c.cfg.NodeID); !ok {
-		// Its own row may be the last thing that a standby received, or just did not.
+		// The standby's own row may be the last thing that it received, or may not have arrived
+		// yet.
 		if recs, err = c.recordsOf(ctx, target); err != nil {
 			return res, err
 		}
@@ -89,7 +90,8 @@ func (c *Cluster) Follow(ctx context.Context, o FollowOptions) (FollowResult, er
 	return res, c.hintDaemonRejoins(ctx, local, target, err)
 }
 
-// hintDaemonRejoins says of a standby that can not follow that its daemon brings it back, where it does.
+// hintDaemonRejoins adds to the error of a standby that can not follow that its daemon brings
+// it back, where that is so.
 func (c *Cluster) hintDaemonRejoins(ctx context.Context, local *registry.Server, target Record, err error) error {
 	if !errors.Is(err, ErrTimelineDiverged) && !errors.Is(err, ErrWALGone) {
 		return err
@@ -109,7 +111,8 @@ func (c *Cluster) hintDaemonRejoins(ctx context.Context, local *registry.Server,
 	return err
 }
 
-// daemonRejoins reports whether a Monitor rejoins its standby that can not follow for that reason.
+// daemonRejoins reports whether the Monitor rejoins a standby that can not follow for this
+// reason.
 func daemonRejoins(m registry.Presence, policy RejoinPolicy, err error) bool {
 	return m.Mode == FailoverAutomatic && (policy == RejoinReclone || policy == RejoinRewind && errors.Is(err, ErrTimelineDiverged))
 }
@@ -147,8 +150,8 @@ func (c *Cluster) followTarget(ctx context.Context, recs []Record, o FollowOptio
 	}
 }
 
-// recordOfServer asks a server which registered node it is: the one that
-// listens at the same address in its own copy of the metadata.
+// recordOfServer finds the registered node of a server: the one with the same address in the
+// server's own copy of the metadata.
 func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, error) {
 	n, err := registry.Connect(ctx, "", conninfo)
 	if err != nil {
@@ -171,7 +174,7 @@ func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, 
 	return Record{}, hint(kind(ErrNotRegistered, "%s is not a registered node", n.Name), "See repmgr cluster show, and use --upstream-node-id.")
 }
 
-// follow re-points the standby node, whose connection is n, to target.
+// follow makes the standby node, to which n is a connection, follow target.
 func (c *Cluster) follow(ctx context.Context, n *registry.Server, node, target Record, recs []Record, o FollowOptions) (FollowResult, error) {
 	start := time.Now()
 	res := FollowResult{Node: node, Upstream: target, DryRun: o.DryRun}
@@ -208,7 +211,7 @@ func (c *Cluster) follow(ctx context.Context, n *registry.Server, node, target R
 		return res, err
 	}
 	if r, ok := registry.ByID(now, target.ID); ok {
-		move, res.Upstream = c.move(n, up, node, r), r // the copy that it was taken from may be old
+		move, res.Upstream = c.move(n, up, node, r), r // the row in the earlier copy may be old
 	}
 	if err := registry.CheckLoop(now, node.ID, move.Upstream); err != nil {
 		return res, err
@@ -232,11 +235,11 @@ func (c *Cluster) follow(ctx context.Context, n *registry.Server, node, target R
 	return res, err
 }
 
-// finishFollow records the new upstream and waits until it sends.
+// finishFollow records the new upstream and waits until it sends to the standby.
 func (c *Cluster) finishFollow(ctx context.Context, move follow.Move, primary *registry.Server, res *FollowResult) error {
 	node, target := res.Node, res.Upstream
 	errRow := primary.RecordUpstream(ctx, node.ID, target.ID)
-	err := c.awaitStreaming(ctx, move, res.Timeline, c.cfg.StandbyFollowTimeout, func() error { // until it was re-pointed it may have received more
+	err := c.awaitStreaming(ctx, move, res.Timeline, c.cfg.StandbyFollowTimeout, func() error { // it may have received more until it was re-pointed
 		status, err := move.Standby.Status(ctx)
 		if err == nil {
 			_, err = move.CheckAncestry(ctx, status)
@@ -263,7 +266,7 @@ func (c *Cluster) finishFollow(ctx context.Context, move follow.Move, primary *r
 	return err
 }
 
-// awaitStreaming waits for so long until the standby streams from its new upstream.
+// awaitStreaming waits, for at most limit, until the standby streams from its new upstream.
 func (c *Cluster) awaitStreaming(ctx context.Context, move follow.Move, timeline wal.Timeline, limit time.Duration, ancestry func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, hint(kind(ErrNotAttached, "%s was re-pointed to %s, but did not stream from it within standby_follow_timeout (%s)", move.Node, move.Upstream, limit),
 		"Its log says why: often pg_hba.conf or the password of the replication user on %s. Look again with repmgr cluster show.", move.Upstream.Name))
@@ -271,12 +274,12 @@ func (c *Cluster) awaitStreaming(ctx context.Context, move follow.Move, timeline
 	return move.AwaitStreaming(ctx, timeline, ancestry)
 }
 
-// move takes a standby, whose connection is n, to target, whose connection is up.
+// move is the change of a standby, to which n is a connection, to target, to which up is one.
 func (c *Cluster) move(n, up *registry.Server, node, target Record) follow.Move {
 	return follow.Move{Node: node, Upstream: target, Standby: n, Source: up, Login: c.login(), Conninfo: c.dialInfo(target), Log: c.log}
 }
 
-// login is how the servers log in to each other for replication. It has a password to
+// login is how the servers log in to each other for replication. It contains a password to
 // write only where the configuration asks for that.
 func (c *Cluster) login() follow.Login {
 	l := follow.Login{Passfile: c.cfg.Passfile, WritePassword: c.cfg.UsePrimaryConninfoPassword}
@@ -289,8 +292,8 @@ func (c *Cluster) login() follow.Login {
 	return l
 }
 
-// recovery are the settings that only a new standby is given. minApplyDelay is the caller's
-// choice; empty: that of the configuration.
+// recovery are the settings that only a new standby gets. minApplyDelay is the caller's choice;
+// empty: that of the configuration.
 func (c *Cluster) recovery(minApplyDelay string) follow.Recovery {
 	if d := c.cfg.RecoveryMinApplyDelay; minApplyDelay == "" && d > 0 {
 		minApplyDelay = fmt.Sprintf("%dms", d.Milliseconds())
@@ -298,7 +301,7 @@ func (c *Cluster) recovery(minApplyDelay string) follow.Recovery {
 	return follow.Recovery{RestoreCommand: c.cfg.RestoreCommand, ArchiveCleanupCommand: c.cfg.ArchiveCleanupCommand, MinApplyDelay: minApplyDelay}
 }
 
-// dropFormerSlot removes the standby's slot from the upstream that it left.
+// dropFormerSlot removes the standby's slot from its former upstream.
 func (c *Cluster) dropFormerSlot(ctx context.Context, recs []Record, node Record) {
 	former, ok := registry.ByID(recs, node.UpstreamID)
 	if !ok || node.SlotName == "" {
@@ -315,9 +318,8 @@ func (c *Cluster) dropFormerSlot(ctx context.Context, recs []Record, node Record
 	c.dropIdleSlot(ctx, old, node)
 }
 
-// slotOrNone makes the slot of a standby on its upstream, and returns its name.
-// Where it can not be made the standby is to stream without one: that is better
-// than no standby at all.
+// slotOrNone makes the slot of a standby on its upstream, and returns its name. Where that
+// fails it returns an empty name: a standby that streams without a slot is better than none.
 func (c *Cluster) slotOrNone(ctx context.Context, up *registry.Server, standby Record) string {
 	if standby.SlotName == "" {
 		return ""
@@ -333,7 +335,7 @@ func (c *Cluster) warnNoSlot(up *registry.Server, standby Record, err error) {
 	c.log.Warn("the standby follows without a replication slot", "node", standby.Name, "upstream", up.Name, "err", err, "hint", cmp.Or(Hint(err), reconcile.SlotHint))
 }
 
-// dropIdleSlot removes a node's slot where nobody uses it, and says where it stays.
+// dropIdleSlot removes a node's slot where nothing uses it, and warns where it can not.
 func (c *Cluster) dropIdleSlot(ctx context.Context, on *registry.Server, rec Record) {
 	dropped, err := on.DropIdleSlot(ctx, rec.SlotName)
 	switch {

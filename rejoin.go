@@ -28,19 +28,19 @@ type RejoinOptions struct {
 	Progress func(CopyProgress) // of a new clone
 
 	slotOptional bool             // stream without a slot where it can not be made
-	hold         func(bool) error // told when what must not be ended half-way begins and ends; an error: do not begin
+	hold         func(bool) error // called when a part that must not be interrupted begins (true) and ends; an error keeps it from beginning
 }
 
-// RejoinMethod is how a node came back.
+// RejoinMethod is the way in which a node came back.
 type RejoinMethod string
 
 const (
-	RejoinByFollow RejoinMethod = "follow"  // it had nothing that the primary lacks
-	RejoinByRewind RejoinMethod = "rewind"  // what it had too much was taken back
-	RejoinByClone  RejoinMethod = "reclone" // all of it was copied anew
+	RejoinByFollow RejoinMethod = "follow"  // it had no WAL that the primary does not have
+	RejoinByRewind RejoinMethod = "rewind"  // the WAL that it had too much was taken back
+	RejoinByClone  RejoinMethod = "reclone" // all data was copied again
 )
 
-// RejoinStep is one thing that a rejoin did.
+// RejoinStep is one step of a rejoin.
 type RejoinStep struct {
 	Name    string        `json:"name"`
 	Detail  string        `json:"detail,omitempty"`
@@ -136,7 +136,7 @@ func (r *rejoining) run(ctx context.Context) error {
 		return err
 	}
 	if err := r.work.Settle(ctx); err != nil {
-		r.work.Method = "" // nothing was begun
+		r.work.Method = "" // nothing was started
 		return err
 	}
 	if r.o.DryRun {
@@ -180,7 +180,7 @@ func (r *rejoining) inspect(ctx context.Context) (err error) {
 	return r.step(ctx, "primary", r.findUpstream)
 }
 
-// findUpstream finds the one primary through the target.
+// findUpstream finds the one primary, starting from the target.
 func (r *rejoining) findUpstream(ctx context.Context) (_ string, err error) {
 	w := r.work
 	if r.o.Target == "" && w.Local == nil {
@@ -226,7 +226,7 @@ func (r *rejoining) findUpstream(ctx context.Context) (_ string, err error) {
 	return fmt.Sprintf("%s at %s", w.Primary, w.Status.Position()), nil
 }
 
-// perform does what was decided.
+// perform carries out the chosen method.
 func (r *rejoining) perform(ctx context.Context) (err error) {
 	w := r.work
 	dropSlot, err := r.makeSlot(ctx)
@@ -272,8 +272,8 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 	return r.finish(ctx)
 }
 
-// makeSlot makes the node's slot on the primary. undo drops it again where it was made
-// and the node does not stream.
+// makeSlot makes the node's slot on the primary. undo drops it again, where it was made by this
+// call and the node does not stream.
 func (r *rejoining) makeSlot(ctx context.Context) (undo func(), err error) {
 	node := r.work.Node
 	if node.SlotName == "" {
@@ -311,7 +311,8 @@ func (r *rejoining) followRunning(ctx context.Context) error {
 	return err
 }
 
-// clone copies the primary into the data directory; beforehand nothing is changed, and the server may still run.
+// clone copies the primary into the data directory. With beforehand it only checks: nothing is
+// changed, and the server may still run.
 func (r *rejoining) clone(ctx context.Context, beforehand bool) (bytes int64, err error) {
 	res, err := r.Clone(ctx, CloneOptions{
 		Source: r.dialInfo(r.work.Primary), Dir: r.work.Server.Dir, UpstreamID: r.work.Primary.ID,
@@ -373,7 +374,7 @@ func (r *rejoining) result() RejoinResult {
 	return res
 }
 
-// String tells the outcome in a sentence; of a new clone also why it was needed.
+// String is the outcome in a sentence; for a new clone, also why it was needed.
 func (res RejoinResult) String() string {
 	method := string(res.Method)
 	if res.Method == RejoinByClone && res.Reason != "" {
@@ -386,7 +387,7 @@ func (res RejoinResult) String() string {
 	return text
 }
 
-// step runs one named step, notes it and says so.
+// step runs one named step, and records and logs it.
 func (r *rejoining) step(ctx context.Context, name string, f func(context.Context) (detail string, err error)) error {
 	start := time.Now()
 	detail, err := f(ctx)
@@ -399,7 +400,7 @@ func (r *rejoining) step(ctx context.Context, name string, f func(context.Contex
 	return err
 }
 
-// again is the command line that tries it another time.
+// again is the command line that repeats the rejoin.
 func (r *rejoining) again(options string) string {
 	target := Record{Conninfo: r.o.Target}
 	if r.work.Source != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// primaryOf is the one primary; of several, the one that sends to the node, and is not behind
-// its timeline.
+// primaryOf finds the one primary. Where there are several, it is the one that sends to this
+// node and is not behind the node's timeline.
 func (c *Cluster) primaryOf(ctx context.Context, recs []Record, timeline wal.Timeline) (Record, error) {
 	rec, err := c.findPrimary(ctx, recs)
 	if !errors.Is(err, ErrRefused) {
@@ -55,7 +55,7 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that is gone may still have events
+	if len(events) == 0 && (f.NodeID != 0 || f.Node != "") { // a node that was removed may still have events
 		recs, err := local.Records(ctx)
 		if err != nil {
 			return nil, err
@@ -68,19 +68,20 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	return events, nil
 }
 
-// probe is one look at one registered node: its state, or why there is none.
+// probe is the result of one look at a registered node: its state, or the reason why there is
+// none.
 type probe struct {
 	record  Record
 	status  registry.NodeStatus
-	records []Record                // a primary's own copy of the rows: the one that counts
-	rule    election.Rule           // the newest that it has; zero: none, or not known
-	foreign *registry.ForeignDaemon // nil: none lives
-	lost    *follow.LostWAL         // of a standby that can not go on; see seekLostWAL
-	service ServiceNode             // what runs there, where askService was asked to find out
+	records []Record                // of a primary: its own rows, which count more than any copy
+	rule    election.Rule           // the newest rule that it has; zero: none, or unknown
+	foreign *registry.ForeignDaemon // a daemon of repmgr 5 that runs there; nil: none
+	lost    *follow.LostWAL         // of a standby whose next WAL is gone; see seekLostWAL
+	service ServiceNode             // the Monitor that runs there, where askService was called
 	err     error
 }
 
-// followUp is what is asked of a node that was reached, over the same connection.
+// followUp is a further question to a node that answered, over the same connection.
 type followUp func(ctx context.Context, n *registry.Server, p *probe)
 
 func (p probe) reach() postgres.Reach {
@@ -91,11 +92,11 @@ func (p probe) reach() postgres.Reach {
 	case errors.As(p.err, &ce):
 		return ce.Reach
 	default:
-		return postgres.ReachRejected // it answered, but not with its state
+		return postgres.ReachRejected // it answered, though not with its state
 	}
 }
 
-// look connects to one node and reads its state, within one connect_timeout.
+// look connects to a node and reads its state, within one connect_timeout.
 func (c *Cluster) look(ctx context.Context, r Record, ask ...followUp) probe {
 	timeout := postgres.DefaultConnectTimeout
 	if cfg, err := postgres.ConnConfig(r.Conninfo); err == nil {
@@ -110,14 +111,14 @@ func (c *Cluster) look(ctx context.Context, r Record, ask ...followUp) probe {
 	defer n.Close()
 	p := probe{record: r}
 	if p.status, p.err = n.Status(ctx); p.err == nil && !p.status.InRecovery {
-		p.records, _ = n.Records(ctx) // without them the caller's copy serves
+		p.records, _ = n.Records(ctx) // without them the caller's copy is used
 	}
 	if p.err == nil {
 		if rules, err := n.Rules(ctx); err == nil && len(rules) > 0 {
 			p.rule = rules[0]
 		}
 		var err error
-		if p.foreign, err = n.ForeignDaemon(ctx); err != nil { // who can not be asked is not known to have one
+		if p.foreign, err = n.ForeignDaemon(ctx); err != nil { // a node that can not be asked counts as without one
 			p.service.ServiceError = err.Error()
 		}
 		for _, f := range ask {
@@ -127,8 +128,8 @@ func (c *Cluster) look(ctx context.Context, r Record, ask ...followUp) probe {
 	return p
 }
 
-// survey looks at all nodes at once, so that ten silent ones cost no more than
-// one. The answers are in the order of recs.
+// survey looks at all nodes at the same time, so that ten silent ones take no longer than one.
+// The results are in the order of recs.
 func (c *Cluster) survey(ctx context.Context, recs []Record, ask ...followUp) []probe {
 	probes := make([]probe, len(recs))
 	var wg sync.WaitGroup
@@ -139,7 +140,7 @@ func (c *Cluster) survey(ctx context.Context, recs []Record, ask ...followUp) []
 	return probes
 }
 
-// primaries are the probes of servers that accept writes.
+// primaries are the probes of the servers that accept writes.
 func primaries(probes []probe) []probe {
 	var found []probe
 	for _, p := range probes {
@@ -150,8 +151,8 @@ func primaries(probes []probe) []probe {
 	return found
 }
 
-// findPrimary looks at every registered node and returns the one primary.
-// Two primaries are a split brain: choosing one is a person's decision.
+// findPrimary looks at every registered node and returns the one primary. Two primaries are a
+// split brain, in which only a person can decide which one counts.
 func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error) {
 	if len(recs) == 0 {
 		return Record{}, hint(kind(ErrNotRegistered, "no node is registered"), "Run repmgr primary register on the primary first.")
@@ -182,7 +183,8 @@ func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error
 	}
 }
 
-// noPrimaryHint does not advise to replace a primary that lives.
+// noPrimaryHint says what to do where no primary was found. It does not advise to replace a
+// primary that lives.
 func noPrimaryHint(probes []probe) string {
 	for _, p := range probes {
 		switch reach := p.reach(); {
@@ -198,9 +200,9 @@ func noPrimaryHint(probes []probe) string {
 	return "Start the primary. If it is lost, this says which standby to promote, and how: repmgr cluster explain"
 }
 
-// connectPrimary returns a connection to the primary: local itself where that
-// is one, else whichever of its records is. The caller closes it; closing it
-// closes local only where they are the same.
+// connectPrimary returns a connection to the primary: local itself where that is the primary,
+// otherwise a new one. The caller closes it; that closes local only where they are the same
+// connection.
 func (c *Cluster) connectPrimary(ctx context.Context, local *registry.Server) (*registry.Server, error) {
 	var inRecovery bool
 	if err := local.Conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&inRecovery); err != nil {
@@ -208,7 +210,7 @@ func (c *Cluster) connectPrimary(ctx context.Context, local *registry.Server) (*
 	}
 	recs, err := local.Records(ctx)
 	if self, ok := registry.ByID(recs, c.cfg.NodeID); !inRecovery && (!ok || self.Role != RoleWitness) {
-		return local, nil // a witness is no primary: its rows are a copy
+		return local, nil // a witness is not a primary, and its rows are a copy
 	}
 	if err != nil {
 		return nil, err
@@ -237,14 +239,14 @@ func (c *Cluster) withPrimary(ctx context.Context, f func(*registry.Server) erro
 	return f(primary)
 }
 
-// CleanupOptions says which monitoring history goes.
+// CleanupOptions says which monitoring history is deleted.
 type CleanupOptions struct {
 	KeepDays int    // rows of the last so many days stay. Defaults to 0: none stays.
 	NodeID   NodeID // only the rows of this standby. Defaults to all.
 	DryRun   bool   // count only
 }
 
-// CleanupResult says what went, or with DryRun what would go.
+// CleanupResult says what was deleted, or would be with DryRun.
 type CleanupResult struct {
 	Deleted int64 `json:"deleted"`
 	DryRun  bool  `json:"dry_run,omitempty"`
@@ -285,8 +287,8 @@ func (c *Cluster) Cleanup(ctx context.Context, o CleanupOptions) (CleanupResult,
 	return res, err
 }
 
-// anyRecords reads the rows from the local node, or from the first of the hosts
-// of conninfo that answers, or from what the Monitor of this node last knew.
+// anyRecords reads the rows from the local node, from the first host of conninfo that answers,
+// or from the state file of this node's Monitor.
 func (c *Cluster) anyRecords(ctx context.Context) ([]Record, error) {
 	recs, err := c.Nodes(ctx)
 	if err == nil && len(recs) > 0 {
