@@ -15,7 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// confKeys says which key is which field, in the order of the fields of Config.
+// confKeys maps each key to its field, in the order of the fields of Config.
 var confKeys = settings.Table[Config]{
 	settings.Int("node_id", 1, 0, func(c *Config) *NodeID { return &c.NodeID }).Alias("node"),
 	settings.Checked("node_name", "", func(c *Config) *string { return &c.NodeName }, badNodeName),
@@ -141,7 +141,7 @@ var confKeys = settings.Table[Config]{
 	settings.URL("event_webhook_url", func(c *Config) *string { return &c.EventWebhookURL }).OnReload(),
 }
 
-// badNodeName returns what is wrong with a node_name, or "".
+// badNodeName returns what is wrong with a node_name, or an empty string.
 func badNodeName(s string) string {
 	if len(s) > registry.MaxNameBytes {
 		return fmt.Sprintf("must be at most %d bytes long, and is %d", registry.MaxNameBytes, len(s))
@@ -155,7 +155,7 @@ func badNodeName(s string) string {
 	return ""
 }
 
-// configError returns nil where there is no fault.
+// configError makes the error of these faults; nil where there are none.
 func configError(faults []Fault) error {
 	if len(faults) == 0 {
 		return nil
@@ -163,7 +163,7 @@ func configError(faults []Fault) error {
 	return &ConfigError{Faults: faults}
 }
 
-// faultsOf are the faults that the reading of a file has found, as callers see them.
+// faultsOf are the faults that the reader of a file has found, in the form that callers see.
 func faultsOf(list []conffile.Fault) (faults []Fault) {
 	for _, f := range list {
 		faults = append(faults, Fault{f.File, f.Line, f.Key, f.Shown, f.Problem, f.Remedy})
@@ -171,7 +171,7 @@ func faultsOf(list []conffile.Fault) (faults []Fault) {
 	return faults
 }
 
-// unreadable is the error of a file that can not be read at all.
+// unreadable is the error of a file that can not be read.
 func unreadable(path string, err error) error {
 	return &ConfigError{Faults: []Fault{{File: path, Problem: "cannot be read: " + conffile.Reason(err)}}, cause: err}
 }
@@ -218,7 +218,7 @@ func LoadConfig(path string) (Config, error) {
 	return configOf(file, entries, faults)
 }
 
-// configOf makes a Config of what stands in a file.
+// configOf makes a Config from the content of a file.
 func configOf(file string, entries []conffile.Entry, broken []conffile.Fault) (Config, error) {
 	c := DefaultConfig()
 	c.File = file
@@ -251,8 +251,8 @@ func (c Config) GoString() string { return c.String() }
 // LogValue keeps slog from showing secrets.
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
-// ineffective are keys of repmgr 5 that are read and checked, so that its files load, and do
-// nothing in this version.
+// ineffective are keys of repmgr 5 that are read and checked, so that its files load, but have
+// no effect in this version.
 var ineffective = []string{
 	"primary_notification_timeout", "election_rerun_interval", "always_promote",
 	"standby_disconnect_on_failover", "sibling_nodes_disconnect_timeout",
@@ -314,8 +314,8 @@ func DefaultConfig() Config {
 	return c
 }
 
-// withDefaults returns a copy that has no question left open: zero fields of a literal are
-// defaults, and what depends on other fields is worked out.
+// withDefaults returns a complete copy: zero fields get their defaults, and values that depend
+// on other fields are computed.
 func (c Config) withDefaults() Config {
 	if !c.filled {
 		confKeys.Fill(&c)
@@ -348,7 +348,8 @@ func (c Config) Validate() error {
 	return configError(faultsOf(append(faults, c.conflicts(bad)...)))
 }
 
-// conflicts returns what is wrong between keys. A key in bad has its own fault already and is left out.
+// conflicts returns what is wrong between several keys. A key in bad has a fault of its own and
+// is skipped.
 func (c Config) conflicts(bad map[string]bool) []conffile.Fault {
 	return confKeys.Conflicts(&c, c.places, bad,
 		settings.Expect(c.ArchiveReadyWarning < c.ArchiveReadyCritical, "archive_ready_warning", "must be less than", "archive_ready_critical", ""),
@@ -375,7 +376,7 @@ func (c Config) RequireNode() error {
 	return configError(faults)
 }
 
-// requireMonitor is RequireNode for a Monitor: one that only holds elections has no node.
+// requireMonitor is RequireNode for a Monitor: a Monitor that only holds elections has no node.
 func (c Config) requireMonitor() error {
 	if c.NodeID == 0 && c.Failover == FailoverAutomatic && c.Conninfo != "" {
 		return nil

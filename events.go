@@ -155,7 +155,7 @@ func (n WebhookNotifier) Notify(ctx context.Context, e Event) error {
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		var ue *url.Error // its text holds the URL, and that may hold a token
+		var ue *url.Error // its text has the URL, which may contain a token
 		if errors.As(err, &ue) {
 			err = ue.Err
 		}

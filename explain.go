@@ -57,11 +57,11 @@ func (c *Cluster) Explain(ctx context.Context, o ExplainOptions) (Explanation, e
 	defer w.Close()
 	w.SetNodes(recs)
 	w.AwaitVerdict(ctx, c.policy())
-	peers := w.Refresh(ctx, c.cfg.SilenceTimeout/4) // again, so that the positions are of one moment
+	peers := w.Refresh(ctx, c.cfg.SilenceTimeout/4) // once more, so that all positions are from one moment
 	if err := ctx.Err(); err != nil {
 		return Explanation{}, context.Cause(ctx)
 	}
-	past, _ := c.failovers(ctx, recs, 0) // without them the typical times serve
+	past, _ := c.failovers(ctx, recs, 0) // without them, typical times are used
 	at := time.Now()
 	return explain.Answer(explain.Question{
 		At: at, Nodes: recs, Peers: peers, Past: past, Lost: o.Lost, Policy: c.policy(), MostPerHour: c.cfg.FailoversPerHour, Durability: c.durability(),
@@ -69,7 +69,8 @@ func (c *Cluster) Explain(ctx context.Context, o ExplainOptions) (Explanation, e
 	})
 }
 
-// stuck are the standbys that answer and receive nothing, because their WAL is gone.
+// stuck are the standbys that answer but receive nothing, because the WAL that they need is
+// gone.
 func (c *Cluster) stuck(ctx context.Context, recs []Record, peers []election.Peer) (all []explain.Stuck) {
 	var up []Record
 	alone := false
@@ -104,9 +105,8 @@ func (c *Cluster) userOf(r Record) string {
 // FailoverRecord is a failover that took place, as repmgr.failovers keeps it.
 type FailoverRecord = registry.FailoverRecord
 
-// Failovers are the failovers that took place, the newest first, at most limit
-// of them. limit 0: all. Every node that answers is asked, and the one that
-// knows most has the word.
+// Failovers are the failovers that took place, the newest first, at most limit of them. limit
+// 0: all. Every node that answers is asked, and the node that knows most is believed.
 func (c *Cluster) Failovers(ctx context.Context, limit int) ([]FailoverRecord, error) {
 	if limit < 0 {
 		return nil, kind(ErrConfig, "limit %d: must be 0 or more", limit)
@@ -137,15 +137,15 @@ func (c *Cluster) failovers(ctx context.Context, recs []Record, limit int) ([]Fa
 	return best, nil
 }
 
-// reply is what one node said.
+// reply is the answer of one node.
 type reply[T any] struct {
 	record Record
 	said   T
 	err    error
 }
 
-// askAll asks all nodes at once, each within the time of two connects. The
-// replies are in the order of recs.
+// askAll asks all nodes at the same time, each within twice the connect timeout. The replies
+// are in the order of recs.
 func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(context.Context, *registry.Server) (T, error)) []reply[T] {
 	limit := 2 * postgres.DefaultConnectTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
@@ -169,7 +169,7 @@ func askAll[T any](ctx context.Context, c *Cluster, recs []Record, ask func(cont
 	return replies
 }
 
-// Reasoning is the last decision, and what every Monitor says now.
+// Reasoning is the newest decision of the cluster, and what every Monitor says now.
 type Reasoning struct {
 	At       time.Time       `json:"at"`
 	Rule     election.Rule   `json:"rule,omitzero"` // the newest; left out: none was ever written
@@ -187,10 +187,10 @@ type MonitorWord struct {
 	Error   string                  `json:"error,omitempty"` // why it is not known
 }
 
-// Why tells of the last decision: the newest failover, or the refusal, the abort
-// or the fence that came after it, and what each Monitor does now. A refusal is
-// in the table of events only where there was a primary to write it; the Monitor
-// that refuses says so itself all the while.
+// Why explains the newest decision: the newest failover, or the refusal, the abort or the fence
+// that came after it, and what each Monitor does now. A refusal is in the table of events only
+// where there was a primary to write it; the Monitor that refuses also announces it the whole
+// time.
 func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
 	recs, err := c.anyRecords(ctx)
 	if err != nil {
@@ -218,7 +218,7 @@ func (c *Cluster) Why(ctx context.Context) (Reasoning, error) {
 	return r, nil
 }
 
-// nodeAccount is what one node knows.
+// nodeAccount is what one node knows of the decisions.
 type nodeAccount struct {
 	rules     []election.Rule
 	failovers []FailoverRecord
@@ -234,7 +234,7 @@ func (a nodeAccount) monitor(id NodeID) *registry.Presence {
 	return nil
 }
 
-// decisions are the events that tell of one.
+// decisions are the types of events that report a decision.
 var decisions = []string{string(EventFailoverRefused), string(EventFailoverAbort), string(EventFence), string(EventStandbyPromote)}
 
 func readAccount(ctx context.Context, n *registry.Server) (a nodeAccount, err error) {
@@ -254,7 +254,7 @@ func readAccount(ctx context.Context, n *registry.Server) (a nodeAccount, err er
 	return a, err
 }
 
-// takeNewer keeps what is newer than what others have said.
+// takeNewer adds what is newer than what other nodes have said.
 func (r *Reasoning) takeNewer(a nodeAccount) {
 	if len(a.rules) > 0 && a.rules[0].Compare(r.Rule) > 0 {
 		r.Rule = a.rules[0]
@@ -267,7 +267,7 @@ func (r *Reasoning) takeNewer(a nodeAccount) {
 	}
 }
 
-// String tells it in plain sentences, several lines of them.
+// String is the reasoning in plain sentences, on several lines.
 func (r Reasoning) String() string {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
@@ -291,7 +291,7 @@ func (r Reasoning) String() string {
 	return b.String()
 }
 
-// term begins a sentence with the term, where there is one.
+// term is the beginning of a sentence with the term, where there is one.
 func (r Reasoning) term() string {
 	if !r.Rule.Known() {
 		return ""
@@ -357,6 +357,6 @@ func (c *Cluster) WhyNot(ctx context.Context, id NodeID) (WhyNotAnswer, error) {
 	if err != nil {
 		return WhyNotAnswer{}, err
 	}
-	past, _ := c.failovers(ctx, recs, 1) // without it there is less to tell
+	past, _ := c.failovers(ctx, recs, 1) // without it, the answer has less to say
 	return explain.WhyNot(e, node, past), nil
 }

@@ -25,7 +25,7 @@ type PromoteOptions struct {
 	SiblingsFollow bool // re-point the other standbys of the former primary at once
 }
 
-// PromoteResult is what a promotion did.
+// PromoteResult is the result of a promotion.
 type PromoteResult struct {
 	Node          Record        `json:"node"`
 	FormerPrimary *Record       `json:"former_primary"` // nil: none was registered
@@ -38,12 +38,12 @@ type PromoteResult struct {
 }
 
 // Promote makes the local standby the primary and records it. It refuses with
-// [ErrPrimaryExists] while any registered node runs as a primary, and without
-// Force with [ErrRefused] while any standby still receives WAL from one.
+// [ErrPrimaryExists] while any registered node runs as a primary, and without Force with
+// [ErrRefused] while any standby still receives WAL from one.
 //
-// It is an operator's act: it asks every node that it can reach, but it holds
-// no election, and it can not stop a primary that nobody here can see.
-// An [ErrMetadata] means that the server is promoted and its row is not written.
+// It is meant for an operator: it asks every node that it can reach, but it holds no election,
+// and it can not stop a primary that none of these nodes can see. An [ErrMetadata] means that
+// the server is promoted and its row could not be written.
 func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
 	res := PromoteResult{DryRun: o.DryRun, Siblings: []Record{}, Following: []Record{}}
 	start := time.Now()
@@ -86,10 +86,10 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 	return res, nil
 }
 
-// ruleOfPromotion is the rule that makes an operator's choice the cluster's: with
-// a term above all that can be seen, so that a former primary that returns gives
-// way. Until its standbys are back no commit of it counts as safe with another
-// node. There is none where no daemon has ever written one.
+// ruleOfPromotion is the rule with which the operator's choice becomes the cluster's. Its term
+// is above all terms that can be seen, so that a former primary that returns is deposed. Until
+// the standbys stream again, no commit counts as stored on another node. Where no daemon has
+// ever written a rule, there is none.
 func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, recs []Record) (election.Rule, error) {
 	rules, err := local.Rules(ctx)
 	if err != nil || len(rules) == 0 {
@@ -97,7 +97,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, r
 	}
 	b, err := ballot.Read(ctx, local.Conn)
 	if err == nil && b.Term > rules[0].Term && strings.HasSuffix(b.Candidate, ballot.ChosenMark) {
-		return election.Rule{}, nil // an election runs this as its promote_command, and opens the term itself
+		return election.Rule{}, nil // an election runs this command as its promote_command, and opens the term itself
 	}
 	w := c.watchVoters(ctx, func() {})
 	defer w.Close()
@@ -105,7 +105,7 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, r
 	w.AwaitAnswers(ctx)
 	r := rules[0]
 	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, voters.HighestTerm(w.Peers())), 1, int32(c.cfg.NodeID), nil, 0
-	err = local.WithBallot(ctx, func(b ballot.Ballot) error { // its daemon is to know that it was not promoted past everybody
+	err = local.WithBallot(ctx, func(b ballot.Ballot) error { // this tells the daemon of this node that the promotion was intended
 		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + ballot.ChosenMark})
 	})
 	if err == nil {
@@ -114,10 +114,10 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, r
 	return r, err
 }
 
-// operator is who holds the election that a promotion by hand stands for.
+// operator is the candidate in the vote for a promotion by hand.
 const operator = "operator"
 
-// checkPromote asks everybody before anything changes.
+// checkPromote asks all nodes before anything is changed.
 func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o PromoteOptions, res *PromoteResult) ([]Record, error) {
 	status, err := local.Status(ctx)
 	if err != nil {
@@ -175,8 +175,8 @@ func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o Pr
 	return recs, nil
 }
 
-// refuseAnsweringPrimary takes the word of a primary that lives and does not let
-// us look: its login is to be repaired, not the primary to be replaced.
+// refuseAnsweringPrimary refuses where a primary lives but rejects the login: then the login
+// must be repaired, and the primary must not be replaced.
 func refuseAnsweringPrimary(probes []probe) error {
 	for _, p := range probes {
 		if p.record.Role == RolePrimary && p.record.Active && p.err != nil && p.reach().Answers() {
@@ -186,8 +186,8 @@ func refuseAnsweringPrimary(probes []probe) error {
 	return nil
 }
 
-// refuseLivingPrimary takes an open stream of WAL as evidence that a primary
-// lives that we can not reach: then our link is broken, not the primary.
+// refuseLivingPrimary refuses where a standby still receives WAL from a primary that can not be
+// reached from here: then the connection from here is broken, and not the primary.
 func refuseLivingPrimary(probes []probe) error {
 	for _, p := range probes {
 		w := p.status.Receiver
@@ -200,7 +200,7 @@ func refuseLivingPrimary(probes []probe) error {
 		}
 		for _, q := range probes {
 			if q.err == nil && registry.Attachment(q.status, p.record.Name) != "" {
-				w = nil // it streams from another standby, which says nothing of the primary
+				w = nil // it streams from another standby, which proves nothing about the primary
 				break
 			}
 		}
@@ -212,7 +212,8 @@ func refuseLivingPrimary(probes []probe) error {
 	return nil
 }
 
-// refuseBehind looks for a standby that has more: what it has beyond us would be lost.
+// refuseBehind refuses where another standby has more WAL: what it has beyond this node would
+// be lost.
 func refuseBehind(self Record, status registry.NodeStatus, probes []probe) error {
 	for _, p := range probes {
 		theirs, ours := p.status.Position(), status.Position()
@@ -269,8 +270,8 @@ func (c *Cluster) recordPromotion(ctx context.Context, primary *registry.Server,
 	return nil
 }
 
-// siblings re-points the other standbys of the former primary, all at once, or
-// says that they wait for it.
+// siblings makes the other standbys of the former primary follow the new one, all at the same
+// time, or only warns that they must be made to.
 func (c *Cluster) siblings(ctx context.Context, recs []Record, o PromoteOptions, res *PromoteResult) {
 	if len(res.Siblings) == 0 {
 		return

@@ -96,8 +96,9 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 	return rec, nil
 }
 
-// refuseSecondPrimary asks all registered nodes whether one of them is a primary.
-// Whatever they are registered as: our copy of the rows may be an old one.
+// refuseSecondPrimary returns an error where a registered node other than this one runs as a
+// primary. It asks all nodes, whatever their rows say, because the local copy of the rows may
+// be old.
 func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error {
 	for _, p := range primaries(c.survey(ctx, registry.OthersThan(recs, c.cfg.NodeID))) {
 		return hint(kind(ErrPrimaryExists, "%s runs as primary, on timeline %d", p.record, p.status.Timeline),
@@ -106,8 +107,8 @@ func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error 
 	return nil
 }
 
-// checkRow asks whether the row is ours to write, first of what is registered,
-// then of the server that the row leads to. self is the state of ours.
+// checkRow checks that the row may be written: against the other rows, and then against the
+// server that the existing row leads to. self is the state of the local server.
 func (c *Cluster) checkRow(ctx context.Context, recs []Record, rec Record, self registry.NodeStatus, force bool) error {
 	if err := registry.CheckTaken(recs, rec, force); err != nil {
 		return err
@@ -115,8 +116,8 @@ func (c *Cluster) checkRow(ctx context.Context, recs []Record, rec Record, self 
 	return c.checkImpostor(ctx, recs, rec, self)
 }
 
-// checkImpostor keeps --force from taking the row of another server that runs.
-// self is the state of ours; without one there is nothing to compare.
+// checkImpostor keeps --force from taking the row of another server that runs. self is the
+// state of the local server; without it there is nothing to compare.
 func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, self registry.NodeStatus) error {
 	old, ok := registry.ByID(recs, rec.ID)
 	if !ok || self.VersionNum == 0 {
@@ -198,7 +199,7 @@ func (c *Cluster) RegisterStandby(ctx context.Context, o RegisterOptions) (Recor
 	return rec, nil
 }
 
-// waitLocal connects to the local server, and waits until it lets us.
+// waitLocal connects to the local server, and waits until it accepts connections.
 func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*registry.Server, error) {
 	patience := o.wait()
 	if o.Force {
@@ -213,7 +214,7 @@ func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*registry.S
 		}
 		switch ce.Reach {
 		case postgres.ReachRejected, postgres.ReachNoHost, postgres.ReachNotPostgres:
-			return nil, err // waiting mends none of these
+			return nil, err // waiting helps against none of these
 		}
 		if !told {
 			told = true
@@ -225,7 +226,8 @@ func (c *Cluster) waitLocal(ctx context.Context, o RegisterOptions) (*registry.S
 	}
 }
 
-// checkStandby holds the local server against the primary that it shall belong to.
+// checkStandby checks that the local server belongs to the cluster of the primary and can be
+// its standby.
 func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Server) (registry.NodeStatus, error) {
 	s, err := local.Status(ctx)
 	if err != nil {
@@ -249,9 +251,8 @@ func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Ser
 	}
 }
 
-// upstreamOf finds the node that sends WAL to rec. A standby is known to its
-// upstream only by application_name, so a standby that streams under another
-// name is given its own first.
+// upstreamOf finds the node that sends WAL to rec. An upstream knows a standby only by its
+// application_name, so a standby that streams under another name gets its own name first.
 func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, status registry.NodeStatus, o RegisterOptions) (Record, error) {
 	primary, ok := registry.Primary(recs)
 	if !ok {
@@ -280,7 +281,7 @@ func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, sta
 		return Record{}, err
 	}
 	if renamed && o.DryRun {
-		return chosen, nil // nobody knows it by its name yet
+		return chosen, nil // no upstream knows it by its name yet
 	}
 	upstream, err := c.waitUpstream(ctx, recs, rec, o)
 	switch {
@@ -296,8 +297,8 @@ func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, sta
 	}
 }
 
-// waitUpstream looks at the nodes until one of them streams to rec. A
-// replication connection that has just been made, or made anew, needs a moment.
+// waitUpstream asks the nodes until one of them streams to rec. A replication connection that
+// was just made, or made again, needs a moment.
 func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o RegisterOptions) (Record, error) {
 	patience := o.wait()
 	deadline, told := time.Now().Add(patience), false
@@ -325,7 +326,7 @@ func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o
 // name as application_name.
 func (c *Cluster) takeName(ctx context.Context, rec Record, s registry.NodeStatus, dryRun bool) (renamed bool, err error) {
 	if s.Settings.PrimaryConninfo == "" {
-		return false, nil // not ours to read, or it streams from nowhere
+		return false, nil // this login may not read it, or the standby does not stream
 	}
 	params, err := ParseConninfo(s.Settings.PrimaryConninfo)
 	if err != nil || params["application_name"] == rec.Name {
@@ -386,12 +387,12 @@ func (c *Cluster) waitSync(ctx context.Context, local, primary *registry.Server,
 type UnregisterOptions struct {
 	NodeID NodeID // defaults to: the primary, or for a standby the local node
 	Name   string // used where NodeID is 0
-	Force  bool   // also an active primary, or one that now runs as a standby
+	Force  bool   // also remove an active primary, or one that now runs as a standby
 	DryRun bool
 }
 
-// UnregisterPrimary removes the row of a primary that is no longer one. It
-// stops nothing. It refuses while other nodes name it as their upstream.
+// UnregisterPrimary removes the row of a node that is not the primary any more. It stops
+// nothing. It refuses while other nodes name it as their upstream.
 func (c *Cluster) UnregisterPrimary(ctx context.Context, o UnregisterOptions) (Record, error) {
 	return c.unregister(ctx, o, RolePrimary, EventPrimaryUnregister)
 }
@@ -481,9 +482,8 @@ func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec
 	}
 }
 
-// dropSlots removes the slot of a node that left, from the primary and from the
-// upstream that it had: nobody would ever move it on, and it would keep WAL until
-// the disk is full.
+// dropSlots removes the slot of an unregistered node from the primary and from its former
+// upstream. An unused slot would keep WAL until the disk is full.
 func (c *Cluster) dropSlots(ctx context.Context, primary *registry.Server, recs []Record, rec Record) {
 	if rec.SlotName == "" {
 		return

@@ -21,7 +21,7 @@ import (
 
 // PauseOptions are the choices of [Cluster.Pause] and [Cluster.Unpause].
 type PauseOptions struct {
-	DryRun bool // only ask every node whether it could be done
+	DryRun bool // only ask every node whether it could be paused or unpaused
 }
 
 // PauseResult says what became of each registered node, in the order of their ids.
@@ -30,10 +30,10 @@ type PauseResult struct {
 	Paused bool         `json:"paused"` // what was asked for
 	DryRun bool         `json:"dry_run,omitempty"`
 
-	Warning string `json:"warning,omitempty"` // what does not hold, because not enough nodes were reached
+	Warning string `json:"warning,omitempty"` // what is not guaranteed because not enough nodes were reached
 }
 
-// warn says what nodes that were not reached mean for the rule in force.
+// warn says what the nodes that were not reached mean under the newest rule.
 func (res *PauseResult) warn(r election.Rule, seq int64) {
 	var peers []election.Peer
 	var reached []string
@@ -58,19 +58,18 @@ func (res *PauseResult) warn(r election.Rule, seq int64) {
 // Presence is what a Monitor says of itself to everybody who can read its server.
 type Presence = registry.Presence
 
-// PausedNode is a node, and why it could not be paused or unpaused.
+// PausedNode is a node, and the reason where it could not be paused or unpaused.
 type PausedNode struct {
 	ID    NodeID `json:"node_id"`
 	Name  string `json:"node_name"`
 	Error string `json:"error,omitempty"` // empty: done
 }
 
-// Pause keeps all Monitors from acting by themselves, until [Cluster.Unpause]:
-// no failover, no following. They go on watching. It sets a flag on every
-// registered node at once, which survives restarts and needs no running Monitor.
-// Where nodes fail the others stay changed: the error joins what went wrong, and
-// the result has all of it. The newest word counts for all, so a node that was
-// down learns of it when it is back.
+// Pause keeps all Monitors from acting by themselves until [Cluster.Unpause]: there is no
+// failover and no following, but they go on watching. It sets a flag on every registered node
+// at once, which survives restarts and needs no running Monitor. Where some nodes fail, the
+// others stay changed: the error joins all failures, and the result lists them. The newest
+// pause or unpause counts for all nodes, so a node that was down learns of it when it is back.
 func (c *Cluster) Pause(ctx context.Context, o PauseOptions) (PauseResult, error) {
 	return c.setPaused(ctx, true, o)
 }
@@ -100,7 +99,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		if err := n.MayAlterSystem(ctx, []string{registry.PausedSetting}); err != nil {
 			return err
 		}
-		if all, err := n.Rules(ctx); err == nil && len(all) > 0 { // without one nobody fails over
+		if all, err := n.Rules(ctx); err == nil && len(all) > 0 { // without a rule there is no failover
 			rules[i] = all[0]
 		}
 		seqs[i], err = n.PauseSeq(ctx, probes[i].record.ID)
@@ -121,7 +120,7 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 	return res, errors.Join(errs...)
 }
 
-// withNode runs f over a connection of its own to a node that was reached before.
+// withNode runs f over a new connection to a node that was reached before.
 func (c *Cluster) withNode(ctx context.Context, p probe, f func(*registry.Server) error) error {
 	if p.err != nil {
 		return p.err
@@ -134,7 +133,7 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*registry.Server
 	return f(n)
 }
 
-// pauseSeq reads from its server how new the word of node id on a pause is.
+// pauseSeq reads from the server of node id the sequence number of its newest pause or unpause.
 func pauseSeq(ctx context.Context, n *registry.Server, id NodeID) (int64, error) {
 	set, err := ballot.ReadSettings(ctx, n.Conn)
 	if err != nil {
@@ -144,7 +143,7 @@ func pauseSeq(ctx context.Context, n *registry.Server, id NodeID) (int64, error)
 	return seq, nil
 }
 
-// setPaused writes the flag of node id to its server. Repeating it is harmless.
+// setPaused writes the pause flag of node id to its server. It may be repeated.
 func setPaused(ctx context.Context, n *registry.Server, id NodeID, paused bool, seq int64) error {
 	if err := n.MayAlterSystem(ctx, []string{registry.PausedSetting}); err != nil {
 		return err
@@ -153,7 +152,7 @@ func setPaused(ctx context.Context, n *registry.Server, id NodeID, paused bool, 
 	if err := ballot.Store(ctx, n.Conn, registry.PausedSetting, word); err != nil {
 		return n.QueryError("set "+registry.PausedSetting, err)
 	}
-	// Nobody needs it in force, but the Monitors notice at once that something changed.
+	// The setting needs no reload to count, but after a reload the Monitors notice it at once.
 	if err := n.Reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
 		return err
 	}
@@ -188,12 +187,12 @@ type ServiceNode struct {
 	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
 
 	pauseSeq      int64
-	secondDaemons []int32 // process IDs of Monitors of the node beside Monitor
+	secondDaemons []int32 // the process IDs of further Monitors of this node
 }
 
-// ServiceStatus asks all registered nodes at once for what runs there. It takes
-// no longer than [Cluster.Status], and what a node answers is not asked later
-// because another one is slow: by then a lease may be over.
+// ServiceStatus asks all registered nodes at once for what runs there. It takes no longer than
+// [Cluster.Status]. Each node's answers are read at once and not after a slower node's, because
+// a lease may be over by then.
 func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	probes, err := c.probeNodes(ctx, askService)
 	if err != nil {
@@ -205,7 +204,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 		st.Nodes[i] = p.service
 		st.Nodes[i].NodeView, st.Nodes[i].Foreign = seen.Nodes[i], p.foreign
 	}
-	var word ServiceNode // the newest on a pause
+	var word ServiceNode // the node with the newest pause or unpause
 	for _, n := range st.Nodes {
 		if n.pauseSeq > word.pauseSeq {
 			word = n
@@ -228,8 +227,7 @@ const serviceSQL = `SELECT ` + registry.PresencesSQL + `, ` + registry.SecondsSQ
 
 const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)`
 
-// askService asks what runs at a node. What can be read is filled in also where the
-// rest can not.
+// askService reads what runs at a node. Where a part can not be read, the rest is filled in.
 func askService(ctx context.Context, n *registry.Server, p *probe) {
 	if err := readService(ctx, n, p.record, &p.service); err != nil {
 		p.service.ServiceError = err.Error()
@@ -267,8 +265,8 @@ func readService(ctx context.Context, n *registry.Server, r Record, s *ServiceNo
 	return askVote(ctx, n, r.ID, s)
 }
 
-// askVote fills in what the file of ALTER SYSTEM holds of ours, and why no pledge
-// could be had of that server.
+// askVote reads our settings from the file of ALTER SYSTEM, and why that server could not give
+// a pledge.
 func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode) error {
 	var text, fault string
 	err := n.Conn.QueryRow(ctx, `SELECT `+ballot.SettingsSQL+`, coalesce(`+ballot.FaultSQL+`, '')`).Scan(&text, &fault)
@@ -292,9 +290,9 @@ func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode)
 	return nil
 }
 
-// serviceFindings says what keeps the cluster from failing over by itself.
-// automatic says that our own configuration asks for it. Where nobody asks for it,
-// a node without a daemon lacks nothing but its lag samples, which the table shows.
+// serviceFindings are what keeps the cluster from failing over by itself. automatic reports
+// whether our own configuration asks for failover. Where it does not, a node without a daemon
+// lacks nothing but its lag samples, which the table shows.
 func (s ServiceStatus) serviceFindings(automatic bool) (found report.Findings) {
 	names := map[FailoverMode][]string{}
 	var paused, foreign []string
@@ -341,8 +339,8 @@ func (s ServiceStatus) serviceFindings(automatic bool) (found report.Findings) {
 	return found
 }
 
-// findings are what is wrong with one node's part in a failover. Where there is none,
-// it does not matter that this login may not read votes.
+// findings are what is wrong with one node's part in a failover. Where there is no automatic
+// failover, it does not matter that this login may not read votes.
 func (n ServiceNode) findings(automatic, quorum bool, found *report.Findings) {
 	if n.ServiceError != "" && (automatic || n.Monitored == nil) {
 		found.Add(FindingDaemonUnknown, n.ID, "what runs on %s is not all known: %s", n.Record, n.ServiceError)
@@ -381,7 +379,7 @@ func (n ServiceNode) findings(automatic, quorum bool, found *report.Findings) {
 	}
 }
 
-// voteIssue says why the loss of the primary could not be answered by a failover.
+// voteIssue is the reason why the loss of the primary could not lead to a failover.
 func (s ServiceStatus) voteIssue() string {
 	var rule election.Rule
 	if s.Rule != nil {
@@ -426,7 +424,7 @@ func (s ServiceStatus) voteIssue() string {
 	}
 }
 
-// durability is what the configuration says, where anything is synchronous.
+// durability is the configured durability, where any commit is synchronous.
 func (c *Cluster) durability() Durability {
 	if c.cfg.SynchronousMode != SynchronousQuorum {
 		return ""
@@ -467,15 +465,15 @@ func (s ServiceStatus) RuleText() string {
 	return text + fmt.Sprintf("; commits wait for %d of %s%s", s.Rule.Acks, strings.Join(sync, ", "), durability)
 }
 
-// ForeignDaemon is a repmgrd of the C repmgr 5, as the extension of that says in the shared
-// memory of the server that it watches.
+// ForeignDaemon is a repmgrd of repmgr 5, the version written in C, as its extension shows it
+// in the shared memory of the server that it watches.
 type ForeignDaemon = registry.ForeignDaemon
 
 // foreignDaemonHint says what to do where daemons of both programs run.
 const foreignDaemonHint = "Daemons of both programs would make two primaries. Stop those of repmgr 5 on every node, or those of this one."
 
-// foreignDaemonError says, where a daemon of repmgr 5 lives on any of these nodes, why a
-// Monitor does not act. nil: none does.
+// foreignDaemonError is the reason why a Monitor does not act where a daemon of repmgr 5 runs
+// on any of these nodes. nil: none runs.
 func foreignDaemonError(nodes []string) error {
 	if len(nodes) == 0 {
 		return nil
@@ -483,7 +481,7 @@ func foreignDaemonError(nodes []string) error {
 	return hint(kind(ErrRefused, "a repmgrd of repmgr 5 runs on %s: this one only watches", strings.Join(nodes, ", ")), foreignDaemonHint)
 }
 
-// foreignDaemonNodes names the nodes with a daemon of repmgr 5.
+// foreignDaemonNodes are the names of the nodes with a daemon of repmgr 5.
 func foreignDaemonNodes(probes []probe) (names []string) {
 	for _, p := range probes {
 		if d := p.foreign; p.err == nil && d != nil {

@@ -80,10 +80,9 @@ const (
 	FindingCanNotFailOver    = report.CanNotFailOver // too few votes, or no standby
 )
 
-// Status looks at all registered nodes at once and holds what it sees against
-// what is registered: on the primary where there is one, else in the local
-// node's copy. It takes no longer than the slowest answer, and no longer than one
-// connect_timeout.
+// Status looks at all registered nodes at once and compares what it sees with what is
+// registered: on the primary where there is one, else in the local copy. It takes no longer
+// than the slowest answer, and no longer than one connect_timeout.
 func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 	probes, err := c.probeNodes(ctx)
 	if err != nil {
@@ -113,8 +112,8 @@ func (c *Cluster) probeNodes(ctx context.Context, ask ...followUp) ([]probe, err
 	return probes, nil
 }
 
-// withPrimaryRows puts the primary's rows in the place of a copy that may lag behind.
-// Only nodes that the copy had elsewhere, or not at all, are looked at now.
+// withPrimaryRows replaces the rows of a copy, which may be old, by those of the primary. It
+// looks only at the nodes that are new, or have another address, in the primary's rows.
 func (c *Cluster) withPrimaryRows(ctx context.Context, probes []probe, recs []Record, ask []followUp) []probe {
 	var missing []Record
 	fresh := make([]probe, len(recs))
@@ -133,7 +132,7 @@ func (c *Cluster) withPrimaryRows(ctx context.Context, probes []probe, recs []Re
 	return fresh
 }
 
-// compareWithRegistered holds what was seen against what is registered.
+// compareWithRegistered compares what was seen with what is registered.
 func compareWithRegistered(probes []probe) ClusterStatus {
 	st := ClusterStatus{Nodes: []NodeView{}, Issues: []string{}}
 	found := report.Findings{}
@@ -180,8 +179,8 @@ func compareWithRegistered(probes []probe) ClusterStatus {
 	return st
 }
 
-// deposedReason says by whom, and what is to be done, where a node runs as primary and
-// another one is known to have taken its place. Empty: nobody that answers knows of one.
+// deposedReason says, where a node runs as primary and another one is known to have replaced
+// it, which one that is and what to do. Empty: no node that answers knows of another one.
 func deposedReason(p probe, probes []probe) string {
 	if p.err != nil || p.status.InRecovery || p.record.Role == RoleWitness {
 		return ""
@@ -205,7 +204,7 @@ func deposedReason(p probe, probes []probe) string {
 		}
 	case rule.Known():
 		return ""
-	default: // promoted by hand, which is in the rows of who was
+	default: // it was promoted by hand, which only its own rows show
 		for _, q := range primaries(probes) {
 			me, ok := registry.ByID(q.records, p.record.ID)
 			its, _ := registry.ByID(q.records, q.record.ID)
@@ -221,8 +220,8 @@ func deposedReason(p probe, probes []probe) string {
 		by.record, since, p.record.Name, follow.RejoinCommand(p.record, by.record, "--force-rewind"))
 }
 
-// judgePrimary says where there is not exactly one primary. One that lives and
-// does not let us look is one.
+// judgePrimary reports where there is not exactly one primary. A primary that lives and rejects
+// the login counts as one.
 func judgePrimary(probes []probe, found *report.Findings) {
 	var names []string
 	for _, p := range primaries(probes) {
@@ -239,7 +238,7 @@ func judgePrimary(probes []probe, found *report.Findings) {
 	}
 }
 
-// findDuplicates says under whose name more streams than one server.
+// findDuplicates reports the names under which more than one server streams.
 func findDuplicates(probes []probe, found *report.Findings) {
 	for _, up := range probes {
 		for _, p := range probes {
@@ -254,7 +253,7 @@ func findDuplicates(probes []probe, found *report.Findings) {
 	}
 }
 
-// statusCell is the node's cell in the Status column. What is wrong with it is found.
+// statusCell is the node's cell in the Status column. What is wrong is added to found.
 func statusCell(p probe, found *report.Findings) string {
 	r := p.record
 	bad := func(cell string, code FindingCode, format string, args ...any) string {
@@ -284,7 +283,7 @@ func statusCell(p probe, found *report.Findings) string {
 	}
 }
 
-// connectReason is the reason without the name of the node, which the issue has already.
+// connectReason is the reason without the name of the node, which the finding already has.
 func connectReason(err error) string {
 	_, why, found := strings.Cut(err.Error(), "): ")
 	if !found {
@@ -317,7 +316,7 @@ func upstreamCell(p probe, probes []probe, found *report.Findings) (cell, attach
 	case p.err != nil || up.record.ID == 0 || up.err != nil:
 		return "? " + r.UpstreamName, ""
 	case !p.status.InRecovery:
-		return "! " + r.UpstreamName, "" // the Status column says it
+		return "! " + r.UpstreamName, "" // the Status column already says it
 	}
 	attached = registry.Attachment(up.status, r.Name)
 	slot, _ := slotOf(up.status, r.SlotName)
@@ -382,8 +381,8 @@ func slotOf(s registry.NodeStatus, name string) (registry.Slot, bool) {
 	return registry.Slot{}, false
 }
 
-// seekLostWAL looks for the standbys that receive nothing and never will again,
-// and notes it in their probes. All of them are looked at at once.
+// seekLostWAL finds the standbys that receive nothing and never will again, and notes that in
+// their probes. It looks at all of them at the same time.
 func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
 	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
 	defer cancel()
@@ -407,13 +406,13 @@ func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
 	}
 }
 
-// attachedAnywhere says whether one of the servers sends to the standby of that name.
+// attachedAnywhere reports whether any of the servers sends to the standby of that name.
 func attachedAnywhere(probes []probe, name string) bool {
 	return slices.ContainsFunc(probes, func(p probe) bool { return p.err == nil && registry.Attachment(p.status, name) == "streaming" })
 }
 
-// upstreamProbe is the server that a standby would stream from: its registered
-// upstream where that answers, else the primary.
+// upstreamProbe is the server from which a standby would stream: its registered upstream if
+// that answers, else the primary.
 func upstreamProbe(probes []probe, r Record) (probe, bool) {
 	for _, p := range probes {
 		if p.record.ID == r.UpstreamID && p.err == nil {

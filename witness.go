@@ -59,7 +59,8 @@ func (c *Cluster) RegisterWitness(ctx context.Context, o WitnessOptions) (Record
 		c.log.Log(ctx, LevelNotice, fmt.Sprintf("repmgr metadata schema created in database %q", local.Conn.Config().Database))
 	}
 	if old, ok := registry.ByID(recs, rec.ID); held && (!ok || old.Role != RoleWitness) {
-		// What it holds is of a time, or of a cluster, in which it was not this one's witness.
+		// The rows on this server are from a time, or from a cluster, in which it was not this
+		// cluster's witness.
 		if err := local.ForgetMetadata(ctx); err != nil {
 			return Record{}, err
 		}
@@ -77,9 +78,9 @@ func (c *Cluster) RegisterWitness(ctx context.Context, o WitnessOptions) (Record
 	return rec, nil
 }
 
-// witnessPrimary connects to the primary of the cluster, and reads its rows.
-// Who knows the cluster is the server that the options name, else local. Nobody
-// is the primary because it is not in recovery: a witness never is.
+// witnessPrimary connects to the primary of the cluster, and reads its rows. The server that
+// the options name knows the cluster, else the local one. A server that is not in recovery need
+// not be the primary, because a witness never is in recovery.
 func (c *Cluster) witnessPrimary(ctx context.Context, local *registry.Server, o WitnessOptions) (primary *registry.Server, of Record, recs []Record, err error) {
 	knows := local
 	if o.PrimaryConninfo != "" {
@@ -104,8 +105,8 @@ func (c *Cluster) witnessPrimary(ctx context.Context, local *registry.Server, o 
 	return primary, of, recs, nil
 }
 
-// checkWitness asks whether the local server can be a witness, and whether the
-// row is ours to write. held says that it has a copy of some metadata already.
+// checkWitness checks that the local server can be a witness, and that the row may be written.
+// held reports whether it already has a copy of some metadata.
 func (c *Cluster) checkWitness(ctx context.Context, local, primary *registry.Server, status registry.NodeStatus, recs []Record, rec Record, force bool) (held bool, err error) {
 	p, err := primary.Status(ctx)
 	switch {

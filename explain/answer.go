@@ -13,7 +13,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Question is all that an explanation is made of. Who asks it has looked at everybody.
+// Question is everything that an explanation is made from. The caller has looked at all nodes
+// before.
 type Question struct {
 	At          time.Time // of the looks
 	Nodes       []registry.Record
@@ -21,22 +22,22 @@ type Question struct {
 	Past        []registry.FailoverRecord // the newest first; without them the typical times serve
 	Lost        registry.NodeID           // the node that dies in the question; 0: the primary
 	Policy      election.Policy           // without TooMany
-	MostPerHour int                       // so many failovers within an hour, and no more is wanted; below 0: no limit
+	MostPerHour int                       // the number of failovers in one hour that are allowed; below 0: no limit
 	Durability  election.Durability       // empty: synchronous_mode is off
 	Stuck       []Stuck
 	User        func(registry.Record) string // the user that this process logs in as to a node
 }
 
-// Stuck is a standby that falls behind for ever, and what to do about it. It may be
-// promoted all the same, with what it has.
+// Stuck is a standby that can not receive any more WAL, and what to do about it. It may still
+// be promoted, with the WAL that it has.
 type Stuck struct {
 	ID     registry.NodeID
 	Lost   *follow.LostWAL
 	Remedy string
 }
 
-// Answer says what would happen if that node died now. The error is a
-// [failure.ErrNotRegistered]: there is no such node.
+// Answer says what would happen if the node of the question died now. It returns
+// [failure.ErrNotRegistered] where there is no such node.
 func Answer(q Question) (Explanation, error) {
 	now, recs, peers, policy := q.At, q.Nodes, q.Peers, q.Policy
 	policy.TooMany = q.tooMany()
@@ -83,7 +84,7 @@ func (q Question) tooMany() bool {
 	return q.MostPerHour >= 0 && recent >= q.MostPerHour
 }
 
-// lost is the node that dies: the one that was asked about, else the primary.
+// lost is the node that dies: the one in the question, else the primary.
 func (q Question) lost(rule election.Rule) registry.NodeID {
 	if q.Lost != 0 {
 		return q.Lost
@@ -137,7 +138,7 @@ func (e Explanation) count() (votes Votes) {
 	return votes
 }
 
-// stuck notes the standbys that can not go on, and says so as a risk.
+// stuck notes the standbys that can not receive any more, and returns them as risks.
 func (e Explanation) stuck(all []Stuck) (risks []Blocker) {
 	for _, s := range all {
 		if i := slices.IndexFunc(e.Voters, func(v Voter) bool { return v.ID == s.ID }); i >= 0 {
@@ -148,10 +149,10 @@ func (e Explanation) stuck(all []Stuck) (risks []Blocker) {
 	return risks
 }
 
-// survivors are the voters that are not dead in the answer.
+// survivors are the voters that do not die in the question.
 func (e Explanation) survivors() []Voter { return slices.DeleteFunc(slices.Clone(e.Voters), e.isDead) }
 
-// name is the node's, for a sentence.
+// name is the name of a node in a sentence.
 func (e Explanation) name(id int32) string {
 	for _, v := range e.Voters {
 		if v.ID == registry.NodeID(id) {

@@ -12,7 +12,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// blockers are all that stands in the way of a failover, the kernel's word first.
+// blockers are everything that prevents a failover; the result of the election policy comes
+// first.
 func (e Explanation) blockers() (all []Blocker) {
 	if e.Manual {
 		return e.blockersByHand()
@@ -61,7 +62,7 @@ func (e Explanation) blockers() (all []Blocker) {
 	return all
 }
 
-// lacks says how much the best candidate lacks.
+// lacks says how much WAL the best candidate is missing.
 func (e Explanation) lacks() string {
 	best := e.Forecast.Candidates[0]
 	if best.BehindLost < 0 {
@@ -98,7 +99,7 @@ func (e Explanation) risks() []Blocker {
 
 const daemonRemedy = "Set failover=automatic and start repmgrd on every node. By hand, once the primary is dead: repmgr cluster failover --force"
 
-// lacksDaemons reports whether nobody may be promoted, and a daemon would change that.
+// lacksDaemons reports whether no node may be promoted and a running daemon would change that.
 func (e Explanation) lacksDaemons() bool {
 	return e.Forecast.Refusal == election.RefusedNoneFit && slices.ContainsFunc(e.Forecast.Candidates, func(c election.Candidate) bool {
 		return c.Unfit == election.UnfitManual || c.Unfit == election.UnfitUnmonitored || c.Unfit == election.UnfitUnable
@@ -111,7 +112,7 @@ func (e Explanation) votesLeft() int {
 	return n
 }
 
-// answering are those who would be left, and answer.
+// answering are the voters that would remain and that answer now.
 func (e Explanation) answering() (ids []int32) {
 	for _, v := range e.Voters {
 		if v.Answer == election.Answers && !e.isDead(v) {
@@ -130,7 +131,7 @@ func (e Explanation) needed() string {
 	return fmt.Sprintf("a commit is acknowledged when %d of %s can not lose it any more, and an election needs %d of them", r.Acks, e.names(r.Sync), len(r.Sync)-r.Acks+1)
 }
 
-// noPledge says why voters that answer could not pledge themselves.
+// noPledge says why voters that answer could not give a pledge.
 func (e Explanation) noPledge() string {
 	var all []string
 	for _, v := range e.Voters {
@@ -152,8 +153,8 @@ func (e Explanation) unfit() string {
 	return " (" + strings.Join(all, "; ") + ")"
 }
 
-// blockersByHand are what keeps an operator from promoting anybody; and, once the
-// primary is lost, that it takes one.
+// blockersByHand are what keeps an operator from promoting any node and, once the primary is
+// lost, the fact that an operator is needed.
 func (e Explanation) blockersByHand() []Blocker {
 	primary := e.name(e.Rule.Primary)
 	switch f := e.Forecast; {

@@ -11,7 +11,7 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// loss is what the winner would not have.
+// loss is the acknowledged WAL that the winner would not have.
 func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 	f := e.Forecast
 	switch {
@@ -25,7 +25,7 @@ func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 	l := ExpectedLoss{Bytes: f.Candidates[0].BehindLost}
 	winner, primary := e.name(f.Winner), e.name(e.Rule.Primary)
 	switch l.Bytes {
-	case -1: // it does not answer
+	case -1: // the primary does not answer
 		l.Why = fmt.Sprintf("how much more WAL %s has than %s is not known: it can not be asked", primary, winner)
 	case 0:
 		l.Why = fmt.Sprintf("%s had all WAL of %s at this look. Under load it is what was acknowledged in the moment before, and had not arrived yet", winner, primary)
@@ -40,7 +40,7 @@ func (e Explanation) loss(fence time.Duration) ExpectedLoss {
 	return l
 }
 
-// lossByHand is what the one that an operator promotes would not have.
+// lossByHand is the acknowledged WAL that a node promoted by an operator would not have.
 func (e Explanation) lossByHand() ExpectedLoss {
 	winner, primary := e.name(e.Forecast.Winner), e.name(e.Rule.Primary)
 	l := ExpectedLoss{Bytes: e.Forecast.Candidates[0].BehindLost}
@@ -60,7 +60,7 @@ func (e Explanation) lossByHand() ExpectedLoss {
 	return l
 }
 
-// risksByHand are what a promotion by hand may lose beside what is seen.
+// risksByHand are what a promotion by hand may lose in addition to what is seen.
 func (e Explanation) risksByHand(primary string) string {
 	text := fmt.Sprintf(". If %s is not dead but cut off, also all that it acknowledges until somebody stops it", primary)
 	var silent []string
@@ -75,7 +75,8 @@ func (e Explanation) risksByHand(primary string) string {
 	return text
 }
 
-// What the parts of a failover that no setting names take on small idle servers.
+// The typical times of those parts of a failover that no setting determines, measured on small
+// idle servers.
 const (
 	typicalNotice  = 10 * time.Millisecond
 	typicalPledges = 40 * time.Millisecond
@@ -84,9 +85,9 @@ const (
 	typical        = "typical"
 )
 
-// outages are those of a server that dies, which its machine says at once, and
-// of a machine that falls silent, which takes waiting. What is lost already needs
-// no noticing.
+// outages are the expected times without a primary: of a server that dies, which its machine
+// reports at once, and of a machine that falls silent, which needs a timeout. For a primary
+// that is lost already, the time to notice it is not counted.
 func (e Explanation) outages(p election.Policy, past []registry.FailoverRecord) []ExpectedOutage {
 	pledges, promote := OutagePart{"pledges", typicalPledges, typical}, OutagePart{"promotion", typicalPromote, typical}
 	if len(past) > 0 {
@@ -109,7 +110,7 @@ func (e Explanation) outages(p election.Policy, past []registry.FailoverRecord) 
 	if !e.Rule.Quorum {
 		silent.Parts[3] = fence
 	}
-	if owed := e.Forecast.Candidates[0].ToReplay; owed > typicalReplay/10 { // the winner's
+	if owed := e.Forecast.Candidates[0].ToReplay; owed > typicalReplay/10 { // the replay of the winner
 		replay := OutagePart{"replay of " + wording.Bytes(owed), time.Duration(float64(owed) / typicalReplay * float64(time.Second)), typical}
 		dies.Parts, silent.Parts = slices.Insert(dies.Parts, 3, replay), slices.Insert(silent.Parts, 3, replay)
 	}

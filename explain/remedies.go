@@ -30,11 +30,11 @@ var refusalHints = map[election.Refusal]string{
 	election.RefusedBehind:     "Start the node that has them, or raise its priority above 0.",
 }
 
-// insisted stands in the place of a hint that names what was tried: an operator who
-// insists is refused only where the primary may still accept writes.
+// insisted is used in place of a hint that names what the operator has already tried. A
+// failover with force is refused only where the primary may still accept writes.
 const insisted = "--force does not get around this: nobody can be sure that the primary accepts no more writes. Make sure of it: stop its server on its machine (pg_ctl stop -m immediate), or switch that machine off. Once nothing answers there the next attempt finds it lost."
 
-// RefusalHint says what to do about a refusal. forced: an operator has insisted already.
+// RefusalHint says what to do about a refusal. forced: the operator has used force already.
 func RefusalHint(r election.Refusal, h election.Health, forced bool) string {
 	help := refusalHints[r]
 	if r == election.RefusedHealth {
@@ -46,7 +46,7 @@ func RefusalHint(r election.Refusal, h election.Health, forced bool) string {
 	return help
 }
 
-// healthHints say what to do where the primary's state alone stands against a failover.
+// healthHints say what to do where only the state of the primary prevents a failover.
 var healthHints = map[election.Health]string{
 	election.HealthUnknown:      "Start repmgrd with failover=automatic on the primary: it writes the first rule.",
 	election.HealthNotAccepting: "It has primary_start_timeout until another one takes its place. At once: repmgr cluster failover --force",
@@ -54,7 +54,7 @@ var healthHints = map[election.Health]string{
 	election.HealthMoved:        "Look at repmgr cluster show: the node that the rule names and another one can not both be the primary.",
 }
 
-// livingHints are what to do about a primary that lives, and is not to be replaced.
+// livingHints say what to do about a primary that lives and should not be replaced.
 var livingHints = map[election.Health]string{
 	election.HealthRejects:      "Do not promote: look at pg_hba.conf on the primary, and at the password (.pgpass).",
 	election.HealthNoSlots:      "Do not promote: end connections of the primary, or raise max_connections.",
@@ -63,7 +63,7 @@ var livingHints = map[election.Health]string{
 	election.HealthDoubtful:     "Ask again in some seconds.",
 }
 
-// loginHint says what makes nodes count that reject a login. Empty: none does.
+// loginHint says how to make nodes count that reject a login. Empty: no node rejects it.
 func loginHint(voters []Voter) string {
 	to := map[string][]string{} // by user
 	for _, v := range voters {
@@ -81,8 +81,8 @@ func loginHint(voters []Voter) string {
 	return "Let " + strings.Join(who, ", and ") + ": pg_hba.conf there (then a reload), or the password that is used here (passfile, PGPASSWORD)."
 }
 
-// LetInFirst is what to do about a refusal: first of all, to be let in by who lives and
-// rejects the login. Who is silent is to be started, as otherwise says.
+// LetInFirst is the hint for a refusal. Where living nodes reject the login, it first says how
+// to repair that; otherwise it is the text in otherwise.
 func LetInFirst(r election.Refusal, left []Voter, otherwise string) string {
 	login := loginHint(left)
 	silent := slices.ContainsFunc(left, func(v Voter) bool { return v.Answer != election.Answers && v.Answer != election.Rejects })

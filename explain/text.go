@@ -68,7 +68,7 @@ func (e Explanation) String() string {
 	return b.String() + e.risksText()
 }
 
-// outageLimits says what the numbers leave out.
+// outageLimits says what the numbers do not include.
 func outageLimits(least bool) string {
 	if least {
 		return "  Typical is what small idle servers take; no failover here has been measured yet. On busy machines pledges and promotion took 2 to 5 times as long. Not in it: until clients connect again."
@@ -84,7 +84,7 @@ func (e Explanation) risksText() string {
 	return b.String()
 }
 
-// byHand is what an operator has to know where nobody takes over by itself.
+// byHand is what an operator must know where there is no automatic failover.
 func (e Explanation) byHand() string {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
@@ -169,7 +169,7 @@ func (e Explanation) present() string {
 		e.name(e.Rule.Primary), e.Rule.Term, e.Health, wording.Count(e.Votes.All, "vote"), answer, e.Votes.Majority)
 }
 
-// waits says for whom commits wait, and what they do where nobody is left.
+// waits says for which standbys commits wait, and what happens to commits when none is left.
 func (e Explanation) waits() string {
 	now := "Commits wait for no standby at present"
 	if e.Rule.Acks > 0 {
