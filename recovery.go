@@ -307,7 +307,7 @@ func (c *Cluster) siblings(ctx context.Context, recs []Record, o PromoteOptions,
 	}
 }
 
-// hookError: a command of the operator's has not promoted the winner.
+// promoteCommandError is the error of an operator's command that did not promote the winner.
 type promoteCommandError struct{ error }
 
 func (e promoteCommandError) Unwrap() error { return e.error }

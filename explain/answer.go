@@ -149,7 +149,7 @@ func (e Explanation) stuck(all []Stuck) (risks []Blocker) {
 	return risks
 }
 
-// survivors are the voters that do not die in the question.
+// survivors are the voters that are not dead in the answer.
 func (e Explanation) survivors() []Voter { return slices.DeleteFunc(slices.Clone(e.Voters), e.isDead) }
 
 // name is the name of a node in a sentence.
@@ -173,5 +173,5 @@ func (e Explanation) names(ids []int32) string {
 // ofPrimary reports whether the question is about the primary.
 func (e Explanation) ofPrimary() bool { return int32(e.Lost.ID) == e.Rule.Primary }
 
-// isDead are the nodes that are dead in the answer.
+// isDead reports whether a node is dead in the answer: the lost node, and also the primary.
 func (e Explanation) isDead(v Voter) bool { return v.ID == e.Lost.ID || int32(v.ID) == e.Rule.Primary }

@@ -106,7 +106,7 @@ func (e Explanation) lacksDaemons() bool {
 	})
 }
 
-// votesLeft are the votes once everybody is dead who is in the answer.
+// votesLeft is the number of votes that remain when all dead nodes of the answer are gone.
 func (e Explanation) votesLeft() int {
 	n, _ := e.Rule.Votes(e.answering())
 	return n

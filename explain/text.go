@@ -219,7 +219,7 @@ func (e Explanation) outcome() string {
 	return text
 }
 
-// whyBest says what puts the winner before the second.
+// whyBest says what puts the winner before the second candidate.
 func (e Explanation) whyBest() string {
 	list := e.Forecast.Candidates
 	if len(list) < 2 || list[1].Key == "" {
@@ -244,7 +244,7 @@ func (e Explanation) whyBest() string {
 	}
 }
 
-// candidateReason says why a candidate stands where it does.
+// candidateReason says why a candidate has its place in the order.
 func (e Explanation) candidateReason(i int) string {
 	c := e.Forecast.Candidates[i]
 	switch {

@@ -19,28 +19,28 @@ import (
 // A copy needs one WAL sender for the data and one for the WAL meanwhile.
 const senders = 2
 
-// spaceMargin is kept free beside the estimate: WAL that is written meanwhile.
+// spaceMargin is the space kept free beyond the estimate, for WAL that is written meanwhile.
 const spaceMargin = 64 << 20
 
-// Plan is what is to be copied, and where to.
+// Plan is what will be copied, and where to.
 type Plan struct {
-	Source      string // as messages call the server to copy
+	Source      string // the name of the source in messages
 	Status      registry.NodeStatus
 	Role        string // for replication connections to it
-	Slot        string // on it; empty: none
-	Dir         string // the data directory to be
+	Slot        string // on the source; empty: none
+	Dir         string // the new data directory
 	Force       bool   // replaces the data directory of a server that does not run
-	Runs        bool   // the server in Dir may run: it will be stopped
+	Runs        bool   // the server in Dir may run, because it will be stopped
 	Elsewhere   string // how another directory is named, as an advice without its full stop
 	Tablespaces []Tablespace
 	Place       func(location string) string // where a tablespace of the source goes here
 }
 
-// Check is one thing that was looked at before anything was changed.
+// Check is one check that was made before anything was changed.
 type Check struct {
 	Name    string
 	OK      bool
-	Warning bool // not OK, and no reason to stop
+	Warning bool // not OK, but no reason to stop
 	Detail  string
 }
 
@@ -52,7 +52,7 @@ func (cs *Checks) Add(name string, ok bool, format string, args ...any) {
 	*cs = append(*cs, Check{Name: name, OK: ok, Detail: fmt.Sprintf(format, args...)})
 }
 
-// Try adds a check that an error fails. fine is what there is to say without one.
+// Try adds a check that fails with err. fine is its text without an error.
 func (cs *Checks) Try(name, fine string, err error) {
 	if err != nil {
 		fine = err.Error()
@@ -78,7 +78,7 @@ func (cs *Checks) Source(p Plan) {
 	}
 }
 
-// Identity keeps a second server from taking a registered node's place by mistake. A self
+// Identity keeps a second server from taking the place of a registered node by mistake. A self
 // without an ID will not be registered.
 func (cs *Checks) Identity(recs []registry.Record, self, upstream registry.Record) {
 	if self.ID == 0 {
@@ -95,7 +95,7 @@ func (cs *Checks) Identity(recs []registry.Record, self, upstream registry.Recor
 	}
 }
 
-// Settings warns of settings of the source that a standby of it will suffer from.
+// Settings warns of settings of the source that would harm a standby of it.
 func (cs *Checks) Settings(p Plan) {
 	s := p.Status.Settings
 	if s.HotStandby == "off" {
@@ -116,8 +116,8 @@ func (cs *Checks) Settings(p Plan) {
 	}
 }
 
-// Verdict tells the log of all checks and returns an error that names all that failed, with
-// a hint for each. It is ErrDirectory where only the target is at fault, else ErrRefused.
+// Verdict logs all checks and returns an error that names all that failed, each with a hint. It
+// is ErrDirectory where only the target is wrong, else ErrRefused.
 func (cs Checks) Verdict(log *slog.Logger, p Plan) error {
 	var failed, hints []string
 	kind := failure.ErrDirectory
@@ -186,7 +186,7 @@ func directoryHint(other, dir string, force bool, pid int) string {
 
 // Directories checks where the data will go, and whether it will fit.
 func (cs *Checks) Directories(p Plan) {
-	ours := map[string]bool{} // what a killed clone has left, and will be cleared away
+	ours := map[string]bool{} // what an interrupted clone has left, which will be removed
 	var old []string          // the tablespaces of the data that is deleted
 	target, err := datadir.Open(p.Dir, p.Force, p.Runs)
 	if err != nil {
@@ -230,7 +230,7 @@ func (cs *Checks) Directories(p Plan) {
 			continue
 		}
 		if own, err := fileSystem(p.Dir); err == nil && own == fs {
-			free += datadir.Size(p.Dir) // it will be deleted, or there is nothing
+			free += datadir.Size(p.Dir) // that data will be deleted, or there is none
 		}
 		for _, dir := range old {
 			if own, err := fileSystem(dir); err == nil && own == fs {
@@ -241,7 +241,7 @@ func (cs *Checks) Directories(p Plan) {
 	}
 }
 
-// placeOfTablespace refuses a place that no copy of a tablespace can be in.
+// placeOfTablespace refuses a place in which a copy of a tablespace can not be.
 func placeOfTablespace(location, to, dir string) error {
 	if !filepath.IsAbs(location) {
 		return fmt.Errorf("it is an in-place tablespace (%s, made with allow_in_place_tablespaces), which is meant for tests of PostgreSQL: it can not be cloned. Move its tables elsewhere (ALTER TABLE ... SET TABLESPACE) and drop it", location)

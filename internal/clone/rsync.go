@@ -23,18 +23,18 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Rsync copies in the way of repmgr's manual: a backup is begun in a session, rsync over ssh
-// copies the files under the running server, and the session ends the backup and says which
-// WAL belongs to it. It needs rsync on both machines and an ssh login without a password; the
-// login to PostgreSQL must be allowed to run a backup.
+// Rsync copies as repmgr's manual describes: a session begins a backup, rsync over ssh copies
+// the files of the running server, and the session ends the backup and says which WAL belongs
+// to it. It needs rsync on both machines and an ssh login without a password; the login to
+// PostgreSQL must be allowed to run a backup.
 type Rsync struct {
 	Options    string // of rsync. Empty: those that serve best.
 	SSHOptions string
 }
 
-// rsyncExclude is what belongs to the running server, not to its data: it would
-// be wrong in a copy, or is made anew at the start. pg_control and the WAL are
-// fetched by themselves, at the end.
+// rsyncExclude is what belongs to the running server and not to its data: it would be wrong in
+// a copy, or is made again at the start. pg_control and the WAL are fetched separately, at the
+// end.
 var rsyncExclude = []string{
 	"/postmaster.pid", "/postmaster.opts", "/standby.signal", "/recovery.signal", "/backup_label", "/backup_label.old",
 	"/tablespace_map", "/tablespace_map.old", "/backup_manifest", "/current_logfiles", "/postgresql.auto.conf.tmp", "/" + datadir.StagingName,
@@ -43,13 +43,13 @@ var rsyncExclude = []string{
 }
 
 const (
-	rsyncVanished = 24               // a file went while it was copied: the WAL makes up for it
+	rsyncVanished = 24               // a file was removed while it was copied; replaying the WAL corrects that
 	stopTimeout   = 30 * time.Second // for ending a backup whose caller has given up
 
 	sshCheckTimeout = 20 * time.Second
 )
 
-// Check tries the way before anything is deleted or changed.
+// Check tests the way to copy before anything is deleted or changed.
 func (r Rsync) Check(ctx context.Context, source, remoteUser string) error {
 	if _, err := exec.LookPath("rsync"); err != nil {
 		return errors.New("rsync is not installed here (Debian: apt-get install rsync)")
@@ -150,7 +150,7 @@ type rsyncBackup struct {
 // old reports whether the server has the function names of before 15.
 func (b *rsyncBackup) old() bool { return b.job.Status.VersionNum < 150000 }
 
-// begin holds the WAL that the copy will need, and begins the backup. Both end
+// begin makes the source keep the WAL that the copy will need, and begins the backup. Both end
 // with the session.
 func (b *rsyncBackup) begin(ctx context.Context) error {
 	if b.job.Slot == "" {
@@ -216,8 +216,8 @@ func (b *rsyncBackup) data(ctx context.Context) error {
 	return nil
 }
 
-// end stops the backup and fetches what completes it: the WAL from its start to
-// its end, and pg_control as the last file.
+// end ends the backup and fetches what completes it: the WAL from its start to its end, and
+// pg_control as the last file.
 func (b *rsyncBackup) end(ctx context.Context) error {
 	b.job.Progress("ending the backup", 0, 0)
 	sql := `SELECT lsn, labelfile, spcmapfile FROM pg_backup_stop(false)`

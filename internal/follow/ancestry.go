@@ -12,8 +12,8 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// CheckAncestry proves that all WAL of the standby, which has that status, is WAL of the
-// upstream, too. It returns the timeline of the upstream.
+// CheckAncestry proves that all WAL of the standby, whose status is given, is also WAL of the
+// upstream. It returns the timeline of the upstream.
 func (m Move) CheckAncestry(ctx context.Context, status registry.NodeStatus) (wal.Timeline, error) {
 	theirs, err := m.Source.Status(ctx)
 	if err != nil {
@@ -37,7 +37,7 @@ func (m Move) CheckAncestry(ctx context.Context, status registry.NodeStatus) (wa
 		return 0, m.promotedApart("timeline %d of the one is not timeline %d of the other: they were promoted apart", local.Timeline, upstream.Timeline)
 	}
 	verdict := wal.CanFollow(local, upstream, history)
-	if verdict.OK() || local.Timeline == upstream.Timeline && theirs.InRecovery { // both read one stream: whoever is behind catches up
+	if verdict.OK() || local.Timeline == upstream.Timeline && theirs.InRecovery { // both receive the same stream, so the one that is behind catches up
 		begin, _ := history.Fork(salvage.Parent(history, local.Timeline))
 		return upstream.Timeline, m.refuseOtherLog(ctx, local.Timeline, begin, min(local.LSN, upstream.LSN))
 	}
@@ -49,14 +49,15 @@ func (m Move) diverged(why string, args ...any) error {
 	return failure.Of(failure.ErrTimelineDiverged, "%s can not follow %s: %s", m.Node, m.Upstream, fmt.Sprintf(why, args...))
 }
 
-// promotedApart is the error about two branches of which only a person can say which counts.
+// promotedApart is the error about two branches of which only a person can say which one
+// counts.
 func (m Move) promotedApart(why string, args ...any) error {
 	return failure.WithHint(m.diverged(why, args...),
 		"Decide which of the two branches holds the data that counts. If it is that of %s, on %s: %s", m.Upstream.Name, m.Node.Name, RecloneCommand(m.Node, m.Upstream))
 }
 
-// refuseOwnWAL keeps a running server with WAL of its own on its timeline t from following
-// another one. A login that may not read the file of ALTER SYSTEM finds none.
+// refuseOwnWAL keeps a running server with WAL of its own on timeline t from following another
+// server. A login that may not read the file of ALTER SYSTEM finds no such WAL.
 func (m Move) refuseOwnWAL(ctx context.Context, t wal.Timeline) error {
 	set, err := ballot.ReadSettings(ctx, m.Standby.Conn)
 	if err != nil {
@@ -93,9 +94,9 @@ func (m Move) refuseOtherLog(ctx context.Context, t wal.Timeline, beginning, to 
 	return nil
 }
 
-// CheckWAL refuses before anything is changed where the standby, which has that status,
-// would wait for ever, because the upstream has recycled what it needs next. Where an
-// archive may have the WAL, that is only said. primary knows the node to copy it from.
+// CheckWAL refuses, before anything is changed, where the standby of the given status would
+// wait for ever because the upstream has removed the WAL that it needs next. Where an archive
+// may have that WAL, it only warns. primary knows the node from which to copy the standby anew.
 func (m Move) CheckWAL(ctx context.Context, status registry.NodeStatus, primary *registry.Server) error {
 	lost := FindLostWAL(ctx, m.Source, m.Upstream, status)
 	switch {

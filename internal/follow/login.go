@@ -15,17 +15,17 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Login is what a server, or this process in its place, needs to log in to another one for
-// replication beside what is registered of that.
+// Login is what a server, or this process in its place, needs to log in to another server for
+// replication, in addition to what is registered.
 type Login struct {
 	Passfile      string // a password file; empty: the default one
 	Password      string // of the replication role
 	WritePassword bool   // write Password into primary_conninfo
 }
 
-// PrimaryConninfo is how a standby of that name reaches its upstream: the
-// upstream's registered address, its replication role, and the name by which
-// the upstream will know the standby.
+// PrimaryConninfo is the connection string with which the standby of that name reaches its
+// upstream: the registered address, the replication role, and the name by which the upstream
+// knows the standby.
 func (l Login) PrimaryConninfo(upstream registry.Record, name string) (string, error) {
 	params, err := conninfo.Parse(upstream.Conninfo)
 	if err != nil {
@@ -50,8 +50,8 @@ func (l Login) PrimaryConninfo(upstream registry.Record, name string) (string, e
 	return conninfo.Format(params), nil
 }
 
-// Settings are the server settings that make a data directory a standby of
-// upstream. An empty value is meant: it stands against one in postgresql.conf.
+// Settings are the server settings that make a data directory a standby of upstream. An empty
+// value is intended: it overrides a value in postgresql.conf.
 func (l Login) Settings(upstream registry.Record, name, slot string) (map[string]string, error) {
 	conninfo, err := l.PrimaryConninfo(upstream, name)
 	if err != nil {
@@ -64,7 +64,7 @@ func (l Login) Settings(upstream registry.Record, name, slot string) (map[string
 	}, nil
 }
 
-// Config is a connection string as a walsender wants it. user is the replication role;
+// Config parses a connection string for a replication connection. user is the replication role;
 // empty: that of the connection string.
 func (l Login) Config(info, user string) (*pgx.ConnConfig, error) {
 	params, err := conninfo.Parse(info)
@@ -73,7 +73,7 @@ func (l Login) Config(info, user string) (*pgx.ConnConfig, error) {
 	}
 	if user != "" && user != conninfo.User(params) {
 		params["user"] = user
-		delete(params, "password") // it is another user's: a password file knows this one's
+		delete(params, "password") // it belongs to another user; a password file may have the right one
 		if params["passfile"] == "" && l.Passfile != "" {
 			params["passfile"] = l.Passfile
 		}
@@ -83,7 +83,7 @@ func (l Login) Config(info, user string) (*pgx.ConnConfig, error) {
 		return nil, err
 	}
 	cfg.RuntimeParams["replication"] = "true"
-	cfg.AfterConnect = nil // it asks in SQL
+	cfg.AfterConnect = nil // it runs SQL, which a replication connection can not
 	return cfg, nil
 }
 

@@ -8,10 +8,10 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// LostWAL says why a standby can not go on: the server that it would stream from
-// does not have the WAL any more that comes next.
+// LostWAL says why a standby can not go on: the server from which it would stream has removed
+// the WAL that comes next.
 type LostWAL struct {
-	Upstream string `json:"upstream"`       // the node that was asked for it
+	Upstream string `json:"upstream"`       // the node that was asked for the WAL
 	Needed   string `json:"needed_segment"` // the first segment that the standby would ask for
 	Oldest   string `json:"oldest_segment"` // the first one that the upstream has
 	Archive  bool   `json:"archive"`        // the standby has a restore_command: an archive may still bring it
@@ -25,8 +25,8 @@ func (l LostWAL) String() string {
 	return text
 }
 
-// FindLostWAL asks the server whether it still has what the standby of that status would
-// ask it for; nil: it has, or that can not be told. See [postgres.Server.MissingWAL].
+// FindLostWAL asks the server whether it still has the WAL that the standby of that status
+// needs next. nil: it has, or that is unknown. See [postgres.Server.MissingWAL].
 func FindLostWAL(ctx context.Context, n *registry.Server, of registry.Record, s registry.NodeStatus) *LostWAL {
 	if !s.InRecovery {
 		return nil

@@ -17,7 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-// Move takes a running standby to another upstream.
+// Move makes a running standby follow another upstream.
 type Move struct {
 	Node, Upstream  registry.Record
 	Standby, Source *registry.Server // connections to the two, which the caller closes
@@ -50,7 +50,7 @@ func (m Move) Repoint(ctx context.Context) error {
 		}
 		return m.Standby.AlterSystem(ctx, set)
 	})
-	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege { // a login that may not read ballots has none
+	if postgres.SQLState(err) == postgres.CodeInsufficientPrivilege { // a login that may not read the ballots works without them
 		return m.Standby.AlterSystem(ctx, set)
 	}
 	if err == nil {
@@ -59,13 +59,14 @@ func (m Move) Repoint(ctx context.Context) error {
 	return err
 }
 
-// ancestryAgain is after how long a standby that does not stream is compared with its upstream again.
+// ancestryAgain is the time after which a standby that does not stream is compared with its
+// upstream again.
 const ancestryAgain = time.Second
 
-// AwaitStreaming waits until the upstream says that the standby streams, and the
-// standby that it does so on the upstream's timeline: on its way to a new one it
-// streams the rest of the old one first. Where that takes longer it asks again
-// whether the standby has diverged: then it never will. ancestry nil: it does not ask.
+// AwaitStreaming waits until the upstream says that the standby streams, and the standby says
+// that it streams on the upstream's timeline: on the way to a new timeline it first streams the
+// rest of the old one. Where that takes longer, ancestry is called again: a standby that has
+// diverged will never stream. ancestry nil: there is no such check.
 func (m Move) AwaitStreaming(ctx context.Context, timeline wal.Timeline, ancestry func() error) error {
 	host, port := senderAddress(m.Upstream.Conninfo)
 	asked := time.Now()
@@ -76,7 +77,7 @@ func (m Move) AwaitStreaming(ctx context.Context, timeline wal.Timeline, ancestr
 				return false, err
 			}
 		}
-		var arrived bool // a login that may not see these trusts the upstream's word alone
+		var arrived bool // a login that may not see this relies on the upstream alone
 		if err := m.Standby.Conn.QueryRow(ctx, `SELECT coalesce(bool_and(coalesce(received_tli, $1) = $1 AND ($2 = '' OR coalesce(sender_host, $2) = $2) AND ($3 = 0 OR coalesce(sender_port, $3) = $3)), false)
 			FROM pg_stat_wal_receiver`, int32(timeline), host, int32(port)).Scan(&arrived); err != nil {
 			return false, m.Standby.QueryError("watch the WAL receiver", err)
@@ -93,8 +94,8 @@ func (m Move) AwaitStreaming(ctx context.Context, timeline wal.Timeline, ancestr
 	})
 }
 
-// senderAddress is how a WAL receiver will name the server of a conninfo. Empty
-// and 0 where that can not be told beforehand.
+// senderAddress is how a WAL receiver will show the server of a conninfo. Empty and 0 where
+// that is not known in advance.
 func senderAddress(info string) (host string, port int) {
 	params, err := conninfo.Parse(info)
 	if err != nil || strings.Contains(params["host"]+params["port"], ",") {
