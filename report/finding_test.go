@@ -11,7 +11,7 @@ import (
 // Every code that a program may meet is on the page.
 func TestFindings_AreDocumented(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("../../docs/json.md")
+	page, err := os.ReadFile("../docs/json.md")
 	require.NoError(t, err)
 	source, err := os.ReadFile("finding.go")
 	require.NoError(t, err)
