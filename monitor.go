@@ -86,6 +86,7 @@ type duties struct {
 	historyRestored wal.Timeline // the timeline up to which restoreHistory is done
 	witnessSynced   time.Time    // when the metadata was last copied to the witness
 	walLookedFor    time.Time    // when it was last checked that the upstream still has the WAL that this standby needs
+	startTold       bool
 }
 
 // MonitorStatus is a snapshot of what a Monitor does and why.

@@ -54,7 +54,6 @@ func (m *Monitor) Run(ctx context.Context) error {
 		wg.Wait()
 	}()
 
-	started := false
 	for {
 		m.takeReload(ctx)
 		m.collectOutcome()
@@ -63,32 +62,10 @@ func (m *Monitor) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil // a look that was cancelled proves nothing about what it did not see
 		}
-		m.yieldToOther(ctx)
-		m.saveState(o)
-		m.restoreHistory()
-		m.reportForeignDaemons(o.Peers)
-		d := m.policy().Step(m.state.State, o)
-		m.transition(d)
-		calm := m.noElectionNear(o.Rule)
-		m.watch.SetDetail(calm, calm && m.state.Phase == election.AsStandby)
-		m.clearResolved(d)
+		m.prepare(ctx, o)
+		d := m.decide(o)
 		m.act(ctx, d.Actions)
-		m.tellBackground()
-		m.duties.streams.Tell(m.watch.Record, m.tell)
-		if !started && m.node.Self.ID != 0 {
-			m.checkAutomatic(ctx)
-			m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.node.Self, m.runsAs())})
-			started = true
-		}
-		m.warnTwoVoters()
-		m.report("the flag of a pause", m.catchUpPause(ctx, o))
-		m.report("a pause", m.checkPauseHolds(o))
-		m.reportRejected(o.Peers)
-		m.watchWAL(ctx)
-		m.testFence(ctx)
-		m.stateFile.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
-		m.saveVote(ctx)
-		m.outbox.Keep(ctx, m.outboxDaemon(), m.tasks.current.Is(election.Rejoin))
+		m.keepReady(ctx, o)
 		m.publish(now)
 		if m.presence.Held { // otherwise yieldToOther has tried it already
 			m.announce(ctx)
@@ -98,6 +75,51 @@ func (m *Monitor) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// prepare does what must be done before anything is decided: it leaves the node to another
+// Monitor that acts for it, and saves what must be known should the server be down next.
+func (m *Monitor) prepare(ctx context.Context, o election.Observation) {
+	m.yieldToOther(ctx)
+	m.saveState(o)
+	m.restoreHistory()
+	m.reportForeignDaemons(o.Peers)
+}
+
+// decide asks the policy what to do, and watches the voters as closely as that needs.
+func (m *Monitor) decide(o election.Observation) election.Decision {
+	d := m.policy().Step(m.state.State, o)
+	m.transition(d)
+	calm := m.noElectionNear(o.Rule)
+	m.watch.SetDetail(calm, calm && m.state.Phase == election.AsStandby)
+	m.clearResolved(d)
+	return d
+}
+
+// keepReady does in each turn what a failover will need, and tells of what would prevent it.
+func (m *Monitor) keepReady(ctx context.Context, o election.Observation) {
+	m.tellBackground()
+	m.duties.streams.Tell(m.watch.Record, m.tell)
+	m.tellStart(ctx)
+	m.warnTwoVoters()
+	m.report("the flag of a pause", m.catchUpPause(ctx, o))
+	m.report("a pause", m.checkPauseHolds(o))
+	m.reportRejected(o.Peers)
+	m.watchWAL(ctx)
+	m.testFence(ctx)
+	m.stateFile.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
+	m.saveVote(ctx)
+	m.outbox.Keep(ctx, m.outboxDaemon(), m.tasks.current.Is(election.Rejoin))
+}
+
+// tellStart tells once that this Monitor has started, as soon as its node is registered.
+func (m *Monitor) tellStart(ctx context.Context) {
+	if m.duties.startTold || m.node.Self.ID == 0 {
+		return
+	}
+	m.checkAutomatic(ctx)
+	m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.node.Self, m.runsAs())})
+	m.duties.startTold = true
 }
 
 func (m *Monitor) runsAs() election.Role {
