@@ -82,7 +82,9 @@ func (k *Keeper) write(d Daemon) {
 	}
 	var err error
 	if dir, errDir := d.Dir(); errDir == nil { // without the data directory nothing is saved
-		err = write(dir, k.state)
+		if err = write(dir, k.state); err == nil {
+			d.Report(troubleReading, nil) // a file that was damaged is whole again
+		}
 	}
 	d.Report("keeping the nodes and rules", err)
 }
@@ -90,6 +92,9 @@ func (k *Keeper) write(d Daemon) {
 // Reload makes the next calls read the file again and rewrite it, because another daemon has
 // acted for the node meanwhile.
 func (k *Keeper) Reload() { k.voteLoaded, k.state.Nodes = false, nil }
+
+// troubleReading is what is reported of reading the file at the start.
+const troubleReading = "reading what was kept"
 
 // loadVote reads, once, the vote that an earlier daemon has saved.
 func (k *Keeper) loadVote(d Daemon) {
@@ -104,7 +109,7 @@ func (k *Keeper) loadVote(d Daemon) {
 	case err == nil:
 		s, err = Read(dir)
 	}
-	d.Report("reading what was kept", err)
+	d.Report(troubleReading, err)
 	k.voteLoaded, k.state.Ballot = true, s.Ballot
 	if s.Ballot.Node != int32(d.Node) { // a clone has the file of its source
 		k.state.Ballot = ballot.Ballot{}

@@ -70,6 +70,29 @@ func TestKeeper_Keep(t *testing.T) {
 	require.Contains(t, failure.Hint(err), "remove it")
 }
 
+// That a damaged file could not be read is over as soon as it is written anew.
+func TestKeeper_DamagedFileIsWrittenAnew(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, postmaster.NodesFile), []byte("{"), 0o600))
+	trouble := map[string]error{}
+	d := statefile.Daemon{
+		Node: 1, Name: "node1", Log: slog.New(slog.DiscardHandler), Tell: func(registry.Event) {}, Wake: func() {},
+		Dir: func() (string, error) { return dir, nil }, Elsewhere: func() bool { return false },
+		Report: func(what string, err error) {
+			trouble[what] = errors.Join(trouble[what], err)
+			if err == nil {
+				delete(trouble, what)
+			}
+		},
+	}
+	var k statefile.Keeper
+	k.Keep(d, statefile.State{Nodes: []registry.Record{{ID: 1, Name: "node1"}}})
+	require.Empty(t, trouble)
+	_, err := statefile.Read(dir)
+	require.NoError(t, err)
+}
+
 // Who can not pledge itself says so once, and once that it can again.
 func TestKeeper_TellPledge(t *testing.T) {
 	t.Parallel()

@@ -18,7 +18,7 @@ import (
 
 // The end of a server ends all connections to it. One session that is terminated,
 // or idle for too long, proves nothing.
-func TestWatcher_EndedIsTheServer(t *testing.T) {
+func TestVoter_EndedIsTheServer(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
 	n := &Voter{w: &Watch{wake: func() {}}}
@@ -60,13 +60,13 @@ func TestWatcher_EndedIsTheServer(t *testing.T) {
 
 // A standby's Monitor that sees its primary leaves out every second question to
 // another standby, and none to anybody else, nor while anything is amiss.
-func TestWatcher_PassesEverySecondPulse(t *testing.T) {
+func TestVoter_PassesEverySecondPulse(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // nothing is dialled
 	calm := func() *Voter {
 		w := &Watch{wake: func() {}}
-		w.Use(Settings{Self: 2, SilenceTimeout: 2 * time.Second})
+		w.Use(Settings{Self: 2, SilenceTimeout: 2 * time.Second, Conninfo: func(registry.Record) string { return "host=127.0.0.1" }})
 		w.skipStandbys.Store(true)
 		n := &Voter{w: w, ctx: ctx, results: make(chan attempt, maxOpenConns), listener: &listener{}}
 		n.View = election.Peer{ID: 3, Role: election.Standby, Running: election.Standby, Answer: election.Answers, SeenAt: time.Now()}
@@ -106,7 +106,7 @@ func TestWatcher_PassesEverySecondPulse(t *testing.T) {
 
 // What one connection was told of a broken configuration the other one knows, too:
 // else the node could pledge itself and could not, in turn.
-func TestWatcher_OneKnowsOfAFault(t *testing.T) {
+func TestVoter_OneKnowsOfAFault(t *testing.T) {
 	t.Parallel()
 	n, now := &Voter{}, time.Now()
 	n.setFault(now, "its configuration file has an error")
@@ -125,7 +125,7 @@ func TestWatcher_OneKnowsOfAFault(t *testing.T) {
 
 // A connection of a watcher that has ended, as all of them do in the crash of one
 // process of a server, costs that server no cancel request; one of a command does.
-func TestWatcher_CancelsNothing(t *testing.T) {
+func TestVoter_CancelsNothing(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
