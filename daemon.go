@@ -53,7 +53,7 @@ func (c *Cluster) StartDaemon(ctx context.Context, o DaemonOptions) (DaemonResul
 		return res, err
 	}
 	defer local.Close()
-	all, err := registry.ReadPresences(ctx, local)
+	all, err := registry.ReadAnnouncements(ctx, local)
 	if err != nil {
 		return res, err
 	}
@@ -64,7 +64,7 @@ func (c *Cluster) StartDaemon(ctx context.Context, o DaemonOptions) (DaemonResul
 		return res, nil
 	}
 	err = c.control(ctx, o, "repmgrd_service_start_command", res.Command, "repmgrd did not start", func(ctx context.Context) (bool, error) {
-		all, err := registry.ReadPresences(ctx, local)
+		all, err := registry.ReadAnnouncements(ctx, local)
 		res.PID = all[c.cfg.NodeID].PID
 		return res.PID > 0, err
 	})
@@ -84,7 +84,7 @@ func (c *Cluster) StopDaemon(ctx context.Context, o DaemonOptions) (DaemonResult
 	if err == nil {
 		defer local.Close()
 		runs = func(ctx context.Context) (bool, error) {
-			all, err := registry.ReadPresences(ctx, local)
+			all, err := registry.ReadAnnouncements(ctx, local)
 			p, ok := all[c.cfg.NodeID]
 			if ok {
 				res.PID = p.PID
@@ -302,7 +302,7 @@ func (c *Cluster) screen(ctx context.Context, srv *salvage.Server) (as Role, rea
 		return "", "", kind(ErrDirectory, "read the vote of %s: %w", self, err)
 	}
 	if vote.Node == own.ID { // a clone has the vote of its source
-		own.Term, own.Chosen = vote.Term, strings.HasSuffix(vote.Candidate, ballot.ChosenMark)
+		own.Term, own.WonElection = vote.Term, strings.HasSuffix(vote.Candidate, ballot.ChosenMark)
 	}
 	var voters []int32
 	for _, r := range k.Nodes {

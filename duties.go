@@ -42,7 +42,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	if err := foreignDaemonError(foreignDaemonNodes(m.cluster.survey(ctx, recs))); err != nil {
 		return err
 	}
-	switch old := m.node.Local.Level == registry.Bare || m.node.Local.Level == registry.OtherVersion; {
+	switch old := m.node.Local.Level == registry.OnlyRepmgr5 || m.node.Local.Level == registry.OtherVersion; {
 	case old && status.InRecovery:
 		return m.node.Local.NeedSchema(ctx) // only the primary can upgrade it
 	case old:
@@ -239,7 +239,7 @@ func (m *Monitor) announce(ctx context.Context) {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	s := m.Status()
-	p := registry.Presence{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
+	p := registry.Announcement{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
 	p.CanFence, p.LostVote = m.guard.CanFence(), m.stateFile.Lost()
 	p.NoStream = m.duties.streams.Failed()
 	if err := m.guard.Lacks(); err != nil {
@@ -327,7 +327,7 @@ func (m *Monitor) giveBackArchive(ctx context.Context) {
 	if err == nil {
 		var detached bool // it was fenced or has pledged itself; whoever makes it follow a primary gives the command back
 		if err = n.Conn.QueryRow(ctx, `SELECT current_setting('primary_conninfo') = ''`).Scan(&detached); err == nil && !detached {
-			err = ballot.GiveArchive(ctx, n.Conn)
+			err = ballot.EnableArchive(ctx, n.Conn)
 		}
 		n.Close()
 	}

@@ -182,7 +182,7 @@ type Reasoning struct {
 type MonitorWord struct {
 	ID      NodeID                  `json:"node_id"`
 	Name    string                  `json:"node_name"`
-	Monitor *registry.Presence      `json:"monitor"`         // nil: none runs, or not known
+	Monitor *registry.Announcement  `json:"monitor"`         // nil: none runs, or not known
 	Foreign *registry.ForeignDaemon `json:"repmgr5_daemon"`  // a daemon of repmgr 5 that runs there; nil: none does
 	Error   string                  `json:"error,omitempty"` // why it is not known
 }
@@ -223,11 +223,11 @@ type nodeAccount struct {
 	rules     []election.Rule
 	failovers []FailoverRecord
 	events    []Event
-	monitors  map[NodeID]Presence
+	monitors  map[NodeID]Announcement
 	foreign   *registry.ForeignDaemon
 }
 
-func (a nodeAccount) monitor(id NodeID) *registry.Presence {
+func (a nodeAccount) monitor(id NodeID) *registry.Announcement {
 	if p, ok := a.monitors[id]; ok {
 		return &p
 	}
@@ -250,7 +250,7 @@ func readAccount(ctx context.Context, n *registry.Server) (a nodeAccount, err er
 	if a.foreign, err = n.ForeignDaemon(ctx); err != nil {
 		return a, err
 	}
-	a.monitors, err = registry.ReadPresences(ctx, n)
+	a.monitors, err = registry.ReadAnnouncements(ctx, n)
 	return a, err
 }
 

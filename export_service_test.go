@@ -9,18 +9,18 @@ import (
 // What only a Monitor does, for tests that see the package from outside.
 
 // Announcer announces as a Monitor does.
-type Announcer struct{ p registry.Announcement }
+type Announcer struct{ p registry.Announcer }
 
-func NewAnnouncer(id NodeID) *Announcer { return &Announcer{registry.Announcement{Node: id}} }
+func NewAnnouncer(id NodeID) *Announcer { return &Announcer{registry.Announcer{Node: id}} }
 
-func (a *Announcer) Announce(ctx context.Context, conninfo string, s Presence) error {
+func (a *Announcer) Announce(ctx context.Context, conninfo string, s Announcement) error {
 	return a.p.Announce(ctx, func(ctx context.Context) (*registry.Server, error) { return registry.Connect(ctx, "", conninfo) }, s)
 }
 
 func (a *Announcer) Close() { a.p.Close() }
 
-func Presences(ctx context.Context, conninfo string) (all map[NodeID]Presence, err error) {
-	return all, withNode(ctx, conninfo, func(n *registry.Server) error { all, err = registry.ReadPresences(ctx, n); return err })
+func Presences(ctx context.Context, conninfo string) (all map[NodeID]Announcement, err error) {
+	return all, withNode(ctx, conninfo, func(n *registry.Server) error { all, err = registry.ReadAnnouncements(ctx, n); return err })
 }
 
 func FailoverPrivileges(ctx context.Context, conninfo string) error {

@@ -96,7 +96,7 @@ func (c *Cluster) hintDaemonRejoins(ctx context.Context, local *registry.Server,
 	if !errors.Is(err, ErrTimelineDiverged) && !errors.Is(err, ErrWALGone) {
 		return err
 	}
-	all, errAll := registry.ReadPresences(ctx, local)
+	all, errAll := registry.ReadAnnouncements(ctx, local)
 	up, errUp := c.connectTo(ctx, target)
 	if errAll != nil || errUp != nil {
 		return err
@@ -113,7 +113,7 @@ func (c *Cluster) hintDaemonRejoins(ctx context.Context, local *registry.Server,
 
 // daemonRejoins reports whether the Monitor rejoins a standby that can not follow for this
 // reason.
-func daemonRejoins(m registry.Presence, policy RejoinPolicy, err error) bool {
+func daemonRejoins(m registry.Announcement, policy RejoinPolicy, err error) bool {
 	return m.Mode == FailoverAutomatic && (policy == RejoinReclone || policy == RejoinRewind && errors.Is(err, ErrTimelineDiverged))
 }
 
@@ -249,7 +249,7 @@ func (c *Cluster) finishFollow(ctx context.Context, move follow.Move, primary *r
 	if err == nil {
 		res.Streaming = true
 	}
-	if errArchive := ballot.GiveArchive(ctx, move.Standby.Conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
+	if errArchive := ballot.EnableArchive(ctx, move.Standby.Conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
 		c.log.Warn("restore_command is not given back", "node", node.Name, "err", errArchive)
 	}
 	e := Event{

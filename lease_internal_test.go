@@ -24,7 +24,7 @@ func TestServiceNode_Lease(t *testing.T) {
 		{0, 3, false, true}, // of a former version
 	} {
 		yes := true
-		n := ServiceNode{NodeView: NodeView{Record: Record{ID: 7, Name: "node7", Role: RolePrimary}}, Monitor: &Presence{PID: 4711, Mode: FailoverAutomatic, LeaseLeft: &test.left, Age: test.age, RunsOut: test.runsOut, CanFence: &yes}}
+		n := ServiceNode{NodeView: NodeView{Record: Record{ID: 7, Name: "node7", Role: RolePrimary}}, Monitor: &Announcement{PID: 4711, Mode: FailoverAutomatic, LeaseLeft: &test.left, Age: test.age, RunsOut: test.runsOut, CanFence: &yes}}
 		var found report.Findings
 		n.findings(true, true, &found)
 		if found.Has(FindingLeaseRunsOut) != test.want || len(found) > 1 {

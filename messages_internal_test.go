@@ -69,7 +69,7 @@ func TestPauseResult_Warn(t *testing.T) {
 	}
 	for quorum, want := range map[bool]string{true: "its commits wait", false: "synchronous_mode=off"} {
 		var found report.Findings
-		ServiceNode{Monitor: &Presence{Mode: FailoverAutomatic, CanFence: new(false), Unable: "why"}}.findings(true, quorum, &found)
+		ServiceNode{Monitor: &Announcement{Mode: FailoverAutomatic, CanFence: new(false), Unable: "why"}}.findings(true, quorum, &found)
 		require.Contains(t, found[0].Text, want)
 		require.Equal(t, !quorum, found[0].Text != "" && bytes.Contains([]byte(found[0].Text), []byte("synchronous_mode=off")))
 	}
@@ -92,7 +92,7 @@ func TestBringsBack(t *testing.T) {
 		{FailoverAutomatic, RejoinNever, diverged, false},
 		{FailoverManual, RejoinReclone, diverged, false},
 	} {
-		require.Equal(t, test.want, daemonRejoins(Presence{Mode: test.mode}, test.policy, test.err), "%+v", test)
+		require.Equal(t, test.want, daemonRejoins(Announcement{Mode: test.mode}, test.policy, test.err), "%+v", test)
 	}
 }
 

@@ -66,7 +66,7 @@ type control struct {
 // presence is the announcement of this Monitor on the node's server. Several Monitors may run
 // for one node; only the one that holds the announcement acts.
 type presence struct {
-	registry.Announcement
+	registry.Announcer
 	yielding bool // another Monitor acts for the node, so this one only watches
 }
 

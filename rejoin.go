@@ -305,7 +305,7 @@ func (r *rejoining) followRunning(ctx context.Context) error {
 		return err
 	}
 	err := r.finish(ctx)
-	if errArchive := ballot.GiveArchive(ctx, w.Local.Conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
+	if errArchive := ballot.EnableArchive(ctx, w.Local.Conn); errArchive != nil && postgres.SQLState(errArchive) != postgres.CodeInsufficientPrivilege {
 		r.log.Warn("restore_command is not given back", "node", w.Node.Name, "err", errArchive)
 	}
 	return err

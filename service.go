@@ -55,8 +55,8 @@ func (res *PauseResult) warn(r election.Rule, seq int64) {
 	}
 }
 
-// Presence is what a Monitor says of itself to everybody who can read its server.
-type Presence = registry.Presence
+// Announcement is what a Monitor says of itself to everybody who can read its server.
+type Announcement = registry.Announcement
 
 // PausedNode is a node, and the reason where it could not be paused or unpaused.
 type PausedNode struct {
@@ -178,7 +178,7 @@ type ServiceNode struct {
 	NodeView
 	Foreign   *ForeignDaemon `json:"repmgr5_daemon"`      // a daemon of repmgr 5 that runs there; nil: none does
 	Monitored *bool          `json:"monitored"`           // whether a Monitor runs there; nil: not known
-	Monitor   *Presence      `json:"monitor"`             // what it says; nil: none runs, or not known
+	Monitor   *Announcement  `json:"monitor"`             // what it says; nil: none runs, or not known
 	Paused    *bool          `json:"paused"`              // nil: not known
 	Ballot    *ballot.Ballot `json:"ballot"`              // the vote in its server, which may be another node's that a clone brought; nil: none, or not known
 	Rule      *election.Rule `json:"rule"`                // the newest that it has; nil: none, or not known
@@ -223,7 +223,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	return st, nil
 }
 
-const serviceSQL = `SELECT ` + registry.PresencesSQL + `, ` + registry.SecondsSQL + `, %s::text`
+const serviceSQL = `SELECT ` + registry.AnnouncementsSQL + `, ` + registry.WaitingMonitorsSQL + `, %s::text`
 
 const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)`
 
@@ -248,7 +248,7 @@ func readService(ctx context.Context, n *registry.Server, r Record, s *ServiceNo
 	if err := n.Conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.secondDaemons, &rule); err != nil {
 		return n.QueryError("read the monitor", err)
 	}
-	all, err := registry.ParsePresences(says)
+	all, err := registry.ParseAnnouncements(says)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // announce lets a node look as if its Monitor ran.
-func announce(t *testing.T, n *node, p repmgr.Presence) *repmgr.Announcer {
+func announce(t *testing.T, n *node, p repmgr.Announcement) *repmgr.Announcer {
 	t.Helper()
 	a := repmgr.NewAnnouncer(n.cfg.NodeID)
 	t.Cleanup(a.Close)
@@ -46,7 +46,7 @@ func setFile(t *testing.T, n *node, name, value string) {
 func TestPresence(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
-	read := func() map[repmgr.NodeID]repmgr.Presence {
+	read := func() map[repmgr.NodeID]repmgr.Announcement {
 		all, err := repmgr.Presences(t.Context(), s.Conninfo())
 		require.NoError(t, err)
 		return all
@@ -54,7 +54,7 @@ func TestPresence(t *testing.T) {
 	require.Empty(t, read())
 	since := time.Now().Round(0)
 	lease := 2.5
-	p := repmgr.Presence{
+	p := repmgr.Announcement{
 		PID: 4711, Mode: repmgr.FailoverAutomatic, Phase: "degraded", Reason: "it's \"so\"\n-- schön 😀", Since: since,
 		SeenAt: since.Add(-time.Minute), LeaseLeft: &lease, Error: "password=hunter2 at postgres://u:hunter2@h/d and " + strings.Repeat("ü", 3000),
 	}
@@ -123,7 +123,7 @@ func TestPresence_HalfReadable(t *testing.T) {
 	s.Exec(t, `CREATE ROLE eve LOGIN`)
 	a := repmgr.NewAnnouncer(1)
 	t.Cleanup(a.Close)
-	require.NoError(t, a.Announce(t.Context(), s.Conninfo(), repmgr.Presence{PID: 4711}))
+	require.NoError(t, a.Announce(t.Context(), s.Conninfo(), repmgr.Announcement{PID: 4711}))
 	for _, conninfo := range []string{s.Conninfo(), s.Conninfo("user=eve")} {
 		all, err := repmgr.Presences(t.Context(), conninfo)
 		require.NoError(t, err)
@@ -185,7 +185,7 @@ func TestServiceStatus(t *testing.T) {
 		return strings.Join(st.Issues, "\n")
 	}
 	require.Empty(t, issues(node1), "nobody has asked for failover: without a daemon nothing is missing but the lag")
-	auto := repmgr.Presence{Mode: repmgr.FailoverAutomatic, Phase: "watching", Reason: "all is well", SeenAt: time.Now()}
+	auto := repmgr.Announcement{Mode: repmgr.FailoverAutomatic, Phase: "watching", Reason: "all is well", SeenAt: time.Now()}
 	announce(t, node1, auto)
 	require.Contains(t, issues(node1), "repmgrd is not running on node \"node2\" (ID: 2)")
 	two := announce(t, node2, auto)
@@ -194,7 +194,7 @@ func TestServiceStatus(t *testing.T) {
 	w := startWitness(t, 9)
 	_, err := w.RegisterWitness(t.Context(), repmgr.WitnessOptions{PrimaryConninfo: node1.Conninfo()})
 	require.NoError(t, err)
-	announce(t, w, repmgr.Presence{Mode: repmgr.FailoverManual})
+	announce(t, w, repmgr.Announcement{Mode: repmgr.FailoverManual})
 	require.Equal(t, "failover is automatic on node1, node2, manual on node9", issues(w))
 
 	node1.Exec(t, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (3, 2, 1, '{1,2,9}', true, '{2}', 1)`)
@@ -230,7 +230,7 @@ func TestServiceStatus_SlowNode(t *testing.T) {
 	host, port := pgtest.Blackhole(t)
 	node1.Exec(t, fmt.Sprintf(`INSERT INTO repmgr.nodes (node_id, upstream_node_id, node_name, type, location, priority, conninfo, repluser, config_file)
 		VALUES (2, 1, 'node2', 'standby', 'default', 100, 'host=%s port=%d user=postgres connect_timeout=3', 'postgres', '')`, host, port))
-	announce(t, node1, repmgr.Presence{Mode: repmgr.FailoverAutomatic, SeenAt: time.Now()})
+	announce(t, node1, repmgr.Announcement{Mode: repmgr.FailoverAutomatic, SeenAt: time.Now()})
 	node1.set(t, `log_disconnections = on`)
 	waitValue(t, node1, "on", `SHOW log_disconnections`)
 	ended := func() int { return strings.Count(node1.Log(), "repmgr LOG:  disconnection: ") }
@@ -285,7 +285,7 @@ func TestFailoverPrivileges(t *testing.T) {
 	require.ErrorIs(t, err, repmgr.ErrQuery)
 	require.Contains(t, res.Nodes[0].Error, "may not")
 	require.Contains(t, repmgr.Hint(err), "GRANT ALTER SYSTEM ON PARAMETER repmgr.paused TO")
-	announce(t, node1, repmgr.Presence{PID: 4711})
+	announce(t, node1, repmgr.Announcement{PID: 4711})
 	st, err := as.ServiceStatus(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, 4711, st.Nodes[0].Monitor.PID)
@@ -369,7 +369,7 @@ func TestDaemon(t *testing.T) {
 		done <- err
 	}()
 	pgtest.WaitFor(t, "the command", func(context.Context) error { _, err := os.Stat(started); return err })
-	require.NoError(t, a.Announce(t.Context(), node1.Conninfo(), repmgr.Presence{PID: 4711}))
+	require.NoError(t, a.Announce(t.Context(), node1.Conninfo(), repmgr.Announcement{PID: 4711}))
 	require.NoError(t, <-done)
 	_, err = c.StartDaemon(t.Context(), repmgr.DaemonOptions{})
 	require.ErrorIs(t, err, repmgr.ErrRefused)

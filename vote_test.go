@@ -155,7 +155,7 @@ func TestVote_LostIsNotCounted(t *testing.T) {
 	nodes := startNodes(t, 2, repmgr.SynchronousOff)
 	a := repmgr.NewAnnouncer(2)
 	t.Cleanup(a.Close)
-	require.NoError(t, a.Announce(t.Context(), nodes[1].Conninfo(), repmgr.Presence{PID: 4711, LostVote: "2/9/node3.1"}))
+	require.NoError(t, a.Announce(t.Context(), nodes[1].Conninfo(), repmgr.Announcement{PID: 4711, LostVote: "2/9/node3.1"}))
 	x, err := nodes[0].Explain(t.Context(), repmgr.ExplainOptions{})
 	require.NoError(t, err)
 	require.Equal(t, "its server has lost its vote of term 9", x.Voters[1].NoPledge)

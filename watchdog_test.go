@@ -81,7 +81,7 @@ func TestWatchdog_GuardsUntilAnotherMonitorIsThere(t *testing.T) {
 	n, tell, ended := guarded(t, func(n *node) string { return n.Conninfo() })
 	left := 1.0
 	tell(&repmgr.Beat{PID: 4711, Left: &left, Dir: n.Dir})
-	announce(t, n, repmgr.Presence{PID: 4711, Mode: repmgr.FailoverAutomatic}).Close() // the dead one's
+	announce(t, n, repmgr.Announcement{PID: 4711, Mode: repmgr.FailoverAutomatic}).Close() // the dead one's
 	tell(nil)
 	pgtest.WaitFor(t, "its own look at the voters", func(context.Context) error {
 		if got := n.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'repmgr'`); got == "0" {
@@ -89,7 +89,7 @@ func TestWatchdog_GuardsUntilAnotherMonitorIsThere(t *testing.T) {
 		}
 		return nil
 	})
-	announce(t, n, repmgr.Presence{PID: 4712, Mode: repmgr.FailoverAutomatic})
+	announce(t, n, repmgr.Announcement{PID: 4712, Mode: repmgr.FailoverAutomatic})
 	require.NoError(t, <-ended)
 	require.Equal(t, "f", n.QueryString(t, `SELECT pg_is_in_recovery()`))
 }

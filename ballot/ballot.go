@@ -164,7 +164,7 @@ const (
 )
 
 // Pledge stores b on the server. On a standby it also ends the stream from the old primary and
-// the use of the archive; the WAL receiver ends shortly after, see [HurryReceiver]. When Pledge
+// the use of the archive; the WAL receiver ends shortly after, see [ShortenReceiverTimeout]. When Pledge
 // returns nil the vote is on disk. The error is [ErrTerm] where the term is not higher than that
 // of the stored ballot, for whichever candidate, and [ErrRole] where the server runs in another role.
 func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {

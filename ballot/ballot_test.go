@@ -67,14 +67,14 @@ func TestHurryReceiver_LeftBehind(t *testing.T) {
 			return nil
 		})
 	}
-	require.NoError(t, ballot.HurryReceiver(ctx, conn))
+	require.NoError(t, ballot.ShortenReceiverTimeout(ctx, conn))
 	in("1")
-	require.NoError(t, ballot.SettleAttached(ctx, conn))
+	require.NoError(t, ballot.RestoreReceiverTimeoutAttached(ctx, conn))
 	in("60000")
 	require.NoError(t, ballot.Pledge(ctx, conn, ballot.Ballot{Node: 2, Term: 5, Candidate: "node3.1"}, ballot.Standby))
-	require.NoError(t, ballot.HurryReceiver(ctx, conn))
+	require.NoError(t, ballot.ShortenReceiverTimeout(ctx, conn))
 	in("1")
-	require.NoError(t, ballot.SettleAttached(ctx, conn))
+	require.NoError(t, ballot.RestoreReceiverTimeoutAttached(ctx, conn))
 	in("1")
 	require.NoError(t, ballot.ResumeReplay(ctx, conn))
 	in("60000")

@@ -67,7 +67,7 @@ func Revert(ctx context.Context, conn *pgx.Conn, name, value string) (changed bo
 // Inherited says which settings a copy of a server must change (give) or remove (drop). file
 // is the text of the source's file of ALTER SYSTEM. The vote, the pause and an announced rule
 // belong to the source only, and overrides of the source are ended. [SyncMark] stays, because
-// synchronous_standby_names stays, and [OwnWAL] stays, because the copy has that WAL as well.
+// synchronous_standby_names stays, and [LocalWAL] stays, because the copy has that WAL as well.
 func Inherited(file string) (give map[string]string, drop []string, err error) {
 	set, err := FileSettings(file)
 	if err != nil {
@@ -84,20 +84,20 @@ func Inherited(file string) (give map[string]string, drop []string, err error) {
 		case saved && override:
 			drop = append(drop, of)
 		}
-		if strings.HasPrefix(name, "repmgr.") && name != SyncMark && name != OwnWAL {
+		if strings.HasPrefix(name, "repmgr.") && name != SyncMark && name != LocalWAL {
 			drop = append(drop, name)
 		}
 	}
 	return give, drop, nil
 }
 
-// OwnWAL is the setting that marks a server whose crash recovery, before a rewind, has written
+// LocalWAL is the setting that marks a server whose crash recovery, before a rewind, has written
 // WAL that no other server has. Its value is a position as JSON: the timeline, and the place
 // behind which that WAL begins. Other servers may have different WAL there, so the end of this
 // server's WAL can not be compared with theirs, and the server can follow nobody until it was
 // rewound or cloned. The setting is written before that recovery and removed at the end of the
 // rejoin; a promotion begins a new timeline and so makes it void.
-const OwnWAL = "repmgr.own_wal"
+const LocalWAL = "repmgr.own_wal"
 
 // SyncMark is the setting that records which value of synchronous_standby_names was set by a daemon.
 const SyncMark = "repmgr.sync"
@@ -132,9 +132,9 @@ const archive = "restore_command"
 // fetches at most the file that it has already asked for.
 const replayPause = savedPrefix + "replay"
 
-// CutArchive stops a standby from fetching WAL from an archive until [GiveArchive]: a running
+// DisableArchive stops a standby from fetching WAL from an archive until [EnableArchive]: a running
 // restore_command ends, and no further one is started. Before PostgreSQL 14 it does nothing.
-func CutArchive(ctx context.Context, conn *pgx.Conn) error {
+func DisableArchive(ctx context.Context, conn *pgx.Conn) error {
 	changeable, there, _, err := archiveState(ctx, conn)
 	if err != nil || !changeable || !there {
 		return err
@@ -156,7 +156,7 @@ func archiveState(ctx context.Context, conn *pgx.Conn) (changeable, there, pause
 	return changeable, there, paused, err
 }
 
-// stopArchive is [CutArchive] for a pledge, and works on every version. The caller must
+// stopArchive is [DisableArchive] for a pledge, and works on every version. The caller must
 // reload the settings.
 func stopArchive(ctx context.Context, conn *pgx.Conn) error {
 	changeable, there, paused, err := archiveState(ctx, conn)
@@ -178,8 +178,8 @@ func stopArchive(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// GiveArchive lets a standby fetch WAL from its archive again.
-func GiveArchive(ctx context.Context, conn *pgx.Conn) error {
+// EnableArchive lets a standby fetch WAL from its archive again.
+func EnableArchive(ctx context.Context, conn *pgx.Conn) error {
 	changed, err := Revert(ctx, conn, archive, "")
 	if err == nil && changed {
 		err = reload(ctx, conn)
@@ -191,14 +191,14 @@ func GiveArchive(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // ResumeReplay ends a pause of the replay that a pledge has made, and no other pause. It also
-// reverts a [HurryReceiver] that was left behind by a coordinator which has died since.
+// reverts a [ShortenReceiverTimeout] that was left behind by a coordinator which has died since.
 func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
 	set, err := ReadSettings(ctx, conn)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", replayPause, err)
 	}
 	if _, hurried := set[savedPrefix+receiverTimeout]; hurried {
-		if err := Settle(ctx, conn); err != nil {
+		if err := RestoreReceiverTimeout(ctx, conn); err != nil {
 			return err
 		}
 	}
@@ -211,9 +211,9 @@ func ResumeReplay(ctx context.Context, conn *pgx.Conn) error {
 	return alter(ctx, conn, replayPause, nil)
 }
 
-// ArchiveCut returns the settings that stop the use of the archive on a server that is down.
+// ArchiveDisabled returns the settings that stop the use of the archive on a server that is down.
 // file is the text of its file of ALTER SYSTEM. It works on every version.
-func ArchiveCut(file string) (set map[string]string, err error) {
+func ArchiveDisabled(file string) (set map[string]string, err error) {
 	now, err := FileSettings(file)
 	if err != nil {
 		return nil, err
@@ -229,9 +229,9 @@ func ArchiveCut(file string) (set map[string]string, err error) {
 	return set, nil
 }
 
-// ArchiveGiven reverts [ArchiveCut]: it returns what to set in the file and what to remove.
+// ArchiveEnabled reverts [ArchiveDisabled]: it returns what to set in the file and what to remove.
 // kept is false where there is nothing to revert.
-func ArchiveGiven(file string) (set map[string]string, unset []string, kept bool, err error) {
+func ArchiveEnabled(file string) (set map[string]string, unset []string, kept bool, err error) {
 	now, err := FileSettings(file)
 	if err != nil {
 		return nil, nil, false, err
@@ -258,17 +258,17 @@ const receiverTimeout = "wal_receiver_timeout"
 // briefly is the value of receiverTimeout during that time, in milliseconds.
 const briefly = "1"
 
-// HurryReceiver makes the WAL receiver of a detached standby end as soon as it receives
+// ShortenReceiverTimeout makes the WAL receiver of a detached standby end as soon as it receives
 // nothing for a moment. [Settle] reverts this.
-func HurryReceiver(ctx context.Context, conn *pgx.Conn) error {
+func ShortenReceiverTimeout(ctx context.Context, conn *pgx.Conn) error {
 	if err := Override(ctx, conn, receiverTimeout, briefly); err != nil {
 		return err
 	}
 	return reload(ctx, conn)
 }
 
-// Settle reverts [HurryReceiver].
-func Settle(ctx context.Context, conn *pgx.Conn) error {
+// RestoreReceiverTimeout reverts [ShortenReceiverTimeout].
+func RestoreReceiverTimeout(ctx context.Context, conn *pgx.Conn) error {
 	changed, err := Revert(ctx, conn, receiverTimeout, briefly)
 	if err == nil && changed {
 		err = reload(ctx, conn)
@@ -276,10 +276,10 @@ func Settle(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// SettleAttached is [Settle] for a standby that has an upstream again: a coordinator that died
+// RestoreReceiverTimeoutAttached is [Settle] for a standby that has an upstream again: a coordinator that died
 // between the two has left the short timeout behind, with which the standby can not stream. It
 // costs one query where there is nothing to revert.
-func SettleAttached(ctx context.Context, conn *pgx.Conn) error {
+func RestoreReceiverTimeoutAttached(ctx context.Context, conn *pgx.Conn) error {
 	var left bool
 	err := conn.QueryRow(ctx, `SELECT pg_catalog.current_setting($1) = '1ms' AND pg_catalog.current_setting('primary_conninfo') <> ''`, receiverTimeout).Scan(&left)
 	if Unreadable(err) || err == nil && !left {
@@ -288,7 +288,7 @@ func SettleAttached(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", receiverTimeout, err)
 	}
-	return Settle(ctx, conn)
+	return RestoreReceiverTimeout(ctx, conn)
 }
 
 func reload(ctx context.Context, conn *pgx.Conn) error {

@@ -51,7 +51,7 @@ func situations(now time.Time) (all []Observation) {
 							failed, forked, pledged, waiting, won := o, o, o, o, o
 							waiting.Busy, waiting.Interruptible = local.InRecovery, local.InRecovery // only a standby waits for another node
 							won.Peers = slices.Clone(peers)
-							won.Peers[0].Chosen, won.Peers[0].Term = true, r.Term+1
+							won.Peers[0].WonElection, won.Peers[0].Term = true, r.Term+1
 							failed.Last = Outcome{Verb: Elect, At: now.Add(-100 * time.Millisecond)}
 							forked.Diverged = true
 							pledged.Peers = slices.Clone(peers)

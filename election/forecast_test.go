@@ -99,7 +99,7 @@ func TestPolicy_Forecast_OfThePrimary(t *testing.T) {
 		"another primary": {
 			nodes: 3, order: []int32{2, 3}, key: election.KeyID, health: election.HealthMoved, refusal: election.RefusedHealth,
 			change: func(_ *election.Rule, p []election.Peer) {
-				p[2].Running, p[2].Chosen, p[2].Term = election.Primary, true, 99
+				p[2].Running, p[2].WonElection, p[2].Term = election.Primary, true, 99
 			},
 		},
 	}
@@ -246,8 +246,8 @@ func TestPolicy_Forecast_LeavesItsInputAlone(t *testing.T) {
 // alone knows, such as a newer rule with another line, puts nobody in order.
 func TestPolicy_Forecast_GoesThroughTheCount(t *testing.T) {
 	t.Parallel()
-	fork := func(at wal.LSN) wal.Line {
-		return wal.Line{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: at}}}
+	fork := func(at wal.LSN) wal.Lineage {
+		return wal.Lineage{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: at}}}
 	}
 	var later election.Rule
 	_, peers := cluster(5, false, func(r *election.Rule, p []election.Peer) {

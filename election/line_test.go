@@ -13,7 +13,7 @@ import (
 // lined is the rule of three nodes whose line is known: timeline 2, which began at 500.
 func lined(quorum bool) election.Rule {
 	r := three(quorum)
-	r.Line = wal.Line{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 500}}, Mark: 7}
+	r.Line = wal.Lineage{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 500}}, Fingerprint: 7}
 	return r
 }
 
@@ -30,9 +30,9 @@ func on(t wal.Timeline, mark uint32, forks ...wal.LSN) func(*election.Peer) {
 // up to where it left the line; so does one of which it is not known where it is.
 func TestPolicy_Count_Line(t *testing.T) {
 	t.Parallel()
-	unsure := func(p *election.Peer) { p.Unsure = true }
-	own := func(p *election.Peer) { p.Halt = election.UnfitOwnWAL }
-	halted := func(p *election.Peer) { p.Halt = election.UnfitTarget }
+	unsure := func(p *election.Peer) { p.PositionUnknown = true }
+	own := func(p *election.Peer) { p.ReplayBlocked = election.UnfitOwnWAL }
+	halted := func(p *election.Peer) { p.ReplayBlocked = election.UnfitTarget }
 	asPrimary := func(p *election.Peer) { p.Running = election.Primary }
 	for name, test := range map[string]struct {
 		a, b    election.Peer
@@ -71,7 +71,7 @@ func TestPolicy_Count_Line(t *testing.T) {
 		})
 	}
 	tally := failoverPolicy.Count(lined(true), 9, election.HealthDead, []election.Peer{answers(2, election.Standby, 600, on(2, 7, 500)), answers(3, election.Standby, 600, on(2, 7, 500))})
-	require.Equal(t, wal.Line{Past: wal.History{{Timeline: 1, SwitchLSN: 500}, {Timeline: 2, SwitchLSN: 600}}}, tally.Rule.Line, "the line of the new term begins where the winner's log ends")
+	require.Equal(t, wal.Lineage{Past: wal.History{{Timeline: 1, SwitchLSN: 500}, {Timeline: 2, SwitchLSN: 600}}}, tally.Rule.Line, "the line of the new term begins where the winner's log ends")
 }
 
 // What a node was told is what it has only beyond the fork; else it knows of it.
@@ -80,9 +80,9 @@ func TestPeer_Learned(t *testing.T) {
 	told := lined(true)
 	told.Term, told.Primary = 2, 2
 	same := told
-	same.Line = wal.Line{Timeline: 1}
+	same.Line = wal.Lineage{Timeline: 1}
 	before := three(true)
-	before.Line = wal.Line{Timeline: 1}
+	before.Line = wal.Lineage{Timeline: 1}
 	held := holding(before)
 	for name, test := range map[string]struct {
 		peer election.Peer
@@ -115,7 +115,7 @@ func TestPeer_Learned(t *testing.T) {
 func TestPolicy_Count_WaitsForNoStray(t *testing.T) {
 	t.Parallel()
 	r, peers := cluster(3, true, func(r *election.Rule, p []election.Peer) {
-		r.Line, r.Sync = wal.Line{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 500}}}, []int32{2}
+		r.Line, r.Sync = wal.Lineage{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 500}}}, []int32{2}
 		for i := range p {
 			p[i].Past, p[i].Rule = r.Line.Past, *r
 		}

@@ -31,7 +31,7 @@ type Rule struct {
 	// before the point where it left counts. In a rule that is announced before the
 	// promotion the new timeline has no number yet. Line is unknown in rules that an
 	// older version wrote: then the number of the timeline decides.
-	Line wal.Line `json:"line,omitzero"`
+	Line wal.Lineage `json:"line,omitzero"`
 }
 
 // Known reports whether there is a rule at all.
@@ -58,8 +58,8 @@ func (r Rule) shared(p Peer) wal.LSN {
 }
 
 // Line is the line of WAL that the peer is on.
-func (p Peer) Line() wal.Line {
-	return wal.Line{Timeline: p.Position.Timeline, Past: p.Past, Mark: p.Mark}
+func (p Peer) Line() wal.Lineage {
+	return wal.Lineage{Timeline: p.Position.Timeline, Past: p.Past, Fingerprint: p.Mark}
 }
 
 // WithAnnounced returns the peer after a rule was announced to it. Where its WAL continues

@@ -36,7 +36,7 @@ func (p Policy) Screen(now time.Time, own Peer, known []Rule, voters []int32, pe
 		rules = []Rule{{Primary: own.ID, Voters: voters}}
 	}
 	newest := Rule{Primary: own.ID}
-	if own.Chosen { // it won an election, and ended before it wrote the rule
+	if own.WonElection { // it won an election, and ended before it wrote the rule
 		newest.Term = own.Term
 	}
 	for _, r := range rules {

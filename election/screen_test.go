@@ -32,7 +32,7 @@ func TestScreen(t *testing.T) {
 	two := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: []int32{1, 2}}
 	old := func(p *election.Peer) { p.SeenAt = start.Add(-time.Minute) }
 	me := election.Peer{ID: 1, Term: 1}
-	chosen := election.Peer{ID: 1, Term: 2, Chosen: true}
+	chosen := election.Peer{ID: 1, Term: 2, WonElection: true}
 	all := []int32{1, 2, 3}
 	manual := failoverPolicy
 	manual.Automatic = false
@@ -58,7 +58,7 @@ func TestScreen(t *testing.T) {
 		"one is pledged, one is not":            {me, rules{r}, all, peers{standby(2, pledged), standby(3)}, election.ScreenedClear},
 		"itself is pledged":                     {election.Peer{ID: 1, Term: 2}, rules{r}, all, peers{standby(2), standby(3)}, election.ScreenedPledged},
 		"itself was chosen":                     {chosen, rules{r}, all, peers{standby(2, pledged), standby(3, pledged)}, election.ScreenedClear},
-		"chosen once, deposed since":            {election.Peer{ID: 1, Term: 1, Chosen: true}, rules{r}, all, peers{standby(2, silent), standby(3, knows(later))}, election.ScreenedDeposed},
+		"chosen once, deposed since":            {election.Peer{ID: 1, Term: 1, WonElection: true}, rules{r}, all, peers{standby(2, silent), standby(3, knows(later))}, election.ScreenedDeposed},
 		"of two the other one elects nobody":    {me, rules{two}, []int32{1, 2}, peers{standby(2, silent)}, election.ScreenedClear},
 		"of two, and it may have voted":         {election.Peer{ID: 1, Term: 2}, rules{two}, []int32{1, 2}, peers{standby(2, silent)}, election.ScreenedPledged},
 		"it is the only one":                    {election.Peer{ID: 1}, nil, []int32{1}, nil, election.ScreenedClear},
@@ -114,7 +114,7 @@ func TestScreen_LeavesNoMajority(t *testing.T) {
 			}
 			peers = append(peers, p)
 		}
-		if failoverPolicy.Screen(start, election.Peer{ID: 1, Term: 3, Chosen: true}, nil, r.Voters, peers) != election.ScreenedClear {
+		if failoverPolicy.Screen(start, election.Peer{ID: 1, Term: 3, WonElection: true}, nil, r.Voters, peers) != election.ScreenedClear {
 			continue
 		}
 		clear++

@@ -170,7 +170,7 @@ func (c *election1) seen(r election.Rule, peers []election.Peer) election.Rule {
 	case "coverage ignored":
 		r.Quorum = false
 	case "stray may win", "a segment names the timeline", "elected at its target":
-		r.Line = wal.Line{}
+		r.Line = wal.Lineage{}
 	}
 	return r
 }

@@ -117,7 +117,7 @@ func (w *world) build(witnesses int, arbiter bool) {
 	if arbiter {
 		w.add(election.Arbiter, true)
 	}
-	first := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: w.voters(), Quorum: w.quorum, Line: wal.Line{Timeline: 1}}
+	first := election.Rule{Term: 1, Seq: 1, Primary: 1, Voters: w.voters(), Quorum: w.quorum, Line: wal.Lineage{Timeline: 1}}
 	for _, h := range w.hosts {
 		s := h.s
 		switch {

@@ -412,7 +412,7 @@ func (m *monitor) healthy() (ids []int32) {
 		case s.senders[h.id] != nil && h.s.data() && v.Answer == election.Answers:
 			m.seen[h.id] = w.now
 		}
-		if at, ok := m.seen[h.id]; ok && h.s.data() && h.s.priority > 0 && !v.Delayed && v.Halt == "" && w.now-at <= w.patience() {
+		if at, ok := m.seen[h.id]; ok && h.s.data() && h.s.priority > 0 && !v.Delayed && v.ReplayBlocked == "" && w.now-at <= w.patience() {
 			ids = append(ids, h.id)
 		}
 	}

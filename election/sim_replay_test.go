@@ -181,7 +181,7 @@ func (c *election1) drain(then func()) {
 // archived is what a primary has archived. It is reached from everywhere.
 type archived struct {
 	recs  []rec
-	line  wal.Line
+	line  wal.Lineage
 	reign int64
 }
 

@@ -121,7 +121,7 @@ func (s *server) look(id int32) election.Peer {
 		}
 	}
 	if s.data() {
-		p.Position, p.Past, p.Chosen = wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, s.past, s.chosen == s.ballot.term && s.chosen > 0
+		p.Position, p.Past, p.WonElection = wal.Position{Timeline: s.tl, LSN: wal.LSN(len(s.wal))}, s.past, s.chosen == s.ballot.term && s.chosen > 0
 		p.Mark, p.Feeds = s.mark, s.standbys()
 		if s.w.bug == "unknown sender is life" {
 			p.Feeds = nil
@@ -129,7 +129,7 @@ func (s *server) look(id int32) election.Peer {
 		if s.w.bug == "a segment names the timeline" {
 			p.Position.Timeline = max(s.tl, s.segment)
 		}
-		p.Replayed, p.Idle, p.Halt, p.Delayed, p.ReplayPaused = wal.LSN(s.replayed), s.replayed >= len(s.wal), s.halt(), s.wait > 0, s.paused || s.target
+		p.Replayed, p.Idle, p.ReplayBlocked, p.Delayed, p.ReplayPaused = wal.LSN(s.replayed), s.replayed >= len(s.wal), s.halt(), s.wait > 0, s.paused || s.target
 		p.ShutDown = len(s.wal) > 0 && s.wal[len(s.wal)-1].stop
 		if s.recovery {
 			p.Running = election.Standby
@@ -318,7 +318,7 @@ func (s *server) client() {
 
 // copyFrom makes the data directory that of another server, as pg_rewind or a
 // clone does. The ballot stays the node's own.
-func (s *server) copyFrom(recs []rec, line wal.Line, upstream int32) {
+func (s *server) copyFrom(recs []rec, line wal.Lineage, upstream int32) {
 	s.wal, s.replayed, s.rules = slices.Clone(recs), len(recs), nil
 	for i, r := range s.wal {
 		if r.rule != nil {

@@ -66,11 +66,13 @@ func (s *server) pump(id int32) {
 	})
 }
 
-func (s *server) line() wal.Line { return wal.Line{Timeline: s.tl, Past: s.past, Mark: s.mark} }
+func (s *server) line() wal.Lineage {
+	return wal.Lineage{Timeline: s.tl, Past: s.past, Fingerprint: s.mark}
+}
 
-func (s *server) setLine(l wal.Line) { s.tl, s.past, s.mark = l.Timeline, l.Past, l.Mark }
+func (s *server) setLine(l wal.Lineage) { s.tl, s.past, s.mark = l.Timeline, l.Past, l.Fingerprint }
 
-func (s *server) receive(conn int64, recs []rec, line wal.Line) {
+func (s *server) receive(conn int64, recs []rec, line wal.Lineage) {
 	if s.conn != conn {
 		return
 	}

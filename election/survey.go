@@ -41,10 +41,10 @@ type Peer struct {
 	Position        wal.Position  // the end of its WAL; while it receives nothing, the end of the last whole record that it has; with UnfitOwnWAL, the earliest place where its own WAL may begin
 	Past            wal.History   // the forks in the history of its timeline; nil on timeline 1, and where they can not be read
 	Mark            uint32        // the mark of its line: see [wal.Line]
-	Unsure          bool          // where its WAL ends, or on which timeline, could not be determined
+	PositionUnknown bool          // where its WAL ends, or on which timeline, could not be determined
 	Replayed        wal.LSN       // on a standby
 	Idle            bool          // its replay has reached the end of its WAL and waits for more
-	Halt            Unfit         // why its replay can not reach the end of its WAL; empty: it can
+	ReplayBlocked   Unfit         // why its replay can not reach the end of its WAL; empty: it can
 	Receives        int32         // the node that it streams from, by the address that it uses; 0: nobody, or not known
 	Feeds           []int32       // the nodes that stream from it, by its WAL senders
 	Streams         bool          // it has a WAL receiver process
@@ -58,7 +58,7 @@ type Peer struct {
 	ShutDown        bool          // its last WAL record is the checkpoint of a clean shutdown
 	Term            int64         // of its ballot
 	Candidate       string        // of its ballot
-	Chosen          bool          // its ballot says that it won that election
+	WonElection     bool          // its ballot says that it won that election
 	CoordinatorGone bool          // the monitor that holds the election of its ballot has ended since
 	Hung            bool          // it has pledged, but its server has not loaded the new setting: its postmaster hangs and can promote nothing
 	Rule            Rule          // the newest rule in its tables
@@ -203,7 +203,7 @@ func (p Policy) stuck(now time.Time, r Rule, peers []Peer) bool {
 // Elected reports whether a node that the rule does not name won a later election. Its
 // ballot says so, or, after it has pledged in a still later term, the rule that was announced to it.
 func (p Peer) Elected(r Rule) bool {
-	return p.Chosen && p.Term > r.Term || p.Announced.Primary == p.ID && p.Announced.Term > r.Term
+	return p.WonElection && p.Term > r.Term || p.Announced.Primary == p.ID && p.Announced.Term > r.Term
 }
 
 // majoritySince is since when a majority of the voters answers; the zero time where none
@@ -265,7 +265,7 @@ func upstream(o Peer, peers []Peer) int32 {
 func shutDown(r Rule, peers []Peer) bool {
 	var best Peer
 	for _, o := range peers {
-		if o.Answer != Answers || o.Running != Standby || !o.data() || o.Unsure || o.Halt == UnfitOwnWAL || !o.On(r) {
+		if o.Answer != Answers || o.Running != Standby || !o.data() || o.PositionUnknown || o.ReplayBlocked == UnfitOwnWAL || !o.On(r) {
 			continue
 		}
 		switch c := comparePosition(o.Position, best.Position); {
@@ -464,7 +464,7 @@ func (p Policy) Fit(r Rule, o Peer) Unfit {
 	switch {
 	case !o.data():
 		return UnfitWitness
-	case o.ID == p.Incumbent && o.NoPledge == "" && !o.Unsure && o.On(r): // priority and the like matter only for another winner
+	case o.ID == p.Incumbent && o.NoPledge == "" && !o.PositionUnknown && o.On(r): // priority and the like matter only for another winner
 		return ""
 	case o.Priority <= 0:
 		return UnfitPriority
@@ -474,10 +474,10 @@ func (p Policy) Fit(r Rule, o Peer) Unfit {
 		return UnfitNoPledge
 	case o.Hung:
 		return UnfitHung
-	case o.Halt != "":
-		return o.Halt
+	case o.ReplayBlocked != "":
+		return o.ReplayBlocked
 	case o.ID == p.Adopts:
-	case o.Unsure:
+	case o.PositionUnknown:
 		return UnfitUnsure
 	case !o.On(r):
 		return UnfitBranch
@@ -565,14 +565,14 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 
 // branch is the line of WAL of the winner after its promotion: a standby begins a new
 // timeline where its WAL ends, and a primary stays on its line.
-func branch(winner Peer) wal.Line {
+func branch(winner Peer) wal.Lineage {
 	if winner.Running == Primary {
 		return winner.Line()
 	}
 	if winner.Position.Timeline > 1 && len(winner.Past) == 0 {
-		return wal.Line{} // its history can not be read
+		return wal.Lineage{} // its history can not be read
 	}
-	return wal.Line{Past: append(slices.Clone(winner.Past), wal.HistoryEntry{Timeline: winner.Position.Timeline, SwitchLSN: winner.Position.LSN})}
+	return wal.Lineage{Past: append(slices.Clone(winner.Past), wal.HistoryEntry{Timeline: winner.Position.Timeline, SwitchLSN: winner.Position.LSN})}
 }
 
 // withKnownWAL are the peers of which it is known how much of the rule's line they have.
@@ -583,7 +583,7 @@ func withKnownWAL(r Rule, peers []Peer) []Peer {
 // unsure reports whether it is not known how much of the rule's line the peer has. A peer
 // with own WAL is certain only if the rule's line has left its line before that WAL begins.
 func (p Peer) unsure(r Rule) bool {
-	return p.Unsure || p.Halt == UnfitOwnWAL && (!r.Line.Known() || r.Line.Shared(p.Line(), math.MaxUint64) > p.Position.LSN)
+	return p.PositionUnknown || p.ReplayBlocked == UnfitOwnWAL && (!r.Line.Known() || r.Line.Shared(p.Line(), math.MaxUint64) > p.Position.LSN)
 }
 
 // countable are the peers whose votes count under the rule. An arbiter that knows a different
@@ -623,7 +623,7 @@ func relevantRules(r Rule, peers []Peer) []Rule {
 // electable reports whether the acknowledgements of a standby may count: it could be promoted
 // with what it has acknowledged, and nobody else can acknowledge under its name.
 func electable(o Peer) bool {
-	return o.data() && o.Priority > 0 && !o.Delayed && !o.ReplayPaused && o.Halt == "" && !o.Misnamed && !o.Hung
+	return o.data() && o.Priority > 0 && !o.Delayed && !o.ReplayPaused && o.ReplayBlocked == "" && !o.Misnamed && !o.Hung
 }
 
 // holdsAll reports whether no peer that may hold acknowledged commits has more of the line

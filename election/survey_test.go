@@ -33,7 +33,7 @@ func gone(a election.Answer, change ...func(*election.Peer)) election.Peer {
 
 func streams(p *election.Peer) { p.Streams, p.Receiving, p.Receives = true, true, 1 }
 func ended(p *election.Peer)   { p.Ended = true }
-func won(p *election.Peer)     { p.Chosen, p.Term = true, 2 }
+func won(p *election.Peer)     { p.WonElection, p.Term = true, 2 }
 
 func toldOf(r election.Rule) func(*election.Peer) {
 	return func(p *election.Peer) { p.Announced = r }

@@ -78,7 +78,7 @@ func (n *Server) Timeline(ctx context.Context, e LineEvidence, at wal.Position, 
 	judge := wal.Evidence{At: at, Replayed: replayed}
 	for _, t := range e.Histories {
 		if t > at.Timeline {
-			judge.Forks = append(judge.Forks, wal.Line{Timeline: t, Past: n.Past(ctx, t)})
+			judge.Forks = append(judge.Forks, wal.Lineage{Timeline: t, Past: n.Past(ctx, t)})
 		}
 	}
 	return judge.Timeline()
@@ -120,19 +120,19 @@ func (n *Server) noTimeout(ctx context.Context) error {
 }
 
 // RuleLine is the line of WAL of a running primary, for the rules that it writes.
-func (n *Server) RuleLine(ctx context.Context) (wal.Line, error) {
+func (n *Server) RuleLine(ctx context.Context) (wal.Lineage, error) {
 	var text []byte
 	if err := n.Conn.QueryRow(ctx, `SELECT `+LineSQL).Scan(&text); err != nil {
-		return wal.Line{}, n.QueryError("read the timeline", err)
+		return wal.Lineage{}, n.QueryError("read the timeline", err)
 	}
 	var e LineEvidence
 	if err := json.Unmarshal(text, &e); err != nil {
-		return wal.Line{}, fmt.Errorf("read the timeline of %s: %w", n.Name, err)
+		return wal.Lineage{}, fmt.Errorf("read the timeline of %s: %w", n.Name, err)
 	}
-	l := wal.Line{Timeline: e.Timeline, Past: n.Past(ctx, e.Timeline)}
-	l.Mark = n.Mark(ctx, l.Timeline, l.Past)
+	l := wal.Lineage{Timeline: e.Timeline, Past: n.Past(ctx, e.Timeline)}
+	l.Fingerprint = n.Mark(ctx, l.Timeline, l.Past)
 	if l.Timeline > 1 && len(l.Past) == 0 {
-		return wal.Line{}, nil // the history can not be read, so nothing can be compared with it
+		return wal.Lineage{}, nil // the history can not be read, so nothing can be compared with it
 	}
 	return l, nil
 }

@@ -16,7 +16,7 @@ import (
 // What a login that is no superuser needs for a failover. The parameters are
 // those that a daemon sets by ALTER SYSTEM.
 var (
-	failoverParameters = append(slices.Clone(ballot.Parameters), PausedSetting, ballot.SyncMark, ToldSetting, "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names")
+	failoverParameters = append(slices.Clone(ballot.Parameters), PausedSetting, ballot.SyncMark, AnnouncedRuleSetting, "primary_slot_name", "recovery_target_timeline", "synchronous_standby_names")
 	failoverFunctions  = []string{
 		"pg_show_all_file_settings()", "pg_reload_conf()", "pg_promote(boolean, integer)", "pg_wal_replay_resume()",
 		"pg_read_binary_file(text)", "pg_read_binary_file(text, bigint, bigint, boolean)", "pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)",

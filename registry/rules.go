@@ -15,9 +15,9 @@ import (
 // lack columns, which are then zero.
 const RulesSQL = `SELECT to_json(r) FROM repmgr.rules r ORDER BY term DESC, seq DESC`
 
-// ToldSetting is the server setting with a rule that was announced to a data node before its
+// AnnouncedRuleSetting is the server setting with a rule that was announced to a data node before its
 // tables show it: see [election.Peer.WithAnnounced]. It is JSON, in the file of ALTER SYSTEM.
-const ToldSetting = "repmgr.rule"
+const AnnouncedRuleSetting = "repmgr.rule"
 
 // Rules are the newest two rules of a server, the newest first.
 func (n *Server) Rules(ctx context.Context) ([]election.Rule, error) {

@@ -95,7 +95,7 @@ type Level int
 
 const (
 	None         Level = iota
-	Bare               // the tables of repmgr 5 that were not adopted: nodes, events, monitoring_history
+	OnlyRepmgr5        // the tables of repmgr 5 that were not adopted: nodes, events, monitoring_history
 	OtherVersion       // ours, of another version
 	Ours
 )
@@ -114,7 +114,7 @@ func (n *Server) seeSchema(ctx context.Context) (version int, err error) {
 	}
 	n.Level = None
 	if nodes {
-		n.Level = Bare
+		n.Level = OnlyRepmgr5
 	}
 	if !ours {
 		return 0, nil
@@ -134,11 +134,11 @@ func (n *Server) seeSchema(ctx context.Context) (version int, err error) {
 // NeedNodes is [Server.NeedSchema] for callers that use only tables that repmgr 5 has as well:
 // those can be used before they are adopted.
 func (n *Server) NeedNodes(ctx context.Context) error {
-	if n.Level == Bare {
+	if n.Level == OnlyRepmgr5 {
 		return nil
 	}
 	err := n.NeedSchema(ctx)
-	if n.Level == Bare {
+	if n.Level == OnlyRepmgr5 {
 		return nil
 	}
 	return err
@@ -148,7 +148,7 @@ func (n *Server) NeedNodes(ctx context.Context) error {
 // which has no rules, failovers and samples.
 func (n *Server) HasSchema(ctx context.Context) (bool, error) {
 	err := n.NeedSchema(ctx)
-	if n.Level == Bare {
+	if n.Level == OnlyRepmgr5 {
 		return false, nil
 	}
 	return err == nil, err
@@ -169,7 +169,7 @@ func (n *Server) NeedSchema(ctx context.Context) error {
 	case version > 0:
 		return failure.WithHint(failure.Of(failure.ErrNotRegistered, "the metadata of %s has version %d, this program needs %d", n.Name, version, SchemaVersion),
 			"Bring it up to date, on the primary: repmgr primary register --force")
-	case n.Level == Bare:
+	case n.Level == OnlyRepmgr5:
 		return failure.WithHint(failure.Of(failure.ErrNotRegistered, "the metadata in database %q of %s is that of repmgr 5, and was not adopted", n.Conn.Config().Database, n.Name),
 			"Stop every repmgrd of repmgr 5. Then, on the primary: repmgr primary register --force")
 	}

@@ -8,9 +8,9 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// TellRule announces to a data node a rule that its tables do not show yet. It does nothing
+// AnnounceRule announces to a data node a rule that its tables do not show yet. It does nothing
 // where the node has pledged in a later term, because its pledge was counted without this rule.
-func (n *Server) TellRule(ctx context.Context, r election.Rule) error {
+func (n *Server) AnnounceRule(ctx context.Context, r election.Rule) error {
 	return ballot.Locked(ctx, n.Conn, func(b ballot.Ballot) error {
 		if b.Term > r.Term {
 			return nil // the ballots show that an election is going on
@@ -19,7 +19,7 @@ func (n *Server) TellRule(ctx context.Context, r election.Rule) error {
 	})
 }
 
-// StoreRuleAndReload is [Server.TellRule] for a caller that holds the lock of the ballot. The
+// StoreRuleAndReload is [Server.AnnounceRule] for a caller that holds the lock of the ballot. The
 // setting need not be in force; the reload lets the Monitors notice that something has changed.
 func (n *Server) StoreRuleAndReload(ctx context.Context, r election.Rule) error {
 	if err := n.StoreRule(ctx, r); err != nil {
@@ -35,5 +35,5 @@ func (n *Server) StoreRule(ctx context.Context, r election.Rule) error {
 	if err != nil {
 		return err
 	}
-	return ballot.Store(ctx, n.Conn, ToldSetting, string(text))
+	return ballot.Store(ctx, n.Conn, AnnouncedRuleSetting, string(text))
 }

@@ -19,55 +19,55 @@ func history(forks ...wal.LSN) (h wal.History) {
 // Up to where the log of a server is that of a line.
 func TestLine_Shared(t *testing.T) {
 	t.Parallel()
-	line := wal.Line{Timeline: 3, Past: history(100, 200), Mark: 7}
+	line := wal.Lineage{Timeline: 3, Past: history(100, 200), Fingerprint: 7}
 	for name, test := range map[string]struct {
-		line, server wal.Line
+		line, server wal.Lineage
 		end, want    wal.LSN
 	}{
-		"on the line":                         {line, wal.Line{Timeline: 3, Past: history(100, 200), Mark: 7}, 250, 250},
-		"its mark can not be read":            {line, wal.Line{Timeline: 3, Past: history(100, 200)}, 250, 250},
-		"on an ancestor, before the fork":     {line, wal.Line{Timeline: 2, Past: history(100)}, 190, 190},
-		"at the fork":                         {line, wal.Line{Timeline: 2, Past: history(100)}, 200, 200},
-		"beyond the fork":                     {line, wal.Line{Timeline: 2, Past: history(100)}, 201, 200},
-		"on timeline 1, before its fork":      {line, wal.Line{Timeline: 1}, 99, 99},
-		"on timeline 1, beyond its fork":      {line, wal.Line{Timeline: 1}, 300, 100},
-		"left the line later":                 {line, wal.Line{Timeline: 4, Past: history(100, 200, 240)}, 300, 240},
-		"left it elsewhere":                   {line, wal.Line{Timeline: 3, Past: history(100, 150)}, 300, 150},
-		"the same numbers from another place": {line, wal.Line{Timeline: 3, Past: history(100, 210)}, 300, 200},
-		"a twin of the same numbers":          {line, wal.Line{Timeline: 3, Past: history(100, 200), Mark: 8}, 250, 200},
-		"a twin that has nothing yet":         {line, wal.Line{Timeline: 3, Past: history(100, 200), Mark: 8}, 200, 200},
-		"a branch that has no number yet":     {wal.Line{Past: history(100, 200)}, wal.Line{Timeline: 5, Past: history(100, 200)}, 250, 250},
-		"but its ancestor beyond the fork":    {wal.Line{Past: history(100, 200)}, wal.Line{Timeline: 2, Past: history(100)}, 250, 200},
-		"another first timeline":              {line, wal.Line{Timeline: 9}, 50, 0},
+		"on the line":                         {line, wal.Lineage{Timeline: 3, Past: history(100, 200), Fingerprint: 7}, 250, 250},
+		"its mark can not be read":            {line, wal.Lineage{Timeline: 3, Past: history(100, 200)}, 250, 250},
+		"on an ancestor, before the fork":     {line, wal.Lineage{Timeline: 2, Past: history(100)}, 190, 190},
+		"at the fork":                         {line, wal.Lineage{Timeline: 2, Past: history(100)}, 200, 200},
+		"beyond the fork":                     {line, wal.Lineage{Timeline: 2, Past: history(100)}, 201, 200},
+		"on timeline 1, before its fork":      {line, wal.Lineage{Timeline: 1}, 99, 99},
+		"on timeline 1, beyond its fork":      {line, wal.Lineage{Timeline: 1}, 300, 100},
+		"left the line later":                 {line, wal.Lineage{Timeline: 4, Past: history(100, 200, 240)}, 300, 240},
+		"left it elsewhere":                   {line, wal.Lineage{Timeline: 3, Past: history(100, 150)}, 300, 150},
+		"the same numbers from another place": {line, wal.Lineage{Timeline: 3, Past: history(100, 210)}, 300, 200},
+		"a twin of the same numbers":          {line, wal.Lineage{Timeline: 3, Past: history(100, 200), Fingerprint: 8}, 250, 200},
+		"a twin that has nothing yet":         {line, wal.Lineage{Timeline: 3, Past: history(100, 200), Fingerprint: 8}, 200, 200},
+		"a branch that has no number yet":     {wal.Lineage{Past: history(100, 200)}, wal.Lineage{Timeline: 5, Past: history(100, 200)}, 250, 250},
+		"but its ancestor beyond the fork":    {wal.Lineage{Past: history(100, 200)}, wal.Lineage{Timeline: 2, Past: history(100)}, 250, 200},
+		"another first timeline":              {line, wal.Lineage{Timeline: 9}, 50, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			require.Equal(t, test.want, test.line.Shared(test.server, test.end))
 		})
 	}
-	require.True(t, line.Extends(wal.Line{Timeline: 2, Past: history(100)}))
-	require.True(t, line.Extends(wal.Line{Timeline: 1}))
+	require.True(t, line.Extends(wal.Lineage{Timeline: 2, Past: history(100)}))
+	require.True(t, line.Extends(wal.Lineage{Timeline: 1}))
 	require.False(t, line.Extends(line))
-	require.False(t, line.Extends(wal.Line{Timeline: 2, Past: history(90)}))
-	require.False(t, wal.Line{}.Known())
+	require.False(t, line.Extends(wal.Lineage{Timeline: 2, Past: history(90)}))
+	require.False(t, wal.Lineage{}.Known())
 }
 
 // A history file is evidence only together with what the server has replayed.
 func TestEvidence_Timeline(t *testing.T) {
 	t.Parallel()
-	four := wal.Line{Timeline: 4, Past: wal.History{{Timeline: 3, SwitchLSN: 500}}}
+	four := wal.Lineage{Timeline: 4, Past: wal.History{{Timeline: 3, SwitchLSN: 500}}}
 	for name, test := range map[string]struct {
 		evidence wal.Evidence
 		want     wal.Timeline
 		sure     bool
 	}{
 		"nothing newer":                       {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 400}, Replayed: 600}, 3, true},
-		"it has not come to the fork":         {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 400}, Replayed: 500, Forks: []wal.Line{four}}, 3, true},
-		"it may have gone either way":         {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 400}, Replayed: 501, Forks: []wal.Line{four}}, 4, false},
-		"it is known to have gone past":       {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 501}, Replayed: 600, Forks: []wal.Line{four}}, 3, true},
-		"a branch of another timeline":        {wal.Evidence{At: wal.Position{Timeline: 2, LSN: 400}, Replayed: 600, Forks: []wal.Line{four}}, 2, true},
-		"a history that can not be read":      {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 400}, Replayed: 600, Forks: []wal.Line{{Timeline: 4}}}, 3, true},
-		"what is sure is on the newer branch": {wal.Evidence{At: wal.Position{Timeline: 4, LSN: 510}, Replayed: 600, Forks: []wal.Line{four}}, 4, true},
+		"it has not come to the fork":         {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 400}, Replayed: 500, Forks: []wal.Lineage{four}}, 3, true},
+		"it may have gone either way":         {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 400}, Replayed: 501, Forks: []wal.Lineage{four}}, 4, false},
+		"it is known to have gone past":       {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 501}, Replayed: 600, Forks: []wal.Lineage{four}}, 3, true},
+		"a branch of another timeline":        {wal.Evidence{At: wal.Position{Timeline: 2, LSN: 400}, Replayed: 600, Forks: []wal.Lineage{four}}, 2, true},
+		"a history that can not be read":      {wal.Evidence{At: wal.Position{Timeline: 3, LSN: 400}, Replayed: 600, Forks: []wal.Lineage{{Timeline: 4}}}, 3, true},
+		"what is sure is on the newer branch": {wal.Evidence{At: wal.Position{Timeline: 4, LSN: 510}, Replayed: 600, Forks: []wal.Lineage{four}}, 4, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -24,10 +24,10 @@ func serviceNodes() repmgr.ServiceStatus {
 	gone := node(4, "node4", repmgr.RoleStandby, "? node1", "? unreachable")
 	gone.Reach, gone.Running = repmgr.ReachTimeout, ""
 	return repmgr.ServiceStatus{Rule: rule, Nodes: []repmgr.ServiceNode{
-		{NodeView: node(1, "node1", repmgr.RolePrimary, "", "* running"), Monitored: &yes, Paused: &no, Rule: rule, Monitor: &repmgr.Presence{
+		{NodeView: node(1, "node1", repmgr.RolePrimary, "", "* running"), Monitored: &yes, Paused: &no, Rule: rule, Monitor: &repmgr.Announcement{
 			PID: 101, Mode: repmgr.FailoverAutomatic, Phase: "in office", Reason: "a majority answers, the lease holds", LeaseLeft: &lease, At: at,
 		}},
-		{NodeView: node(2, "node2", repmgr.RoleStandby, "node1", "running"), Monitored: &yes, Paused: &yes, Rule: rule, Monitor: &repmgr.Presence{
+		{NodeView: node(2, "node2", repmgr.RoleStandby, "node1", "running"), Monitored: &yes, Paused: &yes, Rule: rule, Monitor: &repmgr.Announcement{
 			PID: 102, Mode: repmgr.FailoverAutomatic, Phase: "watching", Reason: "paused", SeenAt: at.Add(-1500 * time.Millisecond), At: at, Age: 0.7,
 		}},
 		{NodeView: node(3, "node3", repmgr.RoleStandby, "node1", "running"), Monitored: &no, Paused: &no},
@@ -120,7 +120,7 @@ func TestJSONLeavesOutUnknownRules(t *testing.T) {
 		require.NoError(t, err)
 		require.NotContains(t, string(text), `"rule":`, "%T", doc)
 	}
-	text, err := json.Marshal(election.Rule{Term: 1, Line: wal.Line{Past: wal.History{{Timeline: 1, SwitchLSN: 16}}}})
+	text, err := json.Marshal(election.Rule{Term: 1, Line: wal.Lineage{Past: wal.History{{Timeline: 1, SwitchLSN: 16}}}})
 	require.NoError(t, err)
 	require.Contains(t, string(text), `"line":{"past":[{"timeline":1,`)
 	var older, newer election.Rule

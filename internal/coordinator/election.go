@@ -318,7 +318,7 @@ func (a *Election) pledge(ctx context.Context, p election.Peer) (election.Peer, 
 				return err
 			}
 		}
-		if view, err = a.w.Look(ctx, n, a.w.Record(p.ID)); err == nil && view.Unsure && as == ballot.Standby {
+		if view, err = a.w.Look(ctx, n, a.w.Record(p.ID)); err == nil && view.PositionUnknown && as == ballot.Standby {
 			view, err = awaitWALEnd(ctx, n, a.w, a.w.Record(p.ID), view)
 		}
 		view.Hung = hung
@@ -333,7 +333,7 @@ func (a *Election) lookAgain(ctx context.Context, p election.Peer) (view electio
 	defer cancel()
 	err = a.w.Voter(p.ID).Run(ctx, func(n *registry.Server) (err error) {
 		rec := a.w.Record(p.ID)
-		if view, err = a.w.Look(ctx, n, rec); err == nil && view.Unsure {
+		if view, err = a.w.Look(ctx, n, rec); err == nil && view.PositionUnknown {
 			view, err = awaitWALEnd(ctx, n, a.w, rec, view)
 		}
 		return err
@@ -363,14 +363,14 @@ func endReceiver(ctx context.Context, n *registry.Server, before time.Time, limi
 		hung = !loaded
 		if !gone && !hurried && time.Now().After(hurry) {
 			hurried = true
-			return false, ballot.HurryReceiver(ctx, n.Conn)
+			return false, ballot.ShortenReceiverTimeout(ctx, n.Conn)
 		}
 		return gone && (loaded || time.Since(begun) > limit), nil
 	})
 	if hurried {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgres.DefaultConnectTimeout)
 		defer cancel()
-		err = errors.Join(err, ballot.Settle(ctx, n.Conn))
+		err = errors.Join(err, ballot.RestoreReceiverTimeout(ctx, n.Conn))
 	}
 	return hung, err
 }
@@ -393,7 +393,7 @@ func awaitWALEnd(ctx context.Context, n *registry.Server, w *voters.Watch, r reg
 		if err == nil {
 			view = seen
 		}
-		return !view.Unsure || view.Halt != "", err
+		return !view.PositionUnknown || view.ReplayBlocked != "", err
 	})
 	if limited.Err() != nil && ctx.Err() == nil && !n.Conn.IsClosed() {
 		err = nil

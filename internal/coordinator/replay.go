@@ -68,7 +68,7 @@ func endedText(sessions int) string {
 // nothing was replayed for limit. It returns how many sessions it has ended for the replay.
 func replayAll(ctx context.Context, n *registry.Server, p election.Peer, limit time.Duration) (ended int, err error) {
 	last, at := wal.LSN(0), time.Now()
-	if p.ReplayPaused && p.Halt == "" {
+	if p.ReplayPaused && p.ReplayBlocked == "" {
 		if _, err := n.Conn.Exec(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END`); err != nil {
 			return 0, n.QueryError("resume WAL replay", err)
 		}

@@ -251,7 +251,7 @@ func (a *Election) awaitFollower(ctx context.Context, n *registry.Server, p elec
 		return streams && knows, err
 	})
 	if err = errors.Join(apart, err); err == nil && (!p.Monitored || !p.Automatic) { // otherwise its daemon does that when needed
-		err = ballot.GiveArchive(ctx, n.Conn)
+		err = ballot.EnableArchive(ctx, n.Conn)
 	}
 	return err
 }
@@ -262,8 +262,8 @@ func (a *Election) pointStandby(ctx context.Context, n *registry.Server, r regis
 	if theirs.Position.LSN > winner.Position.LSN || !theirs.On(election.Rule{Line: winner.Line()}) {
 		return failure.Of(failure.ErrTimelineDiverged, "%s has WAL up to %s, the winner only up to %s", r, theirs.Position, winner.Position)
 	}
-	if theirs.Halt == election.UnfitOwnWAL {
-		return failure.Of(failure.ErrTimelineDiverged, "%s can not follow the winner: %s", r, theirs.Halt)
+	if theirs.ReplayBlocked == election.UnfitOwnWAL {
+		return failure.Of(failure.ErrTimelineDiverged, "%s can not follow the winner: %s", r, theirs.ReplayBlocked)
 	}
 	set, err := a.StandbySettings(*a.res.Winner, r.Name, a.slots[r.ID])
 	if err != nil {
@@ -340,7 +340,7 @@ func (a *Election) commit(ctx context.Context) error {
 	if err := n.InstallPrimary(ctx, winner, a.rule.Primary, a.followers(), wait); err != nil {
 		return err
 	}
-	if err := ballot.GiveArchive(ctx, n.Conn); err != nil {
+	if err := ballot.EnableArchive(ctx, n.Conn); err != nil {
 		a.Log.Warn("restore_command is not given back", "node", n.Name, "err", err)
 	}
 	if seen := a.w.LastSign(a.rule.Primary); !a.Reaffirm && !seen.IsZero() && a.rule.Primary != winner {

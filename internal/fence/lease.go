@@ -125,7 +125,7 @@ func (k *leaseKeeper) left(now time.Time, s *Settings, me election.Peer) (left t
 	}
 	if r.Primary != me.ID { // it is promoted, and the row of its rule is not written yet
 		r.Primary = me.ID
-		if me.Chosen {
+		if me.WonElection {
 			r.Term = max(r.Term, me.Term)
 		}
 	}

@@ -28,7 +28,7 @@ func (s *Server) Detach() error {
 	if err != nil {
 		return err
 	}
-	cut, err := ballot.ArchiveCut(text)
+	cut, err := ballot.ArchiveDisabled(text)
 	if err != nil {
 		return nil //nolint:nilerr // a server does not start with a line that can not be parsed
 	}
@@ -60,7 +60,7 @@ func (s *Server) ArchiveKept() bool {
 	if err != nil {
 		return false
 	}
-	_, _, kept, err := ballot.ArchiveGiven(text)
+	_, _, kept, err := ballot.ArchiveEnabled(text)
 	return err == nil && kept
 }
 
@@ -70,7 +70,7 @@ func (s *Server) GiveArchive() error {
 	if err != nil {
 		return err
 	}
-	set, unset, kept, err := ballot.ArchiveGiven(text)
+	set, unset, kept, err := ballot.ArchiveEnabled(text)
 	if err != nil || !kept {
 		return err
 	}

@@ -301,7 +301,7 @@ func (l *Leader) healthy(rule election.Rule, doubled []int32) (ids []int32) {
 	for _, r := range l.look.Records {
 		p := voters.PeerOf(l.Watch.Peers(), int32(r.ID))
 		at, ok := t.healthyAt[int32(r.ID)]
-		if ok && r.Role == registry.RoleStandby && r.Priority > 0 && !p.Delayed && p.Halt == "" && now.Sub(at) < 2*l.SilenceTimeout {
+		if ok && r.Role == registry.RoleStandby && r.Priority > 0 && !p.Delayed && p.ReplayBlocked == "" && now.Sub(at) < 2*l.SilenceTimeout {
 			ids = append(ids, int32(r.ID))
 		}
 	}
@@ -328,7 +328,7 @@ func (l *Leader) sendRule(ctx context.Context, r, before election.Rule, holders 
 		case p.Role == election.Witness:
 			err = l.Watch.Voter(p.ID).Run(ctx, func(n *registry.Server) error { return registry.CopyMetadata(ctx, l.look.Server, n) })
 		case p.Running == election.Standby && time.Since(l.ruleSeenAt) > voters.HeartbeatInterval(l.SilenceTimeout): // it replays slowly, or can not stream
-			err = l.Watch.Voter(p.ID).RunAndLook(ctx, func(n *registry.Server) error { return n.TellRule(ctx, r) })
+			err = l.Watch.Voter(p.ID).RunAndLook(ctx, func(n *registry.Server) error { return n.AnnounceRule(ctx, r) })
 		default:
 			continue
 		}

@@ -28,7 +28,7 @@ func (l *Standby) Step(ctx context.Context, look Look, alone time.Time) error {
 	l.look = look
 	l.ensureSlot(ctx)
 	now := l.look.Status.Settings.SynchronousStandby
-	if err := ballot.SettleAttached(ctx, l.look.Server.Conn); err != nil {
+	if err := ballot.RestoreReceiverTimeoutAttached(ctx, l.look.Server.Conn); err != nil {
 		return err
 	}
 	if err := l.adjustArchive(ctx, alone); err != nil {
@@ -109,7 +109,7 @@ func (l *Standby) makeOwnSlot(ctx context.Context) error {
 func (l *Standby) adjustArchive(ctx context.Context, alone time.Time) error {
 	switch {
 	case l.look.Status.Receiver != nil && l.look.Status.Receiver.Status == "streaming":
-		return ballot.CutArchive(ctx, l.look.Server.Conn)
+		return ballot.DisableArchive(ctx, l.look.Server.Conn)
 	case voters.PeerOf(l.Watch.Peers(), int32(l.look.Self.ID)).Detached: // it is detached: whoever makes it follow a node gives the archive back
 	case !alone.IsZero() && time.Since(alone) > 2*l.SilenceTimeout:
 		term := voters.NewestRule(l.Watch.Peers()).Term
@@ -117,7 +117,7 @@ func (l *Standby) adjustArchive(ctx context.Context, alone time.Time) error {
 			if b.Term > term {
 				return nil // it has pledged itself since, and must receive nothing of the old term
 			}
-			return ballot.GiveArchive(ctx, l.look.Server.Conn)
+			return ballot.EnableArchive(ctx, l.look.Server.Conn)
 		})
 	}
 	return nil

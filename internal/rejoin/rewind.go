@@ -27,7 +27,7 @@ import (
 //	detach      make it a standby of nobody: from here on it can not come up as a primary
 //	checkpoint  the primary's own files tell its new timeline
 //	recover     crash recovery, so that the data is consistent: it writes WAL of its own,
-//	            and the settings say so until the end (see [ballot.OwnWAL])
+//	            and the settings say so until the end (see [ballot.LocalWAL])
 //	guard       a note beside the data, and a mode with which PostgreSQL does not start
 //	rewind      pg_rewind, and a look at what it did
 //	configure   the node's own files back, and the guard off

@@ -250,7 +250,7 @@ func (w *Work) Start(ctx context.Context, set map[string]string) error {
 	}
 	err := w.Server.GiveArchive()
 	if err == nil {
-		err = postmaster.WriteStandby(w.Server.Dir, set, []string{ballot.OwnWAL})
+		err = postmaster.WriteStandby(w.Server.Dir, set, []string{ballot.LocalWAL})
 	}
 	if err != nil {
 		return failure.Of(failure.ErrDirectory, "write the standby settings: %w", err)

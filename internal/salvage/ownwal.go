@@ -9,7 +9,7 @@ import (
 )
 
 // MarkOwnWAL records, before a crash recovery that may write WAL which no other server has,
-// behind which position that WAL lies: see [ballot.OwnWAL]. The mark of an earlier rejoin
+// behind which position that WAL lies: see [ballot.LocalWAL]. The mark of an earlier rejoin
 // stays, because it is still true.
 func (s *Server) MarkOwnWAL(behind wal.Position) error {
 	if _, noted, err := s.OwnWAL(behind.Timeline); err != nil || noted {
@@ -19,7 +19,7 @@ func (s *Server) MarkOwnWAL(behind wal.Position) error {
 	if err != nil {
 		return err
 	}
-	return postmaster.SetAutoConf(s.Dir, map[string]string{ballot.OwnWAL: string(text)}, nil)
+	return postmaster.SetAutoConf(s.Dir, map[string]string{ballot.LocalWAL: string(text)}, nil)
 }
 
 // OwnWAL is the function [OwnWAL] for a server that is down.
@@ -40,7 +40,7 @@ func (s *Server) OwnWAL(t wal.Timeline) (behind wal.LSN, noted bool, err error) 
 // other server has, and where that WAL begins at the earliest. A mark that can not be parsed
 // counts, with an unknown position: 0.
 func OwnWAL(set map[string]string, t wal.Timeline) (behind wal.LSN, noted bool) {
-	text, there := set[ballot.OwnWAL]
+	text, there := set[ballot.LocalWAL]
 	if !there {
 		return 0, false
 	}

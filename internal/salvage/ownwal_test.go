@@ -21,7 +21,7 @@ func TestOwnWAL(t *testing.T) {
 		`{"timeline": 3`:                   {0, true},
 		``:                                 {0, true},
 	} {
-		behind, noted := OwnWAL(map[string]string{ballot.OwnWAL: text}, 3)
+		behind, noted := OwnWAL(map[string]string{ballot.LocalWAL: text}, 3)
 		require.Equal(t, want.noted, noted, text)
 		if noted {
 			require.Equal(t, want.behind, behind, text)

@@ -19,8 +19,8 @@ func readLine(ctx context.Context, n *registry.Server, v *election.Peer, e postg
 	}
 	v.Position.Timeline, sure = n.Timeline(ctx, e, at, v.Replayed)
 	v.Past = n.Past(ctx, v.Position.Timeline)
-	if l := v.Rule.Line; l.Timeline == v.Position.Timeline && l.Mark != 0 { // the row of the rule was replayed on this timeline
-		v.Mark = l.Mark
+	if l := v.Rule.Line; l.Timeline == v.Position.Timeline && l.Fingerprint != 0 { // the row of the rule was replayed on this timeline
+		v.Mark = l.Fingerprint
 	} else {
 		v.Mark = n.Mark(ctx, v.Position.Timeline, v.Past)
 	}

@@ -47,7 +47,7 @@ SELECT json_build_object(
       - coalesce(current_setting('reserved_connections', true)::int, 0) - (SELECT sum(numbackends)::int FROM pg_stat_database),
   'settings', %s,
   'fault', %s,
-  'presences', ` + registry.PresencesSQL + `,
+  'presences', ` + registry.AnnouncementsSQL + `,
   'extension', to_regprocedure('repmgr.repmgrd_is_running()') IS NOT NULL,
   'rule', %s)
 FROM (SELECT pg_is_in_recovery() AS rec) r LEFT JOIN pg_stat_wal_receiver w ON true CROSS JOIN ` + postgres.IdleSQL + ` d`
@@ -59,12 +59,12 @@ func (w *Watch) Look(ctx context.Context, n *registry.Server, rec registry.Recor
 }
 
 // peerView reads the full view of a node from its server, and the announcement of its daemon.
-func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (election.Peer, registry.Presence, error) {
+func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (election.Peer, registry.Announcement, error) {
 	rule := `(` + registry.RulesSQL + ` LIMIT 1)`
 	if err := n.NeedSchema(ctx); errors.Is(err, failure.ErrNotRegistered) {
 		rule = "NULL"
 	} else if err != nil {
-		return election.Peer{}, registry.Presence{}, err
+		return election.Peer{}, registry.Announcement{}, err
 	}
 	fault, asked, of := "NULL", time.Now(), w.Voter(int32(rec.ID))
 	checked, known := of.faultSeen()
@@ -77,7 +77,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 		text, err = n.look(ctx, fmt.Sprintf(peerSQL, "NULL", "NULL", rule))
 	}
 	if err != nil {
-		return election.Peer{}, registry.Presence{}, n.QueryError("look at the node", err)
+		return election.Peer{}, registry.Announcement{}, n.QueryError("look at the node", err)
 	}
 	var s struct {
 		InRecovery   bool                  `json:"in_recovery"`
@@ -108,7 +108,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 		Rule         election.Rule         `json:"rule"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
-		return election.Peer{}, registry.Presence{}, fmt.Errorf("look at %s: %w", rec, err)
+		return election.Peer{}, registry.Announcement{}, fmt.Errorf("look at %s: %w", rec, err)
 	}
 	set, b, unable := ReadVote(s.Settings, unreadable)
 	if fault != "NULL" {
@@ -119,7 +119,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	v := election.Peer{
 		Running: election.Primary, Position: wal.Position{LSN: max(s.LSN, s.Replay)}, Replayed: s.Replay, Idle: s.Idle,
 		Streams: s.Streams, Receiving: s.Receiving, Heard: time.Duration(s.Heard * float64(time.Second)), Detached: s.Detached, Archive: s.Archive, Delayed: s.Delayed, Started: s.Started,
-		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, ballot.ChosenMark), Chosen: strings.HasSuffix(b.Candidate, ballot.ChosenMark), Rule: s.Rule,
+		Term: b.Term, Candidate: strings.TrimSuffix(b.Candidate, ballot.ChosenMark), WonElection: strings.HasSuffix(b.Candidate, ballot.ChosenMark), Rule: s.Rule,
 		NoPledge: cmp.Or(unable, known),
 	}
 	v.Misnamed = registry.NameProblem(rec, w.Records()) != ""
@@ -129,7 +129,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	if s.Extension {
 		foreign, err := n.ForeignDaemon(ctx)
 		if err != nil {
-			return election.Peer{}, registry.Presence{}, err
+			return election.Peer{}, registry.Announcement{}, err
 		}
 		v.Foreign = foreign != nil
 	}
@@ -142,27 +142,27 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 			// It has received nothing since its start, and may not have read all of its WAL yet.
 			sure = sure && whole && (s.LSN != 0 || s.Idle)
 		}
-		v.Halt = replayHalt(ctx, n.Server, s.Target, s.ReplayPaused)
+		v.ReplayBlocked = replayHalt(ctx, n.Server, s.Target, s.ReplayPaused)
 		v.Receives = int32(w.nodeAt(s.Host, s.Port))
 		v.ShutDown = !s.Streams && n.EndsWithShutdown(ctx, v.Position.Timeline, v.Position.LSN)
 	}
-	v.Unsure = !sure
+	v.PositionUnknown = !sure
 	if behind, own := salvage.OwnWAL(set, v.Position.Timeline); own && s.InRecovery {
-		v.Halt, v.Position.LSN = election.UnfitOwnWAL, behind
+		v.ReplayBlocked, v.Position.LSN = election.UnfitOwnWAL, behind
 	}
 	var told election.Rule
-	if text := set[registry.ToldSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {
+	if text := set[registry.AnnouncedRuleSetting]; text != "" && json.Unmarshal([]byte(text), &told) == nil {
 		v.ID, v.Role = int32(rec.ID), election.Role(rec.Role)
 		v = v.WithAnnounced(told)
 	}
-	all, err := registry.ParsePresences(s.Presences)
+	all, err := registry.ParseAnnouncements(s.Presences)
 	if err != nil {
-		return v, registry.Presence{}, err
+		return v, registry.Announcement{}, err
 	}
 	p, ok := all[rec.ID] // a daemon whose announcement can not be read here counts as automatic
 	v.Monitored, v.Automatic = ok, ok && p.Mode != registry.FailoverManual
 	if lost, err := ballot.Parse(p.LostVote); err == nil && lost.Term > 0 && lost.Term >= v.Term {
-		v.Term, v.Candidate, v.Chosen = lost.Term, strings.TrimSuffix(lost.Candidate, ballot.ChosenMark), strings.HasSuffix(lost.Candidate, ballot.ChosenMark)
+		v.Term, v.Candidate, v.WonElection = lost.Term, strings.TrimSuffix(lost.Candidate, ballot.ChosenMark), strings.HasSuffix(lost.Candidate, ballot.ChosenMark)
 		v.NoPledge = "its server has lost its vote of term " + fmt.Sprint(lost.Term)
 	}
 	for id, why := range p.NoStream {

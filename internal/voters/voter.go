@@ -54,7 +54,7 @@ type Voter struct {
 	Mu   sync.Mutex
 	rec  registry.Record
 	View election.Peer
-	Last registry.Presence
+	Last registry.Announcement
 
 	endedAt        time.Time // when the server last ended the last connection that was open to it
 	conns          map[*registry.Server]*session
@@ -89,7 +89,7 @@ type attempt struct {
 	at     time.Time // when the question was sent
 	glance *glance   // nil: it was a look, whose results are view and pres
 	view   election.Peer
-	pres   registry.Presence
+	pres   registry.Announcement
 	err    error
 }
 
@@ -717,11 +717,11 @@ func (n *Voter) publishView(r attempt) {
 	}
 	v.Ended = old.Ended && v.Started.Equal(old.Started) && n.endedAt.After(at) // the look is older than the end of the server
 	if v.NoPledge != "" && v.Term == 0 {                                       // a vote that can not be read at the moment still counts
-		v.Term, v.Candidate, v.Chosen, v.Paused, v.PauseSeq = old.Term, old.Candidate, old.Chosen, old.Paused, old.PauseSeq
+		v.Term, v.Candidate, v.WonElection, v.Paused, v.PauseSeq = old.Term, old.Candidate, old.WonElection, old.Paused, old.PauseSeq
 	}
 	n.View, n.Last = v, p
 	n.Mu.Unlock()
-	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Archive != v.Archive || old.Chosen != v.Chosen || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq || old.NoPledge != v.NoPledge {
+	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Archive != v.Archive || old.WonElection != v.WonElection || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq || old.NoPledge != v.NoPledge {
 		n.w.wake()
 	}
 }

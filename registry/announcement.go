@@ -25,10 +25,10 @@ const (
 	presenceYields  = 5 * presenceRefresh // for so long after the last announcement of another Monitor of this node, ours does nothing
 )
 
-// Presence is the heartbeat of a Monitor: what it announces about itself to everybody who can
+// Announcement is the heartbeat of a Monitor: what it announces about itself to everybody who can
 // read its server. It is the text of the last statement of a session that holds an advisory
 // lock. It needs no table, so it works on a standby, and it disappears with the Monitor.
-type Presence struct {
+type Announcement struct {
 	ID        string            `json:"monitor_id,omitempty"` // identifies the Monitor for as long as it runs
 	PID       int               `json:"pid"`                  // 0: the reader may not see it (pg_monitor may), or the server shows no statements
 	Mode      FailoverMode      `json:"mode"`
@@ -51,7 +51,7 @@ type Presence struct {
 
 // SeenAgo is how long ago the primary was last seen. It does not depend on the clocks of
 // different machines being the same.
-func (p Presence) SeenAgo() (time.Duration, bool) {
+func (p Announcement) SeenAgo() (time.Duration, bool) {
 	if p.SeenAt.IsZero() {
 		return 0, false
 	}
@@ -60,7 +60,7 @@ func (p Presence) SeenAgo() (time.Duration, bool) {
 
 // leaseOver reports whether the announced lease has expired although the primary runs: its
 // Monitor tried to stop it, and could not.
-func (p Presence) leaseOver() bool {
+func (p Announcement) leaseOver() bool {
 	if p.RunsOut && p.LeaseLeft != nil {
 		return *p.LeaseLeft+p.Age <= 0
 	}
@@ -69,7 +69,7 @@ func (p Presence) leaseOver() bool {
 
 // Lease says in words how long a primary without contact to a majority continues. It is empty
 // where the primary needs no lease, or the lease is renewed all the time.
-func (p Presence) Lease() string {
+func (p Announcement) Lease() string {
 	switch {
 	case p.leaseOver():
 		return "has no contact to a majority any more, and its repmgrd could not stop it: only a reset of its machine helps now"
@@ -82,7 +82,7 @@ func (p Presence) Lease() string {
 }
 
 // same reports whether two announcements differ only in values that count time.
-func (p Presence) same(q Presence) bool {
+func (p Announcement) same(q Announcement) bool {
 	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
 		p.Error == q.Error && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil) && p.RunsOut == q.RunsOut && p.leaseOver() == q.leaseOver()
 }
@@ -91,7 +91,7 @@ func (p Presence) same(q Presence) bool {
 var secrets = regexp.MustCompile(`(?i)((?:password|passwd)\s*[=:]\s*)(?:'[^']*'|"[^"]*"|[^\s&]+)|(://[^\s:/@]*:)[^\s@]+(@)`)
 
 // statement is the SQL that carries p: one line, ASCII, short enough to be shown whole.
-func (p Presence) statement() string {
+func (p Announcement) statement() string {
 	reason, problem, unable := secrets.ReplaceAllString(p.Reason, "$1$2***$3"), secrets.ReplaceAllString(p.Error, "$1$2***$3"), secrets.ReplaceAllString(p.Unable, "$1$2***$3")
 	failed := p.NoStream
 	for limit := presenceBytes; ; limit /= 2 {
@@ -133,14 +133,14 @@ func ascii(doc string) string {
 	return b.String()
 }
 
-// Announcement announces a Monitor on its own server. It is not safe for concurrent use. Call
+// Announcer announces a Monitor on its own server. It is not safe for concurrent use. Call
 // Close when the Monitor ends.
-type Announcement struct {
+type Announcer struct {
 	Node   NodeID
 	id     string // made by the first announcement
 	conn   *Server
 	Held   bool // this Monitor has the lock
-	last   Presence
+	last   Announcement
 	saidAt time.Time
 
 	other time.Time // when another Monitor, which has the lock, last announced something; zero: there is none
@@ -149,7 +149,7 @@ type Announcement struct {
 // Announce announces s over a session that dial opens where there is none. It does nothing
 // where s has no news and was announced a moment ago. It waits until ctx ends. An
 // [failure.ErrRefused] names another Monitor that watches the same node.
-func (p *Announcement) Announce(ctx context.Context, dial func(context.Context) (*Server, error), s Presence) error {
+func (p *Announcer) Announce(ctx context.Context, dial func(context.Context) (*Server, error), s Announcement) error {
 	if p.conn != nil && p.conn.Conn.IsClosed() {
 		p.Close()
 	}
@@ -184,15 +184,15 @@ func (p *Announcement) Announce(ctx context.Context, dial func(context.Context) 
 
 // Overdue reports whether this Monitor had the lock, and has announced nothing for so long that
 // another Monitor may have taken its place.
-func (p *Announcement) Overdue() bool { return p.Held && time.Since(p.saidAt) >= presenceYields }
+func (p *Announcer) Overdue() bool { return p.Held && time.Since(p.saidAt) >= presenceYields }
 
 // Yields reports whether another Monitor acts for the node, so that this one must not. A Monitor
 // that has announced nothing for some time does not count, because it hangs or is gone.
-func (p *Announcement) Yields() bool {
+func (p *Announcer) Yields() bool {
 	return !p.other.IsZero() && time.Since(p.other) < presenceYields
 }
 
-func (p *Announcement) lock(ctx context.Context) error {
+func (p *Announcer) lock(ctx context.Context) error {
 	err := p.conn.Conn.QueryRow(ctx, `SELECT held FROM (SELECT pg_catalog.pg_try_advisory_lock($1::int, $2::int) AS held) l,
 		LATERAL pg_catalog.set_config('application_name', CASE WHEN held THEN $3 ELSE $4 END, false)`,
 		PresenceLock, int32(p.Node), presenceName, fmt.Sprintf("%s %d waits", presenceName, os.Getpid())).Scan(&p.Held)
@@ -205,7 +205,7 @@ func (p *Announcement) lock(ctx context.Context) error {
 		p.other = time.Time{}
 		return nil
 	}
-	all, err := ReadPresences(ctx, p.conn)
+	all, err := ReadAnnouncements(ctx, p.conn)
 	if err != nil {
 		p.Close()
 		return err
@@ -228,7 +228,7 @@ func (p *Announcement) lock(ctx context.Context) error {
 // oust ends the session of another Monitor that has announced nothing for some time, and
 // reports whether it did. Then one of the waiting Monitors gets the lock and acts for the node.
 // If the other one ever continues, it has to wait.
-func (p *Announcement) oust(ctx context.Context) (done bool) {
+func (p *Announcer) oust(ctx context.Context) (done bool) {
 	err := p.conn.Conn.QueryRow(ctx, `SELECT coalesce(bool_or(pg_catalog.pg_terminate_backend(l.pid)), false)
 		FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 		WHERE l.locktype = 'advisory' AND l.classid = $1::int::oid AND l.objid = $2::int::oid AND l.objsubid = 2 AND l.granted
@@ -237,25 +237,25 @@ func (p *Announcement) oust(ctx context.Context) (done bool) {
 }
 
 // Close ends the announcement. It may be called at any time.
-func (p *Announcement) Close() {
+func (p *Announcer) Close() {
 	p.conn.Close()
-	*p = Announcement{Node: p.Node, id: p.id, other: p.other}
+	*p = Announcer{Node: p.Node, id: p.id, other: p.other}
 }
 
-// PresencesSQL is a scalar subquery for the announcements of the Monitors on a server, as JSON
-// text for [ParsePresences].
-const PresencesSQL = `coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_build_object('node_id', l.objid::bigint, 'says', a.query,
+// AnnouncementsSQL is a scalar subquery for the announcements of the Monitors on a server, as JSON
+// text for [ParseAnnouncements].
+const AnnouncementsSQL = `coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_build_object('node_id', l.objid::bigint, 'says', a.query,
 		'age', greatest(0, extract(epoch FROM pg_catalog.clock_timestamp() - a.query_start))))::text
 	FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 	WHERE l.locktype = 'advisory' AND l.classid = 1919250541 AND l.objsubid = 2 AND l.granted), '[]')`
 
-// SecondsSQL is a scalar subquery for the process IDs of Monitors that wait because another
+// WaitingMonitorsSQL is a scalar subquery for the process IDs of Monitors that wait because another
 // Monitor has the lock.
-const SecondsSQL = `(SELECT coalesce(array_agg(DISTINCT substring(application_name FROM '[0-9]{1,9}')::int), '{}')
+const WaitingMonitorsSQL = `(SELECT coalesce(array_agg(DISTINCT substring(application_name FROM '[0-9]{1,9}')::int), '{}')
 	FROM pg_stat_activity WHERE application_name ~ '^` + presenceName + ` [0-9]+ waits$')`
 
-// ParsePresences parses the result of [PresencesSQL].
-func ParsePresences(text string) (map[NodeID]Presence, error) {
+// ParseAnnouncements parses the result of [AnnouncementsSQL].
+func ParseAnnouncements(text string) (map[NodeID]Announcement, error) {
 	var rows []struct {
 		Node NodeID   `json:"node_id"`
 		Says string   `json:"says"`
@@ -264,12 +264,12 @@ func ParsePresences(text string) (map[NodeID]Presence, error) {
 	if err := json.Unmarshal([]byte(text), &rows); err != nil {
 		return nil, fmt.Errorf("read the monitors: %w", err)
 	}
-	all := map[NodeID]Presence{}
+	all := map[NodeID]Announcement{}
 	for _, r := range rows {
-		var p Presence
+		var p Announcement
 		doc, ok := strings.CutPrefix(r.Says, presenceMark)
 		if !ok || json.Unmarshal([]byte(doc), &p) != nil {
-			p = Presence{Reason: "it runs, and what it says can not be read here"}
+			p = Announcement{Reason: "it runs, and what it says can not be read here"}
 		}
 		if r.Age != nil {
 			p.Age = *r.Age
@@ -283,13 +283,13 @@ func ParsePresences(text string) (map[NodeID]Presence, error) {
 	return all, nil
 }
 
-// ReadPresences reads the announcements of the Monitors on this server.
-func ReadPresences(ctx context.Context, n *Server) (map[NodeID]Presence, error) {
+// ReadAnnouncements reads the announcements of the Monitors on this server.
+func ReadAnnouncements(ctx context.Context, n *Server) (map[NodeID]Announcement, error) {
 	var text string
-	if err := n.Conn.QueryRow(ctx, `SELECT `+PresencesSQL).Scan(&text); err != nil {
+	if err := n.Conn.QueryRow(ctx, `SELECT `+AnnouncementsSQL).Scan(&text); err != nil {
 		return nil, n.QueryError("read the monitors", err)
 	}
-	return ParsePresences(text)
+	return ParseAnnouncements(text)
 }
 
 // FailoverMode says who decides on a failover: a person, or the daemons.

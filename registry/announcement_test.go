@@ -18,7 +18,7 @@ func TestPresence_StaysShort(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("ä password='hunter2' ", 100)
 	left, can := 1.5, false
-	p := Presence{
+	p := Announcement{
 		PID: 1 << 30, Mode: FailoverAutomatic, Phase: "standby", Reason: long, Since: time.Now(), SeenAt: time.Now(), LeaseLeft: &left, CanFence: &can,
 		Unable: long, Error: long, At: time.Now(), NoStream: map[NodeID]string{},
 	}
@@ -29,7 +29,7 @@ func TestPresence_StaysShort(t *testing.T) {
 	if len(sql) > presenceBytes || strings.Contains(sql, "hunter2") {
 		t.Errorf("%d bytes: %s", len(sql), sql)
 	}
-	var got Presence
+	var got Announcement
 	if err := json.Unmarshal([]byte(strings.TrimPrefix(sql, presenceMark)), &got); err != nil || len(got.NoStream) != 9 {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -52,18 +52,18 @@ func TestPresence_Lease(t *testing.T) {
 		{0, 0.3, true, "has no contact to a majority any more, and its repmgrd could not stop it: only a reset of its machine helps now"},
 		{0, 3, false, "has no contact to a majority any more, and its repmgrd could not stop it: only a reset of its machine helps now"}, // of a former version
 	} {
-		p := Presence{PID: 4711, Mode: FailoverAutomatic, LeaseLeft: &test.left, RunsOut: test.runsOut}
+		p := Announcement{PID: 4711, Mode: FailoverAutomatic, LeaseLeft: &test.left, RunsOut: test.runsOut}
 		rows, err := json.Marshal([]any{map[string]any{"node_id": 7, "says": p.statement(), "age": test.age}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		all, err := ParsePresences(string(rows))
+		all, err := ParseAnnouncements(string(rows))
 		if err != nil || all[7].Lease() != test.text {
 			t.Errorf("%.1f s left, said %.1f s ago, runs out %v: got %q, want %q (%v)", test.left, test.age, test.runsOut, all[7].Lease(), test.text, err)
 		}
 	}
-	p, q := Presence{LeaseLeft: new(2.0)}, Presence{LeaseLeft: new(1.4), RunsOut: true}
-	if p.same(q) || !p.same(Presence{LeaseLeft: new(2.4)}) {
+	p, q := Announcement{LeaseLeft: new(2.0)}, Announcement{LeaseLeft: new(1.4), RunsOut: true}
+	if p.same(q) || !p.same(Announcement{LeaseLeft: new(2.4)}) {
 		t.Error("that a lease runs out is news, that it was renewed is none")
 	}
 }
@@ -73,10 +73,10 @@ func TestPresence_Lease(t *testing.T) {
 func TestPresence_DoesNotYieldToItself(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{})
-	announce := func(p *Announcement) error {
-		return p.Announce(t.Context(), func(ctx context.Context) (*Server, error) { return Connect(ctx, "", s.Conninfo()) }, Presence{})
+	announce := func(p *Announcer) error {
+		return p.Announce(t.Context(), func(ctx context.Context) (*Server, error) { return Connect(ctx, "", s.Conninfo()) }, Announcement{})
 	}
-	ours, another := Announcement{Node: 1}, Announcement{Node: 1}
+	ours, another := Announcer{Node: 1}, Announcer{Node: 1}
 	defer func() { ours.Close(); another.Close() }()
 	require.NoError(t, announce(&ours))
 	lost := ours.conn
