@@ -170,7 +170,7 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	ctx, cancel := m.lookLimit(ctx)
 	defer cancel()
 	m.checkQuorum(ctx)
-	if err := m.node.Local.Server.FailoverPrivileges(ctx); err != nil {
+	if err := m.node.Local.FailoverPrivileges(ctx); err != nil {
 		m.cluster.log.Error("failover=automatic can not work", "err", err, "hint", Hint(err))
 	}
 	if srv, err := c.localServer(m.guard.DataDirectory()); err != nil {

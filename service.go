@@ -133,32 +133,6 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*registry.Server
 	return f(n)
 }
 
-// pauseSeq reads from the server of node id the sequence number of its newest pause or unpause.
-func pauseSeq(ctx context.Context, n *registry.Server, id NodeID) (int64, error) {
-	set, err := ballot.ReadSettings(ctx, n.Conn)
-	if err != nil {
-		return 0, n.QueryError("read "+registry.PausedSetting, err)
-	}
-	_, seq := registry.ParsePaused(set[registry.PausedSetting], id)
-	return seq, nil
-}
-
-// setPaused writes the pause flag of node id to its server. It may be repeated.
-func setPaused(ctx context.Context, n *registry.Server, id NodeID, paused bool, seq int64) error {
-	if err := n.MayAlterSystem(ctx, []string{registry.PausedSetting}); err != nil {
-		return err
-	}
-	word := fmt.Sprintf("%d/%s/%d", id, map[bool]string{true: "on", false: "off"}[paused], seq)
-	if err := ballot.Store(ctx, n.Conn, registry.PausedSetting, word); err != nil {
-		return n.QueryError("set "+registry.PausedSetting, err)
-	}
-	// The setting needs no reload to count, but after a reload the Monitors notice it at once.
-	if err := n.Reload(ctx); err != nil && postgres.SQLState(err) != postgres.CodeInsufficientPrivilege {
-		return err
-	}
-	return n.PauseForeign(ctx, paused)
-}
-
 // ServiceStatus is every registered node with what its Monitor says, and the
 // rule that is in force.
 type ServiceStatus struct {
