@@ -49,6 +49,9 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 		return RefusedNoPledge
 	case !r.Covers(able):
 		return RefusedSync
+	// Where commits wait for no standby, and it is not certain that the primary accepts no more
+	// writes, somebody must be sure to stop it. An operator may insist, but not where the primary
+	// itself says that it is alive.
 	case !r.Quorum && !h.Proven() && h != HealthDemoted && Unfenced(primary, peers) != "" && (!p.Forced && p.Adopts == 0 || h == HealthStuck):
 		return RefusedUnfenced
 	case !r.Quorum && unelectedUnguarded(r, peers, p.Adopts) && !p.Forced:

@@ -171,10 +171,9 @@ func (a *Election) makeSlots(ctx context.Context, dialled *sync.WaitGroup) {
 	}
 }
 
-// open makes the other standbys follow the winner, where that was not done yet, and commits the
-// rule, which opens the term. With synchronous_mode=quorum that commit waits for standbys like
-// any other. The wait has a limit: a winner without its rule becomes a candidate for the next
-// term.
+// open makes the other standbys follow the winner, where that was not done yet, and opens the
+// term: see commit. The wait for the standbys has a limit: a winner without its rule becomes a
+// candidate for the next term.
 func (a *Election) open(ctx context.Context) error {
 	limit := firstCommitTimeouts * a.SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not acknowledged within %s", limit))
@@ -314,6 +313,7 @@ func (a *Election) commit(ctx context.Context) error {
 		a.tally.Rule.Line = line
 		a.mu.Unlock()
 	}
+	// Our sessions commit locally, so this does not wait, although nothing else is acknowledged yet.
 	if err := n.WriteRule(ctx, a.tally.Rule, a.Candidate); err != nil {
 		return err
 	}
