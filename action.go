@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
+	"github.com/pgrepmgr/repmgr/internal/observer"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/shell"
@@ -207,7 +208,7 @@ func (m *Monitor) failoverLimitReached(ctx context.Context) bool {
 	if limit < 0 {
 		return false
 	}
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	var count int
 	read := func(n *registry.Server) (err error) { count, err = n.RecentFailovers(ctx); return err }

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/follow"
 	"github.com/pgrepmgr/repmgr/internal/namesakes"
+	"github.com/pgrepmgr/repmgr/internal/observer"
 	"github.com/pgrepmgr/repmgr/internal/outbox"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/reconcile"
@@ -121,7 +122,7 @@ func (m *Monitor) catchUpPause(ctx context.Context, o election.Observation) erro
 	if !o.Local.Up || m.node.Local == nil || me.Answer != election.Answers || me.PauseSeq >= word {
 		return nil
 	}
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	return m.node.Local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
 }
@@ -167,7 +168,7 @@ func (m *Monitor) checkAutomatic(ctx context.Context) {
 	if c.cfg.Failover != FailoverAutomatic || m.node.Local == nil {
 		return
 	}
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	m.checkQuorum(ctx)
 	if err := m.node.Local.FailoverPrivileges(ctx); err != nil {
@@ -196,7 +197,7 @@ func (m *Monitor) warnTwoVoters() {
 // recordPromotion updates the rows of the nodes after a promotion, in case the coordinator of
 // the election ended before it could.
 func (m *Monitor) recordPromotion(ctx context.Context) error {
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	rules, err := m.node.Local.Rules(ctx)
 	if err != nil || len(rules) == 0 {
@@ -236,7 +237,7 @@ func (m *Monitor) announce(ctx context.Context) {
 		m.presence.Close()
 		return
 	}
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	s := m.Status()
 	p := registry.Announcement{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
@@ -289,7 +290,7 @@ func (m *Monitor) duplicateNames(ctx context.Context) []int32 {
 // reconcilePrimary takes one step to bring the rule of the local primary, and the standbys that
 // its commits wait for, in line with the standbys that are there.
 func (m *Monitor) reconcilePrimary(ctx context.Context) error {
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	m.duties.leader.Options = m.reconcileOptions()
 	return m.duties.leader.Step(ctx, m.reconcileLook())
@@ -297,7 +298,7 @@ func (m *Monitor) reconcilePrimary(ctx context.Context) error {
 
 // prepareStandby keeps the local standby ready for a promotion.
 func (m *Monitor) prepareStandby(ctx context.Context) error {
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	m.duties.standby.Options = m.reconcileOptions()
 	var alone time.Time
@@ -318,7 +319,7 @@ func (m *Monitor) giveBackArchive(ctx context.Context) {
 	if m.state.Role != election.Standby || m.cluster.cfg.NodeID == 0 {
 		return
 	}
-	ctx, cancel := m.lookLimit(context.WithoutCancel(ctx))
+	ctx, cancel := observer.Limit(context.WithoutCancel(ctx))
 	defer cancel()
 	n, err := m.cluster.connectLocal(ctx)
 	if errors.Is(err, ErrConnect) {
@@ -493,7 +494,7 @@ func (m *Monitor) saveVote(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.presence.yielding {
 		return
 	}
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	m.stateFile.KeepVote(ctx, m.keeperDaemon(), m.node.Local.Server, m.node.Status)
 }
@@ -566,7 +567,7 @@ func (m *Monitor) testFence(ctx context.Context) {
 	if m.cluster.cfg.NodeID == 0 || m.node.Local == nil || m.guard.DataDirectory() == "" && m.cluster.cfg.DataDirectory == "" {
 		return
 	}
-	ctx, cancel := m.lookLimit(ctx)
+	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	tried, err := m.guard.Prove(ctx, m.node.Local.Server)
 	if !tried || m.manual() || m.node.Self.Role == RoleWitness { // here no other node relies on this ability

@@ -3,7 +3,6 @@ package repmgr
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -227,11 +226,6 @@ func (m *Monitor) observerOptions() observer.Options {
 		Watch: m.watch, ConnectLocal: c.connectLocal, ConnectTo: c.connectTo, FindPrimary: c.primaryOf,
 		AllRecords: c.Nodes, SavedRecords: c.savedRecords, Report: m.report,
 	}
-}
-
-// lookLimit limits the time for a look at one server.
-func (m *Monitor) lookLimit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, observer.LookTimeout, fmt.Errorf("no answer within %s", observer.LookTimeout))
 }
 
 // Beat is what a [Monitor] tells its watchdog, at least four times in each silence_timeout.

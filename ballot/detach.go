@@ -259,7 +259,7 @@ const receiverTimeout = "wal_receiver_timeout"
 const briefly = "1"
 
 // ShortenReceiverTimeout makes the WAL receiver of a detached standby end as soon as it receives
-// nothing for a moment. [Settle] reverts this.
+// nothing for a moment. [RestoreReceiverTimeout] reverts this.
 func ShortenReceiverTimeout(ctx context.Context, conn *pgx.Conn) error {
 	if err := Override(ctx, conn, receiverTimeout, briefly); err != nil {
 		return err
@@ -276,9 +276,10 @@ func RestoreReceiverTimeout(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// RestoreReceiverTimeoutAttached is [Settle] for a standby that has an upstream again: a coordinator that died
-// between the two has left the short timeout behind, with which the standby can not stream. It
-// costs one query where there is nothing to revert.
+// RestoreReceiverTimeoutAttached is [RestoreReceiverTimeout] for a standby that has an upstream
+// again: a coordinator that died between the two has left the short timeout behind, with which
+// the standby can not stream. A standby without an upstream is left alone, because an election
+// may be using the short timeout.
 func RestoreReceiverTimeoutAttached(ctx context.Context, conn *pgx.Conn) error {
 	var left bool
 	err := conn.QueryRow(ctx, `SELECT pg_catalog.current_setting($1) = '1ms' AND pg_catalog.current_setting('primary_conninfo') <> ''`, receiverTimeout).Scan(&left)

@@ -58,9 +58,14 @@ func checkClusterName(ctx context.Context, tx pgx.Tx, cluster, configFile string
 	return err
 }
 
+const (
+	deactivatePrimariesSQL = `UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`
+	becomePrimarySQL       = `UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`
+)
+
 // deactivatePrimaries marks all other primaries as inactive.
 func deactivatePrimaries(ctx context.Context, tx pgx.Tx, but NodeID) error {
-	_, err := tx.Exec(ctx, `UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, int32(but))
+	_, err := tx.Exec(ctx, deactivatePrimariesSQL, int32(but))
 	return err
 }
 
@@ -90,7 +95,7 @@ func (n *Server) RecordPromotion(ctx context.Context, id NodeID) error {
 		if err := deactivatePrimaries(ctx, tx, id); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, int32(id))
+		_, err := tx.Exec(ctx, becomePrimarySQL, int32(id))
 		return err
 	})
 }
@@ -116,8 +121,8 @@ func (n *Server) InstallPrimary(ctx context.Context, primary, former int32, foll
 	err := pgx.BeginFunc(ctx, n.Conn, func(tx pgx.Tx) error {
 		var b pgx.Batch
 		b.Queue(`SELECT set_config('synchronous_commit', $1, true)`, synchronousCommit)
-		b.Queue(`UPDATE repmgr.nodes SET active = false WHERE type = 'primary' AND active AND node_id <> $1`, primary)
-		b.Queue(`UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL, active = true WHERE node_id = $1`, primary)
+		b.Queue(deactivatePrimariesSQL, primary)
+		b.Queue(becomePrimarySQL, primary)
 		b.Queue(`UPDATE repmgr.nodes SET upstream_node_id = $1 WHERE node_id <> $1 AND type <> 'primary' AND (upstream_node_id = $2 OR type = 'standby' AND node_id = ANY ($3::int[]))`, primary, former, followers)
 		return tx.SendBatch(ctx, &b).Close()
 	})

@@ -39,6 +39,8 @@ type NodeStatus struct {
 
 	next    wal.LSN // the WAL position that a standby asks its upstream for next; 0: not known
 	archive bool    // a standby has a restore_command
+
+	timeoutShortened bool // a standby's WAL receiver ends when it hears nothing for 1 ms
 }
 
 // Role is what the server runs as.
@@ -123,6 +125,7 @@ SELECT json_build_object(
   'current_lsn', CASE WHEN NOT r.rec THEN pg_current_wal_lsn() END,
   'idle', d.idle,
   'asked', r.rec AND (d.idle OR pg_last_wal_receive_lsn() IS NOT NULL),
+  'timeout_shortened', r.rec AND current_setting('wal_receiver_timeout') = '1ms',
   'archive', r.rec AND coalesce(current_setting('restore_command', true), '') || ltrim(coalesce(current_setting('repmgr.saved_restore_command', true), ''), '=') <> '',
   'received_lsn', CASE WHEN r.rec THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) END,
   'replayed_lsn', CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END,
@@ -154,12 +157,13 @@ func (n *Server) Status(ctx context.Context) (NodeStatus, error) {
 		Idle            bool                  `json:"idle"`
 		Asked           bool                  `json:"asked"`
 		Archive         bool                  `json:"archive"`
+		Shortened       bool                  `json:"timeout_shortened"`
 		Line            postgres.LineEvidence `json:"line"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return NodeStatus{}, fmt.Errorf("read the status of %s: %w", n.Name, err)
 	}
-	s.Settings.PrimaryConninfo, s.archive = s.PrimaryConninfo, s.Archive
+	s.Settings.PrimaryConninfo, s.archive, s.timeoutShortened = s.PrimaryConninfo, s.Archive, s.Shortened
 	if s.Asked {
 		s.next = s.ReceivedLSN
 	}
@@ -179,6 +183,10 @@ func NextLSN(s NodeStatus) wal.LSN { return s.next }
 
 // HasArchive reports whether a standby has a restore_command.
 func HasArchive(s NodeStatus) bool { return s.archive }
+
+// ReceiverTimeoutShortened reports whether a standby has the wal_receiver_timeout of
+// [ballot.ShortenReceiverTimeout], with which it can not stream for long.
+func ReceiverTimeoutShortened(s NodeStatus) bool { return s.timeoutShortened }
 
 // Attachment is the state in which a standby of that name is attached to the server of
 // that status: streaming, catchup, or empty when it is not.

@@ -240,10 +240,7 @@ func (a *Election) validate(ctx context.Context) error {
 // than it has.
 func (a *Election) recruit(ctx context.Context) error {
 	peers := a.w.Peers()
-	for _, p := range peers {
-		a.res.Term = max(a.res.Term, p.Term, p.Rule.Term, p.Announced.Term)
-	}
-	a.res.Term++
+	a.res.Term = voters.HighestTerm(peers) + 1
 	asked := a.policy.Electors(a.rule, peers)
 	got := make([]election.Peer, len(asked))
 	errs := make([]error, len(asked))

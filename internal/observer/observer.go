@@ -62,7 +62,8 @@ const TroublePrimary = "the primary"
 // LookTimeout is how long one look at one server may take.
 const LookTimeout = 2 * postgres.DefaultConnectTimeout
 
-func limit(ctx context.Context) (context.Context, context.CancelFunc) {
+// Limit limits the time for a look at one server to [LookTimeout].
+func Limit(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, LookTimeout, fmt.Errorf("no answer within %s", LookTimeout))
 }
 
@@ -183,7 +184,7 @@ func (v *Node) readRule(ctx context.Context) {
 	if !v.Manual {
 		return
 	}
-	ctx, cancel := limit(ctx)
+	ctx, cancel := Limit(ctx)
 	defer cancel()
 	if rules, err := v.Local.Rules(ctx); err == nil && len(rules) > 0 {
 		v.Rule = rules[0]
@@ -249,7 +250,7 @@ func (v *Node) resume(ctx context.Context) {
 // LookLocal reads the state of the local server. Where the old connection is broken, it opens a
 // new one.
 func (v *Node) LookLocal(ctx context.Context) (registry.NodeStatus, []registry.Record, error) {
-	ctx, cancel := limit(ctx)
+	ctx, cancel := Limit(ctx)
 	defer cancel()
 	fresh := v.Local == nil
 	for {
@@ -335,7 +336,7 @@ func (v *Node) LookFrom(ctx context.Context) {
 		}
 	}
 	if err != nil {
-		ctx, cancel := limit(ctx)
+		ctx, cancel := Limit(ctx)
 		defer cancel()
 		recs, err = v.AllRecords(ctx)
 	}

@@ -28,8 +28,10 @@ func (l *Standby) Step(ctx context.Context, look Look, alone time.Time) error {
 	l.look = look
 	l.ensureSlot(ctx)
 	now := l.look.Status.Settings.SynchronousStandby
-	if err := ballot.RestoreReceiverTimeoutAttached(ctx, l.look.Server.Conn); err != nil {
-		return err
+	if registry.ReceiverTimeoutShortened(l.look.Status) {
+		if err := ballot.RestoreReceiverTimeoutAttached(ctx, l.look.Server.Conn); err != nil {
+			return err
+		}
 	}
 	if err := l.adjustArchive(ctx, alone); err != nil {
 		return err
