@@ -183,6 +183,13 @@ func TestFailover_NotAfterAShutdownInOrder(t *testing.T) {
 		}
 		return nil
 	})
+	// Only a standby that streams receives the end of the primary's WAL, which says that it was in order.
+	pgtest.WaitFor(t, "both standbys to stream again", func(context.Context) error {
+		if n := nodes[0].QueryString(t, `SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'`); n != "2" {
+			return errors.New(n)
+		}
+		return nil
+	})
 	nodes[0].Stop("fast")
 	res, err := nodes[2].Failover(t.Context(), repmgr.FailoverOptions{})
 	require.NoError(t, err)
