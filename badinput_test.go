@@ -234,6 +234,10 @@ func TestUnregister(t *testing.T) {
 	requireError(t, err, repmgr.ErrNotRegistered, "9")
 	require.Contains(t, repmgr.Hint(err), "2 (node2, standby)")
 
+	_, err = node1.UnregisterStandby(ctx, repmgr.UnregisterOptions{})
+	requireError(t, err, repmgr.ErrRefused, "is registered as primary, not as standby")
+	require.Equal(t, "Use: repmgr primary unregister --node-id=1", repmgr.Hint(err))
+
 	_, err = node2.UnregisterStandby(ctx, repmgr.UnregisterOptions{DryRun: true})
 	require.NoError(t, err)
 	require.Equal(t, "repmgr_slot_2", node1.QueryString(t, `SELECT slot_name FROM pg_replication_slots WHERE active`))

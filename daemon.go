@@ -58,7 +58,7 @@ func (c *Cluster) StartDaemon(ctx context.Context, o DaemonOptions) (DaemonResul
 		return res, err
 	}
 	if p, ok := all[c.cfg.NodeID]; ok {
-		return res, kind(ErrRefused, "repmgrd is running already on %s, with PID %d", c.self(), p.PID)
+		return res, hint(kind(ErrRefused, "repmgrd is running already on %s, with PID %d", c.self(), p.PID), "Nothing to do. To start it anew: repmgr daemon stop, then repmgr daemon start.")
 	}
 	if o.DryRun {
 		return res, nil
@@ -103,7 +103,7 @@ func (c *Cluster) StopDaemon(ctx context.Context, o DaemonOptions) (DaemonResult
 	case err != nil:
 		return res, err
 	case !running:
-		return res, kind(ErrRefused, "repmgrd is not running on %s", c.self())
+		return res, hint(kind(ErrRefused, "repmgrd is not running on %s", c.self()), "Nothing to do. See: repmgr service status")
 	case o.DryRun:
 		return res, nil
 	}

@@ -123,15 +123,15 @@ func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o Pr
 	if err != nil {
 		return nil, err
 	}
-	if !status.InRecovery {
-		return nil, hint(kind(ErrNotStandby, "%s is a primary already", local.Name), "Nothing to do. See: repmgr cluster show")
-	}
 	recs, err := local.Records(ctx)
-	if err != nil {
-		return nil, err
-	}
 	self, ok := registry.ByID(recs, c.cfg.NodeID)
 	switch {
+	case self.Role == RoleWitness:
+		return nil, hint(kind(ErrNotStandby, "%s is a witness, which has none of the data", self), "Promote a standby: run this command on it. See: repmgr cluster show")
+	case !status.InRecovery:
+		return nil, hint(kind(ErrNotStandby, "%s is a primary already", local.Name), "Nothing to do. See: repmgr cluster show")
+	case err != nil:
+		return nil, err
 	case !ok && !o.Force:
 		return nil, hint(kind(ErrNotRegistered, "%s is not registered", c.self()),
 			"Run repmgr standby register first. If its row is only not replayed yet, use --force.")

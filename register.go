@@ -245,7 +245,8 @@ func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Ser
 		return s, hint(kind(ErrSystemIdentifier, "%s has system identifier %s, the primary has %s", local.Name, s.SystemIdentifier, p.SystemIdentifier),
 			"They are different clusters. Make the standby with repmgr standby clone.")
 	case s.VersionNum/10000 != p.VersionNum/10000:
-		return s, kind(ErrRefused, "%s runs PostgreSQL %s, the primary %s: the major versions must be equal", local.Name, s.Version, p.Version)
+		return s, hint(kind(ErrRefused, "%s runs PostgreSQL %s, the primary %s: the major versions must be equal", local.Name, s.Version, p.Version),
+			"Install the primary's version here, and make the standby with repmgr standby clone.")
 	default:
 		return s, nil
 	}
@@ -415,7 +416,7 @@ func (c *Cluster) unregister(ctx context.Context, o UnregisterOptions, role Role
 		if role == RolePrimary {
 			err = c.checkUnregisterPrimary(ctx, recs, rec, o)
 		} else if rec.Role != role {
-			err = kind(ErrRefused, "%s is registered as %s, not as standby", rec, rec.Role)
+			err = registeredAs(rec, role)
 		}
 		if err != nil || o.DryRun {
 			return err
@@ -442,7 +443,7 @@ func (c *Cluster) unregisterTarget(recs []Record, o UnregisterOptions, role Role
 		if r, ok := registry.Primary(recs); ok {
 			return r, nil
 		}
-		return Record{}, kind(ErrNotRegistered, "no primary is registered")
+		return Record{}, hint(kind(ErrNotRegistered, "no primary is registered"), "Name the node with --node-id. See: repmgr cluster show")
 	case id == 0:
 		id = c.cfg.NodeID
 	}
@@ -450,6 +451,11 @@ func (c *Cluster) unregisterTarget(recs []Record, o UnregisterOptions, role Role
 		return r, nil
 	}
 	return Record{}, registry.Unknown(recs, id, "")
+}
+
+// registeredAs is the error of a command that unregisters nodes of another role than rec has.
+func registeredAs(rec Record, not Role) error {
+	return hint(kind(ErrRefused, "%s is registered as %s, not as %s", rec, rec.Role, not), "Use: repmgr %s unregister --node-id=%d", rec.Role, rec.ID)
 }
 
 func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec Record, o UnregisterOptions) error {
@@ -463,14 +469,14 @@ func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec
 	running := p.err == nil
 	switch {
 	case rec.Role == RoleWitness:
-		return kind(ErrRefused, "%s is a witness", rec)
+		return registeredAs(rec, RolePrimary)
 	case len(downstream) > 0:
 		return hint(kind(ErrRefused, "%s is the upstream of %s", rec, strings.Join(downstream, ", ")),
 			"Re-point them with repmgr standby follow, or unregister them first.")
 	case running && p.status.InRecovery && rec.Role != RolePrimary:
 		return hint(kind(ErrRefused, "%s is a standby", rec), "Use: repmgr standby unregister --node-id=%d", rec.ID)
 	case !running && rec.Role != RolePrimary:
-		return kind(ErrRefused, "%s is registered as %s, not as primary", rec, rec.Role)
+		return registeredAs(rec, RolePrimary)
 	case running && p.status.InRecovery && !o.Force:
 		return hint(kind(ErrRefused, "%s runs as a standby now", rec), "If it shall stay one, register it as such: repmgr standby register --force. To remove the row, use --force.")
 	case running && !p.status.InRecovery && !o.Force:

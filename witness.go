@@ -119,7 +119,8 @@ func (c *Cluster) checkWitness(ctx context.Context, local, primary *registry.Ser
 		return false, hint(kind(ErrSystemIdentifier, "%s is of the cluster that it shall witness (system identifier %s)", local.Name, p.SystemIdentifier),
 			"Make a new server with initdb, and let conninfo lead to that one.")
 	case len(status.Senders) > 0:
-		return false, kind(ErrRefused, "%s is the primary of %q: a witness is in no replication", local.Name, status.Senders[0].ApplicationName)
+		return false, hint(kind(ErrRefused, "%s is the primary of %q: a witness is in no replication", local.Name, status.Senders[0].ApplicationName),
+			"Make a new server with initdb, and let conninfo lead to that one.")
 	}
 	if old, ok := registry.ByID(recs, rec.ID); ok && old.Role != RoleWitness {
 		return false, hint(kind(ErrRegistered, "node ID %d is registered already, as %q (%s)", old.ID, old.Name, old.Role), "Choose another node_id.")
@@ -165,7 +166,7 @@ func (c *Cluster) UnregisterWitness(ctx context.Context, o WitnessOptions) (Reco
 	case err != nil:
 		return Record{}, err
 	case rec.Role != RoleWitness:
-		return Record{}, kind(ErrRefused, "%s is registered as %s, not as witness", rec, rec.Role)
+		return Record{}, registeredAs(rec, RoleWitness)
 	}
 	witness, err := c.connectTo(ctx, rec)
 	if err == nil {

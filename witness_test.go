@@ -186,4 +186,13 @@ func TestWitness_IsNoPrimary(t *testing.T) {
 	require.Equal(t, "1:primary:0:true 9:witness:1:true", nodesOf(t, node1))
 	_, err = newNode(t, 9, w.Server).RegisterPrimary(t.Context(), repmgr.RegisterOptions{Force: true})
 	require.ErrorIs(t, err, repmgr.ErrPrimaryExists)
+
+	// It is not told what a primary is told.
+	_, err = w.Promote(t.Context(), repmgr.PromoteOptions{})
+	requireError(t, err, repmgr.ErrNotStandby, "is a witness")
+	_, err = w.Follow(t.Context(), repmgr.FollowOptions{})
+	requireError(t, err, repmgr.ErrNotStandby, "is a witness")
+	_, err = node1.UnregisterStandby(t.Context(), repmgr.UnregisterOptions{NodeID: 9})
+	require.ErrorIs(t, err, repmgr.ErrRefused)
+	require.Equal(t, "Use: repmgr witness unregister --node-id=9", repmgr.Hint(err))
 }

@@ -129,7 +129,7 @@ func (a *app) settle(cmd any) error {
 	}
 	level, ok := cli.ParseLevel(a.LogLevel)
 	if a.LogLevel != "" && !ok {
-		faults = append(faults, fmt.Sprintf("option --log-level: %q is none of DEBUG, INFO, NOTICE, WARNING, ERROR, CRIT, ALERT, EMERG", a.LogLevel))
+		faults = append(faults, fmt.Sprintf("option --log-level: %q is none of %s", a.LogLevel, cli.Levels))
 	}
 	if len(faults) > 0 {
 		return a.usage(faults...)

@@ -117,7 +117,7 @@ func (d *daemon) execute(ctx context.Context, args []string) error {
 		}
 	}
 	if _, ok := cli.ParseLevel(d.LogLevel); d.LogLevel != "" && !ok {
-		line.Faults = append(line.Faults, fmt.Sprintf("option --log-level: %q is no level", d.LogLevel))
+		line.Faults = append(line.Faults, fmt.Sprintf("option --log-level: %q is none of %s", d.LogLevel, cli.Levels))
 	}
 	if len(line.Faults) > 0 {
 		return &exitError{cli.ExitConfig, errors.New(strings.Join(line.Faults, "\n")), "See: repmgrd --help"}

@@ -108,7 +108,7 @@ func TestCommandLine(t *testing.T) {
 		"start":                            "too many arguments",
 		"-dperhaps":                        "perhaps",
 		"-f /nowhere":                      "/nowhere",
-		"-L LOUD":                          "is no level",
+		"-L LOUD":                          "is none of DEBUG, INFO",
 		"-p x --no-pid-file":               "exclude each other",
 		"--daemonize=perhaps --no-pid":     "perhaps",
 		"-f " + config(t, "priority=-1\n"): "priority",

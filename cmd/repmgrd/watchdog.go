@@ -40,8 +40,11 @@ func (p *watchdogPipe) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	n, err := f.WriteNow(b)
-	if err != nil || n == 0 || n == len(b) { // 0: the watchdog is stopped, and the pipe is full
+	switch {
+	case err != nil || n == len(b):
 		return n, err
+	case n == 0: // the watchdog is stopped, and the pipe is full
+		return 0, io.ErrShortWrite
 	}
 	_ = p.w.SetWriteDeadline(time.Now().Add(beatLimit)) // of what was begun
 	rest, err := p.w.Write(b[n:])

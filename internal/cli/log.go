@@ -37,6 +37,15 @@ func LevelName(l slog.Level) string {
 	return name
 }
 
+// Levels are repmgr's words for the levels, for a message.
+var Levels = func() string {
+	names := make([]string, len(levelNames))
+	for i, n := range levelNames {
+		names[i] = n.name
+	}
+	return strings.Join(names, ", ")
+}()
+
 // ParseLevel reads repmgr's word for a level, in any case.
 func ParseLevel(name string) (slog.Level, bool) {
 	for _, n := range levelNames {

@@ -75,7 +75,7 @@ func WriteSettings(dir string, set map[string]string) error {
 		return fmt.Errorf("in %s: %w", postmaster.AutoConf, err)
 	}
 	maps.Copy(give, set)
-	for _, name := range []string{postmaster.FencedMark, postmaster.RejoinMark, postmaster.EventsFile} {
+	for _, name := range []string{postmaster.FencedMark, postmaster.RejoinMark, postmaster.EventsFile, postmaster.DamagedEventsFile} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

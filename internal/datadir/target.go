@@ -104,7 +104,7 @@ func tolerated(dir string, e fs.DirEntry) bool {
 // can remain where the data was removed while repmgrd was running.
 func isNote(name string) bool {
 	name = strings.TrimSuffix(name, ".tmp")
-	return name == postmaster.NodesFile || name == postmaster.EventsFile
+	return name == postmaster.NodesFile || name == postmaster.EventsFile || name == postmaster.DamagedEventsFile
 }
 
 // Some lists the first few of many names, for messages.

@@ -204,9 +204,13 @@ func (b *Outbox) readStored(d Daemon) {
 		err = json.Unmarshal(text, &old)
 	}
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			d.Log.Warn("events that an earlier repmgrd could not write to repmgr.events are lost", "file", file, "err", err)
+		if errors.Is(err, fs.ErrNotExist) {
+			return
 		}
+		if aside := filepath.Join(disk.Dir, postmaster.DamagedEventsFile); text != nil && os.Rename(file, aside) == nil {
+			file = aside
+		}
+		d.Log.Warn("events that an earlier repmgrd could not write to repmgr.events can not be read: they are in no table", "file", file, "err", err)
 		return
 	}
 	b.mu.Lock()

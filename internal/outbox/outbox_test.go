@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,6 +56,17 @@ func TestOutbox_OutlivesItsDaemon(t *testing.T) {
 	second.Keep(t.Context(), d, false)
 	second.Leave(d)
 	require.NoFileExists(t, file)
+
+	// A file that can not be read is put aside, so that only one daemon tells of it.
+	require.NoError(t, os.WriteFile(file, []byte(`{"events":[`), 0o600))
+	var log strings.Builder
+	d.Log = slog.New(slog.NewTextHandler(&log, nil))
+	for range 2 {
+		outbox.New().Keep(t.Context(), d, false)
+	}
+	require.NoFileExists(t, file)
+	require.FileExists(t, filepath.Join(dir, postmaster.DamagedEventsFile))
+	require.Equal(t, 1, strings.Count(log.String(), "can not be read"))
 }
 
 // A notifier that is slow, or fails, holds up nobody, and loses nothing at the end.

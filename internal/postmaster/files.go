@@ -28,6 +28,9 @@ const NodesFile = "repmgr_nodes.json"
 // EventsFile is the file, in the data directory, that keeps the events that no primary has taken yet.
 const EventsFile = "repmgr_events.json"
 
+// DamagedEventsFile is what EventsFile is renamed to where it can not be read, for a person to look at.
+const DamagedEventsFile = EventsFile + ".damaged"
+
 // Store writes or removes a file of ours in the data directory, as long as nobody
 // else is at work there: who replaces the data expects no file of that moment.
 func (s *Server) Store(name string, text []byte, remove bool) error {

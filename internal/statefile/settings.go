@@ -61,7 +61,7 @@ func lostRemedy(gone map[string]string, standby bool) string {
 	}
 	for _, name := range ofPlace {
 		if value, ok := gone[name]; ok {
-			all = append(all, fmt.Sprintf("At its next start the server would do without the %s that it has now; before that: ALTER SYSTEM SET %s = '%s';", name, name, strings.ReplaceAll(value, "'", "''")))
+			all = append(all, fmt.Sprintf("Unless postgresql.conf sets %s to the same value, the server has another one after its next start; before that: ALTER SYSTEM SET %s = '%s';", name, name, strings.ReplaceAll(value, "'", "''")))
 		}
 	}
 	if slices.ContainsFunc(slices.Sorted(maps.Keys(gone)), func(name string) bool { return strings.HasPrefix(name, "recovery_target") }) {

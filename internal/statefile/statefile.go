@@ -52,8 +52,9 @@ func write(dir string, s State) error {
 // Keeper maintains the state file of one node for its daemon. One goroutine owns it. The zero
 // value is ready to use.
 type Keeper struct {
-	state      State // the state that was last written
-	voteLoaded bool  // the vote that an earlier daemon has saved was loaded
+	state      State       // the state that was last written
+	file       fs.FileInfo // of the file that was last written; nil: this Keeper has written none yet
+	voteLoaded bool        // the vote that an earlier daemon has saved was loaded
 
 	lost               string   // a vote that the server has lost and that could not be written back; empty: none
 	reportedDoubleVote string   // the two votes of one term that were last reported
@@ -61,29 +62,45 @@ type Keeper struct {
 	settings           settings // the guarded settings
 }
 
-// Keep writes the nodes, rules and guard of now to the file, where they have changed. It must
-// not be called while another daemon acts for the node: of two daemons that write the file,
-// each would take a part of the other's state for its own.
+// Keep writes the nodes, rules and guard of now to the file, where they have changed, or where
+// the file is not the one that was written: pg_rewind and a clone put the file of another node in
+// its place, which does not hold the vote of this one. Keep must not be called while another
+// daemon acts for the node: of two daemons that write the file, each would take a part of the
+// other's state for its own.
 func (k *Keeper) Keep(d Daemon, now State) {
 	k.loadVote(d)
 	now.Ballot = k.state.Ballot
 	same := func(a, b election.Rule) bool { return a.Compare(b) == 0 }
 	if slices.Equal(now.Nodes, k.state.Nodes) && slices.EqualFunc(now.Rules, k.state.Rules, same) && k.state.Guard.Same(now.Guard) {
-		return
+		if !k.replaced(d) {
+			return
+		}
+		d.Log.Info("the file of nodes, rules and vote was changed or removed, and is written anew", "file", postmaster.NodesFile)
 	}
 	k.state = now
 	k.write(d)
 }
 
+// replaced reports whether the file is gone, or is not the one that was last written.
+func (k *Keeper) replaced(d Daemon) bool {
+	dir, err := d.Dir()
+	if err != nil || k.file == nil {
+		return false
+	}
+	now, err := os.Stat(filepath.Join(dir, postmaster.NodesFile))
+	return err != nil || !os.SameFile(now, k.file) || now.Size() != k.file.Size() || !now.ModTime().Equal(k.file.ModTime())
+}
+
 func (k *Keeper) write(d Daemon) {
 	if d.Elsewhere() { // the data directory here belongs to another server
-		k.state.Nodes = nil // so that the file is written as soon as the server is here
+		k.state.Nodes, k.file = nil, nil // so that the file is written as soon as the server is here
 		return
 	}
 	var err error
 	if dir, errDir := d.Dir(); errDir == nil { // without the data directory nothing is saved
 		if err = write(dir, k.state); err == nil {
 			d.Report(troubleReading, nil) // a file that was damaged is whole again
+			k.file, err = os.Stat(filepath.Join(dir, postmaster.NodesFile))
 		}
 	}
 	d.Report("keeping the nodes and rules", err)
@@ -91,7 +108,7 @@ func (k *Keeper) write(d Daemon) {
 
 // Reload makes the next calls read the file again and rewrite it, because another daemon has
 // acted for the node meanwhile.
-func (k *Keeper) Reload() { k.voteLoaded, k.state.Nodes = false, nil }
+func (k *Keeper) Reload() { k.voteLoaded, k.state.Nodes, k.file = false, nil, nil }
 
 // troubleReading is what is reported of reading the file at the start.
 const troubleReading = "reading what was kept"

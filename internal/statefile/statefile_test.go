@@ -42,12 +42,26 @@ func TestKeeper_Keep(t *testing.T) {
 	require.Zero(t, kept.Rules[0].Compare(now.Rules[0]))
 	require.Equal(t, ballot.Ballot{}, kept.Ballot, "another node's")
 
-	require.NoError(t, os.Remove(file))
+	first, err := os.Stat(file)
+	require.NoError(t, err)
 	k.Keep(d, now)
-	require.NoFileExists(t, file, "nothing is new")
-	k.Reload()
-	k.Keep(d, now)
-	require.FileExists(t, file)
+	again, err := os.Stat(file)
+	require.NoError(t, err)
+	require.True(t, os.SameFile(first, again), "nothing is new: the file is not written again")
+
+	// pg_rewind and a clone put the file of another node in its place.
+	for _, damage := range []func() error{
+		func() error { return os.Remove(file) },
+		func() error {
+			return os.WriteFile(file, []byte(`{"ballot":{"Node":2,"Term":7,"Candidate":"2"}}`), 0o600)
+		},
+	} {
+		require.NoError(t, damage())
+		k.Keep(d, now)
+		kept, err = statefile.Read(dir)
+		require.NoError(t, err)
+		require.Equal(t, now.Nodes, kept.Nodes)
+	}
 
 	// The data directory of a daemon whose server runs on another machine is another server's.
 	require.NoError(t, os.WriteFile(file, []byte(`{"nodes":[]}`), 0o600))
