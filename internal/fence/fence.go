@@ -3,9 +3,6 @@ package fence
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -187,9 +184,8 @@ func (g *Guard) startFenced(ctx context.Context, s *Settings) {
 	if err != nil || srv.Runs() {
 		return
 	}
-	mark := filepath.Join(srv.Dir, postmaster.FencedMark)
-	info, err := os.Stat(mark)
-	if err != nil || g.isSuspended() {
+	mark, why := srv.ReadMark()
+	if mark == nil || g.isSuspended() {
 		return
 	}
 	if err = srv.Detach(); err == nil {
@@ -200,10 +196,12 @@ func (g *Guard) startFenced(ctx context.Context, s *Settings) {
 		_ = wait.Pause(ctx, s.SilenceTimeout)
 		return
 	}
-	if why, _ := os.ReadFile(mark); strings.TrimSpace(string(why)) != g.lastFence() { // the watchdog process has fenced it
-		g.tell(registry.Event{Type: registry.EventFence, Success: true, At: info.ModTime(), Details: strings.TrimSpace(string(why))})
+	if why != g.lastFence() { // the watchdog process has fenced it
+		g.tell(registry.Event{Type: registry.EventFence, Success: true, At: mark.ModTime(), Details: why})
 	}
-	_ = os.Remove(mark)
+	g.marks.mu.Lock() // a fence that goes on beside this one writes its mark while it holds the lock
+	defer g.marks.mu.Unlock()
+	_ = srv.Unmark(mark)
 }
 
 // killLeftovers ends the processes that a dead postmaster has left behind, because they can

@@ -2,6 +2,9 @@ package postmaster
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -75,6 +78,32 @@ func (s *Server) GiveArchive() error {
 		return err
 	}
 	return SetAutoConf(s.Dir, set, unset)
+}
+
+// ReadMark reads the mark of a fence and its reason. The mark is nil where there is none.
+func (s *Server) ReadMark() (mark os.FileInfo, why string) {
+	path := filepath.Join(s.Dir, FencedMark)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, ""
+	}
+	if mark, err = os.Stat(path); err != nil {
+		return nil, ""
+	}
+	return mark, strings.TrimSpace(string(text))
+}
+
+// Unmark removes a mark that was read before, because the server was started since. The mark
+// of a later fence stays: that fence has ended the server again.
+func (s *Server) Unmark(read os.FileInfo) error {
+	now, _ := s.ReadMark()
+	if read == nil || now == nil || !os.SameFile(read, now) || !read.ModTime().Equal(now.ModTime()) {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(s.Dir, FencedMark)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Mark makes the data directory that of a standby without an upstream, which the Monitor must
