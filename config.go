@@ -81,12 +81,12 @@ const (
 type SynchronousMode string
 
 const (
-	SynchronousOff    SynchronousMode = "off"    // nothing: a failover can lose the last acknowledged commits
-	SynchronousQuorum SynchronousMode = "quorum" // enough standbys that no failover loses an acknowledged commit
-	SynchronousStrict SynchronousMode = "strict" // another word for quorum with DurabilityRequired
+	SynchronousOff    SynchronousMode = "off"    // for no standby: a failover can lose the last acknowledged commits
+	SynchronousQuorum SynchronousMode = "quorum" // for as many standbys as are needed so that no failover loses an acknowledged commit
+	SynchronousStrict SynchronousMode = "strict" // the same as quorum with DurabilityRequired
 )
 
-// Durability says what a commit waits for when no standby is left that could have it.
+// Durability says what a commit waits for when no standby is left that could store it.
 type Durability = election.Durability
 
 const (
@@ -99,18 +99,18 @@ type RejoinPolicy string
 
 const (
 	RejoinNever   RejoinPolicy = "never"    // it stays down
-	RejoinIfClean RejoinPolicy = "if-clean" // only if it has nothing that the new primary lacks
-	RejoinRewind  RejoinPolicy = "rewind"   // what it has too much is saved, then taken back by pg_rewind; data that nobody could rewind any more is cloned anew
-	RejoinReclone RejoinPolicy = "reclone"  // as rewind; where that fails, it is cloned anew
+	RejoinIfClean RejoinPolicy = "if-clean" // only if it has no WAL that the new primary lacks
+	RejoinRewind  RejoinPolicy = "rewind"   // WAL that the new primary lacks is saved, and pg_rewind removes it; a data directory that can not be rewound any more is cloned anew
+	RejoinReclone RejoinPolicy = "reclone"  // as rewind, and where pg_rewind fails the node is cloned anew
 )
 
-// ConnectionCheckType is how a server is asked whether it is there.
+// ConnectionCheckType is how it is tested whether a server is running.
 type ConnectionCheckType string
 
 const (
-	CheckPing       ConnectionCheckType = "ping"       // does it answer a connection attempt?
-	CheckConnection ConnectionCheckType = "connection" // can a session be opened?
-	CheckQuery      ConnectionCheckType = "query"      // does the open session answer?
+	CheckPing       ConnectionCheckType = "ping"       // whether it answers a connection attempt
+	CheckConnection ConnectionCheckType = "connection" // whether a session can be opened
+	CheckQuery      ConnectionCheckType = "query"      // whether a session that is open answers a query
 )
 
 // CloneMethod is how the data of a new standby is copied.
@@ -158,15 +158,16 @@ func (l LogLevel) Level() slog.Level {
 	}[l]
 }
 
-// Config says who a node is, how it is reached and how it is looked after. It is a value: copies are
-// independent as long as nobody changes their maps and slices, and it is then safe for concurrent use.
+// Config describes one node: what it is called, how to connect to it, and how it is managed. It is a
+// value: copies are independent as long as nobody changes their maps and slices, and it is then safe for
+// concurrent use.
 //
-// In a Config that a program writes as a literal, each zero field means its default. To say a
-// zero that is not the default (a priority of 0, say), begin with [DefaultConfig]; a Config
-// from there or from [LoadConfig] is taken as it stands.
+// In a Config that a program writes as a literal, each zero field means its default. To set a field to a
+// zero that is not its default (for example a priority of 0), begin with [DefaultConfig]: in a Config from
+// there or from [LoadConfig] each field has the value that it shows.
 //
-// Each comment names the key of repmgr.conf, in the unit that a plain number has there. Keys
-// of time also take a unit: ms, s, min, h or d.
+// Each comment names the key of repmgr.conf and the unit of a plain number there. A key for a time also
+// accepts a number with a unit: ms, s, min, h or d.
 type Config struct {
 	// The node.
 
@@ -177,9 +178,9 @@ type Config struct {
 	NodeName string
 	// ClusterName is the cluster that the node belongs to. Key cluster (or cluster_name).
 	ClusterName string
-	// Conninfo is how this node and all others connect to its server: straight to it, not to a
-	// connection pooler, and whatever it runs as, without target_session_attrs. A password in it
-	// is never written to the metadata, a log or an event. Key conninfo.
+	// Conninfo is how this node and all others connect to its server: directly, not through a connection
+	// pooler, and without target_session_attrs, because the server may be a primary or a standby. A password
+	// in it is never written to the metadata, a log or an event. Key conninfo.
 	Conninfo string
 	// ReplicationUser is the role that replication connects as. Empty: the user of Conninfo. Key replication_user.
 	ReplicationUser string
@@ -193,13 +194,14 @@ type Config struct {
 	RepmgrBindir string
 	// ReplicationType is the kind of replication. Key replication_type. Defaults to physical.
 	ReplicationType ReplicationType
-	// Location names the data centre: failover stays within one. Key location. Defaults to default.
+	// Location names the data centre. A node is only promoted in the location of the lost primary. Key
+	// location. Defaults to default.
 	Location string
-	// Priority decides between equal candidates, the highest first; 0 is never promoted. Key
-	// priority, 0 or more. Defaults to 100.
+	// Priority decides between standbys that have the same WAL: the highest wins. A node with 0 is never
+	// promoted. Key priority, 0 or more. Defaults to 100.
 	Priority int
-	// UpstreamNodeID is the node that this standby is registered below, unless the call says
-	// another. 0: the primary. Key upstream_node_id.
+	// UpstreamNodeID is the node that this standby streams from, where a call names no other one. 0: the
+	// primary. Key upstream_node_id.
 	UpstreamNodeID NodeID
 
 	// The log.
@@ -228,7 +230,7 @@ type Config struct {
 	CloneCommand string
 	// PgBasebackupOptions are further options for a base backup. Key pg_basebackup_options.
 	PgBasebackupOptions string
-	// RsyncOptions are further options for rsync. Empty: those that the rsync cloner finds best. Key rsync_options.
+	// RsyncOptions are the options for rsync. Empty: --archive --whole-file. Key rsync_options.
 	RsyncOptions string
 	// SSHOptions are options for ssh. Key ssh_options. Defaults to -q -o ConnectTimeout=10.
 	SSHOptions string
@@ -239,7 +241,8 @@ type Config struct {
 	RestoreCommand string
 	// ArchiveCleanupCommand is the standby's archive_cleanup_command. Key archive_cleanup_command.
 	ArchiveCleanupCommand string
-	// RecoveryMinApplyDelay holds a standby's replay back. Key recovery_min_apply_delay, in milliseconds.
+	// RecoveryMinApplyDelay is the standby's recovery_min_apply_delay: how long it waits before it replays a
+	// commit. Key recovery_min_apply_delay, in milliseconds.
 	RecoveryMinApplyDelay time.Duration
 	// UsePrimaryConninfoPassword writes the password of PGPASSWORD into primary_conninfo. Key
 	// use_primary_conninfo_password. Defaults to false.
@@ -266,8 +269,8 @@ type Config struct {
 	// PromoteCheckTimeout is how long a promotion may take. Key promote_check_timeout, in seconds,
 	// 1 or more. Defaults to 60.
 	PromoteCheckTimeout time.Duration
-	// PromoteCheckInterval is how often repmgr 5 looks whether it is over; this library looks more
-	// often. Key promote_check_interval, in seconds, 1 or more. Defaults to 1.
+	// PromoteCheckInterval is how often repmgr 5 checks whether a promotion is complete. This library does
+	// not need it. Key promote_check_interval, in seconds, 1 or more. Defaults to 1.
 	PromoteCheckInterval time.Duration
 	// PrimaryFollowTimeout is how long to wait for a primary to follow. Key
 	// primary_follow_timeout, in seconds, 1 or more. Defaults to 60.
@@ -307,19 +310,22 @@ type Config struct {
 
 	// Failover says who decides on a failover. Key failover, manual or automatic. Defaults to manual.
 	Failover FailoverMode
-	// SilenceTimeout is how long a primary must be silent, to this node and to every standby, before it is taken
-	// for lost. One that refuses connections is not waited for. Key silence_timeout, in seconds. Defaults to 2.
+	// SilenceTimeout is how long neither this node nor any standby may have had an answer from the primary before it
+	// counts as lost. A primary that refuses connections counts as lost at once. Key silence_timeout, in seconds, 1 or
+	// more. Defaults to 2.
 	SilenceTimeout time.Duration
-	// FenceTimeout is how long a primary goes on without contact to a majority before its Monitor stops
-	// it. With SynchronousMode off, a candidate that can not know it dead waits as long, and a little
-	// more. It must be the same on all nodes. Key fence_timeout, in seconds. Defaults to 2500ms.
+	// FenceTimeout is how long a primary without contact to a majority goes on before its Monitor stops it. With
+	// SynchronousMode off, an election that can not know whether the primary has ended waits a little longer than
+	// that before it promotes. It must be the same on all nodes. Key fence_timeout, in seconds. Defaults to 2500ms.
 	FenceTimeout time.Duration
 	// HangTimeout is how long a local primary may leave new connections without an answer before its
-	// Monitor kills it, so that another one can take over. Key hang_timeout, in seconds. Defaults to 10.
+	// Monitor kills it, so that another node can take over. The Monitor notices it at the latest a quarter
+	// of that time later. Key hang_timeout, in seconds, 1 or more. Defaults to 10.
 	HangTimeout time.Duration
-	// PrimaryStartTimeout is how long a primary may start up, shut down or recover, letting nobody in, before another
-	// one takes its place; -1 s is for ever. 0 is 300, and 30 with SynchronousMode quorum, where that loses nothing,
-	// as long as no standby still receives from it. Key primary_start_timeout, in seconds, -1 or more. Defaults to 0.
+	// PrimaryStartTimeout is how long a primary may take to start up, to shut down or to recover, without accepting
+	// connections, before another node takes its place; -1 s is without end. 0 means 300 s, or 30 s with SynchronousMode
+	// quorum, where a failover loses no commit. While a standby still receives WAL from it, no failover begins. Key
+	// primary_start_timeout, in seconds, -1 or more. Defaults to 0.
 	PrimaryStartTimeout time.Duration
 	// WatchdogDevice is a watchdog device of the kernel, such as /dev/watchdog. While the local server is
 	// the primary, with failover automatic, its Monitor feeds the device as long as it has contact to a
@@ -332,19 +338,21 @@ type Config struct {
 	// FailoverOnShutdown fails over also when the primary was shut down in order. Key
 	// failover_on_shutdown. Defaults to false.
 	FailoverOnShutdown bool
-	// MaximumLagOnFailover is how much of the WAL that the lost primary was seen to have the best
-	// candidate may lack, with SynchronousMode off, before an operator has to decide; 0 is any. Key
-	// maximum_lag_on_failover, in bytes or with a unit (kB, MB, GB, TB), 0 or more. Defaults to 0.
+	// MaximumLagOnFailover is, with SynchronousMode off, how much WAL of the lost primary the best candidate may
+	// lack. Where it lacks more of what the primary was last seen to have, the failover is refused, and an operator
+	// decides; 0 is no limit. Key maximum_lag_on_failover, in bytes or with a unit (kB, MB, GB, TB), 0 or more.
+	// Defaults to 0.
 	MaximumLagOnFailover int64
-	// FailoversPerHour is how many failovers may happen in an hour before the next one needs an
-	// operator; -1 is any. Key failovers_per_hour, -1 or more. Defaults to 10.
+	// FailoversPerHour is how many failovers may happen in an hour. The next one is refused, and an operator
+	// decides; -1 is no limit. Key failovers_per_hour, -1 or more. Defaults to 10.
 	FailoversPerHour int
 	// SynchronousMode says what a commit waits for; strict is quorum with Durability required. It must
 	// be the same on all nodes. Key synchronous_mode, one of off, quorum, strict. Defaults to off.
 	SynchronousMode SynchronousMode
-	// Durability says, with SynchronousMode quorum, what commits do when no standby is left that could have
-	// them: they wait for nobody, or they wait. Before the first standby of a cluster they wait for nobody in
-	// any case. It must be the same on all nodes. Key durability, preferred or required. Defaults to preferred.
+	// Durability says, with SynchronousMode quorum, what commits do when no standby is left that could store
+	// them: with preferred they wait for no standby, with required they wait until there is one again. Before a
+	// cluster has its first standby they wait for none in either case. It must be the same on all nodes. Key
+	// durability, preferred or required. Defaults to preferred.
 	Durability Durability
 	// SynchronousNodeCount is how many standbys must have a commit, with SynchronousMode quorum,
 	// as long as so many are healthy; 0 is half of the healthy standbys, rounded up, so that any
@@ -359,26 +367,27 @@ type Config struct {
 	// EtcdEndpoints are the addresses of an etcd that votes with the nodes, joined by commas. It
 	// must be the same on all nodes. Key etcd_endpoints.
 	EtcdEndpoints string
-	// EtcdPrefix is where its keys begin; the cluster's name follows. Key etcd_prefix. Defaults to /repmgr/.
+	// EtcdPrefix is the beginning of all keys in etcd; the cluster's name follows. Key etcd_prefix. Defaults to /repmgr/.
 	EtcdPrefix string
 	// EtcdCACert is the file of the certificate authority of etcd. Key etcd_cacert.
 	EtcdCACert string
-	// EtcdCert is the file of the certificate that etcd knows us by. Key etcd_cert.
+	// EtcdCert is the file of the client certificate for etcd. Key etcd_cert.
 	EtcdCert string
-	// EtcdKey is the file of its key. Key etcd_key.
+	// EtcdKey is the file of the key of that certificate. Key etcd_key.
 	EtcdKey string
-	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself. One that fails, or takes
-	// longer than PromoteCheckTimeout, ends the election; the next one does without it. Key promote_command.
+	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself. If the command fails, or
+	// takes longer than PromoteCheckTimeout, the election ends, and the next one promotes without it. Key
+	// promote_command.
 	PromoteCommand string
 	// FollowCommand makes this node follow a new primary, %n. Empty: the daemon does it itself. Key follow_command.
 	FollowCommand string
-	// MonitorInterval is how often the servers are looked at. Key monitor_interval_secs, in
+	// MonitorInterval is the time between two looks at the servers. Key monitor_interval_secs, in
 	// seconds, 1 or more. Defaults to 2.
 	MonitorInterval time.Duration
-	// ReconnectAttempts is how often a lost primary is tried again before a failover, beyond what
-	// the evidence needs. Key reconnect_attempts, 0 or more. Defaults to 0.
+	// ReconnectAttempts is how many ReconnectIntervals a failover waits for a primary that counts as lost to return.
+	// Key reconnect_attempts, 0 or more. Defaults to 0.
 	ReconnectAttempts int
-	// ReconnectInterval lies between two such attempts. Key reconnect_interval, in seconds, 0 or more. Defaults to 10.
+	// ReconnectInterval is the length of one of them. Key reconnect_interval, in seconds, 0 or more. Defaults to 10.
 	ReconnectInterval time.Duration
 	// MonitoringHistory keeps a row per standby and interval. Key monitoring_history. Defaults to false.
 	MonitoringHistory bool
@@ -408,10 +417,10 @@ type Config struct {
 	// StandbyDisconnectOnFailover stops the WAL receivers before an election. Key
 	// standby_disconnect_on_failover. Defaults to false.
 	StandbyDisconnectOnFailover bool
-	// SiblingNodesDisconnectTimeout is how long to wait for that. Key
+	// SiblingNodesDisconnectTimeout is how long to wait until they have stopped. Key
 	// sibling_nodes_disconnect_timeout, in seconds, 0 or more. Defaults to 30.
 	SiblingNodesDisconnectTimeout time.Duration
-	// ConnectionCheckType is how a server is asked whether it is there. Key connection_check_type,
+	// ConnectionCheckType is how it is tested whether a server is running. Key connection_check_type,
 	// one of ping, connection, query. Defaults to ping.
 	ConnectionCheckType ConnectionCheckType
 	// ConnectionCheckQuery is the query of ConnectionCheckType query. Key connection_check_query. Defaults to SELECT 1.
@@ -419,11 +428,12 @@ type Config struct {
 	// PrimaryVisibilityConsensus refuses a failover while another standby still sees the primary.
 	// Key primary_visibility_consensus. Defaults to false.
 	PrimaryVisibilityConsensus bool
-	// AlwaysPromote promotes even on stale metadata. Key always_promote. Defaults to false.
+	// AlwaysPromote allows a promotion although the metadata may be out of date. Key always_promote. Defaults to false.
 	AlwaysPromote bool
-	// FailoverValidationCommand has the last word on a failover; it gets %n %a %v %u %t. Key failover_validation_command.
+	// FailoverValidationCommand is run before a promotion, and refuses it by an exit code other than 0; it gets %n %a
+	// %v %u %t. Key failover_validation_command.
 	FailoverValidationCommand string
-	// ElectionRerunInterval lies between two elections. Key election_rerun_interval, in seconds, 1
+	// ElectionRerunInterval is the time between two elections. Key election_rerun_interval, in seconds, 1
 	// or more. Defaults to 15.
 	ElectionRerunInterval time.Duration
 	// WitnessSyncInterval is how often a witness copies the metadata. Key witness_sync_interval,
@@ -441,19 +451,20 @@ type Config struct {
 	// ChildNodesCheckInterval is how often a primary looks for its standbys. Key
 	// child_nodes_check_interval, in seconds, 1 or more. Defaults to 5.
 	ChildNodesCheckInterval time.Duration
-	// ChildNodesDisconnectMinCount is how many must have left before ChildNodesDisconnectCommand is run; -1 is all but
-	// what ChildNodesConnectedMinCount asks for. Key child_nodes_disconnect_min_count, -1 or more. Defaults to -1.
+	// ChildNodesDisconnectMinCount is how many standbys must be disconnected before ChildNodesDisconnectCommand is run;
+	// -1 leaves that to ChildNodesConnectedMinCount. Key child_nodes_disconnect_min_count, -1 or more. Defaults to -1.
 	ChildNodesDisconnectMinCount int
-	// ChildNodesConnectedMinCount is how many must remain; -1 is any. Key
-	// child_nodes_connected_min_count, -1 or more. Defaults to -1.
+	// ChildNodesConnectedMinCount is the number of connected standbys below which ChildNodesDisconnectCommand is run; -1
+	// is no such number. Key child_nodes_connected_min_count, -1 or more. Defaults to -1.
 	ChildNodesConnectedMinCount int
 	// ChildNodesConnectedIncludeWitness counts a witness among them. Key
 	// child_nodes_connected_include_witness. Defaults to false.
 	ChildNodesConnectedIncludeWitness bool
-	// ChildNodesDisconnectTimeout is how long they may be away. Key
+	// ChildNodesDisconnectTimeout is how long they must be disconnected. Key
 	// child_nodes_disconnect_timeout, in seconds, 0 or more. Defaults to 30.
 	ChildNodesDisconnectTimeout time.Duration
-	// ChildNodesDisconnectCommand is then run; it gets %p. Key child_nodes_disconnect_command.
+	// ChildNodesDisconnectCommand is run on the primary when it has too few standbys; it gets %p. Key
+	// child_nodes_disconnect_command.
 	ChildNodesDisconnectCommand string
 
 	// Control of the server and of the daemon: each replaces the built-in way.
@@ -476,11 +487,11 @@ type Config struct {
 	// RepmgrdServiceStopCommand stops the daemon. Key repmgrd_service_stop_command.
 	RepmgrdServiceStopCommand string
 
-	// Who is told.
+	// Events.
 
 	// EventNotificationCommand is run for each event; it gets %n %e %s %t %d %p %c %a. Key event_notification_command.
 	EventNotificationCommand string
-	// EventNotifications are the events that are told; empty is all. Key event_notifications, names joined by commas.
+	// EventNotifications are the events that are notified; empty is all. Key event_notifications, names joined by commas.
 	EventNotifications []EventType
 	// EventNotificationTimeout bounds the command and the webhook. Key event_notification_timeout,
 	// in seconds, 1 or more. Defaults to 30.
@@ -492,60 +503,56 @@ type Config struct {
 
 	// Logger takes the log of the library. Defaults to none.
 	Logger *slog.Logger
-	// Notifiers are told of each event, beside those of the keys.
+	// Notifiers get each event, in addition to the command and the webhook.
 	Notifiers []Notifier
-	// Arbiter votes with the nodes. The programs make it of the keys etcd_*. Defaults to none.
+	// Arbiter votes with the nodes. The programs make it from the keys etcd_*. Defaults to none.
 	Arbiter Arbiter
 
 	// What LoadConfig found out.
 
-	// File is the absolute path of the file it came from, or empty.
+	// File is the absolute path of the file from which it was read, or empty.
 	File string
-	// Warnings are what is odd in the file but harmless: unknown and deprecated keys.
+	// Warnings are the harmless faults of the file: unknown and deprecated keys.
 	Warnings []Fault
 
-	filled bool            // a zero is meant
+	filled bool            // each field has the value that it shows: a zero does not mean the default
 	places settings.Places // where the file sets each key
 }
 
-// Arbiter is a voter that is no PostgreSQL server, such as an etcd that the
-// user already runs: see package etcd. Its id among the voters is
-// [election.Arbiter]. It is safe for concurrent use; whoever made it closes it.
+// Arbiter is a voter that is not a PostgreSQL server, for example an etcd that is already in use: see
+// package etcd. Its id among the voters is [election.Arbiter]. It must be safe for concurrent use. The
+// program that makes an arbiter also closes it.
 //
-// Each method has a deadline of its own besides that of ctx. An arbiter that
-// can not be reached, or does not answer in time, is an error for which
-// errors.Is(err, [ErrConnect]). Whoever asked can not know then whether a
-// pledge was stored: it was not given. A refusal because of a higher term is
-// one for which errors.Is(err, [ballot.ErrTerm]); [Arbiter.Look] tells why.
+// Each method has a deadline of its own in addition to that of ctx. Where the arbiter can not be reached,
+// or does not answer in time, errors.Is finds [ErrConnect] in the error. It is then unknown whether a
+// pledge was stored, and the caller must count it as not given. Where a call is refused because of a
+// higher term, errors.Is finds [ballot.ErrTerm], and [Arbiter.Look] reads that term.
 type Arbiter interface {
-	// Name is what messages call it, "etcd".
+	// Name is the name of the arbiter in messages, for example "etcd".
 	Name() string
-	// Look reads what it holds now: never something older than what any call
-	// before, by anybody, has stored.
+	// Look reads what the arbiter holds. It must not return a state that is older than what an earlier call
+	// of any client has stored.
 	Look(ctx context.Context) (ArbiterState, error)
-	// Pledge stores b if its term is higher than those of the ballot and of the
-	// rule that it holds, whoever's these are. Of two with the same term one
-	// succeeds. The state is that of the same instant, of a refusal too.
+	// Pledge stores b if its term is higher than the terms of the ballot and of the rule that the arbiter
+	// holds. Of two calls with the same term only one succeeds. The returned state is that at the moment of
+	// the decision, also after a refusal.
 	Pledge(ctx context.Context, b ballot.Ballot) (ArbiterState, error)
-	// Record stores the rule, and the registered nodes with it, so that a
-	// coordinator finds them. A newer rule of the same term stays, which is no
-	// error. A rule of a lower term than the rule or the ballot that it holds is
-	// refused: an arbiter that pledged itself to a new term knows of nothing
-	// that the old one does afterwards, as a standby does not.
+	// Record stores the rule and the registered nodes, so that a coordinator can find them. A newer rule of
+	// the same term is kept, and that is not an error. A rule of a lower term than the rule or the ballot that
+	// the arbiter holds is refused: like a standby, an arbiter that pledged itself to a new term must not take
+	// part in anything of an older one.
 	Record(ctx context.Context, r election.Rule, nodes []Record) error
-	// Announce publishes the primary of a rule for ttl after this call, to whoever
-	// looks for it there. Call it again and again. It refuses when the ballot or
-	// the rule that the arbiter holds is of a higher term.
+	// Announce publishes the primary of a rule for clients that look for it there. The announcement ends ttl
+	// after the last call. The call is refused where the arbiter holds a ballot or a rule of a higher term.
 	Announce(ctx context.Context, r election.Rule, primary Record, ttl time.Duration) error
 }
 
-// ArbiterState is what an arbiter holds. Its zero value is that of one that
-// never voted and knows nothing.
+// ArbiterState is what an arbiter holds. The zero value is the state of an arbiter that has not voted and
+// has stored nothing.
 type ArbiterState struct {
 	Ballot ballot.Ballot
 	Rule   election.Rule
 	Nodes  []Record // registered when the rule was stored
-	// Primary is who is announced now; the zero Record means nobody. Whoever is
-	// has reached the arbiter within the time to live of its announcement.
+	// Primary is the announced primary; the zero Record means that none is announced.
 	Primary Record
 }

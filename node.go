@@ -8,42 +8,43 @@ import (
 	"github.com/pgrepmgr/repmgr/report"
 )
 
-// DefaultConnectTimeout bounds reaching a server, from the first packet to the
-// answer of its first query, where conninfo has no connect_timeout of its own.
+// DefaultConnectTimeout limits the time from the first packet to the answer to the first query of a
+// connection, where conninfo has no connect_timeout.
 const DefaultConnectTimeout = postgres.DefaultConnectTimeout
 
-// StatementTimeout bounds every statement on a server, so that one that stopped
-// answering in the middle holds nobody. Exempt is what may rightly take long: backups,
-// what Cleanup deletes, a checkpoint, and the first commit of a term, which waits for
-// standbys and has the deadline of its election.
+// StatementTimeout limits each statement on a server, so that no caller waits for a server that has
+// stopped answering. It does not apply to statements that may take long: backups, the deletes of
+// Cleanup, a checkpoint, and the first commit of a term, which waits for standbys and has the deadline of
+// its election.
 const StatementTimeout = postgres.StatementTimeout
 
-// Reach says how a server answered an attempt to connect. It is evidence: a
-// host that refuses is not a host that is silent. The zero value means not tried.
+// Reach says how a server answered an attempt to connect. A failover needs the difference: a host that
+// refuses a connection is running, a host that does not answer may be cut off. The zero value means that
+// no attempt was made.
 type Reach = postgres.Reach
 
 const (
 	ReachOK          = postgres.ReachOK
-	ReachRefused     = postgres.ReachRefused     // the host answers, nothing listens there
-	ReachTimeout     = postgres.ReachTimeout     // no answer, or one that never ended
-	ReachNoRoute     = postgres.ReachNoRoute     // the network says that there is no way
-	ReachNoHost      = postgres.ReachNoHost      // the name does not resolve
-	ReachStarting    = postgres.ReachStarting    // starting up, shutting down or recovering
-	ReachFull        = postgres.ReachFull        // every slot is taken
-	ReachRejected    = postgres.ReachRejected    // the login, the database or the address is not allowed
-	ReachNotPostgres = postgres.ReachNotPostgres // something else listens there
-	ReachBroken      = postgres.ReachBroken      // an established connection ended
+	ReachRefused     = postgres.ReachRefused     // the host answers, but no server listens on the port
+	ReachTimeout     = postgres.ReachTimeout     // no answer, or no complete answer
+	ReachNoRoute     = postgres.ReachNoRoute     // the network reports that the host can not be reached
+	ReachNoHost      = postgres.ReachNoHost      // the host name can not be resolved
+	ReachStarting    = postgres.ReachStarting    // the server is starting up, shutting down or recovering
+	ReachFull        = postgres.ReachFull        // the server accepts no more connections
+	ReachRejected    = postgres.ReachRejected    // the server does not allow the login, the database or the address
+	ReachNotPostgres = postgres.ReachNotPostgres // a program that is not PostgreSQL listens on the port
+	ReachBroken      = postgres.ReachBroken      // an established connection was lost
 )
 
-// ConnectError is a server that could not be reached: errors.Is finds it as [ErrConnect],
+// ConnectError is the error of a failed attempt to connect: errors.Is finds [ErrConnect] in it,
 // and its Reach says how the server answered.
 type ConnectError = postgres.ConnectError
 
 // MinServerVersion is the oldest PostgreSQL that this package manages, as server_version_num.
 const MinServerVersion = registry.MinServerVersion
 
-// Node is one PostgreSQL server, over one connection. It is not safe for
-// concurrent use; whoever called [Connect] closes it.
+// Node is one connection to one PostgreSQL server. It is not safe for concurrent use. The caller of
+// [Connect] must close it.
 type Node struct{ s *registry.Server }
 
 // Connect opens a connection to the server that conninfo names, and waits for
@@ -67,20 +68,19 @@ func (n *Node) Close() {
 // Status reads the server's state in one statement.
 func (n *Node) Status(ctx context.Context) (NodeStatus, error) { return n.s.Status(ctx) }
 
-// CreateSlot makes a physical replication slot that keeps WAL from now on, for
-// the standby of that name. An existing slot is taken as it is, unless it is
-// logical or another standby streams through it.
+// CreateSlot makes a physical replication slot for the standby of that name, which keeps WAL from now on. A
+// physical slot of that name that exists is used, unless another standby streams through it.
 func (n *Node) CreateSlot(ctx context.Context, slot, standby string) (created bool, err error) {
 	return n.s.CreateSlot(ctx, slot, standby)
 }
 
-// DropSlot removes a physical slot that nobody uses. A missing slot is no error.
+// DropSlot removes a physical slot that is not in use. A missing slot is not an error.
 func (n *Node) DropSlot(ctx context.Context, name string) (dropped bool, err error) {
 	return n.s.DropSlot(ctx, name)
 }
 
-// NodeStatus is what a server says of itself, read in one statement. Fields that this
-// login may not read are empty: see the grants of pg_monitor.
+// NodeStatus is the state of a server, read in one statement. Fields that this login may not read are
+// empty: membership in the role pg_monitor allows it to read them.
 type NodeStatus = registry.NodeStatus
 
 // WALReceiver is the row of pg_stat_wal_receiver.

@@ -5,13 +5,13 @@
 //
 // # The tour
 //
-// A [Config] says who this node is. [LoadConfig] reads it from a repmgr.conf;
-// a program can also fill it in itself: three fields are enough.
+// A [Config] describes this node. [LoadConfig] reads it from a repmgr.conf;
+// a program can also write it as a literal, where three fields are enough.
 //
 //	cfg := repmgr.Config{NodeID: 2, ClusterName: "test", Conninfo: "host=node2 user=repmgr dbname=repmgr"}
 //
-// A [Cluster] is the registered nodes as seen from there. Its methods are the
-// verbs of the repmgr manual: [Cluster.RegisterPrimary], [Cluster.RegisterStandby],
+// A [Cluster] is all registered nodes as seen from this node. Its methods are the
+// commands of the repmgr manual: [Cluster.RegisterPrimary], [Cluster.RegisterStandby],
 // [Cluster.Clone], [Cluster.Promote], [Cluster.Follow], [Cluster.Status].
 //
 //	cluster, err := repmgr.New(cfg)
@@ -19,7 +19,7 @@
 //	_, err = cluster.Clone(ctx, repmgr.CloneOptions{Source: "host=node1 user=repmgr dbname=repmgr", Dir: "/srv/pg"})
 //
 // A [Monitor] is what the daemon repmgrd runs: it registers its node, records
-// how far behind its standby is, and tells every [Notifier] of typed events.
+// how far behind its standby is, and passes typed events to every [Notifier].
 //
 //	m, err := repmgr.NewMonitor(cfg)
 //	...
@@ -28,30 +28,31 @@
 // # Failover
 //
 // With [FailoverAutomatic] the Monitors elect a new primary when the old one is
-// lost, each for all: with durable pledges of a majority of the registered nodes,
-// kept in their own servers. They fence a primary that may have been replaced, and
-// bring it back as a standby ([Cluster.Rejoin]). With [SynchronousQuorum] no
-// acknowledged commit is lost by that. A Monitor without a NodeID, on any machine
-// that reaches the nodes, holds the election when theirs are gone. One election,
-// now and by hand, is [Cluster.Failover]; it answers with a [RefusalError] where it
-// would be unsafe.
+// lost. Each Monitor can hold the election. It needs durable pledges of a majority
+// of the registered nodes, which their own servers store. The Monitors fence a
+// primary that may have been replaced, and bring it back as a standby
+// ([Cluster.Rejoin]). With [SynchronousQuorum] a failover loses no acknowledged
+// commit. A Monitor without a NodeID, on any machine that reaches the nodes, holds
+// the election when the Monitors of the nodes are gone. [Cluster.Failover] holds
+// one election now; it returns a [RefusalError] where that would be unsafe.
 //
-// What would happen if a node died now says [Cluster.Explain]; what did happen
-// [Cluster.Failovers] and [Cluster.Why]; what the daemons do [Cluster.ServiceStatus].
-// [Cluster.Pause] keeps all of them from acting. The policy itself is package
-// election, a function of what is known.
+// [Cluster.Explain] says what would happen if a node died now, [Cluster.Failovers]
+// and [Cluster.Why] say what has happened, and [Cluster.ServiceStatus] says what the
+// daemons do. [Cluster.Pause] keeps all daemons from acting. The policy is in package
+// election; it is a pure function of what is known.
 //
 // # Errors
 //
-// Errors name what was tried and on which node. Ask them with [errors.Is] and
-// the sentinels below; [Hint] returns what to do about them. No error, log line
-// or event carries a password.
+// An error says what was tried and on which node. Use [errors.Is] with the variables below to find out what
+// kind of error it is, and [Hint] to get what to do about it. No error, log line or event contains a
+// password.
 //
 // # Who may call what
 //
-// A Cluster and a Monitor are safe for concurrent use. Nothing runs in the
-// background but inside [Monitor.Run]. Every method takes a context, and none
-// waits for ever: where the caller sets no deadline, the configured timeouts apply.
+// A Cluster and a Monitor are safe for concurrent use. Only [Monitor.Run] starts
+// goroutines that outlast a call, and they end with it. Every method takes a context,
+// and none waits without end: where the caller sets no deadline, the configured
+// timeouts apply.
 package repmgr
 
 import (
@@ -91,11 +92,11 @@ const (
 	RoleWitness = registry.RoleWitness
 )
 
-// Record is a row of repmgr.nodes: what a node registered itself as. It says
-// what should be; [NodeStatus] says what is.
+// Record is a row of repmgr.nodes: what a node is registered as. [NodeStatus] is what
+// its server is at the moment.
 type Record = registry.Record
 
-// The questions a caller may ask of an error, with [errors.Is].
+// The kinds of error that [errors.Is] finds.
 var (
 	// ErrConfig: the configuration, or an option, is wrong. Nothing was done.
 	ErrConfig = failure.ErrConfig
@@ -113,11 +114,11 @@ var (
 	ErrNotRegistered = failure.ErrNotRegistered
 	// ErrRegistered: a node of that id or name is registered already.
 	ErrRegistered = failure.ErrRegistered
-	// ErrRefused: a safety check said no. The message says which and what would lift it.
+	// ErrRefused: a safety check refused the action. The message says which, and the hint says what to do.
 	ErrRefused = failure.ErrRefused
 	// ErrSchemaVersion: the metadata was made by a newer version of this library.
 	ErrSchemaVersion = failure.ErrSchemaVersion
-	// ErrSystemIdentifier: the servers are not of one cluster.
+	// ErrSystemIdentifier: the servers do not belong to the same cluster.
 	ErrSystemIdentifier = failure.ErrSystemIdentifier
 	// ErrTimelineDiverged: the server has WAL that its new upstream never had.
 	ErrTimelineDiverged = failure.ErrTimelineDiverged
@@ -135,20 +136,19 @@ var (
 	ErrDirectory = failure.ErrDirectory
 	// ErrCopy: copying the data failed. What had been copied was removed.
 	ErrCopy = failure.ErrCopy
-	// ErrNoQuorum: not enough voters answer, or pledge themselves, for a failover.
+	// ErrNoQuorum: too few voters answer, or pledge themselves, for a failover.
 	ErrNoQuorum = failure.ErrNoQuorum
 	// ErrPaused: failover is paused on a node.
 	ErrPaused = failure.ErrPaused
 	// ErrRejoin: the node could not be brought back as a standby.
 	ErrRejoin = failure.ErrRejoin
-	// ErrTimeout: a condition did not come true in the time that the configuration allows.
+	// ErrTimeout: the wait for a condition was longer than the configuration allows.
 	ErrTimeout = failure.ErrTimeout
 	// ErrServerControl: the server of this machine could not be started or stopped.
 	ErrServerControl = failure.ErrServerControl
 )
 
-// Hint returns what the reader of err could do about it, or "" where nothing
-// better than the message is known.
+// Hint returns what to do about err, or "" where no advice is known.
 func Hint(err error) string {
 	var conf *ConfigError
 	if help := failure.Hint(err); help != "" || !errors.As(err, &conf) {
@@ -183,10 +183,10 @@ func FormatConninfo(params map[string]string) string { return conninfo.Format(pa
 // Redact returns a connection string with each secret replaced by ***, and otherwise as it was written.
 func Redact(s string) string { return conninfo.Redact(s) }
 
-// Fault is something wrong with the configuration. None of its fields holds a secret: Value is
-// redacted, and text that can not be read is not quoted.
+// Fault is one error in the configuration. None of its fields contains a secret: Value is redacted, and
+// text that can not be parsed is not quoted.
 type Fault struct {
-	File    string `json:"file,omitempty"` // empty: set by a program
+	File    string `json:"file,omitempty"` // empty: the value was set by a program
 	Line    int    `json:"line,omitempty"` // from 1; 0: no particular line
 	Key     string `json:"key,omitempty"`
 	Value   string `json:"value,omitempty"`
@@ -199,7 +199,7 @@ func (f Fault) String() string {
 	return conffile.Describe(f.File, f.Line, f.Key, f.Value, f.Problem)
 }
 
-// ConfigError is everything that is wrong with a configuration. [errors.Is] finds it by [ErrConfig].
+// ConfigError lists all faults of a configuration. errors.Is finds [ErrConfig] in it.
 type ConfigError struct {
 	Faults []Fault
 	cause  error
@@ -222,6 +222,6 @@ func (e *ConfigError) Unwrap() error { return e.cause }
 // as it is; [Hint] finds it. For implementations of the interfaces of this package.
 func WithHint(err error, format string, args ...any) error { return hint(err, format, args...) }
 
-// LevelNotice is repmgr's NOTICE: something was done that an operator wants to
-// know of. It lies between slog's Info and Warn.
+// LevelNotice is repmgr's NOTICE, for something that was done and that an operator should
+// know. It lies between slog's Info and Warn.
 const LevelNotice = slog.Level(2)

@@ -55,7 +55,7 @@ type CheckResult struct {
 	Perf    string      `json:"perfdata,omitempty"` // as a Nagios plugin prints it behind "|"
 }
 
-// Limits are the thresholds of the checks, and the data directory that is configured.
+// Limits are the thresholds of the checks, and the configured data directory.
 type Limits struct {
 	LagWarning, LagCritical         time.Duration
 	ArchiveWarning, ArchiveCritical int // files
@@ -65,15 +65,15 @@ type Limits struct {
 // CheckNames are all checks, in repmgr's order.
 var CheckNames = []CheckName{CheckRole, CheckReplicationLag, CheckArchiveReady, CheckUpstream, CheckDownstream, CheckSlots, CheckMissingSlots, CheckDataDirectory, CheckDaemon}
 
-// Check is the check of that name, of those for which the report has all that they need:
-// others than [CheckUpstream] and [CheckDaemon].
+// Check makes the check of that name. The report has what each check needs, except
+// [CheckUpstream] and [CheckDaemon], for which the result is [CheckUnknown].
 func Check(name CheckName, rep Node, l Limits) CheckResult {
 	check, ok := map[CheckName]func(Node, Limits) CheckResult{
 		CheckRole: checkRole, CheckReplicationLag: checkLag, CheckArchiveReady: checkArchive, CheckDownstream: checkDownstream,
 		CheckSlots: checkSlots, CheckMissingSlots: checkMissingSlots, CheckDataDirectory: checkDataDirectory,
 	}[name]
 	if !ok {
-		return Found(CheckUnknown, "the report does not tell")
+		return Found(CheckUnknown, "the report does not have what this check needs")
 	}
 	return check(rep, l)
 }
@@ -94,7 +94,7 @@ func checkRole(rep Node, _ Limits) CheckResult {
 	return Found(CheckOK, "node is %s", runs)
 }
 
-// severity is what a number means for a check with such thresholds.
+// severity compares a number with the thresholds of a check.
 func severity(n, warning, critical int) CheckStatus {
 	switch {
 	case n >= critical:
@@ -114,7 +114,7 @@ func checkLag(rep Node, l Limits) CheckResult {
 		r.Perf = perf(0)
 		return r
 	case rep.ReplicationLag < 0:
-		return Found(CheckUnknown, "it can not be told how far behind the node is")
+		return Found(CheckUnknown, "how far behind the node is, is not known")
 	}
 	lag := int(rep.ReplicationLag.Seconds())
 	r := Found(severity(lag, warning, critical), "%d seconds", lag).over(warning, critical)
@@ -122,7 +122,7 @@ func checkLag(rep Node, l Limits) CheckResult {
 	return r
 }
 
-// over names the threshold that was passed.
+// over adds the threshold that was exceeded to the details.
 func (r CheckResult) over(warning, critical int) CheckResult {
 	switch r.Status {
 	case CheckCritical:

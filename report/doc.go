@@ -1,4 +1,4 @@
-// Package report says what is wrong with a node, from what was seen of it: as findings with
-// codes for programs, as the rows of a table, and as the checks of a monitoring system. It
-// asks nobody and changes nothing.
+// Package report says what is wrong with a node, from the state of the node that was read before:
+// as findings with codes for programs, as the rows of a table, and as the checks of a monitoring
+// system. It opens no connection and changes nothing.
 package report

@@ -6,8 +6,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// Finding is one thing that is wrong: Text is for people and may be reworded,
-// Code stays what it is.
+// Finding is one thing that is wrong. Text is for people and may change in a later version; Code does not
+// change.
 type Finding struct {
 	Code   FindingCode     `json:"code"`
 	NodeID registry.NodeID `json:"node_id,omitempty"` // the node that it is about; 0: it is about the cluster

@@ -15,11 +15,11 @@ import (
 type Node struct {
 	Record          registry.Record     `json:"node"`
 	Status          registry.NodeStatus `json:"status"`
-	DataBytes       int64               `json:"data_bytes"`         // of all databases; -1: not ours to read
-	ArchiveReady    int                 `json:"archive_ready"`      // WAL segments waiting for the archiver; -1: not ours to read
+	DataBytes       int64               `json:"data_bytes"`         // of all databases; -1: this login may not read it
+	ArchiveReady    int                 `json:"archive_ready"`      // WAL segments waiting for the archiver; -1: this login may not read it
 	ReplicationLag  time.Duration       `json:"replication_lag_ns"` // how long ago a standby was last in step; -1: unknown, or not a standby
 	Children        int                 `json:"downstream"`         // registered downstream nodes that are active
-	LostWAL         *follow.LostWAL     `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
+	LostWAL         *follow.LostWAL     `json:"lost_wal,omitempty"` // of a standby that can not go on, because the WAL that it needs next is gone
 	MissingSlots    []string            `json:"missing_slots"`      // of registered downstream nodes
 	InactiveSlots   []string            `json:"inactive_slots"`
 	MissingChildren []string            `json:"missing_downstream"` // registered downstream nodes that are not attached
@@ -29,13 +29,13 @@ type Node struct {
 	remedy string // of LostWAL
 }
 
-// LoseWAL notes that a standby can not go on, and what to do about it. Then it can not be
-// told how far behind it is.
+// LoseWAL notes that a standby can not go on, because WAL that it needs is gone, and what to do about
+// it. How far behind it is, is then unknown.
 func LoseWAL(r *Node, lost *follow.LostWAL, remedy string) {
 	r.LostWAL, r.remedy, r.ReplicationLag = lost, remedy, -1
 }
 
-// WhyLost says in sentences why a standby can not go on, and what to do. Empty: it can.
+// WhyLost says in sentences why a standby can not go on, and what to do. It is empty where it can go on.
 func WhyLost(r Node) string {
 	if r.LostWAL == nil {
 		return ""
@@ -43,7 +43,7 @@ func WhyLost(r Node) string {
 	return fmt.Sprintf("%s. %s", r.LostWAL, r.remedy)
 }
 
-// Judge holds what was seen of a node against the rows of all, and notes what is wrong.
+// Judge compares the state of a node with the rows of all nodes, and notes what is wrong.
 func Judge(r *Node, recs []registry.Record) {
 	slots := map[string]registry.Slot{}
 	for _, s := range r.Status.Slots {

@@ -31,7 +31,7 @@ type Plan struct {
 	Dir         string // the new data directory
 	Force       bool   // replaces the data directory of a server that does not run
 	Runs        bool   // the server in Dir may run, because it will be stopped
-	Elsewhere   string // how another directory is named, as an advice without its full stop
+	Elsewhere   string // the advice how to choose another directory, without a full stop
 	Tablespaces []Tablespace
 	Place       func(location string) string // where a tablespace of the source goes here
 }
@@ -44,7 +44,7 @@ type Check struct {
 	Detail  string
 }
 
-// Checks are made before the first change; [Checks.Verdict] names all that fail at once.
+// Checks are made before the first change; the error of [Checks.Verdict] names all that failed.
 type Checks []Check
 
 // Add adds a check that must be ok.
@@ -78,8 +78,8 @@ func (cs *Checks) Source(p Plan) {
 	}
 }
 
-// Identity keeps a second server from taking the place of a registered node by mistake. A self
-// without an ID will not be registered.
+// Identity checks that the new server does not take the place of another registered node by mistake. A
+// self without an ID will not be registered.
 func (cs *Checks) Identity(recs []registry.Record, self, upstream registry.Record) {
 	if self.ID == 0 {
 		return
@@ -169,9 +169,9 @@ func (p Plan) hint(check string) string {
 	return ""
 }
 
-// directoryHint says what to do about a directory that can not be cloned into: other is how
-// another one is named, pid is of the server that runs in it; 0: none does. What was tried
-// is not advised.
+// directoryHint says what to do about a directory that can not be cloned into. other is the advice how
+// to choose another one; pid is that of the server that runs in it, or 0 where none runs. The hint does
+// not advise what the user has already tried.
 func directoryHint(other, dir string, force bool, pid int) string {
 	switch {
 	case pid > 0 && force:
@@ -186,7 +186,7 @@ func directoryHint(other, dir string, force bool, pid int) string {
 
 // Directories checks where the data will go, and whether it will fit.
 func (cs *Checks) Directories(p Plan) {
-	ours := map[string]bool{} // what an interrupted clone has left, which will be removed
+	ours := map[string]bool{} // the directories that an interrupted clone has left, which will be removed
 	var old []string          // the tablespaces of the data that is deleted
 	target, err := datadir.Open(p.Dir, p.Force, p.Runs)
 	if err != nil {
@@ -221,7 +221,7 @@ func (cs *Checks) Directories(p Plan) {
 		}
 	}
 	if !known {
-		cs.warn("space", false, "the size of the source is not ours to read: whether it fits is not known")
+		cs.warn("space", false, "this login may not read the size of the source: whether there is enough space is not known")
 		return
 	}
 	for fs, bytes := range need {
@@ -241,7 +241,7 @@ func (cs *Checks) Directories(p Plan) {
 	}
 }
 
-// placeOfTablespace refuses a place in which a copy of a tablespace can not be.
+// placeOfTablespace returns an error where the copy of a tablespace can not be placed in a directory.
 func placeOfTablespace(location, to, dir string) error {
 	if !filepath.IsAbs(location) {
 		return fmt.Errorf("it is an in-place tablespace (%s, made with allow_in_place_tablespaces), which is meant for tests of PostgreSQL: it can not be cloned. Move its tables elsewhere (ALTER TABLE ... SET TABLESPACE) and drop it", location)

@@ -22,7 +22,7 @@ type Copier interface {
 	Copy(ctx context.Context, job Job) error
 }
 
-// Checker is a [Copier] that can try its way before anything is deleted or changed.
+// Checker is a [Copier] that can test, before anything is deleted or changed, whether a copy would work.
 type Checker interface {
 	Check(ctx context.Context, source, remoteUser string) error
 }
@@ -37,8 +37,8 @@ type Job struct {
 	Slot            string // existing physical slot on the source that keeps the WAL; empty: there is none
 	Label           string
 	FastCheckpoint  bool
-	Tablespace      func(location string) string // where a tablespace of the source goes here
-	Claim           func(dir string) error       // must agree before a directory outside Dir is filled
+	Tablespace      func(location string) string // the directory here for a tablespace of the source
+	Claim           func(dir string) error       // is called before a directory outside Dir is filled; an error forbids it
 	Progress        func(phase string, done, total int64)
 	Log             func(msg string, attrs ...slog.Attr)
 }
@@ -77,11 +77,11 @@ func (b Basebackup) Copy(ctx context.Context, job Job) error {
 	}
 }
 
-// Command lets a program of the user's fill the directory, such as a restore from a backup
-// tool. It is a shell command; its placeholders are %D the directory to fill, %h and %p the
-// source's host and port, %U and %d user and database, %s the replication slot, %% a percent
-// sign. The same are in its environment as REPMGR_DIR, REPMGR_HOST, ..., quoted by nobody,
-// and a password or password file as PGPASSWORD and PGPASSFILE.
+// Command is a shell command of the user that fills the directory, for example a restore by a backup
+// tool. Its placeholders are %D for the directory to fill, %h and %p for the source's host and port, %U
+// and %d for user and database, %s for the replication slot, and %% for a percent sign. The same values
+// are in its environment as REPMGR_DIR, REPMGR_HOST and so on, without quotes. A password and a password
+// file are there as PGPASSWORD and PGPASSFILE.
 type Command string
 
 // Copy runs the command.

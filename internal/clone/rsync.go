@@ -32,9 +32,9 @@ type Rsync struct {
 	SSHOptions string
 }
 
-// rsyncExclude is what belongs to the running server and not to its data: it would be wrong in
-// a copy, or is made again at the start. pg_control and the WAL are fetched separately, at the
-// end.
+// rsyncExclude are the files that belong to the running server and not to its data: in a copy they
+// would be wrong, or the server makes them again when it starts. pg_control and the WAL are copied
+// separately, at the end.
 var rsyncExclude = []string{
 	"/postmaster.pid", "/postmaster.opts", "/standby.signal", "/recovery.signal", "/backup_label", "/backup_label.old",
 	"/tablespace_map", "/tablespace_map.old", "/backup_manifest", "/current_logfiles", "/postgresql.auto.conf.tmp", "/" + datadir.StagingName,
@@ -73,8 +73,8 @@ func (r Rsync) Check(ctx context.Context, source, remoteUser string) error {
 	return nil
 }
 
-// ssh is the command line of ssh. Of an option that is given twice ssh takes
-// the first: the user's own come first. A silent peer ends it.
+// ssh is the command line of ssh. Where an option is given twice, ssh uses the first: so the
+// user's options come first. ssh ends when its peer stops answering.
 func (r Rsync) ssh() string {
 	return "ssh " + r.SSHOptions + " -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 }
@@ -106,7 +106,7 @@ func (r Rsync) Copy(ctx context.Context, job Job) error {
 // that is reached through a socket of this machine.
 func (r Rsync) remote(job Job) (string, error) {
 	if job.Status.Settings.DataDirectory == "" {
-		return "", failure.WithHint(errors.New("the source's data_directory is not ours to read"), "Connect as a superuser, or GRANT pg_read_all_settings to the login.")
+		return "", failure.WithHint(errors.New("this login may not read the source's data_directory"), "Connect as a superuser, or GRANT pg_read_all_settings to the login.")
 	}
 	return rsyncHost(job.Source, job.RemoteUser)
 }

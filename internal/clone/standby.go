@@ -19,8 +19,8 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// ownSettings may have been changed on the source for itself alone. Its
-// cluster_name would become our application_name.
+// ownSettings are settings that may have been made on the source for the source alone. Its
+// cluster_name would become the application_name of the new standby.
 var ownSettings = []string{"cluster_name", "recovery_min_apply_delay"}
 
 // MakeSlot creates the slot of the node called owner on its upstream, which conninfo leads

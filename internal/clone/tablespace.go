@@ -10,7 +10,7 @@ import (
 type Tablespace struct {
 	Name     string
 	Location string
-	Bytes    int64 // -1: not ours to read
+	Bytes    int64 // -1: this login may not read it
 }
 
 // ReadTablespaces reads the tablespaces of a server.
