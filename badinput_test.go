@@ -18,6 +18,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // requireError wants an error of that kind whose text names what it is about,
@@ -221,6 +222,28 @@ func TestRegisterStandby_BeforeThePrimaryIsRefused(t *testing.T) {
 	_, err := node2.RegisterStandby(t.Context(), repmgr.RegisterOptions{})
 	requireError(t, err, repmgr.ErrNotRegistered, "no repmgr metadata")
 	require.Contains(t, repmgr.Hint(err), "primary register")
+}
+
+// Rows that name two primaries, of which one runs as a standby, are put right from there.
+func TestRegisterStandby_WhoseRowSaysPrimary(t *testing.T) {
+	t.Parallel()
+	node5 := startPrimary(t, func(c *repmgr.Config) { c.NodeID, c.NodeName = 5, "node5" })
+	node3 := addStandby(t, node5, 3)
+	node5.Exec(t, `UPDATE repmgr.nodes SET type = 'primary', upstream_node_id = NULL WHERE node_id = 3`)
+	waitSame(t, node5, node3)
+	_, err := node3.RegisterStandby(t.Context(), repmgr.RegisterOptions{Force: true})
+	require.NoError(t, err)
+	require.Equal(t, "3:standby:5:true 5:primary:0:true", nodesOf(t, node5))
+
+	// Nor can a daemon make a second one of an inactive row.
+	server, err := registry.Connect(t.Context(), "", node5.Conninfo())
+	require.NoError(t, err)
+	defer server.Close()
+	for role, want := range map[string]string{"primary": "3:primary:0:false 5:primary:0:true", "standby": "3:standby:0:true 5:primary:0:true"} {
+		node5.Exec(t, `UPDATE repmgr.nodes SET type = $1, upstream_node_id = NULL, active = false WHERE node_id = 3`, role)
+		require.NoError(t, server.MarkActive(t.Context(), 3, true))
+		require.Equal(t, want, nodesOf(t, node5))
+	}
 }
 
 func TestUnregister(t *testing.T) {

@@ -255,7 +255,7 @@ func (c *Cluster) checkStandby(ctx context.Context, local, primary *registry.Ser
 // upstreamOf finds the node that sends WAL to rec. An upstream knows a standby only by its
 // application_name, so a standby that streams under another name gets its own name first.
 func (c *Cluster) upstreamOf(ctx context.Context, recs []Record, rec Record, status registry.NodeStatus, o RegisterOptions) (Record, error) {
-	primary, ok := registry.Primary(recs)
+	primary, ok := registry.Primary(registry.OthersThan(recs, rec.ID)) // the row of this node may say that it is the primary, as it was
 	if !ok {
 		return Record{}, hint(kind(ErrNotRegistered, "no primary is registered"), "Run repmgr primary register on the primary first.")
 	}

@@ -258,7 +258,7 @@ func (p Policy) Step(s State, o Observation) Decision {
 	case o.Node.Role == Witness:
 		return p.enter(s, o, AsWitness, WatchingWitness, append(p.returned(s, o), Action{Verb: CopyToWitness})...)
 	case o.Local.InRecovery && o.Node.Role == Primary && o.Upstream.Up:
-		return p.enter(s, o, AsStandby, NowStandby, Action{Verb: Adopt}, Action{Verb: Notify, Event: StandbyReconnect})
+		return p.adopt(s, o)
 	case o.Local.InRecovery && !o.Upstream.Up:
 		return p.orphaned(s, o)
 	case o.Local.InRecovery:
@@ -322,20 +322,33 @@ func (p Policy) register(s State, o Observation) Decision {
 	return d
 }
 
-// returned are the actions for a local server that is reachable again.
+// returned are the actions for a local server that is reachable again. The row of a former primary
+// that runs as a standby is not marked active: there would be two primaries in the metadata.
+// [Adopt] makes it the row of a standby, which is active.
 func (p Policy) returned(s State, o Observation) []Action {
 	var actions []Action
 	lost := s.Phase == Waiting && s.Reason == LocalNotReachable && s.Role != ""
 	standby := o.Local.InRecovery
-	switch {
-	case lost && standby:
-		actions = append(actions, Action{Verb: MarkActive}, Action{Verb: Notify, Event: StandbyRecovery})
-	case lost:
-		actions = append(actions, Action{Verb: Notify, Event: LocalReconnect})
-	case standby && !o.Node.Active:
+	if standby && o.Node.Role != Primary && (lost || !o.Node.Active) {
 		actions = append(actions, Action{Verb: MarkActive})
 	}
+	switch {
+	case lost && standby:
+		actions = append(actions, Action{Verb: Notify, Event: StandbyRecovery})
+	case lost:
+		actions = append(actions, Action{Verb: Notify, Event: LocalReconnect})
+	}
 	return actions
+}
+
+// adopt makes the row of a former primary that of a standby. It reports that once, however often
+// it has to be tried.
+func (p Policy) adopt(s State, o Observation) Decision {
+	actions := []Action{{Verb: Adopt}}
+	if s.Reason != NowStandby {
+		actions = append(actions, Action{Verb: Notify, Event: StandbyReconnect})
+	}
+	return p.enter(s, o, AsStandby, NowStandby, actions...)
 }
 
 // orphaned reports once that the primary of this standby is gone, and waits for one.

@@ -85,6 +85,21 @@ func TestPolicy_Step(t *testing.T) {
 			phase: election.AsStandby, reason: election.WatchingStandby,
 			actions: []election.Action{do(election.MarkActive), tell(election.StandbyRecovery), do(election.Sample)},
 		},
+		"the row of a former primary is not marked active: there would be two primaries": {
+			state: lost(election.Standby),
+			see:   election.Observation{Local: standby, RowKnown: true, Node: row(election.Primary, false)},
+			phase: election.Orphaned, reason: election.PrimaryNotReachable, actions: []election.Action{tell(election.StandbyRecovery)},
+		},
+		"its row becomes that of a standby, and that is told": {
+			state: watched(election.Orphaned, election.Standby),
+			see:   election.Observation{Local: standby, RowKnown: true, Node: row(election.Primary, false), Upstream: primary},
+			phase: election.AsStandby, reason: election.NowStandby, actions: []election.Action{do(election.Adopt), tell(election.StandbyReconnect)},
+		},
+		"once, where that fails": {
+			state: election.State{Phase: election.AsStandby, Reason: election.NowStandby, Role: election.Standby},
+			see:   election.Observation{Local: standby, RowKnown: true, Node: row(election.Primary, false), Upstream: primary},
+			phase: election.AsStandby, reason: election.NowStandby, actions: []election.Action{do(election.Adopt)},
+		},
 		"a primary's server goes": {
 			state: watched(election.AsPrimary, election.Primary),
 			see:   election.Observation{Local: down},

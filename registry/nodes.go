@@ -109,7 +109,8 @@ func (n *Server) RecordUpstream(ctx context.Context, id, upstream NodeID) error 
 
 // MarkActive records in the row of a node whether its server runs.
 func (n *Server) MarkActive(ctx context.Context, id NodeID, active bool) error {
-	if _, err := n.Conn.Exec(ctx, `UPDATE repmgr.nodes SET active = $2 WHERE node_id = $1 AND active <> $2`, int32(id), active); err != nil {
+	if _, err := n.Conn.Exec(ctx, `UPDATE repmgr.nodes n SET active = $2 WHERE node_id = $1 AND active <> $2
+		AND NOT ($2 AND type = 'primary' AND EXISTS (SELECT FROM repmgr.nodes o WHERE o.type = 'primary' AND o.active AND o.node_id <> n.node_id))`, int32(id), active); err != nil {
 		return n.QueryError("mark the node", err)
 	}
 	return nil

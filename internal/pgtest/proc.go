@@ -48,16 +48,24 @@ func processes() (all []process) {
 // running returns the live processes whose working directory is dir: for a data
 // directory, PostgreSQL's postmaster and all its children, orphaned or not.
 func running(dir string) (pids []int) {
-	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
-	for _, link := range links {
-		if cwd, err := os.Readlink(link); err == nil && cwd == dir { // a zombie has none
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(link)))
-			if pid != os.Getpid() {
-				pids = append(pids, pid)
-			}
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer proc.Close()
+	names, _ := proc.Readdirnames(-1)
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil && pid != os.Getpid() && worksIn(pid, dir) {
+			pids = append(pids, pid)
 		}
 	}
 	return pids
+}
+
+// worksIn reports whether the working directory of a process is dir. A zombie has none.
+func worksIn(pid int, dir string) bool {
+	cwd, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd")
+	return err == nil && cwd == dir
 }
 
 // stop sends SIGSTOP and waits until no thread of the process goes on: the signal

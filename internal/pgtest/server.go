@@ -423,7 +423,7 @@ func (s *Server) Stop(mode string) {
 		s.t.Fatalf("pgtest: stop mode is %q, want smart, fast or immediate", mode)
 	}
 	s.Signal(signal)
-	if err := s.gone(func() {}); err != nil {
+	if err := s.gone(func([]int) {}); err != nil {
 		s.t.Fatalf("pgtest: stop %s (%s): %v", s.Name, mode, err)
 	}
 }
@@ -432,22 +432,27 @@ func (s *Server) Stop(mode string) {
 // gone, as after a power cut.
 func (s *Server) Kill() {
 	s.t.Helper()
-	if err := s.gone(s.killAll); err != nil {
+	if err := s.gone(killAll); err != nil {
 		s.t.Fatalf("pgtest: kill %s: %v", s.Name, err)
 	}
 }
 
-func (s *Server) killAll() {
-	for _, pid := range running(s.Dir) {
+func killAll(pids []int) {
+	for _, pid := range pids {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 }
 
-// gone waits until no process of the server lives and our child is reaped.
-func (s *Server) gone(each func()) error {
+// gone waits until no process of the server lives and our child is reaped. It calls each with
+// those that are left. Looking through all processes of the machine costs much, so it is done
+// again only when those that were found are gone.
+func (s *Server) gone(each func(pids []int)) error {
+	var left []int
 	return poll(patience(), func(context.Context) error {
-		each()
-		if left := running(s.Dir); len(left) > 0 {
+		if left = slices.DeleteFunc(left, func(pid int) bool { return !worksIn(pid, s.Dir) }); len(left) == 0 {
+			left = running(s.Dir)
+		}
+		if each(left); len(left) > 0 {
 			return fmt.Errorf("still running: %v", left)
 		}
 		if s.ended != nil {
@@ -480,9 +485,9 @@ func (s *Server) cleanup() {
 		_ = s.signal(syscall.SIGQUIT)
 	}
 	deadline := time.Now().Add(Timeout(3 * time.Second))
-	err := s.gone(func() {
+	err := s.gone(func(left []int) {
 		if time.Now().After(deadline) {
-			s.killAll()
+			killAll(left)
 		}
 	})
 	if err != nil {
