@@ -53,7 +53,8 @@ func write(dir string, s State) error {
 // value is ready to use.
 type Keeper struct {
 	state      State       // the state that was last written
-	file       fs.FileInfo // of the file that was last written; nil: this Keeper has written none yet
+	path       string      // of the file that was last written
+	file       fs.FileInfo // of that file; nil: this Keeper has written none yet
 	voteLoaded bool        // the vote that an earlier daemon has saved was loaded
 
 	lost               string   // a vote that the server has lost and that could not be written back; empty: none
@@ -72,7 +73,7 @@ func (k *Keeper) Keep(d Daemon, now State) {
 	now.Ballot = k.state.Ballot
 	same := func(a, b election.Rule) bool { return a.Compare(b) == 0 }
 	if slices.Equal(now.Nodes, k.state.Nodes) && slices.EqualFunc(now.Rules, k.state.Rules, same) && k.state.Guard.Same(now.Guard) {
-		if !k.replaced(d) {
+		if !k.replaced() {
 			return
 		}
 		d.Log.Info("the file of nodes, rules and vote was changed or removed, and is written anew", "file", postmaster.NodesFile)
@@ -82,12 +83,11 @@ func (k *Keeper) Keep(d Daemon, now State) {
 }
 
 // replaced reports whether the file is gone, or is not the one that was last written.
-func (k *Keeper) replaced(d Daemon) bool {
-	dir, err := d.Dir()
-	if err != nil || k.file == nil {
+func (k *Keeper) replaced() bool {
+	if k.file == nil {
 		return false
 	}
-	now, err := os.Stat(filepath.Join(dir, postmaster.NodesFile))
+	now, err := os.Stat(k.path)
 	return err != nil || !os.SameFile(now, k.file) || now.Size() != k.file.Size() || !now.ModTime().Equal(k.file.ModTime())
 }
 
@@ -100,7 +100,8 @@ func (k *Keeper) write(d Daemon) {
 	if dir, errDir := d.Dir(); errDir == nil { // without the data directory nothing is saved
 		if err = write(dir, k.state); err == nil {
 			d.Report(troubleReading, nil) // a file that was damaged is whole again
-			k.file, err = os.Stat(filepath.Join(dir, postmaster.NodesFile))
+			k.path = filepath.Join(dir, postmaster.NodesFile)
+			k.file, err = os.Stat(k.path)
 		}
 	}
 	d.Report("keeping the nodes and rules", err)
