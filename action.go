@@ -35,6 +35,9 @@ func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 		c = c.withoutHooks()
 	}
 	policy.TooMany = a.Verb == election.Elect && m.failoverLimitReached(ctx)
+	if m.state.HandsOver(time.Now()) { // its own daemon did not go on with it
+		policy.OnShutdown, policy.Prefer = true, m.state.Handover.Target
+	}
 	known, firm := m.state.BallotFor, a.Verb != election.Follow && a.Verb != election.Rejoin
 	m.tasks.current = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
 		return m.runTask(ctx, c, act, target, policy, known)
@@ -68,6 +71,8 @@ func (m *Monitor) runTask(ctx context.Context, c *Cluster, act *task.Task, targe
 		return c.followWinner(ctx, target)
 	case election.Rejoin:
 		return m.rejoin(ctx, c, act, target)
+	case election.HandOver:
+		return m.handOver(ctx, c, policy)
 	case election.Fence:
 		m.guard.Fence(ctx, act.Why)
 	}

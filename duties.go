@@ -19,6 +19,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/streams"
+	"github.com/pgrepmgr/repmgr/internal/switchover"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -486,6 +487,23 @@ func (m *Monitor) saveState(o election.Observation) {
 		now.Guard = voters.GuardedOf(voters.PeerOf(m.watch.Peers(), int32(ruler)))
 	}
 	m.stateFile.Keep(m.keeperDaemon(), now)
+}
+
+// resumeHandover brings the server back with a vote where a handover ended between its shutdown
+// and the election, because this daemon's predecessor had died.
+func (m *Monitor) resumeHandover(o election.Observation) {
+	if o.Local.Up || o.Self == 0 || m.tasks.current != nil || m.manual() {
+		return
+	}
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
+	if err != nil {
+		return
+	}
+	resumed, err := switchover.Resume(&srv.Server, voters.NewestRule(o.Peers).Term)
+	if resumed && err == nil {
+		m.cluster.log.Log(context.Background(), LevelNotice, "a switchover was not completed: the server is started as a standby")
+	}
+	m.report("resuming a switchover", err)
 }
 
 // saveVote stores a second copy of the node's vote in the state file, and writes the vote back

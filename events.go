@@ -31,6 +31,7 @@ const (
 	EventStandbyUnregister  = registry.EventStandbyUnregister
 	EventStandbyPromote     = registry.EventStandbyPromote
 	EventStandbyFollow      = registry.EventStandbyFollow
+	EventSwitchover         = registry.EventSwitchover
 	EventClusterCleanup     = registry.EventClusterCleanup
 	EventDaemonStart        = registry.EventDaemonStart
 	EventDaemonShutdown     = registry.EventDaemonShutdown

@@ -1,6 +1,7 @@
 package repmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,9 @@ import (
 	"github.com/pgrepmgr/repmgr/explain"
 	"github.com/pgrepmgr/repmgr/internal/coordinator"
 	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/switchover"
 	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -154,8 +157,6 @@ func (a arbiterVoter) Pledge(ctx context.Context, b ballot.Ballot) (ballot.Ballo
 
 // recordFailover writes the event and the history row of a failover, on its winner.
 func (c *Cluster) recordFailover(ctx context.Context, w *voters.Watch, res FailoverResult) {
-	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
-	defer cancel()
 	e := Event{
 		NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: res.Former.ID, Peer: res.Former.Name,
 		Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, res.Former),
@@ -163,6 +164,13 @@ func (c *Cluster) recordFailover(ctx context.Context, w *voters.Watch, res Failo
 	if res.Former.ID == res.Winner.ID {
 		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
 	}
+	c.recordOnWinner(ctx, w, res, e)
+}
+
+// recordOnWinner writes an event and the history row of an election, on its winner.
+func (c *Cluster) recordOnWinner(ctx context.Context, w *voters.Watch, res FailoverResult, e Event) {
+	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
+	defer cancel()
 	err := w.Voter(int32(res.Winner.ID)).RunNow(ctx, func(n *registry.Server) error {
 		c.emit(ctx, n, e)
 		return n.RecordFailover(ctx, registry.FailoverRecord{
@@ -196,4 +204,125 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner 
 		remote.cfg.ServicePromoteCommand = ""
 	}
 	return remote.promoteOnly(ctx, n)
+}
+
+// SwitchoverOptions are the choices of [Cluster.Switchover].
+type SwitchoverOptions struct {
+	To      NodeID        // the new primary. Defaults to the local node where that is a standby, else to the one that an election would choose.
+	At      time.Time     // the earliest time to begin, by the clock of the primary's machine. The zero value is now. A later time is not waited for.
+	Timeout time.Duration // how long the shutdown of the primary may take before it is given up. Defaults to shutdown_check_timeout.
+	Force   bool          // begin although a check fails that an operator may override
+	DryRun  bool          // make all checks and return the plan, change nothing
+}
+
+// SwitchoverResult is the result of a switchover.
+type SwitchoverResult struct {
+	Plan      plan.Plan     `json:"plan"`
+	From      Record        `json:"from"`       // the primary before
+	To        Record        `json:"to"`         // the primary after it
+	Term      int64         `json:"term"`       // of the new primary; 0: there is none yet
+	Returned  bool          `json:"returned"`   // the former primary streams from the new one
+	Scheduled bool          `json:"scheduled"`  // it begins later, and was not waited for
+	Elapsed   time.Duration `json:"elapsed_ns"` // until the new primary was in office
+	DryRun    bool          `json:"dry_run,omitempty"`
+}
+
+// PlanSwitchover returns the plan of a switchover, with everything that stands in its way. It
+// changes nothing.
+func (c *Cluster) PlanSwitchover(ctx context.Context, o SwitchoverOptions) (plan.Plan, error) {
+	o.DryRun, o.Force = true, true
+	res, err := c.Switchover(ctx, o)
+	if len(res.Plan.Steps) > 0 && errors.Is(err, ErrRefused) {
+		err = nil
+	}
+	return res.Plan, err
+}
+
+// Switchover makes a standby the primary and the primary its standby. It may be called on any
+// machine that reaches the nodes: it asks the Monitor of the primary, which alone stops its
+// server, and waits for the outcome: first for the new primary, and then, for node_rejoin_timeout, for
+// the return of the old one, whose Monitor goes on with it in any case. That Monitor must run with FailoverAutomatic. The error is
+// [ErrRefused] where something stands in the way, and names all of it; then nothing was changed.
+// An [ErrTimeout] says that the outcome is not known yet.
+func (c *Cluster) Switchover(ctx context.Context, o SwitchoverOptions) (SwitchoverResult, error) {
+	start := time.Now()
+	res := SwitchoverResult{DryRun: o.DryRun}
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return res, err
+	}
+	w := c.watchVoters(ctx, func() {})
+	defer w.Close()
+	w.SetNodes(recs)
+	w.AwaitAnswers(ctx)
+	ask := switchover.Ask{
+		Watch: w, Policy: c.policy(), Limits: c.switchoverLimits(), To: int32(o.To), At: o.At, Limit: cmp.Or(o.Timeout, c.cfg.ShutdownCheckTimeout), Force: o.Force,
+	}
+	if self, ok := registry.ByID(recs, c.cfg.NodeID); ok && o.To == 0 && self.Role == RoleStandby {
+		ask.To = int32(self.ID)
+	}
+	if err := ask.Look(ctx); err != nil {
+		return res, err
+	}
+	res.Plan, res.From, res.To = ask.Plan, ask.From, ask.Target
+	if left := res.Plan.Standing(o.Force); len(left) > 0 {
+		return res, switchover.Refused(left)
+	}
+	if o.DryRun {
+		return res, nil
+	}
+	if err := ask.Request(ctx); err != nil {
+		return res, err
+	}
+	if res.Scheduled = ask.Later; res.Scheduled {
+		return res, nil
+	}
+	res.Term, res.To, err = ask.Await(ctx)
+	if res.Elapsed = time.Since(start); err == nil {
+		res.Returned = ask.AwaitReturn(ctx, c.cfg.NodeRejoinTimeout)
+	}
+	return res, err
+}
+
+func (c *Cluster) switchoverLimits() switchover.Limits {
+	return switchover.Limits{Archive: c.cfg.ArchiveReadyCritical}
+}
+
+// handOver carries out the switchover that the local primary was asked for.
+func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Policy) error {
+	srv, err := c.localServer(m.guard.DataDirectory())
+	if err != nil {
+		return err
+	}
+	me := voters.PeerOf(m.watch.Peers(), int32(c.cfg.NodeID))
+	var res FailoverResult
+	h := switchover.New(switchover.Options{
+		Request: me.Handover, Self: m.watch.Record(me.ID), Server: &srv.Server, Watch: m.watch, Policy: policy, Limits: c.switchoverLimits(), Log: c.log, Connect: c.connectLocal,
+		Suspend: m.guard.Suspend,
+		MayRun: func(ctx context.Context) (bool, error) {
+			as, _, err := c.screen(ctx, srv)
+			return as == RolePrimary, err
+		},
+		Elect: func(ctx context.Context, p election.Policy) (pledged bool, err error) {
+			o := c.electionOptions(m.watch)
+			o.KnownTerm = voters.HighestTerm(m.watch.Peers())
+			res, err = c.holdElection(ctx, o, m.watch, p, false)
+			return len(res.Steps) > 1, err // the first step is the survey
+		},
+	})
+	if err := h.Run(ctx); err != nil {
+		m.tellLater(Event{Type: EventSwitchover, Details: fmt.Sprintf("request %s: %v", me.Handover.ID, err)})
+		return err
+	}
+	res.Steps, res.Health = append(h.Steps, res.Steps...), election.HealthHandedOver
+	c.recordSwitchover(context.WithoutCancel(ctx), m.watch, res)
+	return nil
+}
+
+// recordSwitchover writes the event and the history row of a switchover, on the new primary.
+func (c *Cluster) recordSwitchover(ctx context.Context, w *voters.Watch, res FailoverResult) {
+	c.recordOnWinner(ctx, w, res, Event{
+		NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventSwitchover, Success: true, PeerID: res.Former.ID, Peer: res.Former.Name,
+		Details: fmt.Sprintf("%s promoted to primary, %s demoted to standby", res.Winner, res.Former),
+	})
 }

@@ -82,6 +82,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 func (m *Monitor) prepare(ctx context.Context, o election.Observation) {
 	m.yieldToOther(ctx)
 	m.saveState(o)
+	m.resumeHandover(o)
 	m.restoreHistory()
 	m.reportForeignDaemons(o.Peers)
 }
@@ -333,7 +334,7 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 		case election.Interrupt:
 			m.tasks.current.GiveWay()
 			continue
-		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin:
+		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin, election.HandOver:
 			m.startTask(ctx, a)
 			continue
 		}

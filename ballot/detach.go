@@ -107,6 +107,11 @@ func Store(ctx context.Context, conn *pgx.Conn, name, value string) error {
 	return alter(ctx, conn, name, &value)
 }
 
+// Remove removes one of our settings from the file of ALTER SYSTEM.
+func Remove(ctx context.Context, conn *pgx.Conn, name string) error {
+	return alter(ctx, conn, name, nil)
+}
+
 // alter sets a setting with ALTER SYSTEM, or removes it from the file where value is nil.
 func alter(ctx context.Context, conn *pgx.Conn, name string, value *string) error {
 	if strings.Contains(name, ".") { // a setting that no module defines needs a placeholder in the session

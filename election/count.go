@@ -235,11 +235,12 @@ func (p Policy) firstAcks(r Rule, sync []int32, peers []Peer) int {
 }
 
 // rank orders the candidates, and the first one wins. What a node has counts first, then
-// whether it is the primary already, then how well it can serve the others, then the
+// whether it is the target of a handover, or the primary already, then how well it can serve the others, then the
 // operator's preferences.
 func (p Policy) rank(line Rule, location string, a, b Peer) int {
 	return cmp.Or(
 		compareProgress(line, b, a),
+		compareTrue(a.ID == p.Prefer, b.ID == p.Prefer),
 		compareTrue(a.ID == p.Incumbent, b.ID == p.Incumbent),
 		cmp.Compare(b.serves, a.serves),
 		cmp.Compare(b.Priority, a.Priority),

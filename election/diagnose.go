@@ -24,6 +24,7 @@ const (
 	HealthRefused      Health = "primary refuses connections, and nobody receives from it"
 	HealthSilent       Health = "primary is silent, and nobody receives from it"
 	HealthHangs        Health = "primary hangs, and nobody receives from it"
+	HealthHandedOver   Health = "primary handed over: it was a switchover"
 )
 
 // Lost reports whether the verdict justifies a failover.

@@ -121,6 +121,7 @@ const (
 	WaitingToRetry  Reason = "primary is lost: the next election comes soon"
 	Electing        Reason = "primary is lost: electing"
 	GivingWay       Reason = "primary is lost: ending what is under way"
+	HeldBack        Reason = "primary hands over: its own monitor holds the election"
 	FollowingWinner Reason = "following the primary that the rule names"
 	Rejoining       Reason = "bringing the former primary back as a standby"
 	Returning       Reason = "bringing this standby back: it can not follow the primary with the data that it has"
@@ -147,6 +148,7 @@ const (
 	Reaffirm        Verb = "reaffirm"             // let the local primary win an election in a higher term
 	Follow          Verb = "follow"               // follow the node that the action names
 	Rejoin          Verb = "rejoin"               // bring the local server back as a standby of the node that the action names
+	HandOver        Verb = "hand over"            // stop the local primary in order, and let another node be elected
 )
 
 // Event names an event, as repmgr 5 does.
@@ -187,6 +189,8 @@ type State struct {
 	TurnsAt        time.Time // since when it is lost by the present verdict: the monitors count their turns from here
 	DisconnectedAt time.Time // since when the local standby receives from nobody
 	PrimarySince   time.Time // since when the local server runs as a primary
+	Handover       Handover  // the handover that the primary has begun, as this monitor was told
+	HandoverAt     time.Time // since when it knows of that
 	BallotAt       time.Time // since when a ballot of BallotFor is known
 	BallotFor      int64     // the highest term of any ballot
 }
@@ -219,6 +223,7 @@ type Policy struct {
 	TooMany    bool          // failovers_per_hour is reached
 	Location   string        // of the former primary
 	Promotion  time.Duration // promote_check_timeout: how long a promotion may take, and how long the replay before it may make no progress
+	Prefer     int32         // the node that wins where several have the same WAL: the target of a handover
 	Adopts     int32         // a node that runs as a primary on a branch that no rule knows, and asks to be elected with it
 	Incumbent  int32         // a node that runs as the primary and is a candidate for a higher term: it stays unless another node has more
 	Forced     bool          // an operator insists: a pause, daemons that are manual or of repmgr 5, failovers_per_hour, maximum_lag_on_failover, primary_start_timeout, and a primary that nobody is sure to stop do not count, unless it says itself that it is alive
@@ -397,7 +402,10 @@ func (p Policy) primary(s State, o Observation) Decision {
 	if prune {
 		actions = append(actions, Action{Verb: Prune})
 	}
-	if p.Automatic && !o.Busy {
+	switch {
+	case p.mustHandOver(o):
+		actions = append(actions, Action{Verb: HandOver})
+	case p.Automatic && !o.Busy:
 		actions = append(actions, Action{Verb: Reconcile})
 	}
 	d := p.enter(s, o, AsPrimary, WatchingPrimary, actions...)

@@ -21,6 +21,8 @@ func (p Policy) remember(s State, o Observation) State {
 		return s
 	}
 	was := s.Health
+	s = s.noteHandover(o)
+	p.OnShutdown = p.OnShutdown || s.HandsOver(o.Now)
 	if s.Health = p.Diagnose(o.Now, o.Rule, o.Peers); !s.Health.Lost() {
 		s.LostAt, s.TurnsAt = time.Time{}, time.Time{}
 	} else if s.LostAt.IsZero() {
@@ -204,6 +206,8 @@ func (p Policy) elect(s State, o Observation) Decision {
 		return d(GivingWay, retryAfter, Action{Verb: Interrupt})
 	case o.Busy:
 		return d(s.Reason, p.Interval)
+	case p.heldBack(s, o) > 0:
+		return d(HeldBack, p.heldBack(s, o))
 	case since < p.Patience:
 		return d(BeingPatient, p.Patience-since)
 	case (s.BallotFor > o.Rule.Term || o.winnerPending()) && o.Now.Sub(s.BallotAt) < p.grace(o.Rule, o.Peers) && !p.ownBallot(o) && !coordinatorGone(o.Peers):

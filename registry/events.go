@@ -28,6 +28,7 @@ const (
 	EventStandbyUnregister  EventType = "standby_unregister"
 	EventStandbyPromote     EventType = "standby_promote"
 	EventStandbyFollow      EventType = "standby_follow"
+	EventSwitchover         EventType = "standby_switchover"
 	EventClusterCleanup     EventType = "cluster_cleanup"
 	EventDaemonStart        EventType = "repmgrd_start"
 	EventDaemonShutdown     EventType = "repmgrd_shutdown"

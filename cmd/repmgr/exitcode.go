@@ -35,6 +35,10 @@ var commandCodes = map[string][]codeFor{
 		{repmgr.ErrTimeout, cli.ExitPromote},
 		{repmgr.ErrRefused, cli.ExitPromote},
 	},
+	"standby switchover": {
+		{repmgr.ErrTimeout, cli.ExitSwitchover},
+		{repmgr.ErrRefused, cli.ExitSwitchover},
+	},
 	"cluster failover": {
 		{repmgr.ErrRefused, exitFailover},
 		{repmgr.ErrMetadata, cli.ExitQuery},

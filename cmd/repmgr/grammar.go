@@ -140,6 +140,7 @@ type standbyGroup struct {
 	Clone      standbyClone      `cmd:"" help:"make a new standby from a running server"`
 	Promote    standbyPromote    `cmd:"" help:"make this standby the new primary"`
 	Follow     standbyFollow     `cmd:"" help:"re-point this standby to a new primary"`
+	Switchover standbySwitchover `cmd:"" help:"make a standby the primary, and the primary its standby"`
 	Status     nodeStatus        `cmd:"" hidden:"" help:"show the state of this node"`
 	Check      nodeCheck         `cmd:"" hidden:"" help:"check this node"`
 }
@@ -287,6 +288,29 @@ func (standbyPromote) Help() string {
 
 Example:
   repmgr -f /etc/repmgr.conf standby promote`
+}
+
+type standbySwitchover struct {
+	force
+	dryRun
+	To                  string       `placeholder:"NODE" help:"id or name of the new primary (default: this standby)"`
+	At                  string       `placeholder:"TIME" help:"begin then, and do not wait for it (2006-01-02 15:04:05, or 15:04)"`
+	Timeout             int          `placeholder:"SECONDS" min:"1" help:"how long the shutdown of the primary may take (default:\nshutdown_check_timeout)"`
+	RemoteUser          string       `hidden:"" short:"R" noeffect:"nothing is done over SSH"`
+	AlwaysPromote       bool         `hidden:"" noeffect:"nobody is promoted beside a primary that may run"`
+	SiblingsFollow      bool         `hidden:"" noeffect:"the other standbys always follow"`
+	RepmgrdNoPause      bool         `hidden:"" noeffect:"no daemon is paused"`
+	RepmgrdForceUnpause bool         `hidden:"" noeffect:"no daemon is paused"`
+	ForceRewind         optionalPath `hidden:"" noeffect:"a primary that was shut down in order needs no rewind"`
+	superuser
+}
+
+func (standbySwitchover) Help() string {
+	return `The repmgrd of the primary carries it out, so it must run with failover=automatic.
+Nothing is done over SSH. All other standbys follow the new primary.
+
+Example, on the standby that is to be the primary:
+  repmgr -f /etc/repmgr.conf standby switchover --dry-run`
 }
 
 type standbyFollow struct {

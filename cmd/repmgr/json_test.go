@@ -20,7 +20,7 @@ var jsonDocuments = map[string]any{
 	"cluster failover": repmgr.FailoverResult{}, "cluster why": repmgr.Reasoning{}, "cluster why-not": repmgr.WhyNotAnswer{},
 	"primary register": nodeDoc{}, "primary unregister": nodeDoc{}, "standby register": nodeDoc{}, "standby unregister": nodeDoc{},
 	"witness register": nodeDoc{}, "witness unregister": nodeDoc{},
-	"standby clone": repmgr.CloneResult{}, "standby promote": repmgr.PromoteResult{}, "standby follow": repmgr.FollowResult{},
+	"standby clone": repmgr.CloneResult{}, "standby promote": repmgr.PromoteResult{}, "standby follow": repmgr.FollowResult{}, "standby switchover": repmgr.SwitchoverResult{},
 	"node status": repmgr.NodeReport{}, "node check": repmgr.NodeChecks{}, "node rejoin": repmgr.RejoinResult{}, "node screen": repmgr.ScreenResult{},
 	"service status": repmgr.ServiceStatus{}, "service pause": repmgr.PauseResult{}, "service unpause": repmgr.PauseResult{},
 	"daemon start": repmgr.DaemonResult{}, "daemon stop": repmgr.DaemonResult{},

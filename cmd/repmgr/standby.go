@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/cli"
 )
 
 func (cmd *standbyRegister) options() repmgr.RegisterOptions {
@@ -179,6 +180,102 @@ func (cmd *standbyPromote) Run(ctx context.Context, a *app) error {
 		for _, n := range res.Following {
 			a.notice(fmt.Sprintf("%s follows it", n))
 		}
+	}
+	return a.answer(res, nil)
+}
+
+func (cmd *standbySwitchover) check() (faults []string) {
+	if cmd.At != "" {
+		if _, err := parseTime(cmd.At, time.Now()); err != nil {
+			faults = append(faults, fmt.Sprintf("option --at: %v", err))
+		}
+	}
+	return faults
+}
+
+// parseTime reads a time of day, of today or else of tomorrow, or a date and time, in the local
+// time zone.
+func parseTime(text string, now time.Time) (time.Time, error) {
+	for _, layout := range []string{"15:04", "15:04:05"} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			at := time.Date(now.Year(), now.Month(), now.Day(), t.Hour(), t.Minute(), t.Second(), 0, time.Local)
+			if at.Before(now) {
+				at = at.AddDate(0, 0, 1)
+			}
+			return at, nil
+		}
+	}
+	for _, layout := range []string{time.DateTime, "2006-01-02 15:04", time.RFC3339} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			if t.Before(now) {
+				return t, fmt.Errorf("%s is over", t.Format(time.DateTime))
+			}
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%q is no time, such as 03:30 or 2026-01-31 03:30", text)
+}
+
+// nodeCalled finds a registered node by its id or its name.
+func nodeCalled(ctx context.Context, c *repmgr.Cluster, text string) (repmgr.NodeID, error) {
+	recs, err := c.Nodes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var names []string
+	for _, r := range recs {
+		if r.Name == text || r.ID.String() == text {
+			return r.ID, nil
+		}
+		names = append(names, fmt.Sprintf("%s (ID: %d)", r.Name, r.ID))
+	}
+	return 0, &exitError{code: cli.ExitConfig, err: repmgr.WithHint(fmt.Errorf("option --to: no node %q is registered", text), "Registered are: %s.", strings.Join(names, ", "))}
+}
+
+func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
+	c, err := a.cluster()
+	if err != nil {
+		return err
+	}
+	o := repmgr.SwitchoverOptions{Timeout: time.Duration(cmd.Timeout) * time.Second, Force: cmd.Force, DryRun: cmd.DryRun}
+	if cmd.At != "" {
+		if o.At, err = parseTime(cmd.At, time.Now()); err != nil {
+			return err
+		}
+	}
+	if cmd.To != "" {
+		if o.To, err = nodeCalled(ctx, c, cmd.To); err != nil {
+			return err
+		}
+	}
+	res, err := c.Switchover(ctx, o)
+	if res.From.ID != 0 && res.Term == 0 {
+		for _, w := range res.Plan.Warnings {
+			a.log.Warn(w.String(), "hint", w.Hint)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case res.DryRun:
+		a.log.Info(fmt.Sprintf("%s would be promoted to primary; current primary %s would be demoted to standby", res.To, res.From))
+		for i, s := range res.Plan.Steps {
+			a.log.Info(fmt.Sprintf("step %d, %s, on %s: %s", i+1, s.Name, s.Node, s.Effect))
+		}
+		a.log.Info("prerequisites for executing STANDBY SWITCHOVER are met")
+	case res.Scheduled:
+		a.notice(fmt.Sprintf("switchover from %s to %s begins at %s", res.From, res.To, o.At.Format(time.DateTime)), "hint", "Its outcome: repmgr cluster event --event=standby_switchover")
+	default:
+		a.notice("switchover was successful", "detail", fmt.Sprintf("%s is the primary now, in term %d", res.To, res.Term))
+		if !res.Returned {
+			a.log.Warn(fmt.Sprintf("STANDBY SWITCHOVER has completed with issues: %s does not stream from it yet", res.From), "hint", "Its repmgrd goes on with that: see its log, and repmgr cluster show.")
+			if err := a.answer(res, nil); err != nil {
+				return err
+			}
+			return &exitError{code: cli.ExitSwitchoverIncomplete}
+		}
+		a.notice("STANDBY SWITCHOVER has completed successfully", "detail", fmt.Sprintf("%s streams from it; the new primary was there after %s", res.From, res.Elapsed.Round(time.Millisecond)))
 	}
 	return a.answer(res, nil)
 }

@@ -9,7 +9,6 @@ import (
 // unbuilt are the commands of repmgr 5 that this version does not have yet,
 // each with the options that are only its own.
 var unbuilt = []cli.Unbuilt{
-	{Command: "standby switchover", Options: "always-promote siblings-follow repmgrd-no-pause repmgrd-force-unpause force-rewind?"},
 	{Command: "node service", Options: "action= list-actions checkpoint " + nodeCheckOptions},
 	{Command: "node control", Options: "disable-wal-receiver enable-wal-receiver"},
 	{Command: "cluster crosscheck"},

@@ -23,7 +23,7 @@ const module = "github.com/pgrepmgr/repmgr"
 // floors of the house, from the ground up. A package may import only what
 // stands on a lower floor.
 var floors = [][]string{
-	{"wal", "conninfo", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile", "internal/wording", "internal/pidfile", "internal/trouble"},
+	{"wal", "conninfo", "plan", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile", "internal/wording", "internal/pidfile", "internal/trouble"},
 	{"election", "ballot", "basebackup", "pgcontrol"},
 	{"internal/settings"},
 	{"postgres", "internal/task"},
@@ -34,7 +34,7 @@ var floors = [][]string{
 	{"internal/clone"},
 	{"internal/voters", "internal/syncrep", "internal/follow"},
 	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes", "internal/fence"},
-	{"internal/coordinator", "internal/reconcile", "explain", "report", "internal/observer"},
+	{"internal/coordinator", "internal/switchover", "internal/reconcile", "explain", "report", "internal/observer"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

@@ -1,0 +1,89 @@
+package election
+
+import "time"
+
+// Handover is a planned change of the primary. On the primary it is the request of an operator:
+// the primary's own monitor stops its server in order, and holds an election. On the other nodes
+// it is the notice that such a handover has begun: for the time in Hold their monitors leave the
+// election to the one that carries it out. The zero value means that there is none.
+type Handover struct {
+	ID     string        `json:"id"`                // of the request
+	Term   int64         `json:"term"`              // of the rule under which it was asked for; in any other term it is void
+	Target int32         `json:"target,omitempty"`  // the node that is to be the primary; 0: the one that an election would choose
+	Start  time.Time     `json:"start,omitzero"`    // of a request: the earliest time to begin, by the clock of the primary's server
+	Until  time.Time     `json:"until,omitzero"`    // of a request: the latest time to begin
+	Limit  time.Duration `json:"limit_ns"`          // how long the shutdown of the primary may take
+	Force  bool          `json:"force,omitempty"`   // of a request: begin although a check fails that an operator may override
+	Hold   time.Duration `json:"hold_ns,omitempty"` // of a notice: how long others leave the election to the monitor that carries it out; 0: it is a request
+}
+
+// handoverAgain is the time after a handover that failed in which the same request is not begun
+// again, in case it could not be removed.
+const handoverAgain = 10 * time.Second
+
+// Due reports whether the monitor of the primary is to begin the handover.
+func (h Handover) Due(now time.Time, r Rule) bool {
+	return h.ID != "" && h.Hold == 0 && h.Term == r.Term && !now.Before(h.Start) && now.Before(h.Until)
+}
+
+// Noticed is the handover that the primary of the rule has begun, as the other nodes were told.
+func Noticed(r Rule, peers []Peer) (h Handover, ok bool) {
+	for _, o := range peers {
+		if o.ID != r.Primary && o.Answer == Answers && o.Handover.Hold > 0 && o.Handover.Term == r.Term {
+			return o.Handover, true
+		}
+	}
+	return Handover{}, false
+}
+
+// mustHandOver reports whether the local primary begins a handover now.
+func (p Policy) mustHandOver(o Observation) bool {
+	me := find(o.Peers, o.Self)
+	return p.Automatic && !o.Busy && me.Answer == Answers && me.Running == Primary && o.Rule.Primary == o.Self &&
+		me.Handover.Due(o.Now, o.Rule) && !Paused(o.Peers) && !p.waits(o, HandOver, handoverAgain)
+}
+
+// noticeWindow is how long after the end of its hold a notice still says why the primary was shut
+// down. The notice of a handover that was given up may stay on a node that could not be reached.
+const noticeWindow = time.Minute
+
+// noteHandover remembers since when a handover is known that the primary has begun.
+func (s State) noteHandover(o Observation) State {
+	h, ok := Noticed(o.Rule, o.Peers)
+	switch {
+	case !ok:
+		s.Handover, s.HandoverAt = Handover{}, time.Time{}
+	case h.ID != s.Handover.ID:
+		s.Handover, s.HandoverAt = h, o.Now
+	}
+	return s
+}
+
+// HandsOver reports whether the primary was shut down for a handover, if it was shut down in
+// order. Such a shutdown is followed by an election.
+func (s State) HandsOver(now time.Time) bool {
+	return s.Handover.ID != "" && now.Sub(s.HandoverAt) < s.Handover.Hold+noticeWindow
+}
+
+// handoverRest is how many times silence_timeout a handover may take once the server has ended.
+const handoverRest = 3
+
+// heldBack is how much longer this monitor leaves the election to the one that carries out a
+// handover: for the time in the notice, by its own clock from when it first saw that, and only for
+// a short time once the server of the primary has ended. A server that shuts down, or recovers
+// because the handover was given up, says so.
+func (p Policy) heldBack(s State, o Observation) time.Duration {
+	left := s.Handover.Hold - o.Now.Sub(s.HandoverAt)
+	if primary := find(o.Peers, o.Rule.Primary); primary.Answer == Refused || primary.Answer == Answers {
+		left = min(left, handoverRest*p.Silence-o.Now.Sub(primary.Since))
+	}
+	return left
+}
+
+// Best is the node that would be put first among these, of those that may be promoted. 0: none may.
+func (p Policy) Best(r Rule, peers []Peer) int32 {
+	if fit := p.ranking(r, peers).fit; len(fit) > 0 {
+		return fit[0].ID
+	}
+	return 0
+}

@@ -1,0 +1,112 @@
+package election
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A request is carried out by the monitor of the primary, in its time and under its rule only.
+func TestPolicy_HandsOverWhenAsked(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	rule := Rule{Term: 4, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}}
+	asked := Handover{ID: "x", Term: 4, Target: 2, Start: now.Add(-time.Second), Until: now.Add(time.Second)}
+	p := Policy{Automatic: true, Interval: time.Second, Silence: 2 * time.Second}
+	step := func(change func(*Handover, *Observation)) []Action {
+		h := asked
+		o := Observation{
+			Now: now, Self: 1, Rule: rule, RowKnown: true, Local: View{Up: true}, Node: Node{Registered: true, Role: Primary, Active: true},
+			Peers: []Peer{
+				{ID: 1, Role: Primary, Answer: Answers, Running: Primary, SeenAt: now, Rule: rule},
+				{ID: 2, Role: Standby, Answer: Answers, Running: Standby, SeenAt: now, Rule: rule},
+			},
+		}
+		change(&h, &o)
+		o.Peers[0].Handover = h
+		return p.Step(State{Phase: AsPrimary}, o).Actions
+	}
+	require.Contains(t, step(func(*Handover, *Observation) {}), Action{Verb: HandOver})
+	for what, change := range map[string]func(*Handover, *Observation){
+		"it is too early":        func(h *Handover, _ *Observation) { h.Start = now.Add(time.Millisecond) },
+		"it is too late":         func(h *Handover, _ *Observation) { h.Until = now },
+		"it has begun already":   func(h *Handover, _ *Observation) { h.Hold = time.Minute },
+		"another term":           func(h *Handover, _ *Observation) { h.Term = 3 },
+		"there is none":          func(h *Handover, _ *Observation) { *h = Handover{} },
+		"failover is paused":     func(_ *Handover, o *Observation) { o.Peers[0].Paused, o.Peers[0].PauseSeq = true, 1 },
+		"something is under way": func(_ *Handover, o *Observation) { o.Busy = true },
+		"it has just failed": func(_ *Handover, o *Observation) {
+			o.Last = Outcome{Verb: HandOver, At: now.Add(-time.Second)}
+		},
+	} {
+		require.NotContains(t, step(change), Action{Verb: HandOver}, what)
+	}
+}
+
+// The other monitors leave the election to the one that carries the handover out, for a limited
+// time. After that the shutdown of the primary is followed by an election.
+func TestPolicy_LeavesTheElectionToAHandover(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	rule := Rule{Term: 4, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}, Quorum: true}
+	notice := Handover{ID: "x", Term: 4, Target: 2, Hold: 10 * time.Second}
+	p := Policy{Automatic: true, Interval: time.Second, Silence: 2 * time.Second}
+	at := func(now time.Time, h Handover) Observation {
+		standby := Peer{ID: 2, Role: Standby, Answer: Answers, Running: Standby, SeenAt: now, Rule: rule, ShutDown: true, Priority: 100, Monitored: true, Automatic: true, Handover: h}
+		third := standby
+		third.ID = 3
+		return Observation{
+			Now: now, Self: 2, Rule: rule, RowKnown: true, Local: View{Up: true, InRecovery: true}, Node: Node{Registered: true, Role: Standby, Active: true},
+			Peers: []Peer{{ID: 1, Role: Primary, Answer: Refused, Ended: true, Since: now.Add(-time.Second), SeenAt: now.Add(-2 * time.Second)}, standby, third},
+		}
+	}
+	elects := func(d Decision) bool {
+		for _, a := range d.Actions {
+			if a.Verb == Elect {
+				return true
+			}
+		}
+		return false
+	}
+	d := p.Step(State{Phase: AsStandby}, at(now, Handover{}))
+	require.Equal(t, HealthShutDown, d.Next.Health, "without a notice it was the operator")
+	require.False(t, elects(d))
+
+	d = p.Step(State{Phase: AsStandby}, at(now, notice))
+	require.Equal(t, HeldBack, d.Reason)
+	require.False(t, elects(d))
+	d = p.Step(d.Next, at(now.Add(9*time.Second), notice))
+	require.Equal(t, HeldBack, d.Reason)
+	d = p.Step(d.Next, at(now.Add(11*time.Second), notice))
+	require.True(t, elects(d), d.Reason)
+
+	ended := at(now, notice)
+	ended.Peers[0].Since = now.Add(-7 * time.Second)
+	d = p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-8 * time.Second)}, ended)
+	require.True(t, elects(d), "a server that has ended is not waited for so long")
+
+	old := notice
+	old.Term = 3
+	d = p.Step(State{Phase: AsStandby}, at(now, old))
+	require.Equal(t, HealthShutDown, d.Next.Health, "a notice of another term says nothing")
+	d = p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-time.Hour)}, at(now, notice))
+	require.Equal(t, HealthShutDown, d.Next.Health, "nor does one that was left behind")
+}
+
+// The target of a handover wins where it has as much WAL as the others, and not before those that
+// have more.
+func TestPolicy_Prefers(t *testing.T) {
+	t.Parallel()
+	rule := Rule{Term: 4, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}}
+	peer := func(id int32, priority int) Peer {
+		return Peer{ID: id, Role: Standby, Answer: Answers, Running: Standby, Priority: priority, Monitored: true, Automatic: true, CanFence: true, Rule: rule}
+	}
+	p := Policy{Automatic: true, Prefer: 3}
+	require.Equal(t, int32(3), p.Best(rule, []Peer{peer(2, 200), peer(3, 100)}))
+	ahead := peer(2, 100)
+	ahead.Position.LSN = 8
+	require.Equal(t, int32(2), p.Best(rule, []Peer{ahead, peer(3, 200)}))
+	p.Prefer = 0
+	require.Equal(t, int32(2), p.Best(rule, []Peer{peer(2, 200), peer(3, 100)}))
+}

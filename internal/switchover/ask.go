@@ -1,0 +1,157 @@
+package switchover
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/plan"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// Ask asks the daemon of the primary for a handover, from any machine, and waits for the outcome.
+// The methods are called in their order.
+type Ask struct {
+	Watch  *voters.Watch
+	Policy election.Policy
+	Limits Limits
+	To     int32     // the target; 0: the one that an election would choose
+	At     time.Time // the earliest time to begin; zero: now
+	Limit  time.Duration
+	Force  bool
+
+	// Look sets these.
+	Plan         plan.Plan
+	From, Target registry.Record
+
+	// Request sets these.
+	Later bool // the handover begins later than a moment from now
+	sent  election.Handover
+}
+
+// beginWithin is how long the daemon of the primary has to begin.
+const beginWithin = 10 * time.Second
+
+// Look makes the plan.
+func (a *Ask) Look(ctx context.Context) error {
+	peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout)
+	rule := voters.NewestRule(peers)
+	if !rule.Known() {
+		return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: no daemon has written a rule, so none can carry it out"),
+			"Run repmgrd with failover=automatic on all nodes. By hand: stop the primary, and run repmgr standby promote on the standby.")
+	}
+	if a.From = a.Watch.Record(rule.Primary); a.To == 0 {
+		a.To = Choose(a.Policy, rule, peers)
+	}
+	if a.Target = a.Watch.Record(a.To); a.Target.Conninfo == "" {
+		if a.To == 0 {
+			return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: no standby may be promoted"), "See repmgr cluster explain.")
+		}
+		return registry.Unknown(a.Watch.Records(), registry.NodeID(a.To), "")
+	}
+	return a.onPrimary(ctx, func(n *registry.Server) error {
+		f, err := Look(ctx, n, a.Watch, a.To)
+		a.Plan = f.Plan(a.Policy, a.Limits)
+		return err
+	})
+}
+
+func (a *Ask) onPrimary(ctx context.Context, f func(*registry.Server) error) error {
+	v := a.Watch.Voter(int32(a.From.ID))
+	if v == nil {
+		return failure.Of(failure.ErrNoPrimary, "%s is the primary, and is not registered", a.From)
+	}
+	return v.Run(ctx, f)
+}
+
+// Request writes the request on the primary. Another request that is not void yet is an error.
+func (a *Ask) Request(ctx context.Context) error {
+	term := voters.NewestRule(a.Watch.Peers()).Term
+	return a.onPrimary(ctx, func(n *registry.Server) error {
+		var now time.Time
+		if err := n.Conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
+			return n.QueryError("read the clock", err)
+		}
+		old, err := n.Handover(ctx)
+		if err != nil {
+			return err
+		}
+		if old.Term == term && (old.Hold > 0 || now.Before(old.Until)) && !a.Force {
+			return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: another one was asked for (request %s, not before %s)", old.ID, old.Start.Local().Format(time.DateTime)),
+				"Wait for its outcome: repmgr cluster event. Or use --force: yours takes its place.")
+		}
+		begin := now
+		if a.At.After(now) {
+			begin, a.Later = a.At, a.At.Sub(now) > beginWithin
+		}
+		a.sent = election.Handover{ID: strings.ToLower(rand.Text()[:8]), Term: term, Target: a.To, Start: begin, Until: begin.Add(beginWithin), Limit: a.Limit, Force: a.Force}
+		return n.SetHandover(ctx, a.sent)
+	})
+}
+
+// Await waits for the outcome, and returns the new primary and its term.
+func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, err error) {
+	limit := beginWithin + a.Limit + a.Policy.Promotion
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the switchover has no outcome within %s", limit), "See repmgr service status and repmgr cluster event."))
+	defer cancel()
+	for {
+		peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout/2)
+		rule := voters.NewestRule(peers)
+		old, now := voters.PeerOf(peers, int32(a.From.ID)), voters.PeerOf(peers, rule.Primary)
+		switch {
+		case rule.Term > a.sent.Term && now.Answer == election.Answers && now.Running == election.Primary && now.Rule.Compare(rule) >= 0:
+			return rule.Term, a.Watch.Record(rule.Primary), nil
+		case rule.Term == a.sent.Term && old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID != a.sent.ID:
+			return 0, a.From, a.failed(ctx)
+		}
+		if err := wait.Pause(ctx, 2*postgres.PollInterval); err != nil {
+			return 0, a.From, err
+		}
+	}
+}
+
+// AwaitReturn waits, no longer than limit, until the former primary streams from the new one.
+func (a *Ask) AwaitReturn(ctx context.Context, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout/2)
+		old := voters.PeerOf(peers, int32(a.From.ID))
+		if old.Answer == election.Answers && old.Running == election.Standby && old.Receiving && old.Receives == voters.NewestRule(peers).Primary {
+			return true
+		}
+		if wait.Pause(ctx, 4*postgres.PollInterval) != nil {
+			return false
+		}
+	}
+}
+
+// failed is the error of a handover that was given up: the daemon has written why.
+func (a *Ask) failed(ctx context.Context) error {
+	var why string
+	err := a.onPrimary(ctx, func(n *registry.Server) error {
+		limited, cancel := context.WithTimeout(ctx, 2*a.Watch.Settings().SilenceTimeout)
+		defer cancel()
+		return n.Poll(limited, func() (bool, error) {
+			var found *string
+			err := n.Conn.QueryRow(limited, `SELECT (SELECT details FROM repmgr.events WHERE event = $1 AND NOT successful AND details LIKE $2 ORDER BY event_timestamp DESC LIMIT 1)`,
+				registry.EventSwitchover, "request "+a.sent.ID+": %").Scan(&found)
+			if found != nil {
+				why = strings.TrimPrefix(*found, "request "+a.sent.ID+": ")
+			}
+			return found != nil, err
+		})
+	})
+	if why == "" {
+		return failure.WithHint(failure.Of(failure.ErrRefused, "the switchover was given up: %w", errors.Join(errors.New("the log of repmgrd on "+a.From.Name+" says why"), err)), "%s is still the primary.", a.From.Name)
+	}
+	return failure.WithHint(failure.Of(failure.ErrRefused, "%s", strings.TrimPrefix(why, "no switchover: ")), "%s", fmt.Sprintf("%s is still the primary. See the log of its repmgrd.", a.From.Name))
+}

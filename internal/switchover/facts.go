@@ -1,0 +1,103 @@
+package switchover
+
+import (
+	"context"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// Facts are what is known before a switchover begins.
+type Facts struct {
+	Rule            election.Rule
+	Peers           []election.Peer
+	Primary, Target registry.Record
+	Names           map[int32]string // of all registered nodes
+
+	Servers  [2]Server // of the primary and of the target
+	Shutdown Shutdown
+}
+
+// Server is what a server says of itself.
+type Server struct {
+	Err      error          // why it could not be asked; nil: it was
+	Capacity map[string]int // the settings that a standby must have as large as its primary
+	Rewinds  bool           // its data directory could be rewound: checksums or wal_log_hints are on
+	Received int64          // of the target: bytes of the primary's WAL that it has not received
+	Replay   int64          // of the target: bytes that it has received and not replayed
+	Restart  []string       // settings that wait for a restart
+	ReadOnly bool           // of the target: default_transaction_read_only is on
+}
+
+// Shutdown is what the shutdown of the primary ends or waits for.
+type Shutdown struct {
+	Transaction time.Duration // the age of the oldest open transaction of a client
+	Prepared    int           // transactions that are prepared and not committed
+	Archive     int           // WAL segments that wait for the archiver; -1: this login may not read it
+	Failing     bool          // the newest attempt to archive failed
+	Backups     int           // base backups that run
+}
+
+const serverSQL = `SELECT
+	(SELECT json_object_agg(name, setting::int) FROM pg_settings WHERE name IN ('max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')),
+	current_setting('data_checksums') = 'on' OR current_setting('wal_log_hints') = 'on',
+	ARRAY(SELECT name FROM pg_settings WHERE pending_restart ORDER BY name),
+	current_setting('default_transaction_read_only') = 'on'`
+
+const shutdownSQL = `SELECT
+	coalesce((SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), 0)::float8,
+	(SELECT count(*)::int FROM pg_prepared_xacts),
+	coalesce((SELECT last_failed_time > coalesce(last_archived_time, '-infinity') FROM pg_stat_archiver), false),
+	(SELECT count(*)::int FROM pg_stat_progress_basebackup)`
+
+// Look gathers the facts. primary is a connection to the primary. It changes nothing. An error
+// means that the primary does not answer; what else could not be asked is in the facts.
+func Look(ctx context.Context, primary *registry.Server, w *voters.Watch, target int32) (Facts, error) {
+	peers := w.Peers()
+	f := Facts{Rule: voters.NewestRule(peers), Peers: peers, Names: map[int32]string{}}
+	for _, r := range w.Records() {
+		f.Names[int32(r.ID)] = r.Name
+	}
+	f.Primary, f.Target = w.Record(f.Rule.Primary), w.Record(target)
+	var err error
+	if f.Servers[0], err = lookServer(ctx, primary); err != nil {
+		return f, err
+	}
+	if f.Shutdown, err = lookShutdown(ctx, primary); err != nil {
+		return f, err
+	}
+	if v := w.Voter(target); v != nil {
+		f.Servers[1].Err = v.Run(ctx, func(n *registry.Server) (err error) {
+			if f.Servers[1], err = lookServer(ctx, n); err != nil {
+				return err
+			}
+			return n.Conn.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::int8`).Scan(&f.Servers[1].Replay)
+		})
+	}
+	at := voters.PeerOf(peers, target).Position.LSN
+	var now int64
+	if err := primary.Conn.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1::text::pg_lsn)::int8`, at.String()).Scan(&now); err != nil {
+		return f, primary.QueryError("compare positions", err)
+	}
+	f.Servers[1].Received = max(0, now)
+	return f, nil
+}
+
+func lookServer(ctx context.Context, n *registry.Server) (s Server, err error) {
+	if err = n.Conn.QueryRow(ctx, serverSQL).Scan(&s.Capacity, &s.Rewinds, &s.Restart, &s.ReadOnly); err != nil {
+		err = n.QueryError("look at the settings", err)
+	}
+	return s, err
+}
+
+func lookShutdown(ctx context.Context, n *registry.Server) (s Shutdown, err error) {
+	var age float64
+	if err := n.Conn.QueryRow(ctx, shutdownSQL).Scan(&age, &s.Prepared, &s.Failing, &s.Backups); err != nil {
+		return s, n.QueryError("look at what a shutdown waits for", err)
+	}
+	s.Transaction, s.Archive = time.Duration(age*float64(time.Second)), -1
+	_ = n.Conn.QueryRow(ctx, `SELECT count(*)::int FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'`).Scan(&s.Archive) // this needs a privilege
+	return s, nil
+}

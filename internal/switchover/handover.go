@@ -1,0 +1,397 @@
+package switchover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/plan"
+	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// Options are what a handover needs of the daemon of the primary.
+type Options struct {
+	Request election.Handover
+	Self    registry.Record    // the primary
+	Server  *postmaster.Server // its server
+	Watch   *voters.Watch
+	Policy  election.Policy
+	Limits  Limits
+	Log     *slog.Logger
+
+	// Connect opens a connection to the server.
+	Connect func(context.Context) (*registry.Server, error)
+	// Suspend leaves starting and stopping the server to the handover, until resume is called. A
+	// lease is not kept meanwhile, so it is called when the server is told to end.
+	Suspend func() (resume func())
+	// MayRun reports whether the server, which is down, may be started as the primary: nobody else
+	// can have been elected.
+	MayRun func(context.Context) (bool, error)
+	// Elect holds the election after the server has ended. The policy prefers the target. pledged
+	// reports whether any voter was asked for its pledge.
+	Elect func(context.Context, election.Policy) (pledged bool, err error)
+}
+
+// Handover is one handover under way.
+type Handover struct {
+	Options
+	Steps []registry.FailoverStep // those that are done
+
+	start  time.Time
+	target registry.Record
+	rule   election.Rule
+}
+
+// New prepares a handover. [Handover.Run] carries it out.
+func New(o Options) *Handover {
+	return &Handover{Options: o, start: time.Now(), Steps: []registry.FailoverStep{}}
+}
+
+// done records and logs a step. A test can make the process die at a step.
+func (h *Handover) done(step, evidence string, args ...any) {
+	evidence = fmt.Sprintf(evidence, args...)
+	h.Steps = append(h.Steps, registry.FailoverStep{Step: step, After: time.Since(h.start), Evidence: evidence})
+	h.Log.Info("switchover", "step", step, "elapsed", time.Since(h.start).Round(time.Microsecond), "evidence", evidence)
+	if os.Getenv("REPMGR_TEST_DIE_AT") == step {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+}
+
+// Run carries the handover out. Until the server is told to end, an error means that nothing was
+// changed. After that, an error before the election means that the server was started again as
+// the primary. An error of the election means that the server is started as a standby, and that
+// the daemons of all nodes go on with the election.
+func (h *Handover) Run(ctx context.Context) error {
+	if err := h.prepare(ctx); err != nil {
+		h.forget(ctx)
+		return err
+	}
+	defer h.Suspend()()
+	if err := h.stop(ctx); err != nil {
+		return h.goOn(ctx, err)
+	}
+	pledged, err := h.elect(ctx)
+	switch {
+	case err == nil:
+		h.leave(ctx)
+		return nil
+	case !pledged && !h.Server.Runs():
+		return h.goOn(ctx, err)
+	}
+	return h.giveUp(ctx, err)
+}
+
+// prepare makes all checks and does everything that can be done while the primary serves.
+func (h *Handover) prepare(ctx context.Context) error {
+	n, err := h.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	h.Watch.Refresh(ctx, h.Watch.Settings().SilenceTimeout/2)
+	if err := h.check(ctx, n); err != nil {
+		return err
+	}
+	if err := h.checkpoint(ctx, n); err != nil {
+		return err
+	}
+	return h.notice(ctx, n)
+}
+
+func (h *Handover) check(ctx context.Context, n *registry.Server) error {
+	peers := h.Watch.Peers()
+	h.rule = voters.NewestRule(peers)
+	target := h.Request.Target
+	if target == 0 {
+		target = Choose(h.Policy, h.rule, peers)
+	}
+	if target == 0 {
+		return failure.Of(failure.ErrRefused, "no standby may be promoted")
+	}
+	h.target = h.Watch.Record(target)
+	facts, err := Look(ctx, n, h.Watch, target)
+	if err != nil {
+		return err
+	}
+	p := facts.Plan(h.Policy, h.Limits)
+	for _, w := range p.Warnings {
+		h.Log.Warn("switchover: "+w.String(), "hint", w.Hint)
+	}
+	if left := p.Standing(h.Request.Force); len(left) > 0 {
+		return Refused(left)
+	}
+	h.done(StepChecked, "%s can become the primary", h.target)
+	return nil
+}
+
+// checkpoint makes the checkpoint of the shutdown short, and waits until the target has nearly
+// all WAL.
+func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
+	if _, err := n.Conn.Exec(postgres.Unlimited(ctx), `CHECKPOINT`); err != nil {
+		return n.QueryError("make a checkpoint", err)
+	}
+	limit := h.Request.Limit
+	limited, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s did not receive the primary's WAL within %s", h.target, limit))
+	defer cancel()
+	var lacks int64
+	err := n.Poll(limited, func() (bool, error) {
+		at := voters.PeerOf(h.Watch.Refresh(limited, h.Watch.Settings().SilenceTimeout/2), int32(h.target.ID))
+		err := n.Conn.QueryRow(limited, `SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1::text::pg_lsn)::int8`, at.Position.LSN.String()).Scan(&lacks)
+		return lacks < closeLag, err
+	})
+	if err != nil {
+		return err
+	}
+	h.done(StepCheckpointed, "%s lacks %d bytes", h.target, max(0, lacks))
+	return nil
+}
+
+// closeLag is how many bytes of WAL the target may lack when the shutdown begins: it receives
+// them in a moment.
+const closeLag = 1 << 20
+
+// notice tells the other nodes, and the server itself, that the handover begins. The target must
+// be told; others that could not be may begin an election of their own, which does no harm.
+func (h *Handover) notice(ctx context.Context, n *registry.Server) error {
+	silence := h.Watch.Settings().SilenceTimeout
+	told := h.Request
+	told.Target, told.Hold = int32(h.target.ID), h.Request.Limit+3*silence
+	limited, cancel := context.WithTimeoutCause(ctx, silence, fmt.Errorf("no answer within silence_timeout (%s)", silence))
+	defer cancel()
+	if err := n.SetHandover(limited, told); err != nil {
+		return err
+	}
+	missing := h.tellAll(limited, told)
+	if err := missing[int32(h.target.ID)]; err != nil {
+		return fmt.Errorf("tell %s that the handover begins: %w", h.target, err)
+	}
+	for id, err := range missing {
+		h.Log.Warn("switchover: a node could not be told", "node_id", id, "err", err)
+	}
+	h.done(StepNoticed, "%d nodes were told", len(h.Watch.Records())-1-len(missing))
+	return nil
+}
+
+// tellAll writes the notice on all other nodes that answer, or removes it, and returns the errors.
+func (h *Handover) tellAll(ctx context.Context, told election.Handover) map[int32]error {
+	type result struct {
+		id  int32
+		err error
+	}
+	var asked int
+	results := make(chan result, len(h.Watch.Records()))
+	for _, p := range voters.Answering(h.Watch.Peers()) {
+		v := h.Watch.Voter(p.ID)
+		if p.ID == election.Arbiter || p.ID == int32(h.Self.ID) || v == nil {
+			continue
+		}
+		asked++
+		go func() { // the loop below waits for it
+			results <- result{p.ID, v.RunNow(ctx, func(n *registry.Server) error { return n.SetHandover(ctx, told) })}
+		}()
+	}
+	missing := map[int32]error{}
+	for range asked {
+		if r := <-results; r.err != nil {
+			missing[r.id] = r.err
+		}
+	}
+	return missing
+}
+
+// stop shuts the server down in order, and makes sure that the target has everything.
+func (h *Handover) stop(ctx context.Context) error {
+	srv := *h.Server
+	srv.StopTimeout = h.Request.Limit
+	if err := srv.Stop(ctx); err != nil {
+		return err
+	}
+	control, err := pgcontrol.Read(srv.Dir)
+	if err != nil {
+		return fmt.Errorf("look at the server that was shut down: %w", err)
+	}
+	if control.State != pgcontrol.ShutDown {
+		return failure.Of(failure.ErrServerControl, "the server ended, but not in order: pg_control says %q", control.State)
+	}
+	h.done(StepStopped, "its last checkpoint is at %s", control.Checkpoint)
+	return h.received(ctx)
+}
+
+// received waits until the WAL of the target ends with the record of the shutdown.
+func (h *Handover) received(ctx context.Context) error {
+	limit := h.Watch.Settings().SilenceTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s has not received the end of the primary's WAL within %s", h.target, limit))
+	defer cancel()
+	for {
+		p := voters.PeerOf(h.Watch.Refresh(ctx, limit/4), int32(h.target.ID))
+		if p.ShutDown {
+			h.done(StepReceived, "%s has everything, up to %s", h.target, p.Position)
+			return nil
+		}
+		if err := wait.Pause(ctx, postgres.PollInterval); err != nil {
+			return err
+		}
+	}
+}
+
+// elect lets a majority elect the target. Where there is no majority without this node, its
+// server is started first, as a standby without an upstream.
+func (h *Handover) elect(ctx context.Context) (pledged bool, err error) {
+	policy := h.Policy
+	policy.OnShutdown, policy.Prefer = true, int32(h.target.ID)
+	others := slices.DeleteFunc(ids(election.AbleToPledge(voters.Answering(h.Watch.Peers()))), func(id int32) bool { return id == int32(h.Self.ID) })
+	if !h.rule.Majority(others) {
+		if err := h.startAsStandby(ctx); err != nil {
+			return false, err
+		}
+	}
+	if pledged, err = h.Elect(ctx, policy); err == nil {
+		h.done(StepElected, "%s", h.target)
+	}
+	return pledged, err
+}
+
+// startAsStandby starts the server as a standby without an upstream, so that it has a vote.
+func (h *Handover) startAsStandby(ctx context.Context) error {
+	if err := h.Server.Mark(handedOver); err != nil {
+		return err
+	}
+	mark, _ := h.Server.ReadMark()
+	if err := h.Server.Start(ctx); err != nil {
+		return err
+	}
+	_ = h.Server.Unmark(mark) // a mark that stays makes it a standby once more
+	limit := h.Watch.Settings().SilenceTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "the former primary does not answer as a standby within %s", limit))
+	defer cancel()
+	for {
+		p := voters.PeerOf(h.Watch.Refresh(ctx, limit/4), int32(h.Self.ID))
+		if p.Answer == election.Answers && p.Running == election.Standby {
+			return nil
+		}
+		if err := wait.Pause(ctx, postgres.PollInterval); err != nil {
+			return err
+		}
+	}
+}
+
+// handedOver is the reason in the mark of a server that handed over.
+const handedOver = "a switchover"
+
+// Resume marks a server that was shut down for a handover which its daemon did not complete: it
+// is started as a standby without an upstream, so that it can vote, and be elected again. term is
+// that of the newest rule that is known. It reports whether it did so.
+func Resume(srv *postmaster.Server, term int64) (bool, error) {
+	if srv.Runs() || srv.IsStandby() {
+		return false, nil
+	}
+	text, err := postmaster.ReadAutoConf(srv.Dir)
+	if err != nil {
+		return false, err
+	}
+	set, err := ballot.FileSettings(text)
+	if h := registry.ParseHandover(set[registry.HandoverSetting]); err != nil || h.Hold == 0 || h.Term != term {
+		return false, err
+	}
+	if control, err := pgcontrol.Read(srv.Dir); err != nil || control.State != pgcontrol.ShutDown {
+		return false, err
+	}
+	return true, srv.Mark(handedOver)
+}
+
+// goOn starts the server again as the primary. The other nodes leave the election to this daemon,
+// and it has asked nobody for a pledge; where a node was elected nevertheless, the server is
+// started as a standby. The error says which.
+func (h *Handover) goOn(ctx context.Context, why error) error {
+	ctx = context.WithoutCancel(ctx)
+	if err := h.Server.Fence(ctx); err != nil { // a shutdown that hangs can not be taken back
+		return errors.Join(why, err)
+	}
+	if may, err := h.MayRun(ctx); err != nil || !may {
+		return h.giveUp(ctx, errors.Join(why, err))
+	}
+	if err := h.Server.Start(ctx); err != nil {
+		return errors.Join(why, fmt.Errorf("start it again as the primary: %w", err))
+	}
+	h.forget(ctx)
+	return failure.WithHint(fmt.Errorf("%w; %s goes on as the primary", why, h.Self), "%s", failure.Hint(why))
+}
+
+// giveUp starts the server as a standby without an upstream. The notices stay, so that the daemons
+// of all nodes go on with the election.
+func (h *Handover) giveUp(ctx context.Context, why error) error {
+	if h.Server.Runs() {
+		return why
+	}
+	return errors.Join(why, h.startAsStandby(context.WithoutCancel(ctx)))
+}
+
+// forget removes the request and the notices while the server runs as the primary.
+func (h *Handover) forget(ctx context.Context) {
+	silence := h.Watch.Settings().SilenceTimeout
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), silence)
+	defer cancel()
+	n, err := h.Connect(ctx)
+	if err == nil {
+		err = n.SetHandover(ctx, election.Handover{})
+		n.Close()
+	}
+	if err != nil {
+		h.Log.Warn("switchover: the request could not be removed", "err", err, "hint", "On the primary: ALTER SYSTEM RESET "+registry.HandoverSetting)
+	}
+	h.tellAll(ctx, election.Handover{}) // what remains is void after a while, and in every other term
+}
+
+// leave removes the request from the data directory of the server, which is down or a standby
+// now, and the notices.
+func (h *Handover) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.Watch.Settings().SilenceTimeout)
+	defer cancel()
+	h.tellAll(ctx, election.Handover{})
+	if h.Server.Runs() {
+		if n, err := h.Connect(ctx); err == nil {
+			_ = n.SetHandover(ctx, election.Handover{}) // it is void in the new term
+			n.Close()
+		}
+		return
+	}
+	_ = postmaster.SetAutoConf(h.Server.Dir, nil, []string{registry.HandoverSetting}) // the same
+}
+
+// Choose is the standby that an election would promote now. 0: none may be promoted.
+func Choose(p election.Policy, r election.Rule, peers []election.Peer) int32 {
+	able := election.AbleToPledge(p.Electors(r, peers))
+	return p.Best(r, slices.DeleteFunc(able, func(o election.Peer) bool { return o.ID == r.Primary }))
+}
+
+// Refused is the error of a switchover that can not begin: it names every obstacle at once.
+func Refused(left []plan.Obstacle) error {
+	var texts, hints []string
+	for _, o := range left {
+		texts = append(texts, o.String())
+		hint := o.Hint
+		if o.Force {
+			hint += " Or use --force."
+		}
+		hints = append(hints, hint)
+	}
+	text := strings.Join(texts, "\n  - ")
+	if len(left) > 1 {
+		text = "\n  - " + text
+	}
+	return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: %s", text), "%s", strings.Join(hints, "\n"))
+}

@@ -1,0 +1,53 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// HandoverSetting is the server setting by which a primary is asked to hand over, and by which
+// other nodes are told that it has begun: an [election.Handover] as JSON. It is in the file of
+// ALTER SYSTEM, so it survives a crash of the server and of every daemon; a clone drops it.
+const HandoverSetting = "repmgr.switchover"
+
+// ParseHandover parses the value of the setting. What can not be parsed is no handover.
+func ParseHandover(text string) (h election.Handover) {
+	if text == "" || json.Unmarshal([]byte(text), &h) != nil {
+		return election.Handover{}
+	}
+	return h
+}
+
+// SetHandover writes the setting, and lets the daemons notice it. The zero Handover removes it.
+func (n *Server) SetHandover(ctx context.Context, h election.Handover) error {
+	if err := n.MayAlterSystem(ctx, []string{HandoverSetting}); err != nil {
+		return err
+	}
+	var err error
+	if h == (election.Handover{}) {
+		err = ballot.Remove(ctx, n.Conn, HandoverSetting)
+	} else {
+		var text []byte
+		if text, err = json.Marshal(h); err != nil {
+			return fmt.Errorf("write %s: %w", HandoverSetting, err)
+		}
+		err = ballot.Store(ctx, n.Conn, HandoverSetting, string(text))
+	}
+	if err != nil {
+		return n.QueryError("set "+HandoverSetting, err)
+	}
+	return n.Reload(ctx)
+}
+
+// Handover reads the setting.
+func (n *Server) Handover(ctx context.Context) (election.Handover, error) {
+	set, err := ballot.ReadSettings(ctx, n.Conn)
+	if err != nil {
+		return election.Handover{}, n.QueryError("read "+HandoverSetting, err)
+	}
+	return ParseHandover(set[HandoverSetting]), nil
+}

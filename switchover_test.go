@@ -1,0 +1,123 @@
+package repmgr_test
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// A switchover goes from any node to any node, loses nothing that was acknowledged, and leaves
+// every node streaming from the new primary, without a rewind.
+func TestSwitchover(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			nodes, _ := startCluster(t, 3, mode)
+			w := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{nodes[0].Conninfo(), nodes[1].Conninfo(), nodes[2].Conninfo()}})
+			primary := nodes[0]
+			for round, to := range []*node{nodes[1], nodes[2], nodes[0]} {
+				res, err := to.Switchover(t.Context(), repmgr.SwitchoverOptions{})
+				require.NoError(t, err)
+				require.Equal(t, to.cfg.NodeID, res.To.ID)
+				require.Equal(t, primary.cfg.NodeID, res.From.ID)
+				require.Equal(t, int64(round+2), res.Term)
+				require.True(t, res.Returned)
+				require.Equal(t, "f", to.QueryString(t, `SELECT pg_is_in_recovery()`))
+				for _, n := range nodes {
+					if n != to {
+						waitStreams(t, to, n)
+					}
+				}
+				require.Equal(t, "0", to.QueryString(t, `SELECT count(*) FROM repmgr.events WHERE event = 'node_rejoin' AND details LIKE '%rewind%'`))
+				primary = to
+			}
+			w.Stop()
+			w.Verify(t, primary.Conninfo())
+		})
+	}
+}
+
+// waitStreams waits until a standby streams from the primary.
+func waitStreams(t *testing.T, primary, standby *node) {
+	t.Helper()
+	pgtest.WaitFor(t, standby.cfg.NodeName+" to stream from "+primary.cfg.NodeName, func(context.Context) error {
+		if got := primary.QueryString(t, `SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = $1`, standby.cfg.NodeName); got != "1" {
+			return fmt.Errorf("%s streams", got)
+		}
+		return nil
+	})
+}
+
+// With two nodes the old primary's vote is needed: its server is started as a standby first.
+func TestSwitchover_TwoNodes(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 2, repmgr.SynchronousQuorum)
+	res, err := nodes[0].Switchover(t.Context(), repmgr.SwitchoverOptions{})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.NodeID(2), res.To.ID)
+	waitStreams(t, nodes[1], nodes[0])
+}
+
+// Everything that stands in the way is named at once, and nothing was changed.
+func TestSwitchover_Refused(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	ctx := t.Context()
+	nodes[0].Exec(t, `UPDATE repmgr.nodes SET priority = 0 WHERE node_id = 2`)
+	waitSame(t, nodes[0], nodes[1])
+	waitLooked(t, nodes)
+	_, err := nodes[1].Switchover(ctx, repmgr.SwitchoverOptions{})
+	require.ErrorIs(t, err, repmgr.ErrRefused)
+	require.ErrorContains(t, err, "its priority is 0")
+	p, err := nodes[1].PlanSwitchover(ctx, repmgr.SwitchoverOptions{})
+	require.NoError(t, err)
+	require.Equal(t, "target_unfit", p.Obstacles[0].Code)
+	require.Len(t, p.Steps, 7)
+
+	_, err = nodes[0].Switchover(ctx, repmgr.SwitchoverOptions{To: 1})
+	require.ErrorContains(t, err, "it is the primary already")
+	_, err = nodes[0].Switchover(ctx, repmgr.SwitchoverOptions{To: 9})
+	require.ErrorIs(t, err, repmgr.ErrNotRegistered)
+	res, err := nodes[0].Switchover(ctx, repmgr.SwitchoverOptions{DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.NodeID(3), res.To.ID, "the one that may be promoted")
+	require.Equal(t, "1", nodes[0].QueryString(t, `SELECT max(term) FROM repmgr.rules`))
+
+	_, err = nodes[0].Pause(ctx, repmgr.PauseOptions{})
+	require.NoError(t, err)
+	waitLooked(t, nodes)
+	_, err = nodes[2].Switchover(ctx, repmgr.SwitchoverOptions{})
+	require.ErrorContains(t, err, "failover is paused")
+}
+
+// A shutdown that hangs is given up: the primary goes on, and the error says why.
+func TestSwitchover_ShutdownHangs(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	pid := pgtest.Query[int](t, nodes[0].Server, `SELECT pid FROM pg_stat_replication WHERE application_name = 'node3'`)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	_, err := nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{Timeout: 2 * time.Second})
+	require.ErrorIs(t, err, repmgr.ErrRefused)
+	require.ErrorContains(t, err, "goes on as the primary")
+	pgtest.WaitFor(t, "the primary to be back", func(ctx context.Context) error {
+		s, err := repmgr.Connect(ctx, nodes[0].Conninfo())
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		st, err := s.Status(ctx)
+		if err == nil && st.InRecovery {
+			err = fmt.Errorf("it runs as a standby")
+		}
+		return err
+	})
+	require.Equal(t, "1", nodes[0].QueryString(t, `SELECT max(term) FROM repmgr.rules`))
+}
