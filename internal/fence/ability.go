@@ -22,7 +22,8 @@ type ability struct {
 
 // Prove tests, without stopping anything, whether this process could stop the server that n
 // leads to: at the start, over each new connection, and at intervals. tried is false where no
-// test is due, or where ctx ended before there was a result; err says what is missing.
+// test is due, or where ctx or the connection ended before there was a result, because the server
+// was stopped; err says what is missing.
 func (g *Guard) Prove(ctx context.Context, n *registry.Server) (tried bool, err error) {
 	g.mu.Lock()
 	a, device := g.ability, g.device
@@ -31,7 +32,7 @@ func (g *Guard) Prove(ctx context.Context, n *registry.Server) (tried bool, err 
 		return false, nil
 	}
 	err = g.tryFence(ctx, n)
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || n.Conn.IsClosed() {
 		return false, nil //nolint:nilerr // nothing was found out
 	}
 	g.mu.Lock()
