@@ -1,9 +1,13 @@
 package postmaster
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/failure"
 )
 
 func TestMergeAutoConf(t *testing.T) {
@@ -34,4 +38,21 @@ func TestServer_UnmarkLeavesALaterFence(t *testing.T) {
 	mark, _ = s.ReadMark()
 	require.Nil(t, mark)
 	require.NoError(t, s.Unmark(later))
+}
+
+// A program of another major version in PATH is not taken: it could not start the server.
+func TestServer_ProgramOfAnotherVersion(t *testing.T) {
+	s, bin := &Server{Dir: t.TempDir()}, t.TempDir()
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "pg_nothing"), []byte("#!/bin/sh\necho 'pg_nothing (PostgreSQL) 12.3 (Debian 12.3-1)'\n"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(s.Dir, "PG_VERSION"), []byte("12\n"), 0o600))
+	path, err := s.Program("pg_nothing")
+	require.NoError(t, err)
+	require.Equal(t, filepath.Join(bin, "pg_nothing"), path)
+
+	require.NoError(t, os.WriteFile(filepath.Join(s.Dir, "PG_VERSION"), []byte("13\n"), 0o600))
+	_, err = s.Program("pg_nothing")
+	require.ErrorIs(t, err, failure.ErrServerControl)
+	require.ErrorContains(t, err, "is not of PostgreSQL 13")
+	require.Contains(t, failure.Hint(err), "pg_bindir")
 }

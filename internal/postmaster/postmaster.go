@@ -52,6 +52,8 @@ const (
 	killLimit = 10 * time.Second
 	// processPoll is the interval at which processes and the progress of a start are checked.
 	processPoll = 2 * time.Millisecond
+	// versionLimit limits the wait for a program that is asked for its version.
+	versionLimit = 5 * time.Second
 	// startLogName is the file, in the data directory, for the output of a server that we have
 	// started, unless it collects its log itself.
 	startLogName = "repmgr-start.log"
@@ -406,9 +408,11 @@ func (s *Server) Args() []string {
 }
 
 // Program finds one of PostgreSQL's programs of the version of the data
-// directory: in pg_bindir, where the server ran from, where packages put it, in PATH.
+// directory: in pg_bindir, where the server ran from, where packages put it, in PATH. What PATH
+// has may be of another version, which could not start the server.
 func (s *Server) Program(name string) (string, error) {
 	var dirs []string
+	major := 0
 	if s.BinDir != "" {
 		dirs = []string{s.BinDir}
 	} else {
@@ -416,7 +420,8 @@ func (s *Server) Program(name string) (string, error) {
 		if path, _, ok := strings.Cut(string(opts), ` "`); ok {
 			dirs = append(dirs, filepath.Dir(path))
 		}
-		if major, err := pgcontrol.ReadVersion(s.Dir); err == nil {
+		if version, err := pgcontrol.ReadVersion(s.Dir); err == nil {
+			major = version
 			dirs = append(dirs, fmt.Sprintf("/usr/lib/postgresql/%d/bin", major), fmt.Sprintf("/usr/pgsql-%d/bin", major))
 		}
 	}
@@ -426,12 +431,31 @@ func (s *Server) Program(name string) (string, error) {
 			return path, nil
 		}
 	}
+	other := ""
 	if s.BinDir == "" {
-		if path, err := exec.LookPath(name); err == nil {
+		path, err := exec.LookPath(name)
+		if err == nil && (major == 0 || majorOf(path) == major) {
 			return path, nil
 		}
+		if err == nil {
+			other = fmt.Sprintf("; %s is not of PostgreSQL %d, which made the data directory", path, major)
+		}
 	}
-	return "", failure.WithHint(failure.Of(failure.ErrServerControl, "program %s was not found in %s", name, strings.Join(dirs, ", ")), "Set pg_bindir in repmgr.conf to the directory of PostgreSQL's programs.")
+	return "", failure.WithHint(failure.Of(failure.ErrServerControl, "program %s was not found in %s%s", name, strings.Join(dirs, ", "), other), "Set pg_bindir in repmgr.conf to the directory of PostgreSQL's programs.")
+}
+
+// majorOf is the major version of one of PostgreSQL's programs, or 0.
+func majorOf(path string) int {
+	ctx, cancel := context.WithTimeout(context.Background(), versionLimit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").Output() // such as "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"
+	_, version, ok := strings.Cut(string(out), ") ")
+	if err != nil || !ok {
+		return 0
+	}
+	digits := strings.IndexFunc(version, func(r rune) bool { return r < '0' || r > '9' })
+	major, _ := strconv.Atoi(version[:max(0, digits)])
+	return major
 }
 
 // StartError is the error of a server that did not start, with the last lines of its log.
