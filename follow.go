@@ -182,12 +182,12 @@ func (c *Cluster) follow(ctx context.Context, n *registry.Server, node, target R
 	switch {
 	case err != nil:
 		return res, err
-	case node.Role == RoleWitness:
+	case node.Role == registry.RoleWitness:
 		return res, hint(kind(ErrNotStandby, "%s is a witness", node), "A witness streams from nobody: there is nothing to do.")
 	case !status.InRecovery:
 		return res, hint(kind(ErrNotStandby, "%s runs as a primary", node), "Only a standby can follow. If %s is to be one of %s: %s", node.Name, target.Name, follow.RejoinCommand(node, target, "--force-rewind"))
 	case target.ID == node.ID:
-		return res, hint(kind(ErrConfig, "%s can not follow itself", node), "Name another node with --upstream-node-id. Without it, the standby follows the primary.")
+		return res, hint(kind(ErrConfig, "%s can not follow itself", node), "Leave --upstream-node-id out, and it streams from the primary.")
 	}
 	up, err := c.connectTo(ctx, target)
 	if err != nil {
