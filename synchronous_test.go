@@ -119,6 +119,8 @@ func TestQuorum_OpensNoTermBeforeACommitWaits(t *testing.T) {
 	waitSync(t, nodes[0], `ANY 1 ("node2", "node3")`, 1)
 	goOn := stopCheckpointer(t, nodes[1])
 	stop()
+	waitSame(t, nodes[0], nodes[2])
+	waitSame(t, nodes[0], nodes[1]) // where node3 had more, it would win
 	nodes[0].Kill()
 	_, err := nodes[1].Failover(t.Context(), repmgr.FailoverOptions{})
 	require.ErrorContains(t, err, "commits do not wait")

@@ -231,14 +231,17 @@ func (h *Handover) stop(ctx context.Context) error {
 	return h.received(ctx)
 }
 
-// received waits until the WAL of the target ends with the record of the shutdown.
+// received waits until the WAL of the target ends with the record of the shutdown, and until the
+// server is seen to refuse connections: an attempt that met its end in the middle may look like
+// silence, which is no ground for an election yet.
 func (h *Handover) received(ctx context.Context) error {
 	limit := h.Watch.Settings().SilenceTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s has not received the end of the primary's WAL within %s", h.target, limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s is not seen to have the end of the primary's WAL within %s", h.target, limit))
 	defer cancel()
 	for {
-		p := voters.PeerOf(h.Watch.Refresh(ctx, limit/4), int32(h.target.ID))
-		if p.ShutDown {
+		peers := h.Watch.Refresh(ctx, limit/4)
+		p := voters.PeerOf(peers, int32(h.target.ID))
+		if p.ShutDown && voters.PeerOf(peers, int32(h.Self.ID)).Answer == election.Refused {
 			h.done(StepReceived, "%s has everything, up to %s", h.target, p.Position)
 			return nil
 		}
