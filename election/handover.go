@@ -65,16 +65,17 @@ func (s State) HandsOver(now time.Time) bool {
 	return s.Handover.ID != "" && now.Sub(s.HandoverAt) < s.Handover.Hold+noticeWindow
 }
 
-// handoverRest is how many times silence_timeout a handover may take once the server has ended.
+// handoverRest is how many times silence_timeout a handover may take once the server has ended, or
+// its machine is silent.
 const handoverRest = 3
 
 // heldBack is how much longer this monitor leaves the election to the one that carries out a
-// handover: for the time in the notice, by its own clock from when it first saw that, and only for
-// a short time once the server of the primary has ended. A server that shuts down, or recovers
-// because the handover was given up, says so.
+// handover: for the time in the notice, by its own clock from when it first saw that, while the
+// server of the primary says that it shuts down, or recovers because the handover was given up; and
+// only for a short time where it says anything else, or nothing.
 func (p Policy) heldBack(s State, o Observation) time.Duration {
 	left := s.Handover.Hold - o.Now.Sub(s.HandoverAt)
-	if primary := find(o.Peers, o.Rule.Primary); primary.Answer == Refused || primary.Answer == Answers {
+	if primary := find(o.Peers, o.Rule.Primary); primary.Answer != NotAccepting {
 		left = min(left, handoverRest*p.Silence-o.Now.Sub(primary.Since))
 	}
 	return left

@@ -86,6 +86,15 @@ func TestPolicy_LeavesTheElectionToAHandover(t *testing.T) {
 	d = p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-8 * time.Second)}, ended)
 	require.True(t, elects(d), "a server that has ended is not waited for so long")
 
+	for _, answer := range []Answer{Silent, Hangs, Rejects, NoSlots} { // its machine has died, or nobody can know what it does
+		gone := at(now, notice)
+		gone.Peers[0].Answer, gone.Peers[0].Ended, gone.Peers[0].Since = answer, false, now.Add(-7*time.Second)
+		require.LessOrEqual(t, p.heldBack(State{Handover: notice, HandoverAt: now.Add(-8 * time.Second)}, gone), time.Duration(0), answer)
+	}
+	shuts := at(now, notice)
+	shuts.Peers[0].Answer, shuts.Peers[0].Since = NotAccepting, now.Add(-7*time.Second)
+	require.Equal(t, 2*time.Second, p.heldBack(State{Handover: notice, HandoverAt: now.Add(-8 * time.Second)}, shuts), "it still shuts down")
+
 	old := notice
 	old.Term = 3
 	d = p.Step(State{Phase: AsStandby}, at(now, old))
