@@ -30,7 +30,7 @@ import (
 // repmgr 5 or of an older version of this program is upgraded first.
 func (m *Monitor) register(ctx context.Context, force bool) error {
 	o := RegisterOptions{Force: force, WaitStart: postgres.DefaultConnectTimeout}
-	status, _, err := m.node.LookLocal(ctx)
+	status, err := m.node.LookLocal(ctx)
 	if err != nil {
 		return err
 	}
@@ -463,7 +463,8 @@ func (m *Monitor) keeperDaemon() statefile.Daemon {
 			}
 			return srv.Dir, nil
 		},
-		Elsewhere: m.guard.Elsewhere, Report: m.report, Tell: m.tell, Wake: m.lookNow,
+		Elsewhere: m.guard.Elsewhere, Here: func() bool { can := m.guard.CanFence(); return can != nil && *can },
+		Report: m.report, Tell: m.tell, Wake: m.lookNow,
 	}
 }
 

@@ -119,7 +119,14 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 	if v.Primary != nil {
 		o.Upstream = v.readPrimary(ctx)
 	}
-	status, recs, err := v.LookLocal(ctx)
+	status, err := v.LookLocal(ctx)
+	var recs []registry.Record
+	if err == nil {
+		v.dropFormerPrimary(status, o)
+		if v.Primary == nil {
+			recs, err = v.localRecords(ctx)
+		}
+	}
 	if ctx.Err() != nil {
 		return
 	}
@@ -132,20 +139,14 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 	}
 	v.Status = status
 	v.readRule(ctx)
-	switch {
-	case !status.InRecovery:
-		Drop(&v.Primary)
-		o.Upstream = election.View{}
-	case v.Primary != nil && status.Timeline > v.primaryTimeline:
-		Drop(&v.Primary) // this node follows a newer primary, so the earlier one was deposed
-		o.Upstream = election.View{}
-	}
 	if status.InRecovery && v.Primary == nil && !v.Silent(v.RulePrimary()) && v.findPrimary(ctx, recs) {
 		o.Upstream = v.readPrimary(ctx)
 	}
 	if v.Primary != nil { // the primary's copy of the rows counts
 		if theirs, err := v.readRecords(ctx, v.Primary.Server); err == nil {
 			recs = theirs
+		} else if recs == nil {
+			recs, _ = v.localRecords(ctx)
 		}
 	}
 	o.Local = election.View{Up: true, InRecovery: status.InRecovery, Position: status.Position()}
@@ -162,6 +163,15 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 		if r.UpstreamID == v.Self.ID && r.Role == registry.RoleStandby {
 			o.Children[int32(r.ID)] = registry.Attachment(status, r.Name) != ""
 		}
+	}
+}
+
+// dropFormerPrimary ends the connection to the primary that was known, where the local server
+// shows that it is not its primary any more.
+func (v *Node) dropFormerPrimary(local registry.NodeStatus, o *election.Observation) {
+	if !local.InRecovery || v.Primary != nil && local.Timeline > v.primaryTimeline { // it follows a newer primary, so the earlier one was deposed
+		Drop(&v.Primary)
+		o.Upstream = election.View{}
 	}
 }
 
@@ -249,7 +259,7 @@ func (v *Node) resume(ctx context.Context) {
 
 // LookLocal reads the state of the local server. Where the old connection is broken, it opens a
 // new one.
-func (v *Node) LookLocal(ctx context.Context) (registry.NodeStatus, []registry.Record, error) {
+func (v *Node) LookLocal(ctx context.Context) (registry.NodeStatus, error) {
 	ctx, cancel := Limit(ctx)
 	defer cancel()
 	fresh := v.Local == nil
@@ -257,26 +267,37 @@ func (v *Node) LookLocal(ctx context.Context) (registry.NodeStatus, []registry.R
 		if v.Local == nil {
 			var err error
 			if v.Local, err = v.Open(ctx, v.ID, v.ConnectLocal); err != nil {
-				return registry.NodeStatus{}, nil, err
+				return registry.NodeStatus{}, err
 			}
 		}
 		if v.knowsLocal() {
-			return v.Status, v.Records, nil
+			return v.Status, nil
 		}
 		status, err := v.Local.Status(ctx)
 		if err == nil {
-			recs, errRecs := ownRecords(ctx, v.Local.Server)
-			if errRecs == nil || errors.Is(errRecs, failure.ErrNotRegistered) {
-				return status, recs, nil // a server without metadata has no rows
-			}
-			err = errRecs
+			return status, nil
 		}
 		Drop(&v.Local)
 		if fresh {
-			return registry.NodeStatus{}, nil, err
+			return registry.NodeStatus{}, err
 		}
 		fresh = true // an old connection may have ended with a server that runs again
 	}
+}
+
+// localRecords reads the rows that the local server has. A server without metadata has none.
+func (v *Node) localRecords(ctx context.Context) ([]registry.Record, error) {
+	if v.knowsLocal() {
+		return v.Records, nil
+	}
+	ctx, cancel := Limit(ctx)
+	defer cancel()
+	recs, err := ownRecords(ctx, v.Local.Server)
+	if err != nil && !errors.Is(err, failure.ErrNotRegistered) {
+		Drop(&v.Local)
+		return nil, err
+	}
+	return recs, nil
 }
 
 // readPrimary reads the position of the known primary. A primary that does not answer, or is

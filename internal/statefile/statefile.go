@@ -61,6 +61,7 @@ type Keeper struct {
 	reportedDoubleVote string   // the two votes of one term that were last reported
 	reportedNoPledge   string   // the last reported reason why the node could not pledge itself
 	settings           settings // the guarded settings
+	autoConf           autoConf
 }
 
 // Keep writes the nodes, rules and guard of now to the file, where they have changed, or where
@@ -88,7 +89,12 @@ func (k *Keeper) replaced() bool {
 		return false
 	}
 	now, err := os.Stat(k.path)
-	return err != nil || !os.SameFile(now, k.file) || now.Size() != k.file.Size() || !now.ModTime().Equal(k.file.ModTime())
+	return err != nil || !sameFile(now, k.file)
+}
+
+// sameFile reports whether a file is the same one, and was not written since.
+func sameFile(a, b fs.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 func (k *Keeper) write(d Daemon) {

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
@@ -20,6 +24,7 @@ type Daemon struct {
 
 	Dir       func() (string, error) // the data directory. An [failure.ErrConfig] says that it is not known.
 	Elsewhere func() bool            // reports whether the server that answers is known to be on another machine
+	Here      func() bool            // reports whether it is proven to be the one of the data directory
 
 	Report func(what string, err error) // reports a problem; a nil error means that it is over
 	Tell   func(registry.Event)
@@ -52,7 +57,7 @@ func (k *Keeper) TellPledge(d Daemon, me election.Peer) {
 // server.
 func (k *Keeper) KeepVote(ctx context.Context, d Daemon, server *registry.Server, status registry.NodeStatus) {
 	k.loadVote(d)
-	set, err := ballot.ReadSettings(ctx, server.Conn)
+	set, err := k.autoConf.read(ctx, d, server)
 	if errors.Is(err, ballot.ErrMissing) {
 		err = nil // the server held no vote that was saved
 	}
@@ -82,6 +87,33 @@ func (k *Keeper) KeepVote(ctx context.Context, d Daemon, server *registry.Server
 		return
 	}
 	k.lost = ""
+}
+
+// autoConf is the content of postgresql.auto.conf as it was last read, and which file that was. The
+// server is not asked again for a file that has not changed.
+type autoConf struct {
+	file fs.FileInfo // nil: none is known that may be relied on
+	set  map[string]string
+}
+
+// settledAfter is the age at which the time of a file's last change tells it from a later one: a
+// change within one tick of the file system's clock has the same time.
+const settledAfter = time.Second
+
+func (a *autoConf) read(ctx context.Context, d Daemon, server *registry.Server) (map[string]string, error) {
+	var now fs.FileInfo
+	if dir, err := d.Dir(); err == nil && d.Here() {
+		now, _ = os.Stat(filepath.Join(dir, "postgresql.auto.conf"))
+	}
+	if now != nil && a.file != nil && sameFile(now, a.file) {
+		return a.set, nil
+	}
+	*a = autoConf{}
+	set, err := ballot.ReadSettings(ctx, server.Conn)
+	if err == nil && now != nil && time.Since(now.ModTime()) > settledAfter {
+		*a = autoConf{now, set}
+	}
+	return set, err
 }
 
 // sameCandidate reports whether two ballots are for the same candidate. One of them may have
