@@ -80,6 +80,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 // prepare does what must be done before anything is decided: it leaves the node to another
 // Monitor that acts for it, and saves what must be known should the server be down next.
 func (m *Monitor) prepare(ctx context.Context, o election.Observation) {
+	m.testFence(ctx) // before the first announcement: a primary whose daemon does not say that it can stop its server counts as one that nobody would stop
 	m.yieldToOther(ctx)
 	m.saveState(o)
 	m.resumeHandover(o)
@@ -107,7 +108,6 @@ func (m *Monitor) keepReady(ctx context.Context, o election.Observation) {
 	m.report("a pause", m.checkPauseHolds(o))
 	m.reportRejected(o.Peers)
 	m.watchWAL(ctx)
-	m.testFence(ctx)
 	m.stateFile.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
 	m.saveVote(ctx)
 	m.outbox.Keep(ctx, m.outboxDaemon(), m.tasks.current.Is(election.Rejoin))

@@ -10,7 +10,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // A switchover goes from any node to any node, loses nothing that was acknowledged, and leaves
@@ -120,4 +122,25 @@ func TestSwitchover_ShutdownHangs(t *testing.T) {
 		return err
 	})
 	require.Equal(t, "1", nodes[0].QueryString(t, `SELECT max(term) FROM repmgr.rules`))
+}
+
+// What a daemon leaves behind that dies in a switchover before it stops its server: the next one
+// takes it back and says so, and it does not stand in the way of the next switchover.
+func TestSwitchover_LeftBehind(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	for _, n := range nodes {
+		server, err := registry.Connect(t.Context(), "", n.Conninfo())
+		require.NoError(t, err)
+		require.NoError(t, server.SetHandover(t.Context(), election.Handover{ID: "abc", Term: 1, Target: 2, Limit: time.Second, Hold: time.Hour}))
+		server.Close()
+	}
+	pgtest.WaitFor(t, "the event", func(context.Context) error {
+		if got := nodes[0].QueryString(t, `SELECT count(*) FROM repmgr.events WHERE event = 'standby_switchover' AND NOT successful AND details LIKE 'request abc: %goes on as the primary%'`); got != "1" {
+			return fmt.Errorf("%s events", got)
+		}
+		return nil
+	})
+	_, err := nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{})
+	require.NoError(t, err)
 }

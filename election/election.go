@@ -191,6 +191,7 @@ type State struct {
 	PrimarySince   time.Time // since when the local server runs as a primary
 	Handover       Handover  // the handover that the primary has begun, as this monitor was told
 	HandoverAt     time.Time // since when it knows of that
+	HandoverBegun  string    // the newest handover that this monitor was to carry out
 	BallotAt       time.Time // since when a ballot of BallotFor is known
 	BallotFor      int64     // the highest term of any ballot
 }
@@ -402,14 +403,18 @@ func (p Policy) primary(s State, o Observation) Decision {
 	if prune {
 		actions = append(actions, Action{Verb: Prune})
 	}
+	handsOver := p.mustHandOver(s, o)
 	switch {
-	case p.mustHandOver(o):
+	case handsOver:
 		actions = append(actions, Action{Verb: HandOver})
 	case p.Automatic && !o.Busy:
 		actions = append(actions, Action{Verb: Reconcile})
 	}
 	d := p.enter(s, o, AsPrimary, WatchingPrimary, actions...)
 	d.Next.Children = children
+	if handsOver {
+		d.Next.HandoverBegun = find(o.Peers, o.Self).Handover.ID
+	}
 	if prune {
 		d.Next.Pruned = o.Now
 	}

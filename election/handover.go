@@ -26,6 +26,10 @@ func (h Handover) Due(now time.Time, r Rule) bool {
 	return h.ID != "" && h.Hold == 0 && h.Term == r.Term && !now.Before(h.Start) && now.Before(h.Until)
 }
 
+// LeftBehind reports whether the handover was begun in the term of the rule, and not ended: the
+// monitor of the primary that carried it out ended first, while its server went on.
+func (h Handover) LeftBehind(r Rule) bool { return h.ID != "" && h.Hold > 0 && h.Term == r.Term }
+
 // Noticed is the handover that the primary of the rule has begun, as the other nodes were told.
 func Noticed(r Rule, peers []Peer) (h Handover, ok bool) {
 	for _, o := range peers {
@@ -36,11 +40,13 @@ func Noticed(r Rule, peers []Peer) (h Handover, ok bool) {
 	return Handover{}, false
 }
 
-// mustHandOver reports whether the local primary begins a handover now.
-func (p Policy) mustHandOver(o Observation) bool {
+// mustHandOver reports whether the local primary begins a handover now, or ends one that another
+// monitor has left behind.
+func (p Policy) mustHandOver(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
 	return p.Automatic && !o.Busy && me.Answer == Answers && me.Running == Primary && o.Rule.Primary == o.Self &&
-		me.Handover.Due(o.Now, o.Rule) && !Paused(o.Peers) && !p.waits(o, HandOver, handoverAgain)
+		(me.Handover.Due(o.Now, o.Rule) || me.Handover.LeftBehind(o.Rule)) && !Paused(o.Peers) &&
+		(me.Handover.ID != s.HandoverBegun || !p.waits(o, HandOver, handoverAgain))
 }
 
 // noticeWindow is how long after the end of its hold a notice still says why the primary was shut

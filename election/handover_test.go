@@ -25,18 +25,21 @@ func TestPolicy_HandsOverWhenAsked(t *testing.T) {
 		}
 		change(&h, &o)
 		o.Peers[0].Handover = h
-		return p.Step(State{Phase: AsPrimary}, o).Actions
+		return p.Step(State{Phase: AsPrimary, HandoverBegun: "failed"}, o).Actions
 	}
 	require.Contains(t, step(func(*Handover, *Observation) {}), Action{Verb: HandOver})
+	require.Contains(t, step(func(h *Handover, _ *Observation) { h.Hold = time.Minute }), Action{Verb: HandOver}, "one that was left behind")
+	require.Contains(t, step(func(_ *Handover, o *Observation) { o.Last = Outcome{Verb: HandOver, At: now.Add(-time.Second)} }), Action{Verb: HandOver}, "another one has failed")
 	for what, change := range map[string]func(*Handover, *Observation){
-		"it is too early":        func(h *Handover, _ *Observation) { h.Start = now.Add(time.Millisecond) },
-		"it is too late":         func(h *Handover, _ *Observation) { h.Until = now },
-		"it has begun already":   func(h *Handover, _ *Observation) { h.Hold = time.Minute },
-		"another term":           func(h *Handover, _ *Observation) { h.Term = 3 },
-		"there is none":          func(h *Handover, _ *Observation) { *h = Handover{} },
-		"failover is paused":     func(_ *Handover, o *Observation) { o.Peers[0].Paused, o.Peers[0].PauseSeq = true, 1 },
-		"something is under way": func(_ *Handover, o *Observation) { o.Busy = true },
-		"it has just failed": func(_ *Handover, o *Observation) {
+		"it is too early":              func(h *Handover, _ *Observation) { h.Start = now.Add(time.Millisecond) },
+		"it is too late":               func(h *Handover, _ *Observation) { h.Until = now },
+		"it has begun in another term": func(h *Handover, _ *Observation) { h.Hold, h.Term = time.Minute, 3 },
+		"another term":                 func(h *Handover, _ *Observation) { h.Term = 3 },
+		"there is none":                func(h *Handover, _ *Observation) { *h = Handover{} },
+		"failover is paused":           func(_ *Handover, o *Observation) { o.Peers[0].Paused, o.Peers[0].PauseSeq = true, 1 },
+		"something is under way":       func(_ *Handover, o *Observation) { o.Busy = true },
+		"it has just failed": func(h *Handover, o *Observation) {
+			h.ID = "failed"
 			o.Last = Outcome{Verb: HandOver, At: now.Add(-time.Second)}
 		},
 	} {

@@ -154,6 +154,9 @@ func TestNemesesAreComplete(t *testing.T) {
 		require.LessOrEqual(t, n.Hold[0], n.Hold[1], n.Name)
 	}
 	require.True(t, seen[killFault] && seen[cutFault])
+	for _, name := range inSwitchover {
+		require.True(t, seen["switchover, in it: "+name], name)
+	}
 }
 
 func TestReportAndPlot(t *testing.T) {

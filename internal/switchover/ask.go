@@ -102,6 +102,7 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 	limit := beginWithin + a.Limit + a.Policy.Promotion
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the switchover has no outcome within %s", limit), "See repmgr service status and repmgr cluster event."))
 	defer cancel()
+	void := time.Now().Add(beginWithin + a.Watch.Settings().SilenceTimeout)
 	for {
 		peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout/2)
 		rule := voters.NewestRule(peers)
@@ -111,6 +112,9 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 			return rule.Term, a.Watch.Record(rule.Primary), nil
 		case rule.Term == a.sent.Term && old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID != a.sent.ID:
 			return 0, a.From, a.failed(ctx)
+		case old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID == a.sent.ID && old.Handover.Hold == 0 && time.Now().After(void):
+			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: the daemon of %s did not begin it within %s, and does not begin it any more", a.From, beginWithin),
+				"Look at its log. repmgr service status says whether it runs.")
 		}
 		if err := wait.Pause(ctx, 2*postgres.PollInterval); err != nil {
 			return 0, a.From, err

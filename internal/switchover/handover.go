@@ -76,6 +76,10 @@ func (h *Handover) done(step, evidence string, args ...any) {
 // the primary. An error of the election means that the server is started as a standby, and that
 // the daemons of all nodes go on with the election.
 func (h *Handover) Run(ctx context.Context) error {
+	if h.Request.LeftBehind(voters.NewestRule(h.Watch.Peers())) {
+		h.forget(ctx)
+		return failure.Of(failure.ErrRefused, "the daemon that had begun it ended before it stopped the server; %s goes on as the primary", h.Self)
+	}
 	if err := h.prepare(ctx); err != nil {
 		h.forget(ctx)
 		return err
