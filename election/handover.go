@@ -81,7 +81,11 @@ const handoverRest = 3
 // only for a short time where it says anything else, or nothing.
 func (p Policy) heldBack(s State, o Observation) time.Duration {
 	left := s.Handover.Hold - o.Now.Sub(s.HandoverAt)
-	if primary := find(o.Peers, o.Rule.Primary); primary.Answer != NotAccepting {
+	primary := find(o.Peers, o.Rule.Primary)
+	if primary.Answer == Answers && primary.Handover.ID != s.Handover.ID { // it was given up
+		return 0
+	}
+	if primary.Answer != NotAccepting {
 		left = min(left, handoverRest*p.Silence-o.Now.Sub(primary.Since))
 	}
 	return left

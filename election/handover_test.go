@@ -98,6 +98,12 @@ func TestPolicy_LeavesTheElectionToAHandover(t *testing.T) {
 	shuts.Peers[0].Answer, shuts.Peers[0].Since = NotAccepting, now.Add(-7*time.Second)
 	require.Equal(t, 2*time.Second, p.heldBack(State{Handover: notice, HandoverAt: now.Add(-8 * time.Second)}, shuts), "it still shuts down")
 
+	back := at(now, notice)
+	back.Peers[0] = Peer{ID: 1, Role: Primary, Answer: Answers, Running: Standby, Since: now, SeenAt: now, Handover: notice}
+	require.Equal(t, 6*time.Second, p.heldBack(State{Handover: notice, HandoverAt: now}, back), "its own vote is needed")
+	back.Peers[0].Handover = Handover{}
+	require.Zero(t, p.heldBack(State{Handover: notice, HandoverAt: now}, back), "its daemon ended, and the next one has given it up")
+
 	old := notice
 	old.Term = 3
 	d = p.Step(State{Phase: AsStandby}, at(now, old))

@@ -317,7 +317,11 @@ func Resume(srv *postmaster.Server, term int64) (bool, error) {
 	if control, err := pgcontrol.Read(srv.Dir); err != nil || control.State != pgcontrol.ShutDown {
 		return false, err
 	}
-	return true, srv.Mark(handedOver)
+	err = srv.Mark(handedOver)
+	if err == nil { // the others need not wait for the handover any more
+		err = postmaster.SetAutoConf(srv.Dir, nil, []string{registry.HandoverSetting})
+	}
+	return true, err
 }
 
 // goOn starts the server again as the primary. The other nodes leave the election to this daemon,
