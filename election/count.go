@@ -106,11 +106,11 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 	l := p.ranking(r, peers)
 	fit, rules, newest, line, peers := l.fit, l.rules, l.rules[0], l.line, l.peers
 	for _, rule := range rules {
-		pledged := ids(countable(rule, peers))
+		pledged := IDs(countable(rule, peers))
 		switch {
 		case !rule.Majority(pledged):
 			return Tally{Refusal: RefusedPledges}
-		case !rule.Covers(ids(withKnownWAL(rule, countable(rule, peers)))):
+		case !rule.Covers(IDs(withKnownWAL(rule, countable(rule, peers)))):
 			return Tally{Refusal: RefusedSync}
 		case len(fit) == 0:
 			return Tally{Refusal: RefusedNoneFit}
@@ -128,7 +128,7 @@ func (p Policy) Count(r Rule, term int64, h Health, peers []Peer) Tally {
 			next.Acks = min(1, newest.Acks, len(next.Sync))
 		}
 	}
-	pledged := ids(peers)
+	pledged := IDs(peers)
 	gone := slices.Contains(pledged, newest.Primary) || h.Proven() && r.Primary == newest.Primary
 	return Tally{Winner: winner.ID, Rule: next, Wait: !newest.Quorum && (!gone || mayHaveUnknownPrimary(newest, term, pledged))}
 }
@@ -201,7 +201,7 @@ func electable(o Peer) bool {
 // the rest was then never acknowledged, unless commits waited for nobody.
 func holdsAll(r, line Rule, best Peer, peers []Peer) bool {
 	for _, o := range peers {
-		must := slices.Contains(r.Sync, o.ID) || o.ID == r.Primary && count(r.Sync, ids(peers)) < len(r.Sync)-r.Acks+1 || o.ID == r.Primary && r.Acks == 0
+		must := slices.Contains(r.Sync, o.ID) || o.ID == r.Primary && count(r.Sync, IDs(peers)) < len(r.Sync)-r.Acks+1 || o.ID == r.Primary && r.Acks == 0
 		if must && compareProgress(line, o, best) > 0 {
 			return false
 		}

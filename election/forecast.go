@@ -140,7 +140,7 @@ func lose(r Rule, peers []Peer, lost int32) []Peer {
 // candidates are the data nodes that answer: first those that may be promoted, in the order
 // of the count, then the others.
 func (p Policy) candidates(l ranking, primary Peer, up []Peer) []Candidate {
-	others := slices.DeleteFunc(rateService(up), func(o Peer) bool { return !o.data() || slices.Contains(ids(l.fit), o.ID) })
+	others := slices.DeleteFunc(rateService(up), func(o Peer) bool { return !o.data() || slices.Contains(IDs(l.fit), o.ID) })
 	slices.SortFunc(others, func(a, b Peer) int { return p.rank(l.line, p.Location, a, b) })
 	all := append(slices.Clone(l.fit), others...)
 	var best Peer

@@ -109,7 +109,8 @@ func find(peers []Peer, id int32) Peer {
 	return Peer{}
 }
 
-func ids(peers []Peer) (all []int32) {
+// IDs are the ids of the peers, in their order.
+func IDs(peers []Peer) (all []int32) {
 	for _, p := range peers {
 		all = append(all, p.ID)
 	}

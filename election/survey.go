@@ -33,7 +33,7 @@ const (
 func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 	primary, asked := find(peers, r.Primary), p.Electors(r, peers)
 	fit := p.ranking(r, AbleToPledge(asked)).fit
-	up, able := ids(asked), ids(AbleToPledge(asked))
+	up, able := IDs(asked), IDs(AbleToPledge(asked))
 	here := slices.ContainsFunc(asked, func(o Peer) bool { return o.Location == primary.Location || o.ID == Arbiter })
 	h := p.Diagnose(now, r, peers)
 	switch {

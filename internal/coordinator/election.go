@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
@@ -16,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
+	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
@@ -117,14 +116,8 @@ func New(o Options, w *voters.Watch, p election.Policy) *Election {
 	return &Election{Options: o, w: w, policy: p, start: now, res: Result{StartedAt: now, Steps: []registry.FailoverStep{}, Following: []registry.Record{}}}
 }
 
-// logStep records and logs a step. A test can make the process die at a step.
 func (a *Election) logStep(step, evidence string, args ...any) {
-	evidence = fmt.Sprintf(evidence, args...)
-	a.res.Steps = append(a.res.Steps, registry.FailoverStep{Step: step, After: time.Since(a.start), Evidence: evidence})
-	a.Log.Info("failover", "step", step, "term", a.res.Term, "elapsed", time.Since(a.start).Round(time.Microsecond), "evidence", evidence)
-	if os.Getenv("REPMGR_TEST_DIE_AT") == step {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	}
+	task.LogStep(a.Log, "failover", &a.res.Steps, a.start, step, fmt.Sprintf(evidence, args...), "term", a.res.Term)
 }
 
 // Run holds the election. The order of the steps is what makes it safe: see docs/failover.md.

@@ -126,16 +126,10 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 func (a *Ask) AwaitReturn(ctx context.Context, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	for {
-		peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout/2)
+	return nil == until(ctx, a.Watch, a.Watch.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
 		old := voters.PeerOf(peers, int32(a.From.ID))
-		if old.Answer == election.Answers && old.Running == election.Standby && old.Receiving && old.Receives == voters.NewestRule(peers).Primary {
-			return true
-		}
-		if wait.Pause(ctx, 4*postgres.PollInterval) != nil {
-			return false
-		}
-	}
+		return old.Answer == election.Answers && old.Running == election.Standby && old.Receiving && old.Receives == voters.NewestRule(peers).Primary
+	})
 }
 
 // failed is the error of a handover that was given up: the daemon has written why.

@@ -5,16 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
@@ -61,14 +60,8 @@ func New(o Options) *Handover {
 	return &Handover{Options: o, start: time.Now(), Steps: []registry.FailoverStep{}}
 }
 
-// done records and logs a step. A test can make the process die at a step.
 func (h *Handover) done(step, evidence string, args ...any) {
-	evidence = fmt.Sprintf(evidence, args...)
-	h.Steps = append(h.Steps, registry.FailoverStep{Step: step, After: time.Since(h.start), Evidence: evidence})
-	h.Log.Info("switchover", "step", step, "elapsed", time.Since(h.start).Round(time.Microsecond), "evidence", evidence)
-	if os.Getenv("REPMGR_TEST_DIE_AT") == step {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	}
+	task.LogStep(h.Log, "switchover", &h.Steps, h.start, step, fmt.Sprintf(evidence, args...))
 }
 
 // Run carries the handover out. Until the server is told to end, an error means that nothing was
@@ -242,17 +235,15 @@ func (h *Handover) received(ctx context.Context) error {
 	limit := h.Watch.Settings().SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s is not seen to have the end of the primary's WAL within %s", h.target, limit))
 	defer cancel()
-	for {
-		peers := h.Watch.Refresh(ctx, limit/4)
-		p := voters.PeerOf(peers, int32(h.target.ID))
-		if p.ShutDown && voters.PeerOf(peers, int32(h.Self.ID)).Answer == election.Refused {
-			h.done(StepReceived, "%s has everything, up to %s", h.target, p.Position)
-			return nil
-		}
-		if err := wait.Pause(ctx, postgres.PollInterval); err != nil {
-			return err
-		}
+	var p election.Peer
+	err := until(ctx, h.Watch, limit/4, func(peers []election.Peer) bool {
+		p = voters.PeerOf(peers, int32(h.target.ID))
+		return p.ShutDown && voters.PeerOf(peers, int32(h.Self.ID)).Answer == election.Refused
+	})
+	if err == nil {
+		h.done(StepReceived, "%s has everything, up to %s", h.target, p.Position)
 	}
+	return err
 }
 
 // elect lets a majority elect the target. Where there is no majority without this node, its
@@ -260,7 +251,7 @@ func (h *Handover) received(ctx context.Context) error {
 func (h *Handover) elect(ctx context.Context) (pledged bool, err error) {
 	policy := h.Policy
 	policy.OnShutdown, policy.Prefer = true, int32(h.target.ID)
-	others := slices.DeleteFunc(ids(election.AbleToPledge(voters.Answering(h.Watch.Peers()))), func(id int32) bool { return id == int32(h.Self.ID) })
+	others := slices.DeleteFunc(election.IDs(election.AbleToPledge(voters.Answering(h.Watch.Peers()))), func(id int32) bool { return id == int32(h.Self.ID) })
 	if !h.rule.Majority(others) {
 		if err := h.startAsStandby(ctx); err != nil {
 			return false, err
@@ -285,15 +276,21 @@ func (h *Handover) startAsStandby(ctx context.Context) error {
 	limit := h.Watch.Settings().SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "the former primary does not answer as a standby within %s", limit))
 	defer cancel()
-	for {
-		p := voters.PeerOf(h.Watch.Refresh(ctx, limit/4), int32(h.Self.ID))
-		if p.Answer == election.Answers && p.Running == election.Standby {
-			return nil
-		}
+	return until(ctx, h.Watch, limit/4, func(peers []election.Peer) bool {
+		p := voters.PeerOf(peers, int32(h.Self.ID))
+		return p.Answer == election.Answers && p.Running == election.Standby
+	})
+}
+
+// until asks all voters again and again, each time for at most limit, until done accepts their
+// answers. The error is that of ctx.
+func until(ctx context.Context, w *voters.Watch, limit time.Duration, done func([]election.Peer) bool) error {
+	for !done(w.Refresh(ctx, limit)) {
 		if err := wait.Pause(ctx, postgres.PollInterval); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // handedOver is the reason in the mark of a server that handed over.

@@ -88,7 +88,7 @@ func (f Facts) Plan(p election.Policy, l Limits) plan.Plan {
 	}
 	f.followers(may, warn)
 	f.shutdown(l, may, warn)
-	if !f.Rule.Majority(ids(election.AbleToPledge(p.Electors(f.Rule, f.Peers)))) {
+	if !f.Rule.Majority(election.IDs(election.AbleToPledge(p.Electors(f.Rule, f.Peers)))) {
 		must("no_majority", "", "See repmgr cluster explain.", "no majority of the voters can pledge itself")
 	}
 	return all
@@ -156,13 +156,6 @@ func (f Facts) shutdown(l Limits, may, warn adder) {
 	if s.Prepared > 0 {
 		warn("prepared_transactions", on, "Commit or roll them back on the new primary.", "%d prepared transactions keep their locks on the new primary", s.Prepared)
 	}
-}
-
-func ids(peers []election.Peer) (all []int32) {
-	for _, p := range peers {
-		all = append(all, p.ID)
-	}
-	return all
 }
 
 // steps are the steps of a handover, with the names under which they are logged.
