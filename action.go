@@ -35,9 +35,7 @@ func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 		c = c.withoutHooks()
 	}
 	policy.TooMany = a.Verb == election.Elect && m.failoverLimitReached(ctx)
-	if m.state.HandsOver(time.Now()) { // its own daemon did not go on with it
-		policy.OnShutdown, policy.Prefer = true, m.state.Handover.Target
-	}
+	policy = policy.ForHandover(m.state.State, time.Now())
 	known, firm := m.state.BallotFor, a.Verb != election.Follow && a.Verb != election.Rejoin
 	m.tasks.current = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
 		return m.runTask(ctx, c, act, target, policy, known)

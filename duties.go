@@ -492,7 +492,7 @@ func (m *Monitor) saveState(o election.Observation) {
 
 // resumeHandover brings the server back with a vote where a handover ended between its shutdown
 // and the election, because this daemon's predecessor had died.
-func (m *Monitor) resumeHandover(o election.Observation) {
+func (m *Monitor) resumeHandover(ctx context.Context, o election.Observation) {
 	if o.Local.Up || o.Self == 0 || m.tasks.current != nil || m.manual() {
 		return
 	}
@@ -500,9 +500,16 @@ func (m *Monitor) resumeHandover(o election.Observation) {
 	if err != nil {
 		return
 	}
-	resumed, err := switchover.Resume(&srv.Server, voters.NewestRule(o.Peers).Term)
+	term := voters.NewestRule(o.Peers).Term
+	if term == 0 { // nobody answers
+		kept, _ := statefile.Read(srv.Dir)
+		for _, r := range kept.Rules {
+			term = max(term, r.Term)
+		}
+	}
+	resumed, err := switchover.Resume(ctx, &srv.Server, term)
 	if resumed && err == nil {
-		m.cluster.log.Log(context.Background(), LevelNotice, "a switchover was not completed: the server is started as a standby")
+		m.cluster.log.Log(ctx, LevelNotice, "a switchover was not completed: the server is started as a standby")
 	}
 	m.report("resuming a switchover", err)
 }

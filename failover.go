@@ -311,7 +311,11 @@ func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Poli
 		},
 	})
 	if err := h.Run(ctx); err != nil {
-		m.tellLater(Event{Type: EventSwitchover, Details: fmt.Sprintf("request %s: %v", me.Handover.ID, err)})
+		details := fmt.Sprintf("request %s: %v", me.Handover.ID, err)
+		if help := Hint(err); help != "" {
+			details += ". " + help
+		}
+		m.tellLater(Event{Type: EventSwitchover, Details: details})
 		return err
 	}
 	res.Steps, res.Health = append(h.Steps, res.Steps...), election.HealthHandedOver

@@ -83,7 +83,7 @@ func (m *Monitor) prepare(ctx context.Context, o election.Observation) {
 	m.testFence(ctx) // before the first announcement: a primary whose daemon does not say that it can stop its server counts as one that nobody would stop
 	m.yieldToOther(ctx)
 	m.saveState(o)
-	m.resumeHandover(o)
+	m.resumeHandover(ctx, o)
 	m.restoreHistory()
 	m.reportForeignDaemons(o.Peers)
 }

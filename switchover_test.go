@@ -144,3 +144,15 @@ func TestSwitchover_LeftBehind(t *testing.T) {
 	_, err := nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{})
 	require.NoError(t, err)
 }
+
+// A standby that is down in a switchover still has the address of the old primary when it comes
+// back. That one feeds it, as a standby: it is to stream from the new primary all the same.
+func TestSwitchover_StandbyIsDown(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	nodes[2].Stop("fast")
+	_, err := nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{})
+	require.NoError(t, err)
+	nodes[2].StartAgain()
+	waitStreams(t, nodes[1], nodes[2])
+}

@@ -19,7 +19,7 @@ func situations(now time.Time) (all []Observation) {
 	later := Rule{Term: 4, Seq: 1, Primary: 3, Voters: []int32{1, 2, 3}}
 	own := Rule{Term: 5, Seq: 1, Primary: 2, Voters: []int32{1, 2, 3}}
 	for _, local := range []View{{}, {Up: true}, {Up: true, InRecovery: true}} {
-		for _, node := range []Node{{}, {true, Primary, true}, {true, Standby, true}, {true, Witness, true}} {
+		for _, node := range []Node{{}, {true, Primary, true, 0}, {true, Standby, true, 0}, {true, Witness, true, 0}} {
 			for _, self := range []int32{1, 2} {
 				for _, other := range []Answer{Answers, Refused, Silent} {
 					for _, r := range []Rule{rule, later, own} {

@@ -46,6 +46,7 @@ type Node struct {
 	Registered bool
 	Role       Role
 	Active     bool
+	Upstream   int32 // the node that it is registered to stream from; 0: none is named
 }
 
 // Observation is everything that is known at one instant.
@@ -191,6 +192,7 @@ type State struct {
 	PrimarySince   time.Time // since when the local server runs as a primary
 	Handover       Handover  // the handover that the primary has begun, as this monitor was told
 	HandoverAt     time.Time // since when it knows of that
+	HandoverOver   bool      // the primary runs, and goes on
 	HandoverBegun  string    // the newest handover that this monitor was to carry out
 	BallotAt       time.Time // since when a ballot of BallotFor is known
 	BallotFor      int64     // the highest term of any ballot

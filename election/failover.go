@@ -21,16 +21,15 @@ func (p Policy) remember(s State, o Observation) State {
 		return s
 	}
 	was := s.Health
-	s = s.noteHandover(o)
-	p.OnShutdown = p.OnShutdown || s.HandsOver(o.Now)
-	if s.Health = p.Diagnose(o.Now, o.Rule, o.Peers); !s.Health.Lost() {
+	s = p.noteHandover(s, o)
+	if s.Health = p.ForHandover(s, o.Now).Diagnose(o.Now, o.Rule, o.Peers); !s.Health.Lost() {
 		s.LostAt, s.TurnsAt = time.Time{}, time.Time{}
 	} else if s.LostAt.IsZero() {
 		s.LostAt, s.TurnsAt = o.Now, o.Now
 	} else if s.Health != was {
 		s.TurnsAt = o.Now // the new verdict holds for all monitors, so the turns begin again
 	}
-	if me := find(o.Peers, o.Self); !o.Local.Up || !o.Local.InRecovery || me.attached(find(o.Peers, o.Rule.Primary)) {
+	if !o.Local.Up || !o.Local.InRecovery || o.attached() {
 		s.DisconnectedAt = time.Time{}
 	} else if s.DisconnectedAt.IsZero() {
 		s.DisconnectedAt = o.Now
@@ -144,11 +143,22 @@ func (o Observation) winnerRuns() bool {
 	return o.Rule.Known() && o.Rule.Primary != o.Self && w.Answer == Answers && w.Running == Primary
 }
 
-// mustFollow reports whether the local standby receives from nobody although the primary
-// runs. A standby that has pledged follows only a rule of that term or a later one.
+// attached reports whether the local standby receives what it should: not from a node that is the
+// primary no more, where the primary runs and is the one that it is registered to stream from. Both
+// of them must say so, because the address in a connection can be that of another node here.
+func (o Observation) attached() bool {
+	me, primary := find(o.Peers, o.Self), find(o.Peers, o.Rule.Primary)
+	from := find(o.Peers, me.Receives)
+	wrong := o.winnerRuns() && o.Node.Upstream == primary.ID && from.ID != 0 && from.ID != primary.ID && from.Answer == Answers && from.Running == Standby &&
+		slices.Contains(from.Feeds, o.Self) && !slices.Contains(primary.Feeds, o.Self)
+	return me.attached(primary) && !wrong
+}
+
+// mustFollow reports whether the local standby receives from nobody, or from a node that is not the
+// primary any more, although the primary runs. A standby that has pledged follows only a rule of that term or a later one.
 func (p Policy) mustFollow(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
-	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !Paused(o.Peers) && !me.attached(find(o.Peers, o.Rule.Primary)) &&
+	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !Paused(o.Peers) && !o.attached() &&
 		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.DisconnectedAt) >= p.Silence)
 }
 

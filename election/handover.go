@@ -11,7 +11,7 @@ type Handover struct {
 	Term   int64         `json:"term"`              // of the rule under which it was asked for; in any other term it is void
 	Target int32         `json:"target,omitempty"`  // the node that is to be the primary; 0: the one that an election would choose
 	Start  time.Time     `json:"start,omitzero"`    // of a request: the earliest time to begin, by the clock of the primary's server
-	Until  time.Time     `json:"until,omitzero"`    // of a request: the latest time to begin
+	Until  time.Time     `json:"until,omitzero"`    // of a request: the latest time to begin; of a notice: the latest time for the server to have ended
 	Limit  time.Duration `json:"limit_ns"`          // how long the shutdown of the primary may take
 	Force  bool          `json:"force,omitempty"`   // of a request: begin although a check fails that an operator may override
 	Hold   time.Duration `json:"hold_ns,omitempty"` // of a notice: how long others leave the election to the monitor that carries it out; 0: it is a request
@@ -49,26 +49,39 @@ func (p Policy) mustHandOver(s State, o Observation) bool {
 		(me.Handover.ID != s.HandoverBegun || !p.waits(o, HandOver, handoverAgain))
 }
 
-// noticeWindow is how long after the end of its hold a notice still says why the primary was shut
-// down. The notice of a handover that was given up may stay on a node that could not be reached.
-const noticeWindow = time.Minute
-
-// noteHandover remembers since when a handover is known that the primary has begun.
-func (s State) noteHandover(o Observation) State {
+// noteHandover remembers since when a handover is known that the primary has begun. It is over
+// when the primary runs and does not have it any more: its notice may stay on a node that could not
+// be reached then.
+func (p Policy) noteHandover(s State, o Observation) State {
 	h, ok := Noticed(o.Rule, o.Peers)
 	switch {
 	case !ok:
-		s.Handover, s.HandoverAt = Handover{}, time.Time{}
+		s.Handover, s.HandoverAt, s.HandoverOver = Handover{}, time.Time{}, false
 	case h.ID != s.Handover.ID:
-		s.Handover, s.HandoverAt = h, o.Now
+		s.Handover, s.HandoverAt, s.HandoverOver = h, o.Now, false
+	}
+	primary := find(o.Peers, o.Rule.Primary)
+	if primary.Answer == Answers && primary.Running == Primary && primary.Handover.ID != s.Handover.ID && primary.SeenAt.Sub(s.HandoverAt) > p.Silence {
+		s.HandoverOver = true
 	}
 	return s
 }
 
 // HandsOver reports whether the primary was shut down for a handover, if it was shut down in
 // order. Such a shutdown is followed by an election.
-func (s State) HandsOver(now time.Time) bool {
-	return s.Handover.ID != "" && now.Sub(s.HandoverAt) < s.Handover.Hold+noticeWindow
+func (s State) HandsOver() bool { return s.Handover.ID != "" && !s.HandoverOver }
+
+// ForHandover is the policy of an election that goes on with a handover which the monitor of the
+// primary did not complete. When its time is over, a server that still shuts down is not waited for.
+func (p Policy) ForHandover(s State, now time.Time) Policy {
+	if !s.HandsOver() {
+		return p
+	}
+	p.OnShutdown, p.Prefer, p.TooMany = true, s.Handover.Target, false
+	if now.Sub(s.HandoverAt) >= s.Handover.Hold {
+		p.Start = time.Nanosecond
+	}
+	return p
 }
 
 // handoverRest is how many times silence_timeout a handover may take once the server has ended, or
@@ -82,7 +95,7 @@ const handoverRest = 3
 func (p Policy) heldBack(s State, o Observation) time.Duration {
 	left := s.Handover.Hold - o.Now.Sub(s.HandoverAt)
 	primary := find(o.Peers, o.Rule.Primary)
-	if primary.Answer == Answers && primary.Handover.ID != s.Handover.ID { // it was given up
+	if s.HandoverOver || primary.Answer == Answers && primary.Handover.ID != s.Handover.ID { // it was given up
 		return 0
 	}
 	if primary.Answer != NotAccepting {

@@ -109,7 +109,22 @@ func TestPolicy_LeavesTheElectionToAHandover(t *testing.T) {
 	d = p.Step(State{Phase: AsStandby}, at(now, old))
 	require.Equal(t, HealthShutDown, d.Next.Health, "a notice of another term says nothing")
 	d = p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-time.Hour)}, at(now, notice))
-	require.Equal(t, HealthShutDown, d.Next.Health, "nor does one that was left behind")
+	require.True(t, elects(d), "the primary was not seen since")
+
+	goesOn := at(now, notice)
+	goesOn.Peers[0] = Peer{ID: 1, Role: Primary, Answer: Answers, Running: Primary, SeenAt: now, Rule: rule}
+	d = p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-time.Hour)}, goesOn)
+	require.True(t, d.Next.HandoverOver)
+	d = p.Step(d.Next, at(now, notice))
+	require.Equal(t, HealthShutDown, d.Next.Health, "a notice that was left behind says nothing")
+	require.False(t, elects(d))
+
+	hangs := at(now, notice)
+	hangs.Peers[0].Answer, hangs.Peers[0].Ended, hangs.Peers[0].Since, hangs.Peers[0].Starting = NotAccepting, false, now.Add(-11*time.Second), now.Add(-11*time.Second)
+	d = p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-9 * time.Second)}, hangs)
+	require.Equal(t, HealthNotAccepting, d.Next.Health)
+	d = p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-11 * time.Second)}, hangs)
+	require.Equal(t, HealthStuck, d.Next.Health, "a shutdown that hangs is not waited for longer than it was given")
 }
 
 // The target of a handover wins where it has as much WAL as the others, and not before those that
@@ -127,4 +142,43 @@ func TestPolicy_Prefers(t *testing.T) {
 	require.Equal(t, int32(2), p.Best(rule, []Peer{ahead, peer(3, 200)}))
 	p.Prefer = 0
 	require.Equal(t, int32(2), p.Best(rule, []Peer{peer(2, 200), peer(3, 100)}))
+}
+
+// A standby that streams from a node which is the primary no more, although it is registered below
+// the primary, is to follow that.
+func TestPolicy_FollowsItsUpstream(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	rule := Rule{Term: 4, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}}
+	p := Policy{Automatic: true, Interval: time.Second, Silence: 2 * time.Second}
+	follows := func(change func(*Observation)) bool {
+		o := Observation{
+			Now: now, Self: 3, Rule: rule, RowKnown: true, Local: View{Up: true, InRecovery: true}, Upstream: View{Up: true},
+			Node: Node{Registered: true, Role: Standby, Active: true, Upstream: 1},
+			Peers: []Peer{
+				{ID: 1, Role: Primary, Answer: Answers, Running: Primary, SeenAt: now, Rule: rule, Feeds: []int32{2}},
+				{ID: 2, Role: Standby, Answer: Answers, Running: Standby, SeenAt: now, Rule: rule, Receiving: true, Receives: 1, Feeds: []int32{3}},
+				{ID: 3, Role: Standby, Answer: Answers, Running: Standby, SeenAt: now, Rule: rule, Receiving: true, Receives: 2},
+			},
+		}
+		change(&o)
+		d := p.Step(State{Phase: AsStandby}, o)
+		o.Now = now.Add(p.Silence)
+		for _, a := range p.Step(d.Next, o).Actions {
+			if a.Verb == Follow {
+				return true
+			}
+		}
+		return false
+	}
+	require.True(t, follows(func(*Observation) {}))
+	for what, change := range map[string]func(*Observation){
+		"it is registered below that node":           func(o *Observation) { o.Node.Upstream = 2 },
+		"its address is known under a wrong name":    func(o *Observation) { o.Peers[0].Feeds, o.Peers[1].Feeds = []int32{2, 3}, nil },
+		"where it streams from is not known":         func(o *Observation) { o.Peers[2].Receives = 0 },
+		"the primary does not run":                   func(o *Observation) { o.Peers[0].Answer = Silent },
+		"that node is a primary, which others judge": func(o *Observation) { o.Peers[1].Running = Primary },
+	} {
+		require.False(t, follows(change), what)
+	}
 }

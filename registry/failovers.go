@@ -113,7 +113,7 @@ func (f FailoverRecord) String() string {
 
 // RecentFailovers counts the failovers that began in the last hour.
 func (n *Server) RecentFailovers(ctx context.Context) (count int, err error) {
-	err = n.Conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour'`).Scan(&count)
+	err = n.Conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour' AND reason <> $1`, string(election.HealthHandedOver)).Scan(&count)
 	return count, err
 }
 

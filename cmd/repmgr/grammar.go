@@ -295,7 +295,7 @@ type standbySwitchover struct {
 	dryRun
 	To                  string       `placeholder:"NODE" help:"id or name of the new primary (default: this standby)"`
 	At                  string       `placeholder:"TIME" help:"begin then, and do not wait for it (2006-01-02 15:04:05, or 15:04)"`
-	Timeout             int          `placeholder:"SECONDS" min:"1" help:"how long the shutdown of the primary may take (default:\nshutdown_check_timeout)"`
+	Timeout             int          `placeholder:"SECONDS" min:"1" max:"86400" help:"how long the shutdown of the primary may take (default:\nshutdown_check_timeout)"`
 	RemoteUser          string       `hidden:"" short:"R" noeffect:"nothing is done over SSH"`
 	AlwaysPromote       bool         `hidden:"" noeffect:"nobody is promoted beside a primary that may run"`
 	SiblingsFollow      bool         `hidden:"" noeffect:"the other standbys always follow"`

@@ -107,5 +107,5 @@ func (s *scene) askSwitchover(ctx context.Context, to *node) <-chan error {
 
 // background waits at the end of the fault for a switchover that may fail.
 func (s *scene) background(outcome <-chan error) {
-	s.cleanup = append(s.cleanup, func() { <-outcome })
+	s.cleanup = append(s.cleanup, func() { _ = <-outcome })
 }

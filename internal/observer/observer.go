@@ -157,7 +157,7 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 		return
 	}
 	v.Role = v.Self.Role
-	o.Node = election.Node{Registered: true, Role: election.Role(v.Self.Role), Active: v.Self.Active}
+	o.Node = election.Node{Registered: true, Role: election.Role(v.Self.Role), Active: v.Self.Active, Upstream: int32(v.Self.UpstreamID)}
 	o.Children = map[int32]bool{}
 	for _, r := range recs {
 		if r.UpstreamID == v.Self.ID && r.Role == registry.RoleStandby {

@@ -270,7 +270,7 @@ func (s *Server) Stop(ctx context.Context) error {
 		return s.kill(ctx, s.Processes)
 	}
 	limit := s.StopTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the server in %s is still there after shutdown_check_timeout (%s)", s.Dir, limit),
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the server in %s has not ended within %s", s.Dir, limit),
 		"Its log says what it waits for: often a standby that does not receive, or an archive_command that hangs."))
 	defer cancel()
 	if s.StopCommand != "" {
@@ -329,10 +329,8 @@ func (s *Server) Start(ctx context.Context) error {
 // awaitStarted waits until the postmaster has written into its pid file that it is ready.
 func (s *Server) awaitStarted(ctx context.Context, launched int, logged int64) error {
 	for {
-		text, _ := os.ReadFile(filepath.Join(s.Dir, "postmaster.pid"))
-		lines := strings.Split(string(text), "\n")
-		if pid := PID(s.Dir); len(lines) > 7 && pid != 0 && (pid == launched || launched == 0 && s.Serves(pid)) {
-			if state := strings.TrimSpace(lines[7]); state == "ready" || state == "standby" {
+		if pid := PID(s.Dir); pid != 0 && (pid == launched || launched == 0 && s.Serves(pid)) {
+			if state := s.pidFileState(); state == "ready" || state == "standby" {
 				return nil
 			}
 		}
@@ -344,6 +342,20 @@ func (s *Server) awaitStarted(ctx context.Context, launched int, logged int64) e
 		}
 	}
 }
+
+// pidFileState is what the postmaster has written of itself into its pid file: starting, stopping,
+// ready or standby. Empty: not known.
+func (s *Server) pidFileState() string {
+	text, _ := os.ReadFile(filepath.Join(s.Dir, "postmaster.pid"))
+	lines := strings.Split(string(text), "\n")
+	if len(lines) <= 7 {
+		return ""
+	}
+	return strings.TrimSpace(lines[7])
+}
+
+// ShutsDown reports whether the server runs and is being shut down.
+func (s *Server) ShutsDown() bool { return s.Runs() && s.pidFileState() == "stopping" }
 
 // launch starts the postmaster in a session of its own and returns its process ID. The shell in
 // between makes it a child of init: so its death is noticed at once, and it leaves no zombie.

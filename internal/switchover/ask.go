@@ -40,8 +40,13 @@ type Ask struct {
 // beginWithin is how long the daemon of the primary has to begin.
 const beginWithin = 10 * time.Second
 
+const longestShutdown = 24 * time.Hour
+
 // Look makes the plan.
 func (a *Ask) Look(ctx context.Context) error {
+	if a.Limit <= 0 || a.Limit > longestShutdown {
+		return failure.Of(failure.ErrConfig, "timeout of the switchover %s: must be more than 0 and at most %s", a.Limit, longestShutdown)
+	}
 	peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout)
 	rule := voters.NewestRule(peers)
 	if !rule.Known() {
@@ -112,6 +117,9 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 			return rule.Term, a.Watch.Record(rule.Primary), nil
 		case rule.Term == a.sent.Term && old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID != a.sent.ID:
 			return 0, a.From, a.failed(ctx)
+		case old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID == a.sent.ID && !old.Monitored && time.Now().After(void):
+			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: no daemon runs on %s any more, which is still the primary", a.From),
+				"Start repmgrd there: it takes back what was begun. Then try again.")
 		case old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID == a.sent.ID && old.Handover.Hold == 0 && time.Now().After(void):
 			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: the daemon of %s did not begin it within %s, and does not begin it any more", a.From, beginWithin),
 				"Look at its log. repmgr service status says whether it runs.")

@@ -43,8 +43,10 @@ type Shutdown struct {
 const serverSQL = `SELECT
 	(SELECT json_object_agg(name, setting::int) FROM pg_settings WHERE name IN ('max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')),
 	current_setting('data_checksums') = 'on' OR current_setting('wal_log_hints') = 'on',
-	ARRAY(SELECT name FROM pg_settings WHERE pending_restart ORDER BY name),
-	current_setting('default_transaction_read_only') = 'on'`
+	ARRAY(SELECT name FROM pg_settings WHERE pending_restart ORDER BY name)`
+
+// Our own sessions pin this setting, so the files are read.
+const readOnlySQL = `SELECT coalesce((SELECT setting::bool FROM pg_file_settings WHERE name = 'default_transaction_read_only' AND error IS NULL ORDER BY seqno DESC LIMIT 1), false)`
 
 const shutdownSQL = `SELECT
 	coalesce((SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), 0)::float8,
@@ -86,10 +88,11 @@ func Look(ctx context.Context, primary *registry.Server, w *voters.Watch, target
 }
 
 func lookServer(ctx context.Context, n *registry.Server) (s Server, err error) {
-	if err = n.Conn.QueryRow(ctx, serverSQL).Scan(&s.Capacity, &s.Rewinds, &s.Restart, &s.ReadOnly); err != nil {
-		err = n.QueryError("look at the settings", err)
+	if err = n.Conn.QueryRow(ctx, serverSQL).Scan(&s.Capacity, &s.Rewinds, &s.Restart); err != nil {
+		return s, n.QueryError("look at the settings", err)
 	}
-	return s, err
+	_ = n.Conn.QueryRow(ctx, readOnlySQL).Scan(&s.ReadOnly) // this needs a privilege
+	return s, nil
 }
 
 func lookShutdown(ctx context.Context, n *registry.Server) (s Shutdown, err error) {

@@ -50,9 +50,9 @@ type Handover struct {
 	Options
 	Steps []registry.FailoverStep // those that are done
 
-	start  time.Time
-	target registry.Record
-	rule   election.Rule
+	start, noticed time.Time
+	target         registry.Record
+	rule           election.Rule
 }
 
 // New prepares a handover. [Handover.Run] carries it out.
@@ -76,6 +76,10 @@ func (h *Handover) Run(ctx context.Context) error {
 	if err := h.prepare(ctx); err != nil {
 		h.forget(ctx)
 		return err
+	}
+	if late := time.Since(h.noticed); late > h.Watch.Settings().SilenceTimeout { // the others wait for a limited time
+		h.forget(ctx)
+		return failure.Of(failure.ErrTimeout, "this process stood still for %s after the other nodes were told; %s goes on as the primary", late.Round(time.Millisecond), h.Self)
 	}
 	defer h.Suspend()()
 	if err := h.stop(ctx); err != nil {
@@ -165,8 +169,9 @@ const closeLag = 1 << 20
 // be told; others that could not be may begin an election of their own, which does no harm.
 func (h *Handover) notice(ctx context.Context, n *registry.Server) error {
 	silence := h.Watch.Settings().SilenceTimeout
+	h.noticed = time.Now()
 	told := h.Request
-	told.Target, told.Hold = int32(h.target.ID), h.Request.Limit+3*silence
+	told.Target, told.Hold, told.Until = int32(h.target.ID), h.Request.Limit+3*silence, h.noticed.Add(h.Request.Limit)
 	limited, cancel := context.WithTimeoutCause(ctx, silence, fmt.Errorf("no answer within silence_timeout (%s)", silence))
 	defer cancel()
 	if err := n.SetHandover(limited, told); err != nil {
@@ -296,11 +301,12 @@ func until(ctx context.Context, w *voters.Watch, limit time.Duration, done func(
 // handedOver is the reason in the mark of a server that handed over.
 const handedOver = "a switchover"
 
-// Resume marks a server that was shut down for a handover which its daemon did not complete: it
-// is started as a standby without an upstream, so that it can vote, and be elected again. term is
-// that of the newest rule that is known. It reports whether it did so.
-func Resume(srv *postmaster.Server, term int64) (bool, error) {
-	if srv.Runs() || srv.IsStandby() {
+// Resume gives up a handover whose daemon died after it had told the server to end: the server is
+// marked to be started as a standby without an upstream, so that it can vote, and be elected again.
+// One that still shuts down when its time is over is killed. term is that of the newest rule that is
+// known. It reports whether there was such a handover.
+func Resume(ctx context.Context, srv *postmaster.Server, term int64) (bool, error) {
+	if srv.IsStandby() {
 		return false, nil
 	}
 	text, err := postmaster.ReadAutoConf(srv.Dir)
@@ -308,10 +314,18 @@ func Resume(srv *postmaster.Server, term int64) (bool, error) {
 		return false, err
 	}
 	set, err := ballot.FileSettings(text)
-	if h := registry.ParseHandover(set[registry.HandoverSetting]); err != nil || h.Hold == 0 || h.Term != term {
+	h := registry.ParseHandover(set[registry.HandoverSetting])
+	if err != nil || h.Hold == 0 || h.Term != term {
 		return false, err
 	}
-	if control, err := pgcontrol.Read(srv.Dir); err != nil || control.State != pgcontrol.ShutDown {
+	if srv.Runs() {
+		if !srv.ShutsDown() || time.Now().Before(h.Until) {
+			return false, nil
+		}
+		if err := srv.Fence(ctx); err != nil {
+			return true, err
+		}
+	} else if control, err := pgcontrol.Read(srv.Dir); err != nil || control.State != pgcontrol.ShutDown {
 		return false, err
 	}
 	err = srv.Mark(handedOver)
