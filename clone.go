@@ -272,7 +272,7 @@ func (r *cloning) findUpstream(ctx context.Context) error {
 	}
 	// A conninfo without a host is only valid on the node itself.
 	up := r.look(ctx, r.upstream)
-	r.fromSource = up.err == nil && up.status.StartedAt.Equal(r.status.StartedAt) && up.status.SystemIdentifier == r.status.SystemIdentifier
+	r.fromSource = up.Err == nil && up.Status.StartedAt.Equal(r.status.StartedAt) && up.Status.SystemIdentifier == r.status.SystemIdentifier
 	p, _ := ParseConninfo(r.upstream.Conninfo)
 	if local := p["host"] == "" && p["hostaddr"] == ""; local && r.upstream.ID != 0 && !r.status.InRecovery && r.o.UpstreamID == 0 {
 		r.upstream.Conninfo, r.fromSource = r.o.Source, true

@@ -3,11 +3,9 @@ package repmgr
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -18,9 +16,8 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/pidfile"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
-	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/service"
 	"github.com/pgrepmgr/repmgr/internal/voters"
-	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -123,33 +120,64 @@ func (c *Cluster) requireCommand(key, command string) error {
 
 // control runs a command of the configuration and waits until done says so.
 func (c *Cluster) control(ctx context.Context, o DaemonOptions, key, command, late string, done func(context.Context) (bool, error)) error {
-	if o.Wait == 0 {
-		o.Wait = DefaultDaemonWait
+	o.Wait = cmp.Or(o.Wait, DefaultDaemonWait)
+	return service.RunUntil(ctx, command, service.Waiting{Key: key, Late: late, Limit: max(o.Wait, DefaultDaemonWait), Wait: o.Wait}, done)
+}
+
+// ServiceAction is what [Cluster.ControlServer] can do with the local server.
+type ServiceAction = service.Action
+
+const (
+	ServiceStart   = service.Start
+	ServiceStop    = service.Stop
+	ServiceRestart = service.Restart
+	ServiceReload  = service.Reload
+	ServicePromote = service.Promote
+)
+
+// ServiceActions are all actions.
+var ServiceActions = service.Actions
+
+// ServiceOptions are the choices of [Cluster.ControlServer].
+type ServiceOptions = service.Options
+
+// ServiceResult says what [Cluster.ControlServer] has run.
+type ServiceResult = service.Result
+
+// ServiceCommand is the command line for an action: that of the configuration
+// (service_start_command and so on), or else one of pg_ctl. It needs the data directory.
+func (c *Cluster) ServiceCommand(a ServiceAction) (string, error) {
+	all, err := c.serviceCommands()
+	if err != nil {
+		return "", err
 	}
-	limit := max(o.Wait, DefaultDaemonWait) // the limit of the command itself, also where its effect is not waited for
-	tooLate := func(d time.Duration) error {
-		return hint(kind(ErrTimeout, "%s within %s", late, d), "See the log of repmgrd.")
+	return all.Command(a), nil
+}
+
+func (c *Cluster) serviceCommands() (service.Commands, error) {
+	srv, err := c.localServer("")
+	if err != nil {
+		return service.Commands{}, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, tooLate(limit))
-	defer cancel()
-	deadline := time.Now().Add(o.Wait)
-	out, err := shell.Run(ctx, command, nil)
-	if err != nil && !errors.Is(err, exec.ErrWaitDelay) { // a daemon may keep the pipe to this process open
-		return fmt.Errorf("run %s: %w: %s", key, err, shell.LastLines(out, 5))
-	}
-	for o.Wait > 0 {
-		ok, err := done(ctx)
-		switch {
-		case err != nil || ok:
+	return service.Commands{
+		Server: &srv.Server, Restart: c.cfg.ServiceRestartCommand, Reload: c.cfg.ServiceReloadCommand, Promote: c.cfg.ServicePromoteCommand,
+		Connect: c.connectLocal, Screen: func(ctx context.Context, dryRun bool) error {
+			_, err := c.Screen(ctx, ScreenOptions{DryRun: dryRun})
 			return err
-		case time.Now().After(deadline):
-			return tooLate(o.Wait)
-		}
-		if err := wait.Pause(ctx, 50*time.Millisecond); err != nil {
-			return err
-		}
+		},
+	}, nil
+}
+
+// ControlServer starts, stops, restarts or reloads the server of this machine, by [Cluster.ServiceCommand].
+// Before a start, [Cluster.Screen] decides whether it may start as a primary. A promotion is an [ErrRefused]:
+// [Cluster.Promote] makes it, with its checks. What the command reports as a failure is an
+// [ErrServerControl].
+func (c *Cluster) ControlServer(ctx context.Context, a ServiceAction, o ServiceOptions) (ServiceResult, error) {
+	all, err := c.serviceCommands()
+	if err != nil {
+		return ServiceResult{Action: a}, err
 	}
-	return nil
+	return all.Run(ctx, a, o)
 }
 
 // PidFile is where repmgrd writes its PID: RepmgrdPidFile, else repmgrd-<node id>.pid in

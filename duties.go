@@ -24,6 +24,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
 )
 
 // register writes the row of the node, with the role in which its server runs. Metadata of
@@ -243,7 +244,7 @@ func (m *Monitor) announce(ctx context.Context) {
 	s := m.Status()
 	p := registry.Announcement{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
 	p.CanFence, p.LostVote = m.guard.CanFence(), m.stateFile.Lost()
-	p.NoStream = m.duties.streams.Failed()
+	p.NoStream, p.NotSeen = m.duties.streams.Failed(), voters.NotSeen(m.watch.Peers())
 	if err := m.guard.Lacks(); err != nil {
 		p.Unable = err.Error()
 	}
@@ -391,8 +392,8 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 	var err error
 	if s.Receiver == nil || up == m.node.Primary.Server && registry.NextLSN(s) < m.node.PrimaryLSN {
 		if lost := follow.FindLostWAL(ctx, up, of, s); lost != nil {
-			probes := []probe{{record: m.node.PrimaryRecord, status: registry.NodeStatus{}}}
-			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.node.Self, lost), "%s", remedy(*lost, m.node.Self, probes))
+			probes := []report.Look{{Record: m.node.PrimaryRecord}}
+			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.node.Self, lost), "%s", report.Remedy(*lost, m.node.Self, probes))
 		}
 	}
 	m.report("replication", err)

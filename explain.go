@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
 )
 
 // ExplainOptions are the choices of [Cluster.Explain].
@@ -86,8 +87,8 @@ func (c *Cluster) stuck(ctx context.Context, recs []Record, peers []election.Pee
 	probes := c.survey(ctx, up)
 	c.seekLostWAL(ctx, probes)
 	for _, p := range probes {
-		if p.lost != nil {
-			all = append(all, explain.Stuck{ID: p.record.ID, Lost: p.lost, Remedy: remedy(*p.lost, p.record, probes)})
+		if p.Lost != nil {
+			all = append(all, explain.Stuck{ID: p.Record.ID, Lost: p.Lost, Remedy: report.Remedy(*p.Lost, p.Record, looks(probes))})
 		}
 	}
 	return all

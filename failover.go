@@ -284,6 +284,51 @@ func (c *Cluster) Switchover(ctx context.Context, o SwitchoverOptions) (Switchov
 	return res, err
 }
 
+// DrainOptions are the choices of [Cluster.Drain].
+type DrainOptions struct {
+	Timeout time.Duration // for each of its waits. Defaults to node_rejoin_timeout.
+	Force   bool          // as in [SwitchoverOptions]
+	DryRun  bool          // check and plan, change nothing
+}
+
+// DrainResult is the result of [Cluster.Drain].
+type DrainResult struct {
+	Switchover *SwitchoverResult `json:"switchover"` // nil: the node was no primary
+	DryRun     bool              `json:"dry_run,omitempty"`
+}
+
+// Drain makes the local server one that may be stopped: where it is the primary, it hands over
+// ([Cluster.Switchover]) and waits until the former primary is a standby; then it waits until commits go on
+// without this node. It stops nothing. A server that is down, or a witness, is drained already. The errors
+// are those of Switchover; an [ErrTimeout] says what still keeps the node.
+func (c *Cluster) Drain(ctx context.Context, o DrainOptions) (DrainResult, error) {
+	res := DrainResult{DryRun: o.DryRun}
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return res, err
+	}
+	self, ok := registry.ByID(recs, c.cfg.NodeID)
+	if !ok {
+		return res, registry.Unknown(recs, c.cfg.NodeID, "")
+	}
+	w := c.watchVoters(ctx, func() {})
+	defer w.Close()
+	w.SetNodes(recs)
+	w.AwaitAnswers(ctx)
+	limit := cmp.Or(o.Timeout, c.cfg.NodeRejoinTimeout)
+	if me := voters.PeerOf(w.Peers(), int32(self.ID)); me.Running == election.Primary && self.Role != RoleWitness {
+		sw, err := c.Switchover(ctx, SwitchoverOptions{Timeout: o.Timeout, Force: o.Force, DryRun: o.DryRun})
+		res.Switchover = &sw
+		if err != nil || o.DryRun {
+			return res, err
+		}
+	}
+	if o.DryRun {
+		return res, nil
+	}
+	return res, switchover.AwaitDrained(ctx, w, int32(self.ID), c.cfg.Durability == DurabilityRequired, limit)
+}
+
 func (c *Cluster) switchoverLimits() switchover.Limits {
 	return switchover.Limits{Archive: c.cfg.ArchiveReadyCritical}
 }

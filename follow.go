@@ -167,8 +167,8 @@ func (c *Cluster) recordOfServer(ctx context.Context, conninfo string) (Record, 
 		return Record{}, err
 	}
 	for _, p := range c.survey(ctx, recs) {
-		if p.err == nil && p.status.StartedAt.Equal(want.StartedAt) && p.status.Settings.DataDirectory == want.Settings.DataDirectory {
-			return p.record, nil
+		if p.Err == nil && p.Status.StartedAt.Equal(want.StartedAt) && p.Status.Settings.DataDirectory == want.Settings.DataDirectory {
+			return p.Record, nil
 		}
 	}
 	return Record{}, hint(kind(ErrNotRegistered, "%s is not a registered node", n.Name), "See repmgr cluster show, and use --upstream-node-id.")

@@ -99,41 +99,41 @@ func TestBringsBack(t *testing.T) {
 // A primary that was deposed is not shown as the primary, by whomever it is asked.
 func TestJudge_Deposed(t *testing.T) {
 	t.Parallel()
-	primary := func(id NodeID, term int64, of int32) probe {
-		p := probe{record: Record{ID: id, Name: "node" + id.String(), Role: RolePrimary, Active: true, Conninfo: "host=node" + id.String()}}
-		if p.status.Timeline = 1; term > 0 {
-			p.rule = election.Rule{Term: term, Seq: 1, Primary: of}
+	primary := func(id NodeID, term int64, of int32) report.Look {
+		p := report.Look{Record: Record{ID: id, Name: "node" + id.String(), Role: RolePrimary, Active: true, Conninfo: "host=node" + id.String()}}
+		if p.Status.Timeline = 1; term > 0 {
+			p.Rule = election.Rule{Term: term, Seq: 1, Primary: of}
 		}
 		return p
 	}
-	standby := func(id NodeID, term int64, of int32) probe {
+	standby := func(id NodeID, term int64, of int32) report.Look {
 		p := primary(id, term, of)
-		p.record.Role, p.status.InRecovery = RoleStandby, true
+		p.Record.Role, p.Status.InRecovery = RoleStandby, true
 		return p
 	}
 	gone := primary(2, 0, 0)
-	gone.err = &postgres.ConnectError{Reach: postgres.ReachTimeout, Err: errors.New("no answer")}
+	gone.Err = &postgres.ConnectError{Reach: postgres.ReachTimeout, Err: errors.New("no answer")}
 	byHand := primary(2, 0, 0)
-	byHand.status.Timeline = 2
-	byHand.records = []Record{{ID: 1, Role: RolePrimary}, {ID: 2, Role: RolePrimary, Active: true}}
+	byHand.Status.Timeline = 2
+	byHand.Rows = []Record{{ID: 1, Role: RolePrimary}, {ID: 2, Role: RolePrimary, Active: true}}
 	unaware := byHand
-	unaware.records = []Record{{ID: 1, Role: RolePrimary, Active: true}, {ID: 2, Role: RoleStandby, Active: true}}
+	unaware.Rows = []Record{{ID: 1, Role: RolePrimary, Active: true}, {ID: 2, Role: RoleStandby, Active: true}}
 	for name, test := range map[string]struct {
-		probes []probe
+		probes []report.Look
 		cells  []string
 		text   string // of node 1; empty: it is not deposed
 	}{
-		"the only one":                      {[]probe{primary(1, 3, 1), standby(2, 3, 1)}, []string{"* running", "running"}, ""},
-		"who took over runs":                {[]probe{primary(1, 1, 1), primary(2, 2, 2)}, []string{"! deposed", "* running"}, `node "node2" (ID: 2) is the primary since term 2`},
-		"a standby knows who":               {[]probe{primary(1, 1, 1), gone, standby(3, 2, 2)}, []string{"! deposed", "? unreachable", "running"}, `node "node2" (ID: 2) is the primary since term 2`},
-		"who won has no row of it yet":      {[]probe{primary(1, 1, 1), primary(2, 1, 1)}, []string{"* running", "* running"}, ""},
-		"a newer set of voters":             {[]probe{primary(1, 1, 1), standby(2, 1, 1)}, []string{"* running", "running"}, ""},
-		"promoted by hand, which both know": {[]probe{primary(1, 0, 0), byHand}, []string{"! deposed", "* running"}, `node "node2" (ID: 2) is the primary, promoted to timeline 2`},
-		"promoted by pg_ctl":                {[]probe{primary(1, 0, 0), unaware}, []string{"* running", "* running"}, ""},
+		"the only one":                      {[]report.Look{primary(1, 3, 1), standby(2, 3, 1)}, []string{"* running", "running"}, ""},
+		"who took over runs":                {[]report.Look{primary(1, 1, 1), primary(2, 2, 2)}, []string{"! deposed", "* running"}, `node "node2" (ID: 2) is the primary since term 2`},
+		"a standby knows who":               {[]report.Look{primary(1, 1, 1), gone, standby(3, 2, 2)}, []string{"! deposed", "? unreachable", "running"}, `node "node2" (ID: 2) is the primary since term 2`},
+		"who won has no row of it yet":      {[]report.Look{primary(1, 1, 1), primary(2, 1, 1)}, []string{"* running", "* running"}, ""},
+		"a newer set of voters":             {[]report.Look{primary(1, 1, 1), standby(2, 1, 1)}, []string{"* running", "running"}, ""},
+		"promoted by hand, which both know": {[]report.Look{primary(1, 0, 0), byHand}, []string{"! deposed", "* running"}, `node "node2" (ID: 2) is the primary, promoted to timeline 2`},
+		"promoted by pg_ctl":                {[]report.Look{primary(1, 0, 0), unaware}, []string{"* running", "* running"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			st := compareWithRegistered(test.probes)
+			st := report.Compare(test.probes)
 			var cells []string
 			for _, n := range st.Nodes {
 				cells = append(cells, n.Status)

@@ -137,10 +137,10 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 			above = append(above, r)
 		}
 	}
-	probes := append(c.survey(ctx, above), probe{record: rep.Record, status: rep.Status})
+	probes := append(c.survey(ctx, above), probe{Look: report.Look{Record: rep.Record, Status: rep.Status}})
 	c.seekLostWAL(ctx, probes)
-	if lost := probes[len(above)].lost; lost != nil {
-		report.LoseWAL(&rep, lost, remedy(*lost, rep.Record, probes))
+	if lost := probes[len(above)].Lost; lost != nil {
+		report.LoseWAL(&rep, lost, report.Remedy(*lost, rep.Record, looks(probes)))
 	}
 	report.Judge(&rep, recs)
 	return rep, nil
@@ -235,11 +235,11 @@ func (c *Cluster) checkUpstream(ctx context.Context, rep NodeReport) CheckResult
 		return report.Found(CheckCritical, "no upstream node is registered for %s", r)
 	}
 	p := c.look(ctx, up)
-	switch state := registry.Attachment(p.status, r.Name); {
-	case p.err != nil && rep.Status.Receiver == nil:
-		return report.Found(CheckCritical, "%s receives nothing, and its upstream node does not answer: %v", r, p.err)
-	case p.err != nil:
-		return report.Found(CheckUnknown, "unable to ask the upstream node: %v", p.err)
+	switch state := registry.Attachment(p.Status, r.Name); {
+	case p.Err != nil && rep.Status.Receiver == nil:
+		return report.Found(CheckCritical, "%s receives nothing, and its upstream node does not answer: %v", r, p.Err)
+	case p.Err != nil:
+		return report.Found(CheckUnknown, "unable to ask the upstream node: %v", p.Err)
 	case state == "streaming":
 		return report.Found(CheckOK, "%s is attached to expected upstream %s", r, up)
 	case state != "":
@@ -255,8 +255,8 @@ func (c *Cluster) checkDaemon(ctx context.Context, rep NodeReport) CheckResult {
 	p := c.look(ctx, local, askService)
 	s := p.service
 	switch {
-	case p.err != nil:
-		return report.Found(CheckUnknown, "repmgrd status unknown: %v", p.err)
+	case p.Err != nil:
+		return report.Found(CheckUnknown, "repmgrd status unknown: %v", p.Err)
 	case s.Monitored == nil:
 		return report.Found(CheckUnknown, "repmgrd status unknown: %s", s.ServiceError)
 	case p.foreign == nil && !*s.Monitored:

@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -148,26 +149,26 @@ func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o Pr
 	}
 	probes := c.survey(ctx, registry.OthersThan(recs, self.ID))
 	for _, p := range primaries(probes) {
-		return nil, hint(kind(ErrPrimaryExists, "this replication cluster already has an active primary server: %s", p.record),
+		return nil, hint(kind(ErrPrimaryExists, "this replication cluster already has an active primary server: %s", p.Record),
 			"To move the primary here, stop that server first, and make sure that it stays down.")
 	}
 	if !o.Force {
-		if err := errors.Join(refuseAnsweringPrimary(probes), refuseLivingPrimary(append(probes, probe{record: self, status: status})), refuseBehind(self, status, probes)); err != nil {
+		if err := errors.Join(refuseAnsweringPrimary(probes), refuseLivingPrimary(append(probes, probe{Look: report.Look{Record: self, Status: status}})), refuseBehind(self, status, probes)); err != nil {
 			return nil, err
 		}
 	}
 	for _, p := range probes {
-		r := p.record
+		r := p.Record
 		if r.Role == RolePrimary && r.Active {
 			res.FormerPrimary = &r
-			if reach := p.reach(); p.err != nil && reach != postgres.ReachRefused {
+			if reach := p.Reach(); p.Err != nil && reach != postgres.ReachRefused {
 				c.log.Warn("could not ask the former primary", "node", r.Name, "reach", reach,
 					"detail", "Nobody here can tell whether it still runs. If it may come back, make sure that it can not accept writes.")
 			}
 		} else if r.Role == RoleStandby && r.Active && r.UpstreamID == self.UpstreamID {
 			res.Siblings = append(res.Siblings, r)
-			if p.err != nil {
-				c.log.Warn("could not ask a sibling node how much it has", "node", r.Name, "reach", p.reach(),
+			if p.Err != nil {
+				c.log.Warn("could not ask a sibling node how much it has", "node", r.Name, "reach", p.Reach(),
 					"detail", "If it has more than this node, what it has beyond will be lost.")
 			}
 		}
@@ -179,8 +180,8 @@ func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o Pr
 // must be repaired, and the primary must not be replaced.
 func refuseAnsweringPrimary(probes []probe) error {
 	for _, p := range probes {
-		if p.record.Role == RolePrimary && p.record.Active && p.err != nil && p.reach().Answers() {
-			return hint(kind(ErrRefused, "the primary lives: %w", p.err), "%s If it is surely to be replaced, stop it first, or use --force.", noPrimaryHint(probes))
+		if p.Record.Role == RolePrimary && p.Record.Active && p.Err != nil && p.Reach().Answers() {
+			return hint(kind(ErrRefused, "the primary lives: %w", p.Err), "%s If it is surely to be replaced, stop it first, or use --force.", noPrimaryHint(probes))
 		}
 	}
 	return nil
@@ -190,22 +191,22 @@ func refuseAnsweringPrimary(probes []probe) error {
 // reached from here: then the connection from here is broken, and not the primary.
 func refuseLivingPrimary(probes []probe) error {
 	for _, p := range probes {
-		w := p.status.Receiver
-		if p.err != nil || w == nil || w.Status != "streaming" {
+		w := p.Status.Receiver
+		if p.Err != nil || w == nil || w.Status != "streaming" {
 			continue
 		}
 		last := "never"
 		if w.LastMessageAt != nil {
-			last = p.status.At.Sub(*w.LastMessageAt).Round(time.Millisecond).String() + " ago"
+			last = p.Status.At.Sub(*w.LastMessageAt).Round(time.Millisecond).String() + " ago"
 		}
 		for _, q := range probes {
-			if q.err == nil && registry.Attachment(q.status, p.record.Name) != "" {
+			if q.Err == nil && registry.Attachment(q.Status, p.Record.Name) != "" {
 				w = nil // it streams from another standby, which proves nothing about the primary
 				break
 			}
 		}
 		if w != nil {
-			return hint(kind(ErrRefused, "%s still receives WAL from %s port %d (last message %s)", p.record, w.SenderHost, w.SenderPort, last),
+			return hint(kind(ErrRefused, "%s still receives WAL from %s port %d (last message %s)", p.Record, w.SenderHost, w.SenderPort, last),
 				"That primary is probably alive, and the network between it and here is not. If it is surely dead, use --force.")
 		}
 	}
@@ -216,13 +217,13 @@ func refuseLivingPrimary(probes []probe) error {
 // be lost.
 func refuseBehind(self Record, status registry.NodeStatus, probes []probe) error {
 	for _, p := range probes {
-		theirs, ours := p.status.Position(), status.Position()
-		if p.err != nil || !p.status.InRecovery || p.status.SystemIdentifier != status.SystemIdentifier {
+		theirs, ours := p.Status.Position(), status.Position()
+		if p.Err != nil || !p.Status.InRecovery || p.Status.SystemIdentifier != status.SystemIdentifier {
 			continue
 		}
 		if theirs.Timeline > ours.Timeline || theirs.Timeline == ours.Timeline && theirs.LSN > ours.LSN {
 			return hint(kind(ErrRefused, "%s has WAL up to %s, %s only up to %s (%d bytes less): promoting it would lose what the other one has",
-				p.record, theirs, self, ours, theirs.LSN.Bytes(ours.LSN)), "Promote %s. To promote this one all the same, use --force.", p.record)
+				p.Record, theirs, self, ours, theirs.LSN.Bytes(ours.LSN)), "Promote %s. To promote this one all the same, use --force.", p.Record)
 		}
 	}
 	return nil

@@ -101,7 +101,7 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 // be old.
 func (c *Cluster) refuseSecondPrimary(ctx context.Context, recs []Record) error {
 	for _, p := range primaries(c.survey(ctx, registry.OthersThan(recs, c.cfg.NodeID))) {
-		return hint(kind(ErrPrimaryExists, "%s runs as primary, on timeline %d", p.record, p.status.Timeline),
+		return hint(kind(ErrPrimaryExists, "%s runs as primary, on timeline %d", p.Record, p.Status.Timeline),
 			"A cluster has one primary. If this server was the primary before that one was promoted, stop it now, and clone it anew as a standby: repmgr standby clone --force")
 	}
 	return nil
@@ -124,7 +124,7 @@ func (c *Cluster) checkImpostor(ctx context.Context, recs []Record, rec Record, 
 		return nil
 	}
 	p := c.look(ctx, old)
-	if p.err != nil || p.status.StartedAt.Equal(self.StartedAt) && p.status.Settings.Port == self.Settings.Port {
+	if p.Err != nil || p.Status.StartedAt.Equal(self.StartedAt) && p.Status.Settings.Port == self.Settings.Port {
 		return nil
 	}
 	return hint(kind(ErrRegistered, "node ID %d belongs to another running server: %q at %s", old.ID, old.Name, postgres.Address(old.Conninfo)),
@@ -305,8 +305,8 @@ func (c *Cluster) waitUpstream(ctx context.Context, recs []Record, rec Record, o
 	deadline, told := time.Now().Add(patience), false
 	for {
 		for _, p := range c.survey(ctx, recs) {
-			if p.err == nil && registry.Attachment(p.status, rec.Name) != "" {
-				return p.record, nil
+			if p.Err == nil && registry.Attachment(p.Status, rec.Name) != "" {
+				return p.Record, nil
 			}
 		}
 		if time.Now().After(deadline) {
@@ -466,20 +466,20 @@ func (c *Cluster) checkUnregisterPrimary(ctx context.Context, recs []Record, rec
 		}
 	}
 	p := c.look(ctx, rec)
-	running := p.err == nil
+	running := p.Err == nil
 	switch {
 	case rec.Role == RoleWitness:
 		return registeredAs(rec, RolePrimary)
 	case len(downstream) > 0:
 		return hint(kind(ErrRefused, "%s is the upstream of %s", rec, strings.Join(downstream, ", ")),
 			"Re-point them with repmgr standby follow, or unregister them first.")
-	case running && p.status.InRecovery && rec.Role != RolePrimary:
+	case running && p.Status.InRecovery && rec.Role != RolePrimary:
 		return hint(kind(ErrRefused, "%s is a standby", rec), "Use: repmgr standby unregister --node-id=%d", rec.ID)
 	case !running && rec.Role != RolePrimary:
 		return registeredAs(rec, RolePrimary)
-	case running && p.status.InRecovery && !o.Force:
+	case running && p.Status.InRecovery && !o.Force:
 		return hint(kind(ErrRefused, "%s runs as a standby now", rec), "If it shall stay one, register it as such: repmgr standby register --force. To remove the row, use --force.")
-	case running && !p.status.InRecovery && !o.Force:
+	case running && !p.Status.InRecovery && !o.Force:
 		return hint(kind(ErrRefused, "%s is the running primary", rec), "Use --force if the cluster is to be taken apart.")
 	case rec.Active && !o.Force:
 		return hint(kind(ErrRefused, "%s is still registered as active", rec), "If it is gone for good, use --force.")

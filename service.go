@@ -102,15 +102,15 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 		if all, err := n.Rules(ctx); err == nil && len(all) > 0 { // without a rule there is no failover
 			rules[i] = all[0]
 		}
-		seqs[i], err = n.PauseSeq(ctx, probes[i].record.ID)
+		seqs[i], err = n.PauseSeq(ctx, probes[i].Record.ID)
 		return err
 	})
 	seq := slices.Max(seqs) + 1
 	if !o.DryRun {
-		each(func(i int, n *registry.Server) error { return n.SetPaused(ctx, probes[i].record.ID, paused, seq) })
+		each(func(i int, n *registry.Server) error { return n.SetPaused(ctx, probes[i].Record.ID, paused, seq) })
 	}
 	for i, p := range probes {
-		n := PausedNode{ID: p.record.ID, Name: p.record.Name}
+		n := PausedNode{ID: p.Record.ID, Name: p.Record.Name}
 		if errs[i] != nil {
 			n.Error = errs[i].Error()
 		}
@@ -122,10 +122,10 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 
 // withNode runs f over a new connection to a node that was reached before.
 func (c *Cluster) withNode(ctx context.Context, p probe, f func(*registry.Server) error) error {
-	if p.err != nil {
-		return p.err
+	if p.Err != nil {
+		return p.Err
 	}
-	n, err := c.connectTo(ctx, p.record)
+	n, err := c.connectTo(ctx, p.Record)
 	if err != nil {
 		return err
 	}
@@ -172,7 +172,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	if err != nil {
 		return ServiceStatus{}, err
 	}
-	seen := compareWithRegistered(probes)
+	seen := report.Compare(looks(probes))
 	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues, Findings: seen.Findings, Durability: c.durability()}
 	for i, p := range probes {
 		st.Nodes[i] = p.service
@@ -197,13 +197,40 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	return st, nil
 }
 
+// Matrix says which nodes reach which, as their Monitors see it.
+type Matrix = report.Matrix
+
+// Contact says whether one node reaches another.
+type Contact = report.Contact
+
+const (
+	ContactYes     = report.ContactYes
+	ContactNo      = report.ContactNo
+	ContactUnknown = report.ContactUnknown // its server does not answer here, or no Monitor says so
+)
+
+// Matrix asks all registered nodes at once which nodes their Monitors reach. It takes no longer than
+// [Cluster.Status]. Nothing is known of a node that does not answer here, or has no Monitor with
+// FailoverAutomatic.
+func (c *Cluster) Matrix(ctx context.Context) (Matrix, error) {
+	probes, err := c.probeNodes(ctx, askService)
+	if err != nil {
+		return Matrix{}, err
+	}
+	nodes := make([]report.Watcher, len(probes))
+	for i, p := range probes {
+		nodes[i] = report.Watcher{Record: p.Record, Answers: p.Err == nil, Monitor: p.service.Monitor}
+	}
+	return report.MatrixOf(nodes), nil
+}
+
 const serviceSQL = `SELECT ` + registry.AnnouncementsSQL + `, ` + registry.WaitingMonitorsSQL + `, %s::text`
 
 const newestRuleSQL = `(SELECT pg_catalog.row_to_json(r) FROM (SELECT * FROM repmgr.rules ORDER BY term DESC, seq DESC LIMIT 1) r)`
 
 // askService reads what runs at a node. Where a part can not be read, the rest is filled in.
 func askService(ctx context.Context, n *registry.Server, p *probe) {
-	if err := readService(ctx, n, p.record, &p.service); err != nil {
+	if err := readService(ctx, n, p.Record, &p.service); err != nil {
 		p.service.ServiceError = err.Error()
 	}
 }
@@ -458,8 +485,8 @@ func foreignDaemonError(nodes []string) error {
 // foreignDaemonNodes are the names of the nodes with a daemon of repmgr 5.
 func foreignDaemonNodes(probes []probe) (names []string) {
 	for _, p := range probes {
-		if d := p.foreign; p.err == nil && d != nil {
-			names = append(names, fmt.Sprintf("%s (PID %d)", p.record.Name, d.PID))
+		if d := p.foreign; p.Err == nil && d != nil {
+			names = append(names, fmt.Sprintf("%s (PID %d)", p.Record.Name, d.PID))
 		}
 	}
 	return names

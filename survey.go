@@ -7,10 +7,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/pgrepmgr/repmgr/election"
-	"github.com/pgrepmgr/repmgr/internal/follow"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -22,8 +22,8 @@ func (c *Cluster) primaryOf(ctx context.Context, recs []Record, timeline wal.Tim
 		return rec, err
 	}
 	for _, p := range primaries(c.survey(ctx, recs)) {
-		if registry.Attachment(p.status, c.cfg.NodeName) != "" && p.status.Timeline >= timeline {
-			return p.record, nil
+		if registry.Attachment(p.Status, c.cfg.NodeName) != "" && p.Status.Timeline >= timeline {
+			return p.Record, nil
 		}
 	}
 	return Record{}, err
@@ -68,33 +68,27 @@ func (c *Cluster) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	return events, nil
 }
 
-// probe is the result of one look at a registered node: its state, or the reason why there is
-// none.
+// probe is the result of one look at a registered node.
 type probe struct {
-	record  Record
-	status  registry.NodeStatus
-	records []Record                // of a primary: its own rows, which count more than any copy
-	rule    election.Rule           // the newest rule that it has; zero: none, or unknown
+	report.Look
 	foreign *registry.ForeignDaemon // a daemon of repmgr 5 that runs there; nil: none
-	lost    *follow.LostWAL         // of a standby whose next WAL is gone; see seekLostWAL
 	service ServiceNode             // the Monitor that runs there, where askService was called
-	err     error
 }
+
+// looks are the probes without what runs at the nodes.
+func looks(probes []probe) []report.Look {
+	all := make([]report.Look, len(probes))
+	for i, p := range probes {
+		all[i] = p.Look
+	}
+	return all
+}
+
+// primaries are the servers that accept writes.
+func primaries(probes []probe) []report.Look { return report.Primaries(looks(probes)) }
 
 // followUp is a further question to a node that answered, over the same connection.
 type followUp func(ctx context.Context, n *registry.Server, p *probe)
-
-func (p probe) reach() postgres.Reach {
-	var ce *postgres.ConnectError
-	switch {
-	case p.err == nil:
-		return postgres.ReachOK
-	case errors.As(p.err, &ce):
-		return ce.Reach
-	default:
-		return postgres.ReachRejected // it answered, though not with its state
-	}
-}
 
 // look connects to a node and reads its state, within one connect_timeout.
 func (c *Cluster) look(ctx context.Context, r Record, ask ...followUp) probe {
@@ -106,16 +100,16 @@ func (c *Cluster) look(ctx context.Context, r Record, ask ...followUp) probe {
 	defer cancel()
 	n, err := c.connectTo(ctx, r)
 	if err != nil {
-		return probe{record: r, err: err}
+		return probe{Look: report.Look{Record: r, Err: err}}
 	}
 	defer n.Close()
-	p := probe{record: r}
-	if p.status, p.err = n.Status(ctx); p.err == nil && !p.status.InRecovery {
-		p.records, _ = n.Records(ctx) // without them the caller's copy is used
+	p := probe{Look: report.Look{Record: r}}
+	if p.Status, p.Err = n.Status(ctx); p.Err == nil && !p.Status.InRecovery {
+		p.Rows, _ = n.Records(ctx) // without them the caller's copy is used
 	}
-	if p.err == nil {
+	if p.Err == nil {
 		if rules, err := n.Rules(ctx); err == nil && len(rules) > 0 {
-			p.rule = rules[0]
+			p.Rule = rules[0]
 		}
 		var err error
 		if p.foreign, err = n.ForeignDaemon(ctx); err != nil { // a node that can not be asked counts as without one
@@ -140,17 +134,6 @@ func (c *Cluster) survey(ctx context.Context, recs []Record, ask ...followUp) []
 	return probes
 }
 
-// primaries are the probes of the servers that accept writes.
-func primaries(probes []probe) []probe {
-	var found []probe
-	for _, p := range probes {
-		if p.err == nil && !p.status.InRecovery && p.record.Role != RoleWitness {
-			found = append(found, p)
-		}
-	}
-	return found
-}
-
 // findPrimary looks at every registered node and returns the one primary. Two primaries are a
 // split brain, in which only a person can decide which one counts.
 func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error) {
@@ -161,22 +144,22 @@ func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error
 	found := primaries(probes)
 	switch len(found) {
 	case 1:
-		return found[0].record, nil
+		return found[0].Record, nil
 	case 0:
 		var seen []string
 		for _, p := range probes {
 			what := "in recovery"
-			if p.err != nil {
-				what = string(p.reach())
+			if p.Err != nil {
+				what = string(p.Reach())
 			}
-			seen = append(seen, fmt.Sprintf("%s: %s", p.record, what))
+			seen = append(seen, fmt.Sprintf("%s: %s", p.Record, what))
 		}
 		return Record{}, hint(kind(ErrNoPrimary, "no registered node is a reachable primary (%s)", strings.Join(seen, "; ")),
 			"%s", noPrimaryHint(probes))
 	default:
 		var names []string
 		for _, p := range found {
-			names = append(names, fmt.Sprintf("%s, timeline %d", p.record, p.status.Timeline))
+			names = append(names, fmt.Sprintf("%s, timeline %d", p.Record, p.Status.Timeline))
 		}
 		return Record{}, hint(kind(ErrRefused, "more than one node runs as primary: %s", strings.Join(names, "; ")),
 			"Stop the one whose data is not wanted before anything else. It can then be cloned anew as a standby.")
@@ -187,17 +170,59 @@ func (c *Cluster) findPrimary(ctx context.Context, recs []Record) (Record, error
 // primary that lives.
 func noPrimaryHint(probes []probe) string {
 	for _, p := range probes {
-		switch reach := p.reach(); {
-		case p.record.Role != RolePrimary || !p.record.Active || p.err == nil || !reach.Answers():
+		switch reach := p.Reach(); {
+		case p.Record.Role != RolePrimary || !p.Record.Active || p.Err == nil || !reach.Answers():
 		case reach == postgres.ReachRejected:
-			return fmt.Sprintf("%s lives, and rejects this login: look at its pg_hba.conf, and at the password.", p.record)
+			return fmt.Sprintf("%s lives, and rejects this login: look at its pg_hba.conf, and at the password.", p.Record)
 		case reach == postgres.ReachFull:
-			return fmt.Sprintf("%s lives, and has no free connection: end some, or raise max_connections.", p.record)
+			return fmt.Sprintf("%s lives, and has no free connection: end some, or raise max_connections.", p.Record)
 		default:
-			return fmt.Sprintf("%s is starting up, shutting down or recovering: wait for it, and look at its log.", p.record)
+			return fmt.Sprintf("%s is starting up, shutting down or recovering: wait for it, and look at its log.", p.Record)
 		}
 	}
 	return "Start the primary. If it is lost, this says which standby to promote, and how: repmgr cluster explain"
+}
+
+// Primary finds the one primary, by looking at all registered nodes. It works while the local server is
+// down, where its Monitor has kept the rows. No primary is an [ErrNoPrimary], two are an [ErrRefused].
+func (c *Cluster) Primary(ctx context.Context) (Record, error) {
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	return c.findPrimary(ctx, recs)
+}
+
+// FollowPrimary calls tell with the primary, and again each time when there is another one, until ctx ends
+// or tell returns an error. While there is no primary it waits.
+func (c *Cluster) FollowPrimary(ctx context.Context, tell func(Record) error) error {
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return err
+	}
+	changed := make(chan struct{}, 1)
+	w := c.watchVoters(ctx, func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	defer w.Close()
+	for told := NodeID(0); ; {
+		w.SetNodes(recs)
+		if id := w.InOffice(); id != 0 && id != told {
+			if err := tell(w.Record(int32(id))); err != nil {
+				return err
+			}
+			told = id
+		}
+		if err := wait.Until(ctx, changed, registerInterval); err != nil {
+			return err
+		}
+		if now, err := c.anyRecords(ctx); err == nil {
+			recs = now
+		}
+	}
 }
 
 // connectPrimary returns a connection to the primary: local itself where that is the primary,

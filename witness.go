@@ -136,7 +136,7 @@ func (c *Cluster) checkWitness(ctx context.Context, local, primary *registry.Ser
 		if r.Role != RolePrimary {
 			continue
 		}
-		if q := c.look(ctx, r); q.err == nil && q.status.StartedAt.Equal(status.StartedAt) && q.status.Settings.Port == status.Settings.Port {
+		if q := c.look(ctx, r); q.Err == nil && q.Status.StartedAt.Equal(status.StartedAt) && q.Status.Settings.Port == status.Settings.Port {
 			return false, hint(kind(ErrRefused, "%s is a registered primary, of another cluster", local.Name),
 				"If that cluster is no more: repmgr primary unregister --force, with its configuration.")
 		}

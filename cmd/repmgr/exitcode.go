@@ -39,6 +39,14 @@ var commandCodes = map[string][]codeFor{
 		{repmgr.ErrTimeout, cli.ExitSwitchover},
 		{repmgr.ErrRefused, cli.ExitSwitchover},
 	},
+	"node drain": {
+		{repmgr.ErrTimeout, cli.ExitSwitchover},
+		{repmgr.ErrRefused, cli.ExitSwitchover},
+	},
+	"node service": {
+		{repmgr.ErrServerControl, cli.ExitLocalCommand},
+		{repmgr.ErrTimeout, cli.ExitLocalCommand},
+	},
 	"cluster failover": {
 		{repmgr.ErrRefused, exitFailover},
 		{repmgr.ErrMetadata, cli.ExitQuery},

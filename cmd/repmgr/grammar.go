@@ -168,6 +168,8 @@ type clusterGroup struct {
 	Show    clusterShow    `cmd:"" help:"show every node and whether all is well"`
 	Event   clusterEvent   `cmd:"" aliases:"events" help:"show what happened, newest first"`
 	Cleanup clusterCleanup `cmd:"" help:"delete old monitoring history"`
+	Matrix  clusterMatrix  `cmd:"" aliases:"crosscheck" help:"show which nodes reach which, as their daemons see it"`
+	Primary clusterPrimary `cmd:"" help:"print the primary, and again when it is another one"`
 
 	Explain   clusterExplain   `cmd:"" help:"say what would happen if a node died now"`
 	Why       clusterWhy       `cmd:"" help:"say what was decided last, and what each daemon does now"`
@@ -181,6 +183,9 @@ type nodeGroup struct {
 	Check  nodeCheck  `cmd:"" help:"check this node, for Nagios and the like"`
 	Rejoin nodeRejoin `cmd:"" help:"bring a former primary back as a standby"`
 	Screen nodeScreen `cmd:"" help:"before its server is started: may it start as a primary?"`
+
+	Drain   nodeDrain   `cmd:"" help:"before this node is stopped: hand over if it is the primary"`
+	Service nodeService `cmd:"" help:"start, stop, restart or reload the server of this node"`
 }
 
 type primaryRegister struct {
@@ -472,6 +477,38 @@ func (clusterCleanup) Help() string {
   repmgr -f /etc/repmgr.conf cluster cleanup -k 7`
 }
 
+type clusterMatrix struct {
+	csv
+	Detail     bool `help:"how many seconds ago each daemon said so"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterMatrix) Help() string {
+	return `A row says which nodes its daemon reaches: * yes, x no, ? not known. Nothing is done over
+SSH: every node is asked for what its repmgrd has announced, which asks all others all the
+time with failover=automatic. The exit code is 25 unless every cell is yes. "crosscheck" is
+the same.
+CSV: from_id, to_id, status (0 yes, -1 no, -2 not known).
+
+Example:
+  repmgr -f /etc/repmgr.conf cluster matrix`
+}
+
+type clusterPrimary struct {
+	Conninfo bool `xor:"form" help:"its connection string instead of its name"`
+	Host     bool `xor:"form" help:"its host"`
+	URI      bool `xor:"form" name:"uri" help:"a URI for psql and others"`
+	Follow   bool `help:"go on: print a line each time when there is another primary"`
+}
+
+func (clusterPrimary) Help() string {
+	return `All nodes are asked at once, also while the local server is down. No password is printed.
+The exit code is 1 where there is no primary, or where there are two.
+
+Example:
+  psql "$(repmgr -f /etc/repmgr.conf cluster primary --uri)"`
+}
+
 type clusterExplain struct {
 	NodeID     int `placeholder:"N" min:"1" help:"node that dies in the question, by its id (default: the\nprimary)"`
 	connection `embed:"" group:"Connection options"`
@@ -616,6 +653,41 @@ server should not be started. For systemd, in a drop-in of PostgreSQL's service:
 
 Example:
   repmgr -f /etc/repmgr.conf node screen --dry-run`
+}
+
+type nodeDrain struct {
+	force
+	dryRun
+	Timeout int `placeholder:"SECONDS" min:"1" max:"86400" help:"how long the shutdown of the primary may take, and the wait\nafterwards (default: shutdown_check_timeout, and\nnode_rejoin_timeout)"`
+}
+
+func (nodeDrain) Help() string {
+	return `For a reboot, for systemd's ExecStop, for a pod's preStop: a primary hands over as standby
+switchover does, to the standby that an election would choose. Then it waits until commits
+go on without this node. It stops nothing. A standby, a witness and a server that is down
+are drained at once, where the others can do without them. The exit code is 18 where that
+failed: this node is then what it was, or as the error says.
+
+Example:
+  repmgr -f /etc/repmgr.conf node drain && systemctl stop postgresql`
+}
+
+type nodeService struct {
+	dryRun
+	Action      string `oneof:"start,stop,restart,reload,promote" placeholder:"ACTION" help:"start, stop, restart or reload"`
+	ListActions bool   `help:"print the command for each action, or for that of --action"`
+	Checkpoint  bool   `help:"write a checkpoint before a stop or a restart"`
+	superuser
+}
+
+func (nodeService) Help() string {
+	return `Runs service_start_command and its like of the configuration, or pg_ctl where none is set;
+data_directory must be set. A server that may not start as a primary (node screen) is
+started as a standby. A promotion is refused: standby promote makes the checks. The exit
+code is 5 where the command failed.
+
+Example:
+  repmgr -f /etc/repmgr.conf node service --action=restart --checkpoint`
 }
 
 // dumpConfig is what --dump-config without a command does.

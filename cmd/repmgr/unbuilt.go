@@ -9,10 +9,7 @@ import (
 // unbuilt are the commands of repmgr 5 that this version does not have yet,
 // each with the options that are only its own.
 var unbuilt = []cli.Unbuilt{
-	{Command: "node service", Options: "action= list-actions checkpoint " + nodeCheckOptions},
-	{Command: "node control", Options: "disable-wal-receiver enable-wal-receiver"},
-	{Command: "cluster crosscheck"},
-	{Command: "cluster matrix"},
+	{Command: "node control", Options: "disable-wal-receiver enable-wal-receiver " + nodeCheckOptions},
 }
 
 // nodeCheckOptions are checks between nodes, which switchover of repmgr 5 makes.

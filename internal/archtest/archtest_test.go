@@ -29,7 +29,7 @@ var floors = [][]string{
 	{"postgres"},
 	{"registry"},
 	{"internal/postmaster", "internal/task"},
-	{"internal/datadir", "internal/salvage"},
+	{"internal/datadir", "internal/salvage", "internal/service"},
 	{"internal/rejoin"},
 	{"internal/clone"},
 	{"internal/voters", "internal/syncrep", "internal/follow"},

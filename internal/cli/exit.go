@@ -11,6 +11,7 @@ const (
 	ExitPromote      = 8
 	ExitSystem       = 13
 	ExitClone        = 14
+	ExitLocalCommand = 5  // the command of node service failed
 	ExitSwitchover   = 18 // a switchover was refused or given up
 	ExitRegisterSync = 20
 

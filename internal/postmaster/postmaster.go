@@ -54,9 +54,9 @@ const (
 	processPoll = 2 * time.Millisecond
 	// versionLimit limits the wait for a program that is asked for its version.
 	versionLimit = 5 * time.Second
-	// startLogName is the file, in the data directory, for the output of a server that we have
+	// StartLogName is the file, in the data directory, for the output of a server that we have
 	// started, unless it collects its log itself.
-	startLogName = "repmgr-start.log"
+	StartLogName = "repmgr-start.log"
 )
 
 // MayControl returns an error where this process can not stop and start the server, and so can
@@ -320,7 +320,7 @@ func (s *Server) Start(ctx context.Context) error {
 		}
 	}
 	if err = s.awaitStarted(ctx, launched, logged); err == nil && s.StartCommand == "" {
-		s.Logger.Info("the server was started", "directory", s.Dir, "output", filepath.Join(s.Dir, startLogName),
+		s.Logger.Info("the server was started", "directory", s.Dir, "output", filepath.Join(s.Dir, StartLogName),
 			"detail", "Unless it collects its log itself (logging_collector), output is its log from now on.")
 	}
 	return err
@@ -364,12 +364,12 @@ func (s *Server) launch(ctx context.Context) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	log, err := os.OpenFile(filepath.Join(s.Dir, startLogName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) // it may hold data
+	log, err := os.OpenFile(filepath.Join(s.Dir, StartLogName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) // it may hold data
 	if err != nil {
 		return 0, err
 	}
 	_ = log.Close()
-	args := append([]string{"-c", `log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!`, "repmgr", filepath.Join(s.Dir, startLogName), postgres}, s.Args()...)
+	args := append([]string{"-c", `log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!`, "repmgr", filepath.Join(s.Dir, StartLogName), postgres}, s.Args()...)
 	cmd := exec.CommandContext(ctx, "/bin/sh", args...)
 	cmd.Dir, cmd.WaitDelay = s.Dir, time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -390,7 +390,7 @@ func (s *Server) pgCtlStart(ctx context.Context) error {
 	values := map[byte]shell.Value{
 		'c': {Env: "REPMGR_PG_CTL", Text: pgCtl},
 		'D': {Env: "REPMGR_DIR", Text: cmp.Or(s.ConfigDirectory, s.Dir)},
-		'l': {Env: "REPMGR_LOG", Text: filepath.Join(s.Dir, startLogName)},
+		'l': {Env: "REPMGR_LOG", Text: filepath.Join(s.Dir, StartLogName)},
 	}
 	out, err := shell.Run(ctx, `%c -W -s -D %D -l %l `+strings.ReplaceAll(s.PgCtlOptions, "%", "%%")+` start`, values)
 	if err != nil {
@@ -473,14 +473,14 @@ func majorOf(path string) int {
 // StartError is the error of a server that did not start, with the last lines of its log.
 func (s *Server) StartError(logged int64, err error) error {
 	text := ""
-	if b, e := os.ReadFile(filepath.Join(s.Dir, startLogName)); e == nil && int64(len(b)) > logged {
+	if b, e := os.ReadFile(filepath.Join(s.Dir, StartLogName)); e == nil && int64(len(b)) > logged {
 		text = shell.AfterColon(shell.LastLines(b[logged:], 6))
 	}
-	return failure.WithHint(failure.Of(failure.ErrServerControl, "start the server in %s: %w%s", s.Dir, err, text), "%s", cmp.Or(failure.Hint(err), "See the log of the server; "+filepath.Join(s.Dir, startLogName)+" has what it said before it had one."))
+	return failure.WithHint(failure.Of(failure.ErrServerControl, "start the server in %s: %w%s", s.Dir, err, text), "%s", cmp.Or(failure.Hint(err), "See the log of the server; "+filepath.Join(s.Dir, StartLogName)+" has what it said before it had one."))
 }
 
 func (s *Server) logSize() int64 {
-	info, err := os.Stat(filepath.Join(s.Dir, startLogName))
+	info, err := os.Stat(filepath.Join(s.Dir, StartLogName))
 	if errors.Is(err, fs.ErrNotExist) || err != nil {
 		return 0
 	}

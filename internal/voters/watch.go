@@ -375,5 +375,35 @@ func Answering(peers []election.Peer) []election.Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(p election.Peer) bool { return p.Answer != election.Answers })
 }
 
+// NotSeen are the nodes that were asked and do not answer, and how they fail to.
+func NotSeen(peers []election.Peer) map[registry.NodeID]string {
+	all := map[registry.NodeID]string{}
+	for _, p := range peers {
+		if p.ID != election.Arbiter && p.Answer != "" && p.Answer != election.Answers {
+			all[registry.NodeID(p.ID)] = string(p.Answer)
+		}
+	}
+	return all
+}
+
+// InOffice is the primary: the node that the newest rule names, or, where no daemon has written a
+// rule, the only one that accepts writes. 0: there is none that answers.
+func (w *Watch) InOffice() (id registry.NodeID) {
+	peers := w.Peers()
+	rule := NewestRule(peers)
+	for _, p := range Answering(peers) {
+		switch {
+		case p.Running != election.Primary || p.Role == election.Witness || p.ID == election.Arbiter:
+		case p.ID == rule.Primary:
+			return registry.NodeID(p.ID)
+		case !rule.Known() && id != 0:
+			return 0
+		case !rule.Known():
+			id = registry.NodeID(p.ID)
+		}
+	}
+	return id
+}
+
 // Candidate is the name under which this process, the daemon of a node, collects pledges.
 func Candidate(node string) string { return fmt.Sprintf("%s.%d", candidateName(node), os.Getpid()) }

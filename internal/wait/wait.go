@@ -16,3 +16,17 @@ func Pause(ctx context.Context, d time.Duration) error {
 		return nil
 	}
 }
+
+// Until waits for something to come over a channel, or for d, or returns early with the reason why
+// ctx ended.
+func Until(ctx context.Context, c <-chan struct{}, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-c:
+	case <-t.C:
+	}
+	return nil
+}

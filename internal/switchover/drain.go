@@ -1,0 +1,53 @@
+package switchover
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+)
+
+// Keeps is the reason why the node must not be stopped now. Empty: commits go on without it.
+// required says that commits never fall to none (durability=required).
+func Keeps(self int32, peers []election.Peer, required bool) string {
+	rule := voters.NewestRule(peers)
+	me, primary := voters.PeerOf(peers, self), voters.PeerOf(peers, rule.Primary)
+	switch {
+	case me.Answer != election.Answers || me.Role == election.Witness:
+		return ""
+	case me.Running == election.Primary:
+		return "it is the primary"
+	case !rule.Known():
+		return "" // nobody fails over, and no commit waits
+	case primary.Answer != election.Answers || primary.Running != election.Primary:
+		return "no primary is in office"
+	}
+	left := 0
+	for _, id := range rule.Sync {
+		if p := voters.PeerOf(peers, id); id != self && p.Answer == election.Answers && p.Receiving {
+			left++
+		}
+	}
+	if required && left < rule.Acks {
+		return fmt.Sprintf("commits wait for %d standbys, and without it %d would be left", rule.Acks, left)
+	}
+	return ""
+}
+
+// AwaitDrained waits until the node may be stopped, for no longer than limit.
+func AwaitDrained(ctx context.Context, w *voters.Watch, self int32, required bool, limit time.Duration) error {
+	var why string
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := until(ctx, w, w.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
+		why = Keeps(self, peers, required)
+		return why == ""
+	})
+	if err == nil {
+		return nil
+	}
+	return failure.WithHint(failure.Of(failure.ErrTimeout, "%s may not be stopped after %s: %s", w.Record(self), limit, why), "See repmgr cluster show and repmgr service status.")
+}
