@@ -96,7 +96,9 @@ func TestMatrix(t *testing.T) {
 func TestControlServer(t *testing.T) {
 	t.Parallel()
 	first := pgtest.Start(t, pgtest.Options{Name: "node1"})
-	n := newNode(t, 1, first, func(c *repmgr.Config) { c.DataDirectory, c.ServiceReloadCommand = first.Dir, "echo it does not work >&2; exit 3" })
+	n := newNode(t, 1, first, func(c *repmgr.Config) {
+		c.DataDirectory, c.ServiceReloadCommand = first.Dir, "echo it does not work >&2; exit 3"
+	})
 	_, err := n.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
 	require.NoError(t, err)
 	command, err := n.ServiceCommand(repmgr.ServiceReload)
@@ -123,4 +125,3 @@ func TestControlServer(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, n.Started())
 }
-

@@ -50,13 +50,14 @@ func (m Matrix) Issues() (all []string) {
 	for _, n := range m.Nodes {
 		names[n.ID] = n.Name
 	}
+	unknown := map[registry.NodeID]bool{}
 	for _, c := range m.Cells {
-		switch c.Contact {
-		case ContactNo:
+		switch {
+		case c.Contact == ContactNo:
 			all = append(all, fmt.Sprintf("%s does not reach %s: %s", names[c.From], names[c.To], c.Why))
-		case ContactUnknown:
-			all = append(all, fmt.Sprintf("it is not known whether %s reaches %s: %s", names[c.From], names[c.To], c.Why))
-		case ContactYes:
+		case c.Contact == ContactUnknown && !unknown[c.From]:
+			unknown[c.From] = true
+			all = append(all, fmt.Sprintf("it is not known which nodes %s reaches: %s", names[c.From], c.Why))
 		}
 	}
 	return all
@@ -90,7 +91,7 @@ func cellOf(from Watcher, to registry.Record) Cell {
 	case time.Duration(said.Age*float64(time.Second)) > registry.PresenceSilent:
 		c.Why = fmt.Sprintf("its repmgrd has said nothing for %.0f s", said.Age)
 	case said.NotSeen[to.ID] != "":
-		c.Contact, c.Why = ContactNo, said.NotSeen[to.ID]
+		c.Contact, c.Why = ContactNo, "it "+said.NotSeen[to.ID]
 	case said.Mode != registry.FailoverAutomatic:
 		c.Why = "its repmgrd asks the other nodes only with failover=automatic"
 	default:

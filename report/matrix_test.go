@@ -30,8 +30,8 @@ func TestMatrixOf(t *testing.T) {
 		row += map[Contact]string{ContactYes: "*", ContactNo: "x", ContactUnknown: "?"}[c.Contact]
 	}
 	require.Equal(t, "**x** ?*??? ????? ???*? ????*", row)
-	require.Contains(t, m.Issues(), "node1 does not reach node3: is silent")
-	require.Contains(t, m.Issues(), "it is not known whether node2 reaches node1: its repmgrd has said nothing for 99 s")
+	require.Contains(t, m.Issues(), "node1 does not reach node3: it is silent")
+	require.Contains(t, m.Issues(), "it is not known which nodes node2 reaches: its repmgrd has said nothing for 99 s")
 	require.InDelta(t, 1, *m.Cells[1].Age, 0)
 	require.Nil(t, m.Cells[0].Age)
 }

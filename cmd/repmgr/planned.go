@@ -63,7 +63,7 @@ func (cmd *nodeService) Run(ctx context.Context, a *app) error {
 	if cmd.DryRun && cmd.Checkpoint {
 		a.log.Info("a CHECKPOINT would be issued here")
 	}
-	if !cmd.DryRun {
+	if !cmd.DryRun && action != repmgr.ServicePromote {
 		a.log.Info(fmt.Sprintf("executing server command %q", command))
 	}
 	res, err := c.ControlServer(ctx, action, repmgr.ServiceOptions{Checkpoint: cmd.Checkpoint, DryRun: cmd.DryRun})

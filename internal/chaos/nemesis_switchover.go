@@ -33,11 +33,17 @@ func switchovers(others []Nemesis) []Nemesis {
 			one := s.askSwitchover(ctx, s.standby())
 			s.picked = nil
 			other := s.askSwitchover(ctx, s.standby())
-			if a, b := <-one, <-other; a != nil && b != nil {
+			if a, b := one(), other(); a != nil && b != nil {
 				return errors.Join(a, b)
 			}
 			return nil
 		}},
+		{Name: "drain of primary, then its shutdown", Expect: Failover, Needs: needsFailover, Hold: span(time.Second, 3*time.Second), Do: func(ctx context.Context, s *scene) error {
+			n := s.hit(s.primary())
+			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			return errors.Join(n.repmgr(ctx, "node", "drain"), n.stopServer(ctx))
+		}, Undo: func(ctx context.Context, s *scene) error { return s.primary().launchServer(ctx) }},
 	}
 	for _, step := range handoverSteps {
 		all = append(all, Nemesis{Name: "switchover, die when " + step, Expect: Either, Weight: 4, Needs: needsDieAt | needsFailover, Do: func(ctx context.Context, s *scene) error {
@@ -69,8 +75,9 @@ func switchovers(others []Nemesis) []Nemesis {
 			n := other
 			n.Name, n.Expect, n.Weight, n.Pairs, n.Helped, n.Needs = "switchover, in it: "+name, Either, 4, false, true, other.Needs|needsFailover
 			n.Do = func(ctx context.Context, s *scene) error {
-				s.background(s.askSwitchover(ctx, s.standby()))
-				s.picked = s.standby() // the target of both
+				outcome := s.askSwitchover(ctx, s.standby())
+				s.cleanup = append(s.cleanup, func() { _ = outcome() }) // it may fail
+				s.picked = s.standby()                                  // the target of both
 				_ = wait.Pause(ctx, time.Duration(s.rng.IntN(900))*time.Millisecond)
 				s.second = true // the switchover may have ended what is to be hit
 				return other.Do(ctx, s)
@@ -85,27 +92,22 @@ func switchovers(others []Nemesis) []Nemesis {
 const patience = 20 * time.Second
 
 // switchOver hands the primary over, and waits for the outcome.
-func (s *scene) switchOver(ctx context.Context) error { return <-s.askSwitchover(ctx, s.standby()) }
+func (s *scene) switchOver(ctx context.Context) error { return s.askSwitchover(ctx, s.standby())() }
 
-// askSwitchover runs the command on any node, and sends its outcome.
-func (s *scene) askSwitchover(ctx context.Context, to *node) <-chan error {
+// askSwitchover runs the command on any node. The function that it returns waits for the outcome.
+func (s *scene) askSwitchover(ctx context.Context, to *node) (outcome func() error) {
 	s.hit(s.primary())
 	s.target += " to " + to.name()
 	on := s.c.nodes[s.rng.IntN(len(s.c.nodes))]
-	outcome := make(chan error, 1)
-	go func() { // who takes the outcome waits for it
+	ended := make(chan error, 1)
+	go func() { // outcome waits for it
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		err := on.repmgr(ctx, "standby", "switchover", "--to", strconv.Itoa(to.id), "--timeout", "5")
 		if err != nil {
 			err = fmt.Errorf("switchover to %s, asked for on %s: %w", to.name(), on.name(), err)
 		}
-		outcome <- err
+		ended <- err
 	}()
-	return outcome
-}
-
-// background waits at the end of the fault for a switchover that may fail.
-func (s *scene) background(outcome <-chan error) {
-	s.cleanup = append(s.cleanup, func() { _ = <-outcome })
+	return func() error { return <-ended }
 }

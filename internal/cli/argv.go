@@ -43,6 +43,7 @@ func (l Line) Has(option string) bool { return slices.Contains(l.Given, option) 
 func Arrange(app *kong.Application, unbuilt []Unbuilt, argv []string) Line {
 	a := arranger{app: app, unbuilt: unbuilt, byName: map[string]*option{}, byShort: map[rune]*option{}}
 	a.learn(app.Node)
+	a.learnOwn(argv)
 	for _, u := range unbuilt {
 		for _, spec := range strings.Fields(u.Options) {
 			a.learnForeign(spec)
@@ -96,14 +97,7 @@ func (a *arranger) learn(node *kong.Node) {
 	for _, f := range node.Flags {
 		o := a.byName[plain(f.Name)]
 		if o == nil {
-			o = &option{name: f.Name}
-			switch {
-			case !f.IsBool():
-				o.arity = needsValue
-			case f.Target.Kind() != reflect.Bool || f.HasDefault:
-				o.arity = optionalValue
-				o.glued = f.Target.Kind() == reflect.Bool
-			}
+			o = optionOf(f)
 		}
 		for _, name := range append([]string{f.Name}, f.Aliases...) {
 			a.byName[plain(name)] = o
@@ -114,6 +108,42 @@ func (a *arranger) learn(node *kong.Node) {
 	}
 	for _, child := range node.Children {
 		a.learn(child)
+	}
+}
+
+func optionOf(f *kong.Flag) *option {
+	o := &option{name: f.Name}
+	switch {
+	case !f.IsBool():
+		o.arity = needsValue
+	case f.Target.Kind() != reflect.Bool || f.HasDefault:
+		o.arity = optionalValue
+		o.glued = f.Target.Kind() == reflect.Bool
+	}
+	return o
+}
+
+// learnOwn gives way to the options of the command whose words stand side by side in the line, where
+// another command has an option of the same name that takes a value and this one does not.
+func (a *arranger) learnOwn(argv []string) {
+	for i := range argv {
+		node := a.app.Node
+		for _, word := range argv[i:] {
+			child := findChild(node, word)
+			if child == nil {
+				break
+			}
+			node = child
+		}
+		if node == a.app.Node || len(node.Children) > 0 {
+			continue
+		}
+		for _, f := range node.Flags {
+			if o := optionOf(f); f.Short == 0 && a.byName[plain(f.Name)].arity != o.arity {
+				a.byName[plain(f.Name)] = o
+			}
+		}
+		return
 	}
 }
 
