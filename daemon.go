@@ -180,6 +180,34 @@ func (c *Cluster) ControlServer(ctx context.Context, a ServiceAction, o ServiceO
 	return all.Run(ctx, a, o)
 }
 
+// ShutdownState says whether the server of this machine is down, and how it ended.
+type ShutdownState = service.Shutdown
+
+// ShutdownState looks at the processes and at pg_control of the server of this machine. It needs the data directory.
+func (c *Cluster) ShutdownState() (ShutdownState, error) {
+	srv, err := c.localServer("")
+	if err != nil {
+		return ShutdownState{}, err
+	}
+	return service.ShutdownOf(&srv.Server), nil
+}
+
+// ReceiverResult is the result of [Cluster.SetWALReceiver].
+type ReceiverResult = service.Receiver
+
+// SetWALReceiver ends the WAL receiver of the local standby, and lets it not come back for an hour, or lets it come
+// back. It is for tests: a Monitor with FailoverAutomatic points the standby to its primary anew.
+func (c *Cluster) SetWALReceiver(ctx context.Context, on, dryRun bool) (ReceiverResult, error) {
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return ReceiverResult{}, err
+	}
+	defer local.Close()
+	ctx, cancel := context.WithTimeoutCause(ctx, DefaultDaemonWait, kind(ErrTimeout, "the WAL receiver did not end within %s", DefaultDaemonWait))
+	defer cancel()
+	return service.SetReceiver(ctx, local, on, dryRun)
+}
+
 // PidFile is where repmgrd writes its PID: RepmgrdPidFile, else repmgrd-<node id>.pid in
 // the first of /run/repmgr, $XDG_RUNTIME_DIR and /run/postgresql that is there, and that
 // only we and our group may write to. Where none is, it is where repmgr 5 has it:

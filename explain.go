@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/doctor"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/explain"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -360,4 +362,41 @@ func (c *Cluster) WhyNot(ctx context.Context, id NodeID) (WhyNotAnswer, error) {
 	}
 	past, _ := c.failovers(ctx, recs, 1) // without it, the answer has less to say
 	return explain.WhyNot(e, node, past), nil
+}
+
+// Doctor asks whether a failover, a switchover, a rejoin or a restart would work now, with each node as the next
+// primary. It asks all nodes at once, and changes nothing. A finding that a waiver names is in the report, and
+// does not count.
+func (c *Cluster) Doctor(ctx context.Context, waivers ...doctor.Waiver) (doctor.Report, error) {
+	st, probes, err := c.serviceStatus(ctx, askServer)
+	if err != nil {
+		return doctor.Report{}, err
+	}
+	recs := make([]Record, len(probes))
+	for i, p := range probes {
+		recs[i] = p.Record
+	}
+	w := c.watchVoters(ctx, func() {})
+	defer w.Close()
+	w.SetNodes(recs)
+	w.AwaitAnswers(ctx)
+	peers := w.Peers()
+	f := doctor.Facts{
+		Now: time.Now(), Rule: voters.NewestRule(peers), Findings: st.Findings, Waivers: waivers,
+		Automatic: c.cfg.Failover == FailoverAutomatic, Required: c.cfg.Durability == DurabilityRequired,
+	}
+	for _, p := range probes {
+		n := doctor.Node{Record: p.Record, Answer: p.Err == nil && !p.server.Asked.IsZero(), Status: p.Status, Server: p.server, Peer: voters.PeerOf(peers, int32(p.Record.ID))}
+		if p.Record.ID == c.cfg.NodeID && n.Answer && p.Status.Settings.DataDirectory != "" {
+			n.Server.Free = doctor.FreeOn(filepath.Join(p.Status.Settings.DataDirectory, "pg_wal"))
+		}
+		f.Automatic = f.Automatic || p.service.Monitor != nil && p.service.Monitor.Mode == FailoverAutomatic
+		f.Nodes = append(f.Nodes, n)
+	}
+	return doctor.Examine(f), nil
+}
+
+// askServer asks for what the checks of [Cluster.Doctor] need. A server that can not tell is not examined.
+func askServer(ctx context.Context, n *registry.Server, p *probe) {
+	p.server, _ = doctor.Read(ctx, n, p.Status.VersionNum)
 }

@@ -231,17 +231,20 @@ func TestFailover_ShutdownHangs(t *testing.T) {
 			_, err := nodes[0].RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
 			require.NoError(t, err)
 			nodes = append(nodes, addStandby(t, nodes[0], 2, automatic(mode)), addStandby(t, nodes[0], 3, automatic(mode)))
-			var monitors []*repmgr.Monitor
 			for _, n := range nodes {
 				n.cfg.DataDirectory, n.cfg.PrimaryStartTimeout = n.Dir, time.Second
-				m, _ := n.monitor(t)
-				monitors = append(monitors, m)
+				n.monitor(t)
 			}
 			waitReady(t, nodes, 3, mode)
 			nodes[0].Exec(t, `SELECT pg_switch_wal()`)
 			nodes[0].Signal(syscall.SIGINT)
-			waitHealth(t, monitors[1], election.HealthStuck)
-			waitPrimary(t, nodes[1:]...)
+			winner := waitPrimary(t, nodes[1:]...)
+			pgtest.WaitFor(t, "the record of the failover", func(context.Context) error {
+				if got := winner.QueryString(t, `SELECT coalesce((SELECT reason FROM repmgr.failovers ORDER BY term DESC LIMIT 1), 'none')`); got != string(election.HealthStuck) {
+					return errors.New(got)
+				}
+				return nil
+			})
 		})
 	}
 }
@@ -287,11 +290,14 @@ func recoverForEver(t *testing.T, n *node) {
 	crash()
 	pgtest.WaitFor(t, "a recovery that stands", func(ctx context.Context) error {
 		const title = ": startup"
-		pid, err := findChild(n, title)
-		if err == nil {
-			_ = syscall.Kill(pid, syscall.SIGSTOP)
-			if _, err = findChild(n, title); err == nil {
-				return nil
+		var err error
+		for range 50 { // a recovery is short
+			var pid int
+			if pid, err = findChild(n, title); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGSTOP)
+				if _, err = findChild(n, title); err == nil {
+					return nil
+				}
 			}
 		}
 		if conn, err := pgx.Connect(ctx, n.Conninfo()); err == nil {

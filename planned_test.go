@@ -3,6 +3,8 @@ package repmgr_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -124,4 +126,83 @@ func TestControlServer(t *testing.T) {
 	_, err = n.ControlServer(t.Context(), repmgr.ServiceStart, repmgr.ServiceOptions{})
 	require.NoError(t, err)
 	require.True(t, n.Started())
+}
+
+// The doctor finds nothing critical in a healthy cluster, and what is wrong in one that is not.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	ids := func() (all []string) {
+		r, err := nodes[1].Doctor(t.Context())
+		require.NoError(t, err)
+		for _, f := range r.Findings {
+			all = append(all, f.ID)
+		}
+		return all
+	}
+	for _, n := range nodes { // the servers of tests run without
+		n.Exec(t, `ALTER SYSTEM SET fsync = on`)
+		n.Exec(t, `SELECT pg_reload_conf()`)
+	}
+	pgtest.WaitFor(t, "a healthy cluster", func(context.Context) error {
+		for _, id := range ids() {
+			if id != "slots_without_limit" {
+				return errors.New(id)
+			}
+		}
+		return nil
+	})
+	nodes[2].Exec(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
+	nodes[2].Exec(t, `ALTER SYSTEM SET max_connections = 50`)
+	nodes[2].Exec(t, `SELECT pg_reload_conf()`)
+	nodes[0].Exec(t, `SELECT pg_create_physical_replication_slot('nobody', true)`)
+	pgtest.WaitFor(t, "the findings", func(context.Context) error {
+		found := ids()
+		for _, id := range []string{"read_only", "pending_restart"} {
+			if !slices.Contains(found, id) {
+				return fmt.Errorf("%s is not in %v", id, found)
+			}
+		}
+		return nil
+	})
+}
+
+// A standby is kept from receiving, and let again. How a server ended is seen without asking it.
+func TestSetWALReceiver(t *testing.T) {
+	t.Parallel()
+	first := pgtest.Start(t, pgtest.Options{Name: "node1"})
+	one := newNode(t, 1, first)
+	_, err := one.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
+	two := addStandby(t, one, 2)
+	_, err = one.SetWALReceiver(t.Context(), false, false)
+	require.ErrorIs(t, err, repmgr.ErrNotStandby)
+	set := func(on, dryRun, changed bool) {
+		res, err := two.SetWALReceiver(t.Context(), on, dryRun)
+		require.NoError(t, err)
+		require.Equal(t, changed, res.Changed)
+	}
+	set(true, false, false)
+	set(false, true, true)
+	set(false, false, true)
+	require.Equal(t, "0", two.QueryString(t, `SELECT count(*) FROM pg_stat_wal_receiver`))
+	set(false, false, false)
+	set(true, false, true)
+	require.Equal(t, "5s", two.QueryString(t, `SHOW wal_retrieve_retry_interval`))
+
+	cfg := two.cfg
+	cfg.DataDirectory = two.Dir
+	c, err := repmgr.New(cfg)
+	require.NoError(t, err)
+	state := func() string {
+		st, err := c.ShutdownState()
+		require.NoError(t, err)
+		return st.State
+	}
+	require.Equal(t, "UP", state())
+	two.Stop("fast")
+	require.Equal(t, "SHUTDOWN", state())
+	two.StartAgain()
+	two.Stop("immediate")
+	require.Equal(t, "UNCLEAN_SHUTDOWN", state())
 }

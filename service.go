@@ -168,9 +168,14 @@ type ServiceNode struct {
 // [Cluster.Status]. Each node's answers are read at once and not after a slower node's, because
 // a lease may be over by then.
 func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
-	probes, err := c.probeNodes(ctx, askService)
+	st, _, err := c.serviceStatus(ctx)
+	return st, err
+}
+
+func (c *Cluster) serviceStatus(ctx context.Context, ask ...followUp) (ServiceStatus, []probe, error) {
+	probes, err := c.probeNodes(ctx, append(ask, askService)...)
 	if err != nil {
-		return ServiceStatus{}, err
+		return ServiceStatus{}, nil, err
 	}
 	seen := report.Compare(looks(probes))
 	st := ServiceStatus{Nodes: make([]ServiceNode, len(probes)), Issues: seen.Issues, Findings: seen.Findings, Durability: c.durability()}
@@ -194,7 +199,7 @@ func (c *Cluster) ServiceStatus(ctx context.Context) (ServiceStatus, error) {
 	}
 	found := st.serviceFindings(c.cfg.Failover == FailoverAutomatic)
 	st.Issues, st.Findings = append(st.Issues, found.Texts()...), append(st.Findings, found...)
-	return st, nil
+	return st, probes, nil
 }
 
 // Matrix says which nodes reach which, as their Monitors see it.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/pgrepmgr/repmgr/doctor"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -73,6 +74,7 @@ type probe struct {
 	report.Look
 	foreign *registry.ForeignDaemon // a daemon of repmgr 5 that runs there; nil: none
 	service ServiceNode             // the Monitor that runs there, where askService was called
+	server  doctor.Server           // what the server says of itself, where askServer was called
 }
 
 // looks are the probes without what runs at the nodes.

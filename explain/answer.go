@@ -77,7 +77,7 @@ func Answer(q Question) (Explanation, error) {
 func (q Question) tooMany() bool {
 	recent := 0
 	for _, f := range q.Past {
-		if q.At.Sub(f.StartedAt) <= time.Hour {
+		if q.At.Sub(f.StartedAt) <= time.Hour && f.Reason != election.HealthHandedOver { // a switchover is no failover
 			recent++
 		}
 	}

@@ -67,15 +67,13 @@ func (a *app) execute(ctx context.Context, args []string) error {
 		return err // the grammar is wrong, not the user
 	}
 	a.model = parser.Model
-	a.model.Detail = helpEnd + unbuiltList()
-	a.line = cli.Arrange(parser.Model, unbuilt, args)
+	a.model.Detail = helpEnd
+	a.line = cli.Arrange(parser.Model, args)
 	a.json = a.line.Has("json") || slices.Contains(a.line.Args, "--format=json")
 	if a.line.Has("terse") {
 		a.log = slog.New(cli.NewLogHandler(a.err, cli.LogOptions{Level: slog.LevelInfo, Terse: true}))
 	}
 	switch {
-	case a.line.Unbuilt != "":
-		return &usageError{[]string{fmt.Sprintf("repmgr %s is not available yet", a.line.Unbuilt)}, "Available commands: repmgr --help"}
 	case a.line.Has("help"):
 		return a.write(func(w io.Writer) { cli.WriteHelp(w, a.model, a.line.Node) })
 	case a.line.Has("version"):
@@ -340,6 +338,4 @@ func versionDoc() any {
 
 const helpEnd = `Options may stand anywhere on the line, and be shortened. Long options take "_" for "-".
 Explanation and options of a command: repmgr standby clone --help
-
-Of repmgr 5, these are not available yet:
 `

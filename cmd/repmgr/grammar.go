@@ -21,6 +21,7 @@ type grammar struct {
 	Node       nodeGroup     `cmd:"" help:"This node"`
 	Service    serviceGroup  `cmd:"" help:"The daemons of all nodes"`
 	Daemon     daemonGroup   `cmd:"" help:"The daemon of this node"`
+	Doctor     doctorCmd     `cmd:"" help:"would a failover, a switchover, a rejoin, a restart work now?"`
 	Completion completionCmd `cmd:"" help:"print a completion script for a shell"`
 	Dump       dumpConfig    `cmd:"" name:"dump-config" default:"1" hidden:""`
 }
@@ -186,6 +187,7 @@ type nodeGroup struct {
 
 	Drain   nodeDrain   `cmd:"" help:"before this node is stopped: hand over if it is the primary"`
 	Service nodeService `cmd:"" help:"start, stop, restart or reload the server of this node"`
+	Control nodeControl `cmd:"" help:"for tests: keep this standby from receiving, and let it again"`
 }
 
 type primaryRegister struct {
@@ -690,8 +692,38 @@ Example:
   repmgr -f /etc/repmgr.conf node service --action=restart --checkpoint`
 }
 
+type nodeControl struct {
+	dryRun
+	DisableWalReceiver bool `xor:"receiver" help:"end the WAL receiver, and let it not come back for an hour"`
+	EnableWalReceiver  bool `xor:"receiver" help:"let it come back"`
+	superuser
+}
+
+func (nodeControl) Help() string {
+	return `Adds an hour to wal_retrieve_retry_interval, or takes it away. A repmgrd with
+failover=automatic points the standby to its primary anew; pause it first.
+
+Example:
+  repmgr -f /etc/repmgr.conf node control --disable-wal-receiver`
+}
+
 // dumpConfig is what --dump-config without a command does.
 type dumpConfig struct{}
+
+type doctorCmd struct {
+	Waive      []string `placeholder:"WAIVER" help:"accept a finding until a day, as slot_keeps_wal@node1:2026-12-31\n(without @node1: on every node); may be given several times"`
+	Strict     bool     `help:"exit code 25 for warnings, too"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (doctorCmd) Help() string {
+	return `Asks every node once, for every node as the next primary, and changes nothing. Each
+finding has an id that does not change, and what mends it; docs/doctor.md explains it. The
+exit code is 25 where a critical one is not waived: for CI and cron.
+
+Example:
+  repmgr -f /etc/repmgr.conf doctor`
+}
 
 type completionCmd struct {
 	Shell string `arg:"" oneof:"bash,zsh,fish" help:"shell"`

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/doctor"
 )
 
 // jsonDocuments is what each command prints with --json.
@@ -21,10 +22,11 @@ var jsonDocuments = map[string]any{
 	"primary register": nodeDoc{}, "primary unregister": nodeDoc{}, "standby register": nodeDoc{}, "standby unregister": nodeDoc{},
 	"witness register": nodeDoc{}, "witness unregister": nodeDoc{},
 	"standby clone": repmgr.CloneResult{}, "standby promote": repmgr.PromoteResult{}, "standby follow": repmgr.FollowResult{}, "standby switchover": repmgr.SwitchoverResult{},
-	"node status": repmgr.NodeReport{}, "node check": repmgr.NodeChecks{}, "node rejoin": repmgr.RejoinResult{}, "node screen": repmgr.ScreenResult{}, "node drain": repmgr.DrainResult{}, "node service": repmgr.ServiceResult{},
+	"node status": repmgr.NodeReport{}, "node check": repmgr.NodeChecks{}, "node rejoin": repmgr.RejoinResult{}, "node screen": repmgr.ScreenResult{}, "node drain": repmgr.DrainResult{}, "node service": repmgr.ServiceResult{}, "node control": repmgr.ReceiverResult{},
 	"cluster matrix": repmgr.Matrix{}, "cluster primary": repmgr.Record{},
 	"service status": repmgr.ServiceStatus{}, "service pause": repmgr.PauseResult{}, "service unpause": repmgr.PauseResult{},
 	"daemon start": repmgr.DaemonResult{}, "daemon stop": repmgr.DaemonResult{},
+	"doctor":     doctor.Report{},
 	"completion": nil, // a script, no document
 }
 

@@ -2,22 +2,20 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
 
 	"github.com/pgrepmgr/repmgr"
-	"github.com/pgrepmgr/repmgr/internal/cli"
 )
 
 func (cmd *nodeStatus) Run(ctx context.Context, a *app) error {
-	if cmd.IsShutdownCleanly {
-		return &exitError{cli.ExitConfig, errors.New("node status --is-shutdown-cleanly is not available yet")}
-	}
 	c, err := a.cluster()
 	if err != nil {
 		return err
+	}
+	if cmd.IsShutdownCleanly {
+		return tellShutdown(a, c)
 	}
 	rep, err := c.NodeStatus(ctx)
 	if err != nil {
@@ -27,6 +25,21 @@ func (cmd *nodeStatus) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	return a.issues("following issue(s) were detected:", rep.Issues, cmd.CSV)
+}
+
+// tellShutdown prints the line that repmgr 5 prints.
+func tellShutdown(a *app, c *repmgr.Cluster) error {
+	st, err := c.ShutdownState()
+	if err != nil {
+		return err
+	}
+	return a.answer(st, func(w io.Writer) {
+		fmt.Fprintf(w, "--state=%s", st.State)
+		if st.Checkpoint != nil {
+			fmt.Fprintf(w, " --last-checkpoint-lsn=%s", st.Checkpoint)
+		}
+		fmt.Fprintln(w)
+	})
 }
 
 func (cmd *nodeStatus) print(w io.Writer, rep repmgr.NodeReport, verbose bool) {

@@ -98,6 +98,34 @@ func (cmd *nodeService) list(a *app, c *repmgr.Cluster) error {
 	})
 }
 
+func (cmd *nodeControl) check() (faults []string) {
+	if !cmd.DisableWalReceiver && !cmd.EnableWalReceiver {
+		faults = append(faults, "option --disable-wal-receiver or --enable-wal-receiver is needed")
+	}
+	return faults
+}
+
+func (cmd *nodeControl) Run(ctx context.Context, a *app) error {
+	c, err := a.cluster()
+	if err != nil {
+		return err
+	}
+	res, err := c.SetWALReceiver(ctx, cmd.EnableWalReceiver, cmd.DryRun)
+	if err != nil {
+		return err
+	}
+	word := map[bool]string{true: "enabled", false: "disabled"}[res.Enabled]
+	switch {
+	case !res.Changed:
+		a.notice("the WAL receiver is " + word + " already")
+	case cmd.DryRun:
+		a.log.Info(fmt.Sprintf("the WAL receiver would be %s, by wal_retrieve_retry_interval = %s", word, res.Interval))
+	default:
+		a.notice("WAL receiver "+word, "detail", fmt.Sprintf("wal_retrieve_retry_interval is %s", res.Interval))
+	}
+	return a.answer(res, nil)
+}
+
 func (cmd *clusterMatrix) needsConfig() bool { return !cmd.given() }
 
 func (cmd *clusterMatrix) Run(ctx context.Context, a *app) error {

@@ -100,7 +100,7 @@ func (d *daemon) execute(ctx context.Context, args []string) error {
 		return err // the grammar is wrong, not the user
 	}
 	parser.Model.Detail = helpEnd
-	line := cli.Arrange(parser.Model, nil, args)
+	line := cli.Arrange(parser.Model, args)
 	switch {
 	case line.Has("help"):
 		var text bytes.Buffer

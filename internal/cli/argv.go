@@ -12,18 +12,12 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Unbuilt is a command that repmgr 5 has and this program does not have yet.
-// Options are its own, in one string: "dry-run" takes no value, "action=" needs
-// one, "force-rewind?" may have one.
-type Unbuilt struct{ Command, Options string }
-
 // Line is a command line in order: what GNU getopt's users may write in any
 // order and shortened, kong gets with the command words first and every option
 // by its full name.
 type Line struct {
 	Args     []string   // for kong: command words, options, operands
 	Node     *kong.Node // the command, or the group or application where words are missing
-	Unbuilt  string     // the command, where it is one of repmgr 5 that is not built yet
 	Given    []string   // full names of the options that stand there
 	Warnings []string
 	Faults   []string // all that is wrong, not only the first of it
@@ -40,15 +34,10 @@ func (l Line) Has(option string) bool { return slices.Contains(l.Given, option) 
 //   - an option that only other commands know is left out with a warning, and so
 //     is one with the tag noeffect:"why";
 //   - values are checked against their type, enum:"" and min:"", options against xor:"".
-func Arrange(app *kong.Application, unbuilt []Unbuilt, argv []string) Line {
-	a := arranger{app: app, unbuilt: unbuilt, byName: map[string]*option{}, byShort: map[rune]*option{}}
+func Arrange(app *kong.Application, argv []string) Line {
+	a := arranger{app: app, byName: map[string]*option{}, byShort: map[rune]*option{}}
 	a.learn(app.Node)
 	a.learnOwn(argv)
-	for _, u := range unbuilt {
-		for _, spec := range strings.Fields(u.Options) {
-			a.learnForeign(spec)
-		}
-	}
 	a.scan(argv)
 	a.command()
 	a.options()
@@ -80,7 +69,6 @@ type given struct {
 
 type arranger struct {
 	app      *kong.Application
-	unbuilt  []Unbuilt
 	byName   map[string]*option
 	byShort  map[rune]*option
 	given    []given
@@ -145,21 +133,6 @@ func (a *arranger) learnOwn(argv []string) {
 		}
 		return
 	}
-}
-
-func (a *arranger) learnForeign(spec string) {
-	name := strings.TrimRight(spec, "=?")
-	if a.byName[name] != nil {
-		return
-	}
-	o := &option{name: name}
-	switch spec[len(name):] {
-	case "?":
-		o.arity = optionalValue
-	case "=":
-		o.arity = needsValue
-	}
-	a.byName[name] = o
 }
 
 func (a *arranger) fault(format string, args ...any) {
@@ -263,10 +236,6 @@ func (a *arranger) command() {
 	}
 	node := a.app.Node
 	for len(node.Children) > 0 && len(a.operands) > 0 {
-		if u := a.unbuiltCommand(); u != "" {
-			a.line.Unbuilt = u
-			break
-		}
 		child := findChild(node, a.operands[0])
 		if child == nil {
 			a.fault("unknown %s %q: %s", wordKind(node), a.operands[0], a.known(node))
@@ -277,7 +246,7 @@ func (a *arranger) command() {
 	a.line.Node = node
 	help := a.line.Has("help")
 	switch {
-	case a.line.Unbuilt != "" || len(a.line.Faults) > 0 || help:
+	case len(a.line.Faults) > 0 || help:
 	case len(node.Children) > 0 && node.Parent != nil:
 		a.fault("%s needs an action: %s", node.Name, a.known(node))
 	case len(a.operands) > len(node.Positional):
@@ -299,24 +268,6 @@ func or(a, b string) string {
 		return a
 	}
 	return b
-}
-
-// unbuiltCommand is the known but missing command that the words and operands name.
-func (a *arranger) unbuiltCommand() string {
-	words := append(slices.Clone(a.words), a.operands[:min(len(a.operands), 2-len(a.words))]...)
-	typed := strings.ToLower(strings.Join(words, " "))
-	for _, u := range a.unbuilt {
-		if typed == u.Command {
-			return u.Command
-		}
-	}
-	for _, u := range a.unbuilt {
-		group, _, _ := strings.Cut(u.Command, " ")
-		if first, _, _ := strings.Cut(typed, " "); first == group && findChild(a.app.Node, group) == nil {
-			return group
-		}
-	}
-	return ""
 }
 
 func findChild(node *kong.Node, word string) *kong.Node {
@@ -348,9 +299,6 @@ func (a *arranger) known(node *kong.Node) string {
 
 // options gives the command its options, and says what it does not take.
 func (a *arranger) options() {
-	if a.line.Unbuilt != "" {
-		return
-	}
 	flags := map[string]*kong.Flag{}
 	for _, group := range a.line.Node.AllFlags(false) {
 		for _, f := range group {

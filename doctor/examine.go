@@ -1,0 +1,397 @@
+package doctor
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/wording"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
+)
+
+// check is one question.
+type check struct {
+	id       string
+	severity Severity
+	ask      func(Facts, tell)
+}
+
+// tell adds a finding about a node; nil: about the cluster.
+type tell func(n *Node, remedy, format string, args ...any)
+
+// checks are all questions, in the order of the page. Those that cluster show and service status ask, too, are
+// in [known].
+var checks = []check{
+	{"not_durable", Critical, notDurable},
+	{"read_only", Critical, readOnly},
+	{"can_not_rewind", Warning, canNotRewind},
+	{"no_hot_standby", Critical, noHotStandby},
+	{"settings_too_small", Critical, settingsTooSmall},
+	{"senders_used_up", Critical, sendersUsedUp},
+	{"slots_used_up", Critical, slotsUsedUp},
+	{"nobody_may_win", Critical, nobodyMayWin},
+	{"one_more_loss", Warning, oneMoreLoss},
+	{"two_voters", Warning, twoVoters},
+	{"archive_fails", Critical, archiveFails},
+	{"archive_behind", Warning, archiveBehind},
+	{"slot_keeps_wal", Warning, slotKeepsWAL},
+	{"disk_fills", Critical, diskFills},
+	{"slots_without_limit", Warning, slotsWithoutLimit},
+	{"pending_restart", Warning, pendingRestart},
+	{"prepared_transactions", Warning, preparedTransactions},
+	{"clocks_differ", Warning, clocksDiffer},
+	{"versions_differ", Warning, versionsDiffer},
+	{"settings_differ", Warning, settingsDiffer},
+	{"weak_commits", Warning, weakCommits},
+}
+
+// known are the findings of cluster show and service status, and how bad they are.
+var known = map[report.FindingCode]Severity{
+	report.NoPrimary: Critical, report.TwoPrimaries: Critical, report.Deposed: Critical, report.Unreachable: Critical, report.Rejected: Critical,
+	report.Inactive: Warning, report.WrongRole: Critical, report.ReplayPaused: Warning, report.NotAttached: Critical, report.NotStreaming: Warning,
+	report.WrongUpstream: Warning, report.UpstreamUnreachable: Critical, report.WALGone: Critical, report.SlotLost: Critical, report.UpstreamCircle: Critical,
+	report.Namesake: Critical, report.Name: Critical, report.DaemonMissing: Critical, report.DaemonTrouble: Warning, report.SecondDaemon: Warning,
+	report.DaemonSilent: Critical, report.DaemonUnknown: Warning, report.LeaseRunsOut: Critical, report.CanNotFence: Critical, report.NoPledge: Critical,
+	report.NoStream: Critical, report.ForeignDaemon: Critical, report.Paused: Warning, report.MixedFailover: Warning, report.CanNotFailOver: Critical,
+}
+
+// IDs are the ids of all checks, in their order.
+func IDs() (all []string) {
+	for _, c := range checks {
+		all = append(all, c.id)
+	}
+	codes := slices.Collect(maps.Keys(known))
+	slices.Sort(codes)
+	for _, code := range codes {
+		all = append(all, string(code))
+	}
+	return all
+}
+
+// Examine makes all checks.
+func Examine(f Facts) Report {
+	r := Report{Findings: []Finding{}, Slots: forecast(f), Checks: len(checks) + len(known)}
+	names := map[registry.NodeID]string{}
+	for _, n := range f.Nodes {
+		names[n.Record.ID] = n.Record.Name
+	}
+	for _, one := range f.Findings {
+		severity, ok := known[one.Code]
+		if !ok {
+			severity = Warning
+		}
+		r.Findings = append(r.Findings, Finding{ID: string(one.Code), Severity: severity, NodeID: one.NodeID, Node: names[one.NodeID], Text: one.Text})
+	}
+	for _, c := range checks {
+		c.ask(f, func(n *Node, remedy, format string, args ...any) {
+			one := Finding{ID: c.id, Severity: c.severity, Text: fmt.Sprintf(format, args...), Remedy: remedy}
+			if n != nil {
+				one.NodeID, one.Node = n.Record.ID, n.Record.Name
+			}
+			r.Findings = append(r.Findings, one)
+		})
+	}
+	waive(r.Findings, f.Waivers, f.Now)
+	order(r.Findings)
+	return r
+}
+
+// each calls do for the nodes that hold data and told their state.
+func (f Facts) each(do func(*Node)) {
+	for i := range f.Nodes {
+		if f.Nodes[i].data() {
+			do(&f.Nodes[i])
+		}
+	}
+}
+
+// primary is the server that accepts writes; nil: none told so.
+func (f Facts) primary() (p *Node) {
+	f.each(func(n *Node) {
+		if !n.Status.InRecovery {
+			p = n
+		}
+	})
+	return p
+}
+
+// candidates are the standbys that an election may choose, by their priority.
+func (f Facts) candidates() (all []*Node) {
+	f.each(func(n *Node) {
+		if n.Status.InRecovery && n.Record.Priority > 0 {
+			all = append(all, n)
+		}
+	})
+	return all
+}
+
+func notDurable(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		for _, name := range []string{"fsync", "full_page_writes"} {
+			if n.Server.Settings[name] == "off" {
+				tell(n, "ALTER SYSTEM RESET "+name+"; SELECT pg_reload_conf();", "%s is off: a crash of its machine can destroy its data", name)
+			}
+		}
+	})
+}
+
+func readOnly(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		if on, _ := strconv.ParseBool(strings.NewReplacer("on", "true", "yes", "true").Replace(n.Server.Own["default_transaction_read_only"])); on {
+			tell(n, "ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf();", "default_transaction_read_only is on: as the primary it would refuse writes")
+		}
+	})
+}
+
+func canNotRewind(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		if n.Server.Settings["data_checksums"] == "off" && n.Server.Settings["wal_log_hints"] == "off" {
+			tell(n, "ALTER SYSTEM SET wal_log_hints = on; and restart it.", "it has neither data checksums nor wal_log_hints: after a failover it could not be rewound, only copied anew")
+		}
+	})
+}
+
+func noHotStandby(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		if n.Server.Settings["hot_standby"] == "off" {
+			tell(n, "ALTER SYSTEM SET hot_standby = on; and restart it.", "hot_standby is off: as a standby it can not be asked for its vote")
+		}
+		if n.Server.Settings["wal_level"] == "minimal" {
+			tell(n, "ALTER SYSTEM SET wal_level = replica; and restart it.", "wal_level is minimal: as the primary nobody could stream from it")
+		}
+	})
+}
+
+// settingsTooSmall: a standby whose setting is smaller than that of its primary stops replaying.
+func settingsTooSmall(f Facts, tell tell) {
+	for _, name := range capacities {
+		var values []string
+		least, most := 1<<62, -1
+		f.each(func(n *Node) {
+			if v, err := strconv.Atoi(n.Server.Settings[name]); err == nil {
+				least, most = min(least, v), max(most, v)
+				values = append(values, fmt.Sprintf("%s %d", n.Record.Name, v))
+			}
+		})
+		if most > least {
+			tell(nil, fmt.Sprintf("Set %s to %d on all nodes; raise it on the standbys first. It needs a restart: node service --action=restart", name, most),
+				"%s differs (%s): a node with less stops replaying below a primary with more", name, strings.Join(values, ", "))
+		}
+	}
+}
+
+func sendersUsedUp(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		if c := n.Peer.Capacity; c.Known && c.Senders < f.others() {
+			tell(n, "Raise max_wal_senders, which needs a restart.", "as the primary it has room for %d standbys (max_wal_senders %s), and there would be %d", c.Senders, n.Server.Settings["max_wal_senders"], f.others())
+		}
+	})
+}
+
+func slotsUsedUp(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		need := 0
+		for _, o := range f.Nodes {
+			if o.Record.ID != n.Record.ID && o.Record.SlotName != "" && o.Record.Role != registry.RoleWitness {
+				need++
+			}
+		}
+		if c := n.Peer.Capacity; c.Known && c.Slots < need {
+			tell(n, "Raise max_replication_slots, which needs a restart, or drop slots that nobody uses.", "as the primary it has room for %d replication slots, and %d are needed", c.Slots, need)
+		}
+	})
+}
+
+// others is the number of data nodes beside one of them.
+func (f Facts) others() (count int) {
+	for _, n := range f.Nodes {
+		if n.Record.Role != registry.RoleWitness {
+			count++
+		}
+	}
+	return count - 1
+}
+
+func nobodyMayWin(f Facts, tell tell) {
+	if f.Automatic && f.primary() != nil && len(f.candidates()) == 0 {
+		tell(nil, "Add a standby, start one, or give one a priority above 0.", "no standby that answers may be promoted")
+	}
+}
+
+func oneMoreLoss(f Facts, tell tell) {
+	if f.Required && f.Rule.Acks > 0 && len(f.Rule.Sync) <= f.Rule.Acks {
+		tell(nil, "Add a standby, or set durability = preferred.", "commits wait for %d of %d standbys (durability=required): when one more is lost, writes wait", f.Rule.Acks, len(f.Rule.Sync))
+	}
+}
+
+func twoVoters(f Facts, tell tell) {
+	if f.Automatic && len(f.Rule.Voters) == 2 {
+		tell(nil, "Add a witness (repmgr witness register), a third node, or an etcd.", "there are two votes, and a majority is two: nothing fails over by itself")
+	}
+}
+
+func archiveFails(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		s := n.Server
+		if s.Failed != nil && (s.Archived == nil || s.Failed.After(*s.Archived)) && s.Settings["archive_mode"] != "off" {
+			tell(n, "See its log for what archive_command says.", "archiving fails (%s, at %s): WAL fills the disk, and a shutdown waits for it", s.FailedWAL, s.Failed.Local().Format(time.DateTime))
+		}
+	})
+}
+
+// archiveLimit is how many segments may wait for the archiver.
+const archiveLimit = 64
+
+func archiveBehind(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		if n.Server.Ready > archiveLimit {
+			tell(n, "See how long archive_command takes.", "%d WAL segments wait for the archiver", n.Server.Ready)
+		}
+	})
+}
+
+// keepLimit is how much WAL a slot that nobody uses may keep.
+const keepLimit = 1 << 30
+
+func slotKeepsWAL(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		for _, s := range n.Server.Slots {
+			if !s.Active && s.Kept != nil && *s.Kept > keepLimit {
+				tell(n, fmt.Sprintf("Start its consumer, or: SELECT pg_drop_replication_slot('%s');", strings.ReplaceAll(s.Name, "'", "''")), "the slot %q, which nobody uses, keeps %s of WAL", s.Name, wording.Bytes(*s.Kept))
+			}
+		}
+	})
+}
+
+// fillLimit is for how long the disk should last.
+const fillLimit = 48.0
+
+func diskFills(f Facts, tell tell) {
+	for _, p := range forecast(f) {
+		if p.HoursLeft == nil || *p.HoursLeft > fillLimit {
+			continue
+		}
+		for i := range f.Nodes {
+			if f.Nodes[i].Record.ID == p.NodeID {
+				tell(&f.Nodes[i], "Start the consumer of the slot, drop it, or set max_slot_wal_keep_size.", "its disk is full in %.0f hours at the present rate (%s of WAL per hour): the slot %q, which nobody uses, keeps all of it",
+					*p.HoursLeft, wording.Bytes(*p.PerHour), p.Slot)
+			}
+		}
+	}
+}
+
+func slotsWithoutLimit(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		if n.Server.Settings["max_slot_wal_keep_size"] == "-1" && len(n.Server.Slots) > 0 {
+			tell(n, "ALTER SYSTEM SET max_slot_wal_keep_size = '...'; SELECT pg_reload_conf(); The size is what its disk can spare.",
+				"it has %d replication slots and no max_slot_wal_keep_size: a standby that stays away fills its disk", len(n.Server.Slots))
+		}
+	})
+}
+
+func pendingRestart(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		if len(n.Server.Restart) > 0 {
+			tell(n, "repmgr node service --action=restart --checkpoint", "settings wait for a restart: %s", strings.Join(n.Server.Restart, ", "))
+		}
+	})
+}
+
+// preparedLimit is how old a prepared transaction may be.
+const preparedLimit = time.Hour
+
+func preparedTransactions(f Facts, tell tell) {
+	p := f.primary()
+	if p != nil && p.Server.PreparedAt != nil && p.Server.At.Sub(*p.Server.PreparedAt) > preparedLimit {
+		tell(p, "COMMIT PREPARED or ROLLBACK PREPARED: see pg_prepared_xacts.", "%d prepared transactions, the oldest for %s: their locks stay, also after a switchover", p.Server.Prepared, p.Server.At.Sub(*p.Server.PreparedAt).Round(time.Minute))
+	}
+}
+
+// clockLimit is how much a clock may differ, beside what the answer took.
+const clockLimit = 2 * time.Second
+
+func clocksDiffer(f Facts, tell tell) {
+	for i := range f.Nodes {
+		n := &f.Nodes[i]
+		if !n.Answer || n.Server.At.IsZero() {
+			continue
+		}
+		if off := n.Server.At.Sub(n.Server.Asked); off.Abs() > clockLimit+n.Server.Took {
+			tell(n, "Let NTP set it.", "its clock is %s from that of this machine: what logs and events say of the order of things is wrong", off.Round(100*time.Millisecond))
+		}
+	}
+}
+
+func versionsDiffer(f Facts, tell tell) {
+	versions := map[string][]string{}
+	f.each(func(n *Node) { versions[n.Status.Version] = append(versions[n.Status.Version], n.Record.Name) })
+	if len(versions) < 2 {
+		return
+	}
+	var texts []string
+	for _, v := range slices.Sorted(maps.Keys(versions)) {
+		texts = append(texts, fmt.Sprintf("%s on %s", v, strings.Join(versions[v], ", ")))
+	}
+	tell(nil, "Update the older ones, the standbys first.", "the nodes run different versions of PostgreSQL: %s", strings.Join(texts, "; "))
+}
+
+// settingsDiffer: what clients notice after a failover.
+func settingsDiffer(f Facts, tell tell) {
+	for _, name := range []string{"archive_mode", "max_slot_wal_keep_size", "restart_after_crash"} {
+		values := map[string][]string{}
+		f.each(func(n *Node) {
+			if v := n.Server.Settings[name]; v != "" {
+				values[v] = append(values[v], n.Record.Name)
+			}
+		})
+		if len(values) < 2 {
+			continue
+		}
+		var texts []string
+		for _, v := range slices.Sorted(maps.Keys(values)) {
+			texts = append(texts, fmt.Sprintf("%s on %s", v, strings.Join(values[v], ", ")))
+		}
+		tell(nil, "Set it to the same value on all nodes.", "%s differs: %s", name, strings.Join(texts, "; "))
+	}
+}
+
+func weakCommits(f Facts, tell tell) {
+	if !f.Rule.Quorum {
+		return
+	}
+	f.each(func(n *Node) {
+		if v := n.Server.Own["synchronous_commit"]; slices.Contains([]string{"off", "local", "remote_write"}, v) {
+			tell(n, "ALTER SYSTEM RESET synchronous_commit; SELECT pg_reload_conf();", "synchronous_commit is %s: with synchronous_mode=quorum, a failover can lose what such sessions committed", v)
+		}
+	})
+}
+
+// forecast says what the slots keep, and how long the disk lasts.
+func forecast(f Facts) []Pinned {
+	all := []Pinned{}
+	f.each(func(n *Node) {
+		s := n.Server
+		var perHour *int64
+		if hours := s.At.Sub(s.WALSince).Hours(); s.WALBytes > 0 && hours > 0.1 {
+			rate := int64(float64(s.WALBytes) / hours)
+			perHour = &rate
+		}
+		for _, slot := range s.Slots {
+			if slot.Kept == nil {
+				continue
+			}
+			p := Pinned{NodeID: n.Record.ID, Node: n.Record.Name, Slot: slot.Name, Active: slot.Active, Kept: max(0, *slot.Kept), PerHour: perHour}
+			if !slot.Active && perHour != nil && *perHour > 0 && s.Free != nil && s.Settings["max_slot_wal_keep_size"] == "-1" {
+				left := float64(*s.Free) / float64(*perHour)
+				p.HoursLeft = &left
+			}
+			all = append(all, p)
+		}
+	})
+	slices.SortStableFunc(all, func(a, b Pinned) int { return int(min(1, max(-1, b.Kept-a.Kept))) })
+	return all
+}

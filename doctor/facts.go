@@ -1,0 +1,116 @@
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
+)
+
+// Facts are what is known of a cluster.
+type Facts struct {
+	Now       time.Time
+	Nodes     []Node
+	Rule      election.Rule    // zero: no daemon has written one
+	Findings  []report.Finding // what cluster show and service status say
+	Automatic bool             // failover=automatic, here or on a node
+	Required  bool             // durability=required
+	Waivers   []Waiver
+}
+
+// Node is what is known of one node.
+type Node struct {
+	Record registry.Record
+	Answer bool                // its server told its state
+	Status registry.NodeStatus // where it did
+	Server Server              // where it did
+	Peer   election.Peer       // as an election sees it
+}
+
+// data reports whether the node can hold the cluster's data, and told its state.
+func (n Node) data() bool { return n.Answer && n.Record.Role != registry.RoleWitness }
+
+// Server is what a server says of itself, beside [registry.NodeStatus]. What this login may not read is
+// missing.
+type Server struct {
+	At         time.Time         `json:"at"`       // its clock, at Asked
+	Settings   map[string]string `json:"settings"` // those that the checks need
+	Restart    []string          `json:"restart"`  // settings that wait for a restart
+	Slots      []Slot            `json:"slots"`
+	Prepared   int               `json:"prepared"`     // prepared transactions
+	PreparedAt *time.Time        `json:"prepared_at"`  // the oldest of them
+	Archived   *time.Time        `json:"archived_at"`  // the last WAL segment that was archived
+	Failed     *time.Time        `json:"failed_at"`    // the last that could not be
+	FailedWAL  string            `json:"failed_wal"`   // its name
+	Own        map[string]string `json:"own_settings"` // of configuration files: what our session overrides
+
+	Asked    time.Time     `json:"-"` // our clock when the answer was there
+	Took     time.Duration `json:"-"` // how long the answer took
+	Ready    int           `json:"-"` // WAL segments that wait for the archiver; -1: not known
+	WALBytes int64         `json:"-"` // written since WALSince; 0: not known
+	WALSince time.Time     `json:"-"`
+	Free     *int64        `json:"-"` // bytes free on the disk of its WAL, where that is on this machine; nil: not known
+}
+
+// Slot is a replication slot.
+type Slot struct {
+	Name   string `json:"name"`
+	Active bool   `json:"active"`
+	Status string `json:"wal_status"`
+	Kept   *int64 `json:"kept"` // bytes of WAL; nil: none
+}
+
+const serverSQL = `SELECT json_build_object(
+  'at', clock_timestamp(),
+  'settings', (SELECT json_object_agg(name, setting) FROM pg_settings WHERE name = ANY ($1)),
+  'restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
+  'slots', (SELECT coalesce(json_agg(json_build_object('name', slot_name, 'active', active, 'wal_status', wal_status, 'kept',
+      pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8)), '[]') FROM pg_replication_slots),
+  'prepared', (SELECT count(*) FROM pg_prepared_xacts),
+  'prepared_at', (SELECT min(prepared) FROM pg_prepared_xacts),
+  'archived_at', a.last_archived_time, 'failed_at', a.last_failed_time, 'failed_wal', coalesce(a.last_failed_wal, ''))
+FROM pg_stat_archiver a, (SELECT pg_is_in_recovery() AS rec) r`
+
+// settings are what the checks look at.
+var settings = append([]string{
+	"wal_level", "hot_standby", "fsync", "full_page_writes", "wal_log_hints", "data_checksums", "archive_mode", "max_slot_wal_keep_size",
+	"synchronous_commit", "restart_after_crash",
+}, capacities...)
+
+// capacities are the settings that a standby must have as large as its primary.
+var capacities = []string{"max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction"}
+
+// Read asks a server of that server_version_num. What a privilege is missing for stays unknown.
+func Read(ctx context.Context, n *registry.Server, version int) (Server, error) {
+	var text []byte
+	began := time.Now()
+	if err := n.Conn.QueryRow(ctx, serverSQL, settings).Scan(&text); err != nil {
+		return Server{}, n.QueryError("examine the server", err)
+	}
+	s := Server{Asked: time.Now(), Took: time.Since(began), Ready: -1}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return s, err
+	}
+	_ = n.Conn.QueryRow(ctx, `SELECT count(*)::int FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'`).Scan(&s.Ready)
+	_ = n.Conn.QueryRow(ctx, `SELECT json_object_agg(name, setting) FROM (SELECT DISTINCT ON (name) name, setting FROM pg_file_settings
+		WHERE name IN ('default_transaction_read_only', 'synchronous_commit') AND error IS NULL ORDER BY name, seqno DESC) f`).Scan(&s.Own)
+	if version >= 140000 {
+		_ = n.Conn.QueryRow(ctx, `SELECT wal_bytes::int8, stats_reset FROM pg_stat_wal`).Scan(&s.WALBytes, &s.WALSince)
+	}
+	return s, nil
+}
+
+// FreeOn is how many bytes an ordinary user may still write in a directory of this machine. nil: not known.
+func FreeOn(dir string) *int64 {
+	var st unix.Statfs_t
+	if dir == "" || unix.Statfs(dir, &st) != nil {
+		return nil
+	}
+	free := int64(st.Bavail) * st.Bsize
+	return &free
+}
