@@ -133,7 +133,7 @@ func notDurable(f Facts, tell tell) {
 	f.each(func(n *Node) {
 		for _, name := range []string{"fsync", "full_page_writes"} {
 			if n.Server.Settings[name] == "off" {
-				tell(n, "ALTER SYSTEM RESET "+name+"; SELECT pg_reload_conf();", "%s is off: a crash of its machine can destroy its data", name)
+				tell(n, "ALTER SYSTEM SET "+name+" = on; SELECT pg_reload_conf();", "%s is off: a crash of its machine can destroy its data", name)
 			}
 		}
 	})
@@ -142,7 +142,7 @@ func notDurable(f Facts, tell tell) {
 func readOnly(f Facts, tell tell) {
 	f.each(func(n *Node) {
 		if on, _ := strconv.ParseBool(strings.NewReplacer("on", "true", "yes", "true").Replace(n.Server.Own["default_transaction_read_only"])); on {
-			tell(n, "ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf();", "default_transaction_read_only is on: as the primary it would refuse writes")
+			tell(n, "ALTER SYSTEM SET default_transaction_read_only = off; SELECT pg_reload_conf();", "default_transaction_read_only is on: as the primary it would refuse writes")
 		}
 	})
 }
@@ -288,7 +288,7 @@ func slotsWithoutLimit(f Facts, tell tell) {
 	f.each(func(n *Node) {
 		if n.Server.Settings["max_slot_wal_keep_size"] == "-1" && len(n.Server.Slots) > 0 {
 			tell(n, "ALTER SYSTEM SET max_slot_wal_keep_size = '...'; SELECT pg_reload_conf(); The size is what its disk can spare.",
-				"it has %d replication slots and no max_slot_wal_keep_size: a standby that stays away fills its disk", len(n.Server.Slots))
+				"it has replication slots (%d) and no max_slot_wal_keep_size: a standby that stays away fills its disk", len(n.Server.Slots))
 		}
 	})
 }
@@ -365,7 +365,7 @@ func weakCommits(f Facts, tell tell) {
 	}
 	f.each(func(n *Node) {
 		if v := n.Server.Own["synchronous_commit"]; slices.Contains([]string{"off", "local", "remote_write"}, v) {
-			tell(n, "ALTER SYSTEM RESET synchronous_commit; SELECT pg_reload_conf();", "synchronous_commit is %s: with synchronous_mode=quorum, a failover can lose what such sessions committed", v)
+			tell(n, "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();", "synchronous_commit is %s: with synchronous_mode=quorum, a failover can lose what such sessions committed", v)
 		}
 	})
 }

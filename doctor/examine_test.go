@@ -119,8 +119,8 @@ func TestWaivers(t *testing.T) {
 	require.NoError(t, err)
 	f.Waivers = []Waiver{w}
 	r := Examine(f)
-	require.Equal(t, "2026-11-30", r.Findings[0].Waived)
-	require.Empty(t, r.Findings[1].Waived)
+	require.Empty(t, r.Findings[0].Waived)
+	require.Equal(t, "2026-11-30", r.Findings[1].Waived)
 	require.Equal(t, Critical, r.Worst())
 	f.Now = w.Until
 	require.Empty(t, Examine(f).Findings[0].Waived)

@@ -47,7 +47,7 @@ type Pinned struct {
 
 // Report is the result of an examination.
 type Report struct {
-	Findings []Finding `json:"findings"` // the critical ones first; empty: all is well
+	Findings []Finding `json:"findings"` // the critical ones first, those that are waived last; empty: all is well
 	Slots    []Pinned  `json:"slots"`    // the one that keeps most first
 	Checks   int       `json:"checks"`   // how many checks were made
 }
@@ -101,8 +101,16 @@ func waive(all []Finding, waivers []Waiver, now time.Time) {
 }
 
 func order(all []Finding) {
-	rank := map[Severity]int{Critical: 0, Warning: 1}
+	rank := func(f Finding) int {
+		switch {
+		case f.Waived != "":
+			return 2
+		case f.Severity == Warning:
+			return 1
+		}
+		return 0
+	}
 	slices.SortStableFunc(all, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(rank[a.Severity], rank[b.Severity]), cmp.Compare(a.NodeID, b.NodeID))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.NodeID, b.NodeID))
 	})
 }

@@ -84,7 +84,7 @@ func (f Facts) Plan(p election.Policy, l Limits) plan.Plan {
 		may("target_replays", to, "Wait until it has replayed that: no write is possible before.", "it has %s of WAL to replay", wording.Bytes(server.Replay))
 	}
 	if server.ReadOnly {
-		may("target_read_only", to, "Run on it: ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf();", "default_transaction_read_only is on")
+		may("target_read_only", to, "Run on it: ALTER SYSTEM SET default_transaction_read_only = off; SELECT pg_reload_conf();", "default_transaction_read_only is on")
 	}
 	f.followers(may, warn)
 	f.shutdown(l, may, warn)
