@@ -494,7 +494,7 @@ func (m *Monitor) saveState(o election.Observation) {
 // resumeHandover brings the server back with a vote where a handover ended between its shutdown
 // and the election, because this daemon's predecessor had died.
 func (m *Monitor) resumeHandover(ctx context.Context, o election.Observation) {
-	if o.Local.Up || o.Self == 0 || m.tasks.current != nil || m.manual() {
+	if o.Local.Up || o.Self == 0 || m.tasks.current != nil || m.manual() || election.Paused(o.Peers) {
 		return
 	}
 	srv, err := m.cluster.localServer(m.guard.DataDirectory())
@@ -513,6 +513,18 @@ func (m *Monitor) resumeHandover(ctx context.Context, o election.Observation) {
 		m.cluster.log.Log(ctx, LevelNotice, "a switchover was not completed: the server is started as a standby")
 	}
 	m.report("resuming a switchover", err)
+}
+
+// dropNotice removes from the local standby the notice of a handover that is over, because the primary
+// could not take it back here. Whoever starts anew would take it for a new one.
+func (m *Monitor) dropNotice(ctx context.Context, o election.Observation) {
+	h := voters.PeerOf(o.Peers, o.Self).Handover
+	if !m.state.HandoverOver || h.ID == "" || h.ID != m.state.Handover.ID || !o.Local.InRecovery || m.node.Local == nil || m.presence.yielding {
+		return
+	}
+	ctx, cancel := observer.Limit(ctx)
+	defer cancel()
+	m.report("removing the notice of a switchover", m.node.Local.SetHandover(ctx, election.Handover{}))
 }
 
 // saveVote stores a second copy of the node's vote in the state file, and writes the vote back

@@ -386,7 +386,7 @@ func (c *Cluster) Doctor(ctx context.Context, waivers ...doctor.Waiver) (doctor.
 		Automatic: c.cfg.Failover == FailoverAutomatic, Required: c.cfg.Durability == DurabilityRequired,
 	}
 	for _, p := range probes {
-		n := doctor.Node{Record: p.Record, Answer: p.Err == nil && !p.server.Asked.IsZero(), Status: p.Status, Server: p.server, Peer: voters.PeerOf(peers, int32(p.Record.ID))}
+		n := doctor.Node{Record: p.Record, Answer: p.Err == nil && p.unread == nil, Failed: p.unread, Status: p.Status, Server: p.server, Peer: voters.PeerOf(peers, int32(p.Record.ID))}
 		if p.Record.ID == c.cfg.NodeID && n.Answer && p.Status.Settings.DataDirectory != "" {
 			n.Server.Free = doctor.FreeOn(filepath.Join(p.Status.Settings.DataDirectory, "pg_wal"))
 		}
@@ -396,7 +396,7 @@ func (c *Cluster) Doctor(ctx context.Context, waivers ...doctor.Waiver) (doctor.
 	return doctor.Examine(f), nil
 }
 
-// askServer asks for what the checks of [Cluster.Doctor] need. A server that can not tell is not examined.
+// askServer asks for what the checks of [Cluster.Doctor] need.
 func askServer(ctx context.Context, n *registry.Server, p *probe) {
-	p.server, _ = doctor.Read(ctx, n, p.Status.VersionNum)
+	p.server, p.unread = doctor.Read(ctx, n, p.Status.VersionNum)
 }

@@ -316,7 +316,11 @@ func (c *Cluster) Drain(ctx context.Context, o DrainOptions) (DrainResult, error
 	w.SetNodes(recs)
 	w.AwaitAnswers(ctx)
 	limit := cmp.Or(o.Timeout, c.cfg.NodeRejoinTimeout)
-	if me := voters.PeerOf(w.Peers(), int32(self.ID)); me.Running == election.Primary && self.Role != RoleWitness {
+	me := voters.PeerOf(w.Peers(), int32(self.ID))
+	if srv, err := c.localServer(""); err == nil && me.Answer == election.Refused && srv.Runs() {
+		return res, hint(kind(ErrRefused, "the server in %s runs, and does not answer at the address of %s", srv.Dir, self), "Is conninfo right, and is data_directory that of this node?")
+	}
+	if me.Running == election.Primary && self.Role != RoleWitness {
 		sw, err := c.Switchover(ctx, SwitchoverOptions{Timeout: o.Timeout, Force: o.Force, DryRun: o.DryRun})
 		res.Switchover = &sw
 		if err != nil || o.DryRun {

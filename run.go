@@ -106,6 +106,7 @@ func (m *Monitor) keepReady(ctx context.Context, o election.Observation) {
 	m.warnTwoVoters()
 	m.report("the flag of a pause", m.catchUpPause(ctx, o))
 	m.report("a pause", m.checkPauseHolds(o))
+	m.dropNotice(ctx, o)
 	m.reportRejected(o.Peers)
 	m.watchWAL(ctx)
 	m.stateFile.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))

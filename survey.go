@@ -75,6 +75,7 @@ type probe struct {
 	foreign *registry.ForeignDaemon // a daemon of repmgr 5 that runs there; nil: none
 	service ServiceNode             // the Monitor that runs there, where askService was called
 	server  doctor.Server           // what the server says of itself, where askServer was called
+	unread  error                   // why it did not; nil: it did
 }
 
 // looks are the probes without what runs at the nodes.

@@ -26,6 +26,7 @@ type tell func(n *Node, remedy, format string, args ...any)
 // checks are all questions, in the order of the page. Those that cluster show and service status ask, too, are
 // in [known].
 var checks = []check{
+	{"not_examined", Warning, notExamined},
 	{"not_durable", Critical, notDurable},
 	{"read_only", Critical, readOnly},
 	{"can_not_rewind", Warning, canNotRewind},
@@ -119,6 +120,15 @@ func (f Facts) primary() (p *Node) {
 	return p
 }
 
+// possible calls do for the nodes that are or may become the primary.
+func (f Facts) possible(do func(*Node)) {
+	f.each(func(n *Node) {
+		if !n.Status.InRecovery || n.Record.Priority > 0 {
+			do(n)
+		}
+	})
+}
+
 // candidates are the standbys that an election may choose, by their priority.
 func (f Facts) candidates() (all []*Node) {
 	f.each(func(n *Node) {
@@ -127,6 +137,14 @@ func (f Facts) candidates() (all []*Node) {
 		}
 	})
 	return all
+}
+
+func notExamined(f Facts, tell tell) {
+	for i := range f.Nodes {
+		if n := &f.Nodes[i]; n.Failed != nil {
+			tell(n, "Try again; see its log.", "it answered, and could not be examined: %v", n.Failed)
+		}
+	}
 }
 
 func notDurable(f Facts, tell tell) {
@@ -140,7 +158,7 @@ func notDurable(f Facts, tell tell) {
 }
 
 func readOnly(f Facts, tell tell) {
-	f.each(func(n *Node) {
+	f.possible(func(n *Node) {
 		if on, _ := strconv.ParseBool(strings.NewReplacer("on", "true", "yes", "true").Replace(n.Server.Own["default_transaction_read_only"])); on {
 			tell(n, "ALTER SYSTEM SET default_transaction_read_only = off; SELECT pg_reload_conf();", "default_transaction_read_only is on: as the primary it would refuse writes")
 		}
@@ -170,11 +188,16 @@ func noHotStandby(f Facts, tell tell) {
 func settingsTooSmall(f Facts, tell tell) {
 	for _, name := range capacities {
 		var values []string
-		least, most := 1<<62, -1
+		least, most := 1<<62, -1 // of all, and of those that may be the primary
 		f.each(func(n *Node) {
 			if v, err := strconv.Atoi(n.Server.Settings[name]); err == nil {
-				least, most = min(least, v), max(most, v)
+				least = min(least, v)
 				values = append(values, fmt.Sprintf("%s %d", n.Record.Name, v))
+			}
+		})
+		f.possible(func(n *Node) {
+			if v, err := strconv.Atoi(n.Server.Settings[name]); err == nil {
+				most = max(most, v)
 			}
 		})
 		if most > least {
@@ -185,7 +208,7 @@ func settingsTooSmall(f Facts, tell tell) {
 }
 
 func sendersUsedUp(f Facts, tell tell) {
-	f.each(func(n *Node) {
+	f.possible(func(n *Node) {
 		if c := n.Peer.Capacity; c.Known && c.Senders < f.others() {
 			tell(n, "Raise max_wal_senders, which needs a restart.", "as the primary it has room for %d standbys (max_wal_senders %s), and there would be %d", c.Senders, n.Server.Settings["max_wal_senders"], f.others())
 		}
@@ -193,7 +216,7 @@ func sendersUsedUp(f Facts, tell tell) {
 }
 
 func slotsUsedUp(f Facts, tell tell) {
-	f.each(func(n *Node) {
+	f.possible(func(n *Node) {
 		need := 0
 		for _, o := range f.Nodes {
 			if o.Record.ID != n.Record.ID && o.Record.SlotName != "" && o.Record.Role != registry.RoleWitness {
@@ -237,7 +260,7 @@ func twoVoters(f Facts, tell tell) {
 func archiveFails(f Facts, tell tell) {
 	f.each(func(n *Node) {
 		s := n.Server
-		if s.Failed != nil && (s.Archived == nil || s.Failed.After(*s.Archived)) && s.Settings["archive_mode"] != "off" {
+		if s.Failed != nil && (s.Archived == nil || s.Failed.After(*s.Archived)) && (s.Settings["archive_mode"] == "always" || s.Settings["archive_mode"] == "on" && !n.Status.InRecovery) {
 			tell(n, "See its log for what archive_command says.", "archiving fails (%s, at %s): WAL fills the disk, and a shutdown waits for it", s.FailedWAL, s.Failed.Local().Format(time.DateTime))
 		}
 	})

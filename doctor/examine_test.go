@@ -42,6 +42,7 @@ func TestExamine(t *testing.T) {
 	t.Parallel()
 	require.Empty(t, Examine(healthy()).Findings)
 	for id, change := range map[string]func(*Facts){
+		"not_examined":       func(f *Facts) { f.Nodes[1].Answer, f.Nodes[1].Failed = false, os.ErrDeadlineExceeded },
 		"not_durable":        func(f *Facts) { f.Nodes[1].Server.Settings["fsync"] = "off" },
 		"read_only":          func(f *Facts) { f.Nodes[1].Server.Own = map[string]string{"default_transaction_read_only": "on"} },
 		"can_not_rewind":     func(f *Facts) { f.Nodes[0].Server.Settings["data_checksums"] = "off" },

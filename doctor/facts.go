@@ -26,7 +26,8 @@ type Facts struct {
 // Node is what is known of one node.
 type Node struct {
 	Record registry.Record
-	Answer bool                // its server told its state
+	Answer bool                // its server told its state, and what Server has
+	Failed error               // why it did not, although it answered; nil: it did not answer, or told all
 	Status registry.NodeStatus // where it did
 	Server Server              // where it did
 	Peer   election.Peer       // as an election sees it
@@ -70,7 +71,8 @@ const serverSQL = `SELECT json_build_object(
   'settings', (SELECT json_object_agg(name, setting) FROM pg_settings WHERE name = ANY ($1)),
   'restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
   'slots', (SELECT coalesce(json_agg(json_build_object('name', slot_name, 'active', active, 'wal_status', wal_status, 'kept',
-      pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8)), '[]') FROM pg_replication_slots),
+      pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8)), '[]') FROM pg_replication_slots s
+      WHERE NOT temporary AND NOT coalesce((to_jsonb(s) ->> 'synced')::bool, false)),
   'prepared', (SELECT count(*) FROM pg_prepared_xacts),
   'prepared_at', (SELECT min(prepared) FROM pg_prepared_xacts),
   'archived_at', a.last_archived_time, 'failed_at', a.last_failed_time, 'failed_wal', coalesce(a.last_failed_wal, ''))

@@ -13,6 +13,7 @@ type Handover struct {
 	Start  time.Time     `json:"start,omitzero"`    // of a request: the earliest time to begin, by the clock of the primary's server
 	Until  time.Time     `json:"until,omitzero"`    // of a request: the latest time to begin; of a notice: the latest time for the server to have ended
 	Limit  time.Duration `json:"limit_ns"`          // how long the shutdown of the primary may take
+	Begun  bool          `json:"begun,omitempty"`   // of a request: the monitor of the primary carries it out
 	Force  bool          `json:"force,omitempty"`   // of a request: begin although a check fails that an operator may override
 	Hold   time.Duration `json:"hold_ns,omitempty"` // of a notice: how long others leave the election to the monitor that carries it out; 0: it is a request
 }
@@ -23,12 +24,14 @@ const handoverAgain = 10 * time.Second
 
 // Due reports whether the monitor of the primary is to begin the handover.
 func (h Handover) Due(now time.Time, r Rule) bool {
-	return h.ID != "" && h.Hold == 0 && h.Term == r.Term && !now.Before(h.Start) && now.Before(h.Until)
+	return h.ID != "" && h.Hold == 0 && !h.Begun && h.Term == r.Term && !now.Before(h.Start) && now.Before(h.Until)
 }
 
 // LeftBehind reports whether the handover was begun in the term of the rule, and not ended: the
 // monitor of the primary that carried it out ended first, while its server went on.
-func (h Handover) LeftBehind(r Rule) bool { return h.ID != "" && h.Hold > 0 && h.Term == r.Term }
+func (h Handover) LeftBehind(r Rule) bool {
+	return h.ID != "" && (h.Hold > 0 || h.Begun) && h.Term == r.Term
+}
 
 // Noticed is the handover that the primary of the rule has begun, as the other nodes were told.
 func Noticed(r Rule, peers []Peer) (h Handover, ok bool) {
@@ -50,8 +53,9 @@ func (p Policy) mustHandOver(s State, o Observation) bool {
 }
 
 // noteHandover remembers since when a handover is known that the primary has begun. It is over
-// when the primary runs and does not have it any more: its notice may stay on a node that could not
-// be reached then.
+// when the primary runs and does not have it any more, because its notice may stay on a node that
+// could not be reached then; and when the primary runs although the time of the handover has passed,
+// because its monitor died.
 func (p Policy) noteHandover(s State, o Observation) State {
 	h, ok := Noticed(o.Rule, o.Peers)
 	switch {
@@ -61,7 +65,7 @@ func (p Policy) noteHandover(s State, o Observation) State {
 		s.Handover, s.HandoverAt, s.HandoverOver = h, o.Now, false
 	}
 	primary := find(o.Peers, o.Rule.Primary)
-	if primary.Answer == Answers && primary.Running == Primary && primary.Handover.ID != s.Handover.ID && primary.SeenAt.Sub(s.HandoverAt) > p.Silence {
+	if seen := primary.SeenAt.Sub(s.HandoverAt); primary.Answer == Answers && primary.Running == Primary && (seen > s.Handover.Hold || seen > p.Silence && primary.Handover.ID != s.Handover.ID) {
 		s.HandoverOver = true
 	}
 	return s

@@ -29,6 +29,7 @@ func TestPolicy_HandsOverWhenAsked(t *testing.T) {
 	}
 	require.Contains(t, step(func(*Handover, *Observation) {}), Action{Verb: HandOver})
 	require.Contains(t, step(func(h *Handover, _ *Observation) { h.Hold = time.Minute }), Action{Verb: HandOver}, "one that was left behind")
+	require.Contains(t, step(func(h *Handover, _ *Observation) { h.Begun = true }), Action{Verb: HandOver}, "the same, earlier")
 	require.Contains(t, step(func(_ *Handover, o *Observation) { o.Last = Outcome{Verb: HandOver, At: now.Add(-time.Second)} }), Action{Verb: HandOver}, "another one has failed")
 	for what, change := range map[string]func(*Handover, *Observation){
 		"it is too early":              func(h *Handover, _ *Observation) { h.Start = now.Add(time.Millisecond) },
@@ -118,6 +119,11 @@ func TestPolicy_LeavesTheElectionToAHandover(t *testing.T) {
 	d = p.Step(d.Next, at(now, notice))
 	require.Equal(t, HealthShutDown, d.Next.Health, "a notice that was left behind says nothing")
 	require.False(t, elects(d))
+
+	alone := at(now, notice)
+	alone.Peers[0] = Peer{ID: 1, Role: Primary, Answer: Answers, Running: Primary, SeenAt: now, Rule: rule, Handover: notice}
+	require.False(t, p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-9 * time.Second)}, alone).Next.HandoverOver)
+	require.True(t, p.Step(State{Phase: AsStandby, Handover: notice, HandoverAt: now.Add(-11 * time.Second)}, alone).Next.HandoverOver, "its daemon died, and it goes on")
 
 	hangs := at(now, notice)
 	hangs.Peers[0].Answer, hangs.Peers[0].Ended, hangs.Peers[0].Since, hangs.Peers[0].Starting = NotAccepting, false, now.Add(-11*time.Second), now.Add(-11*time.Second)

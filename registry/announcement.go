@@ -43,7 +43,7 @@ type Announcement struct {
 	Unable    string            `json:"can_not_fence,omitempty"`       // why it can not
 	LostVote  string            `json:"lost_vote,omitempty"`           // a vote that the node has given and its server has lost, until it is written back
 	NoStream  map[NodeID]string `json:"can_not_stream_from,omitempty"` // the nodes, by their ids, that its server could not stream from if they were the primary, and why
-	NotSeen   map[NodeID]string `json:"not_seen,omitempty"`            // the nodes, by their ids, that do not answer the Monitor, and how they fail to; with failover=manual it asks none
+	NotSeen   map[NodeID]string `json:"not_seen"`                      // the nodes, by their ids, that do not answer the Monitor, and how they fail to; nil: its version does not say so. With failover=manual it asks none
 	Error     string            `json:"last_error,omitempty"`
 
 	At  time.Time `json:"at,omitzero"`           // the time of the announcement, by the Monitor's clock
@@ -103,6 +103,9 @@ func (p Announcement) statement() string {
 		p.NotSeen = map[NodeID]string{}
 		for id, how := range notSeen {
 			p.NotSeen[id] = cut(how, limit/8)
+		}
+		if limit == 0 {
+			p.NotSeen = nil // too many: readers do not know
 		}
 		p.Reason, p.Error, p.Unable = cut(reason, limit), cut(problem, limit), cut(unable, limit)
 		text, _ := json.Marshal(p) // strings, numbers and times only

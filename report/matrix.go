@@ -92,6 +92,8 @@ func cellOf(from Watcher, to registry.Record) Cell {
 		c.Why = fmt.Sprintf("its repmgrd has said nothing for %.0f s", said.Age)
 	case said.NotSeen[to.ID] != "":
 		c.Contact, c.Why = ContactNo, "it "+said.NotSeen[to.ID]
+	case said.NotSeen == nil:
+		c.Why = "its repmgrd does not say so"
 	case said.Mode != registry.FailoverAutomatic:
 		c.Why = "its repmgrd asks the other nodes only with failover=automatic"
 	default:

@@ -17,10 +17,10 @@ func TestMatrixOf(t *testing.T) {
 	down.Answers = false
 	m := MatrixOf([]Watcher{
 		watcher(1, "node1", &registry.Announcement{Mode: registry.FailoverAutomatic, Age: 1, NotSeen: map[registry.NodeID]string{3: "is silent"}}),
-		watcher(2, "node2", &registry.Announcement{Mode: registry.FailoverAutomatic, Age: 99}),
+		watcher(2, "node2", &registry.Announcement{Mode: registry.FailoverAutomatic, Age: 99, NotSeen: map[registry.NodeID]string{}}),
 		down,
 		watcher(4, "node4", nil),
-		watcher(5, "node5", &registry.Announcement{Mode: registry.FailoverManual}),
+		watcher(5, "node5", &registry.Announcement{Mode: registry.FailoverManual, NotSeen: map[registry.NodeID]string{}}),
 	})
 	var row string
 	for i, c := range m.Cells {

@@ -231,6 +231,6 @@ func uri(params map[string]string) string {
 			query.Set(key, value)
 		}
 	}
-	u.RawQuery = query.Encode()
+	u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20") // libpq takes a plus for a plus
 	return u.String()
 }

@@ -146,7 +146,10 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 		if theirs, err := v.readRecords(ctx, v.Primary.Server); err == nil {
 			recs = theirs
 		} else if recs == nil {
-			recs, _ = v.localRecords(ctx)
+			if recs, err = v.localRecords(ctx); err != nil {
+				v.Report("the local server", err)
+				return
+			}
 		}
 	}
 	o.Local = election.View{Up: true, InRecovery: status.InRecovery, Position: status.Position()}

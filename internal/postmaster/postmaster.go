@@ -354,6 +354,15 @@ func (s *Server) pidFileState() string {
 	return strings.TrimSpace(lines[7])
 }
 
+// EndedAt is when pg_control was last written; of a server that is down, about when it ended. Zero: not known.
+func (s *Server) EndedAt() time.Time {
+	info, err := os.Stat(filepath.Join(s.Dir, "global", "pg_control"))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
 // ShutsDown reports whether the server runs and is being shut down.
 func (s *Server) ShutsDown() bool { return s.Runs() && s.pidFileState() == "stopping" }
 

@@ -105,7 +105,7 @@ func (c Commands) Run(ctx context.Context, a Action, o Options) (Result, error) 
 	switch {
 	case a == Promote:
 		return res, failure.WithHint(failure.Of(failure.ErrRefused, "a promotion needs checks that this command does not make"), "Run repmgr standby promote, or repmgr standby switchover.")
-	case a == Start && !c.Server.Runs():
+	case (a == Start || a == Restart) && !c.Server.Runs(): // pg_ctl restart starts a server that is down
 		if err := c.Screen(ctx, o.DryRun); err != nil {
 			return res, err
 		}

@@ -89,7 +89,7 @@ func (a *Ask) Request(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if old.Term == term && (old.Hold > 0 || now.Before(old.Until)) && !a.Force {
+		if old.Term == term && (old.Hold > 0 || old.Begun || now.Before(old.Until)) && !a.Force {
 			return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: another one was asked for (request %s, not before %s)", old.ID, old.Start.Local().Format(time.DateTime)),
 				"Wait for its outcome: repmgr cluster event. Or use --force: yours takes its place.")
 		}
@@ -120,7 +120,7 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 		case old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID == a.sent.ID && !old.Monitored && time.Now().After(void):
 			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: no daemon runs on %s any more, which is still the primary", a.From),
 				"Start repmgrd there: it takes back what was begun. Then try again.")
-		case old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID == a.sent.ID && old.Handover.Hold == 0 && time.Now().After(void):
+		case old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID == a.sent.ID && old.Handover.Hold == 0 && !old.Handover.Begun && time.Now().After(void):
 			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: the daemon of %s did not begin it within %s, and does not begin it any more", a.From, beginWithin),
 				"Look at its log. repmgr service status says whether it runs.")
 		}

@@ -8,9 +8,10 @@
 // Other daemons were told, and leave the election to that one for a limited time. This is what a
 // process leaves behind that dies after a step:
 //
-//	checked       nothing was changed, and the request is begun anew by the next daemon
+//	checked       nothing was changed; the next daemon takes the request back
 //	checkpointed  the same
-//	noticed       the primary goes on; the notices are void after a while
+//	noticed       the primary goes on; the next daemon takes the notices back, and they are void once
+//	              the primary was seen to go on when the time of the handover has passed
 //	stopped       the other daemons hold an election when their time has passed. Where they are
 //	              no majority, the next daemon of the old primary starts its server as a standby
 //	              without an upstream, and has a vote again

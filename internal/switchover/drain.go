@@ -16,8 +16,10 @@ func Keeps(self int32, peers []election.Peer, required bool) string {
 	rule := voters.NewestRule(peers)
 	me, primary := voters.PeerOf(peers, self), voters.PeerOf(peers, rule.Primary)
 	switch {
-	case me.Answer != election.Answers || me.Role == election.Witness:
-		return ""
+	case me.Answer == election.Refused || me.Role == election.Witness:
+		return "" // it is down
+	case me.Answer != election.Answers:
+		return fmt.Sprintf("it %s, so it is not known what it runs as", me.Answer)
 	case me.Running == election.Primary:
 		return "it is the primary"
 	case !rule.Known():

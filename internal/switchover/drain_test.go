@@ -27,4 +27,5 @@ func TestKeeps(t *testing.T) {
 	require.Empty(t, Keeps(2, peers(alone), false), "the primary goes on without waiting")
 	require.Contains(t, Keeps(2, peers(func(all []election.Peer) { all[0].Answer = election.Silent }), true), "no primary")
 	require.Empty(t, Keeps(2, peers(func(all []election.Peer) { all[1].Answer = election.Refused }), true), "it is stopped already")
+	require.Contains(t, Keeps(2, peers(func(all []election.Peer) { all[1].Answer = election.NoSlots }), true), "it is not known what it runs as")
 }

@@ -103,6 +103,10 @@ func (h *Handover) prepare(ctx context.Context) error {
 		return err
 	}
 	defer n.Close()
+	h.Request.Begun = true
+	if err := n.SetHandover(ctx, h.Request); err != nil {
+		return err
+	}
 	h.Watch.Refresh(ctx, h.Watch.Settings().SilenceTimeout/2)
 	if err := h.check(ctx, n); err != nil {
 		return err
@@ -301,6 +305,9 @@ func until(ctx context.Context, w *voters.Watch, limit time.Duration, done func(
 // handedOver is the reason in the mark of a server that handed over.
 const handedOver = "a switchover"
 
+// lateEnd is how much later than it should a shutdown of a handover may end.
+const lateEnd = time.Minute
+
 // Resume gives up a handover whose daemon died after it had told the server to end: the server is
 // marked to be started as a standby without an upstream, so that it can vote, and be elected again.
 // One that still shuts down when its time is over is killed. term is that of the newest rule that is
@@ -325,8 +332,8 @@ func Resume(ctx context.Context, srv *postmaster.Server, term int64) (bool, erro
 		if err := srv.Fence(ctx); err != nil {
 			return true, err
 		}
-	} else if control, err := pgcontrol.Read(srv.Dir); err != nil || control.State != pgcontrol.ShutDown {
-		return false, err
+	} else if control, err := pgcontrol.Read(srv.Dir); err != nil || control.State != pgcontrol.ShutDown || srv.EndedAt().After(h.Until.Add(lateEnd)) {
+		return false, err // it crashed, or the primary had gone on, and was shut down later for another reason
 	}
 	err = srv.Mark(handedOver)
 	if err == nil { // the others need not wait for the handover any more
