@@ -149,7 +149,8 @@ func (o Observation) winnerRuns() bool {
 func (o Observation) attached() bool {
 	me, primary := find(o.Peers, o.Self), find(o.Peers, o.Rule.Primary)
 	from := find(o.Peers, me.Receives)
-	wrong := o.winnerRuns() && me.NoStream[primary.ID] == "" && !(o.Last.Verb == Follow && o.Now.Sub(o.Last.At) < followAfter) && o.Node.Upstream == primary.ID && from.ID != 0 && from.ID != primary.ID && from.Answer == Answers && from.Running == Standby &&
+	followed := o.Last.Verb == Follow && o.Now.Sub(o.Last.At) < followAfter
+	wrong := o.winnerRuns() && me.NoStream[primary.ID] == "" && !followed && o.Node.Upstream == primary.ID && from.ID != 0 && from.ID != primary.ID && from.Answer == Answers && from.Running == Standby &&
 		slices.Contains(from.Feeds, o.Self) && !slices.Contains(primary.Feeds, o.Self)
 	return me.attached(primary) && !wrong
 }
