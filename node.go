@@ -127,7 +127,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	}
 	// Each of these needs a privilege of its own; without it the value stays unknown.
 	_ = local.Conn.QueryRow(ctx, `SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database`).Scan(&rep.DataBytes)
-	_ = local.Conn.QueryRow(ctx, `SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'`).Scan(&rep.ArchiveReady)
+	rep.ArchiveReady = local.ArchiveReady(ctx)
 	if rep.Status.InRecovery {
 		rep.ReplicationLag = registry.Lag(rep.Status)
 	}

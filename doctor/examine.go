@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/internal/wording"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
 )
@@ -75,7 +77,9 @@ func IDs() (all []string) {
 
 // Examine makes all checks.
 func Examine(f Facts) Report {
-	r := Report{Findings: []Finding{}, Slots: forecast(f), Checks: len(checks) + len(known)}
+	r := Report{Findings: []Finding{}, Slots: []Pinned{}, Checks: len(checks) + len(known)}
+	f.each(func(n *Node) { r.Slots = append(r.Slots, forecast(n)...) })
+	slices.SortStableFunc(r.Slots, func(a, b Pinned) int { return cmp.Compare(b.Kept, a.Kept) })
 	names := map[registry.NodeID]string{}
 	for _, n := range f.Nodes {
 		names[n.Record.ID] = n.Record.Name
@@ -129,16 +133,6 @@ func (f Facts) possible(do func(*Node)) {
 	})
 }
 
-// candidates are the standbys that an election may choose, by their priority.
-func (f Facts) candidates() (all []*Node) {
-	f.each(func(n *Node) {
-		if n.Status.InRecovery && n.Record.Priority > 0 {
-			all = append(all, n)
-		}
-	})
-	return all
-}
-
 func notExamined(f Facts, tell tell) {
 	for i := range f.Nodes {
 		if n := &f.Nodes[i]; n.Failed != nil {
@@ -159,7 +153,7 @@ func notDurable(f Facts, tell tell) {
 
 func readOnly(f Facts, tell tell) {
 	f.possible(func(n *Node) {
-		if on, _ := strconv.ParseBool(strings.NewReplacer("on", "true", "yes", "true").Replace(n.Server.Own["default_transaction_read_only"])); on {
+		if n.Server.ReadOnly {
 			tell(n, "ALTER SYSTEM SET default_transaction_read_only = off; SELECT pg_reload_conf();", "default_transaction_read_only is on: as the primary it would refuse writes")
 		}
 	})
@@ -186,7 +180,7 @@ func noHotStandby(f Facts, tell tell) {
 
 // settingsTooSmall: a standby whose setting is smaller than that of its primary stops replaying.
 func settingsTooSmall(f Facts, tell tell) {
-	for _, name := range capacities {
+	for _, name := range postgres.ReplaySettings {
 		var values []string
 		least, most := 1<<62, -1 // of all, and of those that may be the primary
 		f.each(func(n *Node) {
@@ -240,7 +234,13 @@ func (f Facts) others() (count int) {
 }
 
 func nobodyMayWin(f Facts, tell tell) {
-	if f.Automatic && f.primary() != nil && len(f.candidates()) == 0 {
+	candidates := 0
+	f.possible(func(n *Node) {
+		if n.Status.InRecovery {
+			candidates++
+		}
+	})
+	if f.Automatic && f.primary() != nil && candidates == 0 {
 		tell(nil, "Add a standby, start one, or give one a priority above 0.", "no standby that answers may be promoted")
 	}
 }
@@ -294,17 +294,14 @@ func slotKeepsWAL(f Facts, tell tell) {
 const fillLimit = 48.0
 
 func diskFills(f Facts, tell tell) {
-	for _, p := range forecast(f) {
-		if p.HoursLeft == nil || *p.HoursLeft > fillLimit {
-			continue
-		}
-		for i := range f.Nodes {
-			if f.Nodes[i].Record.ID == p.NodeID {
-				tell(&f.Nodes[i], "Start the consumer of the slot, drop it, or set max_slot_wal_keep_size.", "its disk is full in %.0f hours at the present rate (%s of WAL per hour): the slot %q, which nobody uses, keeps all of it",
+	f.each(func(n *Node) {
+		for _, p := range forecast(n) {
+			if p.HoursLeft != nil && *p.HoursLeft <= fillLimit {
+				tell(n, "Start the consumer of the slot, drop it, or set max_slot_wal_keep_size.", "its disk is full in %.0f hours at the present rate (%s of WAL per hour): the slot %q, which nobody uses, keeps all of it",
 					*p.HoursLeft, wording.Bytes(*p.PerHour), p.Slot)
 			}
 		}
-	}
+	})
 }
 
 func slotsWithoutLimit(f Facts, tell tell) {
@@ -350,36 +347,32 @@ func clocksDiffer(f Facts, tell tell) {
 }
 
 func versionsDiffer(f Facts, tell tell) {
-	versions := map[string][]string{}
-	f.each(func(n *Node) { versions[n.Status.Version] = append(versions[n.Status.Version], n.Record.Name) })
-	if len(versions) < 2 {
-		return
+	if on := f.groups(func(n *Node) string { return n.Status.Version }); len(on) > 1 {
+		tell(nil, "Update the older ones, the standbys first.", "the nodes run different versions of PostgreSQL: %s", strings.Join(on, "; "))
 	}
-	var texts []string
-	for _, v := range slices.Sorted(maps.Keys(versions)) {
-		texts = append(texts, fmt.Sprintf("%s on %s", v, strings.Join(versions[v], ", ")))
-	}
-	tell(nil, "Update the older ones, the standbys first.", "the nodes run different versions of PostgreSQL: %s", strings.Join(texts, "; "))
 }
 
 // settingsDiffer: what clients notice after a failover.
 func settingsDiffer(f Facts, tell tell) {
 	for _, name := range []string{"archive_mode", "max_slot_wal_keep_size", "restart_after_crash"} {
-		values := map[string][]string{}
-		f.each(func(n *Node) {
-			if v := n.Server.Settings[name]; v != "" {
-				values[v] = append(values[v], n.Record.Name)
-			}
-		})
-		if len(values) < 2 {
-			continue
+		if on := f.groups(func(n *Node) string { return n.Server.Settings[name] }); len(on) > 1 {
+			tell(nil, "Set it to the same value on all nodes.", "%s differs: %s", name, strings.Join(on, "; "))
 		}
-		var texts []string
-		for _, v := range slices.Sorted(maps.Keys(values)) {
-			texts = append(texts, fmt.Sprintf("%s on %s", v, strings.Join(values[v], ", ")))
-		}
-		tell(nil, "Set it to the same value on all nodes.", "%s differs: %s", name, strings.Join(texts, "; "))
 	}
+}
+
+// groups are the values that nodes have, each with its nodes. A node without a value is left out.
+func (f Facts) groups(value func(*Node) string) (texts []string) {
+	nodes := map[string][]string{}
+	f.each(func(n *Node) {
+		if v := value(n); v != "" {
+			nodes[v] = append(nodes[v], n.Record.Name)
+		}
+	})
+	for _, v := range slices.Sorted(maps.Keys(nodes)) {
+		texts = append(texts, fmt.Sprintf("%s on %s", v, strings.Join(nodes[v], ", ")))
+	}
+	return texts
 }
 
 func weakCommits(f Facts, tell tell) {
@@ -387,34 +380,30 @@ func weakCommits(f Facts, tell tell) {
 		return
 	}
 	f.each(func(n *Node) {
-		if v := n.Server.Own["synchronous_commit"]; slices.Contains([]string{"off", "local", "remote_write"}, v) {
-			tell(n, "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();", "synchronous_commit is %s: with synchronous_mode=quorum, a failover can lose what such sessions committed", v)
+		for _, where := range n.Server.Weak {
+			tell(n, "Take it away there, or set it to on.", "synchronous_commit is weaker than on (%s): with synchronous_mode=quorum, a failover can lose what such sessions committed", where)
 		}
 	})
 }
 
-// forecast says what the slots keep, and how long the disk lasts.
-func forecast(f Facts) []Pinned {
-	all := []Pinned{}
-	f.each(func(n *Node) {
-		s := n.Server
-		var perHour *int64
-		if hours := s.At.Sub(s.WALSince).Hours(); s.WALBytes > 0 && hours > 0.1 {
-			rate := int64(float64(s.WALBytes) / hours)
-			perHour = &rate
+// forecast says what the slots of a node keep, and how long its disk lasts.
+func forecast(n *Node) (all []Pinned) {
+	s := n.Server
+	var perHour *int64
+	if hours := s.At.Sub(s.WALSince).Hours(); s.WALBytes > 0 && hours > 0.1 {
+		rate := int64(float64(s.WALBytes) / hours)
+		perHour = &rate
+	}
+	for _, slot := range s.Slots {
+		if slot.Kept == nil {
+			continue
 		}
-		for _, slot := range s.Slots {
-			if slot.Kept == nil {
-				continue
-			}
-			p := Pinned{NodeID: n.Record.ID, Node: n.Record.Name, Slot: slot.Name, Active: slot.Active, Kept: max(0, *slot.Kept), PerHour: perHour}
-			if !slot.Active && perHour != nil && *perHour > 0 && s.Free != nil && s.Settings["max_slot_wal_keep_size"] == "-1" {
-				left := float64(*s.Free) / float64(*perHour)
-				p.HoursLeft = &left
-			}
-			all = append(all, p)
+		p := Pinned{NodeID: n.Record.ID, Node: n.Record.Name, Slot: slot.Name, Active: slot.Active, Kept: max(0, *slot.Kept), PerHour: perHour}
+		if !slot.Active && perHour != nil && *perHour > 0 && s.Free != nil && s.Settings["max_slot_wal_keep_size"] == "-1" {
+			left := float64(*s.Free) / float64(*perHour)
+			p.HoursLeft = &left
 		}
-	})
-	slices.SortStableFunc(all, func(a, b Pinned) int { return int(min(1, max(-1, b.Kept-a.Kept))) })
+		all = append(all, p)
+	}
 	return all
 }

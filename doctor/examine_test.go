@@ -44,7 +44,7 @@ func TestExamine(t *testing.T) {
 	for id, change := range map[string]func(*Facts){
 		"not_examined":       func(f *Facts) { f.Nodes[1].Answer, f.Nodes[1].Failed = false, os.ErrDeadlineExceeded },
 		"not_durable":        func(f *Facts) { f.Nodes[1].Server.Settings["fsync"] = "off" },
-		"read_only":          func(f *Facts) { f.Nodes[1].Server.Own = map[string]string{"default_transaction_read_only": "on"} },
+		"read_only":          func(f *Facts) { f.Nodes[1].Server.ReadOnly = true },
 		"can_not_rewind":     func(f *Facts) { f.Nodes[0].Server.Settings["data_checksums"] = "off" },
 		"no_hot_standby":     func(f *Facts) { f.Nodes[0].Server.Settings["hot_standby"] = "off" },
 		"settings_too_small": func(f *Facts) { f.Nodes[2].Server.Settings["max_connections"] = "90" },
@@ -79,7 +79,7 @@ func TestExamine(t *testing.T) {
 		"clocks_differ":   func(f *Facts) { f.Nodes[2].Server.At = now.Add(-time.Minute) },
 		"versions_differ": func(f *Facts) { f.Nodes[2].Status.Version = "15.3" },
 		"settings_differ": func(f *Facts) { f.Nodes[2].Server.Settings["archive_mode"] = "off" },
-		"weak_commits":    func(f *Facts) { f.Nodes[0].Server.Own = map[string]string{"synchronous_commit": "local"} },
+		"weak_commits":    func(f *Facts) { f.Nodes[0].Server.Weak = []string{"role app has local"} },
 		"wal_gone":        func(f *Facts) { f.Findings = []report.Finding{{Code: report.WALGone, NodeID: 2, Text: "x"}} },
 	} {
 		t.Run(id, func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
 )
@@ -43,15 +44,16 @@ type Server struct {
 	Settings   map[string]string `json:"settings"` // those that the checks need
 	Restart    []string          `json:"restart"`  // settings that wait for a restart
 	Slots      []Slot            `json:"slots"`
-	Prepared   int               `json:"prepared"`     // prepared transactions
-	PreparedAt *time.Time        `json:"prepared_at"`  // the oldest of them
-	Archived   *time.Time        `json:"archived_at"`  // the last WAL segment that was archived
-	Failed     *time.Time        `json:"failed_at"`    // the last that could not be
-	FailedWAL  string            `json:"failed_wal"`   // its name
-	Own        map[string]string `json:"own_settings"` // of configuration files: what our session overrides
+	Prepared   int               `json:"prepared"`    // prepared transactions
+	PreparedAt *time.Time        `json:"prepared_at"` // the oldest of them
+	Archived   *time.Time        `json:"archived_at"` // the last WAL segment that was archived
+	Failed     *time.Time        `json:"failed_at"`   // the last that could not be
+	FailedWAL  string            `json:"failed_wal"`  // its name
 
 	Asked    time.Time     `json:"-"` // our clock when the answer was there
 	Took     time.Duration `json:"-"` // how long the answer took
+	ReadOnly bool          `json:"-"` // default_transaction_read_only is on
+	Weak     []string      `json:"-"` // where synchronous_commit is weaker than on
 	Ready    int           `json:"-"` // WAL segments that wait for the archiver; -1: not known
 	WALBytes int64         `json:"-"` // written since WALSince; 0: not known
 	WALSince time.Time     `json:"-"`
@@ -81,11 +83,8 @@ FROM pg_stat_archiver a, (SELECT pg_is_in_recovery() AS rec) r`
 // settings are what the checks look at.
 var settings = append([]string{
 	"wal_level", "hot_standby", "fsync", "full_page_writes", "wal_log_hints", "data_checksums", "archive_mode", "max_slot_wal_keep_size",
-	"synchronous_commit", "restart_after_crash",
-}, capacities...)
-
-// capacities are the settings that a standby must have as large as its primary.
-var capacities = []string{"max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction"}
+	"restart_after_crash",
+}, postgres.ReplaySettings...)
 
 // Read asks a server of that server_version_num. What a privilege is missing for stays unknown.
 func Read(ctx context.Context, n *registry.Server, version int) (Server, error) {
@@ -94,13 +93,12 @@ func Read(ctx context.Context, n *registry.Server, version int) (Server, error) 
 	if err := n.Conn.QueryRow(ctx, serverSQL, settings).Scan(&text); err != nil {
 		return Server{}, n.QueryError("examine the server", err)
 	}
-	s := Server{Asked: time.Now(), Took: time.Since(began), Ready: -1}
+	s := Server{Asked: time.Now(), Took: time.Since(began)}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return s, err
 	}
-	_ = n.Conn.QueryRow(ctx, `SELECT count(*)::int FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'`).Scan(&s.Ready)
-	_ = n.Conn.QueryRow(ctx, `SELECT json_object_agg(name, setting) FROM (SELECT DISTINCT ON (name) name, setting FROM pg_file_settings
-		WHERE name IN ('default_transaction_read_only', 'synchronous_commit') AND error IS NULL ORDER BY name, seqno DESC) f`).Scan(&s.Own)
+	s.Ready, s.ReadOnly = n.ArchiveReady(ctx), n.ReadOnly(ctx)
+	s.Weak, _ = n.WeakCommits(ctx)
 	if version >= 140000 {
 		_ = n.Conn.QueryRow(ctx, `SELECT wal_bytes::int8, stats_reset FROM pg_stat_wal`).Scan(&s.WALBytes, &s.WALSince)
 	}

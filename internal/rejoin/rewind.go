@@ -151,8 +151,8 @@ func (w *Work) checkpoint(ctx context.Context) (string, error) {
 	if known {
 		return "not needed", nil
 	}
-	if _, err := w.Source.Conn.Exec(postgres.Unlimited(ctx), `CHECKPOINT`); err != nil {
-		return "", failure.WithHint(w.Source.QueryError("checkpoint", err), "From PostgreSQL 15 on, once, on the primary: GRANT pg_checkpoint TO %s;", w.Source.Conn.Config().User)
+	if err := w.Source.Checkpoint(ctx); err != nil {
+		return "", failure.WithHint(err, "From PostgreSQL 15 on, once, on the primary: GRANT pg_checkpoint TO %s;", w.Source.Conn.Config().User)
 	}
 	return "", nil
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
-	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -134,10 +133,7 @@ func (c Commands) checkpoint(ctx context.Context) error {
 		return err
 	}
 	defer n.Close()
-	if _, err := n.Conn.Exec(postgres.Unlimited(ctx), `CHECKPOINT`); err != nil {
-		return n.QueryError("write a checkpoint", err)
-	}
-	return nil
+	return n.Checkpoint(ctx)
 }
 
 func run(ctx context.Context, command string) ([]byte, error) {

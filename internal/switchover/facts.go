@@ -6,6 +6,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -41,12 +42,9 @@ type Shutdown struct {
 }
 
 const serverSQL = `SELECT
-	(SELECT json_object_agg(name, setting::int) FROM pg_settings WHERE name IN ('max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')),
+	(SELECT json_object_agg(name, setting::int) FROM pg_settings WHERE name = ANY ($1)),
 	current_setting('data_checksums') = 'on' OR current_setting('wal_log_hints') = 'on',
 	ARRAY(SELECT name FROM pg_settings WHERE pending_restart ORDER BY name)`
-
-// Our own sessions pin this setting, so the files are read.
-const readOnlySQL = `SELECT coalesce((SELECT setting::bool FROM pg_file_settings WHERE name = 'default_transaction_read_only' AND error IS NULL ORDER BY seqno DESC LIMIT 1), false)`
 
 const shutdownSQL = `SELECT
 	coalesce((SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), 0)::float8,
@@ -88,10 +86,10 @@ func Look(ctx context.Context, primary *registry.Server, w *voters.Watch, target
 }
 
 func lookServer(ctx context.Context, n *registry.Server) (s Server, err error) {
-	if err = n.Conn.QueryRow(ctx, serverSQL).Scan(&s.Capacity, &s.Rewinds, &s.Restart); err != nil {
+	if err = n.Conn.QueryRow(ctx, serverSQL, postgres.ReplaySettings).Scan(&s.Capacity, &s.Rewinds, &s.Restart); err != nil {
 		return s, n.QueryError("look at the settings", err)
 	}
-	_ = n.Conn.QueryRow(ctx, readOnlySQL).Scan(&s.ReadOnly) // this needs a privilege
+	s.ReadOnly = n.ReadOnly(ctx)
 	return s, nil
 }
 
@@ -100,7 +98,6 @@ func lookShutdown(ctx context.Context, n *registry.Server) (s Shutdown, err erro
 	if err := n.Conn.QueryRow(ctx, shutdownSQL).Scan(&age, &s.Prepared, &s.Failing, &s.Backups); err != nil {
 		return s, n.QueryError("look at what a shutdown waits for", err)
 	}
-	s.Transaction, s.Archive = time.Duration(age*float64(time.Second)), -1
-	_ = n.Conn.QueryRow(ctx, `SELECT count(*)::int FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'`).Scan(&s.Archive) // this needs a privilege
+	s.Transaction, s.Archive = time.Duration(age*float64(time.Second)), n.ArchiveReady(ctx)
 	return s, nil
 }

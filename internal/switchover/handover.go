@@ -146,8 +146,8 @@ func (h *Handover) check(ctx context.Context, n *registry.Server) error {
 // checkpoint makes the checkpoint of the shutdown short, and waits until the target has nearly
 // all WAL.
 func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
-	if _, err := n.Conn.Exec(postgres.Unlimited(ctx), `CHECKPOINT`); err != nil {
-		return n.QueryError("make a checkpoint", err)
+	if err := n.Checkpoint(ctx); err != nil {
+		return err
 	}
 	limit := h.Request.Limit
 	limited, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s did not receive the primary's WAL within %s", h.target, limit))

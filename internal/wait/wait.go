@@ -7,14 +7,7 @@ import (
 
 // Pause waits, or returns early with the reason why ctx ended.
 func Pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
+	return Until(ctx, nil, d)
 }
 
 // Until waits for something to come over a channel, or for d, or returns early with the reason why
