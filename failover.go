@@ -230,12 +230,36 @@ type SwitchoverResult struct {
 // PlanSwitchover returns the plan of a switchover, with everything that stands in its way. It
 // changes nothing.
 func (c *Cluster) PlanSwitchover(ctx context.Context, o SwitchoverOptions) (plan.Plan, error) {
-	o.DryRun, o.Force = true, true
-	res, err := c.Switchover(ctx, o)
-	if len(res.Plan.Steps) > 0 && errors.Is(err, ErrRefused) {
-		err = nil
+	w, recs, err := c.watchAll(ctx)
+	if err != nil {
+		return plan.Plan{}, err
 	}
-	return res.Plan, err
+	defer w.Close()
+	ask := c.askSwitchover(w, recs, o)
+	err = ask.Look(ctx)
+	return ask.Plan, err
+}
+
+// watchAll watches all nodes, each of which was asked once. The caller closes the watch.
+func (c *Cluster) watchAll(ctx context.Context) (*voters.Watch, []Record, error) {
+	recs, err := c.anyRecords(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	w := c.watchVoters(ctx, func() {})
+	w.SetNodes(recs)
+	w.AwaitAnswers(ctx)
+	return w, recs, nil
+}
+
+func (c *Cluster) askSwitchover(w *voters.Watch, recs []Record, o SwitchoverOptions) switchover.Ask {
+	ask := switchover.Ask{
+		Watch: w, Policy: c.policy(), Limits: c.switchoverLimits(), To: int32(o.To), At: o.At, Limit: cmp.Or(o.Timeout, c.cfg.ShutdownCheckTimeout), Force: o.Force,
+	}
+	if self, ok := registry.ByID(recs, c.cfg.NodeID); ok && o.To == 0 && self.Role == RoleStandby {
+		ask.To = int32(self.ID)
+	}
+	return ask
 }
 
 // Switchover makes a standby the primary and the primary its standby. It may be called on any
@@ -246,21 +270,16 @@ func (c *Cluster) PlanSwitchover(ctx context.Context, o SwitchoverOptions) (plan
 // An [ErrTimeout] says that the outcome is not known yet.
 func (c *Cluster) Switchover(ctx context.Context, o SwitchoverOptions) (SwitchoverResult, error) {
 	start := time.Now()
-	res := SwitchoverResult{DryRun: o.DryRun}
-	recs, err := c.anyRecords(ctx)
+	w, recs, err := c.watchAll(ctx)
 	if err != nil {
-		return res, err
+		return SwitchoverResult{DryRun: o.DryRun}, err
 	}
-	w := c.watchVoters(ctx, func() {})
 	defer w.Close()
-	w.SetNodes(recs)
-	w.AwaitAnswers(ctx)
-	ask := switchover.Ask{
-		Watch: w, Policy: c.policy(), Limits: c.switchoverLimits(), To: int32(o.To), At: o.At, Limit: cmp.Or(o.Timeout, c.cfg.ShutdownCheckTimeout), Force: o.Force,
-	}
-	if self, ok := registry.ByID(recs, c.cfg.NodeID); ok && o.To == 0 && self.Role == RoleStandby {
-		ask.To = int32(self.ID)
-	}
+	return c.switchOver(ctx, start, c.askSwitchover(w, recs, o), o)
+}
+
+func (c *Cluster) switchOver(ctx context.Context, start time.Time, ask switchover.Ask, o SwitchoverOptions) (res SwitchoverResult, err error) {
+	res.DryRun = o.DryRun
 	if err := ask.Look(ctx); err != nil {
 		return res, err
 	}
@@ -302,26 +321,24 @@ type DrainResult struct {
 // without this node. It stops nothing. A server that is down, or a witness, is drained already. The errors
 // are those of Switchover; an [ErrTimeout] says what still keeps the node.
 func (c *Cluster) Drain(ctx context.Context, o DrainOptions) (DrainResult, error) {
-	res := DrainResult{DryRun: o.DryRun}
-	recs, err := c.anyRecords(ctx)
+	start, res := time.Now(), DrainResult{DryRun: o.DryRun}
+	w, recs, err := c.watchAll(ctx)
 	if err != nil {
 		return res, err
 	}
+	defer w.Close()
 	self, ok := registry.ByID(recs, c.cfg.NodeID)
 	if !ok {
 		return res, registry.Unknown(recs, c.cfg.NodeID, "")
 	}
-	w := c.watchVoters(ctx, func() {})
-	defer w.Close()
-	w.SetNodes(recs)
-	w.AwaitAnswers(ctx)
 	limit := cmp.Or(o.Timeout, c.cfg.NodeRejoinTimeout)
 	me := voters.PeerOf(w.Peers(), int32(self.ID))
 	if srv, err := c.localServer(""); err == nil && me.Answer == election.Refused && srv.Runs() {
 		return res, hint(kind(ErrRefused, "the server in %s runs, and does not answer at the address of %s", srv.Dir, self), "Is conninfo right, and is data_directory that of this node?")
 	}
 	if me.Running == election.Primary && self.Role != RoleWitness {
-		sw, err := c.Switchover(ctx, SwitchoverOptions{Timeout: o.Timeout, Force: o.Force, DryRun: o.DryRun})
+		so := SwitchoverOptions{Timeout: o.Timeout, Force: o.Force, DryRun: o.DryRun}
+		sw, err := c.switchOver(ctx, start, c.askSwitchover(w, recs, so), so)
 		res.Switchover = &sw
 		if err != nil || o.DryRun {
 			return res, err

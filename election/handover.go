@@ -9,7 +9,7 @@ import "time"
 type Handover struct {
 	ID     string        `json:"id"`                // of the request
 	Term   int64         `json:"term"`              // of the rule under which it was asked for; in any other term it is void
-	Target int32         `json:"target,omitempty"`  // the node that is to be the primary; 0: the one that an election would choose
+	Target int32         `json:"target,omitempty"`  // the node that is to be the primary
 	Start  time.Time     `json:"start,omitzero"`    // of a request: the earliest time to begin, by the clock of the primary's server
 	Until  time.Time     `json:"until,omitzero"`    // of a request: the latest time to begin; of a notice: the latest time for the server to have ended
 	Limit  time.Duration `json:"limit_ns"`          // how long the shutdown of the primary may take

@@ -76,13 +76,16 @@ func Look(ctx context.Context, primary *registry.Server, w *voters.Watch, target
 			return n.Conn.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::int8`).Scan(&f.Servers[1].Replay)
 		})
 	}
-	at := voters.PeerOf(peers, target).Position.LSN
-	var now int64
-	if err := primary.Conn.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1::text::pg_lsn)::int8`, at.String()).Scan(&now); err != nil {
-		return f, primary.QueryError("compare positions", err)
+	f.Servers[1].Received, err = lacking(ctx, primary, voters.PeerOf(peers, target))
+	return f, err
+}
+
+// lacking is how many bytes of the primary's WAL a standby has not received.
+func lacking(ctx context.Context, primary *registry.Server, standby election.Peer) (bytes int64, err error) {
+	if err := primary.Conn.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1::text::pg_lsn)::int8`, standby.Position.LSN.String()).Scan(&bytes); err != nil {
+		return 0, primary.QueryError("compare positions", err)
 	}
-	f.Servers[1].Received = max(0, now)
-	return f, nil
+	return max(0, bytes), nil
 }
 
 func lookServer(ctx context.Context, n *registry.Server) (s Server, err error) {

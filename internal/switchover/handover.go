@@ -118,17 +118,9 @@ func (h *Handover) prepare(ctx context.Context) error {
 }
 
 func (h *Handover) check(ctx context.Context, n *registry.Server) error {
-	peers := h.Watch.Peers()
-	h.rule = voters.NewestRule(peers)
-	target := h.Request.Target
-	if target == 0 {
-		target = Choose(h.Policy, h.rule, peers)
-	}
-	if target == 0 {
-		return failure.Of(failure.ErrRefused, "no standby may be promoted")
-	}
-	h.target = h.Watch.Record(target)
-	facts, err := Look(ctx, n, h.Watch, target)
+	h.rule = voters.NewestRule(h.Watch.Peers())
+	h.target = h.Watch.Record(h.Request.Target)
+	facts, err := Look(ctx, n, h.Watch, h.Request.Target)
 	if err != nil {
 		return err
 	}
@@ -153,15 +145,15 @@ func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
 	limited, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s did not receive the primary's WAL within %s", h.target, limit))
 	defer cancel()
 	var lacks int64
-	err := n.Poll(limited, func() (bool, error) {
-		at := voters.PeerOf(h.Watch.Refresh(limited, h.Watch.Settings().SilenceTimeout/2), int32(h.target.ID))
-		err := n.Conn.QueryRow(limited, `SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1::text::pg_lsn)::int8`, at.Position.LSN.String()).Scan(&lacks)
-		return lacks < closeLag, err
+	var failed error
+	err := until(limited, h.Watch, h.Watch.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
+		lacks, failed = lacking(limited, n, voters.PeerOf(peers, int32(h.target.ID)))
+		return failed != nil || lacks < closeLag
 	})
-	if err != nil {
+	if err = errors.Join(err, failed); err != nil {
 		return err
 	}
-	h.done(StepCheckpointed, "%s lacks %d bytes", h.target, max(0, lacks))
+	h.done(StepCheckpointed, "%s lacks %d bytes", h.target, lacks)
 	return nil
 }
 
@@ -175,7 +167,7 @@ func (h *Handover) notice(ctx context.Context, n *registry.Server) error {
 	silence := h.Watch.Settings().SilenceTimeout
 	h.noticed = time.Now()
 	told := h.Request
-	told.Target, told.Hold, told.Until = int32(h.target.ID), h.Request.Limit+3*silence, h.noticed.Add(h.Request.Limit)
+	told.Hold, told.Until = h.Request.Limit+3*silence, h.noticed.Add(h.Request.Limit)
 	limited, cancel := context.WithTimeoutCause(ctx, silence, fmt.Errorf("no answer within silence_timeout (%s)", silence))
 	defer cancel()
 	if err := n.SetHandover(limited, told); err != nil {
