@@ -146,13 +146,7 @@ func forecasts() map[string]foretold {
 		"WAL that is gone, of both": {mode: off, start: startWithLostWAL(3), winner: 3, check: func(e repmgr.Explanation) bool {
 			return e.Voters[1].LostWAL != nil && e.Voters[2].LostWAL != nil && e.Loss.Bytes > 0
 		}},
-		"a recovery target": {mode: quorum, stage: only(func(t *testing.T, nodes []*node) {
-			nodes[0].Exec(t, `SELECT pg_create_restore_point('here')`)
-			nodes[1].Stop("fast")
-			nodes[1].amend(t, `recovery_target_name = 'here'`)
-			nodes[1].StartAgain()
-			waitValue(t, nodes[1], "t", `SELECT pg_is_wal_replay_paused()`)
-		}), holds: "3/1/1", winner: 3},
+		"a recovery target": {mode: quorum, stage: only(func(t *testing.T, nodes []*node) { nodes[1].replayToTarget(t, nodes[0]) }), holds: "3/1/1", winner: 3},
 		"max_connections too low": {mode: quorum, stage: only(func(t *testing.T, nodes []*node) { growMaxConnections(t, nodes[0], nodes[2], nodes[1]) }), holds: "3/1/1", winner: 3},
 		"another primary that nobody can stop": {mode: off, nodes: 5, stage: only(func(t *testing.T, nodes []*node) {
 			nodes[4].stop()
@@ -334,6 +328,18 @@ func (f foretold) loss(t *testing.T, e repmgr.Explanation, unflushed int64, winn
 	if f.mode == off {
 		require.GreaterOrEqual(t, e.Loss.Bytes+unflushed, *past[0].LostBytes)
 	}
+}
+
+// replayToTarget makes a standby one that stops its replay at a recovery target.
+// The target is made while the standby is down: a server does not start whose target
+// lies before what it replayed already.
+func (n *node) replayToTarget(t *testing.T, primary *node) {
+	t.Helper()
+	n.Stop("fast")
+	primary.Exec(t, `SELECT pg_create_restore_point('here')`)
+	n.amend(t, `recovery_target_name = 'here'`)
+	n.StartAgain()
+	waitValue(t, n, "t", `SELECT pg_is_wal_replay_paused()`)
 }
 
 // closeToAll makes a standby one that streams and takes no connections.
