@@ -21,7 +21,6 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/streams"
 	"github.com/pgrepmgr/repmgr/internal/switchover"
 	"github.com/pgrepmgr/repmgr/internal/voters"
-	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
@@ -339,16 +338,6 @@ func (m *Monitor) giveBackArchive(ctx context.Context) {
 	}
 }
 
-// waitHeartbeat waits for the next heartbeat. With failover=manual it waits for
-// monitor_interval, because nothing is that urgent.
-func (m *Monitor) waitHeartbeat(ctx context.Context) error {
-	c := m.control.inForce.Load()
-	if c.cfg.Failover != FailoverAutomatic {
-		return wait.Pause(ctx, c.cfg.MonitorInterval)
-	}
-	return m.watch.Rest(ctx, c.heartbeatInterval()-voters.SinceTick(c.heartbeatInterval()), nil)
-}
-
 // restoreHistory makes, once after each promotion, the WAL segments of earlier timelines that
 // standbys may still need: see [rejoin.RestoreHistory].
 func (m *Monitor) restoreHistory() {
@@ -541,8 +530,11 @@ func (m *Monitor) saveVote(ctx context.Context) {
 // tryStreams tests, until ctx ends, whether the local server could stream from each node that
 // may be promoted.
 func (m *Monitor) tryStreams(ctx context.Context) {
-	for m.waitHeartbeat(ctx) == nil {
+	for {
 		c, n := m.control.inForce.Load(), streams.Nodes{Record: m.watch.Record}
+		if m.watch.Rest(ctx, c.cfg.MonitorInterval, nil) != nil {
+			return
+		}
 		if c.cfg.Failover == FailoverAutomatic {
 			n.Peers = m.watch.Peers()
 			n.Me = voters.PeerOf(n.Peers, int32(c.cfg.NodeID))

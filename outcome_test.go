@@ -146,7 +146,7 @@ func forecasts() map[string]foretold {
 		"WAL that is gone, of both": {mode: off, start: startWithLostWAL(3), winner: 3, check: func(e repmgr.Explanation) bool {
 			return e.Voters[1].LostWAL != nil && e.Voters[2].LostWAL != nil && e.Loss.Bytes > 0
 		}},
-		"a recovery target": {mode: quorum, stage: only(func(t *testing.T, nodes []*node) { nodes[1].replayToTarget(t, nodes[0]) }), holds: "3/1/1", winner: 3},
+		"a recovery target":       {mode: quorum, stage: only(func(t *testing.T, nodes []*node) { nodes[1].replayToTarget(t, nodes[0]) }), holds: "3/1/1", winner: 3},
 		"max_connections too low": {mode: quorum, stage: only(func(t *testing.T, nodes []*node) { growMaxConnections(t, nodes[0], nodes[2], nodes[1]) }), holds: "3/1/1", winner: 3},
 		"another primary that nobody can stop": {mode: off, nodes: 5, stage: only(func(t *testing.T, nodes []*node) {
 			nodes[4].stop()

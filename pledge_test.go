@@ -112,7 +112,7 @@ func TestFailover_ReplayThatDoesNotEnd(t *testing.T) {
 				nodes[0].Exec(t, `INSERT INTO much SELECT repeat(md5(i::text), 30) FROM generate_series(1, 1000) i`)
 			}
 		}, 0, 2},
-		"a recovery target on a voter": {func(t *testing.T, nodes []*node) { nodes[2].replayToTarget(t, nodes[0]) }, 2, 1},
+		"a recovery target on a voter":     {func(t *testing.T, nodes []*node) { nodes[2].replayToTarget(t, nodes[0]) }, 2, 1},
 		"max_connections lower on a voter": {func(t *testing.T, nodes []*node) { growMaxConnections(t, nodes[0], nodes[1], nodes[2]) }, 2, 1},
 	} {
 		t.Run(name, func(t *testing.T) {

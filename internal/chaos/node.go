@@ -80,16 +80,23 @@ func (n *node) connect(ctx context.Context) (*pgx.Conn, error) {
 	return pgx.Connect(ctx, fmt.Sprintf("host=%s port=%d user=repmgr dbname=repmgr application_name=chaos", n.dir, n.port))
 }
 
-// with lends fn a connection for at most two seconds.
+// with lends fn a connection for at most two seconds: a kept one, where [keepConns] keeps any.
 func (n *node) with(ctx context.Context, fn func(ctx context.Context, c *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Second, fmt.Errorf("%s: no answer within 2s", n.name()))
 	defer cancel()
-	c, err := n.connect(ctx)
-	if err != nil {
-		return err
+	kept := connsOf(ctx)
+	c := kept.take(n)
+	if c == nil {
+		var err error
+		if c, err = n.connect(ctx); err != nil {
+			return err
+		}
 	}
-	defer c.Close(ctx)
-	return fn(ctx, c)
+	err := fn(ctx, c)
+	if err != nil || !kept.put(n, c) {
+		_ = c.Close(ctx)
+	}
+	return err
 }
 
 // command is a program run as the servers' OS user.

@@ -242,12 +242,14 @@ func (r *runner) faultOf(ctx context.Context, f Fault, list ...Nemesis) (Result,
 }
 
 func (r *runner) settle(ctx context.Context, quiet time.Duration) (before state, err error) {
-	err = waitFor(ctx, 15*time.Second, "a healthy cluster", func(ctx context.Context) error {
+	polling, end := keepConns(ctx)
+	err = waitFor(polling, 15*time.Second, "a healthy cluster", func(ctx context.Context) error {
 		if before, err = r.c.healthy(ctx); err == nil && !r.c.o.Suite.Peer {
 			err = r.c.guarded(ctx, before.Primary)
 		}
 		return err
 	})
+	end()
 	if err == nil {
 		err = r.writes(ctx, 20)
 	}
@@ -355,8 +357,10 @@ func (r *runner) heal(ctx context.Context, limit time.Duration, res *Result) err
 		return r.writes(ctx, 20)
 	}
 	began := time.Now()
+	polling, end := keepConns(ctx)
+	defer end()
 	helped, idle := map[*node]bool{}, map[*node]time.Time{}
-	err := waitFor(ctx, limit, "a healthy cluster", func(ctx context.Context) error {
+	err := waitFor(polling, limit, "a healthy cluster", func(ctx context.Context) error {
 		after, err := r.c.healthy(ctx)
 		res.TermAfter = after.Term
 		if err == nil || time.Since(began) < helpAfter {
@@ -438,6 +442,8 @@ func (r *runner) notHit(s *scene, primary int) (ids []int) {
 
 // rows looks for every acknowledged row on the primary, and compares the standbys with it.
 func (r *runner) rows(ctx context.Context, sc *scene, ps []promotion, o *observation, res *Result) error {
+	ctx, end := keepConns(ctx)
+	defer end()
 	var s state
 	if r.c.o.Suite.Peer || res.Rebuilt { // whose former primary may still be one, or where not all is well
 		s.Primary = r.c.nodes[ps[len(ps)-1].Node-1]

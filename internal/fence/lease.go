@@ -12,6 +12,7 @@ import (
 // leaseKeeper checks the lease of the local primary. It belongs to one goroutine.
 type leaseKeeper struct {
 	activeGuard
+	me     election.Peer // the local server as it was last looked at
 	sleeps sleeps
 	device device
 }
@@ -55,6 +56,7 @@ func (k *leaseKeeper) untilDue(ctx context.Context, s *Settings, left *time.Dura
 // needed.
 func (k *leaseKeeper) look(ctx context.Context, s *Settings) *time.Duration {
 	me, before := k.self(s)
+	k.me = me
 	if before.Known() {
 		k.NoteBefore(before, false)
 	}

@@ -34,8 +34,7 @@ func (k *leaseKeeper) tellWatchdog(left *time.Duration, bye bool) {
 	if k.beats == nil {
 		return
 	}
-	me, _ := k.self(k.settings.Load())
-	b := Beat{PID: os.Getpid(), Dir: k.DataDirectory(), Rule: me.Rule, Before: k.Before(), Bye: bye}
+	b := Beat{PID: os.Getpid(), Dir: k.DataDirectory(), Rule: k.me.Rule, Before: k.Before(), Bye: bye}
 	k.mu.Lock()
 	if srv := k.srv; srv != nil {
 		b.Dir, b.Shown = srv.Dir, true

@@ -89,6 +89,7 @@ func (h *Handover) Run(ctx context.Context) error {
 	switch {
 	case err == nil:
 		h.leave(ctx)
+		h.vote(ctx)
 		return nil
 	case !pledged && !h.Server.Runs():
 		return h.goOn(ctx, err)
@@ -262,6 +263,17 @@ func (h *Handover) elect(ctx context.Context) (pledged bool, err error) {
 		h.done(StepElected, "%s", h.target)
 	}
 	return pledged, err
+}
+
+// vote starts the server at once as a standby without an upstream: until it follows the new
+// primary, which may be cut off in this moment, its vote can be the one that a majority lacks.
+func (h *Handover) vote(ctx context.Context) {
+	if h.Server.Runs() {
+		return
+	}
+	if err := h.startAsStandby(context.WithoutCancel(ctx)); err != nil {
+		h.Log.Warn("switchover: the former primary has no vote before it follows the new one", "err", err)
+	}
 }
 
 // startAsStandby starts the server as a standby without an upstream, so that it has a vote.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"slices"
@@ -48,6 +49,7 @@ type Watch struct {
 
 	mu    sync.Mutex
 	nodes map[registry.NodeID]*Voter
+	order []*Voter // the same, by id
 	recs  []registry.Record
 	arb   election.Peer
 	guard *Guarded // what the state file of an earlier process says about the primary's daemon
@@ -122,6 +124,10 @@ func (w *Watch) SetNodes(recs []registry.Record) {
 		w.nodes[r.ID] = n
 		w.wg.Go(n.run)
 	}
+	w.order = w.order[:0:0]
+	for _, id := range slices.Sorted(maps.Keys(w.nodes)) {
+		w.order = append(w.order, w.nodes[id])
+	}
 }
 
 // daemons is the number of daemons that probe each node.
@@ -135,14 +141,13 @@ func (w *Watch) daemons() int {
 func (w *Watch) Peers() []election.Peer {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var all []election.Peer
-	if w.arb.ID != 0 {
+	all := make([]election.Peer, 0, 1+len(w.order))
+	if w.arb.ID != 0 { // its id is the lowest
 		all = append(all, w.arb)
 	}
-	for _, n := range w.nodes {
+	for _, n := range w.order {
 		all = append(all, n.Peer())
 	}
-	slices.SortFunc(all, func(a, b election.Peer) int { return int(a.ID) - int(b.ID) })
 	primary := NewestRule(all).Primary
 	for i, p := range all {
 		all[i].CoordinatorGone = w.coordinatorEnded(p.Candidate)
