@@ -10,13 +10,11 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/durable"
-	"github.com/pgrepmgr/repmgr/internal/observer"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
-	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // startTask starts a long action in a goroutine of its own. Only one runs at a time. Where one
@@ -71,6 +69,8 @@ func (m *Monitor) runTask(ctx context.Context, c *Cluster, act *task.Task, targe
 		return m.rejoin(ctx, c, act, target)
 	case election.HandOver:
 		return m.handOver(ctx, c, policy)
+	case election.RestartServer:
+		return m.restartServer(ctx, c)
 	case election.Fence:
 		m.guard.Fence(ctx, act.Why)
 	}
@@ -202,27 +202,14 @@ func (m *Monitor) tellElection(c *Cluster, reaffirmed bool, res FailoverResult, 
 	}
 }
 
-// failoverLimitReached reports whether there were failovers_per_hour failovers in the last
-// hour, according to the local copy of the metadata. A witness and an observer ask the first
-// node that answers.
+// failoverLimitReached reports whether there were failovers_per_hour failovers in the last hour.
 func (m *Monitor) failoverLimitReached(ctx context.Context) bool {
 	limit := m.cluster.cfg.FailoversPerHour
 	if limit < 0 {
 		return false
 	}
-	ctx, cancel := observer.Limit(ctx)
-	defer cancel()
-	var count int
-	read := func(n *registry.Server) (err error) { count, err = n.RecentFailovers(ctx); return err }
-	if m.node.Local != nil && m.node.Role != RoleWitness {
-		return read(m.node.Local.Server) == nil && count >= limit
-	}
-	for _, p := range voters.Answering(m.watch.Peers()) {
-		if p.Role != election.Witness && p.ID != election.Arbiter && m.watch.Voter(p.ID).Run(ctx, read) == nil {
-			return count >= limit
-		}
-	}
-	return false
+	count, ok := m.node.RecentFailovers(ctx)
+	return ok && count >= limit
 }
 
 // runFollowCommand runs follow_command once for each term in which another program has pointed

@@ -17,6 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
+	"github.com/pgrepmgr/repmgr/internal/restart"
 	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/streams"
 	"github.com/pgrepmgr/repmgr/internal/switchover"
@@ -480,40 +481,43 @@ func (m *Monitor) saveState(o election.Observation) {
 	m.stateFile.Keep(m.keeperDaemon(), now)
 }
 
-// resumeHandover brings the server back with a vote where a handover ended between its shutdown
-// and the election, because this daemon's predecessor had died.
-func (m *Monitor) resumeHandover(ctx context.Context, o election.Observation) {
-	if o.Local.Up || o.Self == 0 || m.tasks.current != nil || m.manual() || election.Paused(o.Peers) {
+// resume completes what this daemon's predecessor did not live to complete: the restart of the server, and
+// the handover that ended between the shutdown and the election, where the server is brought back with a vote.
+func (m *Monitor) resume(ctx context.Context, o election.Observation) {
+	if o.Local.Up || o.Self == 0 || m.tasks.current != nil || m.manual() || m.presence.yielding || election.Paused(o.Peers) {
 		return
 	}
 	srv, err := m.cluster.localServer(m.guard.DataDirectory())
 	if err != nil {
 		return
 	}
-	term := voters.NewestRule(o.Peers).Term
-	if term == 0 { // nobody answers
-		kept, _ := statefile.Read(srv.Dir)
-		for _, r := range kept.Rules {
-			term = max(term, r.Term)
-		}
+	if _, begun := restart.LeftBehind(&srv.Server, o.Now); begun {
+		m.cluster.log.Log(ctx, LevelNotice, "a restart was not completed: the server is started")
+		m.startTask(ctx, election.Action{Verb: election.RestartServer})
+		return
 	}
-	resumed, err := switchover.Resume(ctx, &srv.Server, term)
+	resumed, err := switchover.Resume(ctx, &srv.Server, voters.NewestRule(o.Peers).Term)
 	if resumed && err == nil {
 		m.cluster.log.Log(ctx, LevelNotice, "a switchover was not completed: the server is started as a standby")
 	}
 	m.report("resuming a switchover", err)
 }
 
-// dropNotice removes from the local standby the notice of a handover that is over, because the primary
-// could not take it back here. Whoever starts anew would take it for a new one.
-func (m *Monitor) dropNotice(ctx context.Context, o election.Observation) {
-	h := voters.PeerOf(o.Peers, o.Self).Handover
-	if !m.state.HandoverOver || h.ID == "" || h.ID != m.state.Handover.ID || !o.Local.InRecovery || m.node.Local == nil || m.presence.yielding {
+// dropRequests removes from the local server the notice of a handover that is over, because the primary could
+// not take it back here, and a request for a restart that is over: whoever starts anew would take them for new.
+func (m *Monitor) dropRequests(ctx context.Context, o election.Observation) {
+	me := voters.PeerOf(o.Peers, o.Self)
+	if m.node.Local == nil || m.presence.yielding {
 		return
 	}
 	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
-	m.report("removing the notice of a switchover", m.node.Local.SetHandover(ctx, election.Handover{}))
+	if m.state.HandoverOver && me.Handover.ID != "" && me.Handover.ID == m.state.Handover.ID && o.Local.InRecovery {
+		m.report("removing the notice of a switchover", m.node.Local.SetHandover(ctx, election.Handover{}))
+	}
+	if m.tasks.current == nil && me.Restart.Over(o.Now, me.Started) {
+		m.report("removing a request for a restart", m.node.Local.SetRestart(ctx, election.Restart{}))
+	}
 }
 
 // saveVote stores a second copy of the node's vote in the state file, and writes the vote back

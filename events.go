@@ -32,6 +32,8 @@ const (
 	EventStandbyPromote     = registry.EventStandbyPromote
 	EventStandbyFollow      = registry.EventStandbyFollow
 	EventSwitchover         = registry.EventSwitchover
+	EventNodeRestart        = registry.EventNodeRestart
+	EventClusterRestart     = registry.EventClusterRestart
 	EventClusterCleanup     = registry.EventClusterCleanup
 	EventDaemonStart        = registry.EventDaemonStart
 	EventDaemonShutdown     = registry.EventDaemonShutdown

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/explain"
 	"github.com/pgrepmgr/repmgr/internal/coordinator"
+	"github.com/pgrepmgr/repmgr/internal/restart"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/switchover"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -285,7 +286,7 @@ func (c *Cluster) switchOver(ctx context.Context, start time.Time, ask switchove
 	}
 	res.Plan, res.From, res.To = ask.Plan, ask.From, ask.Target
 	if left := res.Plan.Standing(o.Force); len(left) > 0 {
-		return res, switchover.Refused(left)
+		return res, switchover.Refused("switchover", left)
 	}
 	if o.DryRun {
 		return res, nil
@@ -348,6 +349,94 @@ func (c *Cluster) Drain(ctx context.Context, o DrainOptions) (DrainResult, error
 		return res, nil
 	}
 	return res, switchover.AwaitDrained(ctx, w, int32(self.ID), c.cfg.Durability == DurabilityRequired, limit)
+}
+
+// RestartHow is how the server of the primary is restarted.
+type RestartHow = restart.How
+
+const (
+	RestartShorter    = restart.Shorter    // in whichever way has the shorter outage, as measured
+	RestartInPlace    = restart.InPlace    // it stays the primary
+	RestartSwitchover = restart.Switchover // it hands over, and comes back as a standby
+)
+
+// RestartOptions are the choices of [Cluster.RollingRestart].
+type RestartOptions struct {
+	Nodes   []NodeID      // only these. Empty: all registered nodes.
+	Pending bool          // only those where a setting waits for a restart
+	Primary RestartHow    // the zero value measures which way is shorter
+	Anew    bool          // begin with the first node although an earlier command did not end
+	Timeout time.Duration // how long each shutdown may take before it is ended by force. Defaults to shutdown_check_timeout.
+	DryRun  bool          // make all checks and return the plan, change nothing
+}
+
+// RestartedNode is a node whose server was restarted.
+type RestartedNode = restart.Restarted
+
+// RestartResult is the result of [Cluster.RollingRestart].
+type RestartResult struct {
+	Plan      plan.Plan       `json:"plan"`
+	Restarted []RestartedNode `json:"restarted"` // in the order in which it was done; also where an error ended that
+	Skipped   []Record        `json:"skipped"`   // the nodes that an earlier command had restarted, which did not end
+	DryRun    bool            `json:"dry_run,omitempty"`
+}
+
+// RollingRestart restarts the servers of the cluster one after the other: a setting that rises on the standbys first, one
+// that falls on the primary first. It may be called on any machine that reaches the nodes. Each Monitor restarts its
+// own server, and must run with FailoverAutomatic; the next node waits until the last one does again what it did
+// before. It ends with the first node that does not, and called again it goes on there. The error is [ErrRefused]
+// where something stands in the way, and names all of it; then nothing was changed.
+func (c *Cluster) RollingRestart(ctx context.Context, o RestartOptions) (RestartResult, error) {
+	res := RestartResult{Restarted: []RestartedNode{}, Skipped: []Record{}, DryRun: o.DryRun}
+	w, recs, err := c.watchAll(ctx)
+	if err != nil {
+		return res, err
+	}
+	defer w.Close()
+	r := restart.Roll{
+		Watch: w, Policy: c.policy(), Nodes: o.Nodes, Pending: o.Pending, Anew: o.Anew, How: o.Primary, Required: c.cfg.Durability == DurabilityRequired, Log: c.log,
+		Limit: cmp.Or(o.Timeout, c.cfg.ShutdownCheckTimeout), Start: c.cfg.PromoteCheckTimeout, Follow: c.cfg.NodeRejoinTimeout,
+		HandOver: func(ctx context.Context, target int32) error {
+			so := SwitchoverOptions{To: NodeID(target), Timeout: o.Timeout}
+			sw, err := c.switchOver(ctx, time.Now(), c.askSwitchover(w, recs, so), so)
+			if err == nil && !sw.Returned {
+				err = kind(ErrTimeout, "it handed over to %s, and does not stream from it within %s", sw.To, c.cfg.NodeRejoinTimeout)
+			}
+			return err
+		},
+	}
+	err = r.Look(ctx)
+	if res.Plan, res.Skipped = r.Plan, append(res.Skipped, r.Skipped...); err != nil {
+		return res, err
+	}
+	if left := res.Plan.Standing(false); len(left) > 0 {
+		return res, switchover.Refused("restart", left)
+	}
+	if !o.DryRun {
+		err = r.Run(ctx)
+		res.Restarted = append(res.Restarted, r.Done...)
+	}
+	return res, err
+}
+
+// restartServer carries out the restart that this Monitor was asked for, or that one before it had begun.
+func (m *Monitor) restartServer(ctx context.Context, c *Cluster) error {
+	commands, err := c.serviceCommands(m.guard.DataDirectory())
+	if err != nil {
+		return err
+	}
+	w := restart.Work{Commands: commands, Log: c.log, Suspend: m.guard.Suspend}
+	if begun, ok := restart.LeftBehind(commands.Server, time.Now()); ok {
+		w.Request = begun
+	} else {
+		w.Request = voters.PeerOf(m.watch.Peers(), int32(c.cfg.NodeID)).Restart
+	}
+	e := Event{Type: EventNodeRestart, Success: true, Details: "the server was restarted"}
+	if err = w.Run(ctx); err != nil {
+		e.Success, e.Details = false, restart.Request(w.Request.ID)+err.Error()
+	}
+	m.tellLater(e)
+	return err
 }
 
 func (c *Cluster) switchoverLimits() switchover.Limits {

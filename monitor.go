@@ -198,8 +198,13 @@ func (m *Monitor) policy() election.Policy {
 	return p
 }
 
-// report logs a failure when it is new, and its end. It is called after each attempt.
-func (m *Monitor) report(what string, err error) { m.trouble.Report(what, err) }
+// report logs a failure when it is new, and its end. It is called after each attempt. What fails
+// because this Monitor stops its server on purpose is no trouble.
+func (m *Monitor) report(what string, err error) {
+	if err == nil || !m.stopsServer() {
+		m.trouble.Report(what, err)
+	}
+}
 
 // tell writes an event on the primary, if a connection to it is open, and hands it to the
 // notifiers.
@@ -213,6 +218,11 @@ func (m *Monitor) tell(e Event) {
 		on = m.node.Local.Server
 	}
 	m.cluster.emit(context.Background(), on, e)
+}
+
+// stopsServer reports whether this Monitor stops its server on purpose.
+func (m *Monitor) stopsServer() bool {
+	return m.tasks.current.Is(election.RestartServer, election.HandOver)
 }
 
 // manual reports whether this Monitor only watches.

@@ -83,7 +83,7 @@ func (m *Monitor) prepare(ctx context.Context, o election.Observation) {
 	m.testFence(ctx) // before the first announcement: a primary whose daemon does not say that it can stop its server counts as one that nobody would stop
 	m.yieldToOther(ctx)
 	m.saveState(o)
-	m.resumeHandover(ctx, o)
+	m.resume(ctx, o)
 	m.restoreHistory()
 	m.reportForeignDaemons(o.Peers)
 }
@@ -106,7 +106,7 @@ func (m *Monitor) keepReady(ctx context.Context, o election.Observation) {
 	m.warnTwoVoters()
 	m.report("the flag of a pause", m.catchUpPause(ctx, o))
 	m.report("a pause", m.checkPauseHolds(o))
-	m.dropNotice(ctx, o)
+	m.dropRequests(ctx, o)
 	m.reportRejected(o.Peers)
 	m.watchWAL(ctx)
 	m.stateFile.TellPledge(m.keeperDaemon(), voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)))
@@ -335,7 +335,7 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 		case election.Interrupt:
 			m.tasks.current.GiveWay()
 			continue
-		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin, election.HandOver:
+		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin, election.HandOver, election.RestartServer:
 			m.startTask(ctx, a)
 			continue
 		}
@@ -403,6 +403,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Self, o.Observer, o.Candidate = self, self == 0, m.cluster.candidate()
 	o.Peers = m.watch.Peers()
 	o.Rule = voters.NewestRule(o.Peers)
+	o.Planned = m.stopsServer()
 	o.Busy, o.Interruptible, o.Last, o.Diverged = m.tasks.current != nil, m.tasks.current.Interruptible(), m.tasks.last, m.diverged()
 	me := voters.PeerOf(o.Peers, self)
 	m.guard.NotePrimary(me)

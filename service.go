@@ -35,23 +35,14 @@ type PauseResult struct {
 
 // warn says what the nodes that were not reached mean under the newest rule.
 func (res *PauseResult) warn(r election.Rule, seq int64) {
-	var peers []election.Peer
-	var reached []string
-	primary := r.Primary == 0
+	reached := map[NodeID]string{}
 	for _, n := range res.Nodes {
 		if n.Error == "" {
-			peers = append(peers, election.Peer{ID: int32(n.ID), Paused: res.Paused, PauseSeq: seq})
-			reached = append(reached, n.Name)
-			primary = primary || int32(n.ID) == r.Primary
+			reached[n.ID] = n.Name
 		}
 	}
-	switch {
-	case !r.Known() || res.DryRun || len(reached) == len(res.Nodes):
-	case res.Paused && !r.PausePreventsElection(r.Primary, peers):
-		res.Warning = fmt.Sprintf("paused on %d of %d nodes (%s): the others could elect a primary, so the primary keeps its lease, and is stopped where it has no contact to a majority for fence_timeout",
-			len(reached), len(res.Nodes), cmp.Or(strings.Join(reached, ", "), "none"))
-	case !res.Paused && !primary && !r.Quorum:
-		res.Warning = "the primary was not reached, and may hold the pause: with synchronous_mode=off nobody takes its place unless it is known to be dead, or an operator forces it"
+	if !res.DryRun && len(reached) < len(res.Nodes) {
+		res.Warning = report.PauseWarning(r, seq, res.Paused, reached, len(res.Nodes))
 	}
 }
 

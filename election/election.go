@@ -66,6 +66,7 @@ type Observation struct {
 	Peers         []Peer // all voters of the rule, this node included
 	WasPrimary    bool   // the server is down, and its data directory is that of a primary
 	Busy          bool   // a long action is running
+	Planned       bool   // it stops the local server on purpose: a restart, or a handover
 	Interruptible bool   // the running action only waits, and may be ended for an election
 	Diverged      bool   // following failed because the node has WAL that the primary never had
 	Last          Outcome
@@ -125,6 +126,7 @@ const (
 	HeldBack        Reason = "primary hands over: its own monitor holds the election"
 	FollowingWinner Reason = "following the primary that the rule names"
 	Rejoining       Reason = "bringing the former primary back as a standby"
+	DownOnPurpose   Reason = "its server is down for a restart or a switchover"
 	Returning       Reason = "bringing this standby back: it can not follow the primary with the data that it has"
 )
 
@@ -150,6 +152,7 @@ const (
 	Follow          Verb = "follow"               // follow the node that the action names
 	Rejoin          Verb = "rejoin"               // bring the local server back as a standby of the node that the action names
 	HandOver        Verb = "hand over"            // stop the local primary in order, and let another node be elected
+	RestartServer   Verb = "restart the server"   // as an operator has asked for
 )
 
 // Event names an event, as repmgr 5 does.
@@ -194,6 +197,7 @@ type State struct {
 	HandoverAt     time.Time // since when it knows of that
 	HandoverOver   bool      // the primary runs, and goes on
 	HandoverBegun  string    // the newest handover that this monitor was to carry out
+	RestartBegun   string    // the newest request for a restart that this monitor has begun
 	BallotAt       time.Time // since when a ballot of BallotFor is known
 	BallotFor      int64     // the highest term of any ballot
 }
@@ -239,7 +243,10 @@ type Policy struct {
 // daemon knows nothing of pledges and may promote a node by itself.
 func (p Policy) Step(s State, o Observation) Decision {
 	p.Automatic = p.Automatic && !Foreign(o.Peers)
-	s = p.remember(s, o)
+	return p.restarts(p.step(p.remember(s, o), o), o)
+}
+
+func (p Policy) step(s State, o Observation) Decision {
 	switch {
 	case p.deposed(o):
 		return p.enter(s, o, Fenced, Deposed, Action{Verb: Fence})
@@ -247,6 +254,8 @@ func (p Policy) Step(s State, o Observation) Decision {
 		return p.enter(s, o, Fenced, Unelected, Action{Verb: Fence})
 	case !o.Local.Up && p.mayRejoin(o):
 		return p.enter(s, o, Waiting, Rejoining, Action{Verb: Rejoin, Child: o.Rule.Primary})
+	case !o.Local.Up && o.Planned && s.Phase != "":
+		return p.enter(s, o, s.Phase, DownOnPurpose)
 	case !o.Local.Up && !o.Observer:
 		return p.localLost(s, o)
 	case !o.Observer && !o.RowKnown:

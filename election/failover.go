@@ -156,11 +156,14 @@ func (o Observation) attached() bool {
 }
 
 // mustFollow reports whether the local standby receives from nobody, or from a node that is not the
-// primary any more, although the primary runs. A standby that has pledged follows only a rule of that term or a later one.
+// primary any more, although the primary runs: for silence_timeout, or since before the primary came back, because the
+// server itself would try it again only after wal_retrieve_retry_interval. A standby that has pledged follows only a
+// rule of that term or a later one.
 func (p Policy) mustFollow(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
+	back := !s.DisconnectedAt.IsZero() && find(o.Peers, o.Rule.Primary).Since.After(s.DisconnectedAt)
 	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !Paused(o.Peers) && !o.attached() &&
-		o.Rule.Term >= me.Term && (me.Detached || o.Now.Sub(s.DisconnectedAt) >= p.Silence)
+		o.Rule.Term >= me.Term && (me.Detached || back || o.Now.Sub(s.DisconnectedAt) >= p.Silence)
 }
 
 // follow attaches the local standby to the primary. The phase stays Orphaned until that has

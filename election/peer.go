@@ -60,6 +60,7 @@ type Peer struct {
 	Hung            bool          // it has pledged, but its server has not loaded the new setting: its postmaster hangs and can promote nothing
 	Rule            Rule          // the newest rule in its tables
 	Announced       Rule          // a newer rule that was announced to it; on a primary the rule that it was elected by, before that is in its table
+	Restart         Restart       // the restart of its server that its monitor was asked for
 	Handover        Handover      // the planned change of the primary that it was asked for, or told of
 	Paused          bool
 	PauseSeq        int64            // the number of the last pause or unpause that it knows of

@@ -6,6 +6,17 @@ import "context"
 // one of them is smaller.
 var ReplaySettings = []string{"max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction"}
 
+// Capacity is the values of [ReplaySettings]: those in force, and those after a restart. What a file says counts from
+// the next start on, whether it was read already or not; what no file says any more is the default again; the
+// command line is stronger than a file. The login must be allowed to read pg_file_settings.
+func (n *Server) Capacity(ctx context.Context) (running, next map[string]int, err error) {
+	err = n.Conn.QueryRow(ctx, `SELECT json_object_agg(s.name, s.setting::int), json_object_agg(s.name, CASE WHEN s.source = 'command line' THEN s.setting
+			ELSE coalesce(f.setting, CASE WHEN s.source = 'configuration file' OR s.pending_restart THEN s.boot_val ELSE s.setting END) END::int)
+		FROM pg_settings s LEFT JOIN LATERAL (SELECT setting FROM pg_file_settings WHERE name = s.name ORDER BY seqno DESC LIMIT 1) f ON true
+		WHERE s.name = ANY ($1)`, ReplaySettings).Scan(&running, &next)
+	return running, next, err
+}
+
 // ArchiveReady is how many WAL segments wait for the archiver; -1: this login may not read that.
 func (n *Server) ArchiveReady(ctx context.Context) int {
 	ready := -1

@@ -29,6 +29,8 @@ const (
 	EventStandbyPromote     EventType = "standby_promote"
 	EventStandbyFollow      EventType = "standby_follow"
 	EventSwitchover         EventType = "standby_switchover"
+	EventNodeRestart        EventType = "node_restart"
+	EventClusterRestart     EventType = "cluster_restart"
 	EventClusterCleanup     EventType = "cluster_cleanup"
 	EventDaemonStart        EventType = "repmgrd_start"
 	EventDaemonShutdown     EventType = "repmgrd_shutdown"

@@ -19,26 +19,34 @@ func ParseHandover(text string) (h election.Handover) {
 	if text == "" || json.Unmarshal([]byte(text), &h) != nil {
 		return election.Handover{}
 	}
+	h.Start, h.Until = h.Start.UTC(), h.Until.UTC() // so that two of them can be compared
 	return h
 }
 
 // SetHandover writes the setting, and lets the daemons notice it. The zero Handover removes it.
 func (n *Server) SetHandover(ctx context.Context, h election.Handover) error {
-	if err := n.MayAlterSystem(ctx, []string{HandoverSetting}); err != nil {
+	return setRequest(ctx, n, HandoverSetting, h)
+}
+
+// setRequest writes a request to a daemon as JSON into the file of ALTER SYSTEM. The zero value
+// removes it.
+func setRequest[T comparable](ctx context.Context, n *Server, setting string, request T) error {
+	if err := n.MayAlterSystem(ctx, []string{setting}); err != nil {
 		return err
 	}
+	var none T
 	var err error
-	if h == (election.Handover{}) {
-		err = ballot.Remove(ctx, n.Conn, HandoverSetting)
+	if request == none {
+		err = ballot.Remove(ctx, n.Conn, setting)
 	} else {
 		var text []byte
-		if text, err = json.Marshal(h); err != nil {
-			return fmt.Errorf("write %s: %w", HandoverSetting, err)
+		if text, err = json.Marshal(request); err != nil {
+			return fmt.Errorf("write %s: %w", setting, err)
 		}
-		err = ballot.Store(ctx, n.Conn, HandoverSetting, string(text))
+		err = ballot.Store(ctx, n.Conn, setting, string(text))
 	}
 	if err != nil {
-		return n.QueryError("set "+HandoverSetting, err)
+		return n.QueryError("set "+setting, err)
 	}
 	return n.Reload(ctx)
 }

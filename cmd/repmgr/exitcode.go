@@ -43,6 +43,11 @@ var commandCodes = map[string][]codeFor{
 		{repmgr.ErrTimeout, cli.ExitSwitchover},
 		{repmgr.ErrRefused, cli.ExitSwitchover},
 	},
+	"cluster restart": {
+		{repmgr.ErrTimeout, cli.ExitSwitchover},
+		{repmgr.ErrRefused, cli.ExitSwitchover},
+		{repmgr.ErrServerControl, cli.ExitSwitchover},
+	},
 	"node service": {
 		{repmgr.ErrServerControl, cli.ExitLocalCommand},
 		{repmgr.ErrTimeout, cli.ExitLocalCommand},

@@ -171,6 +171,7 @@ type clusterGroup struct {
 	Cleanup clusterCleanup `cmd:"" help:"delete old monitoring history"`
 	Matrix  clusterMatrix  `cmd:"" aliases:"crosscheck" help:"show which nodes reach which, as their daemons see it"`
 	Primary clusterPrimary `cmd:"" help:"print the primary, and again when it is another one"`
+	Restart clusterRestart `cmd:"" help:"restart the servers of all nodes, one after the other"`
 
 	Explain   clusterExplain   `cmd:"" help:"say what would happen if a node died now"`
 	Why       clusterWhy       `cmd:"" help:"say what was decided last, and what each daemon does now"`
@@ -561,6 +562,25 @@ CSV: term, when, from, to, coordinator, reason, outage (seconds, empty unknown).
 
 Example:
   repmgr -f /etc/repmgr.conf cluster failovers --term=4`
+}
+
+type clusterRestart struct {
+	dryRun
+	Node    []string `placeholder:"NODE" help:"only this node, by id or name; may be repeated"`
+	Pending bool     `help:"only nodes where a setting waits for a restart"`
+	Primary string   `placeholder:"HOW" enum:"shorter,in-place,switchover" default:"shorter" help:"how the primary is restarted: in-place, switchover, or\nwhat was measured to be shorter (default)"`
+	Anew    bool     `help:"begin with the first node although an earlier command did not end"`
+	Timeout int      `placeholder:"SECONDS" min:"1" max:"86400" help:"how long each shutdown may take (default:\nshutdown_check_timeout)"`
+}
+
+func (clusterRestart) Help() string {
+	return `The repmgrd of each node restarts its server, so it must run with failover=automatic.
+A setting that rises is put in force on the standbys first, one that falls on the primary
+first. The next node waits until the last one streams again. Where one does not come back
+the command ends; run again, it goes on there.
+
+Example:
+  repmgr -f /etc/repmgr.conf cluster restart --pending --dry-run`
 }
 
 type clusterFailover struct {

@@ -23,7 +23,7 @@ var jsonDocuments = map[string]any{
 	"witness register": nodeDoc{}, "witness unregister": nodeDoc{},
 	"standby clone": repmgr.CloneResult{}, "standby promote": repmgr.PromoteResult{}, "standby follow": repmgr.FollowResult{}, "standby switchover": repmgr.SwitchoverResult{},
 	"node status": repmgr.NodeReport{}, "node check": repmgr.NodeChecks{}, "node rejoin": repmgr.RejoinResult{}, "node screen": repmgr.ScreenResult{}, "node drain": repmgr.DrainResult{}, "node service": repmgr.ServiceResult{}, "node control": repmgr.ReceiverResult{},
-	"cluster matrix": repmgr.Matrix{}, "cluster primary": repmgr.Record{},
+	"cluster matrix": repmgr.Matrix{}, "cluster primary": repmgr.Record{}, "cluster restart": repmgr.RestartResult{},
 	"service status": repmgr.ServiceStatus{}, "service pause": repmgr.PauseResult{}, "service unpause": repmgr.PauseResult{},
 	"daemon start": repmgr.DaemonResult{}, "daemon stop": repmgr.DaemonResult{},
 	"doctor":     doctor.Report{},

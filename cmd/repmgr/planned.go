@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/cli"
+	"github.com/pgrepmgr/repmgr/plan"
 )
 
 func (cmd *nodeDrain) Run(ctx context.Context, a *app) error {
@@ -35,6 +36,66 @@ func (cmd *nodeDrain) Run(ctx context.Context, a *app) error {
 		a.notice("NODE DRAIN has completed successfully", "detail", "this node is not the primary, and may be stopped")
 	}
 	return a.answer(res, nil)
+}
+
+func (cmd *clusterRestart) Run(ctx context.Context, a *app) error {
+	c, err := a.cluster()
+	if err != nil {
+		return err
+	}
+	o := repmgr.RestartOptions{Pending: cmd.Pending, Anew: cmd.Anew, Timeout: time.Duration(cmd.Timeout) * time.Second, DryRun: cmd.DryRun}
+	if cmd.Primary != "shorter" {
+		o.Primary = repmgr.RestartHow(cmd.Primary)
+	}
+	for _, text := range cmd.Node {
+		id, err := nodeCalled(ctx, c, "--node", text)
+		if err != nil {
+			return err
+		}
+		o.Nodes = append(o.Nodes, id)
+	}
+	res, err := c.RollingRestart(ctx, o)
+	for _, r := range res.Skipped {
+		a.log.Info(fmt.Sprintf("%s was restarted by a command that did not end: it is left out", r), "hint", "Use --anew to begin with the first node.")
+	}
+	for _, w := range res.Plan.Warnings {
+		a.log.Warn(w.String())
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(res.Plan.Steps) == 0:
+		a.notice("there is nothing to restart")
+	case res.DryRun:
+		a.tellSteps(res.Plan)
+		a.log.Info("prerequisites for executing CLUSTER RESTART are met")
+	default:
+		a.notice("CLUSTER RESTART has completed successfully", "detail", fmt.Sprintf("%d servers were restarted", len(res.Restarted)))
+	}
+	return a.answer(res, func(w io.Writer) { cmd.print(w, res) })
+}
+
+func (cmd *clusterRestart) print(w io.Writer, res repmgr.RestartResult) {
+	if len(res.Restarted) == 0 {
+		return
+	}
+	rows := [][]string{{"ID", "Name", "How", "Down", "Back after"}}
+	for _, n := range res.Restarted {
+		down := "?"
+		if n.How == repmgr.RestartInPlace {
+			down = n.Down.Round(time.Millisecond).String()
+		}
+		rows = append(rows, []string{n.ID.String(), n.Name, string(n.How), down, n.Took.Round(time.Millisecond).String()})
+	}
+	writeTable(w, rows)
+}
+
+// tellSteps says what a plan would do.
+func (a *app) tellSteps(p plan.Plan) {
+	for i, s := range p.Steps {
+		a.log.Info(fmt.Sprintf("step %d, %s, on %s: %s", i+1, s.Name, s.Node, s.Effect))
+	}
 }
 
 func (cmd *nodeService) check() (faults []string) {

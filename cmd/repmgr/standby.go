@@ -216,8 +216,8 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%q is no time, such as 03:30 or 2026-01-31 03:30", text)
 }
 
-// nodeCalled finds a registered node by its id or its name.
-func nodeCalled(ctx context.Context, c *repmgr.Cluster, text string) (repmgr.NodeID, error) {
+// nodeCalled finds the registered node that an option names, by its id or its name.
+func nodeCalled(ctx context.Context, c *repmgr.Cluster, option, text string) (repmgr.NodeID, error) {
 	recs, err := c.Nodes(ctx)
 	if err != nil {
 		return 0, err
@@ -229,7 +229,7 @@ func nodeCalled(ctx context.Context, c *repmgr.Cluster, text string) (repmgr.Nod
 		}
 		names = append(names, fmt.Sprintf("%s (ID: %d)", r.Name, r.ID))
 	}
-	return 0, &exitError{code: cli.ExitConfig, err: repmgr.WithHint(fmt.Errorf("option --to: no node %q is registered", text), "Registered are: %s.", strings.Join(names, ", "))}
+	return 0, &exitError{code: cli.ExitConfig, err: repmgr.WithHint(fmt.Errorf("option %s: no node %q is registered", option, text), "Registered are: %s.", strings.Join(names, ", "))}
 }
 
 func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
@@ -244,7 +244,7 @@ func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
 		}
 	}
 	if cmd.To != "" {
-		if o.To, err = nodeCalled(ctx, c, cmd.To); err != nil {
+		if o.To, err = nodeCalled(ctx, c, "--to", cmd.To); err != nil {
 			return err
 		}
 	}
@@ -260,9 +260,7 @@ func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
 	switch {
 	case res.DryRun:
 		a.log.Info(fmt.Sprintf("%s would be promoted to primary; current primary %s would be demoted to standby", res.To, res.From))
-		for i, s := range res.Plan.Steps {
-			a.log.Info(fmt.Sprintf("step %d, %s, on %s: %s", i+1, s.Name, s.Node, s.Effect))
-		}
+		a.tellSteps(res.Plan)
 		a.log.Info("prerequisites for executing STANDBY SWITCHOVER are met")
 	case res.Scheduled:
 		a.notice(fmt.Sprintf("switchover from %s to %s begins at %s", res.From, res.To, o.At.Format(time.DateTime)), "hint", "Its outcome: repmgr cluster event --event=standby_switchover")

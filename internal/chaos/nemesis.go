@@ -140,7 +140,7 @@ func Nemeses() []Nemesis {
 	all = append(all, strays()...)
 	all = append(all, configurations()...)
 	all = append(all, namesakes()...)
-	all = append(all, switchovers(all)...)
+	all = append(all, append(switchovers(all), restarts(all)...)...)
 	for i := range all {
 		if all[i].Weight == 0 {
 			all[i].Weight = 10

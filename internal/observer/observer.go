@@ -341,6 +341,24 @@ func (v *Node) findPrimary(ctx context.Context, recs []registry.Record) bool {
 	return true
 }
 
+// RecentFailovers are the failovers of the last hour, according to the local copy of the metadata. A witness and a
+// daemon without a node ask the first node that answers. ok is false where nobody says it.
+func (v *Node) RecentFailovers(ctx context.Context) (count int, ok bool) {
+	ctx, cancel := Limit(ctx)
+	defer cancel()
+	read := func(n *registry.Server) (err error) { count, err = n.RecentFailovers(ctx); return err }
+	if v.Local != nil && v.Role != registry.RoleWitness {
+		err := read(v.Local.Server)
+		return count, err == nil
+	}
+	for _, p := range voters.Answering(v.Watch.Peers()) {
+		if p.Role != election.Witness && p.ID != election.Arbiter && v.Watch.Voter(p.ID).Run(ctx, read) == nil {
+			return count, true
+		}
+	}
+	return 0, false
+}
+
 // errNobodyAnswered is the error until the first node was asked.
 var errNobodyAnswered = errors.New("no node was asked yet")
 

@@ -24,7 +24,7 @@ type Facts struct {
 // Server is what a server says of itself.
 type Server struct {
 	Err      error          // why it could not be asked; nil: it was
-	Capacity map[string]int // the settings that a standby must have as large as its primary
+	Capacity map[string]int // the settings that a standby must have as large as its primary; of the primary: as they are after its restart
 	Rewinds  bool           // its data directory could be rewound: checksums or wal_log_hints are on
 	Received int64          // of the target: bytes of the primary's WAL that it has not received
 	Replay   int64          // of the target: bytes that it has received and not replayed
@@ -64,6 +64,9 @@ func Look(ctx context.Context, primary *registry.Server, w *voters.Watch, target
 	var err error
 	if f.Servers[0], err = lookServer(ctx, primary); err != nil {
 		return f, err
+	}
+	if _, next, err := primary.Capacity(ctx); err == nil { // not every login may read that
+		f.Servers[0].Capacity = next
 	}
 	if f.Shutdown, err = lookShutdown(ctx, primary); err != nil {
 		return f, err

@@ -13,6 +13,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/statefile"
 	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/internal/wait"
@@ -130,7 +131,7 @@ func (h *Handover) check(ctx context.Context, n *registry.Server) error {
 		h.Log.Warn("switchover: "+w.String(), "hint", w.Hint)
 	}
 	if left := p.Standing(h.Request.Force); len(left) > 0 {
-		return Refused(left)
+		return Refused("switchover", left)
 	}
 	h.done(StepChecked, "%s can become the primary", h.target)
 	return nil
@@ -315,10 +316,16 @@ const lateEnd = time.Minute
 // Resume gives up a handover whose daemon died after it had told the server to end: the server is
 // marked to be started as a standby without an upstream, so that it can vote, and be elected again.
 // One that still shuts down when its time is over is killed. term is that of the newest rule that is
-// known. It reports whether there was such a handover.
+// known; 0: nobody answers, and the state file says it. It reports whether there was such a handover.
 func Resume(ctx context.Context, srv *postmaster.Server, term int64) (bool, error) {
 	if srv.IsStandby() {
 		return false, nil
+	}
+	if term == 0 {
+		kept, _ := statefile.Read(srv.Dir)
+		for _, r := range kept.Rules {
+			term = max(term, r.Term)
+		}
 	}
 	text, err := postmaster.ReadAutoConf(srv.Dir)
 	if err != nil {
@@ -411,8 +418,8 @@ func Choose(p election.Policy, r election.Rule, peers []election.Peer) int32 {
 	return p.Best(r, slices.DeleteFunc(able, func(o election.Peer) bool { return o.ID == r.Primary }))
 }
 
-// Refused is the error of a switchover that can not begin: it names every obstacle at once.
-func Refused(left []plan.Obstacle) error {
+// Refused is the error of a command, such as "switchover", that can not begin: it names every obstacle at once.
+func Refused(what string, left []plan.Obstacle) error {
 	var texts, hints []string
 	for _, o := range left {
 		texts = append(texts, o.String())
@@ -426,5 +433,5 @@ func Refused(left []plan.Obstacle) error {
 	if len(left) > 1 {
 		text = "\n  - " + text
 	}
-	return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: %s", text), "%s", strings.Join(hints, "\n"))
+	return failure.WithHint(failure.Of(failure.ErrRefused, "no %s: %s", what, text), "%s", strings.Join(hints, "\n"))
 }

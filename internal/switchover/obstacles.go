@@ -128,7 +128,7 @@ func (f Facts) followers(may, warn adder) {
 		}
 	}
 	if slices.Sort(small); len(small) > 0 {
-		may("primary_settings", f.Primary.Name, "Raise them there to the values in parentheses, which needs a restart.", "as a standby it could not replay, because these settings are smaller than those of the target: %s", strings.Join(small, ", "))
+		may("primary_settings", f.Primary.Name, "Raise them there to the values in parentheses (ALTER SYSTEM): the switchover restarts it.", "as a standby it could not replay, because these settings are smaller than those of the target: %s", strings.Join(small, ", "))
 	}
 	if !f.Servers[0].Rewinds {
 		warn("can_not_rewind", f.Primary.Name, "Set wal_log_hints = on, which needs a restart.", "it has neither data checksums nor wal_log_hints: after a failover it could not be rewound")

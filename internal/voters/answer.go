@@ -160,7 +160,7 @@ func (n *Voter) publishView(r attempt) {
 	}
 	n.View, n.Last = v, p
 	n.Mu.Unlock()
-	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Archive != v.Archive || old.WonElection != v.WonElection || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq || old.Handover != v.Handover || old.NoPledge != v.NoPledge {
+	if old.Answer != v.Answer || old.Running != v.Running || old.Term != v.Term || old.Rule.Compare(v.Rule) != 0 || old.Streams != v.Streams || old.Detached != v.Detached || old.Archive != v.Archive || old.WonElection != v.WonElection || old.Paused != v.Paused || old.PauseSeq != v.PauseSeq || old.Handover != v.Handover || old.Restart != v.Restart || old.NoPledge != v.NoPledge {
 		n.w.wake()
 	}
 }

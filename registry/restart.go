@@ -1,0 +1,26 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/pgrepmgr/repmgr/election"
+)
+
+// RestartSetting is the server setting by which the monitor of a node is asked to restart the server: an
+// [election.Restart] as JSON.
+const RestartSetting = "repmgr.restart"
+
+// ParseRestart parses the value of the setting. What can not be parsed is no request.
+func ParseRestart(text string) (r election.Restart) {
+	if text == "" || json.Unmarshal([]byte(text), &r) != nil {
+		return election.Restart{}
+	}
+	r.Asked, r.Until = r.Asked.UTC(), r.Until.UTC() // so that two of them can be compared
+	return r
+}
+
+// SetRestart writes the setting, and lets the daemon notice it. The zero Restart removes it.
+func (n *Server) SetRestart(ctx context.Context, r election.Restart) error {
+	return setRequest(ctx, n, RestartSetting, r)
+}

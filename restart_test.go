@@ -1,0 +1,130 @@
+package repmgr_test
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// restarted are the ids of the nodes that were restarted, in that order.
+func restarted(res repmgr.RestartResult) (ids []repmgr.NodeID) {
+	for _, n := range res.Restarted {
+		ids = append(ids, n.ID)
+	}
+	return ids
+}
+
+// A setting is put in force on all nodes, in the order that it needs, without a failover and
+// without the loss of what was acknowledged, in the primary's place or by a switchover.
+func TestRollingRestart(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	w := pgtest.StartWriter(t, pgtest.WriterOptions{Conninfos: []string{nodes[0].Conninfo(), nodes[1].Conninfo(), nodes[2].Conninfo()}})
+	setConnections := func(count int) {
+		for _, n := range nodes {
+			n.Exec(t, `ALTER SYSTEM SET max_connections = `+strconv.Itoa(count)) // without a reload
+		}
+	}
+	setConnections(120)
+	res, err := nodes[1].RollingRestart(t.Context(), repmgr.RestartOptions{Pending: true, DryRun: true})
+	require.NoError(t, err)
+	require.Len(t, res.Plan.Steps, 3)
+	require.Equal(t, "node1", res.Plan.Steps[2].Node)
+	require.Contains(t, res.Plan.Steps[0].Effect, "max_connections")
+	require.Empty(t, res.Restarted)
+
+	res, err = nodes[1].RollingRestart(t.Context(), repmgr.RestartOptions{Pending: true, Primary: repmgr.RestartInPlace})
+	require.NoError(t, err)
+	require.Equal(t, []repmgr.NodeID{2, 3, 1}, restarted(res))
+	for _, n := range nodes {
+		require.Equal(t, "120", n.QueryString(t, `SHOW max_connections`))
+		require.Equal(t, "0", n.QueryString(t, `SELECT count(*) FROM pg_file_settings WHERE name = 'repmgr.restart'`))
+	}
+	require.Equal(t, "1", nodes[0].QueryString(t, `SELECT max(term) FROM repmgr.rules`))
+	res, err = nodes[1].RollingRestart(t.Context(), repmgr.RestartOptions{Pending: true})
+	require.NoError(t, err)
+	require.Empty(t, res.Plan.Steps, "nothing waits for a restart any more")
+
+	setConnections(110)
+	res, err = nodes[0].RollingRestart(t.Context(), repmgr.RestartOptions{Pending: true})
+	require.NoError(t, err)
+	require.Equal(t, []repmgr.NodeID{1, 2, 3}, restarted(res), "what falls, falls on the primary first")
+	require.Equal(t, repmgr.RestartInPlace, res.Restarted[0].How)
+
+	res, err = nodes[2].RollingRestart(t.Context(), repmgr.RestartOptions{Primary: repmgr.RestartSwitchover})
+	require.NoError(t, err)
+	require.Equal(t, []repmgr.NodeID{2, 3, 1}, restarted(res))
+	require.Equal(t, "t", nodes[0].QueryString(t, `SELECT pg_is_in_recovery()`))
+	w.Stop()
+	primary := waitPrimary(t, nodes[1:]...)
+	w.Verify(t, primary.Conninfo())
+	require.Equal(t, "0", primary.QueryString(t, `SELECT count(*) FROM repmgr.events WHERE event IN ('standby_failure', 'repmgrd_local_disconnect')`), "nothing failed")
+}
+
+// Where one server does not come back, the command says why and leaves the others as they are;
+// the next one goes on there.
+func TestRollingRestart_GoesOn(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	started := func(n *node) string { return n.QueryString(t, `SELECT pg_postmaster_start_time()`) }
+	was := []string{started(nodes[0]), started(nodes[1])}
+	nodes[2].Exec(t, `ALTER SYSTEM SET shared_preload_libraries = 'there_is_none'`)
+	res, err := nodes[0].RollingRestart(t.Context(), repmgr.RestartOptions{Primary: repmgr.RestartInPlace})
+	require.ErrorIs(t, err, repmgr.ErrServerControl)
+	require.ErrorContains(t, err, "there_is_none")
+	require.Equal(t, []repmgr.NodeID{2}, restarted(res))
+	require.Equal(t, was[0], started(nodes[0]))
+	require.NotEqual(t, was[1], started(nodes[1]))
+
+	nodes[2].amend(t, `shared_preload_libraries = ''`)
+	nodes[2].StartAgain()
+	waitStreams(t, nodes[0], nodes[2])
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
+	after := started(nodes[1])
+	res, err = nodes[0].RollingRestart(t.Context(), repmgr.RestartOptions{Primary: repmgr.RestartInPlace})
+	require.NoError(t, err)
+	require.Equal(t, []repmgr.NodeID{3, 1}, restarted(res))
+	require.Len(t, res.Skipped, 1)
+	require.Equal(t, repmgr.NodeID(2), res.Skipped[0].ID)
+	require.Equal(t, after, started(nodes[1]))
+
+	res, err = nodes[0].RollingRestart(t.Context(), repmgr.RestartOptions{DryRun: true})
+	require.NoError(t, err)
+	require.Len(t, res.Plan.Steps, 3, "that one ended")
+}
+
+// All that stands in the way is named at once, and nothing is changed.
+func TestRollingRestart_Refused(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	nodes[0].Exec(t, `ALTER SYSTEM SET max_connections = 120`)
+	nodes[2].stop()
+	nodes[2].Stop("fast")
+	pgtest.WaitFor(t, "node3 to be seen as down", func(ctx context.Context) error {
+		res, err := nodes[0].RollingRestart(ctx, repmgr.RestartOptions{DryRun: true})
+		switch {
+		case !errors.Is(err, repmgr.ErrRefused):
+			return errors.Join(errors.New("not refused"), err)
+		case len(res.Plan.Obstacles) != 2:
+			return err
+		}
+		require.Equal(t, "node_lost", res.Plan.Obstacles[0].Code)
+		require.Equal(t, "below_primary", res.Plan.Obstacles[1].Code)
+		return nil
+	})
+	_, err := nodes[0].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{7}})
+	require.ErrorIs(t, err, repmgr.ErrNotRegistered)
+	_, err = nodes[0].RollingRestart(t.Context(), repmgr.RestartOptions{Timeout: 48 * time.Hour})
+	require.ErrorIs(t, err, repmgr.ErrConfig)
+
+	res, err := nodes[0].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{2}})
+	require.NoError(t, err)
+	require.Equal(t, []repmgr.NodeID{2}, restarted(res))
+}
