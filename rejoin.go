@@ -238,13 +238,12 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 	if w.Method == rejoin.ByFollow && w.Local != nil && (!w.Server.ArchiveKept() || postgres.Major(w.Local.Conn.PgConn()) >= 14) {
 		return r.followRunning(ctx)
 	}
-	if w.Local != nil {
-		defer func() {
-			if err != nil {
-				w.StartAgain(ctx, r.cfg.NodeRejoinTimeout)
-			}
-		}()
-	}
+	ran := w.Local != nil
+	defer func() {
+		if err != nil && (ran || r.o.hold != nil && w.Server.IsStandby()) { // a Monitor wants it to have a vote
+			w.StartAgain(ctx, r.cfg.NodeRejoinTimeout)
+		}
+	}()
 	if err := r.step(ctx, "stop", w.Stop); err != nil {
 		return err
 	}

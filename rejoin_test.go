@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -622,6 +623,28 @@ func TestRejoin_StartsAgainWhatItStopped(t *testing.T) {
 	require.Equal(t, repmgr.RejoinByRewind, res.Method)
 	require.Equal(t, "checkpoint", res.Steps[len(res.Steps)-1].Name)
 	require.Equal(t, "t", standby.QueryString(t, `SELECT pg_is_in_recovery() AND current_setting('primary_conninfo') = ''`))
+}
+
+// The same for a former primary that its daemon has found down: without its vote there is no
+// majority once the new primary is lost while it is brought back.
+func TestRejoin_GivesAVoteMeanwhile(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	nodes := startNodes(t, 3, repmgr.SynchronousOff)
+	elected := make(chan *node, 1)
+	var once sync.Once
+	nodes[0].cfg.Logger = slog.New(onMessage{nodes[0].cfg.Logger.Handler(), "rejoin: detach", func() { once.Do(func() { (<-elected).Kill() }) }})
+	startMonitors(t, nodes)
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
+	_ = breakReplication(t, nodes[0])
+	nodes[0].Exec(t, `CREATE TABLE not_sent AS SELECT generate_series(1, 100)`)
+	nodes[0].Kill()
+	first := waitPrimary(t, nodes[1:]...)
+	elected <- first
+	nodes[0].events.waitRejoin(t)
+	second := waitPrimary(t, nodes[1:]...)
+	require.NotEqual(t, first.cfg.NodeID, second.cfg.NodeID)
+	waitStreams(t, second, nodes[0])
 }
 
 // onMessage is the node's Cluster, which runs do when it logs that message.

@@ -213,7 +213,7 @@ func (w *Work) WasStarted(ctx context.Context) bool {
 	return err == nil && (now.State != w.control.State || now.Position() != w.control.Position())
 }
 
-// StartAgain starts a standby that was stopped for what can not be done now: the
+// StartAgain starts a standby that was stopped, or found down, for what can not be done now: the
 // primary that it was to follow may be lost, and the election needs its vote.
 func (w *Work) StartAgain(ctx context.Context, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
