@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -34,7 +35,7 @@ func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 	}
 	policy.TooMany = a.Verb == election.Elect && m.failoverLimitReached(ctx)
 	policy = policy.ForHandover(m.state.State, time.Now())
-	known, firm := m.state.BallotFor, a.Verb != election.Follow && a.Verb != election.Rejoin
+	known, firm := m.state.BallotFor, !slices.Contains([]election.Verb{election.Follow, election.Rejoin, election.RunChildrenCommand}, a.Verb)
 	m.tasks.current = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
 		return m.runTask(ctx, c, act, target, policy, known)
 	}, m.lookNow)
@@ -69,6 +70,8 @@ func (m *Monitor) runTask(ctx context.Context, c *Cluster, act *task.Task, targe
 		return m.rejoin(ctx, c, act, target)
 	case election.HandOver:
 		return m.handOver(ctx, c, policy)
+	case election.RunChildrenCommand:
+		return m.runChildrenCommand(ctx, c)
 	case election.RestartServer:
 		return m.restartServer(ctx, c)
 	case election.Fence:
@@ -224,6 +227,21 @@ func (m *Monitor) runFollowCommand(ctx context.Context) {
 		m.startTask(ctx, election.Action{Verb: election.Follow, Child: r.Primary})
 	}
 }
+
+// runChildrenCommand runs child_nodes_disconnect_command.
+func (m *Monitor) runChildrenCommand(ctx context.Context, c *Cluster) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, childrenCommandLimit, fmt.Errorf("it did not end within %s", childrenCommandLimit))
+	defer cancel()
+	out, err := shell.Run(ctx, c.cfg.ChildNodesDisconnectCommand, map[byte]shell.Value{'p': {Env: "REPMGR_PRIMARY_NODE_ID", Text: c.cfg.NodeID.String()}})
+	e := Event{Type: EventChildNodesDisconnectCommand, Success: err == nil, Details: "too few standbys are attached: child_nodes_disconnect_command was run"}
+	if err != nil {
+		e.Details = fmt.Sprintf("too few standbys are attached, and child_nodes_disconnect_command failed: %v%s", err, shell.AfterColon(shell.LastLines(out, 5)))
+	}
+	m.tellLater(e)
+	return err
+}
+
+const childrenCommandLimit = time.Minute
 
 // followWinner makes the local standby follow the primary that the newest rule names. Where
 // follow_command is set, it is run instead.

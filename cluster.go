@@ -264,6 +264,7 @@ func (c *Cluster) policy() election.Policy {
 	return election.Policy{
 		Interval: c.cfg.MonitorInterval, RegisterEvery: registerInterval,
 		Automatic: c.cfg.Failover == FailoverAutomatic, Silence: c.cfg.SilenceTimeout, Fence: c.cfg.FenceTimeout,
+		Children:  election.Children{Command: c.cfg.ChildNodesDisconnectCommand != "", ConnectedMin: c.cfg.ChildNodesConnectedMinCount, LostMin: c.cfg.ChildNodesDisconnectMinCount, After: c.cfg.ChildNodesDisconnectTimeout, Witness: c.cfg.ChildNodesConnectedIncludeWitness},
 		Promotion: c.cfg.PromoteCheckTimeout,
 		Patience:  time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval,
 		MaxLag:    c.cfg.MaximumLagOnFailover, OnShutdown: c.cfg.FailoverOnShutdown, Start: c.cfg.PrimaryStartTimeout, Quorum: c.cfg.SynchronousMode == SynchronousQuorum, Acks: c.cfg.SynchronousNodeCount, Required: c.cfg.Durability == DurabilityRequired,

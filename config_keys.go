@@ -256,10 +256,10 @@ func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 var ineffective = []string{
 	"primary_notification_timeout", "election_rerun_interval", "always_promote",
 	"standby_disconnect_on_failover", "sibling_nodes_disconnect_timeout",
-	"child_nodes_disconnect_command", "child_nodes_check_interval", "connection_check_type", "connection_check_query", "async_query_timeout",
+	"child_nodes_check_interval", "connection_check_type", "connection_check_query", "async_query_timeout",
 	"degraded_monitoring_timeout", "repmgrd_exit_on_inactive_node", "log_status_interval", "promote_check_interval", "standby_follow_restart",
 	"pg_basebackup_options", "barman_host", "pg_backupapi_host",
-	"repmgr_bindir", "wal_receive_check_timeout", "service_restart_command", "service_reload_command",
+	"repmgr_bindir", "wal_receive_check_timeout",
 }
 
 // Ineffective returns the keys that are set to other than their defaults and have no effect in this version.

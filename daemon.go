@@ -147,15 +147,15 @@ type ServiceResult = service.Result
 // ServiceCommand is the command line for an action: that of the configuration
 // (service_start_command and so on), or else one of pg_ctl. It needs the data directory.
 func (c *Cluster) ServiceCommand(a ServiceAction) (string, error) {
-	all, err := c.serviceCommands("")
+	all, err := c.serviceCommands()
 	if err != nil {
 		return "", err
 	}
 	return all.Command(a), nil
 }
 
-func (c *Cluster) serviceCommands(dir string) (service.Commands, error) {
-	srv, err := c.localServer(dir)
+func (c *Cluster) serviceCommands() (service.Commands, error) {
+	srv, err := c.localServer("")
 	if err != nil {
 		return service.Commands{}, err
 	}
@@ -173,7 +173,7 @@ func (c *Cluster) serviceCommands(dir string) (service.Commands, error) {
 // [Cluster.Promote] makes it, with its checks. What the command reports as a failure is an
 // [ErrServerControl].
 func (c *Cluster) ControlServer(ctx context.Context, a ServiceAction, o ServiceOptions) (ServiceResult, error) {
-	all, err := c.serviceCommands("")
+	all, err := c.serviceCommands()
 	if err != nil {
 		return ServiceResult{Action: a}, err
 	}

@@ -90,31 +90,8 @@ func (m *Monitor) markActive(ctx context.Context, active bool) error {
 
 // tellHappening sends the event of a change that was observed, with a text for people.
 func (m *Monitor) tellHappening(a election.Action) {
-	e := Event{Type: EventType(a.Event), Success: true}
-	self := m.cluster.self()
-	switch a.Event {
-	case election.LocalDisconnect, election.StandbyFailure:
-		e.Success, e.Details = false, fmt.Sprintf("the server of %s does not answer", self)
-	case election.LocalReconnect, election.StandbyRecovery:
-		e.Details = fmt.Sprintf("the server of %s answers again", self)
-	case election.UpstreamDisconnect:
-		e.Success, e.Details = false, fmt.Sprintf("the primary, %s, is not reachable from %s", m.node.PrimaryRecord, self)
-	case election.UpstreamReconnect:
-		e.Details = fmt.Sprintf("%s is reachable from %s", m.node.PrimaryRecord, self)
-	case election.StandbyReconnect:
-		e.Details = fmt.Sprintf("%s runs as a standby of %s now", self, m.node.PrimaryRecord)
-	case election.ChildConnect, election.ChildDisconnect, election.ChildReconnect:
-		child, _ := registry.ByID(m.node.Records, NodeID(a.Child))
-		e.Success = a.Event != election.ChildDisconnect
-		e.PeerID, e.Peer = child.ID, child.Name
-		e.Details = map[election.Event]string{
-			election.ChildConnect:    "%s has attached",
-			election.ChildReconnect:  "%s has attached again",
-			election.ChildDisconnect: "%s is not attached any more",
-		}[a.Event]
-		e.Details = fmt.Sprintf(e.Details, child)
-	}
-	m.tell(e)
+	child, _ := registry.ByID(m.node.Records, NodeID(a.Child))
+	m.tell(report.Happening(a.Event, m.cluster.self(), m.node.PrimaryRecord, child))
 }
 
 // catchUpPause stores on the local server a pause or unpause that was set on the other nodes
@@ -144,22 +121,10 @@ func (m *Monitor) checkPauseHolds(o election.Observation) error {
 // may be out of date.
 func (m *Monitor) reportRejected(peers []election.Peer) {
 	for _, p := range peers {
-		if p.ID == election.Arbiter {
-			continue
+		if p.ID != election.Arbiter {
+			rec := m.watch.Record(p.ID)
+			m.report("the login to "+rec.Name, report.Rejection(p, rec, int32(m.cluster.cfg.NodeID) == p.ID && m.guard.IsPrimary()))
 		}
-		rec := m.watch.Record(p.ID)
-		var err error
-		if p.Answer == election.Rejects {
-			text := "%s rejects the login of this daemon"
-			if p.Rejection != "" {
-				text += " (" + strings.ReplaceAll(p.Rejection, "%", "%%") + ")"
-			}
-			if int32(m.cluster.cfg.NodeID) == p.ID && m.guard.IsPrimary() {
-				text += ", and is its own primary: with synchronous_mode=off it is stopped where no majority answers, and with quorum it goes on as long as a majority answers or rejects the login"
-			}
-			err = hint(kind(ErrConnect, text, rec), "Compare pg_hba.conf and the passwords there with conninfo and the password file here.")
-		}
-		m.report("the login to "+rec.Name, err)
 	}
 }
 
@@ -515,7 +480,7 @@ func (m *Monitor) dropRequests(ctx context.Context, o election.Observation) {
 	if m.state.HandoverOver && me.Handover.ID != "" && me.Handover.ID == m.state.Handover.ID && o.Local.InRecovery {
 		m.report("removing the notice of a switchover", m.node.Local.SetHandover(ctx, election.Handover{}))
 	}
-	if m.tasks.current == nil && me.Restart.Over(o.Now, me.Started) {
+	if m.tasks.current == nil && me.Restart.ID != "" && (!me.Restart.Pending(o.Now, me.Started) || me.Restart.Term != o.Rule.Term) {
 		m.report("removing a request for a restart", m.node.Local.SetRestart(ctx, election.Restart{}))
 	}
 }

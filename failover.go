@@ -299,7 +299,7 @@ func (c *Cluster) switchOver(ctx context.Context, start time.Time, ask switchove
 	}
 	res.Term, res.To, err = ask.Await(ctx)
 	if res.Elapsed = time.Since(start); err == nil {
-		res.Returned = ask.AwaitReturn(ctx, c.cfg.NodeRejoinTimeout)
+		res.Returned = res.To.ID == res.From.ID || ask.AwaitReturn(ctx, c.cfg.NodeRejoinTimeout)
 	}
 	return res, err
 }
@@ -395,11 +395,18 @@ func (c *Cluster) RollingRestart(ctx context.Context, o RestartOptions) (Restart
 	defer w.Close()
 	r := restart.Roll{
 		Watch: w, Policy: c.policy(), Nodes: o.Nodes, Pending: o.Pending, Anew: o.Anew, How: o.Primary, Required: c.cfg.Durability == DurabilityRequired, Log: c.log,
-		Limit: cmp.Or(o.Timeout, c.cfg.ShutdownCheckTimeout), Start: c.cfg.PromoteCheckTimeout, Follow: c.cfg.NodeRejoinTimeout,
-		HandOver: func(ctx context.Context, target int32) error {
-			so := SwitchoverOptions{To: NodeID(target), Timeout: o.Timeout}
-			sw, err := c.switchOver(ctx, time.Now(), c.askSwitchover(w, recs, so), so)
-			if err == nil && !sw.Returned {
+		Limit: cmp.Or(o.Timeout, c.cfg.ShutdownCheckTimeout), Start: c.cfg.StandbyReconnectTimeout, Follow: c.cfg.NodeRejoinTimeout,
+		Shutdown: func(ctx context.Context, target int32, how RestartHow) (plan.Plan, error) {
+			ask := c.askRestart(w, recs, target, how, o)
+			err := ask.Look(ctx)
+			return ask.Plan, err
+		},
+		RestartPrimary: func(ctx context.Context, target int32, how RestartHow) error {
+			sw, err := c.switchOver(ctx, time.Now(), c.askRestart(w, recs, target, how, o), SwitchoverOptions{})
+			switch {
+			case err == nil && how == RestartInPlace && sw.To.ID != sw.From.ID:
+				err = hint(kind(ErrServerControl, "it did not start again, and %s is the primary now, in term %d", sw.To, sw.Term), "Look at the log of its server.")
+			case err == nil && !sw.Returned:
 				err = kind(ErrTimeout, "it handed over to %s, and does not stream from it within %s", sw.To, c.cfg.NodeRejoinTimeout)
 			}
 			return err
@@ -419,23 +426,27 @@ func (c *Cluster) RollingRestart(ctx context.Context, o RestartOptions) (Restart
 	return res, err
 }
 
+// askRestart asks the Monitor of the primary to restart its server.
+func (c *Cluster) askRestart(w *voters.Watch, recs []Record, target int32, how RestartHow, o RestartOptions) switchover.Ask {
+	ask := c.askSwitchover(w, recs, SwitchoverOptions{To: NodeID(target), Timeout: o.Timeout})
+	ask.Restart = how != RestartSwitchover
+	return ask
+}
+
 // restartServer carries out the restart that this Monitor was asked for, or that one before it had begun.
 func (m *Monitor) restartServer(ctx context.Context, c *Cluster) error {
-	commands, err := c.serviceCommands(m.guard.DataDirectory())
+	srv, err := c.localServer(m.guard.DataDirectory())
 	if err != nil {
 		return err
 	}
-	w := restart.Work{Commands: commands, Log: c.log, Suspend: m.guard.Suspend}
-	if begun, ok := restart.LeftBehind(commands.Server, time.Now()); ok {
+	me := voters.PeerOf(m.watch.Peers(), int32(c.cfg.NodeID))
+	w := restart.Work{Request: me.Restart, Server: &srv.Server, Witness: me.Role == election.Witness, Log: c.log, Connect: c.connectLocal, Suspend: m.guard.Suspend}
+	if begun, ok := restart.LeftBehind(w.Server, time.Now()); ok {
 		w.Request = begun
-	} else {
-		w.Request = voters.PeerOf(m.watch.Peers(), int32(c.cfg.NodeID)).Restart
 	}
-	e := Event{Type: EventNodeRestart, Success: true, Details: "the server was restarted"}
 	if err = w.Run(ctx); err != nil {
-		e.Success, e.Details = false, restart.Request(w.Request.ID)+err.Error()
+		m.tellLater(Event{Type: EventNodeRestart, Details: restart.Request(w.Request.ID) + err.Error()})
 	}
-	m.tellLater(e)
 	return err
 }
 
@@ -472,6 +483,9 @@ func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Poli
 		}
 		m.tellLater(Event{Type: EventSwitchover, Details: details})
 		return err
+	}
+	if me.Handover.Restart && res.Winner == nil {
+		return nil
 	}
 	res.Steps, res.Health = append(h.Steps, res.Steps...), election.HealthHandedOver
 	c.recordSwitchover(context.WithoutCancel(ctx), m.watch, res)

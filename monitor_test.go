@@ -315,3 +315,21 @@ func TestMonitor_TakesThePlaceOfOneThatHangs(t *testing.T) {
 		return err
 	})
 }
+
+// A primary that has lost its standbys runs the command that the operator has set for that, once.
+func TestMonitor_ChildNodesDisconnectCommand(t *testing.T) {
+	t.Parallel()
+	primary := startPrimary(t)
+	standby := addStandby(t, primary, 2)
+	out := filepath.Join(t.TempDir(), "out")
+	primary.cfg.ChildNodesDisconnectCommand, primary.cfg.ChildNodesDisconnectTimeout = `echo "%p lost them" >> `+out+`; echo a reason; false`, 0
+	primary.monitor(t)
+	primary.events.wait(t, repmgr.EventDaemonStart)
+	standby.Stop("fast")
+	e := primary.events.wait(t, repmgr.EventChildNodesDisconnectCommand)
+	require.False(t, e.Success)
+	require.Contains(t, e.Details, "a reason")
+	text, err := os.ReadFile(out)
+	require.NoError(t, err)
+	require.Equal(t, "1 lost them\n", string(text))
+}

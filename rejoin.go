@@ -27,7 +27,7 @@ type RejoinOptions struct {
 
 	Progress func(CopyProgress) // of a new clone
 
-	slotOptional bool             // stream without a slot where it can not be made
+	slotOptional bool             // a Monitor brings it back: it streams without a slot where none can be made, and has a vote meanwhile
 	hold         func(bool) error // called when a part that must not be interrupted begins (true) and ends; an error keeps it from beginning
 }
 
@@ -240,7 +240,7 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 	}
 	ran := w.Local != nil
 	defer func() {
-		if err != nil && (ran || r.o.hold != nil && w.Server.IsStandby()) { // a Monitor wants it to have a vote
+		if err != nil && (ran || r.o.slotOptional && w.IsStandby()) { // a Monitor wants it to have a vote
 			w.StartAgain(ctx, r.cfg.NodeRejoinTimeout)
 		}
 	}()

@@ -100,6 +100,19 @@ func TestRollingRestart_GoesOn(t *testing.T) {
 	require.Len(t, res.Plan.Steps, 3, "that one ended")
 }
 
+// A primary that does not start again is replaced by a standby that has everything.
+func TestRollingRestart_PrimaryDoesNotStart(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	nodes[0].Exec(t, `CREATE TABLE acknowledged AS SELECT generate_series(1, 100) AS i`)
+	nodes[0].Exec(t, `ALTER SYSTEM SET shared_preload_libraries = 'there_is_none'`)
+	_, err := nodes[1].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{1}, Primary: repmgr.RestartInPlace})
+	require.ErrorIs(t, err, repmgr.ErrServerControl)
+	require.ErrorContains(t, err, "is the primary now")
+	winner := waitPrimary(t, nodes[1:]...)
+	require.Equal(t, "100", winner.QueryString(t, `SELECT count(*) FROM acknowledged`))
+}
+
 // All that stands in the way is named at once, and nothing is changed.
 func TestRollingRestart_Refused(t *testing.T) {
 	t.Parallel()

@@ -335,7 +335,7 @@ func (m *Monitor) act(ctx context.Context, actions []election.Action) {
 		case election.Interrupt:
 			m.tasks.current.GiveWay()
 			continue
-		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin, election.HandOver, election.RestartServer:
+		case election.Fence, election.Elect, election.Reaffirm, election.Follow, election.Rejoin, election.HandOver, election.RestartServer, election.RunChildrenCommand:
 			m.startTask(ctx, a)
 			continue
 		}

@@ -153,6 +153,8 @@ const (
 	Rejoin          Verb = "rejoin"               // bring the local server back as a standby of the node that the action names
 	HandOver        Verb = "hand over"            // stop the local primary in order, and let another node be elected
 	RestartServer   Verb = "restart the server"   // as an operator has asked for
+
+	RunChildrenCommand Verb = "run child_nodes_disconnect_command"
 )
 
 // Event names an event, as repmgr 5 does.
@@ -192,12 +194,15 @@ type State struct {
 	LostAt         time.Time // since when the primary is lost; zero: it is not
 	TurnsAt        time.Time // since when it is lost by the present verdict: the monitors count their turns from here
 	DisconnectedAt time.Time // since when the local standby receives from nobody
+	PrimaryWasAway bool      // the primary did not answer meanwhile
 	PrimarySince   time.Time // since when the local server runs as a primary
 	Handover       Handover  // the handover that the primary has begun, as this monitor was told
 	HandoverAt     time.Time // since when it knows of that
 	HandoverOver   bool      // the primary runs, and goes on
 	HandoverBegun  string    // the newest handover that this monitor was to carry out
 	RestartBegun   string    // the newest request for a restart that this monitor has begun
+	ChildLostAt    time.Time // when the newest of the children that are not attached was lost
+	ChildrenFew    bool      // too few are attached, and the command was run for that
 	BallotAt       time.Time // since when a ballot of BallotFor is known
 	BallotFor      int64     // the highest term of any ballot
 }
@@ -217,6 +222,7 @@ type Policy struct {
 	RegisterEvery time.Duration // between two attempts to register
 	PruneEvery    time.Duration
 
+	Children   Children
 	Automatic  bool
 	Silence    time.Duration // silence_timeout
 	Fence      time.Duration // fence_timeout
@@ -299,7 +305,7 @@ func (p Policy) enter(s State, o Observation, phase Phase, why Reason, actions .
 		next.Role = role(o.Local)
 	}
 	if phase != AsPrimary {
-		next.Children = nil // a node that becomes a primary again starts with no known children
+		next.Children, next.ChildrenFew = nil, false // a node that becomes a primary again starts with no known children
 	}
 	again := p.Interval
 	if s.Health == HealthDoubtful || s.Health == HealthReceived {
@@ -393,7 +399,7 @@ func (p Policy) standby(s State, o Observation) Decision {
 func (p Policy) primary(s State, o Observation) Decision {
 	actions := p.returned(s, o)
 	first := s.Phase != AsPrimary
-	children := map[int32]bool{}
+	children, lostNow := map[int32]bool{}, false
 	for _, id := range slices.Sorted(maps.Keys(o.Children)) {
 		attached := o.Children[id]
 		was, known := s.Children[id]
@@ -404,6 +410,7 @@ func (p Policy) primary(s State, o Observation) Decision {
 		case attached && !was:
 			actions = append(actions, Action{Notify, ChildReconnect, id})
 		case !attached && was:
+			lostNow = true
 			actions = append(actions, Action{Notify, ChildDisconnect, id})
 		}
 		if attached || known {
@@ -429,5 +436,5 @@ func (p Policy) primary(s State, o Observation) Decision {
 	if prune {
 		d.Next.Pruned = o.Now
 	}
-	return d
+	return p.missChildren(d, o, lostNow)
 }

@@ -30,9 +30,12 @@ func (p Policy) remember(s State, o Observation) State {
 		s.TurnsAt = o.Now // the new verdict holds for all monitors, so the turns begin again
 	}
 	if !o.Local.Up || !o.Local.InRecovery || o.attached() {
-		s.DisconnectedAt = time.Time{}
+		s.DisconnectedAt, s.PrimaryWasAway = time.Time{}, false
 	} else if s.DisconnectedAt.IsZero() {
 		s.DisconnectedAt = o.Now
+	}
+	if answer := find(o.Peers, o.Rule.Primary).Answer; !s.DisconnectedAt.IsZero() && answer != "" && answer != Answers {
+		s.PrimaryWasAway = true
 	}
 	if !o.runsPrimary() {
 		s.PrimarySince = time.Time{}
@@ -156,14 +159,13 @@ func (o Observation) attached() bool {
 }
 
 // mustFollow reports whether the local standby receives from nobody, or from a node that is not the
-// primary any more, although the primary runs: for silence_timeout, or since before the primary came back, because the
+// primary any more, although the primary runs: for silence_timeout, or while the primary was away and is back, because the
 // server itself would try it again only after wal_retrieve_retry_interval. A standby that has pledged follows only a
 // rule of that term or a later one.
 func (p Policy) mustFollow(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
-	back := !s.DisconnectedAt.IsZero() && find(o.Peers, o.Rule.Primary).Since.After(s.DisconnectedAt)
 	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !Paused(o.Peers) && !o.attached() &&
-		o.Rule.Term >= me.Term && (me.Detached || back || o.Now.Sub(s.DisconnectedAt) >= p.Silence)
+		o.Rule.Term >= me.Term && (me.Detached || s.PrimaryWasAway || o.Now.Sub(s.DisconnectedAt) >= p.Silence)
 }
 
 // follow attaches the local standby to the primary. The phase stays Orphaned until that has

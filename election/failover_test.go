@@ -90,10 +90,10 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule = mine }, answers(2, election.Standby, 100, held, ballot(2), detached), answers(3, election.Primary, 100, holding(mine))), election.FollowingWinner, election.Follow,
 		},
 		"a standby that has lost its primary follows it as soon as that is back": {
-			failoverPolicy, election.State{DisconnectedAt: start.Add(-time.Second)}, of(func(o *election.Observation) { o.Upstream = primary }, answers(1, election.Primary, 100, held, func(p *election.Peer) { p.Since = start }), answers(2, election.Standby, 100, held)), election.FollowingWinner, election.Follow,
+			failoverPolicy, election.State{DisconnectedAt: start.Add(-time.Second), PrimaryWasAway: true}, of(func(o *election.Observation) { o.Upstream = primary }, answers(1, election.Primary, 100, held), answers(2, election.Standby, 100, held)), election.FollowingWinner, election.Follow,
 		},
 		"its server tries it by itself while the primary was there all the time": {
-			failoverPolicy, election.State{DisconnectedAt: start.Add(-time.Second)}, of(func(o *election.Observation) { o.Upstream = primary }, answers(1, election.Primary, 100, held, func(p *election.Peer) { p.Since = start.Add(-2 * time.Second) }), answers(2, election.Standby, 100, held)), election.WatchingStandby, "",
+			failoverPolicy, election.State{DisconnectedAt: start.Add(-time.Second)}, of(func(o *election.Observation) { o.Upstream = primary }, answers(1, election.Primary, 100, held), answers(2, election.Standby, 100, held)), election.WatchingStandby, "",
 		},
 		"but not one of an older term than its pledge": {
 			failoverPolicy, longAgo, of(func(o *election.Observation) { o.Rule = mine; o.Upstream = primary }, answers(2, election.Standby, 100, held, ballot(3), detached), answers(3, election.Primary, 100, holding(mine))), election.WatchingStandby, "",

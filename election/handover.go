@@ -7,15 +7,16 @@ import "time"
 // it is the notice that such a handover has begun: for the time in Hold their monitors leave the
 // election to the one that carries it out. The zero value means that there is none.
 type Handover struct {
-	ID     string        `json:"id"`                // of the request
-	Term   int64         `json:"term"`              // of the rule under which it was asked for; in any other term it is void
-	Target int32         `json:"target,omitempty"`  // the node that is to be the primary
-	Start  time.Time     `json:"start,omitzero"`    // of a request: the earliest time to begin, by the clock of the primary's server
-	Until  time.Time     `json:"until,omitzero"`    // of a request: the latest time to begin; of a notice: the latest time for the server to have ended
-	Limit  time.Duration `json:"limit_ns"`          // how long the shutdown of the primary may take
-	Begun  bool          `json:"begun,omitempty"`   // of a request: the monitor of the primary carries it out
-	Force  bool          `json:"force,omitempty"`   // of a request: begin although a check fails that an operator may override
-	Hold   time.Duration `json:"hold_ns,omitempty"` // of a notice: how long others leave the election to the monitor that carries it out; 0: it is a request
+	ID      string        `json:"id"`                // of the request
+	Term    int64         `json:"term"`              // of the rule under which it was asked for; in any other term it is void
+	Target  int32         `json:"target,omitempty"`  // the node that is to be the primary
+	Start   time.Time     `json:"start,omitzero"`    // of a request: the earliest time to begin, by the clock of the primary's server
+	Until   time.Time     `json:"until,omitzero"`    // of a request: the latest time to begin; of a notice: the latest time for the server to have ended
+	Limit   time.Duration `json:"limit_ns"`          // how long the shutdown of the primary may take
+	Begun   bool          `json:"begun,omitempty"`   // of a request: the monitor of the primary carries it out
+	Restart bool          `json:"restart,omitempty"` // the server is started again as the primary: it is restarted in its place. Only where that does not work, the target is elected.
+	Force   bool          `json:"force,omitempty"`   // of a request: begin although a check fails that an operator may override
+	Hold    time.Duration `json:"hold_ns,omitempty"` // of a notice: how long others leave the election to the monitor that carries it out; 0: it is a request
 }
 
 // handoverAgain is the time after a handover that failed in which the same request is not begun

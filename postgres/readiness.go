@@ -11,7 +11,7 @@ var ReplaySettings = []string{"max_connections", "max_worker_processes", "max_wa
 // command line is stronger than a file. The login must be allowed to read pg_file_settings.
 func (n *Server) Capacity(ctx context.Context) (running, next map[string]int, err error) {
 	err = n.Conn.QueryRow(ctx, `SELECT json_object_agg(s.name, s.setting::int), json_object_agg(s.name, CASE WHEN s.source = 'command line' THEN s.setting
-			ELSE coalesce(f.setting, CASE WHEN s.source = 'configuration file' OR s.pending_restart THEN s.boot_val ELSE s.setting END) END::int)
+			ELSE coalesce(CASE WHEN f.setting ~ '^[0-9]+$' THEN f.setting END, CASE WHEN s.source = 'configuration file' OR s.pending_restart THEN s.boot_val ELSE s.setting END) END::int)
 		FROM pg_settings s LEFT JOIN LATERAL (SELECT setting FROM pg_file_settings WHERE name = s.name ORDER BY seqno DESC LIMIT 1) f ON true
 		WHERE s.name = ANY ($1)`, ReplaySettings).Scan(&running, &next)
 	return running, next, err

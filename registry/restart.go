@@ -4,10 +4,11 @@ import (
 	"context"
 	"encoding/json"
 
+	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// RestartSetting is the server setting by which the monitor of a node is asked to restart the server: an
+// RestartSetting is the server setting by which the monitor of a standby or a witness is asked to restart its server: an
 // [election.Restart] as JSON.
 const RestartSetting = "repmgr.restart"
 
@@ -23,4 +24,13 @@ func ParseRestart(text string) (r election.Restart) {
 // SetRestart writes the setting, and lets the daemon notice it. The zero Restart removes it.
 func (n *Server) SetRestart(ctx context.Context, r election.Restart) error {
 	return setRequest(ctx, n, RestartSetting, r)
+}
+
+// Restart reads the setting.
+func (n *Server) Restart(ctx context.Context) (election.Restart, error) {
+	set, err := ballot.ReadSettings(ctx, n.Conn)
+	if err != nil {
+		return election.Restart{}, n.QueryError("read "+RestartSetting, err)
+	}
+	return ParseRestart(set[RestartSetting]), nil
 }

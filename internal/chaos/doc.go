@@ -24,7 +24,7 @@
 // the command line as a DBA would, then meets its faults one after the other.
 // Before each, all is well: one primary, every other node streams, metadata and
 // newest rule agree, rows are acknowledged. After each, that must be so again
-// within 30 seconds; a cluster that does not heal is counted and made anew. In runs
+// within two minutes; a cluster that does not heal is counted and made anew. In runs
 // of an even seed servers are screened before they are started (repmgr node screen).
 //
 //	bin/chaos.test chaos -seed 17 -faults 25 -jobs 1 -v -keep     replays run 17

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/internal/restart"
+	"github.com/pgrepmgr/repmgr/internal/switchover"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
@@ -23,35 +24,39 @@ func restarts(others []Nemesis) []Nemesis {
 			return s.restartAll(ctx, "--primary", "switchover")()
 		}},
 	}
+	dies := func(who, step string, expect Expect) Nemesis {
+		return Nemesis{Name: "rolling restart, " + who + " dies when " + step, Expect: expect, Weight: 2, Patient: true, Needs: needsDieAt | needsFailover, Do: func(ctx context.Context, s *scene) error {
+			n := s.primary()
+			if who == "standby" {
+				n = s.hit(s.standby())
+			}
+			err := n.mayDie(ctx, step)
+			if err == nil {
+				err = waitFor(ctx, 20*time.Second, "the daemon to be back", func(ctx context.Context) error {
+					if _, err := s.c.healthy(ctx); err != nil {
+						return err
+					}
+					return s.c.guarded(ctx, s.primary())
+				})
+			}
+			if err != nil {
+				return err
+			}
+			s.now()
+			_ = s.restartAll(ctx, "--primary", "in-place")() // it may fail, in order
+			return nil
+		}, Undo: func(_ context.Context, s *scene) error { // where it did not die, it must not do so later
+			for _, n := range s.c.nodes {
+				n.signalDaemon(syscall.SIGKILL)
+			}
+			return nil
+		}}
+	}
 	for _, step := range []string{restart.StepCheckpoint, restart.StepStopped, restart.StepStarted} {
-		for _, who := range []string{"standby", "primary"} {
-			all = append(all, Nemesis{Name: "rolling restart, " + who + " dies when " + step, Expect: None, Weight: 2, Patient: true, Needs: needsDieAt, Do: func(ctx context.Context, s *scene) error {
-				n := s.primary()
-				if who == "standby" {
-					n = s.hit(s.standby())
-				}
-				err := n.mayDie(ctx, step)
-				if err == nil {
-					err = waitFor(ctx, 20*time.Second, "the daemon to be back", func(ctx context.Context) error {
-						if _, err := s.c.healthy(ctx); err != nil {
-							return err
-						}
-						return s.c.guarded(ctx, s.primary())
-					})
-				}
-				if err != nil {
-					return err
-				}
-				s.now()
-				_ = s.restartAll(ctx, "--primary", "in-place")() // it may fail, in order
-				return nil
-			}, Undo: func(_ context.Context, s *scene) error { // where it did not die, it must not do so later
-				for _, n := range s.c.nodes {
-					n.signalDaemon(syscall.SIGKILL)
-				}
-				return nil
-			}})
-		}
+		all = append(all, dies("standby", step, None))
+	}
+	for _, step := range []string{switchover.StepNoticed, switchover.StepStopped, switchover.StepReceived, switchover.StepRestarted} {
+		all = append(all, dies("primary", step, Either))
 	}
 	for _, name := range inRestart {
 		for _, other := range others {

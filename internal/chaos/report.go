@@ -48,7 +48,7 @@ func (r Report) write(dir string, stdout io.Writer) error {
 func (r Report) markdown() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
-	fell, acked, rebuilt := 0, 0, 0
+	fell, acked, rebuilt, slow := 0, 0, 0, 0
 	for _, res := range r.Results {
 		acked += res.Acked
 		if len(res.Problems) > 0 {
@@ -56,10 +56,12 @@ func (r Report) markdown() string {
 		}
 		if res.Rebuilt {
 			rebuilt++
+		} else if res.HealedMS > slowAfter.Milliseconds() {
+			slow++
 		}
 	}
-	p("# Fault injection\n\n%s, %s, %d faults in %s, %d rows acknowledged, %d faults fell short, %d clusters had to be made anew.\n\n",
-		r.Version, r.Began.UTC().Format("2006-01-02"), len(r.Results), r.Took.Round(time.Second), acked, fell, rebuilt)
+	p("# Fault injection\n\n%s, %s, %d faults in %s, %d rows acknowledged, %d faults fell short, %d clusters had to be made anew; %d were well again only after more than %s.\n\n",
+		r.Version, r.Began.UTC().Format("2006-01-02"), len(r.Results), r.Took.Round(time.Second), acked, fell, rebuilt, slow, slowAfter)
 	p("Outage: the longest time without an acknowledged commit, of a client that commits every 5 ms and reaches the winner. Lost: acknowledged rows missing afterwards. ")
 	p("Wrong side: of those, and of rows sent to a server after another one had been promoted in its place, what was acknowledged after the fault had begun; in brackets how long after it the last of them came. ")
 	p("False: a failover where none was due. Followers: from the promotion until all standbys that were not hit streamed. Times in ms, p50/p99/max; in italics where several clusters shared the machine.\n\n")

@@ -40,6 +40,7 @@ type Facts struct {
 	Required bool    // durability=required
 	Target   int32   // whom an election would choose now; 0: nobody
 	How      How
+	Primary  plan.Plan // what stands in the way of a shutdown of the primary
 }
 
 func (f Facts) chosen(id int32) bool { return slices.Contains(f.Chosen, id) }
@@ -69,6 +70,9 @@ func lookServer(ctx context.Context, n *registry.Server) (s Server, err error) {
 	if s.Running, s.Next, err = n.Capacity(ctx); err != nil {
 		return s, n.QueryError("look at the settings", err)
 	}
+	if err := n.MayAlterSystem(ctx, []string{registry.RestartSetting, registry.HandoverSetting}); err != nil {
+		return s, err
+	}
 	if err := n.Conn.QueryRow(ctx, `SELECT ARRAY(SELECT name FROM pg_settings WHERE pending_restart
 		UNION SELECT name FROM pg_file_settings WHERE error = 'setting could not be applied' ORDER BY 1)`).Scan(&s.Pending); err != nil {
 		return s, n.QueryError("look at the settings", err)
@@ -94,24 +98,43 @@ func (f Facts) Plan() (plan.Plan, []int32) {
 	for _, id := range f.Chosen {
 		p := voters.PeerOf(f.Peers, id)
 		switch {
+		case id == f.Rule.Primary && f.Target == 0:
+			must("no_target", id, "Restart it with repmgr node service --action=restart, on its machine.", "no standby could take its place if it did not start again")
 		case p.Answer != election.Answers:
 			must("node_lost", id, "Start its server, or name the other nodes with --node.", "its server %s", p.Answer)
 		case !p.Monitored || !p.Automatic || !p.CanFence:
 			must("no_daemon", id, "Run repmgrd there with failover=automatic, as the user that runs PostgreSQL.", "no daemon there can restart its server")
+		case p.NoPledge != "":
+			must("configuration", id, "Mend that first: its server might not start.", "%s", p.NoPledge)
 		case f.Servers[id].Err != nil:
-			must("settings_unknown", id, "The login of repmgr must be a superuser, or be granted SELECT on pg_file_settings and EXECUTE on pg_show_all_file_settings().", "its settings can not be read: %v", f.Servers[id].Err)
-		case p.Running == election.Standby && p.Role == election.Standby && !p.Receiving:
-			must("not_attached", id, "Mend that first: see repmgr node status on it.", "it does not stream now, so nobody could tell when it is back")
+			must("settings_unknown", id, "The login of repmgr must be a superuser, or be granted what it lacks there: SELECT on pg_file_settings, EXECUTE on pg_show_all_file_settings(), ALTER SYSTEM.", "its settings can not be read or set: %v", f.Servers[id].Err)
 		}
 		if why := switchover.Keeps(id, f.Peers, f.Required); why != "" && id != f.Rule.Primary && p.Answer == election.Answers {
 			all.Warnings = append(all.Warnings, plan.Obstacle{Code: "commits_wait", Node: f.Names[id], Text: "commits wait while it is down: " + why, Force: true})
 		}
 	}
+	for _, p := range f.Peers {
+		switch now := time.Now(); {
+		case p.Answer == election.Answers && p.Running == election.Standby && p.Role == election.Standby && !p.Receiving:
+			must("not_attached", p.ID, "Mend that first: see repmgr node status on it.", "it does not stream now")
+		case p.Restart.Pending(now, p.Started) && p.Restart.Term == f.Rule.Term, p.Handover.ID != "" && p.Handover.Term == f.Rule.Term:
+			must("another_command", p.ID, "Wait for its outcome: repmgr cluster event.", "another restart or switchover is under way there")
+		}
+	}
 	before, after, wrong := f.order()
 	all.Obstacles = append(all.Obstacles, wrong...)
+	for _, id := range after {
+		if p := voters.PeerOf(f.Peers, id); p.Delayed || p.ReplayPaused {
+			must("replays_later", id, "Let it replay first: recovery_min_apply_delay, pg_wal_replay_resume().", "a setting falls, and it does not replay that at once, so it would not start")
+		}
+	}
+	if f.chosen(f.Rule.Primary) {
+		all.Obstacles = append(all.Obstacles, f.Primary.Obstacles...)
+		all.Warnings = append(all.Warnings, f.Primary.Warnings...)
+	}
 	order := before
 	if f.chosen(f.Rule.Primary) {
-		if f.How == Switchover && !f.mayHandOver(f.Target, after) {
+		if f.How == Switchover && f.Target != 0 && !f.mayHandOver(f.Target, after) {
 			must("no_switchover", f.Rule.Primary, "Restart it in its place.", "a switchover can not restart it: no standby could take over with the settings that all are to have")
 		}
 		order = append(order, f.Rule.Primary)

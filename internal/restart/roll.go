@@ -18,6 +18,7 @@ import (
 	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // Roll asks the daemons to restart their servers, from any machine. The methods are called in
@@ -35,8 +36,11 @@ type Roll struct {
 	Follow   time.Duration // until a standby streams again
 	Log      *slog.Logger
 
-	// HandOver makes a switchover to the target, and returns when the former primary streams from it.
-	HandOver func(ctx context.Context, target int32) error
+	// Shutdown is the plan of a shutdown of the primary: what stands in the way of that.
+	Shutdown func(ctx context.Context, target int32, how How) (plan.Plan, error)
+	// RestartPrimary restarts the server of the primary in its place, or makes a switchover to the target, and returns
+	// when the former primary streams from that.
+	RestartPrimary func(ctx context.Context, target int32, how How) error
 
 	// Look sets these.
 	Plan    plan.Plan
@@ -75,21 +79,37 @@ func (r *Roll) Look(ctx context.Context) error {
 		}
 	}
 	f.look(ctx, r.Watch)
-	begun, err := r.unfinished(ctx, f.Rule.Primary)
+	wanted := func(n registry.Record) bool {
+		s := f.Servers[int32(n.ID)]
+		return (len(r.Nodes) == 0 || slices.Contains(r.Nodes, n.ID)) && !(r.Pending && s.Err == nil && len(s.Pending) == 0)
+	}
+	var names []string
+	for _, n := range r.Watch.Records() {
+		if wanted(n) {
+			names = append(names, n.Name)
+		}
+	}
+	done, err := r.unfinished(ctx, f.Rule.Primary, names)
 	if err != nil {
 		return err
 	}
 	for _, n := range r.Watch.Records() {
-		id := int32(n.ID)
+		p := voters.PeerOf(peers, int32(n.ID))
+		well := p.Answer == election.Answers && (p.Running == election.Primary || p.Receiving) && len(f.Servers[p.ID].Pending) == 0
 		switch {
-		case len(r.Nodes) > 0 && !slices.Contains(r.Nodes, n.ID), r.Pending && f.Servers[id].Err == nil && len(f.Servers[id].Pending) == 0:
-		case slices.Contains(begun, n.ID):
+		case !wanted(n):
+		case well && slices.Contains(done, n.ID):
 			r.Skipped = append(r.Skipped, n)
 		default:
-			f.Chosen = append(f.Chosen, id)
+			f.Chosen = append(f.Chosen, p.ID)
 		}
 	}
 	f.Target = switchover.Choose(r.Policy, f.Rule, peers)
+	if f.chosen(f.Rule.Primary) && f.Target != 0 {
+		if f.Primary, err = r.Shutdown(ctx, f.Target, r.How); err != nil {
+			return err
+		}
+	}
 	r.facts = f
 	r.Plan, r.order = f.Plan()
 	return nil
@@ -106,8 +126,8 @@ const (
 	ended = "done: "
 )
 
-// unfinished are the nodes that the newest command has restarted, if it did not end.
-func (r *Roll) unfinished(ctx context.Context, primary int32) (done []registry.NodeID, err error) {
+// unfinished are the nodes that the newest command has restarted, if it was for the same nodes and did not end.
+func (r *Roll) unfinished(ctx context.Context, primary int32, names []string) (done []registry.NodeID, err error) {
 	if r.Anew {
 		return nil, nil
 	}
@@ -123,6 +143,10 @@ func (r *Roll) unfinished(ctx context.Context, primary int32) (done []registry.N
 		case e.Type == registry.EventNodeRestart && e.Success:
 			done = append(done, e.NodeID)
 		case e.Type == registry.EventClusterRestart && strings.HasPrefix(e.Details, begun) && time.Since(e.At) < resumeWithin:
+			before := strings.Split(strings.TrimPrefix(e.Details, begun), ", ")
+			if slices.Sort(before); !slices.Equal(before, slices.Sorted(slices.Values(names))) {
+				return nil, nil
+			}
 			return done, nil
 		case e.Type == registry.EventClusterRestart:
 			return nil, nil
@@ -156,19 +180,29 @@ func (r *Roll) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	_, after, _ := r.facts.order()
 	for _, id := range r.order {
 		began := time.Now()
+		if rule := voters.NewestRule(r.Watch.Refresh(ctx, r.Watch.Settings().SilenceTimeout)); rule.Term != r.facts.Rule.Term {
+			return failure.WithHint(failure.Of(failure.ErrRefused, "%s is the primary meanwhile, in term %d: the rest is left as it is", r.Watch.Record(rule.Primary), rule.Term), "See repmgr cluster failovers, and run the command again.")
+		}
+		if slices.Contains(after, id) {
+			if err := r.awaitReplay(ctx, id); err != nil {
+				return fmt.Errorf("%s: %w", r.Watch.Record(id), err)
+			}
+		}
 		done := Restarted{ID: registry.NodeID(id), Name: r.facts.Names[id], How: InPlace}
 		if id == r.facts.Rule.Primary {
 			done.How = r.shorter(ctx)
 		}
 		var err error
-		if done.How == Switchover {
-			if err = r.HandOver(ctx, r.facts.Target); err == nil {
-				err = r.write(ctx, registry.Event{NodeID: done.ID, Node: done.Name, Type: registry.EventNodeRestart, Success: true, Details: "restarted by a switchover"})
-			}
+		if id == r.facts.Rule.Primary {
+			done.Down, err = r.restartPrimary(ctx, done.How)
 		} else {
 			done.Down, err = r.restart(ctx, id)
+		}
+		if err == nil { // on the clock of the primary, as what begins and ends the command
+			err = r.write(ctx, registry.Event{NodeID: done.ID, Node: done.Name, Type: registry.EventNodeRestart, Success: true, Details: "the server was restarted: " + string(done.How)})
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.Watch.Record(id), err)
@@ -233,21 +267,91 @@ func (r *Roll) shorter(ctx context.Context) How {
 	if !known {
 		bySwitchover = assumedSwitchover
 	}
-	how := Switchover
-	if inPlace > 0 && inPlace < bySwitchover {
-		how = InPlace
+	how := InPlace // also where nothing was measured
+	if inPlace > bySwitchover {
+		how = Switchover
 	}
 	r.Log.Info("how the primary is restarted", "how", string(how), "longest_restart", inPlace.Round(time.Millisecond), "switchover", bySwitchover.Round(time.Millisecond), "switchover_measured", known)
 	return how
 }
 
-// restart asks one daemon, and waits until its node does again what it did before.
+// restartPrimary restarts the server of the primary, and waits until all stream from a primary again that did.
+func (r *Roll) restartPrimary(ctx context.Context, how How) (down time.Duration, err error) {
+	seen := make(chan time.Duration, 1)
+	watched, stop := context.WithCancel(ctx)
+	go func() { seen <- r.measureDown(watched, r.facts.Rule.Primary) }()
+	err = r.RestartPrimary(ctx, r.facts.Target, how)
+	stop()
+	if down = <-seen; err != nil {
+		return 0, err
+	}
+	if how == Switchover {
+		down = 0
+		r.facts.Rule = voters.NewestRule(r.Watch.Refresh(ctx, r.Watch.Settings().SilenceTimeout)) // it was meant to change
+	}
+	return down, r.await(ctx, r.Follow, "a standby does not stream again", func(peers []election.Peer) bool {
+		return !slices.ContainsFunc(r.facts.Peers, func(p election.Peer) bool {
+			return p.Receiving && p.ID != r.facts.Rule.Primary && !voters.PeerOf(peers, p.ID).Receiving
+		})
+	})
+}
+
+// measureDown is for how long the server of a node did not answer, as seen until ctx ends.
+func (r *Roll) measureDown(ctx context.Context, id int32) (down time.Duration) {
+	var gone time.Time
+	for ctx.Err() == nil {
+		answers, now := voters.PeerOf(r.Watch.Peers(), id).Answer == election.Answers, time.Now()
+		switch {
+		case !answers && gone.IsZero():
+			gone = now
+		case answers && !gone.IsZero():
+			down, gone = max(down, now.Sub(gone)), time.Time{}
+		}
+		_ = wait.Pause(ctx, 2*postgres.PollInterval)
+	}
+	return down
+}
+
+// awaitReplay waits until a standby has replayed what the primary has written so far: it would not start with less of
+// a setting than the WAL that it has replayed says.
+func (r *Roll) awaitReplay(ctx context.Context, id int32) error {
+	var lsn wal.LSN
+	if err := r.on(ctx, r.facts.Rule.Primary, func(n *registry.Server) error {
+		return n.Conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()`).Scan(&lsn)
+	}); err != nil {
+		return err
+	}
+	return r.await(ctx, r.Follow, "it has not replayed the new settings of the primary", func(peers []election.Peer) bool {
+		return voters.PeerOf(peers, id).Replayed >= lsn
+	})
+}
+
+// await asks all voters until done accepts their answers, for no longer than limit.
+func (r *Roll) await(ctx context.Context, limit time.Duration, late string, done func([]election.Peer) bool) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "%s within %s", late, limit), "See repmgr cluster show. Run the command again when that is well: it goes on with the nodes that are left."))
+	defer cancel()
+	for !done(r.Watch.Refresh(ctx, r.Watch.Settings().SilenceTimeout/2)) {
+		if err := wait.Pause(ctx, 2*postgres.PollInterval); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restart asks the daemon of a standby or a witness, and waits until its node does again what it did before.
 func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err error) {
 	was := voters.PeerOf(r.Watch.Peers(), id)
-	ask := election.Restart{ID: strings.ToLower(rand.Text()[:8]), Limit: r.Limit}
+	ask := election.Restart{ID: strings.ToLower(rand.Text()[:8]), Term: r.facts.Rule.Term, Limit: r.Limit}
 	if err := r.on(ctx, id, func(n *registry.Server) error {
 		if err := n.Conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&ask.Asked); err != nil {
 			return n.QueryError("read the clock", err)
+		}
+		old, err := n.Restart(ctx)
+		switch {
+		case err != nil:
+			return err
+		case old.Pending(ask.Asked, was.Started):
+			return failure.WithHint(failure.Of(failure.ErrRefused, "it was asked to restart by another command (request %s)", old.ID), "Wait for its outcome: repmgr cluster event.")
 		}
 		ask.Until = ask.Asked.Add(beginWithin)
 		return n.SetRestart(ctx, ask)
@@ -283,8 +387,9 @@ func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err e
 			if why := r.failure(limited, ask.ID); why != "" {
 				return 0, failure.Of(failure.ErrServerControl, "%s", why)
 			}
-		case me.Answer == election.Answers && me.Restart.ID == ask.ID && !restarted && !me.Monitored && now.Sub(sent) > beginWithin+r.Watch.Settings().SilenceTimeout:
-			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "no daemon runs there any more"), "Start repmgrd there, and run the command again.")
+		case me.Answer == election.Answers && me.Restart.ID == ask.ID && !me.Restart.Begun && !restarted && now.Sub(sent) > beginWithin+r.Watch.Settings().SilenceTimeout:
+			_ = r.on(ctx, id, func(n *registry.Server) error { return n.SetRestart(ctx, election.Restart{}) }) // it is void
+			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "its daemon did not begin within %s: it does not run, is paused, busy, or of an older version", beginWithin), "Look at its log. repmgr service status says whether it runs.")
 		}
 		if err := wait.Pause(limited, 2*postgres.PollInterval); err != nil {
 			return 0, err
@@ -293,7 +398,7 @@ func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err e
 }
 
 // asBefore reports whether a node does again what it did before its restart: a standby streams,
-// and commits wait for it again where they did; from a primary all standbys stream that did.
+// and commits wait for it again where they did.
 func (r *Roll) asBefore(was, me election.Peer, peers []election.Peer) bool {
 	rule := voters.NewestRule(peers)
 	switch {
@@ -301,8 +406,6 @@ func (r *Roll) asBefore(was, me election.Peer, peers []election.Peer) bool {
 		return false
 	case me.Role == election.Witness:
 		return true
-	case me.Running == election.Primary:
-		return rule.Primary == me.ID && !slices.ContainsFunc(r.facts.Peers, func(p election.Peer) bool { return p.Receiving && !voters.PeerOf(peers, p.ID).Receiving })
 	case !me.Receiving:
 		return false
 	}

@@ -2,14 +2,17 @@ package restart
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
-	"github.com/pgrepmgr/repmgr/internal/service"
 	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -21,12 +24,15 @@ const (
 	StepStarted    = "restart_started"
 )
 
-// Work is the restart of the local server, as its daemon carries it out.
+// Work is the restart of the server of a standby or a witness, as its daemon carries it out.
 type Work struct {
-	service.Commands
 	Request election.Restart
+	Server  *postmaster.Server
+	Witness bool // else it must be a standby
 	Log     *slog.Logger
 
+	// Connect opens a connection to the server.
+	Connect func(context.Context) (*registry.Server, error)
 	// Suspend leaves starting and stopping the server to this restart, until resume is called.
 	Suspend func() (resume func())
 
@@ -39,27 +45,27 @@ func (w *Work) done(step, evidence string) {
 }
 
 // Run restarts the server. One that was stopped already is only started. A shutdown that takes
-// longer than the limit is ended by force: it can not be taken back. The request is removed,
-// whatever comes of it.
+// longer than the limit is ended by force: it can not be taken back, and a standby loses nothing
+// by it. The request is removed, whatever comes of it.
 func (w *Work) Run(ctx context.Context) error {
 	w.start = time.Now()
-	ctx = context.WithoutCancel(ctx) // each step has a limit, and a server that was stopped is to be started
-	defer w.Suspend()()
-	defer w.forget(ctx)
+	defer w.forget(context.WithoutCancel(ctx))
+	if !w.Witness && !w.standby() {
+		return failure.Of(failure.ErrRefused, "the server in %s would not start as a standby: it has no standby.signal", w.Server.Dir)
+	}
 	if w.Server.Runs() {
-		w.checkpoint(ctx)
-		if w.Restart != "" {
-			_, err := w.Commands.Run(ctx, service.Restart, service.Options{})
+		if err := w.begin(ctx); err != nil {
 			return err
 		}
+	}
+	ctx = context.WithoutCancel(ctx) // what was stopped is to be started
+	defer w.Suspend()()
+	if w.Server.Runs() {
 		if err := w.stop(ctx); err != nil {
 			return err
 		}
 	}
 	w.done(StepStopped, "the server is down")
-	if err := w.Screen(ctx, false); err != nil {
-		return err
-	}
 	if err := w.Server.Start(ctx); err != nil {
 		return failure.WithHint(err, "Mend its configuration, start it, and run repmgr cluster restart again: it goes on with the nodes that are left.")
 	}
@@ -67,38 +73,64 @@ func (w *Work) Run(ctx context.Context) error {
 	return nil
 }
 
-// checkpoint makes the checkpoint of the shutdown short. Not every login may write one.
-func (w *Work) checkpoint(ctx context.Context) {
-	n, err := w.Connect(ctx)
-	if err == nil {
-		defer n.Close()
-		err = n.Checkpoint(ctx)
-	}
-	if err != nil {
-		w.Log.Warn("restart: no checkpoint before the shutdown", "err", err)
-		return
-	}
-	w.done(StepCheckpoint, "a checkpoint was written")
+// standby reports whether the server would start as a standby that ends its recovery only when it
+// is told to.
+func (w *Work) standby() bool {
+	_, err := os.Stat(filepath.Join(w.Server.Dir, "standby.signal"))
+	return err == nil
 }
 
+// begin makes the checkpoint of the shutdown short, for which there is a limit, and notes that
+// the server is about to be told to end.
+func (w *Work) begin(ctx context.Context) error {
+	n, err := w.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	limited, cancel := context.WithTimeoutCause(ctx, w.Request.Limit, fmt.Errorf("not done within %s", w.Request.Limit))
+	defer cancel()
+	if err := n.Checkpoint(limited); err != nil { // not every login may write one
+		w.Log.Warn("restart: no checkpoint before the shutdown", "err", err)
+	} else {
+		w.done(StepCheckpoint, "a checkpoint was written")
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	begun := w.Request
+	begun.Begun = true
+	return n.SetRestart(ctx, begun)
+}
+
+// stop ends the server: by force only where the time is over.
 func (w *Work) stop(ctx context.Context) error {
 	srv := *w.Server
 	srv.StopTimeout = w.Request.Limit
 	err := srv.Stop(ctx)
-	if err == nil || !w.Server.Runs() {
-		return err
+	switch {
+	case err == nil:
+		return nil
+	case w.Server.Runs() && !errors.Is(err, failure.ErrTimeout):
+		return err // it was not told to end
+	case w.Server.Runs():
+		w.Log.Warn("restart: the shutdown did not end in time, so the server is ended by force", "err", err)
 	}
-	w.Log.Warn("restart: the shutdown did not end, so the server is ended by force", "err", err)
-	return w.Server.Fence(ctx)
+	return w.Server.Fence(ctx) // also what the server has left running
 }
 
-// forget removes the request.
+// forget removes the request, but no other one.
 func (w *Work) forget(ctx context.Context) {
 	var err error
 	if !w.Server.Runs() {
-		err = postmaster.SetAutoConf(w.Server.Dir, nil, []string{registry.RestartSetting})
+		if _, ours := w.inFile(); ours {
+			err = postmaster.SetAutoConf(w.Server.Dir, nil, []string{registry.RestartSetting})
+		}
 	} else if n, failed := w.Connect(ctx); failed == nil {
-		err = n.SetRestart(ctx, election.Restart{})
+		var now election.Restart
+		if now, err = n.Restart(ctx); err == nil && now.ID == w.Request.ID {
+			err = n.SetRestart(ctx, election.Restart{})
+		}
 		n.Close()
 	} else {
 		err = failed
@@ -108,22 +140,33 @@ func (w *Work) forget(ctx context.Context) {
 	}
 }
 
+func (w *Work) inFile() (r election.Restart, ours bool) {
+	r = inFile(w.Server)
+	return r, r.ID == w.Request.ID
+}
+
+// inFile is the request in the configuration of a server. The zero value: there is none.
+func inFile(srv *postmaster.Server) election.Restart {
+	text, err := postmaster.ReadAutoConf(srv.Dir)
+	if err != nil {
+		return election.Restart{}
+	}
+	set, err := ballot.FileSettings(text)
+	if err != nil {
+		return election.Restart{}
+	}
+	return registry.ParseRestart(set[registry.RestartSetting])
+}
+
 // LeftBehind is the restart that a daemon has begun on a server that is down, and did not live to end. ok is
-// false where there is none, or it is too old.
+// false where there is none, where the server ended at another time, and where that is too long ago.
 func LeftBehind(srv *postmaster.Server, now time.Time) (r election.Restart, ok bool) {
 	if srv.Runs() {
 		return r, false
 	}
-	text, err := postmaster.ReadAutoConf(srv.Dir)
-	if err != nil {
-		return r, false
-	}
-	set, err := ballot.FileSettings(text)
-	if err != nil {
-		return r, false
-	}
-	r = registry.ParseRestart(set[registry.RestartSetting])
-	return r, r.ID != "" && srv.EndedAt().After(r.Asked) && now.Before(r.Until.Add(r.Limit+lateStart))
+	r, ended := inFile(srv), srv.EndedAt()
+	late := r.Until.Add(r.Limit)
+	return r, r.ID != "" && r.Begun && ended.After(r.Asked) && ended.Before(late) && now.Before(late.Add(lateStart))
 }
 
 // lateStart is how long after its shutdown a server is still started by the next daemon.

@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
-	"github.com/pgrepmgr/repmgr/internal/service"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -25,25 +25,33 @@ func TestLeftBehind(t *testing.T) {
 	connect := func(ctx context.Context) (*registry.Server, error) {
 		return registry.Connect(ctx, "", server.Conninfo())
 	}
-	ask := func(asked time.Time) {
+	ask := func(asked time.Time, begun bool) {
 		n, err := connect(ctx)
 		require.NoError(t, err)
 		defer n.Close()
-		require.NoError(t, n.SetRestart(ctx, election.Restart{ID: "x", Asked: asked, Until: asked.Add(beginWithin), Limit: time.Minute}))
+		require.NoError(t, n.SetRestart(ctx, election.Restart{ID: "x", Term: 1, Asked: asked, Until: asked.Add(beginWithin), Limit: time.Minute, Begun: begun}))
 	}
-	ask(time.Now())
-	_, ok := LeftBehind(srv, time.Now())
+	leftBehind := func(now time.Time) (election.Restart, bool) { return LeftBehind(srv, now) }
+	ask(time.Now(), false)
+	server.Stop("fast")
+	_, ok := leftBehind(time.Now())
+	require.False(t, ok, "no daemon has begun: somebody else has stopped it")
+	server.StartAgain()
+	ask(time.Now(), true)
+	_, ok = leftBehind(time.Now())
 	require.False(t, ok, "it runs")
 	server.Stop("fast")
-	request, ok := LeftBehind(srv, time.Now())
+	request, ok := leftBehind(time.Now())
 	require.True(t, ok)
-	_, ok = LeftBehind(srv, time.Now().Add(time.Hour))
+	_, ok = leftBehind(time.Now().Add(time.Hour))
 	require.False(t, ok, "it is too late")
 
-	w := Work{
-		Request: request, Log: slog.New(slog.DiscardHandler), Suspend: func() func() { return func() {} },
-		Commands: service.Commands{Server: srv, Connect: connect, Screen: func(context.Context, bool) error { return nil }},
-	}
+	w := Work{Request: request, Server: srv, Log: slog.New(slog.DiscardHandler), Suspend: func() func() { return func() {} }, Connect: connect}
+	require.ErrorIs(t, w.Run(ctx), failure.ErrRefused, "it would start as a primary")
+	server.StartAgain()
+	ask(request.Asked, true)
+	server.Stop("fast")
+	w.Witness = true
 	require.NoError(t, w.Run(ctx))
 	t.Cleanup(server.Kill)
 	require.Equal(t, "t", server.QueryString(t, `SELECT pg_postmaster_start_time() > $1`, request.Asked))
@@ -51,8 +59,8 @@ func TestLeftBehind(t *testing.T) {
 	require.NoError(t, err)
 	require.NotContains(t, text, registry.RestartSetting)
 
-	ask(time.Now().Add(time.Hour))
+	ask(time.Now().Add(time.Hour), true)
 	server.Stop("fast")
-	_, ok = LeftBehind(srv, time.Now())
+	_, ok = leftBehind(time.Now())
 	require.False(t, ok, "it ended before it was asked to restart")
 }

@@ -28,6 +28,8 @@ type Ask struct {
 	Limit  time.Duration
 	Force  bool
 
+	Restart bool // the primary is only to be restarted in its place; the target is elected where it does not start
+
 	// Look sets these.
 	Plan         plan.Plan
 	From, Target registry.Record
@@ -64,6 +66,7 @@ func (a *Ask) Look(ctx context.Context) error {
 	}
 	return a.onPrimary(ctx, func(n *registry.Server) error {
 		f, err := Look(ctx, n, a.Watch, a.To)
+		f.InPlace = a.Restart
 		a.Plan = f.Plan(a.Policy, a.Limits)
 		return err
 	})
@@ -97,7 +100,7 @@ func (a *Ask) Request(ctx context.Context) error {
 		if a.At.After(now) {
 			begin, a.Later = a.At, a.At.Sub(now) > beginWithin
 		}
-		a.sent = election.Handover{ID: strings.ToLower(rand.Text()[:8]), Term: term, Target: a.To, Start: begin, Until: begin.Add(beginWithin), Limit: a.Limit, Force: a.Force}
+		a.sent = election.Handover{ID: strings.ToLower(rand.Text()[:8]), Term: term, Target: a.To, Start: begin, Until: begin.Add(beginWithin), Limit: a.Limit, Force: a.Force, Restart: a.Restart}
 		return n.SetHandover(ctx, a.sent)
 	})
 }
@@ -115,6 +118,8 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 		switch {
 		case rule.Term > a.sent.Term && now.Answer == election.Answers && now.Running == election.Primary && now.Rule.Compare(rule) >= 0:
 			return rule.Term, a.Watch.Record(rule.Primary), nil
+		case a.Restart && rule.Term == a.sent.Term && old.Answer == election.Answers && old.Running == election.Primary && old.Started.After(a.sent.Start):
+			return rule.Term, a.From, nil
 		case rule.Term == a.sent.Term && old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID != a.sent.ID:
 			return 0, a.From, a.failed(ctx)
 		case old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID == a.sent.ID && !old.Monitored && time.Now().After(void):

@@ -17,6 +17,7 @@ type Facts struct {
 	Primary, Target registry.Record
 	Names           map[int32]string // of all registered nodes
 
+	InPlace  bool      // the primary is only restarted; the target is there in case that it does not start
 	Servers  [2]Server // of the primary and of the target
 	Shutdown Shutdown
 }

@@ -86,6 +86,9 @@ func (h *Handover) Run(ctx context.Context) error {
 	if err := h.stop(ctx); err != nil {
 		return h.goOn(ctx, err)
 	}
+	if h.Request.Restart && h.restart(ctx) {
+		return nil
+	}
 	pledged, err := h.elect(ctx)
 	switch {
 	case err == nil:
@@ -126,12 +129,13 @@ func (h *Handover) check(ctx context.Context, n *registry.Server) error {
 	if err != nil {
 		return err
 	}
+	facts.InPlace = h.Request.Restart
 	p := facts.Plan(h.Policy, h.Limits)
 	for _, w := range p.Warnings {
 		h.Log.Warn("switchover: "+w.String(), "hint", w.Hint)
 	}
 	if left := p.Standing(h.Request.Force); len(left) > 0 {
-		return Refused("switchover", left)
+		return Refused(map[bool]string{false: "switchover", true: "restart"}[h.Request.Restart], left)
 	}
 	h.done(StepChecked, "%s can become the primary", h.target)
 	return nil
@@ -369,6 +373,23 @@ func (h *Handover) goOn(ctx context.Context, why error) error {
 	}
 	h.forget(ctx)
 	return failure.WithHint(fmt.Errorf("%w; %s goes on as the primary", why, h.Self), "%s", failure.Hint(why))
+}
+
+// restart starts the server again as the primary, because it was only to be restarted. Where it does
+// not start, false is returned, and the target is elected: it has everything.
+func (h *Handover) restart(ctx context.Context) bool {
+	ctx = context.WithoutCancel(ctx)
+	may, err := h.MayRun(ctx)
+	if err == nil && may {
+		err = h.Server.Start(ctx)
+	}
+	if err != nil || !may {
+		h.Log.Error("the primary was restarted, and does not start: another node is elected", "err", err)
+		return false
+	}
+	h.done(StepRestarted, "%s is the primary again", h.Self)
+	h.forget(ctx)
+	return true
 }
 
 // giveUp starts the server as a standby without an upstream. The notices stay, so that the daemons

@@ -21,6 +21,7 @@ const (
 	StepReceived     = "received"
 	StepElected      = "elected"
 	StepReturned     = "returned"
+	StepRestarted    = "restarted" // instead of the last two, where the primary is only restarted
 )
 
 // Limits are the thresholds of the configuration.
@@ -127,7 +128,7 @@ func (f Facts) followers(may, warn adder) {
 			small = append(small, fmt.Sprintf("%s %d (%d)", name, f.Servers[0].Capacity[name], n))
 		}
 	}
-	if slices.Sort(small); len(small) > 0 {
+	if slices.Sort(small); len(small) > 0 && !f.InPlace {
 		may("primary_settings", f.Primary.Name, "Raise them there to the values in parentheses (ALTER SYSTEM): the switchover restarts it.", "as a standby it could not replay, because these settings are smaller than those of the target: %s", strings.Join(small, ", "))
 	}
 	if !f.Servers[0].Rewinds {
