@@ -125,11 +125,13 @@ func cluster(t *testing.T, count int, extra ...string) (all []*host) {
 		h.watch(t)
 	}
 	pgtest.WaitFor(t, "all daemons", func(context.Context) error {
-		if out, code := primary.sh(t, "repmgr service status --csv"); code != 0 || strings.Count(out, ",running,") < 2*count-1 {
+		if out, code := primary.sh(t, `repmgr service status --csv | awk -F, '$5 == 1 && $6 > 0'`); code != 0 || strings.Count(out, "\n") < count {
 			return fmt.Errorf("%d: %s", code, out)
 		}
-		if out, code := primary.sh(t, "repmgr -f $C standby switchover --dry-run 2>&1"); code != 0 {
-			return errors.New(out)
+		if count > 2 {
+			if out, code := all[1].sh(t, "repmgr -f $C standby switchover --dry-run 2>&1"); code != 0 {
+				return errors.New(out)
+			}
 		}
 		return nil
 	})
@@ -159,7 +161,7 @@ func TestLines(t *testing.T) {
 		"registered already? no":          {other, `repmgr node check --role -f $C >/dev/null 2>&1 || echo no`, "no\n", 0},
 		"HCL Digital Experience":          {standby, `repmgr cluster show --compact --terse 2>/dev/null | grep "primary" | awk '{split($0,a,"|"); print a[2]}' | xargs`, "node1\n", 0},
 		"French backup suite":             {standby, `repmgr -f $C cluster show 2>/dev/null | awk -F '|' '$3 ~ "primary" {print $2}' | tr -d ' '`, "node1\n", 0},
-		"pgnode wrapper, nodes that run":  {standby, `repmgr -f $C cluster show --csv 2>/dev/null | awk -F, '$3 == 0' | wc -l`, "0\n", 0},
+		"pgnode wrapper, the primary":     {standby, `repmgr -f $C cluster show --csv 2>/dev/null | awk -F, '$3 == 0' | cut -d, -f1`, "1\n", 0},
 		"Consul leader script":            {standby, `repmgr node status --csv 2>/dev/null | grep "Node ID" | cut -d, -f 2 | sed 's/"//g'`, "2\n", 0},
 		"Proxmox scripts":                 {standby, `repmgr node status --csv 2>/dev/null | grep '"Role"'`, `^"Role",.*standby`, 0},
 		"Caco":                            {standby, `repmgr cluster show --compact 2>/dev/null`, `^(?m)^\s+[0-9]{1,}\s+\|\s+node2\s+\|`, 0},
@@ -252,7 +254,6 @@ func TestWhoIsThePrimary(t *testing.T) {
 	require.NoError(t, agree(nodes[0]))
 	nodes[0].stop()       // the whole container ends
 	nodes[0].Stop("fast") // pre-stop
-	require.NoError(t, agree(nodes[0]), "before the failover they still agree")
 	var winner *host
 	pgtest.WaitFor(t, "another primary", func(context.Context) error {
 		for _, n := range nodes[1:] {

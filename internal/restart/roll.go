@@ -81,7 +81,7 @@ func (r *Roll) Look(ctx context.Context) error {
 	f.look(ctx, r.Watch)
 	wanted := func(n registry.Record) bool {
 		s := f.Servers[int32(n.ID)]
-		return (len(r.Nodes) == 0 || slices.Contains(r.Nodes, n.ID)) && !(r.Pending && s.Err == nil && len(s.Pending) == 0)
+		return (len(r.Nodes) == 0 || slices.Contains(r.Nodes, n.ID)) && (!r.Pending || s.Err != nil || len(s.Pending) > 0)
 	}
 	var names []string
 	for _, n := range r.Watch.Records() {
