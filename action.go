@@ -21,6 +21,9 @@ import (
 // startTask starts a long action in a goroutine of its own. Only one runs at a time. Where one
 // runs already, nothing is started: the next decision asks for it again.
 func (m *Monitor) startTask(ctx context.Context, a election.Action) {
+	if m.tasks.current.Is(election.RunChildrenCommand) { // nothing waits for it
+		m.endTask()
+	}
 	if m.tasks.current != nil || a.Verb == election.Rejoin && m.outbox.Storing() { // the next decision asks for it again
 		return
 	}
@@ -230,7 +233,7 @@ func (m *Monitor) runFollowCommand(ctx context.Context) {
 
 // runChildrenCommand runs child_nodes_disconnect_command.
 func (m *Monitor) runChildrenCommand(ctx context.Context, c *Cluster) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, childrenCommandLimit, fmt.Errorf("it did not end within %s", childrenCommandLimit))
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("it did not end within one minute"))
 	defer cancel()
 	out, err := shell.Run(ctx, c.cfg.ChildNodesDisconnectCommand, map[byte]shell.Value{'p': {Env: "REPMGR_PRIMARY_NODE_ID", Text: c.cfg.NodeID.String()}})
 	e := Event{Type: EventChildNodesDisconnectCommand, Success: err == nil, Details: "too few standbys are attached: child_nodes_disconnect_command was run"}
@@ -240,8 +243,6 @@ func (m *Monitor) runChildrenCommand(ctx context.Context, c *Cluster) error {
 	m.tellLater(e)
 	return err
 }
-
-const childrenCommandLimit = time.Minute
 
 // followWinner makes the local standby follow the primary that the newest rule names. Where
 // follow_command is set, it is run instead.

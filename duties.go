@@ -446,8 +446,7 @@ func (m *Monitor) saveState(o election.Observation) {
 	m.stateFile.Keep(m.keeperDaemon(), now)
 }
 
-// resume completes what this daemon's predecessor did not live to complete: the restart of the server, and
-// the handover that ended between the shutdown and the election, where the server is brought back with a vote.
+// resume completes a restart of the server that this daemon's predecessor has begun, or brings it back with a vote after a handover.
 func (m *Monitor) resume(ctx context.Context, o election.Observation) {
 	if o.Local.Up || o.Self == 0 || m.tasks.current != nil || m.manual() || m.presence.yielding || election.Paused(o.Peers) {
 		return
@@ -477,8 +476,10 @@ func (m *Monitor) dropRequests(ctx context.Context, o election.Observation) {
 	}
 	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
-	if m.state.HandoverOver && me.Handover.ID != "" && me.Handover.ID == m.state.Handover.ID && o.Local.InRecovery {
-		m.report("removing the notice of a switchover", m.node.Local.SetHandover(ctx, election.Handover{}))
+	notice := o.Rule.Primary != o.Self && m.state.HandoverOver && me.Handover.ID == m.state.Handover.ID
+	missed := o.Rule.Primary == o.Self && me.Handover.Hold == 0 && !me.Handover.Begun && m.tasks.current == nil && o.Now.After(me.Handover.Until)
+	if me.Handover.ID != "" && (notice || missed) {
+		m.report("removing a switchover that is over", m.node.Local.SetHandover(ctx, election.Handover{}))
 	}
 	if m.tasks.current == nil && me.Restart.ID != "" && (!me.Restart.Pending(o.Now, me.Started) || me.Restart.Term != o.Rule.Term) {
 		m.report("removing a request for a restart", m.node.Local.SetRestart(ctx, election.Restart{}))

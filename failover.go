@@ -351,11 +351,10 @@ func (c *Cluster) Drain(ctx context.Context, o DrainOptions) (DrainResult, error
 	return res, switchover.AwaitDrained(ctx, w, int32(self.ID), c.cfg.Durability == DurabilityRequired, limit)
 }
 
-// RestartHow is how the server of the primary is restarted.
+// RestartHow is how the server of the primary is restarted. The zero value: whichever was measured to be shorter.
 type RestartHow = restart.How
 
 const (
-	RestartShorter    = restart.Shorter    // in whichever way has the shorter outage, as measured
 	RestartInPlace    = restart.InPlace    // it stays the primary
 	RestartSwitchover = restart.Switchover // it hands over, and comes back as a standby
 )
@@ -365,6 +364,7 @@ type RestartOptions struct {
 	Nodes   []NodeID      // only these. Empty: all registered nodes.
 	Pending bool          // only those where a setting waits for a restart
 	Primary RestartHow    // the zero value measures which way is shorter
+	Force   bool          // shut the primary down although a check fails that an operator may override
 	Anew    bool          // begin with the first node although an earlier command did not end
 	Timeout time.Duration // how long each shutdown may take before it is ended by force. Defaults to shutdown_check_timeout.
 	DryRun  bool          // make all checks and return the plan, change nothing
@@ -402,7 +402,7 @@ func (c *Cluster) RollingRestart(ctx context.Context, o RestartOptions) (Restart
 			return ask.Plan, err
 		},
 		RestartPrimary: func(ctx context.Context, target int32, how RestartHow) error {
-			sw, err := c.switchOver(ctx, time.Now(), c.askRestart(w, recs, target, how, o), SwitchoverOptions{})
+			sw, err := c.switchOver(ctx, time.Now(), c.askRestart(w, recs, target, how, o), SwitchoverOptions{Force: o.Force})
 			switch {
 			case err == nil && how == RestartInPlace && sw.To.ID != sw.From.ID:
 				err = hint(kind(ErrServerControl, "it did not start again, and %s is the primary now, in term %d", sw.To, sw.Term), "Look at the log of its server.")
@@ -416,7 +416,7 @@ func (c *Cluster) RollingRestart(ctx context.Context, o RestartOptions) (Restart
 	if res.Plan, res.Skipped = r.Plan, append(res.Skipped, r.Skipped...); err != nil {
 		return res, err
 	}
-	if left := res.Plan.Standing(false); len(left) > 0 {
+	if left := res.Plan.Standing(o.Force); len(left) > 0 {
 		return res, switchover.Refused("restart", left)
 	}
 	if !o.DryRun {
@@ -428,7 +428,7 @@ func (c *Cluster) RollingRestart(ctx context.Context, o RestartOptions) (Restart
 
 // askRestart asks the Monitor of the primary to restart its server.
 func (c *Cluster) askRestart(w *voters.Watch, recs []Record, target int32, how RestartHow, o RestartOptions) switchover.Ask {
-	ask := c.askSwitchover(w, recs, SwitchoverOptions{To: NodeID(target), Timeout: o.Timeout})
+	ask := c.askSwitchover(w, recs, SwitchoverOptions{To: NodeID(target), Timeout: o.Timeout, Force: o.Force})
 	ask.Restart = how != RestartSwitchover
 	return ask
 }

@@ -404,7 +404,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	o.Peers = m.watch.Peers()
 	o.Rule = voters.NewestRule(o.Peers)
 	o.Planned = m.stopsServer()
-	o.Busy, o.Interruptible, o.Last, o.Diverged = m.tasks.current != nil, m.tasks.current.Interruptible(), m.tasks.last, m.diverged()
+	o.Busy, o.Interruptible, o.Last, o.Diverged = m.tasks.current != nil && !m.tasks.current.Is(election.RunChildrenCommand), m.tasks.current.Interruptible(), m.tasks.last, m.diverged()
 	me := voters.PeerOf(o.Peers, self)
 	m.guard.NotePrimary(me)
 	if o.Local.Up {

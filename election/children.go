@@ -1,6 +1,9 @@
 package election
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Children says when a primary has too few standbys, so that child_nodes_disconnect_command is run.
 type Children struct {
@@ -49,6 +52,10 @@ func (p Policy) missChildren(d Decision, o Observation, lostNow bool) Decision {
 	switch {
 	case !p.Children.few(d.Next.Children, o.Peers):
 		d.Next.ChildrenFew = false
+	case slices.ContainsFunc(o.Peers, func(peer Peer) bool {
+		return peer.Restart.Term == o.Rule.Term && peer.Restart.Pending(o.Now, peer.Started)
+	}): // it is down on purpose
+		d.Next.ChildLostAt = o.Now
 	case p.Children.Command && !d.Next.ChildrenFew && !Paused(o.Peers) && !o.Busy && o.Now.Sub(d.Next.ChildLostAt) >= p.Children.After:
 		d.Next.ChildrenFew = true
 		d.Actions = append(d.Actions, Action{Verb: RunChildrenCommand})

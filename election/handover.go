@@ -28,6 +28,11 @@ func (h Handover) Due(now time.Time, r Rule) bool {
 	return h.ID != "" && h.Hold == 0 && !h.Begun && h.Term == r.Term && !now.Before(h.Start) && now.Before(h.Until)
 }
 
+// Pending reports whether the handover may still be begun, or is under way.
+func (h Handover) Pending(now time.Time, r Rule) bool {
+	return h.ID != "" && h.Term == r.Term && (h.Begun || now.Before(h.Until))
+}
+
 // LeftBehind reports whether the handover was begun in the term of the rule, and not ended: the
 // monitor of the primary that carried it out ended first, while its server went on.
 func (h Handover) LeftBehind(r Rule) bool {

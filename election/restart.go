@@ -21,7 +21,7 @@ func (r Restart) Due(now, started time.Time, rule Rule) bool {
 
 // Pending reports whether the request may still be carried out, or is being carried out.
 func (r Restart) Pending(now, started time.Time) bool {
-	return r.ID != "" && started.Before(r.Asked) && now.Before(r.Until.Add(r.Limit))
+	return r.ID != "" && started.Before(r.Asked) && now.Before(r.Until.Add(2*r.Limit)) // the checkpoint and the shutdown
 }
 
 // restarts adds to a decision that the local server is to be restarted, while the primary lives
@@ -33,10 +33,17 @@ func (p Policy) restarts(d Decision, o Observation) Decision {
 		me.Answer != Answers || !me.Restart.Due(o.Now, me.Started, o.Rule) || me.Restart.ID == d.Next.RestartBegun {
 		return d
 	}
+	var rest []int32 // without this node the primary needs a majority
 	for _, peer := range o.Peers {
-		if peer.ID != o.Self && (peer.Restart.Pending(o.Now, peer.Started) && peer.Restart.Term == o.Rule.Term || peer.Handover.ID != "" && peer.Handover.Term == o.Rule.Term) {
+		if peer.ID != o.Self && (peer.Restart.Pending(o.Now, peer.Started) && peer.Restart.Term == o.Rule.Term || peer.Handover.Pending(o.Now, o.Rule)) {
 			return d
 		}
+		if peer.ID != o.Self && peer.Answer == Answers {
+			rest = append(rest, peer.ID)
+		}
+	}
+	if !o.Rule.HeldBy(rest) {
+		return d
 	}
 	for _, a := range d.Actions {
 		switch a.Verb {

@@ -565,6 +565,7 @@ Example:
 }
 
 type clusterRestart struct {
+	force
 	dryRun
 	Node    []string `placeholder:"NODE" help:"only this node, by id or name; may be repeated"`
 	Pending bool     `help:"only nodes where a setting waits for a restart"`

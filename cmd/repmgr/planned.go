@@ -43,7 +43,7 @@ func (cmd *clusterRestart) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	o := repmgr.RestartOptions{Pending: cmd.Pending, Anew: cmd.Anew, Timeout: time.Duration(cmd.Timeout) * time.Second, DryRun: cmd.DryRun}
+	o := repmgr.RestartOptions{Force: cmd.Force, Pending: cmd.Pending, Anew: cmd.Anew, Timeout: time.Duration(cmd.Timeout) * time.Second, DryRun: cmd.DryRun}
 	if cmd.Primary != "shorter" {
 		o.Primary = repmgr.RestartHow(cmd.Primary)
 	}

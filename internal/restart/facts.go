@@ -109,6 +109,9 @@ func (f Facts) Plan() (plan.Plan, []int32) {
 		case f.Servers[id].Err != nil:
 			must("settings_unknown", id, "The login of repmgr must be a superuser, or be granted what it lacks there: SELECT on pg_file_settings, EXECUTE on pg_show_all_file_settings(), ALTER SYSTEM.", "its settings can not be read or set: %v", f.Servers[id].Err)
 		}
+		if rest := slices.DeleteFunc(election.IDs(voters.Answering(f.Peers)), func(o int32) bool { return o == id }); id != f.Rule.Primary && !f.Rule.HeldBy(rest) {
+			must("no_majority", id, "Start the other nodes first.", "while it is down no majority would answer, and the primary would be stopped")
+		}
 		if why := switchover.Keeps(id, f.Peers, f.Required); why != "" && id != f.Rule.Primary && p.Answer == election.Answers {
 			all.Warnings = append(all.Warnings, plan.Obstacle{Code: "commits_wait", Node: f.Names[id], Text: "commits wait while it is down: " + why, Force: true})
 		}
@@ -117,7 +120,7 @@ func (f Facts) Plan() (plan.Plan, []int32) {
 		switch now := time.Now(); {
 		case p.Answer == election.Answers && p.Running == election.Standby && p.Role == election.Standby && !p.Receiving:
 			must("not_attached", p.ID, "Mend that first: see repmgr node status on it.", "it does not stream now")
-		case p.Restart.Pending(now, p.Started) && p.Restart.Term == f.Rule.Term, p.Handover.ID != "" && p.Handover.Term == f.Rule.Term:
+		case p.Restart.Pending(now, p.Started) && p.Restart.Term == f.Rule.Term, p.Handover.Pending(now, f.Rule):
 			must("another_command", p.ID, "Wait for its outcome: repmgr cluster event.", "another restart or switchover is under way there")
 		}
 	}

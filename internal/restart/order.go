@@ -47,7 +47,7 @@ func (f Facts) order() (before, after []int32, obstacles []plan.Obstacle) {
 				never = append(never, fmt.Sprintf("%s would be %d here, and %d on the primary", name, ends, willRun[name]))
 			case s.Running[name] < willRun[name]:
 				first = append(first, name)
-			case chosen && ends < primary.Running[name]:
+			case chosen && ends < max(primary.Running[name], s.Running[name]): // also where the primary has less already, which it may not have replayed
 				last = append(last, name)
 			}
 		}

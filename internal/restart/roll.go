@@ -80,8 +80,8 @@ func (r *Roll) Look(ctx context.Context) error {
 	}
 	f.look(ctx, r.Watch)
 	wanted := func(n registry.Record) bool {
-		s := f.Servers[int32(n.ID)]
-		return (len(r.Nodes) == 0 || slices.Contains(r.Nodes, n.ID)) && (!r.Pending || s.Err != nil || len(s.Pending) > 0)
+		s, asked := f.Servers[int32(n.ID)]
+		return (len(r.Nodes) == 0 || slices.Contains(r.Nodes, n.ID)) && (!r.Pending || !asked || s.Err != nil || len(s.Pending) > 0)
 	}
 	var names []string
 	for _, n := range r.Watch.Records() {
@@ -168,7 +168,7 @@ func (r *Roll) on(ctx context.Context, id int32, f func(*registry.Server) error)
 // Run restarts the servers in the order of the plan. It ends with the first one that does not
 // come back as it was; the others are left as they are.
 func (r *Roll) Run(ctx context.Context) error {
-	if len(r.order) == 0 {
+	if len(r.order) == 0 && len(r.Skipped) == 0 {
 		return nil
 	}
 	var names []string
@@ -359,6 +359,7 @@ func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err e
 		return 0, err
 	}
 	limit := beginWithin + r.Limit + r.Start + r.Follow
+	fed := voters.PeerOf(r.Watch.Peers(), id).Feeds
 	limited, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "it is not back as it was within %s", limit),
 		"Look at the log of its repmgrd and of its server. When it is back, run the command again: it goes on with the nodes that are left."))
 	defer cancel()
@@ -375,7 +376,7 @@ func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err e
 			back = now
 		}
 		switch {
-		case restarted && r.asBefore(was, me, peers):
+		case restarted && r.asBefore(was, me, peers) && !slices.ContainsFunc(fed, func(child int32) bool { return !voters.PeerOf(peers, child).Receiving }):
 			if gone.IsZero() {
 				gone = back
 			}
@@ -387,7 +388,9 @@ func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err e
 			if why := r.failure(limited, ask.ID); why != "" {
 				return 0, failure.Of(failure.ErrServerControl, "%s", why)
 			}
-		case me.Answer == election.Answers && me.Restart.ID == ask.ID && !me.Restart.Begun && !restarted && now.Sub(sent) > beginWithin+r.Watch.Settings().SilenceTimeout:
+		case voters.NewestRule(peers).Term != ask.Term && !me.Restart.Begun && !restarted:
+			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "another primary was elected meanwhile, so it was not restarted"), "See repmgr cluster failovers, and run the command again.")
+		case me.Answer == election.Answers && !me.Restart.Begun && !restarted && now.Sub(sent) > beginWithin+r.Watch.Settings().SilenceTimeout:
 			_ = r.on(ctx, id, func(n *registry.Server) error { return n.SetRestart(ctx, election.Restart{}) }) // it is void
 			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "its daemon did not begin within %s: it does not run, is paused, busy, or of an older version", beginWithin), "Look at its log. repmgr service status says whether it runs.")
 		}

@@ -165,7 +165,7 @@ func LeftBehind(srv *postmaster.Server, now time.Time) (r election.Restart, ok b
 		return r, false
 	}
 	r, ended := inFile(srv), srv.EndedAt()
-	late := r.Until.Add(r.Limit)
+	late := r.Until.Add(2 * r.Limit)
 	return r, r.ID != "" && r.Begun && ended.After(r.Asked) && ended.Before(late) && now.Before(late.Add(lateStart))
 }
 

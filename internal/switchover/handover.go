@@ -283,6 +283,9 @@ func (h *Handover) vote(ctx context.Context) {
 
 // startAsStandby starts the server as a standby without an upstream, so that it has a vote.
 func (h *Handover) startAsStandby(ctx context.Context) error {
+	if h.Server.Runs() {
+		return failure.Of(failure.ErrRefused, "the server in %s runs", h.Server.Dir)
+	}
 	if err := h.Server.Mark(handedOver); err != nil {
 		return err
 	}
@@ -384,7 +387,7 @@ func (h *Handover) restart(ctx context.Context) bool {
 		err = h.Server.Start(ctx)
 	}
 	if err != nil || !may {
-		h.Log.Error("the primary was restarted, and does not start: another node is elected", "err", err)
+		h.Log.Error("the primary was restarted, and does not start: another node is elected", "err", errors.Join(err, h.Server.Fence(ctx)))
 		return false
 	}
 	h.done(StepRestarted, "%s is the primary again", h.Self)
