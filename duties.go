@@ -481,7 +481,7 @@ func (m *Monitor) dropRequests(ctx context.Context, o election.Observation) {
 	if me.Handover.ID != "" && (notice || missed) {
 		m.report("removing a switchover that is over", m.node.Local.SetHandover(ctx, election.Handover{}))
 	}
-	if m.tasks.current == nil && me.Restart.ID != "" && (!me.Restart.Pending(o.Now, me.Started) || me.Restart.Term != o.Rule.Term) {
+	if m.tasks.current == nil && me.Restart.ID != "" && !me.Restarting(o.Now, o.Rule) {
 		m.report("removing a request for a restart", m.node.Local.SetRestart(ctx, election.Restart{}))
 	}
 }

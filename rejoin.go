@@ -240,7 +240,7 @@ func (r *rejoining) perform(ctx context.Context) (err error) {
 	}
 	ran := w.Local != nil
 	defer func() {
-		if err != nil && (ran || r.o.slotOptional && w.IsStandby()) { // a Monitor wants it to have a vote
+		if err != nil && (ran || r.o.slotOptional && w.Server.StaysStandby()) { // a Monitor wants it to have a vote
 			w.StartAgain(ctx, r.cfg.NodeRejoinTimeout)
 		}
 	}()

@@ -52,9 +52,7 @@ func (p Policy) missChildren(d Decision, o Observation, lostNow bool) Decision {
 	switch {
 	case !p.Children.few(d.Next.Children, o.Peers):
 		d.Next.ChildrenFew = false
-	case slices.ContainsFunc(o.Peers, func(peer Peer) bool {
-		return peer.Restart.Term == o.Rule.Term && peer.Restart.Pending(o.Now, peer.Started)
-	}): // it is down on purpose
+	case slices.ContainsFunc(o.Peers, func(peer Peer) bool { return peer.Restarting(o.Now, o.Rule) }): // it is down on purpose
 		d.Next.ChildLostAt = o.Now
 	case p.Children.Command && !d.Next.ChildrenFew && !Paused(o.Peers) && !o.Busy && o.Now.Sub(d.Next.ChildLostAt) >= p.Children.After:
 		d.Next.ChildrenFew = true

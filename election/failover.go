@@ -164,7 +164,7 @@ func (o Observation) attached() bool {
 // rule of that term or a later one.
 func (p Policy) mustFollow(s State, o Observation) bool {
 	me := find(o.Peers, o.Self)
-	if up := find(o.Peers, o.Node.Upstream); up.ID != o.Rule.Primary && up.Restart.Term == o.Rule.Term && up.Restart.Pending(o.Now, up.Started) && !me.Detached {
+	if up := find(o.Peers, o.Node.Upstream); up.ID != o.Rule.Primary && up.Restarting(o.Now, o.Rule) && !me.Detached {
 		return false // its upstream is being restarted
 	}
 	return p.Automatic && !o.Observer && o.Local.Up && o.Local.InRecovery && o.winnerRuns() && me.Answer == Answers && !Paused(o.Peers) && !o.attached() &&

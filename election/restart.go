@@ -24,6 +24,11 @@ func (r Restart) Pending(now, started time.Time) bool {
 	return r.ID != "" && started.Before(r.Asked) && now.Before(r.Until.Add(2*r.Limit)) // the checkpoint and the shutdown
 }
 
+// Restarting reports whether the server of the node was asked to restart under the rule, and has not done so yet.
+func (p Peer) Restarting(now time.Time, r Rule) bool {
+	return p.Restart.Term == r.Term && p.Restart.Pending(now, p.Started)
+}
+
 // restarts adds to a decision that the local server is to be restarted, while the primary lives
 // and no other node is asked to. A request is begun once.
 func (p Policy) restarts(d Decision, o Observation) Decision {
@@ -35,7 +40,7 @@ func (p Policy) restarts(d Decision, o Observation) Decision {
 	}
 	var rest []int32 // without this node the primary needs a majority
 	for _, peer := range o.Peers {
-		if peer.ID != o.Self && (peer.Restart.Pending(o.Now, peer.Started) && peer.Restart.Term == o.Rule.Term || peer.Handover.Pending(o.Now, o.Rule)) {
+		if peer.ID != o.Self && (peer.Restarting(o.Now, o.Rule) || peer.Handover.Pending(o.Now, o.Rule)) {
 			return d
 		}
 		if peer.ID != o.Self && peer.Answer == Answers {

@@ -15,10 +15,8 @@ import (
 const HandoverSetting = "repmgr.switchover"
 
 // ParseHandover parses the value of the setting. What can not be parsed is no handover.
-func ParseHandover(text string) (h election.Handover) {
-	if text == "" || json.Unmarshal([]byte(text), &h) != nil {
-		return election.Handover{}
-	}
+func ParseHandover(text string) election.Handover {
+	h := parseRequest[election.Handover](text)
 	h.Start, h.Until = h.Start.UTC(), h.Until.UTC() // so that two of them can be compared
 	return h
 }
@@ -53,9 +51,24 @@ func setRequest[T comparable](ctx context.Context, n *Server, setting string, re
 
 // Handover reads the setting.
 func (n *Server) Handover(ctx context.Context) (election.Handover, error) {
+	text, err := readRequest(ctx, n, HandoverSetting)
+	return ParseHandover(text), err
+}
+
+// readRequest reads such a setting. Empty: there is none.
+func readRequest(ctx context.Context, n *Server, setting string) (string, error) {
 	set, err := ballot.ReadSettings(ctx, n.Conn)
 	if err != nil {
-		return election.Handover{}, n.QueryError("read "+HandoverSetting, err)
+		return "", n.QueryError("read "+setting, err)
 	}
-	return ParseHandover(set[HandoverSetting]), nil
+	return set[setting], nil
+}
+
+// parseRequest parses such a setting. What can not be parsed is none.
+func parseRequest[T any](text string) (request T) {
+	if text == "" || json.Unmarshal([]byte(text), &request) != nil {
+		var none T
+		return none
+	}
+	return request
 }

@@ -2,9 +2,7 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 
-	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
 )
 
@@ -13,10 +11,8 @@ import (
 const RestartSetting = "repmgr.restart"
 
 // ParseRestart parses the value of the setting. What can not be parsed is no request.
-func ParseRestart(text string) (r election.Restart) {
-	if text == "" || json.Unmarshal([]byte(text), &r) != nil {
-		return election.Restart{}
-	}
+func ParseRestart(text string) election.Restart {
+	r := parseRequest[election.Restart](text)
 	r.Asked, r.Until = r.Asked.UTC(), r.Until.UTC() // so that two of them can be compared
 	return r
 }
@@ -28,9 +24,6 @@ func (n *Server) SetRestart(ctx context.Context, r election.Restart) error {
 
 // Restart reads the setting.
 func (n *Server) Restart(ctx context.Context) (election.Restart, error) {
-	set, err := ballot.ReadSettings(ctx, n.Conn)
-	if err != nil {
-		return election.Restart{}, n.QueryError("read "+RestartSetting, err)
-	}
-	return ParseRestart(set[RestartSetting]), nil
+	text, err := readRequest(ctx, n, RestartSetting)
+	return ParseRestart(text), err
 }

@@ -30,19 +30,9 @@ func restarts(others []Nemesis) []Nemesis {
 			if who == "standby" {
 				n = s.hit(s.standby())
 			}
-			err := n.mayDie(ctx, step)
-			if err == nil {
-				err = waitFor(ctx, 20*time.Second, "the daemon to be back", func(ctx context.Context) error {
-					if _, err := s.c.healthy(ctx); err != nil {
-						return err
-					}
-					return s.c.guarded(ctx, s.primary())
-				})
-			}
-			if err != nil {
+			if err := s.awaitMayDie(ctx, n, step); err != nil {
 				return err
 			}
-			s.now()
 			_ = s.restartAll(ctx, "--primary", "in-place")() // it may fail, in order
 			return nil
 		}, Undo: func(_ context.Context, s *scene) error { // where it did not die, it must not do so later

@@ -47,19 +47,9 @@ func switchovers(others []Nemesis) []Nemesis {
 	}
 	for _, step := range handoverSteps {
 		all = append(all, Nemesis{Name: "switchover, die when " + step, Expect: Either, Weight: 4, Needs: needsDieAt | needsFailover, Do: func(ctx context.Context, s *scene) error {
-			err := s.primary().mayDie(ctx, step)
-			if err == nil {
-				err = waitFor(ctx, 20*time.Second, "the daemon to be back", func(ctx context.Context) error {
-					if _, err := s.c.healthy(ctx); err != nil {
-						return err
-					}
-					return s.c.guarded(ctx, s.primary())
-				})
-			}
-			if err != nil {
+			if err := s.awaitMayDie(ctx, s.primary(), step); err != nil {
 				return err
 			}
-			s.now()
 			_ = s.switchOver(ctx) // it may fail, in order
 			return nil
 		}, Undo: func(_ context.Context, s *scene) error { // where it did not die, it must not do so later
@@ -86,6 +76,24 @@ func switchovers(others []Nemesis) []Nemesis {
 		}
 	}
 	return all
+}
+
+// awaitMayDie starts the daemon of a node anew so that it kills itself at that step, and waits until all is well. The
+// fault begins after that.
+func (s *scene) awaitMayDie(ctx context.Context, n *node, step string) error {
+	err := n.mayDie(ctx, step)
+	if err == nil {
+		err = waitFor(ctx, 20*time.Second, "the daemon to be back", func(ctx context.Context) error {
+			if _, err := s.c.healthy(ctx); err != nil {
+				return err
+			}
+			return s.c.guarded(ctx, s.primary())
+		})
+	}
+	if err == nil {
+		s.now()
+	}
+	return err
 }
 
 // patience is how long an operator waits for the outcome of a switchover.

@@ -56,6 +56,13 @@ func (s *Server) Store(name string, text []byte, remove bool) error {
 	return nil
 }
 
+// StaysStandby reports whether the server would start as a standby that ends its recovery only when it is told to.
+func (s *Server) StaysStandby() bool {
+	_, errStandby := os.Stat(filepath.Join(s.Dir, "standby.signal"))
+	_, errRecovery := os.Stat(filepath.Join(s.Dir, "recovery.signal"))
+	return errStandby == nil && os.IsNotExist(errRecovery)
+}
+
 // IsStandby reports whether the server would start as a standby, or recover to a target.
 func (s *Server) IsStandby() bool {
 	return slices.ContainsFunc([]string{"standby.signal", "recovery.signal"}, func(name string) bool {

@@ -228,13 +228,6 @@ func (w *Work) StartAgain(ctx context.Context, limit time.Duration) {
 	w.Logger.Info("rejoin: start again", "detail", "it has a vote, until it can be brought back")
 }
 
-// IsStandby reports whether the server would start as a standby that ends its recovery only when it is told to.
-func (w *Work) IsStandby() bool {
-	_, errStandby := os.Stat(filepath.Join(w.Server.Dir, "standby.signal"))
-	_, errRecovery := os.Stat(filepath.Join(w.Server.Dir, "recovery.signal"))
-	return errStandby == nil && os.IsNotExist(errRecovery)
-}
-
 // Stop leaves no process of the server.
 func (w *Work) Stop(ctx context.Context) (string, error) {
 	w.Local.Close()

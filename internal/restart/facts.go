@@ -80,8 +80,8 @@ func lookServer(ctx context.Context, n *registry.Server) (s Server, err error) {
 	return s, nil
 }
 
-// Plan is the plan of the command, and the nodes in the order of its steps.
-func (f Facts) Plan() (plan.Plan, []int32) {
+// Plan is the plan of the command, the nodes in the order of its steps, and those of them that come after the primary.
+func (f Facts) Plan() (_ plan.Plan, order, after []int32) {
 	all := plan.Plan{Command: "cluster restart", Steps: []plan.Step{}, Obstacles: []plan.Obstacle{}, Warnings: []plan.Obstacle{}}
 	must := func(code string, id int32, hint, format string, args ...any) {
 		all.Obstacles = append(all.Obstacles, plan.Obstacle{Code: code, Node: f.Names[id], Hint: hint, Text: fmt.Sprintf(format, args...)})
@@ -120,11 +120,11 @@ func (f Facts) Plan() (plan.Plan, []int32) {
 		switch now := time.Now(); {
 		case p.Answer == election.Answers && p.Running == election.Standby && p.Role == election.Standby && !p.Receiving:
 			must("not_attached", p.ID, "Mend that first: see repmgr node status on it.", "it does not stream now")
-		case p.Restart.Pending(now, p.Started) && p.Restart.Term == f.Rule.Term, p.Handover.Pending(now, f.Rule):
+		case p.Restarting(now, f.Rule), p.Handover.Pending(now, f.Rule):
 			must("another_command", p.ID, "Wait for its outcome: repmgr cluster event.", "another restart or switchover is under way there")
 		}
 	}
-	before, after, wrong := f.order()
+	order, after, wrong := f.order()
 	all.Obstacles = append(all.Obstacles, wrong...)
 	for _, id := range after {
 		if p := voters.PeerOf(f.Peers, id); p.Delayed || p.ReplayPaused {
@@ -135,7 +135,6 @@ func (f Facts) Plan() (plan.Plan, []int32) {
 		all.Obstacles = append(all.Obstacles, f.Primary.Obstacles...)
 		all.Warnings = append(all.Warnings, f.Primary.Warnings...)
 	}
-	order := before
 	if f.chosen(f.Rule.Primary) {
 		if f.How == Switchover && f.Target != 0 && !f.mayHandOver(f.Target, after) {
 			must("no_switchover", f.Rule.Primary, "Restart it in its place.", "a switchover can not restart it: no standby could take over with the settings that all are to have")
@@ -146,7 +145,7 @@ func (f Facts) Plan() (plan.Plan, []int32) {
 	for _, id := range order {
 		all.Steps = append(all.Steps, f.step(id))
 	}
-	return all, order
+	return all, order, after
 }
 
 func (f Facts) step(id int32) plan.Step {
@@ -167,6 +166,3 @@ func (f Facts) step(id int32) plan.Step {
 	}
 	return s
 }
-
-// beginWithin is how long a daemon has to begin.
-const beginWithin = 10 * time.Second

@@ -47,6 +47,7 @@ type Roll struct {
 	Skipped []registry.Record // those that a command before this one has restarted
 	facts   Facts
 	order   []int32
+	after   []int32 // those of them that come after the primary, because a setting falls
 
 	Done []Restarted // set by Run
 }
@@ -62,8 +63,8 @@ type Restarted struct {
 
 // Look makes the plan.
 func (r *Roll) Look(ctx context.Context) error {
-	if r.Limit <= 0 || r.Limit > longestShutdown {
-		return failure.Of(failure.ErrConfig, "timeout of a shutdown %s: must be more than 0 and at most %s", r.Limit, longestShutdown)
+	if err := switchover.CheckLimit("a shutdown", r.Limit); err != nil {
+		return err
 	}
 	peers := r.Watch.Refresh(ctx, r.Watch.Settings().SilenceTimeout)
 	f := Facts{Rule: voters.NewestRule(peers), Peers: peers, Names: map[int32]string{}, Required: r.Required, How: r.How}
@@ -111,11 +112,9 @@ func (r *Roll) Look(ctx context.Context) error {
 		}
 	}
 	r.facts = f
-	r.Plan, r.order = f.Plan()
+	r.Plan, r.order, r.after = f.Plan()
 	return nil
 }
-
-const longestShutdown = 24 * time.Hour
 
 // resumeWithin is how old a command that did not end may be for another one to go on with it.
 const resumeWithin = 24 * time.Hour
@@ -160,7 +159,7 @@ func (r *Roll) on(ctx context.Context, id int32, f func(*registry.Server) error)
 	if v == nil {
 		return failure.Of(failure.ErrNoPrimary, "node %d is the primary, and is not registered", id)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, beginWithin, failure.Of(failure.ErrTimeout, "%s did not answer within %s", r.Watch.Record(id), beginWithin))
+	ctx, cancel := context.WithTimeoutCause(ctx, switchover.BeginWithin, failure.Of(failure.ErrTimeout, "%s did not answer within %s", r.Watch.Record(id), switchover.BeginWithin))
 	defer cancel()
 	return v.Run(ctx, f)
 }
@@ -180,13 +179,12 @@ func (r *Roll) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	_, after, _ := r.facts.order()
 	for _, id := range r.order {
 		began := time.Now()
 		if rule := voters.NewestRule(r.Watch.Refresh(ctx, r.Watch.Settings().SilenceTimeout)); rule.Term != r.facts.Rule.Term {
 			return failure.WithHint(failure.Of(failure.ErrRefused, "%s is the primary meanwhile, in term %d: the rest is left as it is", r.Watch.Record(rule.Primary), rule.Term), "See repmgr cluster failovers, and run the command again.")
 		}
-		if slices.Contains(after, id) {
+		if slices.Contains(r.after, id) {
 			if err := r.awaitReplay(ctx, id); err != nil {
 				return fmt.Errorf("%s: %w", r.Watch.Record(id), err)
 			}
@@ -248,11 +246,10 @@ const assumedSwitchover = time.Second
 
 // shorter is how the primary is restarted.
 func (r *Roll) shorter(ctx context.Context) How {
-	_, after, _ := r.facts.order()
 	switch {
 	case r.How != Shorter:
 		return r.How
-	case !r.facts.mayHandOver(r.facts.Target, after):
+	case !r.facts.mayHandOver(r.facts.Target, r.after):
 		return InPlace
 	}
 	var inPlace time.Duration
@@ -330,12 +327,7 @@ func (r *Roll) awaitReplay(ctx context.Context, id int32) error {
 func (r *Roll) await(ctx context.Context, limit time.Duration, late string, done func([]election.Peer) bool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "%s within %s", late, limit), "See repmgr cluster show. Run the command again when that is well: it goes on with the nodes that are left."))
 	defer cancel()
-	for !done(r.Watch.Refresh(ctx, r.Watch.Settings().SilenceTimeout/2)) {
-		if err := wait.Pause(ctx, 2*postgres.PollInterval); err != nil {
-			return err
-		}
-	}
-	return nil
+	return switchover.Until(ctx, r.Watch, r.Watch.Settings().SilenceTimeout/2, done)
 }
 
 // restart asks the daemon of a standby or a witness, and waits until its node does again what it did before.
@@ -353,12 +345,12 @@ func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err e
 		case old.Pending(ask.Asked, was.Started):
 			return failure.WithHint(failure.Of(failure.ErrRefused, "it was asked to restart by another command (request %s)", old.ID), "Wait for its outcome: repmgr cluster event.")
 		}
-		ask.Until = ask.Asked.Add(beginWithin)
+		ask.Until = ask.Asked.Add(switchover.BeginWithin)
 		return n.SetRestart(ctx, ask)
 	}); err != nil {
 		return 0, err
 	}
-	limit := beginWithin + r.Limit + r.Start + r.Follow
+	limit := switchover.BeginWithin + r.Limit + r.Start + r.Follow
 	fed := voters.PeerOf(r.Watch.Peers(), id).Feeds
 	limited, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "it is not back as it was within %s", limit),
 		"Look at the log of its repmgrd and of its server. When it is back, run the command again: it goes on with the nodes that are left."))
@@ -390,9 +382,9 @@ func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err e
 			}
 		case voters.NewestRule(peers).Term != ask.Term && !me.Restart.Begun && !restarted:
 			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "another primary was elected meanwhile, so it was not restarted"), "See repmgr cluster failovers, and run the command again.")
-		case me.Answer == election.Answers && !me.Restart.Begun && !restarted && now.Sub(sent) > beginWithin+r.Watch.Settings().SilenceTimeout:
+		case me.Answer == election.Answers && !me.Restart.Begun && !restarted && now.Sub(sent) > switchover.BeginWithin+r.Watch.Settings().SilenceTimeout:
 			_ = r.on(ctx, id, func(n *registry.Server) error { return n.SetRestart(ctx, election.Restart{}) }) // it is void
-			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "its daemon did not begin within %s: it does not run, is paused, busy, or of an older version", beginWithin), "Look at its log. repmgr service status says whether it runs.")
+			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "its daemon did not begin within %s: it does not run, is paused, busy, or of an older version", switchover.BeginWithin), "Look at its log. repmgr service status says whether it runs.")
 		}
 		if err := wait.Pause(limited, 2*postgres.PollInterval); err != nil {
 			return 0, err

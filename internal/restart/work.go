@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
@@ -50,8 +48,8 @@ func (w *Work) done(step, evidence string) {
 func (w *Work) Run(ctx context.Context) error {
 	w.start = time.Now()
 	defer w.forget(context.WithoutCancel(ctx))
-	if !w.Witness && !w.standby() {
-		return failure.Of(failure.ErrRefused, "the server in %s would not start as a standby: it has no standby.signal", w.Server.Dir)
+	if !w.Witness && !w.Server.StaysStandby() {
+		return failure.Of(failure.ErrRefused, "the server in %s would not start as a standby: it has no standby.signal, or a recovery.signal", w.Server.Dir)
 	}
 	if w.Server.Runs() {
 		if err := w.begin(ctx); err != nil {
@@ -71,13 +69,6 @@ func (w *Work) Run(ctx context.Context) error {
 	}
 	w.done(StepStarted, "the server accepts connections")
 	return nil
-}
-
-// standby reports whether the server would start as a standby that ends its recovery only when it
-// is told to.
-func (w *Work) standby() bool {
-	_, err := os.Stat(filepath.Join(w.Server.Dir, "standby.signal"))
-	return err == nil
 }
 
 // begin makes the checkpoint of the shutdown short, for which there is a limit, and notes that

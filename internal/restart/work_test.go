@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/switchover"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -29,7 +30,7 @@ func TestLeftBehind(t *testing.T) {
 		n, err := connect(ctx)
 		require.NoError(t, err)
 		defer n.Close()
-		require.NoError(t, n.SetRestart(ctx, election.Restart{ID: "x", Term: 1, Asked: asked, Until: asked.Add(beginWithin), Limit: time.Minute, Begun: begun}))
+		require.NoError(t, n.SetRestart(ctx, election.Restart{ID: "x", Term: 1, Asked: asked, Until: asked.Add(switchover.BeginWithin), Limit: time.Minute, Begun: begun}))
 	}
 	leftBehind := func(now time.Time) (election.Restart, bool) { return LeftBehind(srv, now) }
 	ask(time.Now(), false)

@@ -39,15 +39,23 @@ type Ask struct {
 	sent  election.Handover
 }
 
-// beginWithin is how long the daemon of the primary has to begin.
-const beginWithin = 10 * time.Second
+// BeginWithin is how long the daemon of the primary has to begin.
+const BeginWithin = 10 * time.Second
 
 const longestShutdown = 24 * time.Hour
 
+// CheckLimit checks the time limit of a shutdown. what names the limit in the error.
+func CheckLimit(what string, limit time.Duration) error {
+	if limit <= 0 || limit > longestShutdown {
+		return failure.Of(failure.ErrConfig, "timeout of %s %s: must be more than 0 and at most %s", what, limit, longestShutdown)
+	}
+	return nil
+}
+
 // Look makes the plan.
 func (a *Ask) Look(ctx context.Context) error {
-	if a.Limit <= 0 || a.Limit > longestShutdown {
-		return failure.Of(failure.ErrConfig, "timeout of the switchover %s: must be more than 0 and at most %s", a.Limit, longestShutdown)
+	if err := CheckLimit("the switchover", a.Limit); err != nil {
+		return err
 	}
 	peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout)
 	rule := voters.NewestRule(peers)
@@ -98,19 +106,19 @@ func (a *Ask) Request(ctx context.Context) error {
 		}
 		begin := now
 		if a.At.After(now) {
-			begin, a.Later = a.At, a.At.Sub(now) > beginWithin
+			begin, a.Later = a.At, a.At.Sub(now) > BeginWithin
 		}
-		a.sent = election.Handover{ID: strings.ToLower(rand.Text()[:8]), Term: term, Target: a.To, Start: begin, Until: begin.Add(beginWithin), Limit: a.Limit, Force: a.Force, Restart: a.Restart}
+		a.sent = election.Handover{ID: strings.ToLower(rand.Text()[:8]), Term: term, Target: a.To, Start: begin, Until: begin.Add(BeginWithin), Limit: a.Limit, Force: a.Force, Restart: a.Restart}
 		return n.SetHandover(ctx, a.sent)
 	})
 }
 
 // Await waits for the outcome, and returns the new primary and its term.
 func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, err error) {
-	limit := beginWithin + a.Limit + a.Policy.Promotion
+	limit := BeginWithin + a.Limit + a.Policy.Promotion
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the switchover has no outcome within %s", limit), "See repmgr service status and repmgr cluster event."))
 	defer cancel()
-	void := time.Now().Add(beginWithin + a.Watch.Settings().SilenceTimeout)
+	void := time.Now().Add(BeginWithin + a.Watch.Settings().SilenceTimeout)
 	for {
 		peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout/2)
 		rule := voters.NewestRule(peers)
@@ -126,7 +134,7 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: no daemon runs on %s any more, which is still the primary", a.From),
 				"Start repmgrd there: it takes back what was begun. Then try again.")
 		case old.Answer == election.Answers && old.Running == election.Primary && old.Handover.ID == a.sent.ID && old.Handover.Hold == 0 && !old.Handover.Begun && time.Now().After(void):
-			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: the daemon of %s did not begin it within %s, and does not begin it any more", a.From, beginWithin),
+			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: the daemon of %s did not begin it within %s, and does not begin it any more", a.From, BeginWithin),
 				"Look at its log. repmgr service status says whether it runs.")
 		}
 		if err := wait.Pause(ctx, 2*postgres.PollInterval); err != nil {
@@ -139,7 +147,7 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 func (a *Ask) AwaitReturn(ctx context.Context, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return nil == until(ctx, a.Watch, a.Watch.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
+	return nil == Until(ctx, a.Watch, a.Watch.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
 		old := voters.PeerOf(peers, int32(a.From.ID))
 		return old.Answer == election.Answers && old.Running == election.Standby && old.Receiving && old.Receives == voters.NewestRule(peers).Primary
 	})

@@ -44,7 +44,7 @@ func AwaitDrained(ctx context.Context, w *voters.Watch, self int32, required boo
 	var why string
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err := until(ctx, w, w.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
+	err := Until(ctx, w, w.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
 		why = Keeps(self, peers, required)
 		return why == ""
 	})

@@ -152,7 +152,7 @@ func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
 	defer cancel()
 	var lacks int64
 	var failed error
-	err := until(limited, h.Watch, h.Watch.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
+	err := Until(limited, h.Watch, h.Watch.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
 		lacks, failed = lacking(limited, n, voters.PeerOf(peers, int32(h.target.ID)))
 		return failed != nil || lacks < closeLag
 	})
@@ -243,7 +243,7 @@ func (h *Handover) received(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s is not seen to have the end of the primary's WAL within %s", h.target, limit))
 	defer cancel()
 	var p election.Peer
-	err := until(ctx, h.Watch, limit/4, func(peers []election.Peer) bool {
+	err := Until(ctx, h.Watch, limit/4, func(peers []election.Peer) bool {
 		p = voters.PeerOf(peers, int32(h.target.ID))
 		return p.ShutDown && voters.PeerOf(peers, int32(h.Self.ID)).Answer == election.Refused
 	})
@@ -297,15 +297,15 @@ func (h *Handover) startAsStandby(ctx context.Context) error {
 	limit := h.Watch.Settings().SilenceTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "the former primary does not answer as a standby within %s", limit))
 	defer cancel()
-	return until(ctx, h.Watch, limit/4, func(peers []election.Peer) bool {
+	return Until(ctx, h.Watch, limit/4, func(peers []election.Peer) bool {
 		p := voters.PeerOf(peers, int32(h.Self.ID))
 		return p.Answer == election.Answers && p.Running == election.Standby
 	})
 }
 
-// until asks all voters again and again, each time for at most limit, until done accepts their
+// Until asks all voters again and again, each time for at most limit, until done accepts their
 // answers. The error is that of ctx.
-func until(ctx context.Context, w *voters.Watch, limit time.Duration, done func([]election.Peer) bool) error {
+func Until(ctx context.Context, w *voters.Watch, limit time.Duration, done func([]election.Peer) bool) error {
 	for !done(w.Refresh(ctx, limit)) {
 		if err := wait.Pause(ctx, postgres.PollInterval); err != nil {
 			return err
