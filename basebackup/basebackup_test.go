@@ -391,6 +391,44 @@ func TestRun_CancelledWhileWaitingForACheckpoint(t *testing.T) {
 	idle(t, source) // not only after the checkpoint
 }
 
+// The connection for WAL waits until the checkpoint is complete, longer than the limit.
+func TestRun_IdleLimitOfTheSource(t *testing.T) {
+	t.Parallel()
+	source := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"checkpoint_timeout": "1h", "checkpoint_completion_target": "0.9"}})
+	if source.Major < 14 {
+		t.Skip("idle_session_timeout came with PostgreSQL 14")
+	}
+	filled(t, source)
+	cfg := config(t, source.Conninfo())
+	source.Exec(t, "ALTER ROLE CURRENT_USER SET idle_session_timeout = 0") // of a session for SQL only
+	source.Exec(t, "ALTER SYSTEM SET idle_session_timeout = '1ms'")
+	source.Exec(t, "SELECT pg_reload_conf()")
+	waiting := make(chan struct{})
+	var once sync.Once
+	var done sync.WaitGroup
+	defer done.Wait()
+	done.Go(func() {
+		select {
+		case <-waiting:
+		case <-t.Context().Done():
+			return
+		}
+		for range 3 { // a question each takes longer than the limit
+			source.Exec(t, "SELECT pg_sleep(0.02)")
+		}
+		source.Exec(t, "CHECKPOINT")
+	})
+	_, err := basebackup.Run(t.Context(), cfg, basebackup.Options{
+		Dir: filepath.Join(t.TempDir(), "copy"),
+		Progress: func(p basebackup.Progress) {
+			if p.Phase == basebackup.PhaseCheckpoint {
+				once.Do(func() { close(waiting) })
+			}
+		},
+	})
+	require.NoError(t, err)
+}
+
 func TestRun_SourceThatDiesMidway(t *testing.T) {
 	t.Parallel()
 	for name, kill := range map[string]func(*pgtest.Server){

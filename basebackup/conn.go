@@ -25,6 +25,11 @@ const (
 	cancelTimeout  = time.Second
 )
 
+// idleTimeout is set to 0 with the login, because a replication connection can set nothing
+// later. The connection for WAL is idle until the checkpoint of the backup is complete, which
+// may take minutes.
+const idleTimeout = "idle_session_timeout"
+
 // keepAlive notices a dead host in about 25 s while nothing is due to arrive.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
 
@@ -65,6 +70,7 @@ func newPin(cfg *pgconn.Config, applicationName string) *pin {
 	}
 	p.cfg.RuntimeParams["replication"] = "true"
 	p.cfg.RuntimeParams["application_name"] = applicationName
+	p.cfg.RuntimeParams[idleTimeout] = "0"
 	// They ask in SQL, which such a connection does not speak.
 	p.cfg.ValidateConnect, p.cfg.AfterConnect = nil, nil
 	if p.cfg.ConnectTimeout == 0 {
@@ -84,6 +90,10 @@ func newPin(cfg *pgconn.Config, applicationName string) *pin {
 // dial opens one connection. When ctx ends, its socket is closed.
 func (p *pin) dial(ctx context.Context) (*conn, error) {
 	pg, err := pgconn.ConnectConfig(ctx, p.cfg)
+	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == codeUndefinedObject {
+		delete(p.cfg.RuntimeParams, idleTimeout) // PostgreSQL 13 has no such limit
+		pg, err = pgconn.ConnectConfig(ctx, p.cfg)
+	}
 	if err != nil {
 		return nil, err
 	}
