@@ -304,23 +304,18 @@ func (m *Monitor) giveBackArchive(ctx context.Context) {
 	}
 }
 
-// restoreHistory makes, once after each promotion, the WAL segments of earlier timelines that
-// standbys may still need: see [rejoin.RestoreHistory].
-func (m *Monitor) restoreHistory() {
-	s := m.node.Status
-	if s.InRecovery || s.Timeline == m.duties.historyRestored || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() {
+// mendHistory makes files of earlier timelines that others may need, and puts wrong ones right, once on each timeline: see [rejoin.MendHistory].
+func (m *Monitor) mendHistory() {
+	s, line := m.node.Status, voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)).Rule.Line
+	if s.Timeline == m.duties.historyMended || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() || s.InRecovery && (s.Receiver == nil || line.Timeline != s.Timeline || line.Fingerprint == 0) {
 		return
 	}
 	srv, err := m.cluster.localServer(m.guard.DataDirectory())
-	var mended []string
 	if err == nil {
-		mended, err = rejoin.RestoreHistory(srv.Dir, s.Timeline)
-	}
-	if len(mended) > 0 {
-		m.cluster.log.Info("WAL segments of earlier timelines were made anew, for standbys that have not been there yet", "segments", mended)
+		err = rejoin.MendHistory(srv.Dir, s.InRecovery, s.Timeline, line, m.cluster.log)
 	}
 	if m.report("mending the WAL of earlier timelines", err); err == nil {
-		m.duties.historyRestored = s.Timeline
+		m.duties.historyMended = s.Timeline
 	}
 }
 

@@ -104,6 +104,58 @@ func TestMonitor_MakesItsSlotLater(t *testing.T) {
 	waitValue(t, winner, "t", `SELECT active FROM pg_replication_slots WHERE slot_name = '`+slot+`'`)
 }
 
+// A slot whose standby streams from another node now keeps WAL until the disk is full: it is
+// dropped. All other slots stay.
+func TestMonitor_DropsLeftoverSlots(t *testing.T) {
+	t.Parallel()
+	nodes := startWithSlots(t, repmgr.SynchronousQuorum)
+	nodes[0].Exec(t, `SELECT pg_create_physical_replication_slot('backup', true), pg_create_physical_replication_slot('repmgr_slot_9', true)`)
+	_, err := nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{})
+	require.NoError(t, err)
+	const slots = `SELECT string_agg(slot_name || CASE WHEN active THEN ' in use' ELSE '' END, ', ' ORDER BY slot_name) FROM pg_replication_slots`
+	waitValue(t, nodes[1], "repmgr_slot_1 in use, repmgr_slot_3 in use", slots)
+	waitValue(t, nodes[0], "backup, repmgr_slot_9", slots)
+
+	dropSlot := `SELECT pg_terminate_backend(active_pid, 10000), pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = 'repmgr_slot_3'`
+	pgtest.WaitFor(t, "the slot in use to be dropped by hand", func(ctx context.Context) error {
+		_, err := nodes[1].Conn(t).Exec(ctx, dropSlot) // its standby may be faster
+		return err
+	})
+	waitValue(t, nodes[1], "repmgr_slot_1 in use, repmgr_slot_3 in use", slots)
+}
+
+// A primary that was lost before it sent any WAL has left a history file with a standby, and the
+// next primary has begun a timeline with the same number elsewhere. The standby follows that
+// one, and is not taken for one that has diverged: it wins the next election, or follows who does.
+func TestMonitor_ReplacesTheHistoryOfAnotherPrimary(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	_, err := nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{})
+	require.NoError(t, err)
+	waitStreams(t, nodes[1], nodes[2])
+	path := filepath.Join(nodes[2].Dir, "pg_wal", "00000002.history")
+	right, err := os.ReadFile(path)
+	require.NoError(t, err)
+	stopMonitors(nodes) // they have read the file
+	require.NoError(t, os.WriteFile(path, []byte("1\t0/1000028\tno recovery target specified\n"), 0o600))
+	startMonitors(t, nodes)
+	pgtest.WaitFor(t, "the history to be put right", func(context.Context) error {
+		now, err := os.ReadFile(path)
+		if err == nil && strings.Fields(string(now))[1] != strings.Fields(string(right))[1] {
+			err = errors.New(string(now))
+		}
+		return err
+	})
+	waitReady(t, []*node{nodes[1], nodes[0], nodes[2]}, 3, repmgr.SynchronousQuorum)
+	nodes[1].Kill()
+	winner, other := waitPrimary(t, nodes[0], nodes[2]), nodes[2]
+	if winner == other {
+		other = nodes[0]
+	}
+	waitStreams(t, winner, other)
+	require.Equal(t, "0", winner.QueryString(t, `SELECT count(*) FROM repmgr.events WHERE event = 'node_rejoin'`))
+}
+
 // breakReplication lets no standby stream from the node any more, and leaves all
 // other logins alone. It returns what mends it.
 func breakReplication(t *testing.T, n *node) (mend func()) {

@@ -82,10 +82,10 @@ type duties struct {
 	names   namesakes.Finder
 	streams streams.Trials // filled by another goroutine
 
-	historyRestored wal.Timeline // the timeline up to which restoreHistory is done
-	witnessSynced   time.Time    // when the metadata was last copied to the witness
-	walLookedFor    time.Time    // when it was last checked that the upstream still has the WAL that this standby needs
-	startTold       bool
+	historyMended wal.Timeline // the timeline up to which mendHistory is done
+	witnessSynced time.Time    // when the metadata was last copied to the witness
+	walLookedFor  time.Time    // when it was last checked that the upstream still has the WAL that this standby needs
+	startTold     bool
 }
 
 // MonitorStatus is a snapshot of what a Monitor does and why.

@@ -84,7 +84,7 @@ func (m *Monitor) prepare(ctx context.Context, o election.Observation) {
 	m.yieldToOther(ctx)
 	m.saveState(o)
 	m.resume(ctx, o)
-	m.restoreHistory()
+	m.mendHistory()
 	m.reportForeignDaemons(o.Peers)
 }
 

@@ -156,3 +156,49 @@ func TestSwitchover_StandbyIsDown(t *testing.T) {
 	nodes[2].StartAgain()
 	waitStreams(t, nodes[1], nodes[2])
 }
+
+// From PostgreSQL 17 on a standby keeps copies of logical slots, for which it needs a database in
+// primary_conninfo, and a slot: their consumers miss nothing.
+func TestSwitchover_KeepsLogicalSlots(t *testing.T) {
+	t.Parallel()
+	set := map[string]string{"wal_level": "logical", "sync_replication_slots": "on", "hot_standby_feedback": "on"}
+	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
+	if s.Major < 17 {
+		t.Skip("logical slots do not survive before PostgreSQL 17")
+	}
+	for name, value := range set {
+		s.Exec(t, `ALTER SYSTEM SET `+name+` = '`+value+`'`)
+	}
+	s.Stop("fast")
+	s.StartAgain()
+	nodes := []*node{newNode(t, 1, s, automatic(repmgr.SynchronousQuorum), withSlots)}
+	_, err := nodes[0].RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
+	for id := repmgr.NodeID(2); id <= 3; id++ {
+		nodes = append(nodes, addStandby(t, nodes[0], id, automatic(repmgr.SynchronousQuorum), withSlots))
+	}
+	for _, n := range nodes {
+		n.cfg.DataDirectory = n.Dir
+		n.monitor(t)
+	}
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
+	const changes = `SELECT count(*) FROM pg_logical_slot_get_changes('consumer', NULL, NULL) WHERE data LIKE '%INSERT%'`
+	nodes[0].Exec(t, `CREATE TABLE seen (i int)`)
+	nodes[0].Exec(t, `SELECT pg_create_logical_replication_slot('consumer', 'test_decoding', false, false, true)`)
+	pgtest.WaitFor(t, "the standbys to have a copy of the slot", func(context.Context) error {
+		nodes[0].Exec(t, `INSERT INTO seen VALUES (0)`) // a copy is ready when the slot has moved on
+		nodes[0].QueryString(t, changes)
+		for _, n := range nodes[1:] {
+			if got := n.QueryString(t, `SELECT count(*) FROM pg_replication_slots WHERE synced AND NOT temporary`); got != "1" {
+				return fmt.Errorf("%s has %s", n.cfg.NodeName, got)
+			}
+		}
+		return nil
+	})
+	nodes[0].QueryString(t, changes)
+	nodes[0].Exec(t, `INSERT INTO seen VALUES (1), (2)`)
+	_, err = nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{})
+	require.NoError(t, err)
+	require.Equal(t, "2", nodes[1].QueryString(t, changes+` AND data ~ '[12]$'`))                          // what was read before may come again
+	waitValue(t, nodes[0], "0", `SELECT count(*) FROM pg_replication_slots WHERE failover AND NOT synced`) // which kept it from having a copy
+}

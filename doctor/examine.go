@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
@@ -44,6 +43,10 @@ var checks = []check{
 	{"slot_keeps_wal", Warning, slotKeepsWAL},
 	{"disk_fills", Critical, diskFills},
 	{"slots_without_limit", Warning, slotsWithoutLimit},
+	{"slot_of_nobody", Warning, slotOfNobody},
+	{"logical_slot_lost", Warning, logicalSlotLost},
+	{"failover_slot_missing", Warning, failoverSlotMissing},
+	{"synchronized_slot_missing", Warning, synchronizedSlotMissing},
 	{"pending_restart", Warning, pendingRestart},
 	{"prepared_transactions", Warning, preparedTransactions},
 	{"clocks_differ", Warning, clocksDiffer},
@@ -209,20 +212,6 @@ func sendersUsedUp(f Facts, tell tell) {
 	})
 }
 
-func slotsUsedUp(f Facts, tell tell) {
-	f.possible(func(n *Node) {
-		need := 0
-		for _, o := range f.Nodes {
-			if o.Record.ID != n.Record.ID && o.Record.SlotName != "" && o.Record.Role != registry.RoleWitness {
-				need++
-			}
-		}
-		if c := n.Peer.Capacity; c.Known && c.Slots < need {
-			tell(n, "Raise max_replication_slots, which needs a restart, or drop slots that nobody uses.", "as the primary it has room for %d replication slots, and %d are needed", c.Slots, need)
-		}
-	})
-}
-
 // others is the number of data nodes beside one of them.
 func (f Facts) others() (count int) {
 	for _, n := range f.Nodes {
@@ -273,42 +262,6 @@ func archiveBehind(f Facts, tell tell) {
 	f.each(func(n *Node) {
 		if n.Server.Ready > archiveLimit {
 			tell(n, "See how long archive_command takes.", "%d WAL segments wait for the archiver", n.Server.Ready)
-		}
-	})
-}
-
-// keepLimit is how much WAL a slot that nobody uses may keep.
-const keepLimit = 1 << 30
-
-func slotKeepsWAL(f Facts, tell tell) {
-	f.each(func(n *Node) {
-		for _, s := range n.Server.Slots {
-			if !s.Active && s.Kept != nil && *s.Kept > keepLimit {
-				tell(n, fmt.Sprintf("Start its consumer, or: SELECT pg_drop_replication_slot('%s');", strings.ReplaceAll(s.Name, "'", "''")), "the slot %q, which nobody uses, keeps %s of WAL", s.Name, wording.Bytes(*s.Kept))
-			}
-		}
-	})
-}
-
-// fillLimit is for how long the disk should last.
-const fillLimit = 48.0
-
-func diskFills(f Facts, tell tell) {
-	f.each(func(n *Node) {
-		for _, p := range forecast(n) {
-			if p.HoursLeft != nil && *p.HoursLeft <= fillLimit {
-				tell(n, "Start the consumer of the slot, drop it, or set max_slot_wal_keep_size.", "its disk is full in %.0f hours at the present rate (%s of WAL per hour): the slot %q, which nobody uses, keeps all of it",
-					*p.HoursLeft, wording.Bytes(*p.PerHour), p.Slot)
-			}
-		}
-	})
-}
-
-func slotsWithoutLimit(f Facts, tell tell) {
-	f.each(func(n *Node) {
-		if n.Server.Settings["max_slot_wal_keep_size"] == "-1" && len(n.Server.Slots) > 0 {
-			tell(n, "ALTER SYSTEM SET max_slot_wal_keep_size = '...'; SELECT pg_reload_conf(); The size is what its disk can spare.",
-				"it has replication slots (%d) and no max_slot_wal_keep_size: a standby that stays away fills its disk", len(n.Server.Slots))
 		}
 	})
 }
@@ -384,26 +337,4 @@ func weakCommits(f Facts, tell tell) {
 			tell(n, "Take it away there, or set it to on.", "synchronous_commit is weaker than on (%s): with synchronous_mode=quorum, a failover can lose what such sessions committed", where)
 		}
 	})
-}
-
-// forecast says what the slots of a node keep, and how long its disk lasts.
-func forecast(n *Node) (all []Pinned) {
-	s := n.Server
-	var perHour *int64
-	if hours := s.At.Sub(s.WALSince).Hours(); s.WALBytes > 0 && hours > 0.1 {
-		rate := int64(float64(s.WALBytes) / hours)
-		perHour = &rate
-	}
-	for _, slot := range s.Slots {
-		if slot.Kept == nil {
-			continue
-		}
-		p := Pinned{NodeID: n.Record.ID, Node: n.Record.Name, Slot: slot.Name, Active: slot.Active, Kept: max(0, *slot.Kept), PerHour: perHour}
-		if !slot.Active && perHour != nil && *perHour > 0 && s.Free != nil && s.Settings["max_slot_wal_keep_size"] == "-1" {
-			left := float64(*s.Free) / float64(*perHour)
-			p.HoursLeft = &left
-		}
-		all = append(all, p)
-	}
-	return all
 }

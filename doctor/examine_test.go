@@ -72,6 +72,18 @@ func TestExamine(t *testing.T) {
 			}
 			f.Nodes[0].Server.Slots = []Slot{{Name: "slot_node2", Active: true, Kept: size(1)}}
 		},
+		"slot_of_nobody": func(f *Facts) { f.Nodes[1].Server.Slots = []Slot{{Name: "repmgr_slot_9"}} },
+		"logical_slot_lost": func(f *Facts) {
+			f.Nodes[0].Server.Slots = []Slot{{Name: "debezium", Logical: true, Active: true}}
+		},
+		"failover_slot_missing": func(f *Facts) {
+			f.Nodes[0].Server.Slots = []Slot{{Name: "sub", Logical: true, Failover: true}}
+			f.Nodes[1].Server.Synced = []string{"sub"}
+		},
+		"synchronized_slot_missing": func(f *Facts) {
+			f.Nodes[0].Server.Slots = []Slot{{Name: "slot_node2", Active: true}, {Name: "slot_node3"}}
+			f.Nodes[0].Server.Settings["synchronized_standby_slots"] = `slot_node2, "slot_node3"`
+		},
 		"pending_restart": func(f *Facts) { f.Nodes[0].Server.Restart = []string{"shared_buffers"} },
 		"prepared_transactions": func(f *Facts) {
 			f.Nodes[0].Server.Prepared, f.Nodes[0].Server.PreparedAt = 1, at(now.Add(-2*time.Hour))

@@ -40,10 +40,11 @@ func (n Node) data() bool { return n.Answer && n.Record.Role != registry.RoleWit
 // Server is what a server says of itself, beside [registry.NodeStatus]. What this login may not read is
 // missing.
 type Server struct {
-	At         time.Time         `json:"at"`       // its clock, at Asked
-	Settings   map[string]string `json:"settings"` // those that the checks need
-	Restart    []string          `json:"restart"`  // settings that wait for a restart
-	Slots      []Slot            `json:"slots"`
+	At         time.Time         `json:"at"`          // its clock, at Asked
+	Settings   map[string]string `json:"settings"`    // those that the checks need
+	Restart    []string          `json:"restart"`     // settings that wait for a restart
+	Slots      []Slot            `json:"slots"`       // but for Synced
+	Synced     []string          `json:"synced"`      // the logical slots of its primary that it keeps ready for a failover
 	Prepared   int               `json:"prepared"`    // prepared transactions
 	PreparedAt *time.Time        `json:"prepared_at"` // the oldest of them
 	Archived   *time.Time        `json:"archived_at"` // the last WAL segment that was archived
@@ -62,19 +63,22 @@ type Server struct {
 
 // Slot is a replication slot.
 type Slot struct {
-	Name   string `json:"name"`
-	Active bool   `json:"active"`
-	Status string `json:"wal_status"`
-	Kept   *int64 `json:"kept"` // bytes of WAL; nil: none
+	Name     string `json:"name"`
+	Active   bool   `json:"active"`
+	Logical  bool   `json:"logical"`
+	Failover bool   `json:"failover"` // standbys keep a copy of it
+	Status   string `json:"wal_status"`
+	Kept     *int64 `json:"kept"` // bytes of WAL; nil: none
 }
 
 const serverSQL = `SELECT json_build_object(
   'at', clock_timestamp(),
   'settings', (SELECT json_object_agg(name, setting) FROM pg_settings WHERE name = ANY ($1)),
   'restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
-  'slots', (SELECT coalesce(json_agg(json_build_object('name', slot_name, 'active', active, 'wal_status', wal_status, 'kept',
-      pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8)), '[]') FROM pg_replication_slots s
+  'slots', (SELECT coalesce(json_agg(json_build_object('name', slot_name, 'active', active, 'logical', slot_type = 'logical',
+      'failover', coalesce((to_jsonb(s) ->> 'failover')::bool, false), 'wal_status', wal_status, 'kept', pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8)), '[]') FROM pg_replication_slots s
       WHERE NOT temporary AND NOT coalesce((to_jsonb(s) ->> 'synced')::bool, false)),
+  'synced', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots s WHERE (to_jsonb(s) ->> 'synced')::bool AND NOT temporary AND to_jsonb(s) ->> 'invalidation_reason' IS NULL),
   'prepared', (SELECT count(*) FROM pg_prepared_xacts),
   'prepared_at', (SELECT min(prepared) FROM pg_prepared_xacts),
   'archived_at', a.last_archived_time, 'failed_at', a.last_failed_time, 'failed_wal', coalesce(a.last_failed_wal, ''))
@@ -83,7 +87,7 @@ FROM pg_stat_archiver a, (SELECT pg_is_in_recovery() AS rec) r`
 // settings are what the checks look at.
 var settings = append([]string{
 	"wal_level", "hot_standby", "fsync", "full_page_writes", "wal_log_hints", "data_checksums", "archive_mode", "max_slot_wal_keep_size",
-	"restart_after_crash",
+	"restart_after_crash", "synchronized_standby_slots",
 }, postgres.ReplaySettings...)
 
 // Read asks a server of that server_version_num. What a privilege is missing for stays unknown.

@@ -170,9 +170,23 @@ func (n *Server) CreateSlot(ctx context.Context, slot, standby string) (created 
 
 // DropSlot removes a physical slot that nobody uses. A missing slot is no error.
 func (n *Server) DropSlot(ctx context.Context, name string) (dropped bool, err error) {
+	return n.dropSlot(ctx, name, `slot_type = 'physical'`)
+}
+
+// FormerSlotSQL is true for a logical slot with failover that a standby has of the time when it
+// was the primary. A standby can make none itself, and while there is one of that name, it keeps
+// no copy of the primary's.
+const FormerSlotSQL = `(pg_is_in_recovery() AND coalesce((to_jsonb(s) ->> 'failover')::bool AND NOT (to_jsonb(s) ->> 'synced')::bool, false))`
+
+// DropFormerSlot removes such a slot that nobody uses.
+func (n *Server) DropFormerSlot(ctx context.Context, name string) (dropped bool, err error) {
+	return n.dropSlot(ctx, name, FormerSlotSQL)
+}
+
+func (n *Server) dropSlot(ctx context.Context, name, condition string) (dropped bool, err error) {
 	var gone *string
 	err = n.Conn.QueryRow(ctx, `SELECT (SELECT pg_drop_replication_slot(slot_name)::text)
-		FROM pg_replication_slots WHERE slot_name = $1 AND slot_type = 'physical' AND NOT active`, name).Scan(&gone)
+		FROM pg_replication_slots s WHERE slot_name = $1 AND `+condition+` AND NOT active`, name).Scan(&gone)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, nil
@@ -188,11 +202,19 @@ func (n *Server) DropIdleSlot(ctx context.Context, name string) (dropped bool, e
 	if dropped, err = n.DropSlot(ctx, name); err != nil || dropped {
 		return dropped, err
 	}
-	var stays bool
-	if err = n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, name).Scan(&stays); err == nil && stays {
+	stays, err := n.HasSlot(ctx, name)
+	if err == nil && stays {
 		err = errors.New("it is in use")
 	}
 	return false, err
+}
+
+// HasSlot reports whether there is a slot of that name.
+func (n *Server) HasSlot(ctx context.Context, name string) (there bool, err error) {
+	if err = n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, name).Scan(&there); err != nil {
+		err = n.QueryError(fmt.Sprintf("look for slot %q", name), err)
+	}
+	return there, err
 }
 
 // Address is where a conninfo points, without secrets, for messages.

@@ -89,6 +89,7 @@ type Slot struct {
 	Active    bool   `json:"active"`
 	Temporary bool   `json:"temporary"`
 	WALStatus string `json:"wal_status"`
+	Former    bool   `json:"former,omitempty"` // of a standby: a logical slot with failover of the time when it was the primary (PostgreSQL 17)
 }
 
 // Settings are the server settings that decide whether replication can work.
@@ -137,7 +138,7 @@ SELECT json_build_object(
   'wal_senders', (SELECT coalesce(json_agg(json_build_object('pid', pid, 'application_name', application_name, 'client_addr', host(client_addr), 'state', state, 'sync_state', sync_state,
         'sent_lsn', sent_lsn, 'flushed_lsn', flush_lsn, 'replayed_lsn', replay_lsn) ORDER BY application_name), '[]') FROM pg_stat_replication),
   'slots', (SELECT coalesce(json_agg(json_build_object('slot_name', slot_name, 'physical', slot_type = 'physical', 'active', active,
-        'temporary', temporary, 'wal_status', wal_status) ORDER BY slot_name), '[]') FROM pg_replication_slots),
+        'temporary', temporary, 'wal_status', wal_status, 'former', ` + postgres.FormerSlotSQL + `) ORDER BY slot_name), '[]') FROM pg_replication_slots s),
   'settings', (SELECT json_object_agg(name, CASE WHEN vartype = 'integer' AND name <> 'data_directory_mode' THEN to_json(setting::bigint) ELSE to_json(setting) END)
       FROM pg_settings WHERE name IN ('port', 'wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
         'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'data_directory', 'data_directory_mode', 'config_file',

@@ -44,6 +44,18 @@ func ParseHistory(b []byte) (History, error) {
 	return h, nil
 }
 
+// File is the content of a .history file with h.
+func (h History) File() (b []byte) {
+	for _, e := range h {
+		reason := e.Reason
+		if reason == "" {
+			reason = "no recovery target specified"
+		}
+		b = fmt.Appendf(b, "%d\t%s\t%s\n", e.Timeline, e.SwitchLSN, reason)
+	}
+	return b
+}
+
 func parseHistoryEntry(line string) (HistoryEntry, error) {
 	tli, rest := cutField(line)
 	lsn, reason := cutField(rest)

@@ -31,7 +31,7 @@ func (l Login) PrimaryConninfo(upstream registry.Record, name string) (string, e
 	if err != nil {
 		return "", failure.Of(failure.ErrConfig, "conninfo of %s: %w", upstream, err)
 	}
-	for _, key := range []string{"dbname", "replication", "password", "options", "application_name", "fallback_application_name", "target_session_attrs"} {
+	for _, key := range []string{"replication", "password", "options", "application_name", "fallback_application_name", "target_session_attrs"} {
 		delete(params, key)
 	}
 	params["user"] = upstream.ReplicationUser

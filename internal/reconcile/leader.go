@@ -80,12 +80,15 @@ type Leader struct {
 	inspected   bool      // the setting was read at least once
 	lastErr     error     // why the last setting could not be put in force
 	retryAt     time.Time // when that is tried again
+
+	leftovers leftovers
 }
 
 // Step does at most one of the changes that [election.Policy.Reconcile] asks for. The next call
 // continues from what it finds.
 func (l *Leader) Step(ctx context.Context, look Look) error {
 	l.look = look
+	l.leftovers.step(ctx, l.Options, look)
 	rules, err := l.look.Server.Rules(ctx)
 	if err != nil {
 		return err

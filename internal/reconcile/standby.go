@@ -18,15 +18,17 @@ type Standby struct {
 	Options
 	look        Look
 	slotTriedAt time.Time // when the slot was last tried
+	leftovers   leftovers
 }
 
-// Step makes the slot that the node's row names, reverts what an election has left behind, takes restore_command out of force while the
+// Step makes the slot that the node's row names, drops those of nodes that stream from others now, reverts what an election has left behind, takes restore_command out of force while the
 // standby streams, and with a quorum sets a synchronous_standby_names that lets no commit be
 // acknowledged between a promotion and the new term. alone is since when the standby has had no
 // upstream while the primary lives; zero: it has one, or the primary is not known to live.
 func (l *Standby) Step(ctx context.Context, look Look, alone time.Time) error {
 	l.look = look
 	l.ensureSlot(ctx)
+	l.leftovers.step(ctx, l.Options, look)
 	now := l.look.Status.Settings.SynchronousStandby
 	if registry.ReceiverTimeoutShortened(l.look.Status) {
 		if err := ballot.RestoreReceiverTimeoutAttached(ctx, l.look.Server.Conn); err != nil {

@@ -14,6 +14,7 @@
 // PostgreSQL does not start on it. So after an error or a crash all of this is done again,
 // from the beginning, and where pg_rewind was interrupted only a new clone helps.
 //
-// RestoreHistory prepares a primary for standbys that missed several promotions: it makes the WAL
-// segments of earlier timelines that they still need.
+// MendHistory prepares a primary for standbys that missed several promotions: it makes the WAL
+// segments of earlier timelines that they still need. On a standby it replaces history files that
+// a primary of a lost election has left.
 package rejoin

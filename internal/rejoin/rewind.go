@@ -190,6 +190,7 @@ func (w *Work) rewind(ctx context.Context) (string, error) {
 	out, err := w.tool(ctx, program, env, args...)
 	if err != nil {
 		if after, errLook := w.Server.LastChange(); errLook == nil && after.Equal(before) {
+			w.cloneOnly = w.cloneOnly || bytes.Contains(out, []byte("could not find previous WAL record")) && !w.Archive || bytes.Contains(out, []byte("could not find common ancestor"))
 			_, errDetach := w.detach(ctx)
 			return "", errors.Join(w.rewindError(ctx, "is not possible", out, err), errDetach, w.release()) // it stopped before it changed anything
 		}

@@ -18,10 +18,10 @@ func readLine(ctx context.Context, n *registry.Server, v *election.Peer, e postg
 		at = wal.Position{Timeline: r.Line.Timeline, LSN: r.Line.Past[len(r.Line.Past)-1].SwitchLSN}
 	}
 	v.Position.Timeline, sure = n.Timeline(ctx, e, at, v.Replayed)
-	v.Past = n.Past(ctx, v.Position.Timeline)
 	if l := v.Rule.Line; l.Timeline == v.Position.Timeline && l.Fingerprint != 0 { // the row of the rule was replayed on this timeline
-		v.Mark = l.Fingerprint
+		v.Past, v.Mark = l.Past, l.Fingerprint // the file of the history may be that of another primary: see [rejoin.MendHistories]
 	} else {
+		v.Past = n.Past(ctx, v.Position.Timeline)
 		v.Mark = n.Mark(ctx, v.Position.Timeline, v.Past)
 	}
 	return sure

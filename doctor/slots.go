@@ -1,0 +1,157 @@
+package doctor
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/pgrepmgr/repmgr/internal/wording"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+func slotsUsedUp(f Facts, tell tell) {
+	f.possible(func(n *Node) {
+		need := 0
+		for _, o := range f.Nodes {
+			if o.Record.ID != n.Record.ID && o.Record.SlotName != "" && o.Record.Role != registry.RoleWitness {
+				need++
+			}
+		}
+		if c := n.Peer.Capacity; c.Known && c.Slots < need {
+			tell(n, "Raise max_replication_slots, which needs a restart, or drop slots that nobody uses.", "as the primary it has room for %d replication slots, and %d are needed", c.Slots, need)
+		}
+	})
+}
+
+// keepLimit is how much WAL a slot that nobody uses may keep.
+const keepLimit = 1 << 30
+
+func slotKeepsWAL(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		for _, s := range n.Server.Slots {
+			if !s.Active && s.Kept != nil && *s.Kept > keepLimit {
+				tell(n, fmt.Sprintf("Start its consumer, or: SELECT pg_drop_replication_slot('%s');", strings.ReplaceAll(s.Name, "'", "''")), "the slot %q, which nobody uses, keeps %s of WAL", s.Name, wording.Bytes(*s.Kept))
+			}
+		}
+	})
+}
+
+// fillLimit is for how long the disk should last.
+const fillLimit = 48.0
+
+func diskFills(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		for _, p := range forecast(n) {
+			if p.HoursLeft != nil && *p.HoursLeft <= fillLimit {
+				tell(n, "Start the consumer of the slot, drop it, or set max_slot_wal_keep_size.", "its disk is full in %.0f hours at the present rate (%s of WAL per hour): the slot %q, which nobody uses, keeps all of it",
+					*p.HoursLeft, wording.Bytes(*p.PerHour), p.Slot)
+			}
+		}
+	})
+}
+
+func slotsWithoutLimit(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		if n.Server.Settings["max_slot_wal_keep_size"] == "-1" && len(n.Server.Slots) > 0 {
+			tell(n, "ALTER SYSTEM SET max_slot_wal_keep_size = '...'; SELECT pg_reload_conf(); The size is what its disk can spare.",
+				"it has replication slots (%d) and no max_slot_wal_keep_size: a standby that stays away fills its disk", len(n.Server.Slots))
+		}
+	})
+}
+
+// ours are the names that repmgr gives to slots.
+var ours = regexp.MustCompile(`^repmgr_slot_[0-9]+$`)
+
+func slotOfNobody(f Facts, tell tell) {
+	owned := func(s Slot) bool {
+		return slices.ContainsFunc(f.Nodes, func(n Node) bool { return n.Record.SlotName == s.Name })
+	}
+	f.each(func(n *Node) {
+		for _, s := range n.Server.Slots {
+			if !s.Active && !s.Logical && ours.MatchString(s.Name) && !owned(s) {
+				tell(n, fmt.Sprintf("If that node is not being cloned: SELECT pg_drop_replication_slot('%s');", s.Name), "the slot %q belongs to no registered node, and keeps WAL for nobody", s.Name)
+			}
+		}
+	})
+}
+
+// logical are the logical slots of the node, with failover or without.
+func (n *Node) logical(failover bool) (names []string) {
+	for _, s := range n.Server.Slots {
+		if s.Logical && s.Failover == failover {
+			names = append(names, s.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func logicalSlotLost(f Facts, tell tell) {
+	p := f.primary()
+	if p == nil || f.others() == 0 {
+		return
+	}
+	if lost := p.logical(false); len(lost) > 0 {
+		remedy := "Disable the subscription and ALTER SUBSCRIPTION ... SET (failover = true), or let the consumer make its slot with failover = true."
+		if p.Status.VersionNum < failoverSlotsSince {
+			remedy = "PostgreSQL 17 can keep them. Until then: after a failover or a switchover, make them anew and copy their data again."
+		}
+		tell(p, remedy, "logical slots that no standby has: %s. After a failover or a switchover they are gone, and their consumers miss changes", strings.Join(lost, ", "))
+	}
+}
+
+const failoverSlotsSince = 170000 // the server_version_num
+
+func failoverSlotMissing(f Facts, tell tell) {
+	p := f.primary()
+	if p == nil {
+		return
+	}
+	f.possible(func(n *Node) {
+		missing := slices.DeleteFunc(p.logical(true), func(name string) bool { return n == p || slices.Contains(n.Server.Synced, name) })
+		if len(missing) > 0 {
+			tell(n, "On it: sync_replication_slots = on, hot_standby_feedback = on, and a slot of its own (use_replication_slots = yes); on the primary, pg_hba.conf lets its role into the database of primary_conninfo. Its log says what is missing.",
+				"as the primary it would lack the logical slots %s, which the primary keeps for a failover", strings.Join(missing, ", "))
+		}
+	})
+}
+
+func synchronizedSlotMissing(f Facts, tell tell) {
+	f.possible(func(n *Node) {
+		var missing []string
+		for _, name := range strings.Split(n.Server.Settings["synchronized_standby_slots"], ",") {
+			name = strings.Trim(strings.TrimSpace(name), `"`)
+			used := slices.ContainsFunc(n.Server.Slots, func(s Slot) bool { return s.Name == name && s.Active })
+			if name != "" && (name == n.Record.SlotName || !n.Status.InRecovery && !used) {
+				missing = append(missing, name)
+			}
+		}
+		if len(missing) > 0 {
+			tell(n, "ALTER SYSTEM SET synchronized_standby_slots = '...'; SELECT pg_reload_conf(); The value names the slots of standbys that stream from it.",
+				"while it is the primary, its logical consumers wait for the slots in synchronized_standby_slots that nobody streams through: %s", strings.Join(missing, ", "))
+		}
+	})
+}
+
+// forecast says what the slots of a node keep, and how long its disk lasts.
+func forecast(n *Node) (all []Pinned) {
+	s := n.Server
+	var perHour *int64
+	if hours := s.At.Sub(s.WALSince).Hours(); s.WALBytes > 0 && hours > 0.1 {
+		rate := int64(float64(s.WALBytes) / hours)
+		perHour = &rate
+	}
+	for _, slot := range s.Slots {
+		if slot.Kept == nil {
+			continue
+		}
+		p := Pinned{NodeID: n.Record.ID, Node: n.Record.Name, Slot: slot.Name, Active: slot.Active, Kept: max(0, *slot.Kept), PerHour: perHour}
+		if !slot.Active && perHour != nil && *perHour > 0 && s.Free != nil && s.Settings["max_slot_wal_keep_size"] == "-1" {
+			left := float64(*s.Free) / float64(*perHour)
+			p.HoursLeft = &left
+		}
+		all = append(all, p)
+	}
+	return all
+}

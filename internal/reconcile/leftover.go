@@ -1,0 +1,109 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// leftoverSilences is the number of silence_timeouts for which a slot must have been a leftover
+// before it is dropped: a node that is about to follow this one has its slot made first.
+const leftoverSilences = 5
+
+// leftovers drops the slots on the local server that registered nodes had while they streamed
+// from it, and those of logical consumers that go on with another primary. Such a slot keeps WAL
+// until the disk is full. It is not safe for concurrent use.
+type leftovers struct {
+	since map[string]time.Time // since when each slot has been a leftover
+}
+
+// step drops the slots that have been leftovers for long enough.
+func (d *leftovers) step(ctx context.Context, o Options, look Look) {
+	now, since := time.Now(), map[string]time.Time{}
+	for name, why := range leftoverSlots(look, o.Watch.Peers()) {
+		since[name] = now
+		if begun, ok := d.since[name]; ok {
+			since[name] = begun
+		}
+		if now.Sub(since[name]) < leftoverSilences*o.SilenceTimeout {
+			continue
+		}
+		delete(since, name)
+		dropped, err := drop(ctx, o, look, name)
+		o.Report("dropping a replication slot that is not needed any more", err)
+		if dropped {
+			o.Log.Info("replication slot "+name+" dropped: it kept WAL for nobody", "node", look.Self.Name, "reason", why)
+		}
+	}
+	d.since = since
+}
+
+// drop drops a leftover. One of its own that the primary does not have stays: only there is the
+// position of its consumer.
+func drop(ctx context.Context, o Options, look Look, name string) (dropped bool, err error) {
+	if !slices.ContainsFunc(look.Status.Slots, func(s registry.Slot) bool { return s.Name == name && s.Former }) {
+		return look.Server.DropSlot(ctx, name)
+	}
+	primary, ok := registry.ByID(look.Records, registry.NodeID(voters.NewestRule(o.Watch.Peers()).Primary))
+	if !ok {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, o.ConnectTimeout, fmt.Errorf("no answer within %s", o.ConnectTimeout))
+	defer cancel()
+	n, err := o.ConnectTo(ctx, primary)
+	if err != nil {
+		return false, err
+	}
+	defer n.Close()
+	there, err := n.HasSlot(ctx, name)
+	if err != nil || !there {
+		return false, err
+	}
+	return look.Server.DropFormerSlot(ctx, name)
+}
+
+// leftoverSlots are the slots of the local server that nobody uses and that no owner, a
+// registered node, has a use for. The value is the reason.
+func leftoverSlots(look Look, peers []election.Peer) map[string]string {
+	found := map[string]string{}
+	for _, slot := range look.Status.Slots {
+		var why, needed string
+		for _, r := range look.Records {
+			switch reason := needless(look.Self, r, voters.PeerOf(peers, int32(r.ID))); {
+			case r.SlotName != slot.Name:
+			case reason == "":
+				needed = r.Name
+			default:
+				why = reason
+			}
+		}
+		if slot.Physical && !slot.Active && !slot.Temporary && why != "" && needed == "" {
+			found[slot.Name] = why
+		}
+		if slot.Former && !slot.Active && look.Status.Receiver != nil && look.Status.Receiver.Status == "streaming" {
+			found[slot.Name] = "it is of the time when this node was the primary, and keeps it from having a copy of the slot that the primary has now"
+		}
+	}
+	return found
+}
+
+// needless says why the owner of a slot on the node self has no use for it; empty: it may have.
+// What the owner does must be seen: one that is down, or streams from nobody, may come back.
+func needless(self, owner registry.Record, seen election.Peer) string {
+	switch {
+	case owner.ID == self.ID:
+		return "it is that of this node itself"
+	case seen.Answer != election.Answers:
+		return ""
+	case seen.Running == election.Primary && seen.Rule.Primary == seen.ID:
+		return owner.String() + " is the primary"
+	case seen.Running == election.Standby && seen.Receiving && seen.Receives != 0 && seen.Receives != int32(self.ID):
+		return owner.String() + " streams from another node"
+	}
+	return ""
+}
