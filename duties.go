@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/adopt"
 	"github.com/pgrepmgr/repmgr/internal/follow"
 	"github.com/pgrepmgr/repmgr/internal/namesakes"
 	"github.com/pgrepmgr/repmgr/internal/observer"
@@ -42,7 +43,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	if errRecs != nil && !errors.Is(errRecs, ErrNotRegistered) {
 		return errRecs
 	}
-	if err := foreignDaemonError(foreignDaemonNodes(m.cluster.survey(ctx, recs))); err != nil {
+	if err := adopt.DaemonError(adopt.Daemons(m.cluster.surveyForeign(ctx, recs))); err != nil {
 		return err
 	}
 	switch old := m.node.Local.Level == registry.OnlyRepmgr5 || m.node.Local.Level == registry.OtherVersion; {
@@ -339,24 +340,19 @@ func (m *Monitor) watchWAL(ctx context.Context) {
 			up, of = n, r
 		}
 	}
+	var text string
 	var err error
 	if s.Receiver == nil || up == m.node.Primary.Server && registry.NextLSN(s) < m.node.PrimaryLSN {
 		if lost := follow.FindLostWAL(ctx, up, of, s); lost != nil {
 			probes := []report.Look{{Record: m.node.PrimaryRecord}}
 			err = hint(kind(ErrWALGone, "%s can not go on: %s", m.node.Self, lost), "%s", report.Remedy(*lost, m.node.Self, probes))
+			text = err.Error() + ". " + Hint(err)
 		}
 	}
 	m.report("replication", err)
-	if m.trouble.News("replication", errText(err)) && err != nil {
-		m.tell(Event{Type: EventWALGone, Details: err.Error() + ". " + Hint(err)})
+	if m.trouble.News("replication", text) && err != nil {
+		m.tell(Event{Type: EventWALGone, Details: text})
 	}
-}
-
-func errText(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }
 
 // outboxDaemon is what the outbox needs of this Monitor.
@@ -530,7 +526,7 @@ func (m *Monitor) reportForeignDaemons(peers []election.Peer) {
 		m.report(what, nil)
 		return
 	}
-	err := foreignDaemonError(m.watch.Foreign(peers))
+	err := adopt.DaemonError(m.watch.Foreign(peers))
 	if !m.trouble.Has(what) {
 		m.tell(Event{Type: EventFailoverRefused, Details: err.Error()})
 	}

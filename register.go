@@ -8,7 +8,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/adopt"
+	"github.com/pgrepmgr/repmgr/internal/switchover"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -71,8 +74,8 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 	if err := c.checkRow(ctx, recs, rec, status, o.Force); err != nil {
 		return Record{}, err
 	}
-	if names := foreignDaemonNodes(c.survey(ctx, recs)); len(names) > 0 {
-		c.log.Warn("a repmgrd of repmgr 5 runs on "+strings.Join(names, ", "), "hint", foreignDaemonHint)
+	if names := adopt.Daemons(c.surveyForeign(ctx, recs)); len(names) > 0 {
+		c.log.Warn("a repmgrd of repmgr 5 runs on "+strings.Join(names, ", "), "hint", adopt.Hint)
 	}
 	if o.DryRun {
 		c.log.Info("prerequisites met for registering the primary", "node", rec.Name)
@@ -94,6 +97,57 @@ func (c *Cluster) RegisterPrimary(ctx context.Context, o RegisterOptions) (Recor
 		Details: fmt.Sprintf("%s registered as primary", rec),
 	})
 	return rec, nil
+}
+
+// AdoptOptions are the choices of [Cluster.Adopt].
+type AdoptOptions struct {
+	Force  bool // also where a node does not answer, so that a daemon of repmgr 5 may run there
+	DryRun bool // check and plan, change nothing
+}
+
+// AdoptResult is the result of [Cluster.Adopt].
+type AdoptResult struct {
+	Plan   plan.Plan `json:"plan"` // no steps: there is nothing to adopt
+	DryRun bool      `json:"dry_run,omitempty"`
+}
+
+// Adopt takes over the tables of a cluster of repmgr 5, without a restart of PostgreSQL. It is called on the node of the
+// primary, while no daemon of repmgr 5 runs; ours are started afterwards. [ErrRefused] names all that stands in the way.
+func (c *Cluster) Adopt(ctx context.Context, o AdoptOptions) (AdoptResult, error) {
+	res := AdoptResult{DryRun: o.DryRun}
+	f := adopt.Facts{Automatic: c.cfg.Failover == FailoverAutomatic, Patience: time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval}
+	local, err := c.connectLocal(ctx)
+	if err != nil {
+		return res, err
+	}
+	defer local.Close()
+	recs, err := local.Records(ctx)
+	if err == nil {
+		f.Self, err = c.record(RolePrimary)
+	}
+	if err == nil {
+		f.Server, err = adopt.Read(ctx, local)
+	}
+	if err != nil {
+		return res, err
+	}
+	f.Nodes = c.surveyForeign(ctx, recs)
+	res.Plan = adopt.Plan(f)
+	if left := res.Plan.Standing(o.Force); len(left) > 0 {
+		return res, switchover.Refused("adoption", left)
+	}
+	if !o.DryRun && len(res.Plan.Steps) > 0 {
+		_, err = c.RegisterPrimary(ctx, RegisterOptions{Force: true})
+	}
+	return res, err
+}
+
+// surveyForeign looks at all nodes, and for daemons of repmgr 5 there.
+func (c *Cluster) surveyForeign(ctx context.Context, recs []Record) (nodes []adopt.Node) {
+	for _, p := range c.survey(ctx, recs) {
+		nodes = append(nodes, adopt.Node{Look: p.Look, Daemon: p.foreign})
+	}
+	return nodes
 }
 
 // refuseSecondPrimary returns an error where a registered node other than this one runs as a

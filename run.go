@@ -120,15 +120,12 @@ func (m *Monitor) tellStart(ctx context.Context) {
 		return
 	}
 	m.checkAutomatic(ctx)
-	m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.node.Self, m.runsAs())})
-	m.duties.startTold = true
-}
-
-func (m *Monitor) runsAs() election.Role {
+	runs := m.state.Role
 	if m.node.Self.Role == RoleWitness {
-		return election.Witness
+		runs = election.Witness
 	}
-	return m.state.Role
+	m.tell(Event{Type: EventDaemonStart, Success: true, Details: fmt.Sprintf("monitoring %s, running as %s", m.node.Self, runs)})
+	m.duties.startTold = true
 }
 
 // wait returns after d, or earlier when something has changed. While this Monitor holds an

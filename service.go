@@ -435,55 +435,13 @@ func (s ServiceStatus) RuleText() string {
 	if s.Rule == nil {
 		return ""
 	}
-	name := func(id int32) string {
-		for _, n := range s.Nodes {
-			if int32(n.ID) == id {
-				return n.Name
-			}
-		}
-		return fmt.Sprintf("node %d, which is not registered", id)
+	names := map[int32]string{}
+	for _, n := range s.Nodes {
+		names[int32(n.ID)] = n.Name
 	}
-	_, all := s.Rule.Votes(nil)
-	text := fmt.Sprintf("term %d: primary %s; votes %d", s.Rule.Term, name(s.Rule.Primary), all)
-	if have, _ := s.Rule.Votes([]int32{election.Arbiter}); have > 0 {
-		text += fmt.Sprintf(", %d of them etcd's", have)
-	}
-	durability := ""
-	if s.Durability != "" && s.Rule.Quorum {
-		durability = fmt.Sprintf(" (durability %s)", s.Durability)
-	}
-	if !s.Rule.Quorum || s.Rule.Acks == 0 {
-		return text + "; commits wait for nobody" + durability
-	}
-	var sync []string
-	for _, id := range s.Rule.Sync {
-		sync = append(sync, name(id))
-	}
-	return text + fmt.Sprintf("; commits wait for %d of %s%s", s.Rule.Acks, strings.Join(sync, ", "), durability)
+	return report.RuleText(*s.Rule, string(s.Durability), names)
 }
 
 // ForeignDaemon is a repmgrd of repmgr 5, the version written in C, as its extension shows it
 // in the shared memory of the server that it watches.
 type ForeignDaemon = registry.ForeignDaemon
-
-// foreignDaemonHint says what to do where daemons of both programs run.
-const foreignDaemonHint = "Daemons of both programs would make two primaries. Stop those of repmgr 5 on every node, or those of this one."
-
-// foreignDaemonError is the reason why a Monitor does not act where a daemon of repmgr 5 runs
-// on any of these nodes. nil: none runs.
-func foreignDaemonError(nodes []string) error {
-	if len(nodes) == 0 {
-		return nil
-	}
-	return hint(kind(ErrRefused, "a repmgrd of repmgr 5 runs on %s: this one only watches", strings.Join(nodes, ", ")), foreignDaemonHint)
-}
-
-// foreignDaemonNodes are the names of the nodes with a daemon of repmgr 5.
-func foreignDaemonNodes(probes []probe) (names []string) {
-	for _, p := range probes {
-		if d := p.foreign; p.Err == nil && d != nil {
-			names = append(names, fmt.Sprintf("%s (PID %d)", p.Record.Name, d.PID))
-		}
-	}
-	return names
-}

@@ -21,6 +21,7 @@ type grammar struct {
 	Node       nodeGroup     `cmd:"" help:"This node"`
 	Service    serviceGroup  `cmd:"" help:"The daemons of all nodes"`
 	Daemon     daemonGroup   `cmd:"" help:"The daemon of this node"`
+	Adopt      adoptCmd      `cmd:"" help:"take over a running cluster of repmgr 5, with its tables"`
 	Doctor     doctorCmd     `cmd:"" help:"would a failover, a switchover, a rejoin, a restart work now?"`
 	Completion completionCmd `cmd:"" help:"print a completion script for a shell"`
 	Dump       dumpConfig    `cmd:"" name:"dump-config" default:"1" hidden:""`
@@ -730,6 +731,21 @@ Example:
 
 // dumpConfig is what --dump-config without a command does.
 type dumpConfig struct{}
+
+type adoptCmd struct {
+	force
+	dryRun
+}
+
+func (adoptCmd) Help() string {
+	return `On the node of the primary, with the repmgr.conf of repmgr 5. First stop its repmgrd on
+every node; PostgreSQL goes on, and so do the programs of repmgr 5. Afterwards start repmgrd
+on every node. --dry-run says what would be done, and what stands in the way. -F: although a
+node does not answer, where a repmgrd of repmgr 5 may run.
+
+Example:
+  repmgr -f /etc/repmgr.conf adopt --dry-run`
+}
 
 type doctorCmd struct {
 	Waive      []string `placeholder:"WAIVER" help:"accept a finding until a day, as slot_keeps_wal@node1:2026-12-31\n(without @node1: on every node); may be given several times"`

@@ -27,6 +27,7 @@ var jsonDocuments = map[string]any{
 	"service status": repmgr.ServiceStatus{}, "service pause": repmgr.PauseResult{}, "service unpause": repmgr.PauseResult{},
 	"daemon start": repmgr.DaemonResult{}, "daemon stop": repmgr.DaemonResult{},
 	"doctor":     doctor.Report{},
+	"adopt":      repmgr.AdoptResult{},
 	"completion": nil, // a script, no document
 }
 

@@ -55,3 +55,27 @@ func (cmd *primaryUnregister) Run(ctx context.Context, a *app) error {
 	}
 	return a.recorded(rec, cmd.DryRun, "unregistered", "unregistered")
 }
+
+func (cmd *adoptCmd) Run(ctx context.Context, a *app) error {
+	c, err := a.cluster()
+	if err != nil {
+		return err
+	}
+	res, err := c.Adopt(ctx, repmgr.AdoptOptions{Force: cmd.Force, DryRun: cmd.DryRun})
+	for _, w := range res.Plan.Warnings {
+		a.log.Warn(w.String(), "hint", w.Hint)
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(res.Plan.Steps) == 0:
+		a.notice("this cluster is adopted already")
+	case res.DryRun:
+		a.tellSteps(res.Plan)
+		a.log.Info("prerequisites for executing ADOPT are met")
+	default:
+		a.notice("the tables of repmgr 5 are adopted", "hint", "Now start repmgrd on every node, with the same configuration. Then: repmgr service status, and repmgr doctor")
+	}
+	return a.answer(res, nil)
+}

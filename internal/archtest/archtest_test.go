@@ -35,7 +35,7 @@ var floors = [][]string{
 	{"internal/voters", "internal/syncrep", "internal/follow"},
 	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes", "internal/fence"},
 	{"internal/coordinator", "internal/switchover", "internal/reconcile", "explain", "report", "internal/observer"},
-	{"doctor", "internal/restart"},
+	{"doctor", "internal/restart", "internal/adopt"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

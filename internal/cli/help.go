@@ -30,11 +30,14 @@ func WriteHelp(w io.Writer, app *kong.Application, node *kong.Node) {
 		fmt.Fprintf(w, "\nOptions of an action: %s %s ACTION --help\n", app.Name, words(node))
 	default:
 		fmt.Fprintf(w, "%s: %s\n\nUsage:\n  %s\n", app.Name, app.Help, usage(app, node))
+		others := false
 		for _, group := range node.Children {
 			switch {
 			case group.Hidden:
 				continue
+			case group.Leaf() && others:
 			case group.Leaf():
+				others = true
 				fmt.Fprint(w, "\nOther:\n")
 			default:
 				fmt.Fprintf(w, "\n%s:\n", group.Help)
