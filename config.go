@@ -190,7 +190,7 @@ type Config struct {
 	ConfigDirectory string
 	// PgBindir is the directory of PostgreSQL's programs. Empty: found by PATH. Key pg_bindir.
 	PgBindir string
-	// RepmgrBindir is the directory of repmgr on this and on the other machines. Key repmgr_bindir.
+	// RepmgrBindir is the directory of repmgrd on the other machines, for a switchover without daemons. Key repmgr_bindir. Defaults to their PATH.
 	RepmgrBindir string
 	// ReplicationType is the kind of replication. Key replication_type. Defaults to physical.
 	ReplicationType ReplicationType

@@ -259,7 +259,7 @@ var ineffective = []string{
 	"child_nodes_check_interval", "connection_check_type", "connection_check_query", "async_query_timeout",
 	"degraded_monitoring_timeout", "repmgrd_exit_on_inactive_node", "log_status_interval", "promote_check_interval", "standby_follow_restart",
 	"pg_basebackup_options", "barman_host", "pg_backupapi_host",
-	"repmgr_bindir", "wal_receive_check_timeout",
+	"wal_receive_check_timeout",
 }
 
 // Ineffective returns the keys that are set to other than their defaults and have no effect in this version.

@@ -307,16 +307,18 @@ func (m *Monitor) giveBackArchive(ctx context.Context) {
 
 // mendHistory makes files of earlier timelines that others may need, and puts wrong ones right, once on each timeline: see [rejoin.MendHistory].
 func (m *Monitor) mendHistory() {
-	s, line := m.node.Status, voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID)).Rule.Line
-	if s.Timeline == m.duties.historyMended || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() || s.InRecovery && (s.Receiver == nil || line.Timeline != s.Timeline || line.Fingerprint == 0) {
-		return
+	s, me := m.node.Status, voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID))
+	at := fmt.Sprint(s.Timeline, s.StartedAt)
+	if at == m.duties.historyMended || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() || me.Answer != election.Answers || !me.Started.Equal(s.StartedAt) ||
+		s.InRecovery && (s.Receiver == nil || me.Rule.Line.Timeline != s.Timeline || me.Rule.Line.Fingerprint == 0) {
+		return // what is known of its rule may be of a time before a rejoin
 	}
 	srv, err := m.cluster.localServer(m.guard.DataDirectory())
 	if err == nil {
-		err = rejoin.MendHistory(srv.Dir, s.InRecovery, s.Timeline, line, m.cluster.log)
+		err = rejoin.MendHistory(srv.Dir, s.InRecovery, s.Timeline, me.Rule.Line, m.cluster.log)
 	}
 	if m.report("mending the WAL of earlier timelines", err); err == nil {
-		m.duties.historyMended = s.Timeline
+		m.duties.historyMended = at
 	}
 }
 
@@ -511,7 +513,7 @@ func (c *Cluster) loginAsStandby(ctx context.Context, r Record) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := c.login().Config(conninfo, "")
+	cfg, err := c.login().Config(conninfo+" dbname=replication", "") // by which a WAL receiver looks its password up
 	if err != nil {
 		return err
 	}

@@ -2,9 +2,13 @@ package repmgr
 
 import (
 	"context"
+	"time"
 
+	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/registry"
 )
+
+func init() { reconcile.LeftoverGrace = 5 * time.Second }
 
 // What only a Monitor does, for tests that see the package from outside.
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/explain"
 	"github.com/pgrepmgr/repmgr/internal/coordinator"
+	"github.com/pgrepmgr/repmgr/internal/remote"
 	"github.com/pgrepmgr/repmgr/internal/restart"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/switchover"
@@ -209,11 +211,12 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner 
 
 // SwitchoverOptions are the choices of [Cluster.Switchover].
 type SwitchoverOptions struct {
-	To      NodeID        // the new primary. Defaults to the local node where that is a standby, else to the one that an election would choose.
-	At      time.Time     // the earliest time to begin, by the clock of the primary's machine. The zero value is now. A later time is not waited for.
-	Timeout time.Duration // how long the shutdown of the primary may take before it is given up. Defaults to shutdown_check_timeout.
-	Force   bool          // begin although a check fails that an operator may override
-	DryRun  bool          // make all checks and return the plan, change nothing
+	To         NodeID        // the new primary. Defaults to the local node where that is a standby, else to the one that an election would choose.
+	At         time.Time     // the earliest time to begin, by the clock of the primary's machine. The zero value is now. A later time is not waited for.
+	Timeout    time.Duration // how long the shutdown of the primary may take before it is given up. Defaults to shutdown_check_timeout.
+	Force      bool          // begin although a check fails that an operator may override
+	DryRun     bool          // make all checks and return the plan, change nothing
+	RemoteUser string        // the OS user on the other machines, for ssh
 }
 
 // SwitchoverResult is the result of a switchover.
@@ -255,7 +258,7 @@ func (c *Cluster) watchAll(ctx context.Context) (*voters.Watch, []Record, error)
 
 func (c *Cluster) askSwitchover(w *voters.Watch, recs []Record, o SwitchoverOptions) switchover.Ask {
 	ask := switchover.Ask{
-		Watch: w, Policy: c.policy(), Limits: c.switchoverLimits(), To: int32(o.To), At: o.At, Limit: cmp.Or(o.Timeout, c.cfg.ShutdownCheckTimeout), Force: o.Force,
+		Watch: w, Policy: c.policy(), Limits: switchover.Limits{Archive: c.cfg.ArchiveReadyCritical}, To: int32(o.To), At: o.At, Limit: cmp.Or(o.Timeout, c.cfg.ShutdownCheckTimeout), Force: o.Force,
 	}
 	if self, ok := registry.ByID(recs, c.cfg.NodeID); ok && o.To == 0 && self.Role == RoleStandby {
 		ask.To = int32(self.ID)
@@ -266,8 +269,8 @@ func (c *Cluster) askSwitchover(w *voters.Watch, recs []Record, o SwitchoverOpti
 // Switchover makes a standby the primary and the primary its standby. It may be called on any
 // machine that reaches the nodes: it asks the Monitor of the primary, which alone stops its
 // server, and waits for the outcome: first for the new primary, and then, for node_rejoin_timeout, for
-// the return of the old one, whose Monitor goes on with it in any case. That Monitor must run with FailoverAutomatic. The error is
-// [ErrRefused] where something stands in the way, and names all of it; then nothing was changed.
+// the return of the old one, whose Monitor goes on with it in any case. That Monitor must run with FailoverAutomatic. Where the
+// primary has none, repmgrd is started over ssh on all nodes without one, until the switchover is done. The error is [ErrRefused] where something stands in the way, and names all of it; then nothing was changed.
 // An [ErrTimeout] says that the outcome is not known yet.
 func (c *Cluster) Switchover(ctx context.Context, o SwitchoverOptions) (SwitchoverResult, error) {
 	start := time.Now()
@@ -276,7 +279,18 @@ func (c *Cluster) Switchover(ctx context.Context, o SwitchoverOptions) (Switchov
 		return SwitchoverResult{DryRun: o.DryRun}, err
 	}
 	defer w.Close()
-	return c.switchOver(ctx, start, c.askSwitchover(w, recs, o), o)
+	ask := c.askSwitchover(w, recs, o)
+	lent := ask.MissingDaemons(ctx)
+	if lent.None() {
+		return c.switchOver(ctx, start, ask, o)
+	}
+	login := remote.Login{SSHOptions: c.cfg.SSHOptions, User: o.RemoteUser, Program: filepath.Join(c.cfg.RepmgrBindir, "repmgrd"), Self: c.cfg.NodeID}
+	res := SwitchoverResult{Plan: lent.Plan(login), From: ask.From, DryRun: o.DryRun}
+	err = lent.Lend(ctx, login, c.log, o.DryRun, func() (NodeID, error) {
+		res, err = c.switchOver(ctx, time.Now(), ask, o)
+		return res.To.ID, err
+	})
+	return res, err
 }
 
 func (c *Cluster) switchOver(ctx context.Context, start time.Time, ask switchover.Ask, o SwitchoverOptions) (res SwitchoverResult, err error) {
@@ -450,10 +464,6 @@ func (m *Monitor) restartServer(ctx context.Context, c *Cluster) error {
 	return err
 }
 
-func (c *Cluster) switchoverLimits() switchover.Limits {
-	return switchover.Limits{Archive: c.cfg.ArchiveReadyCritical}
-}
-
 // handOver carries out the switchover that the local primary was asked for.
 func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Policy) error {
 	srv, err := c.localServer(m.guard.DataDirectory())
@@ -463,7 +473,7 @@ func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Poli
 	me := voters.PeerOf(m.watch.Peers(), int32(c.cfg.NodeID))
 	var res FailoverResult
 	h := switchover.New(switchover.Options{
-		Request: me.Handover, Self: m.watch.Record(me.ID), Server: &srv.Server, Watch: m.watch, Policy: policy, Limits: c.switchoverLimits(), Log: c.log, Connect: c.connectLocal,
+		Request: me.Handover, Self: m.watch.Record(me.ID), Server: &srv.Server, Watch: m.watch, Policy: policy, Limits: switchover.Limits{Archive: c.cfg.ArchiveReadyCritical}, Log: c.log, Connect: c.connectLocal,
 		Suspend: m.guard.Suspend,
 		MayRun: func(ctx context.Context) (bool, error) {
 			as, _, err := c.screen(ctx, srv)

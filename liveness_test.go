@@ -137,7 +137,11 @@ func TestMonitor_ReplacesTheHistoryOfAnotherPrimary(t *testing.T) {
 	right, err := os.ReadFile(path)
 	require.NoError(t, err)
 	stopMonitors(nodes) // they have read the file
-	require.NoError(t, os.WriteFile(path, []byte("1\t0/1000028\tno recovery target specified\n"), 0o600))
+	require.NoError(t, os.WriteFile(path, []byte("1\t0/1000028\tno recovery target specified\n"), 0o640))
+	require.NoError(t, os.Chmod(path, 0o640))
+	explained, err := nodes[0].Explain(t.Context(), repmgr.ExplainOptions{})
+	require.NoError(t, err)
+	require.NotContains(t, fmt.Sprint(explained), string(election.UnfitBranch), "the rule that it has replayed counts, and not that file")
 	startMonitors(t, nodes)
 	pgtest.WaitFor(t, "the history to be put right", func(context.Context) error {
 		now, err := os.ReadFile(path)
@@ -146,6 +150,9 @@ func TestMonitor_ReplacesTheHistoryOfAnotherPrimary(t *testing.T) {
 		}
 		return err
 	})
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.EqualValues(t, 0o640, info.Mode().Perm())
 	waitReady(t, []*node{nodes[1], nodes[0], nodes[2]}, 3, repmgr.SynchronousQuorum)
 	nodes[1].Kill()
 	winner, other := waitPrimary(t, nodes[0], nodes[2]), nodes[2]

@@ -20,7 +20,6 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/registry"
-	"github.com/pgrepmgr/repmgr/wal"
 )
 
 const (
@@ -82,9 +81,9 @@ type duties struct {
 	names   namesakes.Finder
 	streams streams.Trials // filled by another goroutine
 
-	historyMended wal.Timeline // the timeline up to which mendHistory is done
-	witnessSynced time.Time    // when the metadata was last copied to the witness
-	walLookedFor  time.Time    // when it was last checked that the upstream still has the WAL that this standby needs
+	historyMended string    // the timeline and start of the server for which mendHistory is done
+	witnessSynced time.Time // when the metadata was last copied to the witness
+	walLookedFor  time.Time // when it was last checked that the upstream still has the WAL that this standby needs
 	startTold     bool
 }
 

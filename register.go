@@ -115,16 +115,13 @@ type AdoptResult struct {
 // primary, while no daemon of repmgr 5 runs; ours are started afterwards. [ErrRefused] names all that stands in the way.
 func (c *Cluster) Adopt(ctx context.Context, o AdoptOptions) (AdoptResult, error) {
 	res := AdoptResult{DryRun: o.DryRun}
-	f := adopt.Facts{Automatic: c.cfg.Failover == FailoverAutomatic, Patience: time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval}
+	f := adopt.Facts{Self: Record{ID: c.cfg.NodeID, Name: c.cfg.NodeName}, Automatic: c.cfg.Failover == FailoverAutomatic, Patience: time.Duration(c.cfg.ReconnectAttempts) * c.cfg.ReconnectInterval}
 	local, err := c.connectLocal(ctx)
 	if err != nil {
 		return res, err
 	}
 	defer local.Close()
 	recs, err := local.Records(ctx)
-	if err == nil {
-		f.Self, err = c.record(RolePrimary)
-	}
 	if err == nil {
 		f.Server, err = adopt.Read(ctx, local)
 	}
@@ -137,7 +134,9 @@ func (c *Cluster) Adopt(ctx context.Context, o AdoptOptions) (AdoptResult, error
 		return res, switchover.Refused("adoption", left)
 	}
 	if !o.DryRun && len(res.Plan.Steps) > 0 {
-		_, err = c.RegisterPrimary(ctx, RegisterOptions{Force: true})
+		if _, err = local.CreateSchema(ctx, Schema); err == nil {
+			c.emit(ctx, local, Event{NodeID: f.Self.ID, Node: f.Self.Name, Type: EventClusterCreated, Success: true, Details: "the tables of repmgr 5 were adopted"})
+		}
 	}
 	return res, err
 }

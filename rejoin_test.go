@@ -545,6 +545,25 @@ func TestRejoin_SourceIsLost(t *testing.T) {
 	c.requireEqualEverywhere(t)
 }
 
+// Where pg_rewind says that it can never do it, nobody has to ask for a clone; where a person
+// could help, it is refused.
+func TestRejoin_RewindFindsNoWay(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{}, crashWithRows)
+	fake := filepath.Join(t.TempDir(), "pg_rewind")
+	says := func(text string) repmgr.RejoinOptions {
+		require.NoError(t, os.WriteFile(fake, []byte("#!/bin/sh\necho 'pg_rewind: error: "+text+"' >&2\nexit 1\n"), 0o700))
+		return repmgr.RejoinOptions{PgRewind: fake, Policy: repmgr.RejoinRewind, Target: c.node2.Conninfo()}
+	}
+	_, err := c.rejoin(t, says("connection to server failed"))
+	requireError(t, err, repmgr.ErrRejoin, "pg_rewind", "is not possible", "connection to server failed")
+	res, err := c.node1.Rejoin(t.Context(), says("could not find previous WAL record at 0/A2FAA70: invalid contrecord length 1 (expected 2) at 0/A2FAA70"))
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByClone, res.Method)
+	require.NotEmpty(t, res.Salvage)
+	c.requireEqualEverywhere(t)
+}
+
 // The tablespaces of the data that is replaced go with it, and those of the new data
 // may take their place. What else lies there is nobody's to delete.
 func TestRejoin_RecloneWithTablespaces(t *testing.T) {

@@ -388,12 +388,11 @@ func (s ServiceStatus) voteIssue() string {
 		others, answering = append(others, election.Arbiter), append(answering, election.Arbiter)
 	}
 	for _, n := range s.Nodes {
-		id := int32(n.ID)
 		if s.Rule == nil {
-			rule.Voters = append(rule.Voters, id)
-		}
-		if s.Rule == nil && n.Role == RolePrimary && n.Active {
-			rule.Primary = id
+			rule.Voters = append(rule.Voters, int32(n.ID))
+			if n.Role == RolePrimary && n.Active {
+				rule.Primary = int32(n.ID)
+			}
 		}
 	}
 	for _, n := range s.Nodes {
@@ -408,17 +407,7 @@ func (s ServiceStatus) voteIssue() string {
 			candidates++
 		}
 	}
-	have, all := rule.Votes(answering)
-	switch {
-	case candidates == 0:
-		return "can not fail over: there is no standby"
-	case !rule.Majority(others):
-		return fmt.Sprintf("can not fail over by itself: %d votes, a majority is %d; add a witness (repmgr witness register) or etcd", all, all/2+1)
-	case !rule.Majority(answering):
-		return fmt.Sprintf("can not fail over now: without the primary %d of %d votes answer, a majority is %d", have, all, all/2+1)
-	default:
-		return ""
-	}
+	return report.VoteIssue(rule, others, answering, candidates)
 }
 
 // durability is the configured durability, where any commit is synchronous.

@@ -3,6 +3,7 @@ package repmgr_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/doctor"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -199,6 +201,9 @@ func TestSwitchover_KeepsLogicalSlots(t *testing.T) {
 	nodes[0].Exec(t, `INSERT INTO seen VALUES (1), (2)`)
 	_, err = nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{})
 	require.NoError(t, err)
-	require.Equal(t, "2", nodes[1].QueryString(t, changes+` AND data ~ '[12]$'`))                          // what was read before may come again
+	require.Equal(t, "2", nodes[1].QueryString(t, changes+` AND data ~ '[12]$'`)) // what was read before may come again
+	r, err := nodes[1].Doctor(t.Context())
+	require.NoError(t, err)
+	require.True(t, slices.ContainsFunc(r.Findings, func(f doctor.Finding) bool { return f.ID == "failover_slot_missing" && f.NodeID == 1 }), r.Findings)
 	waitValue(t, nodes[0], "0", `SELECT count(*) FROM pg_replication_slots WHERE failover AND NOT synced`) // which kept it from having a copy
 }

@@ -77,8 +77,8 @@ const serverSQL = `SELECT json_build_object(
   'restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
   'slots', (SELECT coalesce(json_agg(json_build_object('name', slot_name, 'active', active, 'logical', slot_type = 'logical',
       'failover', coalesce((to_jsonb(s) ->> 'failover')::bool, false), 'wal_status', wal_status, 'kept', pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8)), '[]') FROM pg_replication_slots s
-      WHERE NOT temporary AND NOT coalesce((to_jsonb(s) ->> 'synced')::bool, false)),
-  'synced', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots s WHERE (to_jsonb(s) ->> 'synced')::bool AND NOT temporary AND to_jsonb(s) ->> 'invalidation_reason' IS NULL),
+      WHERE NOT temporary AND NOT (r.rec AND coalesce((to_jsonb(s) ->> 'synced')::bool, false))), -- on a promoted copy it stays true
+  'synced', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots s WHERE r.rec AND (to_jsonb(s) ->> 'synced')::bool AND NOT temporary AND to_jsonb(s) ->> 'invalidation_reason' IS NULL),
   'prepared', (SELECT count(*) FROM pg_prepared_xacts),
   'prepared_at', (SELECT min(prepared) FROM pg_prepared_xacts),
   'archived_at', a.last_archived_time, 'failed_at', a.last_failed_time, 'failed_wal', coalesce(a.last_failed_wal, ''))

@@ -209,6 +209,17 @@ func (n *Server) DropIdleSlot(ctx context.Context, name string) (dropped bool, e
 	return false, err
 }
 
+// HasPromotedSlot reports whether the server has a logical slot that was the copy of another
+// server's when this one was promoted, and can be used.
+func (n *Server) HasPromotedSlot(ctx context.Context, name string) (there bool, err error) {
+	err = n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots s WHERE slot_name = $1 AND slot_type = 'logical' AND NOT pg_is_in_recovery()
+		AND (to_jsonb(s) ->> 'failover')::bool AND (to_jsonb(s) ->> 'synced')::bool AND to_jsonb(s) ->> 'invalidation_reason' IS NULL)`, name).Scan(&there)
+	if err != nil {
+		err = n.QueryError(fmt.Sprintf("look for slot %q", name), err)
+	}
+	return there, err
+}
+
 // HasSlot reports whether there is a slot of that name.
 func (n *Server) HasSlot(ctx context.Context, name string) (there bool, err error) {
 	if err = n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, name).Scan(&there); err != nil {

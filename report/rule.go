@@ -35,3 +35,20 @@ func RuleText(r election.Rule, durability string, names map[int32]string) string
 	}
 	return text + fmt.Sprintf("; commits wait for %d of %s%s", r.Acks, strings.Join(sync, ", "), durability)
 }
+
+// VoteIssue is the reason why the loss of the primary could not lead to a failover; empty: it
+// could. others are the voters beside the primary, answering those of them that answer,
+// candidates the number of standbys.
+func VoteIssue(r election.Rule, others, answering []int32, candidates int) string {
+	have, all := r.Votes(answering)
+	switch {
+	case candidates == 0:
+		return "can not fail over: there is no standby"
+	case !r.Majority(others):
+		return fmt.Sprintf("can not fail over by itself: %d votes, a majority is %d; add a witness (repmgr witness register) or etcd", all, all/2+1)
+	case !r.Majority(answering):
+		return fmt.Sprintf("can not fail over now: without the primary %d of %d votes answer, a majority is %d", have, all, all/2+1)
+	default:
+		return ""
+	}
+}

@@ -237,7 +237,7 @@ func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	o := repmgr.SwitchoverOptions{Timeout: time.Duration(cmd.Timeout) * time.Second, Force: cmd.Force, DryRun: cmd.DryRun}
+	o := repmgr.SwitchoverOptions{Timeout: time.Duration(cmd.Timeout) * time.Second, Force: cmd.Force, DryRun: cmd.DryRun, RemoteUser: cmd.RemoteUser}
 	if cmd.At != "" {
 		if o.At, err = parseTime(cmd.At, time.Now()); err != nil {
 			return err
@@ -259,7 +259,9 @@ func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
 	}
 	switch {
 	case res.DryRun:
-		a.log.Info(fmt.Sprintf("%s would be promoted to primary; current primary %s would be demoted to standby", res.To, res.From))
+		if res.To.ID != 0 {
+			a.log.Info(fmt.Sprintf("%s would be promoted to primary; current primary %s would be demoted to standby", res.To, res.From))
+		}
 		a.tellSteps(res.Plan)
 		a.log.Info("prerequisites for executing STANDBY SWITCHOVER are met")
 	case res.Scheduled:

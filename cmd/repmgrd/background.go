@@ -111,6 +111,9 @@ func (d *daemon) backgroundArgs() []string {
 	if d.MonitoringHistory {
 		args = append(args, "--monitoring-history")
 	}
+	if d.Automatic {
+		args = append(args, "--automatic")
+	}
 	return args
 }
 

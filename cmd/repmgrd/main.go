@@ -74,6 +74,7 @@ type grammar struct {
 	NoPidFile         bool   `xor:"pid" help:"write no pid file"`
 	ShowPidFile       bool   `short:"s" help:"output the path of the pid file, then exit"`
 	MonitoringHistory bool   `short:"m" help:"write monitoring history, as monitoring_history=on does"`
+	Automatic         bool   `hidden:"" help:"as failover=automatic: for the time of a switchover"`
 	Watchdog          bool   `hidden:"" help:"guard for the daemon that writes to our standard input"`
 }
 
@@ -174,6 +175,9 @@ func (d *daemon) load() (repmgr.Config, error) {
 	}
 	if d.MonitoringHistory {
 		cfg.MonitoringHistory = true
+	}
+	if d.Automatic {
+		cfg.Failover = repmgr.FailoverAutomatic
 	}
 	switch {
 	case d.LogLevel != "":

@@ -28,7 +28,7 @@ var floors = [][]string{
 	{"internal/settings"},
 	{"postgres"},
 	{"registry"},
-	{"internal/postmaster", "internal/task"},
+	{"internal/postmaster", "internal/task", "internal/remote"},
 	{"internal/datadir", "internal/salvage", "internal/service"},
 	{"internal/rejoin"},
 	{"internal/clone"},

@@ -310,6 +310,9 @@ func (a *Election) commit(ctx context.Context) error {
 	}
 	if line.Known() {
 		a.mu.Lock()
+		if past := a.tally.Rule.Line.Past; len(past) > 0 { // the winner's file may be that of another primary: see [rejoin.MendHistories]
+			line.Past = past
+		}
 		a.tally.Rule.Line = line
 		a.mu.Unlock()
 	}

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,40 +12,48 @@ import (
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
-// leftoverSilences is the number of silence_timeouts for which a slot must have been a leftover
-// before it is dropped: a node that is about to follow this one has its slot made first.
-const leftoverSilences = 5
+// LeftoverGrace is for how long a slot must have been a leftover before it is dropped. A slot may
+// be made long before its node streams through it: for a clone, or for a standby that somebody
+// is about to re-point. It is a variable for tests.
+var LeftoverGrace = 10 * time.Minute
 
 // leftovers drops the slots on the local server that registered nodes had while they streamed
 // from it, and those of logical consumers that go on with another primary. Such a slot keeps WAL
 // until the disk is full. It is not safe for concurrent use.
 type leftovers struct {
-	since map[string]time.Time // since when each slot has been a leftover
+	since  map[string]time.Time // since when each slot has been a leftover, at every step
+	looked time.Time            // the last step
 }
 
 // step drops the slots that have been leftovers for long enough.
 func (d *leftovers) step(ctx context.Context, o Options, look Look) {
 	now, since := time.Now(), map[string]time.Time{}
+	if now.Sub(d.looked) > 5*o.SilenceTimeout { // nobody knows what was in between
+		d.since = nil
+	}
+	var errs []error
 	for name, why := range leftoverSlots(look, o.Watch.Peers()) {
 		since[name] = now
 		if begun, ok := d.since[name]; ok {
 			since[name] = begun
 		}
-		if now.Sub(since[name]) < leftoverSilences*o.SilenceTimeout {
+		if now.Sub(since[name]) < LeftoverGrace {
 			continue
 		}
 		delete(since, name)
 		dropped, err := drop(ctx, o, look, name)
-		o.Report("dropping a replication slot that is not needed any more", err)
+		errs = append(errs, err)
 		if dropped {
 			o.Log.Info("replication slot "+name+" dropped: it kept WAL for nobody", "node", look.Self.Name, "reason", why)
 		}
 	}
-	d.since = since
+	if d.since, d.looked = since, now; len(errs) > 0 || len(since) == 0 {
+		o.Report("dropping a replication slot that is not needed any more", errors.Join(errs...))
+	}
 }
 
-// drop drops a leftover. One of its own that the primary does not have stays: only there is the
-// position of its consumer.
+// drop drops a leftover. A logical one stays where the primary has no copy of it, even if it has
+// another slot of that name: only here is the position of its consumer.
 func drop(ctx context.Context, o Options, look Look, name string) (dropped bool, err error) {
 	if !slices.ContainsFunc(look.Status.Slots, func(s registry.Slot) bool { return s.Name == name && s.Former }) {
 		return look.Server.DropSlot(ctx, name)
@@ -60,7 +69,7 @@ func drop(ctx context.Context, o Options, look Look, name string) (dropped bool,
 		return false, err
 	}
 	defer n.Close()
-	there, err := n.HasSlot(ctx, name)
+	there, err := n.HasPromotedSlot(ctx, name)
 	if err != nil || !there {
 		return false, err
 	}

@@ -1,0 +1,70 @@
+package compat
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// Where no daemon runs, as in many clusters of repmgr 5, a switchover starts them over ssh, and
+// leaves none behind. What it can not do it says beforehand.
+func TestSwitchoverWithoutDaemons(t *testing.T) {
+	t.Parallel()
+	for _, count := range []int{2, 3} {
+		t.Run(fmt.Sprint(count), func(t *testing.T) {
+			t.Parallel()
+			sshd := pgtest.StartSSHD(t)
+			var nodes []*host
+			for id := 1; id <= count; id++ {
+				var s *pgtest.Server
+				if name := fmt.Sprintf("node%d", id); id == 1 {
+					s = pgtest.Start(t, pgtest.Options{Name: name})
+				} else {
+					s = pgtest.NewStandby(t, nodes[0].Server, pgtest.Options{Name: name})
+				}
+				h := newHost(t, id, s, fmt.Sprintf("ssh_options='%s'", strings.Join(sshd.Options, " ")), fmt.Sprintf("repmgr_bindir='%s'", os.Getenv(binEnv)), fmt.Sprintf("repmgrd_pid_file='%s/pid'", s.Dir))
+				text, err := os.ReadFile(h.conf())
+				require.NoError(t, err)
+				require.NoError(t, os.WriteFile(h.conf(), bytes.Replace(text, []byte("failover=automatic"), []byte("failover=manual"), 1), 0o600))
+				nodes = append(nodes, h)
+				if id == 1 {
+					h.must(t, "repmgr -f $C primary register")
+				} else {
+					h.must(t, "repmgr -f $C standby register --wait-sync=30")
+				}
+			}
+			to := nodes[count-1]
+			out := to.must(t, "repmgr -f $C standby switchover --dry-run")
+			require.Contains(t, out, fmt.Sprintf("step 1, daemons, on node1: repmgrd is started over ssh, with %s,", nodes[0].conf()))
+			require.Contains(t, out, "prerequisites for executing STANDBY SWITCHOVER are met")
+			require.Equal(t, "f", nodes[0].QueryString(t, `SELECT EXISTS (SELECT FROM repmgr.rules)`), "nothing is done yet")
+
+			out, code := to.sh(t, "repmgr -f $C standby switchover -R nobody_here --dry-run 2>&1")
+			require.Equal(t, 18, code, out)
+			require.Contains(t, out, `repmgrd can not be started on the machine of node "node1" (ID: 1)`)
+			require.Contains(t, out, "This must work there, without a password (-R, ssh_options, repmgr_bindir)")
+
+			out = to.must(t, "repmgr -f $C standby switchover")
+			require.Contains(t, out, "STANDBY SWITCHOVER has completed successfully")
+			require.Equal(t, "f", to.QueryString(t, `SELECT pg_is_in_recovery()`))
+			pgtest.WaitFor(t, "all nodes to be well, and no daemon", func(context.Context) error {
+				if out, code := to.sh(t, "repmgr -f $C cluster show 2>&1"); code != 0 {
+					return fmt.Errorf("%s", out)
+				}
+				if out, _ := to.sh(t, "repmgr -f $C service status 2>&1"); strings.Count(out, "| not running |") != count {
+					return fmt.Errorf("%s", out)
+				}
+				return nil
+			})
+			out = nodes[0].must(t, "repmgr -f $C standby switchover") // and back
+			require.Contains(t, out, "STANDBY SWITCHOVER has completed successfully")
+		})
+	}
+}
