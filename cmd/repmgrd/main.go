@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"github.com/alecthomas/kong"
 
@@ -38,6 +40,7 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 }
 
 func (d *daemon) perform(ctx context.Context, args []string) int {
+	signal.Ignore(syscall.SIGPIPE) // whoever reads our output may go; the server is guarded all the same
 	err := d.execute(ctx, args)
 	if err == nil {
 		return cli.ExitOK

@@ -386,6 +386,34 @@ func inode(t *testing.T, f *os.File) uint64 {
 	return info.Sys().(*syscall.Stat_t).Ino
 }
 
+// The reader of the log may end, as an ssh session does: the daemon goes on.
+func TestOutlivesTheReaderOfItsLog(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Name: "node1"})
+	conf := filepath.Join(t.TempDir(), "repmgr.conf")
+	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, "node_id=1\nnode_name=node1\nconninfo='%s'\n", server.Conninfo()), 0o600))
+	registerPrimary(t, conf)
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-f", conf, "-dfalse", "--no-pid-file")
+	cmd.Env = append(os.Environ(), asDaemon+"=1")
+	cmd.Stdout, cmd.Stderr = w, w
+	require.NoError(t, cmd.Start())
+	require.NoError(t, w.Close())
+	_, err = r.Read(make([]byte, 1)) // it has begun to write
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+	eventually(t, "it monitors", func() bool {
+		return server.QueryString(t, `SELECT count(*) FROM repmgr.events WHERE event = 'repmgrd_start'`) == "1"
+	})
+	require.NoError(t, cmd.Process.Signal(syscall.SIGHUP)) // it says that it has read the configuration again
+	eventually(t, "it goes on", func() bool {
+		return server.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'repmgrd' AND state_change > now() - interval '3 s'`) != "0"
+	})
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, cmd.Wait())
+}
+
 // A notification command that hangs is not waited for when the daemon is told to stop.
 func TestStopsThoughAHookHangs(t *testing.T) {
 	t.Parallel()

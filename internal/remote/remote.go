@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
@@ -139,6 +140,7 @@ func (l Login) Start(node registry.Record) (*Daemon, error) {
 	}
 	d := &Daemon{Node: node, ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &d.out, &d.out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt at the terminal is for us: the daemons are told to stop
 	if d.in, err = cmd.StdinPipe(); err == nil {
 		err = cmd.Start()
 	}
