@@ -250,7 +250,7 @@ func (c *Cluster) watchAll(ctx context.Context) (*voters.Watch, []Record, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	w := c.watchVoters(ctx, func() {})
+	w := c.watchVoters(context.WithoutCancel(ctx), func() {}) // until it is closed: what was begun is seen to its end
 	w.SetNodes(recs)
 	w.AwaitAnswers(ctx)
 	return w, recs, nil
@@ -286,9 +286,9 @@ func (c *Cluster) Switchover(ctx context.Context, o SwitchoverOptions) (Switchov
 	}
 	login := remote.Login{SSHOptions: c.cfg.SSHOptions, User: o.RemoteUser, Program: filepath.Join(c.cfg.RepmgrBindir, "repmgrd"), Self: c.cfg.NodeID}
 	res := SwitchoverResult{Plan: lent.Plan(login), From: ask.From, DryRun: o.DryRun}
-	err = lent.Lend(ctx, login, c.log, o.DryRun, func() (NodeID, error) {
+	err = lent.Lend(ctx, login, c.log, o.DryRun, func() (err error) {
 		res, err = c.switchOver(ctx, time.Now(), ask, o)
-		return res.To.ID, err
+		return err
 	})
 	return res, err
 }

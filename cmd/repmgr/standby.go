@@ -263,6 +263,9 @@ func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
 			a.log.Info(fmt.Sprintf("%s would be promoted to primary; current primary %s would be demoted to standby", res.To, res.From))
 		}
 		a.tellSteps(res.Plan)
+		if res.To.ID == 0 {
+			a.log.Info("repmgrd can be started there; the other checks are made when it runs")
+		}
 		a.log.Info("prerequisites for executing STANDBY SWITCHOVER are met")
 	case res.Scheduled:
 		a.notice(fmt.Sprintf("switchover from %s to %s begins at %s", res.From, res.To, o.At.Format(time.DateTime)), "hint", "Its outcome: repmgr cluster event --event=standby_switchover")

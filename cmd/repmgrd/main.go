@@ -179,8 +179,8 @@ func (d *daemon) load() (repmgr.Config, error) {
 	if d.MonitoringHistory {
 		cfg.MonitoringHistory = true
 	}
-	if d.Automatic {
-		cfg.Failover = repmgr.FailoverAutomatic
+	if d.Automatic && cfg.Failover != repmgr.FailoverAutomatic { // without daemons nobody would adjust whom commits wait for
+		cfg.Failover, cfg.SynchronousMode = repmgr.FailoverAutomatic, repmgr.SynchronousOff
 	}
 	switch {
 	case d.LogLevel != "":

@@ -69,7 +69,7 @@ func (h *host) conf() string { return filepath.Join(h.dir, "repmgr.conf") }
 // sh runs a line as a script on this host would. C is the configuration file.
 func (h *host) sh(t *testing.T, line string) (out string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-c", line)
 	cmd.Dir = h.dir

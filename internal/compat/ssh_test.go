@@ -51,6 +51,34 @@ func TestSwitchoverWithoutDaemons(t *testing.T) {
 			require.Contains(t, out, `repmgrd can not be started on the machine of node "node1" (ID: 1)`)
 			require.Contains(t, out, "This must work there, without a password (-R, ssh_options, repmgr_bindir)")
 
+			nodes[0].Exec(t, `UPDATE repmgr.nodes SET type = 'standby' WHERE node_id = 1`)
+			out, code = to.sh(t, "repmgr -f $C standby switchover 2>&1")
+			require.Equal(t, 18, code, out)
+			require.Contains(t, out, "runs as a primary, and is registered as a standby")
+			nodes[0].Exec(t, `UPDATE repmgr.nodes SET type = 'primary' WHERE node_id = 1`)
+
+			// The operator gives up in the middle: the daemons end what they have begun, and are stopped.
+			out, code = to.sh(t, `repmgr -f $C standby switchover > log 2>&1 & p=$!
+				until grep -q 'starting repmgrd' log; do sleep 0.1; done
+				while kill -0 $p 2>/dev/null && ! psql -XAtc "SELECT current_setting('repmgr.switchover', true) <> ''" `+"'"+nodes[0].Conninfo()+"'"+` | grep -q t; do sleep 0.1; done
+				kill -INT $p 2>/dev/null; wait $p; echo "rc $?"; cat log`)
+			require.Zero(t, code, out)
+			pgtest.WaitFor(t, "one primary, and no daemon", func(context.Context) error {
+				all, primaries := "", 0
+				for _, h := range nodes {
+					if got, _ := h.sh(t, fmt.Sprintf(`psql -XAtc 'SELECT pg_is_in_recovery()' %q`, h.Conninfo())); strings.TrimSpace(got) == "f" {
+						primaries++
+					}
+				}
+				if all, _ = to.sh(t, "repmgr -f $C service status 2>&1"); primaries != 1 || strings.Count(all, "| not running |") != count {
+					return fmt.Errorf("%d primaries: %s", primaries, all)
+				}
+				return nil
+			})
+			if to.QueryString(t, `SELECT pg_is_in_recovery()`) == "f" { // it was too late for that
+				nodes[0].must(t, "repmgr -f $C standby switchover")
+			}
+
 			out = to.must(t, "repmgr -f $C standby switchover")
 			require.Contains(t, out, "STANDBY SWITCHOVER has completed successfully")
 			require.Equal(t, "f", to.QueryString(t, `SELECT pg_is_in_recovery()`))

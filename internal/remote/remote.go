@@ -1,8 +1,8 @@
 // Package remote runs repmgrd on other machines over ssh, for the time of one command: for a
 // cluster without daemons, as those of repmgr 5 often are.
 //
-// A daemon ends when it is told to. Where the connection is lost it goes on for a while, so that
-// it can end what it has begun, and ends then: nothing is left running.
+// A daemon ends when it is told to. Where the connection is lost it ends after the time that it
+// was given: by then it has done what it has begun.
 package remote
 
 import (
@@ -34,17 +34,23 @@ type Login struct {
 const (
 	checkTimeout = 20 * time.Second
 	stopTimeout  = 30 * time.Second
-	lostFor      = "120" // seconds for which a daemon goes on after the connection was lost
+	sshLost      = 255 // the exit code of ssh for its own errors
 )
 
-// script runs the daemon until a line arrives, or for a while after the input has ended. Its
-// arguments are the program and the configuration file.
+// script runs the daemon until a line arrives, or its time is over. Its arguments are the program,
+// the configuration file and that time in seconds.
 const script = `exec 3<&0
 "$0" -f "$1" --automatic --daemonize=false </dev/null & p=$!
-( read -r line <&3 || sleep ` + lostFor + `; kill $p ) >/dev/null 2>&1 & q=$!
+( read -r line <&3 && kill $p ) >/dev/null 2>&1 & q=$!
+( trap 'kill $s; exit' TERM; sleep "$2" & s=$!; wait $s; kill $p ) >/dev/null 2>&1 & r=$!
 wait $p; code=$?
-kill $q 2>/dev/null
+kill $q $r 2>/dev/null
 exit $code`
+
+// tryScript says whether the program can be started. The program of repmgr 5 does not know --automatic.
+const tryScript = `[ "$(id -u)" != 0 ] || { echo "the OS user there is root"; exit 1; }
+[ -r "$1" ] || { echo "$1 can not be read"; exit 1; }
+"$0" --automatic --version`
 
 // command is a command on the machine of the node. A word is passed on as it is.
 func (l Login) command(ctx context.Context, node registry.Record, words ...string) (*exec.Cmd, error) {
@@ -57,7 +63,7 @@ func (l Login) command(ctx context.Context, node registry.Record, words ...strin
 		host = params["hostaddr"]
 	}
 	if err != nil || host == "" || strings.ContainsAny(host, "/,") {
-		return nil, failure.Of(failure.ErrConfig, "the conninfo of %s names no host to log in to by ssh", node)
+		return nil, failure.WithHint(failure.Of(failure.ErrRefused, "the conninfo of %s names no host to log in to by ssh", node), "Start repmgrd there yourself, with failover=automatic.")
 	}
 	if l.User != "" {
 		host = l.User + "@" + host
@@ -81,7 +87,7 @@ func (l Login) Check(ctx context.Context, node registry.Record) error {
 	if node.ConfigFile == "" {
 		return failure.WithHint(failure.Of(failure.ErrRefused, "the row of %s names no configuration file", node), "Register it anew on its machine, with --force.")
 	}
-	cmd, err := l.command(ctx, node, "sh", "-c", `test -r "$1" && "$0" --version`, l.Program, node.ConfigFile)
+	cmd, err := l.command(ctx, node, "sh", "-c", tryScript, l.Program, node.ConfigFile)
 	if err != nil {
 		return err
 	}
@@ -103,6 +109,7 @@ func (l Login) Check(ctx context.Context, node registry.Record) error {
 // Daemon is a repmgrd that was started.
 type Daemon struct {
 	Node  registry.Record
+	life  time.Duration
 	in    io.WriteCloser
 	out   output
 	ended chan struct{}
@@ -132,13 +139,14 @@ func (o *output) last(n int) string {
 	return shell.LastLines(o.text, n)
 }
 
-// Start starts a daemon with failover=automatic on the machine of the node. The caller must call Stop.
-func (l Login) Start(node registry.Record) (*Daemon, error) {
-	cmd, err := l.command(context.Background(), node, "sh", "-c", script, l.Program, node.ConfigFile)
+// Start starts a daemon with failover=automatic on the machine of the node. It ends by itself after life. The caller must
+// call Stop.
+func (l Login) Start(node registry.Record, life time.Duration) (*Daemon, error) {
+	cmd, err := l.command(context.Background(), node, "sh", "-c", script, l.Program, node.ConfigFile, fmt.Sprintf("%.0f", life.Seconds()))
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Node: node, ended: make(chan struct{})}
+	d := &Daemon{Node: node, life: life, ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &d.out, &d.out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt at the terminal is for us: the daemons are told to stop
 	if d.in, err = cmd.StdinPipe(); err == nil {
@@ -169,9 +177,12 @@ func (d *Daemon) Stop() error {
 	_, _ = io.WriteString(d.in, "stop\n")
 	select {
 	case <-d.ended:
+		if exit := (*exec.ExitError)(nil); errors.As(d.err, &exit) && exit.ExitCode() == sshLost {
+			return failure.Of(failure.ErrTimeout, "the connection to the machine of %s was lost; its repmgrd ends by itself within %s", d.Node, d.life)
+		}
 		return nil
 	case <-time.After(stopTimeout):
 		_ = d.in.Close()
-		return failure.Of(failure.ErrTimeout, "repmgrd on the machine of %s does not end within %s; it ends by itself after %s seconds more", d.Node, stopTimeout, lostFor)
+		return failure.Of(failure.ErrTimeout, "repmgrd on the machine of %s does not end within %s; it ends by itself within %s", d.Node, stopTimeout, d.life)
 	}
 }

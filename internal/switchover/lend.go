@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,38 +20,68 @@ import (
 
 // Lent are the daemons that run for the time of a switchover, on the nodes that have none.
 type Lent struct {
-	ask   *Ask
-	nodes []registry.Record
-	all   []*remote.Daemon
+	ask     *Ask
+	nodes   []registry.Record
+	refused error // why none may be started; nil: nothing speaks against it
+	all     []*remote.Daemon
 }
 
-// readyWithin is how long daemons that were just started may take until they can hand over.
-const readyWithin = time.Minute
+const (
+	readyWithin  = time.Minute     // the time that daemons which were just started may take until they can hand over
+	triedAfter   = 5 * time.Second // the time after which all of them have tried to log in to each other for replication
+	settleWithin = 3 * time.Minute // the time that the nodes may take, after the switchover, until all of them do what they should
+)
 
 // StepDaemons is the step of a plan in which daemons are started.
 const StepDaemons = "daemons"
 
-// MissingDaemons are the nodes with data that answer and have no daemon, where the primary is one
-// of them. With a daemon on the primary none is missing: that one hands over.
+// MissingDaemons are the primary, where it has no daemon, and the standbys without one that stream
+// from it. With a daemon on the primary none is missing: that one hands over.
 func (a *Ask) MissingDaemons(ctx context.Context) *Lent {
 	l := &Lent{ask: a}
-	for _, p := range a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout) {
-		if p.Answer != election.Answers || p.Role == election.Witness || p.ID == election.Arbiter || p.Monitored || p.Foreign {
-			continue
+	peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout)
+	var primaries []election.Peer
+	monitored := false
+	for _, p := range peers {
+		if p.Answer == election.Answers && p.Running == election.Primary && p.Role != election.Witness && p.ID != election.Arbiter {
+			primaries = append(primaries, p)
+			monitored = monitored || p.Monitored
 		}
-		if p.Running == election.Primary {
-			a.From = a.Watch.Record(p.ID)
-		}
-		l.nodes = append(l.nodes, a.Watch.Record(p.ID))
 	}
-	if a.From.ID == 0 {
-		l.nodes = nil
+	if len(primaries) == 0 || monitored {
+		return l
+	}
+	primary := primaries[0]
+	a.From = a.Watch.Record(primary.ID)
+	target := a.To == 0
+	for _, p := range peers {
+		switch {
+		case p.Answer != election.Answers || p.Role == election.Witness || p.ID == election.Arbiter || p.Monitored:
+		case p.ID == primary.ID, p.Receiving && p.Receives == primary.ID:
+			l.nodes = append(l.nodes, a.Watch.Record(p.ID))
+			target = target || p.ID == a.To && p.ID != primary.ID
+		}
+	}
+	refuse := func(hint, format string, args ...any) {
+		l.refused = failure.WithHint(failure.Of(failure.ErrRefused, "no switchover, and no repmgrd is started for it: "+format, args...), "%s", hint)
+	}
+	switch {
+	case len(primaries) > 1:
+		refuse("Decide which of them counts, and stop the other one. See repmgr cluster show.", "%s and %s both run as a primary", a.From, a.Watch.Record(primaries[1].ID))
+	case a.From.Role != registry.RolePrimary:
+		refuse("See repmgr cluster show.", "%s runs as a primary, and is registered as a %s", a.From, a.From.Role)
+	case election.Foreign(peers):
+		refuse("Stop the repmgrd of repmgr 5 on all nodes; then: repmgr adopt", "a repmgrd of repmgr 5 runs")
+	case election.Paused(peers):
+		refuse("Run repmgr service unpause.", "failover is paused")
+	case !target:
+		refuse("Run on it first: repmgr standby follow. Or name another node with --to.", "%s is no standby without a repmgrd that streams from %s", a.Watch.Record(a.To), a.From)
 	}
 	return l
 }
 
 // None reports whether no daemon is missing.
-func (l *Lent) None() bool { return len(l.nodes) == 0 }
+func (l *Lent) None() bool { return len(l.nodes) == 0 && l.refused == nil }
 
 // Plan is what is done where daemons are missing. The checks of the switchover follow when they run.
 func (l *Lent) Plan(login remote.Login) plan.Plan {
@@ -70,6 +101,15 @@ func (l *Lent) Plan(login remote.Login) plan.Plan {
 
 // Check tries whether a daemon could be started on each node.
 func (l *Lent) Check(ctx context.Context, login remote.Login) error {
+	if l.refused != nil {
+		return l.refused
+	}
+	if !l.ask.At.IsZero() {
+		return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover at a later time: no daemon runs on %s", l.ask.From), "Start repmgrd with failover=automatic on every node, or leave out --at.")
+	}
+	if err := l.ask.onPrimary(ctx, func(n *registry.Server) error { return n.NeedSchema(ctx) }); err != nil {
+		return err // the tables of repmgr 5 are adopted only where somebody asks for that
+	}
 	errs := make([]error, len(l.nodes))
 	var wg sync.WaitGroup
 	for i, r := range l.nodes {
@@ -79,14 +119,17 @@ func (l *Lent) Check(ctx context.Context, login remote.Login) error {
 	return errors.Join(errs...)
 }
 
-// Lend runs the switchover, which returns the new primary, while the daemons run. With dryRun it
-// only tries whether they could be started.
-func (l *Lent) Lend(ctx context.Context, login remote.Login, log *slog.Logger, dryRun bool, switchOver func() (registry.NodeID, error)) error {
-	switch {
-	case dryRun:
-		return l.Check(ctx, login)
-	case !l.ask.At.IsZero():
-		return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover at a later time: no daemon runs on %s", l.ask.From), "Start repmgrd with failover=automatic on every node, or leave out --at.")
+// lifetime is the longest time for which a daemon runs, whatever becomes of this process.
+func (l *Lent) lifetime() time.Duration {
+	return readyWithin + BeginWithin + 2*l.ask.Limit + l.ask.Policy.Promotion + 2*settleWithin
+}
+
+// Lend runs the switchover while the daemons run. With dryRun it
+// only tries whether they could be started. The daemons are not stopped before what they have
+// begun is done, even if ctx ends.
+func (l *Lent) Lend(ctx context.Context, login remote.Login, log *slog.Logger, dryRun bool, switchOver func() error) error {
+	if err := l.Check(ctx, login); err != nil || dryRun {
+		return err
 	}
 	defer func() {
 		if err := l.stop(); err != nil {
@@ -99,36 +142,46 @@ func (l *Lent) Lend(ctx context.Context, login remote.Login, log *slog.Logger, d
 	if err := l.start(ctx, login); err != nil {
 		return err
 	}
-	primary, err := switchOver()
-	if err != nil {
-		return err
+	err := switchOver()
+	if ctx.Err() != nil {
+		log.Warn("interrupted: the daemons that were started end what they have begun, and are stopped then")
 	}
-	if err := l.follow(ctx, primary); err != nil {
-		log.Warn("the switchover is done, but not all standbys follow yet", "err", err, "hint", "On those that cluster show names: repmgr standby follow")
+	settled := l.settle(context.WithoutCancel(ctx))
+	if settled != nil {
+		log.Warn("not all nodes do what they should yet", "err", settled, "hint", "See repmgr cluster show. Where a standby does not follow: repmgr standby follow, or repmgr node rejoin. Where there is no primary: start repmgrd on every node.")
 	}
-	return nil
+	return err
 }
 
 // start starts the daemons, and waits until the switchover can begin, or for so long that it should be able to.
 func (l *Lent) start(ctx context.Context, login remote.Login) error {
-	if err := l.Check(ctx, login); err != nil {
-		return err
-	}
 	for _, r := range l.nodes {
-		d, err := login.Start(r)
+		d, err := login.Start(r, l.lifetime())
 		if err != nil {
 			return err
 		}
 		l.all = append(l.all, d)
 	}
+	to := l.ask.To
+	defer func() { l.ask.To = to }() // which node it is, is decided when all of them are there
+	var since time.Time
 	for until := time.Now().Add(readyWithin); time.Now().Before(until); {
 		for _, d := range l.all {
 			if err := d.Failed(); err != nil {
 				return err
 			}
 		}
-		if err := l.ask.Look(ctx); err == nil && len(l.ask.Plan.Standing(l.ask.Force)) == 0 {
-			return nil
+		peers := l.ask.Watch.Refresh(ctx, l.ask.Watch.Settings().SilenceTimeout)
+		switch {
+		case slices.ContainsFunc(l.nodes, func(r registry.Record) bool { return !voters.PeerOf(peers, int32(r.ID)).Automatic }):
+			since = time.Time{}
+		case since.IsZero():
+			since = time.Now()
+		case time.Since(since) >= triedAfter:
+			l.ask.To = to
+			if err := l.ask.Look(ctx); err == nil && len(l.ask.Plan.Standing(l.ask.Force)) == 0 {
+				return nil
+			}
 		}
 		if err := wait.Pause(ctx, time.Second/2); err != nil {
 			return err
@@ -137,30 +190,41 @@ func (l *Lent) start(ctx context.Context, login remote.Login) error {
 	return nil // the switchover says what stands in its way
 }
 
-// follow waits until all nodes stream from the new primary, and are registered so.
-func (l *Lent) follow(ctx context.Context, primary registry.NodeID) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyWithin, failure.Of(failure.ErrNotAttached, "not all standbys follow the new primary within %s", readyWithin))
+// settle waits until there is one primary, in office, no handover is under way, and, where the
+// primary is another one now, the others stream from it and are registered so.
+func (l *Lent) settle(ctx context.Context) error {
+	limit := settleWithin + l.ask.Limit
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "not within %s", limit))
 	defer cancel()
-	for {
-		peers := l.ask.Watch.Refresh(ctx, l.ask.Watch.Settings().SilenceTimeout)
+	return Until(ctx, l.ask.Watch, l.ask.Watch.Settings().SilenceTimeout, func(peers []election.Peer) bool {
+		rule := voters.NewestRule(peers)
+		now := voters.PeerOf(peers, rule.Primary)
+		if !rule.Known() {
+			return true // nothing was begun
+		}
+		if now.Answer != election.Answers || now.Running != election.Primary || now.Rule.Compare(rule) != 0 {
+			return false
+		}
+		if slices.ContainsFunc(peers, func(p election.Peer) bool {
+			return p.Answer == election.Answers && (p.Handover.Pending(time.Now(), rule) || p.Handover.LeftBehind(rule))
+		}) {
+			return false
+		}
+		if rule.Primary == int32(l.ask.From.ID) {
+			return true
+		}
 		var rows []registry.Record
-		err := l.ask.Watch.Voter(int32(primary)).Run(ctx, func(n *registry.Server) (err error) {
+		err := l.ask.Watch.Voter(rule.Primary).Run(ctx, func(n *registry.Server) (err error) {
 			rows, err = n.Records(ctx)
 			return err
 		})
-		done := err == nil
-		for _, r := range l.nodes {
+		return err == nil && !slices.ContainsFunc(l.nodes, func(r registry.Record) bool {
 			p := voters.PeerOf(peers, int32(r.ID))
 			row, _ := registry.ByID(rows, r.ID)
-			done = done && (r.ID == primary || p.Receiving && p.Receives == int32(primary) && row.Role == registry.RoleStandby && row.UpstreamID == primary && row.Active)
-		}
-		if done {
-			return nil
-		}
-		if err := wait.Pause(ctx, time.Second/2); err != nil {
-			return err
-		}
-	}
+			follows := p.Receiving && p.Receives == rule.Primary && row.Role == registry.RoleStandby && int32(row.UpstreamID) == rule.Primary && row.Active
+			return int32(r.ID) != rule.Primary && !follows
+		})
+	})
 }
 
 // stop ends the daemons, and waits for that.
