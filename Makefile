@@ -25,13 +25,14 @@ demo: ## a real four-node cluster on this machine, through the manual's story
 	@scripts/deps
 	@scripts/demo
 
-# Package election is pure: the race detector would only make its simulation slow, and hold the others up.
+# Package election is pure: the race detector would only make its simulation slow. The others start servers, which must
+# answer in time: one package after the other.
 test: ## everything, on the installed PostgreSQL or on REPMGR_PG_BINDIR
 	@scripts/deps
 	$(GO) build ./...
 	$(GO) vet ./...
 	$(GO) test -count=1 -timeout 60m ./election
-	$(GO) test $(RACE) -count=1 -timeout 60m $$($(GO) list ./... | grep -v /election$$)
+	$(GO) test $(RACE) -p 1 -count=1 -timeout 60m $$($(GO) list ./... | grep -v /election$$)
 
 test-matrix: ## the tests on each of MAJORS (13 to 18), fetched once
 	@scripts/deps matrix

@@ -475,6 +475,9 @@ func TestFailover_WinnerThatCanServe(t *testing.T) {
 				stop1() // no heartbeat any more, so that both have the same
 				waitSame(t, nodes[0], nodes[1])
 				waitSame(t, nodes[0], nodes[2])
+				if mode == repmgr.SynchronousOff { // without its daemon only they prove its death
+					waitValue(t, nodes[0], "t", `SELECT count(*) >= 4 FROM pg_stat_activity WHERE application_name = 'repmgr' AND state = 'idle'`)
+				}
 				nodes[0].Kill()
 				require.Same(t, nodes[2], waitPrimary(t, nodes[1:]...))
 				waitValue(t, nodes[2], "1", `SELECT count(*) FROM pg_stat_replication WHERE application_name = 'node2' AND state = 'streaming'`)
