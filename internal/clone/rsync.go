@@ -61,22 +61,16 @@ func (r Rsync) Check(ctx context.Context, source, remoteUser string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, sshCheckTimeout, fmt.Errorf("no answer within %s", sshCheckTimeout))
 	defer cancel()
 	host := strings.NewReplacer("[", "", "]", "").Replace(strings.TrimSuffix(from, ":"))
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+r.ssh()+` "$@"`, "ssh", "--", host, "rsync --version")
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+shell.SSH(r.SSHOptions)+` "$@"`, "ssh", "--", host, "rsync --version")
 	cmd.WaitDelay = time.Second
 	shell.EndWithGroup(cmd)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return fmt.Errorf("this must work without a password: %s %s rsync --version (%w: %s)", r.ssh(), host, err, shell.LastLines(out, 2))
+		return fmt.Errorf("this must work without a password: %s %s rsync --version (%w: %s)", shell.SSH(r.SSHOptions), host, err, shell.LastLines(out, 2))
 	}
 	return nil
-}
-
-// ssh is the command line of ssh. Where an option is given twice, ssh uses the first: so the
-// user's options come first. ssh ends when its peer stops answering.
-func (r Rsync) ssh() string {
-	return "ssh " + r.SSHOptions + " -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 }
 
 // Copy makes the copy.
@@ -269,7 +263,7 @@ func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string
 	}
 	words := []string{"-c", `exec rsync ` + options + ` "$@"`, "rsync"}
 	if b.from != "" {
-		words = append(words, "--timeout=60", "--rsh="+b.ssh())
+		words = append(words, "--timeout=60", "--rsh="+shell.SSH(b.SSHOptions))
 	}
 	words = append(words, args...)
 	words = append(words, "--protect-args", "--", b.from+from, to)
@@ -286,7 +280,7 @@ func (b *rsyncBackup) rsync(ctx context.Context, from, to string, args ...string
 		return nil
 	case errors.As(err, &exit) && (exit.ExitCode() == 255 || exit.ExitCode() == 12):
 		return failure.WithHint(fmt.Errorf("rsync from %s: %s", cmp.Or(strings.TrimSuffix(b.from, ":"), "this machine"), shell.LastLines(out, 3)),
-			"This must work without a password, as this OS user: %s %s true", b.ssh(), strings.TrimSuffix(b.from, ":"))
+			"This must work without a password, as this OS user: %s %s true", shell.SSH(b.SSHOptions), strings.TrimSuffix(b.from, ":"))
 	case errors.As(err, &exit) && exit.ExitCode() == 127:
 		return failure.WithHint(errors.New("rsync is not installed here"), "Install it (Debian: apt-get install rsync), or clone with --method=basebackup.")
 	default:

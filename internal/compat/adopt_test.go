@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -28,17 +27,9 @@ func (h *host) watchTheirs(t *testing.T) (stop func()) {
 	cmd := exec.Command(h.theirs("repmgrd"), "-f", h.conf(), "--no-pid-file", "--daemonize=false")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its follow_command outlives it
-	require.NoError(t, cmd.Start())
-	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }() // stop waits for it
+	end := begin(t, cmd)
 	stop = func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-ended:
-		case <-time.After(30 * time.Second):
-			_ = cmd.Process.Kill()
-			<-ended
-		}
+		_ = end()
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		if text, err := os.ReadFile(log.Name()); t.Failed() && err == nil {
 			t.Logf("repmgrd 5 of %s:\n%s", h.Name, text)

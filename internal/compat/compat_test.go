@@ -94,20 +94,32 @@ func (h *host) watch(t *testing.T) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(os.Getenv(binEnv), "repmgrd"), "--pid-file="+filepath.Join(h.dir, "pid"), "-f", h.conf(), "--daemonize=false")
 	cmd.Dir = h.dir
-	require.NoError(t, cmd.Start())
-	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }() // stop waits for it
+	end := begin(t, cmd)
 	h.stop = func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-ended:
-		case <-time.After(30 * time.Second):
-			_ = cmd.Process.Kill()
-			<-ended
+		if !end() {
 			t.Error("repmgrd did not end within 30 s of SIGTERM")
 		}
 	}
 	t.Cleanup(h.stop)
+}
+
+// begin starts a daemon. end tells it to stop, waits for that, and reports whether it did.
+func begin(t *testing.T, cmd *exec.Cmd) (end func() bool) {
+	t.Helper()
+	require.NoError(t, cmd.Start())
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }() // end waits for it
+	return func() bool {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+			return true
+		case <-time.After(30 * time.Second):
+			_ = cmd.Process.Kill()
+			<-ended
+			return false
+		}
+	}
 }
 
 // cluster is a primary and its standbys, registered and watched.

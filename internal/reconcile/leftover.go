@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -32,7 +31,8 @@ func (d *leftovers) step(ctx context.Context, o Options, look Look) {
 		d.since = nil
 	}
 	var errs []error
-	for name, why := range leftoverSlots(look, o.Watch.Peers()) {
+	for slot, why := range leftoverSlots(look, o.Watch.Peers()) {
+		name := slot.Name
 		since[name] = now
 		if begun, ok := d.since[name]; ok {
 			since[name] = begun
@@ -41,7 +41,7 @@ func (d *leftovers) step(ctx context.Context, o Options, look Look) {
 			continue
 		}
 		delete(since, name)
-		dropped, err := drop(ctx, o, look, name)
+		dropped, err := drop(ctx, o, look, slot)
 		errs = append(errs, err)
 		if dropped {
 			o.Log.Info("replication slot "+name+" dropped: it kept WAL for nobody", "node", look.Self.Name, "reason", why)
@@ -54,9 +54,9 @@ func (d *leftovers) step(ctx context.Context, o Options, look Look) {
 
 // drop drops a leftover. A logical one stays where the primary has no copy of it, even if it has
 // another slot of that name: only here is the position of its consumer.
-func drop(ctx context.Context, o Options, look Look, name string) (dropped bool, err error) {
-	if !slices.ContainsFunc(look.Status.Slots, func(s registry.Slot) bool { return s.Name == name && s.Former }) {
-		return look.Server.DropSlot(ctx, name)
+func drop(ctx context.Context, o Options, look Look, slot registry.Slot) (dropped bool, err error) {
+	if !slot.Former {
+		return look.Server.DropSlot(ctx, slot.Name)
 	}
 	primary, ok := registry.ByID(look.Records, registry.NodeID(voters.NewestRule(o.Watch.Peers()).Primary))
 	if !ok {
@@ -69,17 +69,17 @@ func drop(ctx context.Context, o Options, look Look, name string) (dropped bool,
 		return false, err
 	}
 	defer n.Close()
-	there, err := n.HasPromotedSlot(ctx, name)
+	there, err := n.HasPromotedSlot(ctx, slot.Name)
 	if err != nil || !there {
 		return false, err
 	}
-	return look.Server.DropFormerSlot(ctx, name)
+	return look.Server.DropFormerSlot(ctx, slot.Name)
 }
 
 // leftoverSlots are the slots of the local server that nobody uses and that no owner, a
 // registered node, has a use for. The value is the reason.
-func leftoverSlots(look Look, peers []election.Peer) map[string]string {
-	found := map[string]string{}
+func leftoverSlots(look Look, peers []election.Peer) map[registry.Slot]string {
+	found := map[registry.Slot]string{}
 	for _, slot := range look.Status.Slots {
 		var why, needed string
 		for _, r := range look.Records {
@@ -92,10 +92,10 @@ func leftoverSlots(look Look, peers []election.Peer) map[string]string {
 			}
 		}
 		if slot.Physical && !slot.Active && !slot.Temporary && why != "" && needed == "" {
-			found[slot.Name] = why
+			found[slot] = why
 		}
 		if slot.Former && !slot.Active && look.Status.Receiver != nil && look.Status.Receiver.Status == "streaming" {
-			found[slot.Name] = "it is of the time when this node was the primary, and keeps it from having a copy of the slot that the primary has now"
+			found[slot] = "it is of the time when this node was the primary, and keeps it from having a copy of the slot that the primary has now"
 		}
 	}
 	return found

@@ -53,7 +53,7 @@ func TestLeftoverSlots(t *testing.T) {
 			if tc.kept {
 				require.Empty(t, found)
 			} else {
-				require.NotEmpty(t, found[slot.Name])
+				require.NotEmpty(t, found[s])
 			}
 		})
 	}

@@ -72,12 +72,7 @@ func (l Login) command(ctx context.Context, node registry.Record, words ...strin
 	for i, w := range words {
 		quoted[i] = shell.Quote(w)
 	}
-	return exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+l.ssh()+` "$@"`, "ssh", "--", host, strings.Join(quoted, " ")), nil
-}
-
-// ssh is its command line. The first of two equal options counts, so the user's come first.
-func (l Login) ssh() string {
-	return "ssh " + l.SSHOptions + " -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+	return exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+shell.SSH(l.SSHOptions)+` "$@"`, "ssh", "--", host, strings.Join(quoted, " ")), nil
 }
 
 // Check tries whether repmgrd could be started on the machine of the node. Nothing is changed.

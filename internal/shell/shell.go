@@ -108,6 +108,12 @@ func Quote(word string) string {
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
+// SSH is the command line of ssh. Where an option is given twice, ssh uses the first: so the
+// user's options come first. ssh ends when its peer stops answering.
+func SSH(options string) string {
+	return "ssh " + options + " -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+}
+
 // LastLines returns the last lines of a program's output, which usually say why it stopped.
 func LastLines(out []byte, n int) string {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")

@@ -124,9 +124,8 @@ func (l *Lent) lifetime() time.Duration {
 	return readyWithin + BeginWithin + 2*l.ask.Limit + l.ask.Policy.Promotion + 2*settleWithin
 }
 
-// Lend runs the switchover while the daemons run. With dryRun it
-// only tries whether they could be started. The daemons are not stopped before what they have
-// begun is done, even if ctx ends.
+// Lend runs the switchover while the daemons run. With dryRun it only tries whether they could be
+// started. The daemons are not stopped before what they have begun is done, even if ctx ends.
 func (l *Lent) Lend(ctx context.Context, login remote.Login, log *slog.Logger, dryRun bool, switchOver func() error) error {
 	if err := l.Check(ctx, login); err != nil || dryRun {
 		return err
@@ -136,8 +135,8 @@ func (l *Lent) Lend(ctx context.Context, login remote.Login, log *slog.Logger, d
 			log.Warn("a daemon that was started for the switchover may still run", "err", err)
 		}
 	}()
-	for _, s := range l.Plan(login).Steps {
-		log.Info("starting repmgrd for the switchover", "node", s.Node)
+	for _, r := range l.nodes {
+		log.Info("starting repmgrd for the switchover", "node", r.Name)
 	}
 	if err := l.start(ctx, login); err != nil {
 		return err
@@ -146,8 +145,7 @@ func (l *Lent) Lend(ctx context.Context, login remote.Login, log *slog.Logger, d
 	if ctx.Err() != nil {
 		log.Warn("interrupted: the daemons that were started end what they have begun, and are stopped then")
 	}
-	settled := l.settle(context.WithoutCancel(ctx))
-	if settled != nil {
+	if settled := l.settle(context.WithoutCancel(ctx)); settled != nil {
 		log.Warn("not all nodes do what they should yet", "err", settled, "hint", "See repmgr cluster show. Where a standby does not follow: repmgr standby follow, or repmgr node rejoin. Where there is no primary: start repmgrd on every node.")
 	}
 	return err
