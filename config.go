@@ -501,7 +501,7 @@ type Config struct {
 
 	// What only a program can set.
 
-	// Logger takes the log of the library. Defaults to none.
+	// Logger takes the log of the library. Defaults to none. Its handler must not block: an election waits for it.
 	Logger *slog.Logger
 	// Notifiers get each event, in addition to the command and the webhook.
 	Notifiers []Notifier

@@ -305,10 +305,10 @@ func (m *Monitor) giveBackArchive(ctx context.Context) {
 	}
 }
 
-// mendHistory makes files of earlier timelines that others may need, and puts wrong ones right, once on each timeline: see [rejoin.MendHistory].
+// mendHistory makes files of earlier timelines that others may need, and puts wrong ones right, once on each timeline and line of its rule: see [rejoin.MendHistory].
 func (m *Monitor) mendHistory() {
 	s, me := m.node.Status, voters.PeerOf(m.watch.Peers(), int32(m.cluster.cfg.NodeID))
-	at := fmt.Sprint(s.Timeline, s.StartedAt)
+	at := fmt.Sprint(s.Timeline, s.StartedAt, me.Rule.Line.Timeline)
 	if at == m.duties.historyMended || m.node.Self.Role == RoleWitness || m.guard.Elsewhere() || me.Answer != election.Answers || !me.Started.Equal(s.StartedAt) ||
 		s.InRecovery && (s.Receiver == nil || me.Rule.Line.Timeline != s.Timeline || me.Rule.Line.Fingerprint == 0) {
 		return // what is known of its rule may be of a time before a rejoin

@@ -121,9 +121,11 @@ func (d *daemon) backgroundArgs() []string {
 // in the log file it shows how a crash came about.
 func (d *daemon) backgroundOutput() (*os.File, error) {
 	path := d.cfg.LogFile
-	if path == "" {
+	if _, syslog := facilities[d.cfg.LogFacility]; path == "" && !syslog {
 		fmt.Fprintln(d.err, "WARNING: log_file is not set: nobody will see the log of the daemon")
 		fmt.Fprintln(d.err, "HINT: Set log_file in "+d.cfg.File+", or run with --daemonize=false.")
+	}
+	if path == "" {
 		path = os.DevNull
 	}
 	return openLogFile(path)

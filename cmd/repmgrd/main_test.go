@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -412,6 +414,59 @@ func TestOutlivesTheReaderOfItsLog(t *testing.T) {
 	})
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, cmd.Wait())
+}
+
+// A reader of the log that is stopped holds nothing up: neither what the daemon does, nor its end.
+func TestOutlivesALogThatStalls(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Name: "node1"})
+	conf := filepath.Join(t.TempDir(), "repmgr.conf")
+	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, "node_id=1\nnode_name=node1\nconninfo='%s'\n", server.Conninfo()), 0o600))
+	registerPrimary(t, conf)
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	fill, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", w.Fd()), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	require.NoError(t, err)
+	require.NoError(t, fill.SetWriteDeadline(time.Now().Add(time.Second)))
+	_, err = fill.Write(make([]byte, 1<<21)) // more than a pipe holds
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-f", conf, "-dfalse", "--no-pid-file")
+	cmd.Env = append(os.Environ(), asDaemon+"=1")
+	cmd.Stdout, cmd.Stderr = w, w
+	require.NoError(t, cmd.Start())
+	eventually(t, "it monitors", func() bool {
+		return server.QueryString(t, `SELECT count(*) FROM repmgr.events WHERE event = 'repmgrd_start'`) == "1"
+	})
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err = <-ended:
+		require.NoError(t, err)
+	case <-time.After(pgtest.Timeout(20 * time.Second)):
+		t.Fatal("it does not end")
+	}
+}
+
+// What did not fit while the log could not be written is counted, and the log says so.
+func TestLog_SaysWhatIsMissing(t *testing.T) {
+	r, w := io.Pipe() // a write to it waits for a read
+	l, err := openLog(repmgr.Config{LogLevel: repmgr.LogInfo}, w)
+	require.NoError(t, err)
+	for i := range 2*logQueue + 1 {
+		l.logger.Info("record", "number", i)
+	}
+	sum := regexp.MustCompile(`records are missing before this one records=(\d+)`)
+	for lines, n := bufio.NewScanner(r), 0; lines.Scan(); n++ {
+		if m := sum.FindStringSubmatch(lines.Text()); m != nil {
+			missing, _ := strconv.Atoi(m[1])
+			require.Equal(t, 2*logQueue+1, n+missing)
+			l.close()
+			return
+		}
+	}
+	t.Fatal("the log does not say it")
 }
 
 // A notification command that hangs is not waited for when the daemon is told to stop.
