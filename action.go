@@ -245,17 +245,20 @@ func (m *Monitor) runChildrenCommand(ctx context.Context, c *Cluster) error {
 }
 
 // followWinner makes the local standby follow the primary that the newest rule names. Where
-// follow_command is set, it is run instead.
+// follow_command is set and could work, it is run first; where it fails, it is not needed.
 func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 	limit := c.cfg.StandbyFollowTimeout + c.cfg.PrimaryFollowTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("follow %s: not done within %s", target, limit))
 	defer cancel()
 	if c.cfg.FollowCommand != "" {
-		out, err := shell.Run(ctx, c.cfg.FollowCommand, map[byte]shell.Value{'n': {Env: "REPMGR_UPSTREAM_NODE_ID", Text: target.ID.String()}})
-		if err != nil {
-			return fmt.Errorf("follow_command: %w: %s", err, shell.LastLines(out, 5))
+		if _, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID, DryRun: true}); errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone) {
+			return err // only a rejoin can help
 		}
-		return nil
+		out, err := shell.Run(ctx, c.cfg.FollowCommand, map[byte]shell.Value{'n': {Env: "REPMGR_UPSTREAM_NODE_ID", Text: target.ID.String()}})
+		if err == nil {
+			return nil
+		}
+		c.log.Warn("follow_command failed: the standby is pointed to its primary without it", "err", err, "detail", shell.LastLines(out, 5), "hint", "repmgrd needs no follow_command: remove it, or mend it.")
 	}
 	res, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID, slotOptional: true})
 	if err == nil {

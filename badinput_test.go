@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -340,6 +341,16 @@ func TestFollow_Refuses(t *testing.T) {
 	before := node3.QueryString(t, `SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'`)
 	_, err = node3.Follow(ctx, repmgr.FollowOptions{})
 	requireError(t, err, repmgr.ErrTimelineDiverged, "node3", "node2", "timeline 2")
+	for _, asked := range []*node{node2, node3} {
+		v := asked.view(t, 3)
+		require.NotNil(t, v.Diverged)
+		require.Contains(t, v.Diverged.Why, "can not follow")
+		require.Contains(t, v.Diverged.Remedy, "node rejoin")
+		require.Nil(t, v.LostWAL)
+	}
+	rep, err := node3.NodeStatus(ctx)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(rep.Issues, "\n"), "node rejoin")
 	require.Equal(t, before, node3.QueryString(t, `SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'`), "nothing changed")
 
 	// Promoted apart: both are on timeline 2, and neither can follow the other.

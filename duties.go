@@ -71,7 +71,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 func (m *Monitor) writeSample(ctx context.Context) error {
 	ctx, cancel := m.node.PeerLimit(ctx)
 	defer cancel()
-	lag, s := lagOf(&m.node), m.node.Status
+	lag, s := m.node.Lag(), m.node.Status
 	return m.node.Primary.WriteSample(ctx, registry.Sample{
 		Standby: m.node.Self.ID, Primary: m.node.PrimaryRecord.ID, PrimaryLSN: m.node.PrimaryLSN, ReceivedLSN: s.ReceivedLSN,
 		ReplayedAt: s.ReplayedAt, InStep: s.ReplayedLSN >= m.node.PrimaryLSN, StaleAfter: 3*m.cluster.cfg.MonitorInterval + time.Second,

@@ -87,10 +87,10 @@ func (c *Cluster) stuck(ctx context.Context, recs []Record, peers []election.Pee
 		return nil
 	}
 	probes := c.survey(ctx, up)
-	c.seekLostWAL(ctx, probes)
+	c.seekStuck(ctx, probes)
 	for _, p := range probes {
-		if p.Lost != nil {
-			all = append(all, explain.Stuck{ID: p.Record.ID, Lost: p.Lost, Remedy: report.Remedy(*p.Lost, p.Record, looks(probes))})
+		if why, remedy := report.Stuck(p.Look, looks(probes)); why != "" {
+			all = append(all, explain.Stuck{ID: p.Record.ID, Why: why, Lost: p.Lost, Remedy: remedy})
 		}
 	}
 	return all

@@ -324,6 +324,33 @@ func TestFailover_OldPrimaryReturns(t *testing.T) {
 	require.Equal(t, "running", winner.view(t, 1).Status)
 }
 
+// A follow_command that fails, as one of repmgr 5 does where a node has diverged, keeps nobody away.
+func TestFailover_FollowCommandFails(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	nodes := startNodes(t, 3, repmgr.SynchronousOff)
+	for _, n := range nodes {
+		n.cfg.FollowCommand = "exit 23"
+		n.monitor(t)
+	}
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
+	nodes[2].Exec(t, `SELECT pg_promote()`) // by hand
+	nodes[2].events.waitRejoin(t)
+	waitSame(t, nodes[0], nodes[2])
+	nodes[0].Kill()
+	winner := waitPrimary(t, nodes[1:]...)
+	for _, n := range nodes {
+		if n != winner {
+			pgtest.WaitFor(t, "all to follow", func(context.Context) error {
+				if v := winner.view(t, n.cfg.NodeID); v.Attached != "streaming" {
+					return errors.New(v.Upstream)
+				}
+				return nil
+			})
+		}
+	}
+}
+
 // A former primary whose new clone failed half-way, because its source was lost or
 // its daemon was killed, has no data any more: its daemon clones it all the same.
 func TestFailover_OldPrimaryReturnsWithoutData(t *testing.T) {

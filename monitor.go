@@ -104,22 +104,11 @@ type MonitorStatus struct {
 	Lease   *time.Duration  `json:"lease_left_ns"`            // until this primary would fence itself; nil: it needs no lease, or its Monitor can not stop it
 	RunsOut bool            `json:"lease_runs_out,omitempty"` // no majority has answered for half of silence_timeout: nothing renews the lease
 	Doing   string          `json:"doing,omitempty"`          // the long action under way
+	Settled bool            `json:"settled"`                  // no long action and no handover is under way, and this node is where the newest rule puts it
 }
 
 // Lag is how far a standby is behind its primary.
-type Lag struct {
-	ReceivedBytes int64 `json:"replication_lag_bytes"` // WAL that the primary has and the standby has not received
-	AppliedBytes  int64 `json:"apply_lag_bytes"`       // WAL that the standby has received and not applied
-}
-
-// lagOf is how far a standby is behind. The primary's position was read first, so a standby
-// that has received and applied everything up to it counts as in step.
-func lagOf(n *observer.Node) Lag {
-	return Lag{
-		ReceivedBytes: max(0, n.PrimaryLSN.Bytes(n.Status.ReceivedLSN)),
-		AppliedBytes:  max(0, n.Status.ReceivedLSN.Bytes(n.Status.ReplayedLSN)),
-	}
-}
+type Lag = observer.Lag
 
 // NewMonitor checks the configuration. It connects to nothing; [Monitor.Run] does.
 //

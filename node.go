@@ -133,15 +133,13 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	}
 	var above []Record // whom it may stream from
 	for _, r := range recs {
-		if rep.Status.InRecovery && (r.ID == rep.Record.UpstreamID || r.Role == RolePrimary && r.Active) {
+		if rep.Status.InRecovery && r.ID != rep.Record.ID && (r.ID == rep.Record.UpstreamID || r.Role == RolePrimary && r.Active || rep.Status.Receiver == nil) {
 			above = append(above, r)
 		}
 	}
 	probes := append(c.survey(ctx, above), probe{Look: report.Look{Record: rep.Record, Status: rep.Status}})
-	c.seekLostWAL(ctx, probes)
-	if lost := probes[len(above)].Lost; lost != nil {
-		report.LoseWAL(&rep, lost, report.Remedy(*lost, rep.Record, looks(probes)))
-	}
+	c.seekStuck(ctx, probes)
+	report.Stop(&rep, probes[len(above)].Look, looks(probes))
 	report.Judge(&rep, recs)
 	return rep, nil
 }
@@ -218,7 +216,7 @@ func (c *Cluster) checkUpstream(ctx context.Context, rep NodeReport) CheckResult
 	if !rep.Status.InRecovery {
 		return report.Found(CheckOK, "N/A - node is %s", r.Role)
 	}
-	if why := report.WhyLost(rep); why != "" {
+	if why := report.WhyStuck(rep); why != "" {
 		return report.Found(CheckCritical, "%s can not go on: %s", r, why)
 	}
 	local, err := c.connectLocal(ctx)

@@ -17,6 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/rejoin"
+	"github.com/pgrepmgr/repmgr/internal/switchover"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/pgcontrol"
 )
@@ -250,7 +251,7 @@ func (m *Monitor) publish(now time.Time) {
 	defer m.control.mu.Unlock()
 	s := MonitorStatus{NodeID: m.control.cfg.NodeID, Node: m.control.cfg.NodeName, Phase: m.state.Phase, Reason: string(m.state.Reason), Since: m.state.Since, LookedAt: now}
 	if m.state.Phase == election.AsStandby {
-		lag := lagOf(&m.node)
+		lag := m.node.Lag()
 		s.Lag, s.Primary = &lag, m.node.PrimaryRecord.String()
 	}
 	s.Health, s.Rule = m.state.Health, voters.NewestRule(m.watch.Peers())
@@ -263,7 +264,7 @@ func (m *Monitor) publish(now time.Time) {
 	if m.tasks.current != nil {
 		s.Doing = string(m.tasks.current.Verb)
 	}
-	s.Error = m.trouble.Last()
+	s.Error, s.Settled = m.trouble.Last(), s.Doing == "" && switchover.Settled(int32(s.NodeID), m.watch.Peers(), now)
 	m.control.status = s
 }
 

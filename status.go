@@ -43,6 +43,7 @@ const (
 	FindingWrongUpstream       = report.WrongUpstream       // it receives from another node than the registered one
 	FindingUpstreamUnreachable = report.UpstreamUnreachable // it receives nothing, and its upstream does not answer
 	FindingWALGone             = report.WALGone             // a standby needs WAL that its upstream does not have any more
+	FindingDiverged            = report.Diverged            // a standby has WAL that its upstream never had
 	FindingSlotLost            = report.SlotLost            // the slot of a standby is invalid: nothing streams through it
 	FindingUpstreamCircle      = report.UpstreamCircle      // nodes are registered as each other's upstream
 
@@ -95,7 +96,7 @@ func (c *Cluster) probeNodes(ctx context.Context, ask ...followUp) ([]probe, err
 	if len(found) == 1 && len(found[0].Rows) > 0 {
 		probes = c.withPrimaryRows(ctx, probes, found[0].Rows, ask)
 	}
-	c.seekLostWAL(ctx, probes)
+	c.seekStuck(ctx, probes)
 	return probes, nil
 }
 
@@ -119,27 +120,30 @@ func (c *Cluster) withPrimaryRows(ctx context.Context, probes []probe, recs []Re
 	return fresh
 }
 
-// seekLostWAL finds the standbys that receive nothing and never will again, and notes that in
-// their probes. It looks at all of them at the same time.
-func (c *Cluster) seekLostWAL(ctx context.Context, probes []probe) {
+// seekStuck finds the standbys that receive nothing and never will again, and notes why in their
+// probes. It looks at all of them at the same time.
+func (c *Cluster) seekStuck(ctx context.Context, probes []probe) {
 	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
 	defer cancel()
-	found, all := make([]*LostWAL, len(probes)), looks(probes)
 	var wg sync.WaitGroup
+	all := looks(probes)
 	for i, p := range probes {
 		up, ok := report.UpstreamOf(all, p.Record)
 		if !ok || p.Err != nil || p.Record.Role != RoleStandby || registry.NextLSN(p.Status) == 0 || report.AttachedAnywhere(all, p.Record.Name) {
 			continue
 		}
 		wg.Go(func() {
-			if n, err := c.connectTo(ctx, up.Record); err == nil {
-				defer n.Close()
-				found[i] = follow.FindLostWAL(ctx, n, up.Record, p.Status)
+			n, err := c.connectTo(ctx, up.Record)
+			local, errLocal := c.connectTo(ctx, p.Record)
+			if errors.Join(err, errLocal) == nil {
+				probes[i].Apart = c.move(local, n, p.Record, up.Record).FindDivergence(ctx, p.Status)
 			}
+			if err == nil && probes[i].Apart == nil {
+				probes[i].Lost = follow.FindLostWAL(ctx, n, up.Record, p.Status)
+			}
+			n.Close()
+			local.Close()
 		})
 	}
 	wg.Wait()
-	for i := range probes {
-		probes[i].Lost = found[i]
-	}
 }

@@ -59,7 +59,7 @@ var checks = []check{
 var known = map[report.FindingCode]Severity{
 	report.NoPrimary: Critical, report.TwoPrimaries: Critical, report.Deposed: Critical, report.Unreachable: Critical, report.Rejected: Critical,
 	report.Inactive: Warning, report.WrongRole: Critical, report.ReplayPaused: Warning, report.NotAttached: Critical, report.NotStreaming: Warning,
-	report.WrongUpstream: Warning, report.UpstreamUnreachable: Critical, report.WALGone: Critical, report.SlotLost: Critical, report.UpstreamCircle: Critical,
+	report.WrongUpstream: Warning, report.UpstreamUnreachable: Critical, report.WALGone: Critical, report.Diverged: Critical, report.SlotLost: Critical, report.UpstreamCircle: Critical,
 	report.Namesake: Critical, report.Name: Critical, report.DaemonMissing: Critical, report.DaemonTrouble: Warning, report.SecondDaemon: Warning,
 	report.DaemonSilent: Critical, report.DaemonUnknown: Warning, report.LeaseRunsOut: Critical, report.CanNotFence: Critical, report.NoPledge: Critical,
 	report.NoStream: Critical, report.ForeignDaemon: Critical, report.Paused: Warning, report.MixedFailover: Warning, report.CanNotFailOver: Critical,
@@ -92,7 +92,7 @@ func Examine(f Facts) Report {
 		if !ok {
 			severity = Warning
 		}
-		r.Findings = append(r.Findings, Finding{ID: string(one.Code), Severity: severity, NodeID: one.NodeID, Node: names[one.NodeID], Text: one.Text})
+		r.Findings = append(r.Findings, Finding{ID: string(one.Code), Severity: severity, NodeID: one.NodeID, Node: names[one.NodeID], Text: one.Text, Remedy: f.remedy(one)})
 	}
 	for _, c := range checks {
 		c.ask(f, func(n *Node, remedy, format string, args ...any) {
@@ -198,7 +198,7 @@ func settingsTooSmall(f Facts, tell tell) {
 			}
 		})
 		if most > least {
-			tell(nil, fmt.Sprintf("Set %s to %d on all nodes; raise it on the standbys first. It needs a restart: node service --action=restart", name, most),
+			tell(nil, fmt.Sprintf("Set %s to %d on all nodes; raise it on the standbys first. It needs a restart: repmgr cluster restart --pending keeps to that order", name, most),
 				"%s differs (%s): a node with less stops replaying below a primary with more", name, strings.Join(values, ", "))
 		}
 	}
@@ -269,7 +269,7 @@ func archiveBehind(f Facts, tell tell) {
 func pendingRestart(f Facts, tell tell) {
 	f.each(func(n *Node) {
 		if len(n.Server.Restart) > 0 {
-			tell(n, "repmgr node service --action=restart --checkpoint", "settings wait for a restart: %s", strings.Join(n.Server.Restart, ", "))
+			tell(n, "repmgr cluster restart --pending, which keeps to the order that these settings need", "settings wait for a restart: %s", strings.Join(n.Server.Restart, ", "))
 		}
 	})
 }

@@ -32,7 +32,8 @@ type Question struct {
 // be promoted, with the WAL that it has.
 type Stuck struct {
 	ID     registry.NodeID
-	Lost   *follow.LostWAL
+	Why    string          // a sentence
+	Lost   *follow.LostWAL // nil: it has diverged
 	Remedy string
 }
 
@@ -143,7 +144,7 @@ func (e Explanation) stuck(all []Stuck) (risks []Blocker) {
 	for _, s := range all {
 		if i := slices.IndexFunc(e.Voters, func(v Voter) bool { return v.ID == s.ID }); i >= 0 {
 			e.Voters[i].LostWAL = s.Lost
-			risks = append(risks, Blocker{fmt.Sprintf("%s can not go on: %s", e.Voters[i].Name, s.Lost), s.Remedy})
+			risks = append(risks, Blocker{s.Why, s.Remedy})
 		}
 	}
 	return risks

@@ -18,6 +18,14 @@ func (e Explanation) blockers() (all []Blocker) {
 	if e.Manual {
 		return e.blockersByHand()
 	}
+	for _, v := range e.Voters {
+		if e.unelected(v) {
+			all = append(all, Blocker{
+				fmt.Sprintf("%s runs as a primary, and no majority elected it: it gives no vote to others", v.Name),
+				fmt.Sprintf("Start repmgrd on its machine. Where %s is lost, a majority elects it as it is; else it becomes a standby again, and what only it has is saved.", e.name(e.Rule.Primary)),
+			})
+		}
+	}
 	if r := e.Forecast.Refusal; r != "" {
 		b := Blocker{Reason: string(r), Remedy: LetInFirst(r, e.survivors(), refusalHints[r])}
 		switch r {
@@ -108,8 +116,19 @@ func (e Explanation) lacksDaemons() bool {
 
 // votesLeft is the number of votes that remain when all dead nodes of the answer are gone.
 func (e Explanation) votesLeft() int {
-	n, _ := e.Rule.Votes(e.answering())
+	var ids []int32
+	for _, v := range e.Voters {
+		if v.Answer == election.Answers && !e.isDead(v) && !e.unelected(v) {
+			ids = append(ids, int32(v.ID))
+		}
+	}
+	n, _ := e.Rule.Votes(ids)
 	return n
+}
+
+// unelected reports whether a node runs as a primary that the newest rule does not name.
+func (e Explanation) unelected(v Voter) bool {
+	return v.Role != registry.RoleWitness && v.Answer == election.Answers && v.Running == election.Primary && e.Rule.Known() && int32(v.ID) != e.Rule.Primary
 }
 
 // answering are the voters that would remain and that answer now.

@@ -31,6 +31,7 @@ const (
 	WrongUpstream       FindingCode = "wrong_upstream"
 	UpstreamUnreachable FindingCode = "upstream_unreachable"
 	WALGone             FindingCode = "wal_gone"
+	Diverged            FindingCode = "diverged"
 	SlotLost            FindingCode = "slot_lost"
 	UpstreamCircle      FindingCode = "upstream_circle"
 

@@ -20,28 +20,26 @@ type Node struct {
 	ReplicationLag  time.Duration       `json:"replication_lag_ns"` // how long ago a standby was last in step; -1: unknown, or not a standby
 	Children        int                 `json:"downstream"`         // registered downstream nodes that are active
 	LostWAL         *follow.LostWAL     `json:"lost_wal,omitempty"` // of a standby that can not go on, because the WAL that it needs next is gone
+	Diverged        *follow.Divergence  `json:"diverged,omitempty"` // of a standby that has WAL that its upstream never had
 	MissingSlots    []string            `json:"missing_slots"`      // of registered downstream nodes
 	InactiveSlots   []string            `json:"inactive_slots"`
 	MissingChildren []string            `json:"missing_downstream"` // registered downstream nodes that are not attached
 	Issues          []string            `json:"issues"`             // empty: all is well
 	Findings        []Finding           `json:"findings"`           // the issues, each with a code that stays the same
 
-	remedy string // of LostWAL
+	stuck string // why a standby can not go on, and what to do, in sentences
 }
 
-// LoseWAL notes that a standby can not go on, because WAL that it needs is gone, and what to do about
-// it. How far behind it is, is then unknown.
-func LoseWAL(r *Node, lost *follow.LostWAL, remedy string) {
-	r.LostWAL, r.remedy, r.ReplicationLag = lost, remedy, -1
-}
-
-// WhyLost says in sentences why a standby can not go on, and what to do. It is empty where it can go on.
-func WhyLost(r Node) string {
-	if r.LostWAL == nil {
-		return ""
+// Stop notes that a standby can not go on, and what to do about it, as the look has shown. How far
+// behind it is, is then unknown.
+func Stop(r *Node, p Look, looks []Look) {
+	if why, remedy := Stuck(p, looks); why != "" {
+		r.LostWAL, r.Diverged, r.ReplicationLag, r.stuck = p.Lost, p.Apart, -1, why+". "+remedy
 	}
-	return fmt.Sprintf("%s. %s", r.LostWAL, r.remedy)
 }
+
+// WhyStuck says in sentences why a standby can not go on, and what to do. It is empty where it can go on.
+func WhyStuck(r Node) string { return r.stuck }
 
 // Judge compares the state of a node with the rows of all nodes, and notes what is wrong.
 func Judge(r *Node, recs []registry.Record) {
@@ -84,8 +82,11 @@ func Judge(r *Node, recs []registry.Record) {
 	if r.Status.InRecovery && r.Status.Receiver == nil {
 		issue(NoReceiver, "no WAL receiver is running: the node receives nothing")
 	}
-	if why := WhyLost(*r); why != "" {
-		issue(WALGone, "the node can not go on: %s", why)
+	switch {
+	case r.Diverged != nil:
+		issue(Diverged, "%s", r.stuck)
+	case r.LostWAL != nil:
+		issue(WALGone, "%s", r.stuck)
 	}
 	r.Issues, r.Findings = append(r.Issues, found.Texts()...), found
 }

@@ -18,9 +18,10 @@ import (
 type Look struct {
 	Record registry.Record
 	Status registry.NodeStatus
-	Rows   []registry.Record // of a primary: its own rows, which count more than any copy
-	Rule   election.Rule     // the newest rule that it has; zero: none, or unknown
-	Lost   *follow.LostWAL   // of a standby whose next WAL is gone; nil: it is not, or that was not looked for
+	Rows   []registry.Record  // of a primary: its own rows, which count more than any copy
+	Rule   election.Rule      // the newest rule that it has; zero: none, or unknown
+	Lost   *follow.LostWAL    // of a standby whose next WAL is gone; nil: it is not, or that was not looked for
+	Apart  *follow.Divergence // of a standby that has diverged; nil: it has not, or that was not looked for
 	Err    error
 }
 
@@ -58,14 +59,15 @@ type ClusterStatus struct {
 // NodeView is a registered node with what was seen of it.
 type NodeView struct {
 	registry.Record
-	Reach    postgres.Reach  `json:"reach"`
-	Running  registry.Role   `json:"running,omitempty"`  // what it runs as; empty: unknown
-	Status   string          `json:"status"`             // repmgr's cell with its marker, where it has one: "* running", "running", "! running as primary", "? unreachable", "- failed"
-	Upstream string          `json:"upstream"`           // repmgr's cell: "node1", or with "? " unknown, "! " wrong
-	Timeline wal.Timeline    `json:"timeline,omitempty"` // 0: unknown
-	Attached string          `json:"attached,omitempty"` // streaming, catchup, or empty: not attached, or unknown
-	LostWAL  *follow.LostWAL `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
-	Error    string          `json:"error,omitempty"`    // why it could not be read
+	Reach    postgres.Reach     `json:"reach"`
+	Running  registry.Role      `json:"running,omitempty"`  // what it runs as; empty: unknown
+	Status   string             `json:"status"`             // repmgr's cell with its marker, where it has one: "* running", "running", "! running as primary", "? unreachable", "- failed"
+	Upstream string             `json:"upstream"`           // repmgr's cell: "node1", or with "? " unknown, "! " wrong
+	Timeline wal.Timeline       `json:"timeline,omitempty"` // 0: unknown
+	Attached string             `json:"attached,omitempty"` // streaming, catchup, or empty: not attached, or unknown
+	LostWAL  *follow.LostWAL    `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
+	Diverged *follow.Divergence `json:"diverged,omitempty"` // of a standby that has WAL that its upstream never had
+	Error    string             `json:"error,omitempty"`    // why it could not be read
 }
 
 // Compare compares what was seen with what is registered.
@@ -73,7 +75,7 @@ func Compare(looks []Look) ClusterStatus {
 	st := ClusterStatus{Nodes: []NodeView{}, Issues: []string{}}
 	found := Findings{}
 	for _, p := range looks {
-		v := NodeView{Record: p.Record, Reach: p.Reach(), LostWAL: p.Lost}
+		v := NodeView{Record: p.Record, Reach: p.Reach(), LostWAL: p.Lost, Diverged: p.Apart}
 		v.Conninfo = conninfo.Redact(v.Conninfo) // rows of a C repmgr may hold a password
 		if p.Err == nil {
 			v.Running, v.Timeline = p.Status.Role(), p.Status.Timeline
@@ -259,6 +261,9 @@ func upstreamCell(p Look, looks []Look, found *Findings) (cell, attached string)
 	switch {
 	case attached == "streaming":
 		return r.UpstreamName, attached
+	case p.Apart != nil:
+		found.Add(Diverged, r.ID, "%s. %s", p.Apart.Why, p.Apart.Remedy)
+		return "! " + r.UpstreamName, attached
 	case p.Lost != nil:
 		found.Add(WALGone, r.ID, "%s can not go on: %s. %s", r, p.Lost, Remedy(*p.Lost, r, looks))
 		return "! " + r.UpstreamName, attached
@@ -281,6 +286,17 @@ func upstreamCell(p Look, looks []Look, found *Findings) (cell, attached string)
 		found.Add(NotStreaming, r.ID, "%s is attached to its upstream node %q (ID: %d), in state %q", r, r.UpstreamName, r.UpstreamID, attached)
 		return "? " + r.UpstreamName, attached
 	}
+}
+
+// Stuck is why the standby can never receive again, and what to do about it, in sentences; empty: nothing was found.
+func Stuck(p Look, looks []Look) (why, remedy string) {
+	switch {
+	case p.Apart != nil:
+		return p.Apart.Why, p.Apart.Remedy
+	case p.Lost != nil:
+		return fmt.Sprintf("%s can not go on: %s", p.Record, p.Lost), Remedy(*p.Lost, p.Record, looks)
+	}
+	return "", ""
 }
 
 // Remedy is what an operator does about it: one command, on the node itself.

@@ -111,8 +111,8 @@ func (d *daemon) backgroundArgs() []string {
 	if d.MonitoringHistory {
 		args = append(args, "--monitoring-history")
 	}
-	if d.Automatic {
-		args = append(args, "--automatic")
+	if d.Automatic > 0 {
+		args = append(args, "--automatic="+d.Automatic.String())
 	}
 	return args
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -66,19 +67,19 @@ func (e *exitError) Unwrap() error { return e.err }
 
 // grammar is the command line of repmgrd.
 type grammar struct {
-	Help              bool   `short:"?" help:"show this help, then exit"`
-	Version           bool   `short:"V" help:"output version information, then exit"`
-	Verbose           bool   `short:"v" help:"output verbose activity information"`
-	LogLevel          string `short:"L" placeholder:"LEVEL" help:"DEBUG, INFO, NOTICE, WARNING or ERROR (default: INFO)"`
-	ConfigFile        string `short:"f" placeholder:"PATH" help:"path to the configuration file (also --config_file)"`
-	PgBindir          string `name:"pg_bindir" short:"b" placeholder:"DIR" help:"directory of PostgreSQL's programs"`
-	Daemonize         bool   `short:"d" default:"true" placeholder:"BOOL" help:"run in the background (default: true); under systemd and in\ncontainers say --daemonize=false"`
-	PidFile           string `short:"p" xor:"pid" placeholder:"PATH" help:"pid file (default: repmgrd_pid_file; else repmgrd-<node_id>.pid\nin /run/repmgr, $XDG_RUNTIME_DIR or /run/postgresql; else\n/tmp/repmgrd.pid)"`
-	NoPidFile         bool   `xor:"pid" help:"write no pid file"`
-	ShowPidFile       bool   `short:"s" help:"output the path of the pid file, then exit"`
-	MonitoringHistory bool   `short:"m" help:"write monitoring history, as monitoring_history=on does"`
-	Automatic         bool   `hidden:"" help:"as failover=automatic: for the time of a switchover"`
-	Watchdog          bool   `hidden:"" help:"guard for the daemon that writes to our standard input"`
+	Help              bool          `short:"?" help:"show this help, then exit"`
+	Version           bool          `short:"V" help:"output version information, then exit"`
+	Verbose           bool          `short:"v" help:"output verbose activity information"`
+	LogLevel          string        `short:"L" placeholder:"LEVEL" help:"DEBUG, INFO, NOTICE, WARNING or ERROR (default: INFO)"`
+	ConfigFile        string        `short:"f" placeholder:"PATH" help:"path to the configuration file (also --config_file)"`
+	PgBindir          string        `name:"pg_bindir" short:"b" placeholder:"DIR" help:"directory of PostgreSQL's programs"`
+	Daemonize         bool          `short:"d" default:"true" placeholder:"BOOL" help:"run in the background (default: true); under systemd and in\ncontainers say --daemonize=false"`
+	PidFile           string        `short:"p" xor:"pid" placeholder:"PATH" help:"pid file (default: repmgrd_pid_file; else repmgrd-<node_id>.pid\nin /run/repmgr, $XDG_RUNTIME_DIR or /run/postgresql; else\n/tmp/repmgrd.pid)"`
+	NoPidFile         bool          `xor:"pid" help:"write no pid file"`
+	ShowPidFile       bool          `short:"s" help:"output the path of the pid file, then exit"`
+	MonitoringHistory bool          `short:"m" help:"write monitoring history, as monitoring_history=on does"`
+	Automatic         time.Duration `hidden:"" help:"as failover=automatic, for a switchover: until a line on standard input, or nothing is under way after its end, at most so long"`
+	Watchdog          bool          `hidden:"" help:"guard for the daemon that writes to our standard input"`
 }
 
 const helpEnd = `Signals: HUP reads the configuration again and reopens the log, TERM and INT stop.
@@ -179,7 +180,7 @@ func (d *daemon) load() (repmgr.Config, error) {
 	if d.MonitoringHistory {
 		cfg.MonitoringHistory = true
 	}
-	if d.Automatic && cfg.Failover != repmgr.FailoverAutomatic { // without daemons nobody would adjust whom commits wait for
+	if d.Automatic > 0 && cfg.Failover != repmgr.FailoverAutomatic { // without daemons nobody would adjust whom commits wait for
 		cfg.Failover, cfg.SynchronousMode = repmgr.FailoverAutomatic, repmgr.SynchronousOff
 	}
 	switch {

@@ -72,6 +72,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	ended := make(chan error, 1) // 1: Run's result waits for its reader
 	go func() { ended <- monitor.Run(ctx) }()
 	logs.logger.Log(ctx, repmgr.LevelNotice, "repmgrd started", "version", repmgr.Version, "pid", os.Getpid(), "config_file", d.cfg.File)
+	if d.Automatic > 0 {
+		defer d.endWithSwitchover(ctx, cancel, monitor, logs.logger)()
+	}
 	d.tellReady()
 	notify(systemd.SdNotifyReady)
 

@@ -387,3 +387,18 @@ func (v *Node) LookFrom(ctx context.Context) {
 		v.Records = recs
 	}
 }
+
+// Lag is how far a standby is behind its primary.
+type Lag struct {
+	ReceivedBytes int64 `json:"replication_lag_bytes"` // WAL that the primary has and the standby has not received
+	AppliedBytes  int64 `json:"apply_lag_bytes"`       // WAL that the standby has received and not applied
+}
+
+// Lag is how far the standby is behind. The primary's position was read first, so a standby
+// that has received and applied everything up to it counts as in step.
+func (n *Node) Lag() Lag {
+	return Lag{
+		ReceivedBytes: max(0, n.PrimaryLSN.Bytes(n.Status.ReceivedLSN)),
+		AppliedBytes:  max(0, n.Status.ReceivedLSN.Bytes(n.Status.ReplayedLSN)),
+	}
+}

@@ -37,20 +37,10 @@ const (
 	sshLost      = 255 // the exit code of ssh for its own errors
 )
 
-// script runs the daemon until a line arrives, or its time is over. Its arguments are the program,
-// the configuration file and that time in seconds.
-const script = `exec 3<&0
-"$0" -f "$1" --automatic --daemonize=false </dev/null & p=$!
-( read -r line <&3 && kill $p ) >/dev/null 2>&1 & q=$!
-( trap 'kill $s; exit' TERM; sleep "$2" & s=$!; wait $s; kill $p ) >/dev/null 2>&1 & r=$!
-wait $p; code=$?
-kill $q $r 2>/dev/null
-exit $code`
-
 // tryScript says whether the program can be started. The program of repmgr 5 does not know --automatic.
 const tryScript = `[ "$(id -u)" != 0 ] || { echo "the OS user there is root"; exit 1; }
 [ -r "$1" ] || { echo "$1 can not be read"; exit 1; }
-"$0" --automatic --version`
+"$0" --automatic=1s --version`
 
 // command is a command on the machine of the node. A word is passed on as it is.
 func (l Login) command(ctx context.Context, node registry.Record, words ...string) (*exec.Cmd, error) {
@@ -134,10 +124,10 @@ func (o *output) last(n int) string {
 	return shell.LastLines(o.text, n)
 }
 
-// Start starts a daemon with failover=automatic on the machine of the node. It ends by itself after life. The caller must
-// call Stop.
+// Start starts a daemon with failover=automatic on the machine of the node. Where this process or the connection is lost, it
+// ends by itself, as soon as what was begun is done, and after life in any case. The caller must call Stop.
 func (l Login) Start(node registry.Record, life time.Duration) (*Daemon, error) {
-	cmd, err := l.command(context.Background(), node, "sh", "-c", script, l.Program, node.ConfigFile, fmt.Sprintf("%.0f", life.Seconds()))
+	cmd, err := l.command(context.Background(), node, l.Program, "-f", node.ConfigFile, "--daemonize=false", fmt.Sprintf("--automatic=%.0fs", life.Seconds()))
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +163,7 @@ func (d *Daemon) Stop() error {
 	select {
 	case <-d.ended:
 		if exit := (*exec.ExitError)(nil); errors.As(d.err, &exit) && exit.ExitCode() == sshLost {
-			return failure.Of(failure.ErrTimeout, "the connection to the machine of %s was lost; its repmgrd ends by itself within %s", d.Node, d.life)
+			return failure.Of(failure.ErrTimeout, "the connection to the machine of %s was lost; its repmgrd, which acts as with failover=automatic, ends by itself when nothing is under way, in some seconds, at the latest after %s", d.Node, d.life)
 		}
 		return nil
 	case <-time.After(stopTimeout):

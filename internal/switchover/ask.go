@@ -63,6 +63,9 @@ func (a *Ask) Look(ctx context.Context) error {
 		return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: no daemon has written a rule, so none can carry it out"),
 			"Run repmgrd with failover=automatic on all nodes. By hand: stop the primary, and run repmgr standby promote on the standby.")
 	}
+	if now := voters.PeerOf(peers, rule.Primary); now.Answer == election.Answers && now.Running == election.Standby {
+		return failure.WithHint(failure.Of(failure.ErrNoPrimary, "no switchover: %s, the primary of term %d, runs as a standby", a.Watch.Record(rule.Primary), rule.Term), "See repmgr cluster explain, which says how a primary is made.")
+	}
 	if a.From = a.Watch.Record(rule.Primary); a.To == 0 {
 		a.To = Choose(a.Policy, rule, peers)
 	}

@@ -196,16 +196,10 @@ func (l *Lent) settle(ctx context.Context) error {
 	defer cancel()
 	return Until(ctx, l.ask.Watch, l.ask.Watch.Settings().SilenceTimeout, func(peers []election.Peer) bool {
 		rule := voters.NewestRule(peers)
-		now := voters.PeerOf(peers, rule.Primary)
 		if !rule.Known() {
 			return true // nothing was begun
 		}
-		if now.Answer != election.Answers || now.Running != election.Primary || now.Rule.Compare(rule) != 0 {
-			return false
-		}
-		if slices.ContainsFunc(peers, func(p election.Peer) bool {
-			return p.Answer == election.Answers && (p.Handover.Pending(time.Now(), rule) || p.Handover.LeftBehind(rule))
-		}) {
+		if !InOffice(peers, rule) || UnderWay(peers, rule, time.Now()) {
 			return false
 		}
 		if rule.Primary == int32(l.ask.From.ID) {

@@ -1,0 +1,30 @@
+package switchover
+
+import (
+	"slices"
+	"time"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
+)
+
+// UnderWay reports whether a handover may still be begun, or was begun and not ended.
+func UnderWay(peers []election.Peer, r election.Rule, now time.Time) bool {
+	return slices.ContainsFunc(peers, func(p election.Peer) bool {
+		return p.Answer == election.Answers && (p.Handover.Pending(now, r) || p.Handover.LeftBehind(r))
+	})
+}
+
+// InOffice reports whether the primary of the rule answers, runs as a primary, and holds the rule.
+func InOffice(peers []election.Peer, r election.Rule) bool {
+	p := voters.PeerOf(peers, r.Primary)
+	return r.Known() && p.Answer == election.Answers && p.Running == election.Primary && p.Rule.Compare(r) == 0
+}
+
+// Settled reports whether this node is where the newest rule puts it, as far as it sees: no handover is
+// under way, and it is the primary of the rule, which is in office, or streams. Before there is a rule
+// nothing was begun.
+func Settled(self int32, peers []election.Peer, now time.Time) bool {
+	r := voters.NewestRule(peers)
+	return !r.Known() || !UnderWay(peers, r, now) && InOffice(peers, r) && (r.Primary == self || voters.PeerOf(peers, self).Receiving)
+}
