@@ -75,7 +75,8 @@ type CloneOptions struct {
 
 	Progress func(CopyProgress) // about ten times a second, never after Clone has returned
 
-	serverMayRun bool // with DryRun: the server in Dir may run, because it will be stopped
+	serverMayRun bool    // with DryRun: the server in Dir may run, because it will be stopped
+	slot         *string // the name of the slot to make; nil: as the configuration says
 }
 
 // CloneResult is the result of a clone.
@@ -158,6 +159,7 @@ func (r *cloning) prepare(ctx context.Context) (err error) {
 	if r.cfg.UseReplicationSlots && r.cfg.NodeID != 0 {
 		r.res.Slot = registry.SlotName(r.cfg.NodeID)
 	}
+	r.res.Slot = *cmp.Or(r.o.slot, &r.res.Slot)
 	if r.tables, err = clone.ReadTablespaces(ctx, r.source); err != nil {
 		return err
 	}

@@ -150,7 +150,7 @@ func badNodeName(s string) string {
 		return problem
 	}
 	if s != "" && !registry.ValidName.MatchString(s) {
-		return "must be of letters, digits, '_', '.' and '-' only: synchronous_standby_names, application_name or a shell would read others differently; choose another name"
+		return "must be of letters, digits, '_', '.' and '-' only: synchronous_standby_names, application_name or a shell would read others differently. Choose another name, here and then with: repmgr primary register -F (or standby register -F)"
 	}
 	return ""
 }

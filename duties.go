@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,7 +48,7 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 		return err
 	}
 	switch old := m.node.Local.Level == registry.OnlyRepmgr5 || m.node.Local.Level == registry.OtherVersion; {
-	case old && status.InRecovery:
+	case old && (status.InRecovery || slices.ContainsFunc(recs, func(r Record) bool { return r.ID == m.cluster.cfg.NodeID && r.Role == RoleWitness })):
 		return m.node.Local.NeedSchema(ctx) // only the primary can upgrade it
 	case old:
 		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {

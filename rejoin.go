@@ -315,7 +315,7 @@ func (r *rejoining) followRunning(ctx context.Context) error {
 func (r *rejoining) clone(ctx context.Context, beforehand bool) (bytes int64, err error) {
 	res, err := r.Clone(ctx, CloneOptions{
 		Source: r.dialInfo(r.work.Primary), Dir: r.work.Server.Dir, UpstreamID: r.work.Primary.ID,
-		FastCheckpoint: true, Force: true, DryRun: beforehand, serverMayRun: beforehand, Progress: r.o.Progress,
+		FastCheckpoint: true, Force: true, DryRun: beforehand, serverMayRun: beforehand, slot: &r.work.Node.SlotName, Progress: r.o.Progress,
 	})
 	return res.Bytes, err
 }

@@ -557,10 +557,15 @@ func TestRejoin_RewindFindsNoWay(t *testing.T) {
 	}
 	_, err := c.rejoin(t, says("connection to server failed"))
 	requireError(t, err, repmgr.ErrRejoin, "pg_rewind", "is not possible", "connection to server failed")
-	res, err := c.node1.Rejoin(t.Context(), says("could not find previous WAL record at 0/A2FAA70: invalid contrecord length 1 (expected 2) at 0/A2FAA70"))
+	cfg := c.node1.cfg
+	cfg.UseReplicationSlots = true // which its row does not say: that counts
+	anew, err := repmgr.New(cfg)
+	require.NoError(t, err)
+	res, err := anew.Rejoin(t.Context(), says("could not find previous WAL record at 0/A2FAA70: invalid contrecord length 1 (expected 2) at 0/A2FAA70"))
 	require.NoError(t, err)
 	require.Equal(t, repmgr.RejoinByClone, res.Method)
 	require.NotEmpty(t, res.Salvage)
+	require.Equal(t, "0", c.node2.QueryString(t, `SELECT count(*) FROM pg_replication_slots WHERE NOT active`), "a slot that nobody uses would keep WAL")
 	c.requireEqualEverywhere(t)
 }
 

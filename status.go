@@ -125,8 +125,7 @@ func (c *Cluster) withPrimaryRows(ctx context.Context, probes []probe, recs []Re
 func (c *Cluster) seekStuck(ctx context.Context, probes []probe) {
 	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
 	defer cancel()
-	var wg sync.WaitGroup
-	all := looks(probes)
+	all, wg := looks(probes), sync.WaitGroup{}
 	for i, p := range probes {
 		up, ok := report.UpstreamOf(all, p.Record)
 		if !ok || p.Err != nil || p.Record.Role != RoleStandby || registry.NextLSN(p.Status) == 0 || report.AttachedAnywhere(all, p.Record.Name) {

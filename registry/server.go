@@ -171,7 +171,7 @@ func (n *Server) NeedSchema(ctx context.Context) error {
 			"Bring it up to date, on the primary: repmgr primary register --force")
 	case n.Level == OnlyRepmgr5:
 		return failure.WithHint(failure.Of(failure.ErrNotRegistered, "the metadata in database %q of %s is that of repmgr 5, and was not adopted", n.Conn.Config().Database, n.Name),
-			"Stop every repmgrd of repmgr 5. Then, on the primary: repmgr adopt")
+			"Stop every repmgrd of repmgr 5. Then, on the primary: repmgr adopt. A witness of repmgr 5 is registered anew after that, on its machine: repmgr witness register -h PRIMARY --force")
 	}
 	return failure.WithHint(failure.Of(failure.ErrNotRegistered, "there is no repmgr metadata in database %q of %s", n.Conn.Config().Database, n.Name),
 		"Run repmgr primary register on the primary first, with a conninfo that names this database.")

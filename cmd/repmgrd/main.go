@@ -14,8 +14,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"time"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 

@@ -396,9 +396,9 @@ type Lag struct {
 
 // Lag is how far the standby is behind. The primary's position was read first, so a standby
 // that has received and applied everything up to it counts as in step.
-func (n *Node) Lag() Lag {
+func (v *Node) Lag() Lag {
 	return Lag{
-		ReceivedBytes: max(0, n.PrimaryLSN.Bytes(n.Status.ReceivedLSN)),
-		AppliedBytes:  max(0, n.Status.ReceivedLSN.Bytes(n.Status.ReplayedLSN)),
+		ReceivedBytes: max(0, v.PrimaryLSN.Bytes(v.Status.ReceivedLSN)),
+		AppliedBytes:  max(0, v.Status.ReceivedLSN.Bytes(v.Status.ReplayedLSN)),
 	}
 }

@@ -117,9 +117,9 @@ func (a *Ask) Request(ctx context.Context) error {
 }
 
 // Await waits for the outcome, and returns the new primary and its term.
-func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, err error) {
+func (a *Ask) Await(parent context.Context) (term int64, primary registry.Record, err error) {
 	limit := BeginWithin + a.Limit + a.Policy.Promotion
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the switchover has no outcome within %s", limit), "See repmgr service status and repmgr cluster event."))
+	ctx, cancel := context.WithTimeoutCause(parent, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the switchover has no outcome within %s", limit), "See repmgr service status and repmgr cluster event."))
 	defer cancel()
 	void := time.Now().Add(BeginWithin + a.Watch.Settings().SilenceTimeout)
 	for {
@@ -140,7 +140,9 @@ func (a *Ask) Await(ctx context.Context) (term int64, primary registry.Record, e
 			return 0, a.From, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: the daemon of %s did not begin it within %s, and does not begin it any more", a.From, BeginWithin),
 				"Look at its log. repmgr service status says whether it runs.")
 		}
-		if err := wait.Pause(ctx, 2*postgres.PollInterval); err != nil {
+		if err := wait.Pause(ctx, 2*postgres.PollInterval); err != nil && parent.Err() != nil {
+			return 0, a.From, failure.WithHint(fmt.Errorf("%w: the switchover was asked for, and goes on without this command", err), "See repmgr cluster show, and repmgr cluster event.")
+		} else if err != nil {
 			return 0, a.From, err
 		}
 	}

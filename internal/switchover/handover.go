@@ -446,16 +446,19 @@ func Choose(p election.Policy, r election.Rule, peers []election.Peer) int32 {
 func Refused(what string, left []plan.Obstacle) error {
 	var texts, hints []string
 	for _, o := range left {
-		texts = append(texts, o.String())
 		hint := o.Hint
 		if o.Force {
 			hint += " Or use --force."
 		}
-		hints = append(hints, hint)
+		texts, hints = append(texts, o.String()), append(hints, hint)
 	}
-	text := strings.Join(texts, "\n  - ")
+	text := texts[0]
 	if len(left) > 1 {
-		text = "\n  - " + text
+		text = fmt.Sprintf("%d things stand in its way:", len(left))
+		for i := range left {
+			text += fmt.Sprintf("\n  %d. %s", i+1, texts[i])
+			hints[i] = fmt.Sprintf("%d. %s", i+1, hints[i])
+		}
 	}
 	return failure.WithHint(failure.Of(failure.ErrRefused, "no %s: %s", what, text), "%s", strings.Join(hints, "\n"))
 }
