@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/report"
 )
 
 // startTask starts a long action in a goroutine of its own. Only one runs at a time. Where one
@@ -248,23 +249,26 @@ func (m *Monitor) runChildrenCommand(ctx context.Context, c *Cluster) error {
 // follow_command is set and could work, it is run first; where it fails, it is not needed.
 func (c *Cluster) followWinner(ctx context.Context, target Record) error {
 	limit := c.cfg.StandbyFollowTimeout + c.cfg.PrimaryFollowTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("follow %s: not done within %s", target, limit))
-	defer cancel()
+	late := fmt.Errorf("follow %s: not done within %s", target, limit)
 	if c.cfg.FollowCommand != "" {
-		if _, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID, DryRun: true}); errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone) {
+		hook, cancel := context.WithTimeoutCause(ctx, limit, late)
+		defer cancel()
+		if _, err := c.Follow(hook, FollowOptions{UpstreamID: target.ID, DryRun: true}); errors.Is(err, ErrTimelineDiverged) || errors.Is(err, ErrWALGone) {
 			return err // only a rejoin can help
 		}
-		out, err := shell.Run(ctx, c.cfg.FollowCommand, map[byte]shell.Value{'n': {Env: "REPMGR_UPSTREAM_NODE_ID", Text: target.ID.String()}})
-		if err == nil {
-			return nil
+		out, err := shell.Run(hook, c.cfg.FollowCommand, map[byte]shell.Value{'n': {Env: "REPMGR_UPSTREAM_NODE_ID", Text: target.ID.String()}})
+		if err == nil || ctx.Err() != nil {
+			return err
 		}
 		c.log.Warn("follow_command failed: the standby is pointed to its primary without it", "err", err, "detail", shell.LastLines(out, 5), "hint", "repmgrd needs no follow_command: remove it, or mend it.")
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
+	defer cancel()
 	res, err := c.Follow(ctx, FollowOptions{UpstreamID: target.ID, slotOptional: true})
 	if err == nil {
 		c.emit(ctx, nil, Event{
 			NodeID: c.cfg.NodeID, Node: c.cfg.NodeName, Type: EventFailoverFollow, Success: true, PeerID: target.ID, Peer: target.Name,
-			Details: res.sentence(),
+			Details: report.Followed(res.Node, res.Upstream, res.wasPrimary, res.wasUpstream),
 		})
 	}
 	return err

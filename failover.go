@@ -193,11 +193,7 @@ func (c *Cluster) promoteWinner(ctx context.Context, n *registry.Server, winner 
 	if local && c.cfg.PromoteCommand != "" {
 		ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.PromoteCheckTimeout, fmt.Errorf("no end within promote_check_timeout (%s)", c.cfg.PromoteCheckTimeout))
 		defer cancel()
-		ctx, lost := context.WithCancelCause(ctx)
-		defer lost(nil)
-		stop := n.WatchEnd(ctx, func(err error) { lost(fmt.Errorf("the server does not answer any more: %w", err)) })
 		out, err := shell.Run(ctx, c.cfg.PromoteCommand, map[byte]shell.Value{'n': {Env: "REPMGR_NODE_ID", Text: winner.ID.String()}})
-		stop()
 		if err != nil {
 			return hint(kind(ErrPromotion, "promote_command on %s: %w%s", n.Name, promoteCommandError{err}, shell.AfterColon(shell.LastLines(out, 5))), "The next election promotes without it.")
 		}

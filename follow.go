@@ -40,17 +40,6 @@ type FollowResult struct {
 	wasUpstream bool // the node followed it before
 }
 
-// sentence is the result for people.
-func (r FollowResult) sentence() string {
-	switch {
-	case r.wasUpstream:
-		return fmt.Sprintf("%s follows %s again, which is the primary as before", r.Node, r.Upstream)
-	case r.wasPrimary:
-		return fmt.Sprintf("%s follows %s, which is the primary as before", r.Node, r.Upstream)
-	}
-	return fmt.Sprintf("%s follows new primary %s", r.Node, r.Upstream)
-}
-
 // Follow re-points the local standby to another upstream, by SQL and without a
 // restart, and waits until it streams from it. It refuses with
 // [ErrTimelineDiverged] where the standby has WAL that the upstream never had,

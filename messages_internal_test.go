@@ -18,11 +18,11 @@ import (
 func TestFollowResult_Sentence(t *testing.T) {
 	t.Parallel()
 	r := FollowResult{Node: Record{ID: 2, Name: "node2"}, Upstream: Record{ID: 1, Name: "node1"}}
-	require.Equal(t, `node "node2" (ID: 2) follows new primary node "node1" (ID: 1)`, r.sentence())
+	require.Equal(t, `node "node2" (ID: 2) follows new primary node "node1" (ID: 1)`, report.Followed(r.Node, r.Upstream, r.wasPrimary, r.wasUpstream))
 	r.wasPrimary = true
-	require.Equal(t, `node "node2" (ID: 2) follows node "node1" (ID: 1), which is the primary as before`, r.sentence())
+	require.Equal(t, `node "node2" (ID: 2) follows node "node1" (ID: 1), which is the primary as before`, report.Followed(r.Node, r.Upstream, r.wasPrimary, r.wasUpstream))
 	r.wasUpstream = true
-	require.Equal(t, `node "node2" (ID: 2) follows node "node1" (ID: 1) again, which is the primary as before`, r.sentence())
+	require.Equal(t, `node "node2" (ID: 2) follows node "node1" (ID: 1) again, which is the primary as before`, report.Followed(r.Node, r.Upstream, r.wasPrimary, r.wasUpstream))
 }
 
 // Nobody knows whether what is not tried any more would work.

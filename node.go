@@ -121,6 +121,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	if rep.Record, ok = registry.ByID(recs, c.cfg.NodeID); !ok {
 		return rep, registry.Unknown(recs, c.cfg.NodeID, "")
 	}
+	self := rep.Record
 	rep.Record.Conninfo = Redact(rep.Record.Conninfo)
 	if rep.Status, err = local.Status(ctx); err != nil {
 		return rep, err
@@ -137,7 +138,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 			above = append(above, r)
 		}
 	}
-	probes := append(c.survey(ctx, above), probe{Look: report.Look{Record: rep.Record, Status: rep.Status}})
+	probes := append(c.survey(ctx, above), probe{Look: report.Look{Record: self, Status: rep.Status}})
 	c.seekStuck(ctx, probes)
 	report.Stop(&rep, probes[len(above)].Look, looks(probes))
 	report.Judge(&rep, recs)

@@ -131,18 +131,27 @@ func (c *Cluster) seekStuck(ctx context.Context, probes []probe) {
 		if !ok || p.Err != nil || p.Record.Role != RoleStandby || registry.NextLSN(p.Status) == 0 || report.AttachedAnywhere(all, p.Record.Name) {
 			continue
 		}
-		wg.Go(func() {
-			n, err := c.connectTo(ctx, up.Record)
-			local, errLocal := c.connectTo(ctx, p.Record)
-			if errors.Join(err, errLocal) == nil {
-				probes[i].Apart = c.move(local, n, p.Record, up.Record).FindDivergence(ctx, p.Status)
-			}
-			if err == nil && probes[i].Apart == nil {
-				probes[i].Lost = follow.FindLostWAL(ctx, n, up.Record, p.Status)
-			}
-			n.Close()
-			local.Close()
-		})
+		wg.Go(func() { probes[i].Apart, probes[i].Lost = c.whyStuck(ctx, p.Look, up, all) })
 	}
 	wg.Wait()
+}
+
+// whyStuck asks the upstream, and the standby itself, why that receives nothing.
+func (c *Cluster) whyStuck(ctx context.Context, p, up report.Look, all []report.Look) (*follow.Divergence, *LostWAL) {
+	n, err := c.connectTo(ctx, up.Record)
+	if err != nil {
+		return nil, nil
+	}
+	defer n.Close()
+	if report.MayHaveDiverged(p, up, all) {
+		half, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout/2)
+		defer cancel()
+		if local, err := c.connectTo(half, p.Record); err == nil {
+			defer local.Close()
+			if d := c.move(local, n, p.Record, up.Record).FindDivergence(half, p.Status); d != nil {
+				return d, nil
+			}
+		}
+	}
+	return nil, follow.FindLostWAL(ctx, n, up.Record, p.Status)
 }

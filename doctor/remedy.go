@@ -1,10 +1,9 @@
 package doctor
 
 import (
-	"strconv"
-
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/follow"
-	"github.com/pgrepmgr/repmgr/postgres"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
 )
 
@@ -26,36 +25,31 @@ func (f Facts) remedy(one report.Finding) string {
 	command := func(words string) string { return "On its machine: repmgr" + follow.ConfOption(n.Record) + " " + words }
 	switch one.Code {
 	case report.Unreachable:
+		switch p := f.primary(); {
+		case p == nil:
+			return "repmgr cluster explain"
+		case n.Record.Role == registry.RolePrimary || !n.Record.Active: // it may hold data of a primary, and must not start as one
+			return "On its machine: " + follow.RejoinCommand(n.Record, p.Record, "--force-rewind")
+		}
 		return command("node service --action=start") + ". Where it does not start, the server's log says why."
 	case report.NotAttached, report.WrongUpstream:
 		return command("standby follow")
 	case report.UpstreamUnreachable:
 		return "Start its upstream. Or, to stream from the primary: " + command("standby follow")
-	case report.WrongRole, report.DaemonMissing, report.DaemonSilent:
+	case report.DaemonMissing:
 		return "On its machine, as the OS user of PostgreSQL: repmgrd" + follow.ConfOption(n.Record)
+	case report.DaemonSilent:
+		return "Look at its log. Where it hangs, end it (its PID is in repmgr service status), and start it again."
 	case report.ReplayPaused:
-		if name := f.tooSmall(n); name != "" {
-			return "Replay waits until " + name + " is as large as on the primary: raise it there, and restart that server. Do not resume replay: the server would stop."
+		switch {
+		case n.Peer.ReplayBlocked == election.UnfitTarget:
+			return "Its replay stops at a recovery target, and resuming it would promote the server: take the target out of its configuration, and restart it."
+		case n.Peer.ReplayBlocked != "" || n.Peer.SeenAt.IsZero():
+			return "Do not resume it where a setting is smaller than on the primary, because the server would stop: raise that (see its log), and restart it."
 		}
 		return "SELECT pg_wal_replay_resume();"
-	case report.TwoPrimaries, report.CanNotFailOver:
+	case report.WrongRole, report.TwoPrimaries, report.CanNotFailOver:
 		return "repmgr cluster explain"
-	}
-	return ""
-}
-
-// tooSmall is a setting that the standby has smaller than the primary; empty: none is known.
-func (f Facts) tooSmall(n *Node) string {
-	p := f.primary()
-	if p == nil {
-		return ""
-	}
-	for _, name := range postgres.ReplaySettings {
-		ours, err := strconv.Atoi(n.Server.Settings[name])
-		theirs, errTheirs := strconv.Atoi(p.Server.Settings[name])
-		if err == nil && errTheirs == nil && ours < theirs {
-			return name
-		}
 	}
 	return ""
 }

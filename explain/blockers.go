@@ -18,15 +18,8 @@ func (e Explanation) blockers() (all []Blocker) {
 	if e.Manual {
 		return e.blockersByHand()
 	}
-	for _, v := range e.Voters {
-		if e.unelected(v) {
-			all = append(all, Blocker{
-				fmt.Sprintf("%s runs as a primary, and no majority elected it: it gives no vote to others", v.Name),
-				fmt.Sprintf("Start repmgrd on its machine. Where %s is lost, a majority elects it as it is; else it becomes a standby again, and what only it has is saved.", e.name(e.Rule.Primary)),
-			})
-		}
-	}
 	if r := e.Forecast.Refusal; r != "" {
+		all = e.strays()
 		b := Blocker{Reason: string(r), Remedy: LetInFirst(r, e.survivors(), refusalHints[r])}
 		switch r {
 		case election.RefusedHealth:
@@ -82,6 +75,9 @@ func (e Explanation) lacks() string {
 // risks are what the nodes lack that may be promoted, in words.
 func (e Explanation) risks() []Blocker {
 	all := []Blocker{}
+	if e.Forecast.Refusal == "" && !e.Manual {
+		all = append(all, e.strays()...)
+	}
 	for _, u := range e.Forecast.Unserved {
 		winner := e.name(u.Winner)
 		switch u.Lacks {
@@ -124,6 +120,21 @@ func (e Explanation) votesLeft() int {
 	}
 	n, _ := e.Rule.Votes(ids)
 	return n
+}
+
+// strays are the nodes that run as primaries without an election.
+func (e Explanation) strays() (all []Blocker) {
+	for _, v := range e.Voters {
+		if !e.unelected(v) {
+			continue
+		}
+		remedy := fmt.Sprintf("Start repmgrd on its machine. Where %s is lost, a majority elects it as it is; else it becomes a standby again, and what only it has is saved.", e.name(e.Rule.Primary))
+		if v.Monitored && v.Automatic {
+			remedy = "Its repmgrd puts that right, or its log says what keeps it from that."
+		}
+		all = append(all, Blocker{fmt.Sprintf("%s runs as a primary, and no majority elected it: it gives no vote to others", v.Name), remedy})
+	}
+	return all
 }
 
 // unelected reports whether a node runs as a primary that the newest rule does not name.

@@ -307,28 +307,3 @@ func PauseSince(ctx context.Context, begun time.Time) error {
 // or a change of the upstream at the very moment when the old upstream dies, the startup process
 // can sleep for seconds; a reload wakes it (measured: docs/compat.md, "Waits that a reload ends").
 const NudgeInterval = 100 * time.Millisecond
-
-// WatchEnd asks the server twice a second whether it is still there, and calls ended once when it is not.
-// Nothing else may use the connection until stop is called, which waits for the last question.
-func (n *Server) WatchEnd(ctx context.Context, ended func(error)) (stop func()) {
-	done, over := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(over)
-		tick := time.NewTicker(time.Second / 2)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			if err := n.Conn.Ping(ctx); err != nil {
-				ended(err)
-				return
-			}
-		}
-	}()
-	return func() { close(done); <-over }
-}

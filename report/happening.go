@@ -33,3 +33,15 @@ func Happening(what election.Event, self string, primary, child registry.Record)
 	}
 	return e
 }
+
+// Followed is a sentence about a standby that follows its primary. wasPrimary: that was the primary before;
+// wasUpstream: the standby followed it before.
+func Followed(node, upstream registry.Record, wasPrimary, wasUpstream bool) string {
+	switch {
+	case wasUpstream:
+		return fmt.Sprintf("%s follows %s again, which is the primary as before", node, upstream)
+	case wasPrimary:
+		return fmt.Sprintf("%s follows %s, which is the primary as before", node, upstream)
+	}
+	return fmt.Sprintf("%s follows new primary %s", node, upstream)
+}

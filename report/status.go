@@ -299,6 +299,14 @@ func Stuck(p Look, looks []Look) (why, remedy string) {
 	return "", ""
 }
 
+// MayHaveDiverged reports whether it is worth asking whether the standby has diverged from up: nobody sends to it,
+// and up is the one primary, in office.
+func MayHaveDiverged(p, up Look, looks []Look) bool {
+	found := Primaries(looks)
+	return len(found) == 1 && found[0].Record.ID == up.Record.ID && DeposedReason(up, looks) == "" && p.Status.Receiver == nil &&
+		!slices.ContainsFunc(looks, func(q Look) bool { return q.Err == nil && registry.Attachment(q.Status, p.Record.Name) != "" })
+}
+
 // Remedy is what an operator does about it: one command, on the node itself.
 func Remedy(l follow.LostWAL, node registry.Record, looks []Look) string {
 	primary, _ := registry.ByID(recordsOf(looks), node.UpstreamID)

@@ -86,6 +86,9 @@ func (d *daemon) started(pid int) string {
 	if path := d.pidFile(); path != "" {
 		pidFile = "pid file " + path
 	}
+	if _, ok := facilities[d.cfg.LogFacility]; ok {
+		log = "log to syslog, facility " + string(d.cfg.LogFacility)
+	}
 	if d.cfg.LogFile != "" {
 		log = "log " + d.cfg.LogFile
 	}

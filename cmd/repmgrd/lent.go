@@ -38,14 +38,14 @@ func (d *daemon) endWithSwitchover(ctx context.Context, cancel context.CancelCau
 		log.Warn("whoever started this daemon for a switchover is gone: it ends when nothing is under way here")
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
-		for since := time.Now(); time.Since(since) < settledFor; {
+		for since, s := time.Now(), monitor.Status(); !s.Settled || !s.LookedAt.After(since.Add(settledFor)); s = monitor.Status() { // it has looked again since
+			if !s.Settled {
+				since = time.Now()
+			}
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-			}
-			if s := monitor.Status(); !s.Settled {
-				since = time.Now()
 			}
 		}
 		cancel(errors.New("whoever started it for a switchover is gone, and nothing is under way here"))

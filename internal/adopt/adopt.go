@@ -9,6 +9,7 @@ import (
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/follow"
+	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
@@ -95,7 +96,7 @@ func Plan(f Facts) plan.Plan {
 			effect += ": repmgrd -f " + n.Record.ConfigFile
 		}
 		if n.Record.Role == registry.RoleWitness {
-			effect = fmt.Sprintf("by you: register the witness anew, on its machine: repmgr%s witness register -d '%s' --force. Then %s", follow.ConfOption(n.Record), conninfo.Redact(f.Self.Conninfo), strings.TrimPrefix(effect, "by you: "))
+			effect = fmt.Sprintf("by you: register the witness anew, on its machine: repmgr%s witness register -d %s --force. Then %s", follow.ConfOption(n.Record), shell.Quote(conninfo.Redact(f.Self.Conninfo)), strings.TrimPrefix(effect, "by you: "))
 		}
 		if !registry.ValidName.MatchString(n.Record.Name) || len(n.Record.Name) > registry.MaxNameBytes {
 			effect = "by you: write another node_name into its repmgr.conf, and register it anew, with --force: this one works in repmgr 5 only. Then " + strings.TrimPrefix(effect, "by you: ")

@@ -18,9 +18,10 @@ type Divergence struct {
 // FindDivergence asks both servers whether the standby of that status has diverged. nil: it has not, or
 // that is unknown.
 func (m Move) FindDivergence(ctx context.Context, s registry.NodeStatus) *Divergence {
-	if !s.InRecovery {
+	if !s.InRecovery || s.Timeline == 0 || s.ReplayedLSN == 0 {
 		return nil
 	}
+	s.ReceivedLSN = s.ReplayedLSN // what it has received beyond that may be a part of a record that nobody else has to have
 	_, err := m.CheckAncestry(ctx, s)
 	if !errors.Is(err, failure.ErrTimelineDiverged) {
 		return nil

@@ -1,8 +1,8 @@
 // Package remote runs repmgrd on other machines over ssh, for the time of one command: for a
 // cluster without daemons, as those of repmgr 5 often are.
 //
-// A daemon ends when it is told to. Where the connection is lost it ends after the time that it
-// was given: by then it has done what it has begun.
+// A daemon ends when it is told to, and by itself where the connection is lost, when it has done
+// what it has begun.
 package remote
 
 import (
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -69,6 +70,9 @@ func (l Login) command(ctx context.Context, node registry.Record, words ...strin
 func (l Login) Check(ctx context.Context, node registry.Record) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, checkTimeout, fmt.Errorf("no answer within %s", checkTimeout))
 	defer cancel()
+	if words := strings.Fields(l.SSHOptions); slices.Contains(words, "-n") || slices.Contains(words, "-f") {
+		return failure.WithHint(failure.Of(failure.ErrConfig, "ssh_options %q: with -n or -f the daemon that is started could not be told to stop", l.SSHOptions), "Take them out of ssh_options.")
+	}
 	if node.ConfigFile == "" {
 		return failure.WithHint(failure.Of(failure.ErrRefused, "the row of %s names no configuration file", node), "Register it anew on its machine, with --force.")
 	}

@@ -148,7 +148,7 @@ func (l *Lent) Lend(ctx context.Context, login remote.Login, log *slog.Logger, d
 	if settled := l.settle(context.WithoutCancel(ctx)); settled != nil {
 		log.Warn("not all nodes do what they should yet", "err", settled, "hint", "See repmgr cluster show. Where a standby does not follow: repmgr standby follow, or repmgr node rejoin. Where there is no primary: start repmgrd on every node.")
 	}
-	if peers := l.ask.Watch.Peers(); ctx.Err() != nil && InOffice(peers, voters.NewestRule(peers)) {
+	if peers := l.ask.Watch.Peers(); ctx.Err() != nil && l.ask.sent.ID != "" && InOffice(peers, voters.NewestRule(peers)) {
 		log.Warn(fmt.Sprintf("what was begun is done: %s is the primary", l.ask.Watch.Record(voters.NewestRule(peers).Primary)))
 	}
 	return err

@@ -25,6 +25,6 @@ func InOffice(peers []election.Peer, r election.Rule) bool {
 // under way, and it is the primary of the rule, which is in office, or streams. Before there is a rule
 // nothing was begun.
 func Settled(self int32, peers []election.Peer, now time.Time) bool {
-	r := voters.NewestRule(peers)
-	return !r.Known() || !UnderWay(peers, r, now) && InOffice(peers, r) && (r.Primary == self || voters.PeerOf(peers, self).Receiving)
+	r, me := voters.NewestRule(peers), voters.PeerOf(peers, self)
+	return me.Answer == election.Answers && (!r.Known() || !UnderWay(peers, r, now) && InOffice(peers, r) && (r.Primary == self || me.Receiving))
 }
