@@ -31,14 +31,14 @@ func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 	if a.Verb == election.Follow { // follow_command runs only once for this term
 		m.tasks.followCommandFor = max(m.tasks.followCommandFor, voters.NewestRule(m.watch.Peers()).Term)
 	}
-	c := m.cluster
-	target := m.watch.Record(a.Child)
-	policy := m.policy()
+	c, target, policy := m.cluster, m.watch.Record(a.Child), m.policy()
 	if hook := (promoteCommandError{}); errors.As(m.tasks.failed[election.Elect], &hook) {
 		c = c.withoutHooks()
 	}
-	policy.TooMany = a.Verb == election.Elect && m.failoverLimitReached(ctx)
-	policy = policy.ForHandover(m.state.State, time.Now())
+	if a.Verb == election.Elect {
+		policy.TooMany = m.failoverLimitReached(ctx)
+		policy = policy.ForHandover(m.state.State, time.Now())
+	}
 	known, firm := m.state.BallotFor, !slices.Contains([]election.Verb{election.Follow, election.Rejoin, election.RunChildrenCommand}, a.Verb)
 	m.tasks.current = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
 		return m.runTask(ctx, c, act, target, policy, known)

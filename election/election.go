@@ -199,6 +199,7 @@ type State struct {
 	Handover       Handover  // the handover that the primary has begun, as this monitor was told
 	HandoverAt     time.Time // since when it knows of that
 	HandoverOver   bool      // the primary runs, and goes on
+	HandoverGone   bool      // no node that answers has its notice now
 	HandoverBegun  string    // the newest handover that this monitor was to carry out
 	RestartBegun   string    // the newest request for a restart that this monitor has begun
 	ChildLostAt    time.Time // when the newest of the children that are not attached was lost

@@ -58,18 +58,17 @@ func (p Policy) mustHandOver(s State, o Observation) bool {
 		(me.Handover.ID != s.HandoverBegun || !p.waits(o, HandOver, handoverAgain))
 }
 
-// noteHandover remembers since when a handover is known that the primary has begun. It is over
+// noteHandover remembers since when a handover is known that the primary has begun: its time goes on from then, also
+// where its notice is not seen for a while and comes back with a node that could not be told that it is over. It is over
 // when the primary runs and does not have it any more, because its notice may stay on a node that
 // could not be reached then; and when the primary runs although the time of the handover has passed,
 // because its monitor died.
 func (p Policy) noteHandover(s State, o Observation) State {
 	h, ok := Noticed(o.Rule, o.Peers)
-	switch {
-	case !ok:
-		s.Handover, s.HandoverAt, s.HandoverOver = Handover{}, time.Time{}, false
-	case h.ID != s.Handover.ID:
+	if ok && h.ID != s.Handover.ID {
 		s.Handover, s.HandoverAt, s.HandoverOver = h, o.Now, false
 	}
+	s.HandoverGone = !ok
 	primary := find(o.Peers, o.Rule.Primary)
 	if seen := primary.SeenAt.Sub(s.HandoverAt); primary.Answer == Answers && primary.Running == Primary && (seen > s.Handover.Hold || seen > p.Silence && primary.Handover.ID != s.Handover.ID) {
 		s.HandoverOver = true
@@ -79,7 +78,7 @@ func (p Policy) noteHandover(s State, o Observation) State {
 
 // HandsOver reports whether the primary was shut down for a handover, if it was shut down in
 // order. Such a shutdown is followed by an election.
-func (s State) HandsOver() bool { return s.Handover.ID != "" && !s.HandoverOver }
+func (s State) HandsOver() bool { return s.Handover.ID != "" && !s.HandoverOver && !s.HandoverGone }
 
 // ForHandover is the policy of an election that goes on with a handover which the monitor of the
 // primary did not complete. When its time is over, a server that still shuts down is not waited for.

@@ -105,6 +105,20 @@ func TestPolicy_LeavesTheElectionToAHandover(t *testing.T) {
 	back.Peers[0].Handover = Handover{}
 	require.Zero(t, p.heldBack(State{Handover: notice, HandoverAt: now}, back), "its daemon ended, and the next one has given it up")
 
+	// A notice that could not be removed comes back with its node, after the primary has gone on.
+	runs := func(now time.Time, h Handover) Observation {
+		o := at(now, h)
+		o.Peers[0] = Peer{ID: 1, Role: Primary, Answer: Answers, Running: Primary, Since: now, SeenAt: now, Rule: rule}
+		return o
+	}
+	d = p.Step(State{Phase: AsStandby}, at(now, notice))
+	d = p.Step(d.Next, runs(now.Add(time.Second), Handover{}))
+	require.False(t, d.Next.HandsOver(), "nobody has the notice now")
+	d = p.Step(d.Next, runs(now.Add(3*time.Second), notice))
+	require.False(t, d.Next.HandsOver(), "the primary goes on without it")
+	d = p.Step(d.Next, at(now.Add(4*time.Second), notice))
+	require.False(t, d.Next.HandsOver(), "a later loss waits for nothing")
+
 	old := notice
 	old.Term = 3
 	d = p.Step(State{Phase: AsStandby}, at(now, old))

@@ -26,7 +26,8 @@ type election1 struct {
 	stopped  time.Time // when the last pledge was there
 	hasRow   bool
 	holders  []int32
-	before   []election.Peer // as they were before the pledges
+	before   []election.Peer                // as they were before the pledges
+	done     func(pledged bool, why string) // of a handover, which it is a part of; nil: it is on its own
 }
 
 // each runs call for every id, and then goes on when all are done.
@@ -58,6 +59,10 @@ func (c *election1) end(why string) {
 	if c.token != 0 {
 		c.m.hangUp(c.w.host(c.tally.Winner).s, c.token)
 	}
+	if c.done != nil {
+		c.done(len(c.pledged) > 0, why)
+		return
+	}
 	verb := election.Elect
 	if c.reaffirm {
 		verb = election.Reaffirm
@@ -82,7 +87,16 @@ func (m *monitor) elect(reaffirm bool) {
 		return
 	}
 	m.busy = true
-	c := &election1{m: m, p: m.p, w: m.w, reaffirm: reaffirm}
+	p := m.p
+	if !reaffirm {
+		p = p.ForHandover(m.st, m.now())
+	}
+	m.hold(p, reaffirm, nil)
+}
+
+// hold holds an election, on its own or as a part of a handover.
+func (m *monitor) hold(p election.Policy, reaffirm bool, done func(pledged bool, why string)) {
+	c := &election1{m: m, p: p, w: m.w, reaffirm: reaffirm, done: done}
 	began := m.now()
 	c.rule = m.newest()
 	ids := c.rule.Voters
@@ -108,7 +122,7 @@ func (c *election1) survey(began time.Time) {
 	for _, v := range c.p.Electors(c.rule, views) {
 		c.up = append(c.up, v.ID)
 	}
-	if c.term > max(m.st.BallotFor, c.rule.Term) && !c.reaffirm {
+	if c.term > max(m.st.BallotFor, c.rule.Term) && !c.reaffirm && c.done == nil {
 		c.end(string(election.RefusedElection)) // begun since this one was decided on
 		return
 	}

@@ -196,6 +196,7 @@ func (w *world) plot() {
 			w.plan = append(w.plan, fault{kind: operators[w.rng.IntN(len(operators))], at: w.between(time.Second, 9*time.Second), a: anybody(), d: w.between(time.Second, 5*time.Second)})
 		}
 	}
+	w.plotHandover()
 	w.schedule()
 }
 
@@ -364,6 +365,8 @@ func (w *world) operate(f fault, h *host, undo func(time.Duration, func())) {
 				undo(f.d, s.start)
 			}
 		}
+	case "switchover":
+		w.askHandover(f.b)
 	case "sync on":
 		w.mixed = w.mixed || !w.policy.Quorum
 		w.policy.Quorum = true // what was acknowledged before is not covered: to the judge it stays off

@@ -31,6 +31,7 @@ type monitor struct {
 	tending time.Duration // a setting is being put in force, until then at most
 	again   time.Duration // when to try that again
 	fencing bool
+	handing bool // a handover stops and starts the server
 	begun   bool
 	proven  election.SyncSetting // under which commits were seen to wait
 	ruled   election.Rule        // the newest
@@ -46,9 +47,12 @@ func (m *monitor) start() {
 	m.view, m.seen = map[int32]*election.Peer{}, map[int32]time.Duration{}
 	m.p = w.policy
 	m.p.Automatic = !m.h.manual
-	m.fencing = false
+	m.fencing, m.handing = false, false
 	m.tending, m.again, m.begun, m.proven, m.ruled = 0, 0, false, election.SyncSetting{}, election.Rule{}
 	for _, h := range w.hosts {
+		if h.s.holder == &m.proc { // of the process before
+			m.hangUp(h.s, h.s.locked)
+		}
 		m.view[h.id] = &election.Peer{ID: h.id, Role: h.s.role, Priority: h.s.priority, Location: h.s.location}
 	}
 	w.after(&m.proc, w.between(0, pulse), m.round)
@@ -89,6 +93,7 @@ func (m *monitor) round() {
 	}
 	m.w.sleep(m.h, &m.proc, 20*time.Millisecond, m.decide)
 	m.w.sleep(m.h, &m.proc, pulse, m.round)
+	m.resume()
 	if s := m.h.s; m.h.s.up && s.primary() && !s.starting && s.until <= m.w.now {
 		m.w.seq++
 		s.commit(rec{id: -int64(m.w.seq)}, nil) // a heartbeat
@@ -223,6 +228,8 @@ func (m *monitor) decide() {
 			m.elect(false)
 		case election.Reaffirm:
 			m.elect(true)
+		case election.HandOver:
+			m.handOver()
 		case election.Follow:
 			m.follow(a.Child)
 		case election.Rejoin:
@@ -294,7 +301,7 @@ func standing(s *server) (newest, before election.Rule) {
 func (m *monitor) guard() {
 	m.w.sleep(m.h, &m.proc, 100*time.Millisecond, m.guard)
 	s := m.h.s
-	if !s.data() || !s.up || s.recovery || s.starting || m.h.manual || m.fencing {
+	if !s.data() || !s.up || s.recovery || s.starting || m.h.manual || m.fencing || m.handing {
 		m.self = time.Time{}
 		return
 	}

@@ -51,6 +51,9 @@ var planted = map[string]string{
 	"an equal one replaces it":     "is fenced for another",
 	"what it had before":           "is fenced for another",
 	"silent and so behind":         "is fenced for another",
+
+	"a handover is forgotten":   "nobody serves",
+	"no lease after a handover": "nobody serves", // but the one that is cut off
 }
 
 const forGood = time.Hour
@@ -117,6 +120,14 @@ var stages = map[string]stage{
 		{kind: "login changed", at: 4 * time.Second, a: 2, d: forGood}, {kind: "login changed", at: 4 * time.Second, a: 3, d: forGood},
 	}},
 	"recovery for ever": {nodes: 3, served: another, plan: []fault{{kind: "endless recovery", at: 4 * time.Second, a: 1, d: forGood}}},
+	// The monitor that hands over dies when the server has ended: the others go on with it.
+	"a handover is forgotten": {nodes: 3, served: another, plan: []fault{
+		{kind: "switchover", at: 3 * time.Second, a: 1, b: 2}, {kind: "monitor crash", step: "stopped", a: 1, d: forGood},
+	}},
+	// The target stands still during the shutdown, so that the primary goes on; then it is cut off.
+	"no lease after a handover": {nodes: 3, served: another, plan: []fault{
+		{kind: "switchover", at: 2 * time.Second, a: 1, b: 2}, {kind: "hang", step: "noticed", a: 0, d: 4 * time.Second}, {kind: "isolate", at: 7 * time.Second, a: 1, d: forGood},
+	}},
 	// The host of the primary stands still, and its network is not back when it wakes up.
 	"monotonic lease": {nodes: 3, served: another, strict: 1200 * time.Millisecond, plan: []fault{
 		{kind: "isolate", at: 4 * time.Second, a: 1, d: forGood}, {kind: "suspend", at: 4 * time.Second, a: 1, d: 7 * time.Second},

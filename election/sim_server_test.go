@@ -55,10 +55,11 @@ type server struct {
 	conninfo int32
 	cutoff   bool // restore_command is out of force
 	ballot   ballotOf
-	chosen   int64         // the term that it won: a mark on the ballot
-	told     election.Rule // that its WAL has, though its tables may not show it
-	segment  wal.Timeline  // of the highest segment that a rewind left behind
-	broken   bool          // its configuration does not parse
+	chosen   int64             // the term that it won: a mark on the ballot
+	told     election.Rule     // that its WAL has, though its tables may not show it
+	segment  wal.Timeline      // of the highest segment that a rewind left behind
+	broken   bool              // its configuration does not parse
+	handover election.Handover // that it was asked for, or told of
 	inForce
 	replaying
 
@@ -66,6 +67,7 @@ type server struct {
 	w        *world
 	h        *host
 	starting bool
+	closing  bool  // it shuts down in order
 	rejects  bool  // the login of the monitors has changed
 	full     bool  // no connection is free
 	recovers bool  // from a crash, and does not come to an end
@@ -115,6 +117,9 @@ func (s *server) look(id int32) election.Peer {
 		Term: s.ballot.term, Candidate: s.ballot.candidate, Rule: s.rule(), Paused: s.h.paused, PauseSeq: s.h.pauseSeq,
 		Monitored: s.h.m.up, Automatic: !s.h.manual || s.w.bug == "manual is replaced", CanFence: !s.h.unable || s.w.bug == "fence is believed",
 	}
+	if p.Handover = s.handover; s.w.bug == "a handover is forgotten" && !s.primary() {
+		p.Handover = election.Handover{}
+	}
 	if s.broken {
 		if p.NoPledge = "its configuration does not parse"; s.w.bug == "unreadable ballot votes" {
 			p.NoPledge, p.Term, p.Candidate = "", 0, ""
@@ -148,6 +153,10 @@ func (s *server) lock(holder *proc, f func(token int64)) {
 	take := func() {
 		s.w.seq++
 		s.locked, s.holder = int64(s.w.seq), holder
+		if token := s.locked; !holder.up { // its session was under way when it died
+			s.w.after(&s.proc, 5*time.Millisecond, func() { s.unlock(token) })
+			return
+		}
 		f(s.locked)
 	}
 	if s.locked != 0 {
@@ -191,7 +200,7 @@ func (s *server) append(r rec) {
 // session gets its answer.
 func (s *server) commit(r rec, ack func()) {
 	s.w.after(&s.proc, s.fsync(), func() {
-		if s.recovery || r.rule != nil && len(s.rules) > 0 && s.rules[len(s.rules)-1].rule.Compare(*r.rule) >= 0 {
+		if s.recovery || s.closing && !r.stop || r.rule != nil && len(s.rules) > 0 && s.rules[len(s.rules)-1].rule.Compare(*r.rule) >= 0 {
 			return // a row is only ever the newest
 		}
 		s.append(r)
@@ -261,7 +270,7 @@ func (s *server) crash() {
 	s.detach()
 	s.die()
 	s.senders, s.waiting, s.locked, s.holder, s.queue = map[int32]*sender{}, nil, 0, nil, nil
-	s.starting, s.replays, s.writing = false, false, nil
+	s.starting, s.closing, s.replays, s.writing = false, false, false, nil
 	s.idle, s.wasUntil = 0, 0
 }
 

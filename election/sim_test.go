@@ -55,6 +55,9 @@ func (w *world) run() []string {
 			well = w.now
 		case w.now-well > 1500*time.Millisecond:
 			w.judge.close(one)
+			if w.name == "switchover" && w.judge.lost > 0 {
+				w.judge.break_("a switchover has lost %d commits", w.judge.lost)
+			}
 			if w.name == "harmless" && w.judge.failover > 0 {
 				w.judge.break_("a failover although only a standby or a minority was hurt")
 			}

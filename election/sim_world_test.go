@@ -255,7 +255,7 @@ func (w *world) rpc(from *proc, a *host, s *server, timeout time.Duration, exec 
 		ans := election.Answers
 		ret := func() { w.send(b, a, from, func() { finish(ans) }) }
 		switch monitor := from == &a.m.proc; {
-		case s.starting:
+		case s.starting, s.closing:
 			ans = election.NotAccepting
 		case monitor && s.full:
 			ans = election.NoSlots

@@ -32,7 +32,7 @@ type Question struct {
 // be promoted, with the WAL that it has.
 type Stuck struct {
 	ID     registry.NodeID
-	Why    string          // a sentence
+	Why    string          // a sentence; of one that has diverged
 	Lost   *follow.LostWAL // nil: it has diverged
 	Remedy string
 }
@@ -144,7 +144,11 @@ func (e Explanation) stuck(all []Stuck) (risks []Blocker) {
 	for _, s := range all {
 		if i := slices.IndexFunc(e.Voters, func(v Voter) bool { return v.ID == s.ID }); i >= 0 {
 			e.Voters[i].LostWAL = s.Lost
-			risks = append(risks, Blocker{s.Why, s.Remedy})
+			why := s.Why
+			if s.Lost != nil {
+				why = fmt.Sprintf("%s can not go on: %s", e.Voters[i].Name, s.Lost)
+			}
+			risks = append(risks, Blocker{why, s.Remedy})
 		}
 	}
 	return risks
