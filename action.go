@@ -35,9 +35,9 @@ func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 	if hook := (promoteCommandError{}); errors.As(m.tasks.failed[election.Elect], &hook) {
 		c = c.withoutHooks()
 	}
-	if a.Verb == election.Elect {
-		policy.TooMany = m.failoverLimitReached(ctx)
-		policy = policy.ForHandover(m.state.State, time.Now())
+	policy.TooMany = a.Verb == election.Elect && m.failoverLimitReached(ctx)
+	if policy = policy.ForHandover(m.state.State, time.Now()); a.Verb != election.Elect {
+		policy.Prefer = 0 // a primary that goes on does not give way to an equal one
 	}
 	known, firm := m.state.BallotFor, !slices.Contains([]election.Verb{election.Follow, election.Rejoin, election.RunChildrenCommand}, a.Verb)
 	m.tasks.current = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {

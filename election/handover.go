@@ -39,14 +39,14 @@ func (h Handover) LeftBehind(r Rule) bool {
 	return h.ID != "" && (h.Hold > 0 || h.Begun) && h.Term == r.Term
 }
 
-// Noticed is the handover that the primary of the rule has begun, as the other nodes were told.
+// Noticed is the newest handover that the primary of the rule has begun, as the other nodes were told.
 func Noticed(r Rule, peers []Peer) (h Handover, ok bool) {
 	for _, o := range peers {
-		if o.ID != r.Primary && o.Answer == Answers && o.Handover.Hold > 0 && o.Handover.Term == r.Term {
-			return o.Handover, true
+		if o.ID != r.Primary && o.Answer == Answers && o.Handover.Hold > 0 && o.Handover.Term == r.Term && (!ok || o.Handover.Until.After(h.Until)) {
+			h, ok = o.Handover, true
 		}
 	}
-	return Handover{}, false
+	return h, ok
 }
 
 // mustHandOver reports whether the local primary begins a handover now, or ends one that another
@@ -104,7 +104,7 @@ const handoverRest = 3
 func (p Policy) heldBack(s State, o Observation) time.Duration {
 	left := s.Handover.Hold - o.Now.Sub(s.HandoverAt)
 	primary := find(o.Peers, o.Rule.Primary)
-	if s.HandoverOver || primary.Answer == Answers && primary.Handover.ID != s.Handover.ID { // it was given up
+	if !s.HandsOver() || primary.Answer == Answers && primary.Handover.ID != s.Handover.ID { // it was given up
 		return 0
 	}
 	if primary.Answer != NotAccepting {

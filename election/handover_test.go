@@ -119,6 +119,18 @@ func TestPolicy_LeavesTheElectionToAHandover(t *testing.T) {
 	d = p.Step(d.Next, at(now.Add(4*time.Second), notice))
 	require.False(t, d.Next.HandsOver(), "a later loss waits for nothing")
 
+	// The notices are removed, and the primary is lost before it was seen to go on.
+	d = p.Step(State{Phase: AsStandby}, at(now, notice))
+	d = p.Step(d.Next, at(now.Add(time.Second), Handover{}))
+	require.Zero(t, p.heldBack(d.Next, at(now.Add(time.Second), Handover{})))
+
+	// Of an old notice that was left on a node, and a newer one, the newer counts, whoever answers first.
+	two := at(now, notice)
+	two.Peers[2].Handover.ID, two.Peers[2].Handover.Until = "y", now.Add(time.Second)
+	h, ok := Noticed(rule, two.Peers)
+	require.True(t, ok)
+	require.Equal(t, "y", h.ID)
+
 	old := notice
 	old.Term = 3
 	d = p.Step(State{Phase: AsStandby}, at(now, old))

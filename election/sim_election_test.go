@@ -87,9 +87,9 @@ func (m *monitor) elect(reaffirm bool) {
 		return
 	}
 	m.busy = true
-	p := m.p
-	if !reaffirm {
-		p = p.ForHandover(m.st, m.now())
+	p := m.p.ForHandover(m.st, m.now())
+	if reaffirm {
+		p.Prefer = 0
 	}
 	m.hold(p, reaffirm, nil)
 }

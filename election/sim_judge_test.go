@@ -67,7 +67,7 @@ func (j *judge) promoted(s *server, term int64) {
 	j.failover++
 	if j.w.nodes == 2 && len(j.w.hosts) == 2 {
 		other := j.w.hosts[2-s.h.id]
-		if other.id == s.h.id || !other.s.up || !j.w.open(other, s.h) || !j.w.open(s.h, other) {
+		if voted := other.s.ballot.term == term; other.id == s.h.id || !voted && (!other.s.up || !j.w.open(other, s.h) || !j.w.open(s.h, other)) {
 			j.break_("node %d was promoted alone", s.h.id)
 		}
 	}

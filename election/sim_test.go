@@ -110,7 +110,7 @@ func TestSim(t *testing.T) {
 		return
 	}
 	var mu sync.Mutex
-	var failovers, apart, lost, acks, bad int
+	var failovers, apart, lost, acks, bad, asked, handed int
 	first := count("SIM_FROM", 1)
 	seeds := count("SIM_SEEDS", 1500)
 	each := func(from uint64) {
@@ -120,6 +120,9 @@ func TestSim(t *testing.T) {
 			broken := w.run()
 			mu.Lock()
 			failovers, apart, lost, acks = failovers+w.judge.failover, apart+w.judge.apart, lost+w.judge.lost, acks+len(w.judge.acks)
+			if w.name == "switchover" {
+				asked, handed = asked+1, handed+w.judge.failover
+			}
 			if len(broken) > 0 {
 				if bad++; bad <= 10 {
 					t.Errorf("seed %d: %s\n\t%s\n\treplay: SIM_SEED=%d go test ./election -run 'TestSim$' -v", seed, strings.Join(broken, "\n\t"), about, seed)
@@ -132,5 +135,8 @@ func TestSim(t *testing.T) {
 	wg.Go(func() { each(first) })
 	wg.Go(func() { each(first + 1) })
 	wg.Wait()
+	if handed*3 < asked*2 {
+		t.Errorf("of %d switchovers beside which nothing went wrong %d were done", asked, handed)
+	}
 	t.Logf("%d clusters: %d failovers, %d commits acknowledged, %d lost (synchronous_mode=off), %d times two servers accepted writes while one was stopped or back by itself, %d broken", seeds, failovers, acks, lost, apart, bad)
 }

@@ -38,7 +38,7 @@ func (d *daemon) endWithSwitchover(ctx context.Context, cancel context.CancelCau
 		log.Warn("whoever started this daemon for a switchover is gone: it ends when nothing is under way here")
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
-		for since, s := time.Now(), monitor.Status(); !s.Settled || !s.LookedAt.After(since.Add(settledFor)); s = monitor.Status() { // it has looked again since
+		for since, s := time.Now(), monitor.Status(); !s.Settled || !s.LookedAt.After(since.Add(max(settledFor, 2*d.cfg.SilenceTimeout))); s = monitor.Status() { // it has looked again since
 			if !s.Settled {
 				since = time.Now()
 			}

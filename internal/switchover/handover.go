@@ -52,6 +52,7 @@ type Handover struct {
 	Steps []registry.FailoverStep // those that are done
 
 	start, noticed time.Time
+	resume         func() // of Suspend
 	target         registry.Record
 	rule           election.Rule
 }
@@ -82,7 +83,8 @@ func (h *Handover) Run(ctx context.Context) error {
 		h.forget(ctx)
 		return failure.Of(failure.ErrTimeout, "this process stood still for %s after the other nodes were told; %s goes on as the primary", late.Round(time.Millisecond), h.Self)
 	}
-	defer h.Suspend()()
+	h.resume = h.Suspend()
+	defer h.resume()
 	if err := h.stop(ctx); err != nil {
 		return h.goOn(ctx, err)
 	}
@@ -374,6 +376,7 @@ func (h *Handover) goOn(ctx context.Context, why error) error {
 	if err := h.Server.Start(ctx); err != nil {
 		return errors.Join(why, fmt.Errorf("start it again as the primary: %w", err))
 	}
+	h.resume() // its lease counts again
 	h.forget(ctx)
 	return failure.WithHint(fmt.Errorf("%w; %s goes on as the primary", why, h.Self), "%s", failure.Hint(why))
 }
@@ -390,6 +393,7 @@ func (h *Handover) restart(ctx context.Context) bool {
 		h.Log.Error("the primary was restarted, and does not start: another node is elected", "err", errors.Join(err, h.Server.Fence(ctx)))
 		return false
 	}
+	h.resume() // its lease counts again
 	h.done(StepRestarted, "%s is the primary again", h.Self)
 	h.forget(ctx)
 	return true

@@ -1,18 +1,17 @@
 package switchover
 
 import (
-	"slices"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 )
 
-// UnderWay reports whether a handover may still be begun, or was begun and not ended.
+// UnderWay reports whether the primary of the rule may still begin a handover, or has begun one and not ended
+// it. A notice that another node has beside that is an old one.
 func UnderWay(peers []election.Peer, r election.Rule, now time.Time) bool {
-	return slices.ContainsFunc(peers, func(p election.Peer) bool {
-		return p.Answer == election.Answers && (p.Handover.Pending(now, r) || p.Handover.LeftBehind(r))
-	})
+	h := voters.PeerOf(peers, r.Primary).Handover
+	return h.Pending(now, r) || h.LeftBehind(r)
 }
 
 // InOffice reports whether the primary of the rule answers, runs as a primary, and holds the rule.
