@@ -83,6 +83,7 @@ func TestLostWAL(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, repmgr.CheckCritical, checks.Checks[0].Status)
 	require.Contains(t, checks.Checks[0].Details, "does not have WAL segment")
+	require.Equal(t, 1, strings.Count(checks.Checks[0].Details, "can not go on"), checks.Checks[0].Details)
 	require.Contains(t, checks.Checks[0].Details, "node rejoin -d ")
 	told, err := node1.Explain(t.Context(), repmgr.ExplainOptions{})
 	require.NoError(t, err)

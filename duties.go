@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -47,8 +46,9 @@ func (m *Monitor) register(ctx context.Context, force bool) error {
 	if err := adopt.DaemonError(adopt.Daemons(m.cluster.surveyForeign(ctx, recs))); err != nil {
 		return err
 	}
+	self, _ := registry.ByID(recs, m.cluster.cfg.NodeID)
 	switch old := m.node.Local.Level == registry.OnlyRepmgr5 || m.node.Local.Level == registry.OtherVersion; {
-	case old && (status.InRecovery || slices.ContainsFunc(recs, func(r Record) bool { return r.ID == m.cluster.cfg.NodeID && r.Role == RoleWitness })):
+	case old && (status.InRecovery || self.Role == RoleWitness):
 		return m.node.Local.NeedSchema(ctx) // only the primary can upgrade it
 	case old:
 		if err = m.cluster.refuseSecondPrimary(ctx, recs); err == nil {

@@ -89,7 +89,7 @@ func (c *Cluster) stuck(ctx context.Context, recs []Record, peers []election.Pee
 	probes := c.survey(ctx, up)
 	c.seekStuck(ctx, probes)
 	for _, p := range probes {
-		if why, remedy := report.Stuck(p.Look, looks(probes)); why != "" {
+		if code, why, remedy := report.Stuck(p.Look, looks(probes)); code != "" {
 			all = append(all, explain.Stuck{ID: p.Record.ID, Why: why, Lost: p.Lost, Remedy: remedy})
 		}
 	}

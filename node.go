@@ -218,7 +218,7 @@ func (c *Cluster) checkUpstream(ctx context.Context, rep NodeReport) CheckResult
 		return report.Found(CheckOK, "N/A - node is %s", r.Role)
 	}
 	if why := report.WhyStuck(rep); why != "" {
-		return report.Found(CheckCritical, "%s can not go on: %s", r, why)
+		return report.Found(CheckCritical, "%s", why)
 	}
 	local, err := c.connectLocal(ctx)
 	if err != nil {

@@ -254,7 +254,8 @@ func (m *Monitor) publish(now time.Time) {
 		lag := m.node.Lag()
 		s.Lag, s.Primary = &lag, m.node.PrimaryRecord.String()
 	}
-	s.Health, s.Rule = m.state.Health, voters.NewestRule(m.watch.Peers())
+	peers := m.watch.Peers()
+	s.Health, s.Rule = m.state.Health, voters.NewestRule(peers)
 	if s.Rule.Compare(m.node.Rule) < 0 {
 		s.Rule = m.node.Rule
 	}
@@ -264,7 +265,7 @@ func (m *Monitor) publish(now time.Time) {
 	if m.tasks.current != nil {
 		s.Doing = string(m.tasks.current.Verb)
 	}
-	s.Error, s.Settled = m.trouble.Last(), s.Doing == "" && switchover.Settled(int32(s.NodeID), m.watch.Peers(), now)
+	s.Error, s.Settled = m.trouble.Last(), s.Doing == "" && switchover.Settled(int32(s.NodeID), peers, now)
 	m.control.status = s
 }
 

@@ -9,6 +9,10 @@ import (
 
 // remedy is what mends a finding of cluster show or service status. It is empty where the text says so itself.
 func (f Facts) remedy(one report.Finding) string {
+	switch one.Code {
+	case report.TwoPrimaries, report.CanNotFailOver, report.NoPrimary, report.WrongRole:
+		return "repmgr cluster explain"
+	}
 	var n *Node
 	for i := range f.Nodes {
 		if f.Nodes[i].Record.ID == one.NodeID {
@@ -16,10 +20,6 @@ func (f Facts) remedy(one report.Finding) string {
 		}
 	}
 	if n == nil {
-		switch one.Code {
-		case report.TwoPrimaries, report.CanNotFailOver, report.NoPrimary:
-			return "repmgr cluster explain"
-		}
 		return ""
 	}
 	command := func(words string) string { return "On its machine: repmgr" + follow.ConfOption(n.Record) + " " + words }
@@ -48,8 +48,6 @@ func (f Facts) remedy(one report.Finding) string {
 			return "Do not resume it where a setting is smaller than on the primary, because the server would stop: raise that (see its log), and restart it."
 		}
 		return "SELECT pg_wal_replay_resume();"
-	case report.WrongRole, report.TwoPrimaries, report.CanNotFailOver:
-		return "repmgr cluster explain"
 	}
 	return ""
 }

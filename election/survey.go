@@ -71,7 +71,7 @@ func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {
 // Electors are the voters that an election under the rule asks for their pledges: all that
 // answer. A primary that nobody elected is left out, because it gives no pledge.
 func (p Policy) Electors(r Rule, peers []Peer) []Peer {
-	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers || o.unelected(r) && o.ID != p.Adopts })
+	return slices.DeleteFunc(slices.Clone(peers), func(o Peer) bool { return o.Answer != Answers || o.Unelected(r) && o.ID != p.Adopts })
 }
 
 // AbleToPledge are the peers that are not known to be unable to pledge.
@@ -124,13 +124,13 @@ func Unfenced(primary Peer, peers []Peer) Unguarded {
 // no daemon that would stop it after an election.
 func unelectedUnguarded(r Rule, peers []Peer, adopts int32) bool {
 	return slices.ContainsFunc(peers, func(o Peer) bool {
-		return o.ID != adopts && o.unelected(r) && (!o.Monitored || !o.Automatic)
+		return o.ID != adopts && o.Unelected(r) && (!o.Monitored || !o.Automatic)
 	})
 }
 
-// unelected reports whether the node runs as a primary that nobody elected. Such a node
+// Unelected reports whether the node runs as a primary that nobody elected. Such a node
 // pledges to nobody.
-func (p Peer) unelected(r Rule) bool {
+func (p Peer) Unelected(r Rule) bool {
 	return p.ID != r.Primary && p.data() && p.Answer == Answers && p.Running == Primary && !p.Elected(r)
 }
 

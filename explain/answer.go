@@ -107,6 +107,7 @@ func (q Question) voters(rule election.Rule) []Voter {
 			ID: registry.NodeID(id), Name: name, Role: role, Votes: weight, Answer: cmp.Or(p.Answer, election.Silent), Running: p.Running,
 			Monitored: p.Monitored, Automatic: p.Automatic, CanFence: p.CanFence, Foreign: p.Foreign && p.Answer == election.Answers,
 			Paused: p.Paused && p.PauseSeq == election.LastPause(q.Peers), NoPledge: p.NoPledge,
+			unelected: rule.Known() && p.Unelected(rule),
 		}
 		all = append(all, v)
 		return &all[len(all)-1]

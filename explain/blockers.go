@@ -112,20 +112,16 @@ func (e Explanation) lacksDaemons() bool {
 
 // votesLeft is the number of votes that remain when all dead nodes of the answer are gone.
 func (e Explanation) votesLeft() int {
-	var ids []int32
-	for _, v := range e.Voters {
-		if v.Answer == election.Answers && !e.isDead(v) && !e.unelected(v) {
-			ids = append(ids, int32(v.ID))
-		}
-	}
-	n, _ := e.Rule.Votes(ids)
+	pledge := e
+	pledge.Voters = slices.DeleteFunc(slices.Clone(e.Voters), func(v Voter) bool { return v.unelected })
+	n, _ := e.Rule.Votes(pledge.answering())
 	return n
 }
 
 // strays are the nodes that run as primaries without an election.
 func (e Explanation) strays() (all []Blocker) {
 	for _, v := range e.Voters {
-		if !e.unelected(v) {
+		if !v.unelected {
 			continue
 		}
 		remedy := fmt.Sprintf("Start repmgrd on its machine. Where %s is lost, a majority elects it as it is; else it becomes a standby again, and what only it has is saved.", e.name(e.Rule.Primary))
@@ -135,11 +131,6 @@ func (e Explanation) strays() (all []Blocker) {
 		all = append(all, Blocker{fmt.Sprintf("%s runs as a primary, and no majority elected it: it gives no vote to others", v.Name), remedy})
 	}
 	return all
-}
-
-// unelected reports whether a node runs as a primary that the newest rule does not name.
-func (e Explanation) unelected(v Voter) bool {
-	return v.Role != registry.RoleWitness && v.Answer == election.Answers && v.Running == election.Primary && e.Rule.Known() && int32(v.ID) != e.Rule.Primary
 }
 
 // answering are the voters that would remain and that answer now.

@@ -58,6 +58,8 @@ type Voter struct {
 	Rejection string          `json:"rejection,omitempty"` // and why, in its words
 	NoPledge  string          `json:"no_pledge,omitempty"` // why it could not pledge itself; empty: it could, or is not known to be unable
 	LostWAL   *follow.LostWAL `json:"lost_wal,omitempty"`  // of a standby that receives nothing, because what it needs next is gone
+
+	unelected bool // it runs as a primary that nobody elected
 }
 
 // ExpectedLoss is the acknowledged work that would be gone.

@@ -27,19 +27,20 @@ type Node struct {
 	Issues          []string            `json:"issues"`             // empty: all is well
 	Findings        []Finding           `json:"findings"`           // the issues, each with a code that stays the same
 
-	stuck string // why a standby can not go on, and what to do, in sentences
+	stuck Findings // why a standby can not go on, and what to do; empty: it can
 }
 
 // Stop notes that a standby can not go on, and what to do about it, as the look has shown. How far
 // behind it is, is then unknown.
 func Stop(r *Node, p Look, looks []Look) {
-	if why, remedy := Stuck(p, looks); why != "" {
-		r.LostWAL, r.Diverged, r.ReplicationLag, r.stuck = p.Lost, p.Apart, -1, why+". "+remedy
+	if code, why, remedy := Stuck(p, looks); code != "" {
+		r.LostWAL, r.Diverged, r.ReplicationLag = p.Lost, p.Apart, -1
+		r.stuck.Add(code, r.Record.ID, "%s. %s", why, remedy)
 	}
 }
 
 // WhyStuck says in sentences why a standby can not go on, and what to do. It is empty where it can go on.
-func WhyStuck(r Node) string { return r.stuck }
+func WhyStuck(r Node) string { return strings.Join(r.stuck.Texts(), "") }
 
 // Judge compares the state of a node with the rows of all nodes, and notes what is wrong.
 func Judge(r *Node, recs []registry.Record) {
@@ -82,12 +83,7 @@ func Judge(r *Node, recs []registry.Record) {
 	if r.Status.InRecovery && r.Status.Receiver == nil {
 		issue(NoReceiver, "no WAL receiver is running: the node receives nothing")
 	}
-	switch {
-	case r.Diverged != nil:
-		issue(Diverged, "%s", r.stuck)
-	case r.LostWAL != nil:
-		issue(WALGone, "%s", r.stuck)
-	}
+	found = append(found, r.stuck...)
 	r.Issues, r.Findings = append(r.Issues, found.Texts()...), found
 }
 

@@ -261,11 +261,9 @@ func upstreamCell(p Look, looks []Look, found *Findings) (cell, attached string)
 	switch {
 	case attached == "streaming":
 		return r.UpstreamName, attached
-	case p.Apart != nil:
-		found.Add(Diverged, r.ID, "%s. %s", p.Apart.Why, p.Apart.Remedy)
-		return "! " + r.UpstreamName, attached
-	case p.Lost != nil:
-		found.Add(WALGone, r.ID, "%s can not go on: %s. %s", r, p.Lost, Remedy(*p.Lost, r, looks))
+	case p.Apart != nil || p.Lost != nil:
+		code, why, remedy := Stuck(p, looks)
+		found.Add(code, r.ID, "%s. %s", why, remedy)
 		return "! " + r.UpstreamName, attached
 	case slot.WALStatus == "lost":
 		found.Add(SlotLost, r.ID, "%s can not stream: its slot %q on %s is lost (see max_slot_wal_keep_size there). A new one is made by, on %s: repmgr%s standby follow",
@@ -274,11 +272,9 @@ func upstreamCell(p Look, looks []Look, found *Findings) (cell, attached string)
 	}
 	switch attached {
 	case "":
-		for _, q := range looks {
-			if q.Err == nil && registry.Attachment(q.Status, r.Name) != "" {
-				found.Add(WrongUpstream, r.ID, "%s is attached to %s, not to its registered upstream %q (ID: %d)", r, q.Record, r.UpstreamName, r.UpstreamID)
-				return "! " + q.Record.Name, registry.Attachment(q.Status, r.Name)
-			}
+		if q, state := attachedTo(looks, r.Name); state != "" {
+			found.Add(WrongUpstream, r.ID, "%s is attached to %s, not to its registered upstream %q (ID: %d)", r, q, r.UpstreamName, r.UpstreamID)
+			return "! " + q.Name, state
 		}
 		found.Add(NotAttached, r.ID, "%s is not attached to its upstream node %q (ID: %d)", r, r.UpstreamName, r.UpstreamID)
 		return "! " + r.UpstreamName, ""
@@ -289,22 +285,34 @@ func upstreamCell(p Look, looks []Look, found *Findings) (cell, attached string)
 }
 
 // Stuck is why the standby can never receive again, and what to do about it, in sentences; empty: nothing was found.
-func Stuck(p Look, looks []Look) (why, remedy string) {
+func Stuck(p Look, looks []Look) (code FindingCode, why, remedy string) {
 	switch {
 	case p.Apart != nil:
-		return p.Apart.Why, p.Apart.Remedy
+		return Diverged, p.Apart.Why, p.Apart.Remedy
 	case p.Lost != nil:
-		return fmt.Sprintf("%s can not go on: %s", p.Record, p.Lost), Remedy(*p.Lost, p.Record, looks)
+		return WALGone, fmt.Sprintf("%s can not go on: %s", p.Record, p.Lost), Remedy(*p.Lost, p.Record, looks)
 	}
-	return "", ""
+	return "", "", ""
 }
 
 // MayHaveDiverged reports whether it is worth asking whether the standby has diverged from up: nobody sends to it,
 // and up is the one primary, in office.
 func MayHaveDiverged(p, up Look, looks []Look) bool {
 	found := Primaries(looks)
-	return len(found) == 1 && found[0].Record.ID == up.Record.ID && DeposedReason(up, looks) == "" && p.Status.Receiver == nil &&
-		!slices.ContainsFunc(looks, func(q Look) bool { return q.Err == nil && registry.Attachment(q.Status, p.Record.Name) != "" })
+	_, attached := attachedTo(looks, p.Record.Name)
+	return len(found) == 1 && found[0].Record.ID == up.Record.ID && DeposedReason(up, looks) == "" && p.Status.Receiver == nil && attached == ""
+}
+
+// attachedTo is the first server that sends to the standby of that name, and in which state. The state is empty where none does.
+func attachedTo(looks []Look, name string) (to registry.Record, state string) {
+	for _, q := range looks {
+		if q.Err == nil {
+			if state = registry.Attachment(q.Status, name); state != "" {
+				return q.Record, state
+			}
+		}
+	}
+	return registry.Record{}, ""
 }
 
 // Remedy is what an operator does about it: one command, on the node itself.

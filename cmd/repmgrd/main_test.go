@@ -388,19 +388,26 @@ func inode(t *testing.T, f *os.File) uint64 {
 	return info.Sys().(*syscall.Stat_t).Ino
 }
 
-// The reader of the log may end, as an ssh session does: the daemon goes on.
-func TestOutlivesTheReaderOfItsLog(t *testing.T) {
-	t.Parallel()
+// startWithLog starts a daemon on a primary of its own, whose log goes to w.
+func startWithLog(t *testing.T, w *os.File) (*pgtest.Server, *exec.Cmd) {
+	t.Helper()
 	server := pgtest.Start(t, pgtest.Options{Name: "node1"})
 	conf := filepath.Join(t.TempDir(), "repmgr.conf")
 	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, "node_id=1\nnode_name=node1\nconninfo='%s'\n", server.Conninfo()), 0o600))
 	registerPrimary(t, conf)
-	r, w, err := os.Pipe()
-	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-f", conf, "-dfalse", "--no-pid-file")
 	cmd.Env = append(os.Environ(), asDaemon+"=1")
 	cmd.Stdout, cmd.Stderr = w, w
 	require.NoError(t, cmd.Start())
+	return server, cmd
+}
+
+// The reader of the log may end, as an ssh session does: the daemon goes on.
+func TestOutlivesTheReaderOfItsLog(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	server, cmd := startWithLog(t, w)
 	require.NoError(t, w.Close())
 	_, err = r.Read(make([]byte, 1)) // it has begun to write
 	require.NoError(t, err)
@@ -419,10 +426,6 @@ func TestOutlivesTheReaderOfItsLog(t *testing.T) {
 // A reader of the log that is stopped holds nothing up: neither what the daemon does, nor its end.
 func TestOutlivesALogThatStalls(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t, pgtest.Options{Name: "node1"})
-	conf := filepath.Join(t.TempDir(), "repmgr.conf")
-	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, "node_id=1\nnode_name=node1\nconninfo='%s'\n", server.Conninfo()), 0o600))
-	registerPrimary(t, conf)
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
 	defer r.Close()
@@ -431,10 +434,7 @@ func TestOutlivesALogThatStalls(t *testing.T) {
 	require.NoError(t, fill.SetWriteDeadline(time.Now().Add(time.Second)))
 	_, err = fill.Write(make([]byte, 1<<21)) // more than a pipe holds
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-f", conf, "-dfalse", "--no-pid-file")
-	cmd.Env = append(os.Environ(), asDaemon+"=1")
-	cmd.Stdout, cmd.Stderr = w, w
-	require.NoError(t, cmd.Start())
+	server, cmd := startWithLog(t, w)
 	eventually(t, "it monitors", func() bool {
 		return server.QueryString(t, `SELECT count(*) FROM repmgr.events WHERE event = 'repmgrd_start'`) == "1"
 	})

@@ -91,18 +91,19 @@ func Plan(f Facts) plan.Plan {
 		Check: "repmgr cluster show", Undo: "nothing: repmgr 5 does not see what was added, and its programs go on with the same tables",
 	})
 	for _, n := range f.Nodes {
-		effect := "by you: start repmgrd, with the same configuration"
-		if n.Record.ConfigFile != "" {
-			effect += ": repmgrd -f " + n.Record.ConfigFile
+		var todo []string
+		if !registry.ValidName.MatchString(n.Record.Name) || len(n.Record.Name) > registry.MaxNameBytes {
+			todo = append(todo, "write another node_name into its repmgr.conf, and register it anew, with --force: this one works in repmgr 5 only")
 		}
 		if n.Record.Role == registry.RoleWitness {
-			effect = fmt.Sprintf("by you: register the witness anew, on its machine: repmgr%s witness register -d %s --force. Then %s", follow.ConfOption(n.Record), shell.Quote(conninfo.Redact(f.Self.Conninfo)), strings.TrimPrefix(effect, "by you: "))
+			todo = append(todo, fmt.Sprintf("register the witness anew, on its machine: repmgr%s witness register -d %s --force", follow.ConfOption(n.Record), shell.Quote(conninfo.Redact(f.Self.Conninfo))))
 		}
-		if !registry.ValidName.MatchString(n.Record.Name) || len(n.Record.Name) > registry.MaxNameBytes {
-			effect = "by you: write another node_name into its repmgr.conf, and register it anew, with --force: this one works in repmgr 5 only. Then " + strings.TrimPrefix(effect, "by you: ")
+		start := "start repmgrd, with the same configuration"
+		if n.Record.ConfigFile != "" {
+			start += ": repmgrd -f " + n.Record.ConfigFile
 		}
 		p.Steps = append(p.Steps, plan.Step{
-			Name: "daemon", Node: n.Record.Name, Effect: effect, Check: "repmgr service status",
+			Name: "daemon", Node: n.Record.Name, Effect: "by you: " + strings.Join(append(todo, start), ". Then "), Check: "repmgr service status",
 			Undo: "stop it, and start repmgrd of repmgr 5; where synchronous_mode was quorum, set it to off and reload first",
 		})
 	}

@@ -449,20 +449,19 @@ func Choose(p election.Policy, r election.Rule, peers []election.Peer) int32 {
 // Refused is the error of a command, such as "switchover", that can not begin: it names every obstacle at once.
 func Refused(what string, left []plan.Obstacle) error {
 	var texts, hints []string
-	for _, o := range left {
-		hint := o.Hint
+	for i, o := range left {
+		number, hint := "", o.Hint
 		if o.Force {
 			hint += " Or use --force."
 		}
-		texts, hints = append(texts, o.String()), append(hints, hint)
+		if len(left) > 1 {
+			number = fmt.Sprintf("%d. ", i+1)
+		}
+		texts, hints = append(texts, number+o.String()), append(hints, number+hint)
 	}
 	text := texts[0]
 	if len(left) > 1 {
-		text = fmt.Sprintf("%d things stand in its way:", len(left))
-		for i := range left {
-			text += fmt.Sprintf("\n  %d. %s", i+1, texts[i])
-			hints[i] = fmt.Sprintf("%d. %s", i+1, hints[i])
-		}
+		text = fmt.Sprintf("%d things stand in its way:\n  %s", len(left), strings.Join(texts, "\n  "))
 	}
 	return failure.WithHint(failure.Of(failure.ErrRefused, "no %s: %s", what, text), "%s", strings.Join(hints, "\n"))
 }
