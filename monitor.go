@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/internal/fence"
 	"github.com/pgrepmgr/repmgr/internal/namesakes"
 	"github.com/pgrepmgr/repmgr/internal/observer"
@@ -58,6 +59,8 @@ type control struct {
 	cfg     Config  // the configuration in force
 	next    *Config // a new configuration that Run takes over in its next turn
 	status  MonitorStatus
+	view    View // of the last turn, without what View adds
+	watched atomic.Pointer[voters.Watch]
 	inForce atomic.Pointer[Cluster] // for the goroutines beside Run
 }
 
@@ -132,6 +135,22 @@ func (m *Monitor) Status() MonitorStatus {
 	m.control.mu.Lock()
 	defer m.control.mu.Unlock()
 	return m.control.status
+}
+
+// View is what a Monitor knows at one instant, and what it makes of that.
+type View = health.View
+
+// View returns what the Monitor knows now, from its memory. It takes microseconds and waits for nobody.
+func (m *Monitor) View() View {
+	m.control.mu.Lock()
+	v, c := m.control.view, m.control.cfg
+	m.control.mu.Unlock()
+	v.At, v.Cluster, v.NodeID, v.Node, v.Interval, v.Silence, v.Lease = time.Now(), c.ClusterName, c.NodeID, c.NodeName, c.MonitorInterval, c.SilenceTimeout, m.guard.LeaseNow()
+	if w := m.control.watched.Load(); w != nil && v.Automatic {
+		v.Peers = w.Peers()
+		v.Rule = voters.NewestRule(v.Peers)
+	}
+	return v
 }
 
 // Reload takes over the settings of cfg that may change while the monitor runs,

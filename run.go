@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/internal/observer"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/reconcile"
@@ -41,6 +42,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	ctx, stopAll := context.WithCancel(ctx)
 	m.watch = m.cluster.watchVoters(context.WithoutCancel(ctx), m.lookNow)
 	m.node.Watch = m.watch
+	m.control.watched.Store(m.watch)
 	background.Go(func() { m.guard.Run(ctx, m.watch) })
 	background.Go(func() { m.tryStreams(ctx) })
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
@@ -267,6 +269,10 @@ func (m *Monitor) publish(now time.Time) {
 	}
 	s.Error, s.Settled = m.trouble.Last(), s.Doing == "" && switchover.Settled(int32(s.NodeID), peers, now)
 	m.control.status = s
+	m.control.view = View{
+		LookedAt: now, Automatic: !m.manual(), Phase: s.Phase, Reason: s.Reason, Doing: s.Doing, Rule: s.Rule, Records: m.node.Records, Local: m.node.Status, LocalUp: m.node.Local != nil,
+		Upstream: health.Upstream{ID: m.node.PrimaryRecord.ID, SeenAt: m.node.PrimarySeen, LSN: m.node.PrimaryLSN},
+	}
 }
 
 // clearResolved removes the reported problems of actions that are not tried any more, because

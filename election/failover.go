@@ -71,12 +71,19 @@ func (p Policy) deposed(o Observation) bool {
 	if me.Answer != Answers || me.Running != Primary {
 		return false // the rule that it holds itself as a primary is not known yet
 	}
-	for _, peer := range o.Peers {
-		if peer.ID != o.Self && peer.data() && peer.Rule.Term > me.Rule.Term && peer.Rule.Primary != o.Self && !me.Elected(peer.Rule) {
-			return true
+	return me.Deposed(o.Peers).Known()
+}
+
+// Deposed returns the rule of a later term by which a data node follows another primary than p, which runs
+// as one. The zero value: there is none. A rule that was only announced does not count, because the
+// election that it was announced in may have failed.
+func (p Peer) Deposed(peers []Peer) Rule {
+	for _, o := range peers {
+		if o.ID != p.ID && o.data() && o.Rule.Term > p.Rule.Term && o.Rule.Primary != p.ID && !p.Elected(o.Rule) {
+			return o.Rule
 		}
 	}
-	return false
+	return Rule{}
 }
 
 // unelected reports whether the local server is a primary that no rule names and that won

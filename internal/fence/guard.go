@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/internal/nowait"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -63,7 +64,9 @@ type Guard struct {
 	dir          string     // the data directory that the server last reported
 	primarySince time.Time  // since when the local server is seen as the primary; zero: it is none
 	lease        *time.Duration
-	runsOut      bool                // nothing renews the lease at the moment
+	runsOut      bool         // nothing renews the lease at the moment
+	checked      health.Lease // as of checkedAt, by the clock of BootTime
+	checkedAt    time.Duration
 	before       election.Rule       // the rule before the newest, while an election could miss the newest
 	trouble      string              // what keeps the heartbeat from being written
 	srv          *postmaster.Server  // the server as it was when the ability to stop it was last shown

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 )
 
@@ -15,6 +16,7 @@ type leaseKeeper struct {
 	me     election.Peer // the local server as it was last looked at
 	sleeps sleeps
 	device device
+	lease  health.Lease // as of the last check, without its Left
 }
 
 // run keeps the local server from being a second primary, whatever else the daemon is
@@ -39,7 +41,7 @@ func (k *leaseKeeper) run(ctx context.Context) {
 		k.checkSleep(ctx, s)
 		left = k.look(ctx, s)
 		k.tellWatchdog(left, false)
-		k.setLease(s, left)
+		k.setLease(s, k.lease, left)
 		k.noteDevice(k.device.follow(s, left))
 	}
 }
@@ -56,7 +58,7 @@ func (k *leaseKeeper) untilDue(ctx context.Context, s *Settings, left *time.Dura
 // needed.
 func (k *leaseKeeper) look(ctx context.Context, s *Settings) *time.Duration {
 	me, before := k.self(s)
-	k.me = me
+	k.me, k.lease = me, health.Lease{}
 	if before.Known() {
 		k.NoteBefore(before, false)
 	}
@@ -76,8 +78,9 @@ func (k *leaseKeeper) look(ctx context.Context, s *Settings) *time.Duration {
 	if !k.IsPrimary() || k.isSuspended() {
 		return nil
 	}
+	k.lease.Known = true
 	left, needed := k.left(time.Now(), s, me)
-	if !needed {
+	if k.lease.Needed = needed; !needed {
 		return nil
 	}
 	if left <= 0 {
@@ -92,14 +95,32 @@ func (k *leaseKeeper) look(ctx context.Context, s *Settings) *time.Duration {
 
 // setLease stores how long the lease lasts, and wakes the daemon when the lease begins to run
 // out or no longer does.
-func (g *Guard) setLease(s *Settings, left *time.Duration) {
+func (g *Guard) setLease(s *Settings, l health.Lease, left *time.Duration) {
 	runsOut := left != nil && s.runsOut(*left)
+	if left != nil {
+		l.Left = *left
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.runsOut != runsOut {
 		g.wake()
 	}
-	g.lease, g.runsOut = left, runsOut
+	g.lease, g.runsOut, g.checked, g.checkedAt = left, runsOut, l, g.BootTime()
+}
+
+// LeaseNow is the lease as it is at this moment. Where it was not checked for silence_timeout, as after a
+// suspension of the machine, it is not known.
+func (g *Guard) LeaseNow() health.Lease {
+	s := g.settings.Load()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	age := g.BootTime() - g.checkedAt
+	if s == nil || age > s.SilenceTimeout {
+		return health.Lease{}
+	}
+	l := g.checked
+	l.Left -= age
+	return l
 }
 
 // runsOut reports whether nothing renews the lease. A lease that is renewed still loses up to a
@@ -137,7 +158,7 @@ func (k *leaseKeeper) left(now time.Time, s *Settings, me election.Peer) (left t
 		}
 		peers[i].SeenAt, peers[i].Tried, peers[i].Replied = k.sleeps.adjusted(p.SeenAt), k.sleeps.adjusted(p.Tried), k.sleeps.adjusted(k.repliedAt(p.ID))
 	}
-	left = s.FenceTimeout
+	left, k.lease.Proven = s.FenceTimeout, true
 	for _, rule := range []election.Rule{r, k.Before()} {
 		if !rule.Known() || rule.PausePreventsElection(me.ID, peers) { // the voters that are not paused are too few to elect anybody
 			continue
@@ -145,7 +166,7 @@ func (k *leaseKeeper) left(now time.Time, s *Settings, me election.Peer) (left t
 		rule.Primary, rule.Term = r.Primary, r.Term
 		start := election.LeaseStart(now, rule, me.ID, peers)
 		if start.IsZero() {
-			start = k.sleeps.adjusted(k.seenPrimarySince()) // nobody was reached yet: the election that promoted it was the contact
+			start, k.lease.Proven = k.sleeps.adjusted(k.seenPrimarySince()), false // nobody was reached yet: the election that promoted it was the contact
 		}
 		left, needed = min(left, s.FenceTimeout-now.Sub(start)), true
 	}

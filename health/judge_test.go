@@ -1,0 +1,120 @@
+package health_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
+)
+
+var now = time.Date(2026, 11, 30, 3, 0, 0, 0, time.UTC)
+
+// rule is the one of term 5: node 1 is the primary, and commits wait for one of the others.
+var rule = election.Rule{Term: 5, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}, Quorum: true, Sync: []int32{2, 3}, Acks: 1}
+
+// view is that of a node in a healthy cluster of three, whose primary is node 1.
+func view(id registry.NodeID) health.View {
+	v := health.View{
+		At: now, NodeID: id, LookedAt: now.Add(-time.Second), Interval: 2 * time.Second, Silence: 2 * time.Second,
+		Automatic: true, Rule: rule, LocalUp: true,
+		Local:    registry.NodeStatus{StartedAt: now.Add(-time.Hour), InRecovery: id != 1, CurrentLSN: 1000, ReceivedLSN: 990, ReplayedLSN: 900, Receiver: &registry.WALReceiver{Status: "streaming"}},
+		Upstream: health.Upstream{ID: 1, SeenAt: now.Add(-time.Second), LSN: 1000},
+		Lease:    health.Lease{Known: id == 1, Needed: id == 1, Proven: id == 1, Left: 2 * time.Second},
+	}
+	for i := int32(1); i <= 3; i++ {
+		r := registry.Record{ID: registry.NodeID(i), Name: "node" + registry.NodeID(i).String(), Active: true, Role: registry.RoleStandby, Priority: 100}
+		p := election.Peer{ID: i, Role: election.Standby, Answer: election.Answers, Tried: now, SeenAt: now.Add(-200 * time.Millisecond), Running: election.Standby, Rule: rule, Receiving: true}
+		if i == 1 {
+			r.Role, p.Role, p.Running, p.Receiving = registry.RolePrimary, election.Primary, election.Primary, false
+		}
+		v.Records, v.Peers = append(v.Records, r), append(v.Peers, p)
+	}
+	return v
+}
+
+// with returns the view after a change to it and to the local node among its peers.
+func with(v health.View, change func(v *health.View, self *election.Peer)) health.View {
+	change(&v, &v.Peers[v.NodeID-1])
+	return v
+}
+
+func TestPrimary(t *testing.T) {
+	t.Parallel()
+	type change = func(v *health.View, self *election.Peer)
+	for name, c := range map[string]struct {
+		change change
+		why    string // why not; empty: it is the primary
+	}{
+		"in office":                   {func(*health.View, *election.Peer) {}, ""},
+		"not needed lease":            {func(v *health.View, _ *election.Peer) { v.Lease = health.Lease{Known: true} }, ""},
+		"elected, row not written":    {func(v *health.View, p *election.Peer) { p.Rule.Primary, p.WonElection, p.Term = 3, true, 6 }, ""},
+		"a failed election announced": {func(v *health.View, _ *election.Peer) { v.Peers[1].Announced = election.Rule{Term: 6, Primary: 2} }, ""},
+		"the same term, newer":        {func(v *health.View, _ *election.Peer) { v.Peers[1].Rule.Seq = 9 }, ""},
+		"one heartbeat late":          {func(_ *health.View, p *election.Peer) { p.Answer, p.SeenAt = election.Silent, now.Add(-time.Second) }, ""},
+		"out of connections for long": {func(_ *health.View, p *election.Peer) { p.Answer, p.SeenAt = election.NoSlots, now.Add(-time.Minute) }, ""},
+		"rejects our login":           {func(_ *health.View, p *election.Peer) { p.Answer, p.SeenAt = election.Rejects, now.Add(-time.Minute) }, ""},
+		"an idle session was ended":   {func(_ *health.View, p *election.Peer) { p.Ended = true }, ""},
+		"deposed":                     {func(v *health.View, _ *election.Peer) { v.Peers[1].Rule = election.Rule{Term: 6, Primary: 2} }, "node2 was elected in term 6"},
+		"deposed, by a witness's rule": {func(v *health.View, _ *election.Peer) {
+			v.Peers[1].Role, v.Peers[1].Rule = election.Witness, election.Rule{Term: 6, Primary: 2}
+		}, ""},
+		"promoted by hand":                 {func(_ *health.View, p *election.Peer) { p.Rule.Primary = 3 }, "nobody elected"},
+		"no rule yet":                      {func(v *health.View, p *election.Peer) { v.Rule, p.Rule = election.Rule{}, election.Rule{} }, "no majority has made"},
+		"lease over":                       {func(v *health.View, _ *election.Peer) { v.Lease.Left = 0 }, "has run out"},
+		"lease not checked":                {func(v *health.View, _ *election.Peer) { v.Lease.Known = false }, "not known"},
+		"daemon just started, no majority": {func(v *health.View, _ *election.Peer) { v.Lease.Proven = false }, "since it was started"},
+		"down":                             {func(_ *health.View, p *election.Peer) { p.Answer, p.Ended = election.Refused, true }, "refuses connections"},
+		"shutting down":                    {func(_ *health.View, p *election.Peer) { p.Answer = election.NotAccepting }, "not accepting"},
+		"hangs":                            {func(_ *health.View, p *election.Peer) { p.Answer = election.Hangs }, "says nothing"},
+		"silent for long":                  {func(_ *health.View, p *election.Peer) { p.SeenAt = now.Add(-3 * time.Second) }, "has not answered for 3s"},
+		"never seen":                       {func(_ *health.View, p *election.Peer) { *p = election.Peer{ID: 1} }, "was not seen since"},
+		"daemon hangs":                     {func(v *health.View, _ *election.Peer) { v.LookedAt = now.Add(-time.Minute) }, "has not completed a look"},
+		"daemon has made no turn":          {func(v *health.View, _ *election.Peer) { v.LookedAt = time.Time{} }, "since it was started"},
+		"standby":                          {func(_ *health.View, p *election.Peer) { p.Running = election.Standby }, "node1 is the primary of term 5"},
+		"witness":                          {func(v *health.View, _ *election.Peer) { v.Records[0].Role = registry.RoleWitness }, "witness"},
+		"observer":                         {func(v *health.View, _ *election.Peer) { v.NodeID = 0 }, "no node of its own"},
+		"by hand":                          {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers = false, nil }, ""},
+		"by hand, no rule":                 {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Rule = false, nil, election.Rule{} }, ""},
+		"by hand, a rule names another":    {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Rule.Primary = false, nil, 2 }, "node2 is the primary"},
+		"by hand, registered as standby": {func(v *health.View, _ *election.Peer) {
+			v.Automatic, v.Peers, v.Records[0].Role = false, nil, registry.RoleStandby
+		}, "not registered as one"},
+		"by hand, down": {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.LocalUp = false, nil, false }, "does not answer"},
+		"beside a daemon of repmgr 5": {func(v *health.View, p *election.Peer) {
+			v.Peers[1].Foreign, v.Rule, p.Rule, v.Lease = true, election.Rule{}, election.Rule{}, health.Lease{}
+		}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := with(view(1), c.change).Primary()
+			assert.Equal(t, c.why == "", got.OK, got.Why)
+			assert.Contains(t, got.Why, c.why)
+			assert.Equal(t, got.OK, got.Why == "")
+		})
+	}
+}
+
+func TestStandby(t *testing.T) {
+	t.Parallel()
+	v := view(2)
+	assert.True(t, v.Standby().OK, v.Standby().Why)
+	assert.Contains(t, v.Primary().Why, "node1 is the primary of term 5")
+	assert.Contains(t, view(1).Standby().Why, "runs as a primary")
+	each, some := v.Synchronous()
+	assert.Equal(t, []bool{false, true}, []bool{each, some})
+	v.Rule.Acks = 2
+	each, some = v.Synchronous()
+	assert.Equal(t, []bool{true, false}, []bool{each, some})
+
+	assert.True(t, v.CaughtUp(v.Local.ReplayedLSN, 100).OK)
+	assert.Contains(t, v.CaughtUp(v.Local.ReplayedLSN, 99).Why, "100 bytes behind")
+	assert.True(t, v.CaughtUp(v.Local.ReceivedLSN, 10).OK)
+	assert.Contains(t, with(view(2), func(_ *health.View, p *election.Peer) { p.Receiving = false }).CaughtUp(900, 100).Why, "receives nothing")
+	assert.Contains(t, with(view(2), func(v *health.View, _ *election.Peer) { v.Upstream = health.Upstream{} }).Within(900, 100).Why, "not known")
+	assert.Contains(t, v.Within(wal.LSN(0), 100).Why, "not known")
+}
