@@ -45,6 +45,7 @@ const (
 	DefaultDurability                    = DurabilityPreferred
 	DefaultRejoin                        = RejoinRewind
 	DefaultEtcdPrefix                    = "/repmgr/"
+	DefaultMetricsCompat                 = MetricsOwn
 	DefaultReconnectAttempts             = 0
 	DefaultReconnectInterval             = 10 * time.Second
 	DefaultDegradedMonitoringTimeout     = -1 * time.Second
@@ -111,6 +112,14 @@ const (
 	CheckPing       ConnectionCheckType = "ping"       // whether it answers a connection attempt
 	CheckConnection ConnectionCheckType = "connection" // whether a session can be opened
 	CheckQuery      ConnectionCheckType = "query"      // whether a session that is open answers a query
+)
+
+// MetricsCompat says which names of metrics are given beside our own.
+type MetricsCompat string
+
+const (
+	MetricsOwn     MetricsCompat = "none"
+	MetricsPatroni MetricsCompat = "patroni"
 )
 
 // CloneMethod is how the data of a new standby is copied.
@@ -375,6 +384,22 @@ type Config struct {
 	EtcdCert string
 	// EtcdKey is the file of the key of that certificate. Key etcd_key.
 	EtcdKey string
+	// HTTPListen is where repmgrd answers HTTP: health checks, metrics, events. Key http_listen, an address and a port,
+	// such as '127.0.0.1:8008', quoted. Empty: nowhere.
+	HTTPListen string
+	// HTTPCert is the file of the certificate with which repmgrd answers, as PEM; with it there is only HTTPS. The file
+	// is read again when it has changed. Key http_cert.
+	HTTPCert string
+	// HTTPKey is the file of the key of that certificate. Key http_key.
+	HTTPKey string
+	// HTTPClientCA is the file of the certificate authorities whose clients may change something: switch over,
+	// pause, restart. Key http_client_ca. Empty: none.
+	HTTPClientCA string
+	// HTTPTokenFile is the file of the password of requests that change something; it is read again when it has changed.
+	// Key http_token_file. Empty: only clients with a certificate may.
+	HTTPTokenFile string
+	// MetricsCompat gives metrics under the names of another tool, too. Key metrics_compat, none or patroni. Defaults to none.
+	MetricsCompat MetricsCompat
 	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself. If the command fails, or
 	// takes longer than PromoteCheckTimeout, the election ends, and the next one promotes without it. Key
 	// promote_command.

@@ -169,7 +169,7 @@ func (d *daemon) load() (repmgr.Config, error) {
 		return cfg, err
 	}
 	// The daemon changes its directory: what is relative is relative to the file.
-	for _, path := range []*string{&cfg.LogFile, &cfg.RepmgrdPidFile} {
+	for _, path := range []*string{&cfg.LogFile, &cfg.RepmgrdPidFile, &cfg.HTTPCert, &cfg.HTTPKey, &cfg.HTTPClientCA, &cfg.HTTPTokenFile} {
 		if *path != "" && !filepath.IsAbs(*path) {
 			*path = filepath.Join(filepath.Dir(cfg.File), *path)
 		}
@@ -179,6 +179,9 @@ func (d *daemon) load() (repmgr.Config, error) {
 	}
 	if d.MonitoringHistory {
 		cfg.MonitoringHistory = true
+	}
+	if d.Automatic > 0 {
+		cfg.HTTPListen = "" // it is there for a switchover only
 	}
 	if d.Automatic > 0 && cfg.Failover != repmgr.FailoverAutomatic { // without daemons nobody would adjust whom commits wait for
 		cfg.Failover, cfg.SynchronousMode = repmgr.FailoverAutomatic, repmgr.SynchronousOff

@@ -44,6 +44,10 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	defer shut()
+	var http httpService
+	if err := http.prepare(&d.cfg); err != nil {
+		return err
+	}
 	monitor, err := repmgr.NewMonitor(d.cfg)
 	if err != nil {
 		return err
@@ -68,7 +72,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	dog := watchdogKeeper{log: logs.logger, args: append(d.backgroundArgs(), "--watchdog")}
 	monitor.TellWatchdog(&dog.pipe)
 	dog.keep(ctx, d.cfg)
-	defer func() { cancel(nil); dog.wg.Wait() }()
+	defer func() { cancel(nil); dog.wg.Wait(); http.wg.Wait() }()
+	if err := http.start(ctx, d.cfg, monitor, logs.logger); err != nil {
+		return err
+	}
 	ended := make(chan error, 1) // 1: Run's result waits for its reader
 	go func() { ended <- monitor.Run(ctx) }()
 	logs.logger.Log(ctx, repmgr.LevelNotice, "repmgrd started", "version", repmgr.Version, "pid", os.Getpid(), "config_file", d.cfg.File)

@@ -123,13 +123,19 @@ func begin(t *testing.T, cmd *exec.Cmd) (end func() bool) {
 }
 
 // cluster is a primary and its standbys, registered and watched.
-func cluster(t *testing.T, count int, extra ...string) (all []*host) {
+func cluster(t *testing.T, count int, extra ...string) []*host {
 	t.Helper()
-	primary := newHost(t, 1, pgtest.Start(t, pgtest.Options{Name: "node1"}), extra...)
+	return clusterOf(t, count, func(int) []string { return extra })
+}
+
+// clusterOf is a cluster whose nodes have further lines of their own in repmgr.conf.
+func clusterOf(t *testing.T, count int, extra func(id int) []string) (all []*host) {
+	t.Helper()
+	primary := newHost(t, 1, pgtest.Start(t, pgtest.Options{Name: "node1"}), extra(1)...)
 	primary.must(t, "repmgr -f $C primary register -F")
 	all = append(all, primary)
 	for id := 2; id <= count; id++ {
-		h := newHost(t, id, pgtest.NewStandby(t, primary.Server, pgtest.Options{Name: fmt.Sprintf("node%d", id)}), extra...)
+		h := newHost(t, id, pgtest.NewStandby(t, primary.Server, pgtest.Options{Name: fmt.Sprintf("node%d", id)}), extra(id)...)
 		h.must(t, "repmgr -f $C standby register -F --wait-sync=30")
 		all = append(all, h)
 	}

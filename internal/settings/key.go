@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"net/url"
 	"path/filepath"
 	"regexp"
@@ -56,6 +57,15 @@ func Checked[T any](name, def string, at func(*T) *string, check func(string) st
 func NoNUL(s string) string {
 	if strings.IndexByte(s, 0) >= 0 {
 		return "must not hold a NUL byte"
+	}
+	return ""
+}
+
+// BadListen returns what is wrong with an address to listen on.
+func BadListen(s string) string {
+	_, port, err := net.SplitHostPort(s)
+	if n, errPort := strconv.ParseUint(port, 10, 16); s != "" && (err != nil || errPort != nil || n == 0) {
+		return "must be an address and a port, such as 127.0.0.1:8008 or [::1]:8008"
 	}
 	return ""
 }

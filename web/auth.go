@@ -1,0 +1,151 @@
+package web
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	guessesAtOnce = 4           // answers to wrong passwords that are on their way
+	guessFor      = time.Second // how long each of them is held back
+)
+
+// secret is the content of a file, read again when that has changed.
+type secret struct {
+	path string
+
+	mu    sync.Mutex
+	value []byte
+	of    os.FileInfo
+}
+
+// read returns the secret; an error where there is none now.
+func (s *secret) read() ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	info, err := os.Stat(s.path)
+	if err != nil {
+		return nil, err
+	}
+	if s.of != nil && info.ModTime().Equal(s.of.ModTime()) && info.Size() == s.of.Size() && os.SameFile(info, s.of) {
+		return s.value, nil
+	}
+	content, err := os.ReadFile(s.path)
+	if err != nil {
+		return nil, err
+	}
+	value := bytes.TrimSpace(content)
+	switch {
+	case info.Mode().Perm()&0o007 != 0:
+		return nil, fmt.Errorf("%s can be read by everybody: chmod o= %s", s.path, s.path)
+	case len(value) < 16:
+		return nil, fmt.Errorf("%s holds %d characters, and 16 are the least: openssl rand -hex 32", s.path, len(value))
+	}
+	s.value, s.of = value, info
+	return value, nil
+}
+
+// CheckToken says what is wrong with the file of a token.
+func CheckToken(path string) error {
+	_, err := (&secret{path: path}).read()
+	return err
+}
+
+// local reports whether a request came from this machine, and names it as one. A page that a browser
+// was given under a foreign name that leads here is not local.
+func local(r *http.Request) bool {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil || !from.Addr().Unmap().IsLoopback() {
+		return false
+	}
+	name := r.Host
+	if host, _, err := net.SplitHostPort(name); err == nil {
+		name = host
+	}
+	name = strings.Trim(name, "[]")
+	to, err := netip.ParseAddr(name)
+	return name == "localhost" || err == nil && to.IsLoopback()
+}
+
+// known reports whether the request shows the token, or came with a client certificate that was verified.
+// refused says why not.
+func (h *handler) known(r *http.Request) (refused string, code int) {
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		return "", http.StatusOK
+	}
+	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if _, password, basic := r.BasicAuth(); basic {
+		given, ok = password, true
+	}
+	switch {
+	case h.o.TokenFile == "":
+		return "this is not allowed to anybody: set http_token_file, or http_client_ca", http.StatusForbidden
+	case !ok:
+		return "this needs a password (http_token_file), or a client certificate (http_client_ca)", http.StatusUnauthorized
+	case r.TLS == nil && !local(r):
+		return "the password was sent over the network in clear text: set http_cert and http_key, and another password", http.StatusForbidden
+	}
+	want, err := h.token.read()
+	if err != nil {
+		h.o.Logger.Error("a request was refused because http_token_file can not be used", "err", err)
+		return "http_token_file can not be used: see the log of repmgrd", http.StatusServiceUnavailable
+	}
+	a, b := sha256.Sum256([]byte(given)), sha256.Sum256(want) // of one length, so that the comparison takes the same time
+	if subtle.ConstantTimeCompare(a[:], b[:]) != 1 {
+		return h.wrong(r)
+	}
+	return "", http.StatusOK
+}
+
+// wrong holds the answer to a wrong password back, so that a few can be tried in a second.
+func (h *handler) wrong(r *http.Request) (refused string, code int) {
+	select {
+	case h.guesses <- struct{}{}:
+		defer func() { <-h.guesses }()
+	default:
+		return "too many wrong passwords", http.StatusTooManyRequests
+	}
+	h.o.Logger.Warn("a request with a wrong password was refused", "from", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
+	hold := time.NewTimer(guessFor)
+	defer hold.Stop()
+	select {
+	case <-hold.C:
+	case <-r.Context().Done():
+	}
+	return "the password is wrong", http.StatusUnauthorized
+}
+
+// mayAsk says why a request may not read what is more than a health check; empty: it may.
+func (h *handler) mayAsk(r *http.Request) (refused string) {
+	if local(r) {
+		return ""
+	}
+	refused, _ = h.known(r)
+	return refused
+}
+
+// mayChange refuses a request that may not change anything.
+func (h *handler) mayChange(w http.ResponseWriter, r *http.Request) bool {
+	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		text(w, http.StatusForbidden, "a page of another origin may not change anything here")
+		return false
+	}
+	refused, code := h.known(r)
+	if refused == "" {
+		return true
+	}
+	if code == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Basic realm="repmgr"`)
+	}
+	text(w, code, refused)
+	return false
+}

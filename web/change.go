@@ -1,0 +1,283 @@
+package web
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/health"
+)
+
+const (
+	bodyLimit   = 64 << 10         // bytes of a request
+	changeLimit = 10 * time.Minute // how long a change may take, whether or not the client waits for it
+)
+
+// refusal is an answer that is no success.
+type refusal struct {
+	code int
+	text string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+func refuse(code int, format string, args ...any) error {
+	return &refusal{code, fmt.Sprintf(format, args...)}
+}
+
+// change carries out what changes something, with the paths, codes and words of Patroni. One change runs at a time.
+func (h *handler) change(w http.ResponseWriter, r *http.Request, path string) {
+	if !h.mayChange(w, r) {
+		return
+	}
+	do := map[string]func(context.Context, health.View, []byte) (int, string, error){
+		"POST switchover": func(ctx context.Context, v health.View, b []byte) (int, string, error) {
+			return h.switchover(ctx, v, b, false)
+		},
+		"POST failover": func(ctx context.Context, v health.View, b []byte) (int, string, error) {
+			return h.switchover(ctx, v, b, true)
+		},
+		"DELETE switchover": nothingScheduled,
+		"DELETE restart":    nothingScheduled,
+		"POST restart":      h.restart,
+		"POST reload":       h.reload,
+		"PATCH config":      h.pause,
+	}[r.Method+" "+path]
+	switch {
+	case h.o.Cluster == nil:
+		text(w, http.StatusNotImplemented, "this handler only answers questions")
+		return
+	case do == nil:
+		text(w, http.StatusNotImplemented, fmt.Sprintf("%s /%s is not known here", r.Method, path))
+		return
+	}
+	content, err := readBody(w, r)
+	if err != nil {
+		h.refused(w, err)
+		return
+	}
+	if !h.changing.CompareAndSwap(false, true) {
+		text(w, http.StatusServiceUnavailable, "another change is under way")
+		return
+	}
+	defer h.changing.Store(false)
+	h.o.Logger.Info("a change was asked for over HTTP", "from", r.RemoteAddr, "method", r.Method, "path", "/"+path)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeLimit)
+	defer cancel()
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(changeLimit + writeWithin))
+	code, said, err := do(ctx, h.look(), content)
+	if err != nil {
+		h.refused(w, err)
+		return
+	}
+	text(w, code, said)
+}
+
+// refused answers an error, with what to do about it.
+func (h *handler) refused(w http.ResponseWriter, err error) {
+	said := err.Error()
+	if hint := repmgr.Hint(err); hint != "" {
+		said += "\n" + hint
+	}
+	var r *refusal
+	code := http.StatusServiceUnavailable
+	switch {
+	case errors.As(err, &r):
+		code = r.code
+	case errors.Is(err, repmgr.ErrRefused), errors.Is(err, repmgr.ErrPaused):
+		code = http.StatusPreconditionFailed
+	}
+	text(w, code, said)
+}
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.ContentLength < 0 {
+		return nil, refuse(http.StatusLengthRequired, "Content-Length is missing")
+	}
+	content, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyLimit))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, refuse(http.StatusRequestEntityTooLarge, "the body has more than %d bytes", bodyLimit)
+	case err != nil:
+		return nil, refuse(http.StatusBadRequest, "the body was not complete: %v", err)
+	}
+	return content, nil
+}
+
+// decode reads a body into what it must hold. An empty body is an empty object.
+func decode(content []byte, into any) error {
+	if len(content) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(content, into); err != nil {
+		return refuse(http.StatusBadRequest, "the body is not the JSON that is wanted: %v", err)
+	}
+	return nil
+}
+
+func nothingScheduled(context.Context, health.View, []byte) (int, string, error) {
+	return 0, "", refuse(http.StatusNotFound, "nothing that was asked for over HTTP is scheduled")
+}
+
+// switchover hands the primary over. As a failover it may be asked for where there is no primary, too.
+func (h *handler) switchover(ctx context.Context, v health.View, content []byte, failover bool) (int, string, error) {
+	var ask struct {
+		Leader    string `json:"leader"`
+		Candidate string `json:"candidate"`
+		At        string `json:"scheduled_at"`
+	}
+	if err := decode(content, &ask); err != nil {
+		return 0, "", err
+	}
+	lead := leader(v)
+	switch {
+	case !failover && ask.Leader == "":
+		return 0, "", refuse(http.StatusBadRequest, "leader is missing: the name of the present primary")
+	case failover && ask.Leader == "" && ask.Candidate == "":
+		return 0, "", refuse(http.StatusBadRequest, "candidate is missing: the name of the node that is to be the primary")
+	case failover && ask.At != "":
+		return 0, "", refuse(http.StatusBadRequest, "a failover can not be scheduled")
+	case lead == 0 && failover:
+		return h.elect(ctx, ask.Candidate)
+	case lead == 0:
+		return 0, "", refuse(http.StatusPreconditionFailed, "there is no primary that could hand over: POST /failover")
+	case ask.Leader != "" && ask.Leader != v.Name(lead):
+		return 0, "", refuse(http.StatusPreconditionFailed, "leader name does not match: the primary is %q", v.Name(lead))
+	case ask.Candidate == v.Name(lead):
+		return 0, "", refuse(http.StatusBadRequest, "%q is the primary already", ask.Candidate)
+	}
+	o := repmgr.SwitchoverOptions{}
+	var err error
+	if o.At, err = scheduled(ask.At, v.At); err != nil {
+		return 0, "", err
+	}
+	if o.To, err = h.candidate(ctx, v, ask.Candidate); err != nil {
+		return 0, "", err
+	}
+	res, err := h.o.Cluster.Switchover(ctx, o)
+	switch {
+	case err != nil:
+		return 0, "", err
+	case res.Scheduled:
+		return http.StatusAccepted, "Switchover scheduled", nil
+	case ask.Candidate != "" && res.To.Name != ask.Candidate:
+		return http.StatusOK, fmt.Sprintf("Switched over to %q instead of %q", res.To.Name, ask.Candidate), nil
+	}
+	return http.StatusOK, fmt.Sprintf("Successfully switched over to %q", res.To.Name), nil
+}
+
+// candidate is the node that is to be the primary. Without a name it is the one that an election would choose, not the node
+// that happens to be asked.
+func (h *handler) candidate(ctx context.Context, v health.View, name string) (repmgr.NodeID, error) {
+	if name != "" {
+		id, err := nodeOf(v, name)
+		if err != nil {
+			return 0, refuse(http.StatusPreconditionFailed, "candidate does not exists: %v", err)
+		}
+		return id, nil
+	}
+	res, err := h.o.Cluster.Explain(ctx, repmgr.ExplainOptions{})
+	switch {
+	case err != nil:
+		return 0, err
+	case res.Forecast.Winner == 0:
+		return 0, refuse(http.StatusPreconditionFailed, "switchover is not possible: no good candidates have been found: %s", res.Forecast.Refusal)
+	}
+	return repmgr.NodeID(res.Forecast.Winner), nil
+}
+
+// scheduled reads the time at which a switchover is to begin.
+func scheduled(at string, now time.Time) (time.Time, error) {
+	if at == "" {
+		return time.Time{}, nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999Z0700", "2006-01-02 15:04:05.999999Z07:00", "2006-01-02T15:04Z07:00"} {
+		if t, err := time.Parse(layout, at); err == nil {
+			if t.Before(now) {
+				return t, refuse(http.StatusUnprocessableEntity, "scheduled_at %q is in the past", at)
+			}
+			return t, nil
+		}
+	}
+	for _, layout := range []string{"2006-01-02T15:04:05.999999", "2006-01-02T15:04", "2006-01-02 15:04:05.999999"} {
+		if _, err := time.Parse(layout, at); err == nil {
+			return time.Time{}, refuse(http.StatusBadRequest, "scheduled_at %q has no time zone", at)
+		}
+	}
+	return time.Time{}, refuse(http.StatusUnprocessableEntity, "scheduled_at %q is no time: want one such as 2026-11-30T03:00:00+00:00", at)
+}
+
+// elect holds an election for a primary that is lost.
+func (h *handler) elect(ctx context.Context, candidate string) (int, string, error) {
+	res, err := h.o.Cluster.Failover(ctx, repmgr.FailoverOptions{})
+	switch {
+	case err != nil:
+		return 0, "", err
+	case res.Winner == nil:
+		return 0, "", refuse(http.StatusServiceUnavailable, "the election has no winner")
+	case candidate != "" && res.Winner.Name != candidate:
+		return http.StatusOK, fmt.Sprintf("Failed over to %q instead of %q", res.Winner.Name, candidate), nil
+	}
+	return http.StatusOK, fmt.Sprintf("Successfully failed over to %q", res.Winner.Name), nil
+}
+
+// restart restarts the server of this node.
+func (h *handler) restart(ctx context.Context, v health.View, content []byte) (int, string, error) {
+	var ask struct {
+		Pending  bool   `json:"restart_pending"`
+		Role     string `json:"role"`
+		Schedule string `json:"schedule"`
+		Version  string `json:"postgres_version"`
+		Timeout  any    `json:"timeout"`
+	}
+	if err := decode(content, &ask); err != nil {
+		return 0, "", err
+	}
+	switch {
+	case ask.Schedule != "" || ask.Version != "" || ask.Timeout != nil:
+		return 0, "", refuse(http.StatusBadRequest, "schedule, postgres_version and timeout are not known here")
+	case v.Paused():
+		return 0, "", refuse(http.StatusInternalServerError, "failover is paused")
+	case ask.Role != "" && ask.Role != patroniRole(v):
+		return 0, "", refuse(http.StatusServiceUnavailable, "this node is no %s, but a %s", ask.Role, patroniRole(v))
+	}
+	res, err := h.o.Cluster.RollingRestart(ctx, repmgr.RestartOptions{Nodes: []repmgr.NodeID{v.NodeID}, Pending: ask.Pending, Primary: repmgr.RestartInPlace})
+	switch {
+	case err != nil:
+		return 0, "", err
+	case len(res.Restarted) == 0:
+		return 0, "", refuse(http.StatusServiceUnavailable, "nothing was restarted: no setting of this node waits for a restart")
+	}
+	return http.StatusOK, "restarted successfully", nil
+}
+
+// reload makes the server of this node read its configuration again.
+func (h *handler) reload(ctx context.Context, _ health.View, _ []byte) (int, string, error) {
+	_, err := h.o.Cluster.ControlServer(ctx, repmgr.ServiceReload, repmgr.ServiceOptions{})
+	return http.StatusAccepted, "reload scheduled", err
+}
+
+// pause pauses failover, and ends that: the only setting of a cluster that is changed over HTTP.
+func (h *handler) pause(ctx context.Context, _ health.View, content []byte) (int, string, error) {
+	var ask map[string]*bool
+	err := json.Unmarshal(content, &ask)
+	pause, given := ask["pause"]
+	if err != nil || !given || len(ask) != 1 {
+		return 0, "", refuse(http.StatusBadRequest, `want {"pause": true}, {"pause": false} or {"pause": null}: settings of PostgreSQL are changed with ALTER SYSTEM`)
+	}
+	do := h.o.Cluster.Unpause
+	if pause != nil && *pause {
+		do = h.o.Cluster.Pause
+	}
+	res, err := do(ctx, repmgr.PauseOptions{})
+	if err != nil {
+		return 0, "", err
+	}
+	return http.StatusOK, fmt.Sprintf(`{"pause": %t}`, res.Paused), nil
+}

@@ -1,0 +1,341 @@
+package web
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/registry"
+)
+
+// view is that of a node in a cluster of three, whose primary is node 1 and where commits wait for node 2.
+func view(id registry.NodeID) health.View {
+	now := time.Now()
+	rule := election.Rule{Term: 5, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}, Quorum: true, Sync: []int32{2}, Acks: 1}
+	v := health.View{
+		At: now, Cluster: "shop", NodeID: id, Node: "node" + id.String(), LookedAt: now, Interval: 2 * time.Second, Silence: 2 * time.Second,
+		Automatic: true, Phase: election.AsStandby, Reason: "standby is monitored", Rule: rule, LocalUp: true,
+		Local:    registry.NodeStatus{StartedAt: now.Add(-time.Hour), VersionNum: 150018, SystemIdentifier: "7", InRecovery: id != 1, CurrentLSN: 5000, ReceivedLSN: 5000, ReplayedLSN: 3000},
+		Upstream: health.Upstream{ID: 1, SeenAt: now, LSN: 5000},
+		Lease:    health.Lease{Known: id == 1, Needed: id == 1, Proven: id == 1, Left: 2 * time.Second},
+	}
+	for i := int32(1); i <= 3; i++ {
+		r := registry.Record{ID: registry.NodeID(i), Name: "node" + registry.NodeID(i).String(), Active: true, Role: registry.RoleStandby, Priority: 100, Location: "ams", Conninfo: fmt.Sprintf("host=10.0.0.%d port=5433", i)}
+		p := election.Peer{ID: i, Role: election.Standby, Answer: election.Answers, Tried: now, SeenAt: now, Running: election.Standby, Rule: rule, Receiving: true, Replayed: 3000}
+		p.Position.Timeline, p.Position.LSN = 4, 5000
+		if i == 1 {
+			r.Role, p.Role, p.Running, p.Receiving, p.Replayed = registry.RolePrimary, election.Primary, election.Primary, false, 0
+		}
+		v.Records, v.Peers = append(v.Records, r), append(v.Peers, p)
+	}
+	return v
+}
+
+// serve serves a view on a socket of its own, and returns its address.
+func serve(t *testing.T, v health.View, o Options) string {
+	t.Helper()
+	look := func() health.View { v.At = time.Now(); v.LookedAt = v.At; return v }
+	return listen(t, &Server{Handler: newHandler(look, o)})
+}
+
+func listen(t *testing.T, s *Server) string {
+	t.Helper()
+	s.Listen = "127.0.0.1:0"
+	ctx, stop := context.WithCancel(t.Context())
+	at, ended := make(chan string, 1), make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, func(a net.Addr) { at <- a.String() }) }()
+	t.Cleanup(func() { stop(); assert.NoError(t, <-ended) })
+	select {
+	case address := <-at:
+		return address
+	case err := <-ended:
+		ended <- nil
+		require.NoError(t, err)
+		return ""
+	}
+}
+
+// raw sends bytes as they are, and returns what comes back.
+func raw(t *testing.T, address, request string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	require.NoError(t, err)
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_, err = c.Write([]byte(request))
+	require.NoError(t, err)
+	answer, _ := io.ReadAll(c)
+	return string(answer)
+}
+
+func request(t *testing.T, method, url, body string, header ...string) (code int, text string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	require.NoError(t, err)
+	for i := 0; i+1 < len(header); i += 2 {
+		if r.Header.Set(header[i], header[i+1]); header[i] == "Host" {
+			r.Host = header[i+1]
+		}
+	}
+	res, err := (&http.Client{Timeout: 20 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}).Do(r)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return res.StatusCode, string(b)
+}
+
+// The codes of Patroni's paths, on the primary, on the standby that commits wait for, and on another standby.
+func TestHealthPaths(t *testing.T) {
+	t.Parallel()
+	at := [3]string{serve(t, view(1), Options{}), serve(t, view(2), Options{}), serve(t, view(3), Options{})}
+	for path, want := range map[string][3]int{
+		"/": {200, 503, 503}, "/primary": {200, 503, 503}, "/master": {200, 503, 503}, "/read-write": {200, 503, 503}, "/leader": {200, 503, 503},
+		"//primary": {200, 503, 503}, "/primary/": {200, 503, 503}, "/x/primary/y": {200, 503, 503},
+		"/standby-leader": {503, 503, 503}, "/standby_leader": {503, 503, 503},
+		"/replica": {503, 200, 200}, "/replica/x": {503, 200, 200}, "/replica?lag=2000": {503, 200, 200}, "/replica?lag=1kB": {503, 503, 503}, "/replica?lag=10MB": {503, 200, 200}, "/replica?lag=-1": {503, 503, 503},
+		"/replica?replication_state=streaming": {503, 200, 200}, "/replica?tag_location=ams": {503, 200, 200}, "/replica?tag_location=fra": {503, 503, 503}, "/replica?tag_other=x": {503, 503, 503},
+		"/read-only": {200, 200, 200}, "/sync": {503, 200, 503}, "/synchronous": {503, 200, 503}, "/read-only-sync": {200, 200, 503}, "/quorum": {503, 503, 503}, "/read-only-quorum": {200, 503, 503},
+		"/async": {503, 503, 200}, "/asynchronous": {503, 503, 200}, "/health": {200, 200, 200}, "/liveness": {200, 200, 200},
+		"/readiness": {200, 200, 200}, "/readiness?lag=1000": {200, 503, 503}, "/readiness?lag=1000&mode=write": {200, 200, 200},
+		"/nothing": {503, 503, 503}, "/../../etc/passwd": {503, 503, 503}, "/%2e%2e/etc/passwd": {503, 503, 503},
+		"/patroni": {200, 200, 200}, "/cluster": {200, 200, 200}, "/history": {200, 200, 200}, "/config": {200, 200, 200}, "/failsafe": {502, 502, 502}, "/metrics": {200, 200, 200}, "/role": {200, 200, 200},
+	} {
+		for i, address := range at {
+			for _, method := range []string{"GET", "HEAD", "OPTIONS"} {
+				answer := raw(t, address, method+" "+path+" HTTP/1.0\r\n\r\n")
+				assert.True(t, strings.HasPrefix(answer, fmt.Sprintf("HTTP/1.0 %d ", want[i])), "node%d: %s %s: %s", i+1, method, path, answer)
+			}
+		}
+	}
+	_, text := request(t, "GET", "http://"+at[1]+"/primary", "")
+	assert.Contains(t, text, "node1 is the primary of term 5")
+	for i, want := range []string{"primary\n", "standby\n", "standby\n"} {
+		_, text := request(t, "GET", "http://"+at[i]+"/role", "")
+		assert.Equal(t, want, text)
+	}
+}
+
+// What net/http would refuse or answer otherwise.
+func TestRequestsOfLoadBalancers(t *testing.T) {
+	t.Parallel()
+	at := serve(t, view(1), Options{})
+	for _, r := range []string{
+		"GET /primary HTTP/1.1\r\n\r\n", "HEAD /primary HTTP/1.1\r\nConnection: close\r\n\r\n", "OPTIONS / HTTP/1.0\r\n\r\n", "OPTIONS * HTTP/1.0\r\n\r\n",
+		"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "GET //primary HTTP/1.0\r\n\r\n", "GET /primary HTTP/1.0\n\n",
+	} {
+		assert.Regexp(t, `^HTTP/1\.[01] 200 `, raw(t, at, r), "%q", r)
+	}
+	// In pieces, and with a second request behind a first one that has no Host.
+	c, err := net.Dial("tcp", at)
+	require.NoError(t, err)
+	defer c.Close()
+	for _, part := range []string{"GET /prim", "ary HTTP/1.1\r", "\nX: y\r\n", "\r\nGET /replica HTTP/1.1\r\n\r\n"} {
+		_, err := c.Write([]byte(part))
+		require.NoError(t, err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	answers, _ := io.ReadAll(c)
+	assert.Equal(t, 1, bytes.Count(answers, []byte("HTTP/1.1 ")), "%s", answers)
+	for _, bad := range []string{
+		"GET /primary HTTP/1.1\r\nHost : x\r\n\r\n", "GET /primary HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+		"GET /primary HTTP/1.1\r\nX: " + strings.Repeat("y", 64<<10) + "\r\n\r\n", "\r\n\r\n", "nonsense\r\n\r\n",
+	} {
+		assert.Regexp(t, `^(HTTP/1\.1 4\d\d |$)`, raw(t, at, bad), "%.40q", bad)
+	}
+}
+
+func TestDocuments(t *testing.T) {
+	t.Parallel()
+	at := serve(t, view(2), Options{})
+	var b map[string]any
+	_, text := request(t, "GET", "http://"+at+"/patroni", "")
+	require.NoError(t, json.Unmarshal([]byte(text), &b))
+	for key, want := range map[string]any{
+		"state": "running", "role": "replica", "server_version": 150018.0, "timeline": 4.0, "replication_state": "streaming", "sync_standby": true,
+		"database_system_identifier": "7", "xlog": map[string]any{"received_location": 5000.0, "replayed_location": 3000.0, "replayed_timestamp": nil, "paused": false},
+		"patroni": map[string]any{"version": "repmgr " + repmgr.Version, "scope": "shop", "name": "node2"},
+	} {
+		assert.Equal(t, want, b[key], key)
+	}
+	var c struct {
+		Members []map[string]any `json:"members"`
+	}
+	_, text = request(t, "GET", "http://"+at+"/cluster", "")
+	require.NoError(t, json.Unmarshal([]byte(text), &c))
+	require.Len(t, c.Members, 3)
+	assert.Equal(t, map[string]any{"name": "node1", "role": "leader", "state": "running", "host": "10.0.0.1", "port": 5433.0, "timeline": 4.0, "tags": map[string]any{"location": "ams", "priority": 100.0}}, c.Members[0])
+	assert.Equal(t, []any{"sync_standby", "streaming", 2000.0, 0.0}, []any{c.Members[1]["role"], c.Members[1]["state"], c.Members[1]["lag"], c.Members[1]["receive_lag"]})
+	assert.Equal(t, "replica", c.Members[2]["role"])
+
+	_, text = request(t, "GET", "http://"+serve(t, view(1), Options{Metrics: repmgr.MetricsPatroni})+"/metrics", "")
+	for _, line := range []string{
+		`repmgr_is_primary{cluster="shop",node="node1",node_id="1"} 1`, `repmgr_voters_reachable{cluster="shop",node="node1",node_id="1"} 3`,
+		`repmgr_standby_streaming{cluster="shop",node="node1",node_id="1",standby="node3"} 1`, `patroni_primary{scope="shop",name="node1"} 1`, `patroni_xlog_location{scope="shop",name="node1"} 5000`,
+	} {
+		assert.Contains(t, text, line+"\n")
+	}
+	assert.NotContains(t, text, "e+")
+	assert.Equal(t, strings.Count(text, "# TYPE "), strings.Count(text, "# HELP "))
+}
+
+// A request may change something, or see more than a health check, only if it may.
+func TestWhoMay(t *testing.T) {
+	t.Parallel()
+	token := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(token, []byte("0123456789abcdef\n"), 0o600))
+	c, err := repmgr.New(repmgr.Config{NodeID: 1, Conninfo: "host=127.0.0.1 port=1 dbname=none user=none", HTTPTokenFile: token})
+	require.NoError(t, err)
+	open := "http://" + serve(t, view(1), Options{Cluster: c, TokenFile: token})
+	closed := "http://" + serve(t, view(1), Options{Cluster: c})
+	for name, q := range map[string]struct {
+		url, method, path, body string
+		header                  []string
+		code                    int
+		text                    string
+	}{
+		"no token is set":         {closed, "POST", "/switchover", `{"leader":"node1"}`, nil, 403, "http_token_file"},
+		"no password":             {open, "POST", "/switchover", `{"leader":"node1"}`, nil, 401, "needs a password"},
+		"wrong password":          {open, "POST", "/switchover", `{"leader":"node1"}`, []string{"Authorization", "Bearer x"}, 401, "is wrong"},
+		"another origin":          {open, "POST", "/switchover", `{"leader":"node1"}`, []string{"Authorization", "Bearer 0123456789abcdef", "Origin", "http://evil.example"}, 403, "origin"},
+		"a foreign name":          {open, "GET", "/repmgr/v1/status", "", []string{"Host", "evil.example"}, 403, "password"},
+		"events, a foreign name":  {open, "GET", "/events", "", []string{"Host", "evil.example"}, 403, "password"},
+		"a health check may":      {open, "GET", "/primary", "", []string{"Host", "evil.example"}, 200, "node1"},
+		"basic":                   {open, "POST", "/switchover", "", []string{"Authorization", "Basic eDowMTIzNDU2Nzg5YWJjZGVm"}, 400, "leader is missing"},
+		"wrong leader":            {open, "POST", "/switchover", `{"leader":"node2"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `the primary is "node1"`},
+		"unknown candidate":       {open, "POST", "/switchover", `{"leader":"node1","candidate":"x"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `no node is called "x"`},
+		"itself":                  {open, "POST", "/switchover", `{"leader":"node1","candidate":"node1"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "already"},
+		"in the past":             {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"2020-01-01T00:00:00+00:00"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 422, "past"},
+		"without a zone":          {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"2030-01-01T00:00:00"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "zone"},
+		"no time":                 {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"soon"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 422, "soon"},
+		"no JSON":                 {open, "POST", "/switchover", `leader`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "JSON"},
+		"failover of nobody":      {open, "POST", "/failover", `{}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "candidate is missing"},
+		"nothing is scheduled":    {open, "DELETE", "/switchover", "", []string{"Authorization", "Bearer 0123456789abcdef"}, 404, "nothing"},
+		"other settings":          {open, "PATCH", "/config", `{"ttl":10}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "ALTER SYSTEM"},
+		"huge":                    {open, "POST", "/switchover", strings.Repeat(" ", 70<<10), []string{"Authorization", "Bearer 0123456789abcdef"}, 413, "65536"},
+		"unknown change":          {open, "POST", "/reinitialize", "{}", []string{"Authorization", "Bearer 0123456789abcdef"}, 501, "/reinitialize"},
+		"unknown question":        {open, "GET", "/repmgr/v1/nothing", "", nil, 404, "/repmgr/v1/status"},
+		"question without a node": {open, "GET", "/repmgr/v1/why-not", "", nil, 400, "which node"},
+		"nobody answers":          {open, "GET", "/repmgr/v1/status", "", nil, 503, "error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			code, text := request(t, q.method, q.url+q.path, q.body, q.header...)
+			assert.Equal(t, q.code, code, text)
+			assert.Contains(t, text, q.text)
+		})
+	}
+}
+
+func TestTokenFile(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "token")
+	s := &secret{path: path}
+	_, err := s.read()
+	require.ErrorContains(t, err, "no such file")
+	for content, want := range map[string]string{"short\n": "16 are the least", "": "16 are the least"} {
+		require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+		_, err = s.read()
+		require.ErrorContains(t, err, want)
+	}
+	require.NoError(t, os.WriteFile(path, []byte("0123456789abcdef"), 0o600))
+	require.NoError(t, os.Chmod(path, 0o644))
+	_, err = s.read()
+	require.ErrorContains(t, err, "chmod")
+	require.NoError(t, os.Chmod(path, 0o600))
+	value, err := s.read()
+	require.NoError(t, err)
+	require.Equal(t, "0123456789abcdef", string(value))
+	require.NoError(t, os.WriteFile(path, []byte("another one that is longer"), 0o600))
+	value, err = s.read()
+	require.NoError(t, err)
+	require.Equal(t, "another one that is longer", string(value))
+}
+
+// Idle connections keep nobody out, and a reader that does not read holds nothing up.
+func TestManyConnections(t *testing.T) {
+	t.Parallel()
+	at := serve(t, view(1), Options{})
+	for range 3 * connections {
+		c, err := net.Dial("tcp", at)
+		require.NoError(t, err)
+		defer c.Close()
+	}
+	code, _ := request(t, "GET", "http://"+at+"/primary", "")
+	assert.Equal(t, 200, code)
+}
+
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	var events Events
+	at := serve(t, view(1), Options{Events: &events})
+	require.NoError(t, events.Notify(t.Context(), repmgr.Event{Type: "before", PeerConninfo: "host=secret"}))
+	read := func(last string) (next func() string) {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+at+"/events", http.NoBody)
+		require.NoError(t, err)
+		r.Header.Set("Last-Event-ID", last)
+		res, err := http.DefaultClient.Do(r)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = res.Body.Close() })
+		lines := bufio.NewScanner(res.Body)
+		return func() string {
+			for lines.Scan() {
+				if text, ok := strings.CutPrefix(lines.Text(), "id: "); ok {
+					require.True(t, lines.Scan())
+					kind := lines.Text()
+					require.True(t, lines.Scan())
+					require.NotContains(t, lines.Text(), "secret")
+					return text + " " + kind
+				}
+			}
+			return "ended"
+		}
+	}
+	now := read("")
+	old := read("12345-1") // of another process: all that there is
+	first := old()
+	assert.Regexp(t, `^\d+-1 event: before$`, first)
+	require.NoError(t, events.Notify(t.Context(), repmgr.Event{Type: "after"}))
+	assert.Regexp(t, `^\d+-2 event: after$`, now())
+	assert.Regexp(t, `^\d+-2 event: after$`, old())
+	id, _, _ := strings.Cut(first, " ")
+	assert.Regexp(t, `^\d+-2 event: after$`, read(id)())
+}
+
+// Questions that are the same are asked once.
+func TestQuestions(t *testing.T) {
+	t.Parallel()
+	q := newQuestions()
+	asked, answered := make(chan struct{}, 10), make(chan struct{})
+	ask := func(context.Context) (any, error) {
+		asked <- struct{}{}
+		<-answered
+		return "yes", t.Context().Err()
+	}
+	results := make(chan any, 3)
+	for range 3 {
+		go func() { _, a := q.ask(t.Context(), "same", ask); results <- a }()
+	}
+	<-asked
+	close(answered)
+	for range 3 {
+		assert.Equal(t, "yes", <-results)
+	}
+	assert.Empty(t, asked)
+}
