@@ -39,7 +39,7 @@ func (h *handler) ask(w http.ResponseWriter, r *http.Request, v health.View, pat
 	case err != nil:
 		answer(w, r, http.StatusBadRequest, failure{err.Error(), ""})
 	case question == nil:
-		text(w, http.StatusNotFound, "there is no /"+r.URL.Path+": see /repmgr/v1/status, cluster, explain, why, why-not, failovers, doctor, matrix, plan, monitor")
+		text(w, http.StatusNotFound, "there is no "+r.URL.Path+": see /repmgr/v1/status, cluster, explain, why, why-not, failovers, doctor, matrix, plan, monitor")
 	default:
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(askLimit + writeWithin))
 		code, document := h.questions.ask(r.Context(), key, question)

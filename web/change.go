@@ -35,11 +35,11 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request, path string) {
 	if !h.mayChange(w, r) {
 		return
 	}
-	do := map[string]func(context.Context, health.View, []byte) (int, string, error){
-		"POST switchover": func(ctx context.Context, v health.View, b []byte) (int, string, error) {
+	do := map[string]func(context.Context, health.View, []byte) (int, any, error){
+		"POST switchover": func(ctx context.Context, v health.View, b []byte) (int, any, error) {
 			return h.switchover(ctx, v, b, false)
 		},
-		"POST failover": func(ctx context.Context, v health.View, b []byte) (int, string, error) {
+		"POST failover": func(ctx context.Context, v health.View, b []byte) (int, any, error) {
 			return h.switchover(ctx, v, b, true)
 		},
 		"DELETE switchover": nothingScheduled,
@@ -75,7 +75,11 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request, path string) {
 		h.refused(w, err)
 		return
 	}
-	text(w, code, said)
+	if line, ok := said.(string); ok {
+		text(w, code, line)
+		return
+	}
+	answer(w, r, code, said)
 }
 
 // refused answers an error, with what to do about it.
@@ -121,49 +125,49 @@ func decode(content []byte, into any) error {
 	return nil
 }
 
-func nothingScheduled(context.Context, health.View, []byte) (int, string, error) {
-	return 0, "", refuse(http.StatusNotFound, "nothing that was asked for over HTTP is scheduled")
+func nothingScheduled(context.Context, health.View, []byte) (int, any, error) {
+	return 0, nil, refuse(http.StatusNotFound, "nothing that was asked for over HTTP is scheduled")
 }
 
 // switchover hands the primary over. As a failover it may be asked for where there is no primary, too.
-func (h *handler) switchover(ctx context.Context, v health.View, content []byte, failover bool) (int, string, error) {
+func (h *handler) switchover(ctx context.Context, v health.View, content []byte, failover bool) (int, any, error) {
 	var ask struct {
 		Leader    string `json:"leader"`
 		Candidate string `json:"candidate"`
 		At        string `json:"scheduled_at"`
 	}
 	if err := decode(content, &ask); err != nil {
-		return 0, "", err
+		return 0, nil, err
 	}
 	lead := leader(v)
 	switch {
 	case !failover && ask.Leader == "":
-		return 0, "", refuse(http.StatusBadRequest, "leader is missing: the name of the present primary")
+		return 0, nil, refuse(http.StatusBadRequest, "leader is missing: the name of the present primary")
 	case failover && ask.Leader == "" && ask.Candidate == "":
-		return 0, "", refuse(http.StatusBadRequest, "candidate is missing: the name of the node that is to be the primary")
+		return 0, nil, refuse(http.StatusBadRequest, "candidate is missing: the name of the node that is to be the primary")
 	case failover && ask.At != "":
-		return 0, "", refuse(http.StatusBadRequest, "a failover can not be scheduled")
+		return 0, nil, refuse(http.StatusBadRequest, "a failover can not be scheduled")
 	case lead == 0 && failover:
 		return h.elect(ctx, ask.Candidate)
 	case lead == 0:
-		return 0, "", refuse(http.StatusPreconditionFailed, "there is no primary that could hand over: POST /failover")
+		return 0, nil, refuse(http.StatusPreconditionFailed, "there is no primary that could hand over: POST /failover")
 	case ask.Leader != "" && ask.Leader != v.Name(lead):
-		return 0, "", refuse(http.StatusPreconditionFailed, "leader name does not match: the primary is %q", v.Name(lead))
+		return 0, nil, refuse(http.StatusPreconditionFailed, "leader name does not match: the primary is %q", v.Name(lead))
 	case ask.Candidate == v.Name(lead):
-		return 0, "", refuse(http.StatusBadRequest, "%q is the primary already", ask.Candidate)
+		return 0, nil, refuse(http.StatusBadRequest, "%q is the primary already", ask.Candidate)
 	}
 	o := repmgr.SwitchoverOptions{}
 	var err error
 	if o.At, err = scheduled(ask.At, v.At); err != nil {
-		return 0, "", err
+		return 0, nil, err
 	}
 	if o.To, err = h.candidate(ctx, v, ask.Candidate); err != nil {
-		return 0, "", err
+		return 0, nil, err
 	}
 	res, err := h.o.Cluster.Switchover(ctx, o)
 	switch {
 	case err != nil:
-		return 0, "", err
+		return 0, nil, err
 	case res.Scheduled:
 		return http.StatusAccepted, "Switchover scheduled", nil
 	case ask.Candidate != "" && res.To.Name != ask.Candidate:
@@ -214,13 +218,13 @@ func scheduled(at string, now time.Time) (time.Time, error) {
 }
 
 // elect holds an election for a primary that is lost.
-func (h *handler) elect(ctx context.Context, candidate string) (int, string, error) {
+func (h *handler) elect(ctx context.Context, candidate string) (int, any, error) {
 	res, err := h.o.Cluster.Failover(ctx, repmgr.FailoverOptions{})
 	switch {
 	case err != nil:
-		return 0, "", err
+		return 0, nil, err
 	case res.Winner == nil:
-		return 0, "", refuse(http.StatusServiceUnavailable, "the election has no winner")
+		return 0, nil, refuse(http.StatusServiceUnavailable, "the election has no winner")
 	case candidate != "" && res.Winner.Name != candidate:
 		return http.StatusOK, fmt.Sprintf("Failed over to %q instead of %q", res.Winner.Name, candidate), nil
 	}
@@ -228,7 +232,7 @@ func (h *handler) elect(ctx context.Context, candidate string) (int, string, err
 }
 
 // restart restarts the server of this node.
-func (h *handler) restart(ctx context.Context, v health.View, content []byte) (int, string, error) {
+func (h *handler) restart(ctx context.Context, v health.View, content []byte) (int, any, error) {
 	var ask struct {
 		Pending  bool   `json:"restart_pending"`
 		Role     string `json:"role"`
@@ -237,39 +241,37 @@ func (h *handler) restart(ctx context.Context, v health.View, content []byte) (i
 		Timeout  any    `json:"timeout"`
 	}
 	if err := decode(content, &ask); err != nil {
-		return 0, "", err
+		return 0, nil, err
 	}
 	switch {
 	case ask.Schedule != "" || ask.Version != "" || ask.Timeout != nil:
-		return 0, "", refuse(http.StatusBadRequest, "schedule, postgres_version and timeout are not known here")
-	case v.Paused():
-		return 0, "", refuse(http.StatusInternalServerError, "failover is paused")
+		return 0, nil, refuse(http.StatusBadRequest, "schedule, postgres_version and timeout are not known here")
 	case ask.Role != "" && ask.Role != patroniRole(v):
-		return 0, "", refuse(http.StatusServiceUnavailable, "this node is no %s, but a %s", ask.Role, patroniRole(v))
+		return 0, nil, refuse(http.StatusServiceUnavailable, "this node is no %s, but a %s", ask.Role, patroniRole(v))
 	}
 	res, err := h.o.Cluster.RollingRestart(ctx, repmgr.RestartOptions{Nodes: []repmgr.NodeID{v.NodeID}, Pending: ask.Pending, Primary: repmgr.RestartInPlace})
 	switch {
 	case err != nil:
-		return 0, "", err
+		return 0, nil, err
 	case len(res.Restarted) == 0:
-		return 0, "", refuse(http.StatusServiceUnavailable, "nothing was restarted: no setting of this node waits for a restart")
+		return 0, nil, refuse(http.StatusServiceUnavailable, "nothing was restarted: no setting of this node waits for a restart")
 	}
 	return http.StatusOK, "restarted successfully", nil
 }
 
 // reload makes the server of this node read its configuration again.
-func (h *handler) reload(ctx context.Context, _ health.View, _ []byte) (int, string, error) {
+func (h *handler) reload(ctx context.Context, _ health.View, _ []byte) (int, any, error) {
 	_, err := h.o.Cluster.ControlServer(ctx, repmgr.ServiceReload, repmgr.ServiceOptions{})
 	return http.StatusAccepted, "reload scheduled", err
 }
 
 // pause pauses failover, and ends that: the only setting of a cluster that is changed over HTTP.
-func (h *handler) pause(ctx context.Context, _ health.View, content []byte) (int, string, error) {
+func (h *handler) pause(ctx context.Context, _ health.View, content []byte) (int, any, error) {
 	var ask map[string]*bool
 	err := json.Unmarshal(content, &ask)
 	pause, given := ask["pause"]
 	if err != nil || !given || len(ask) != 1 {
-		return 0, "", refuse(http.StatusBadRequest, `want {"pause": true}, {"pause": false} or {"pause": null}: settings of PostgreSQL are changed with ALTER SYSTEM`)
+		return 0, nil, refuse(http.StatusBadRequest, `want {"pause": true}, {"pause": false} or {"pause": null}: settings of PostgreSQL are changed with ALTER SYSTEM`)
 	}
 	do := h.o.Cluster.Unpause
 	if pause != nil && *pause {
@@ -277,7 +279,7 @@ func (h *handler) pause(ctx context.Context, _ health.View, content []byte) (int
 	}
 	res, err := do(ctx, repmgr.PauseOptions{})
 	if err != nil {
-		return 0, "", err
+		return 0, nil, err
 	}
-	return http.StatusOK, fmt.Sprintf(`{"pause": %t}`, res.Paused), nil
+	return http.StatusOK, map[string]bool{"pause": res.Paused}, nil
 }

@@ -339,3 +339,23 @@ func TestQuestions(t *testing.T) {
 	}
 	assert.Empty(t, asked)
 }
+
+// BenchmarkPrimary is the time of a health check over a connection that stays open.
+func BenchmarkPrimary(b *testing.B) {
+	v := view(1)
+	look := func() health.View { v.At = time.Now(); v.LookedAt = v.At; return v }
+	ctx, stop := context.WithCancel(b.Context())
+	at, ended := make(chan string, 1), make(chan error, 1)
+	s := &Server{Listen: "127.0.0.1:0", Handler: newHandler(look, Options{})}
+	go func() { ended <- s.Serve(ctx, func(a net.Addr) { at <- a.String() }) }()
+	defer func() { stop(); <-ended }()
+	url := "http://" + <-at + "/primary"
+	for b.Loop() {
+		res, err := http.Get(url)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+	}
+}
