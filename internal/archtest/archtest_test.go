@@ -41,7 +41,7 @@ var floors = [][]string{
 	{"etcd", "web"},
 	{"internal/cli"},
 	{"cmd/*", "examples/*"},
-	{"internal/manual", "internal/bench", "internal/compat"}, // tests of the programs as a whole
+	{"internal/manual", "internal/bench", "internal/compat", "internal/compat/debian"}, // tests of the programs as a whole
 }
 
 // onlyForTests may be imported by _test.go files alone.

@@ -190,7 +190,7 @@ func TestLines(t *testing.T) {
 		"a runbook's switchover, planned": {standby, `repmgr standby switchover -f $C --siblings-follow --dry-run 2>&1 | grep -c "prerequisites for executing STANDBY SWITCHOVER are met"`, "1\n", 0},
 		"node check, all":                 {primary, `repmgr -f $C node check | head -1`, "Node \"node1\":\n", 0},
 		"matrix":                          {primary, `repmgr -f $C cluster matrix --csv | sort`, "1,1,0\n1,2,0\n1,3,0\n2,1,0\n2,2,0\n2,3,0\n3,1,0\n3,2,0\n3,3,0\n", 0},
-		"what pg_wrapper leaves":          {primary, `repmgr --cluster 15/main cluster show --terse >/dev/null 2>&1`, "", 0},
+		"--cluster without pg_wrapper":    {primary, `repmgr --cluster 15/main cluster show --terse >/dev/null 2>&1`, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
