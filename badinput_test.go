@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -351,6 +352,10 @@ func TestFollow_Refuses(t *testing.T) {
 	rep, err := node3.NodeStatus(ctx)
 	require.NoError(t, err)
 	require.Contains(t, strings.Join(rep.Issues, "\n"), "node rejoin")
+	not, err := node2.WhyNot(ctx, 3)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(not.Reasons, "\n"), "can not follow")
+	require.Contains(t, strings.Join(not.Reasons, "\n"), "node rejoin")
 	require.Equal(t, before, node3.QueryString(t, `SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'`), "nothing changed")
 
 	// Promoted apart: both are on timeline 2, and neither can follow the other.
@@ -377,6 +382,25 @@ func TestPromote_RefusesWhilePrimaryStillSends(t *testing.T) {
 	_, err := node2.Promote(t.Context(), repmgr.PromoteOptions{})
 	requireError(t, err, repmgr.ErrRefused, "still receives WAL", "node2")
 	require.True(t, pgtest.Query[bool](t, node2.Server, `SELECT pg_is_in_recovery()`))
+}
+
+// The checks of a node whose upstream is silent wait for it once.
+func TestCheckNode_AsksTheUpstreamOnce(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2 := addStandby(t, node1, 2)
+	host, port := pgtest.Blackhole(t)
+	const limit = 4 * time.Second
+	silent := map[string]string{"host": host, "port": strconv.Itoa(port), "connect_timeout": fmt.Sprint(limit.Seconds()), "user": "postgres"}
+	node1.Exec(t, `UPDATE repmgr.nodes SET conninfo = $1 WHERE node_id = 1`, repmgr.FormatConninfo(silent))
+	waitSame(t, node1, node2)
+	begun := time.Now()
+	res, err := node2.CheckNode(t.Context(), "")
+	require.NoError(t, err)
+	require.Less(t, time.Since(begun), 2*limit)
+	upstream := res.Checks[slices.IndexFunc(res.Checks, func(c repmgr.CheckResult) bool { return c.Check == repmgr.CheckUpstream })]
+	require.Equal(t, repmgr.CheckUnknown, upstream.Status)
+	require.Contains(t, upstream.Details, "no answer within connect_timeout (4s)")
 }
 
 // Ten silent nodes cost no more than one.

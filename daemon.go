@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/fence"
 	"github.com/pgrepmgr/repmgr/internal/pidfile"
 	"github.com/pgrepmgr/repmgr/internal/postmaster"
+	"github.com/pgrepmgr/repmgr/internal/restart"
 	"github.com/pgrepmgr/repmgr/internal/salvage"
 	"github.com/pgrepmgr/repmgr/internal/service"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -161,17 +162,32 @@ func (c *Cluster) serviceCommands() (service.Commands, error) {
 	}
 	return service.Commands{
 		Server: &srv.Server, Restart: c.cfg.ServiceRestartCommand, Reload: c.cfg.ServiceReloadCommand, Promote: c.cfg.ServicePromoteCommand,
-		Connect: c.connectLocal, Screen: func(ctx context.Context, dryRun bool) error {
+		Log: c.log, Connect: c.connectLocal, Alone: c.mayRestartAlone, Screen: func(ctx context.Context, dryRun bool) error {
 			_, err := c.Screen(ctx, ScreenOptions{DryRun: dryRun})
 			return err
 		},
 	}, nil
 }
 
+// mayRestartAlone refuses a restart of the local server after which a standby would not replay any more.
+func (c *Cluster) mayRestartAlone(ctx context.Context) error {
+	recs, err := c.Nodes(ctx)
+	if err != nil {
+		return nil // a server that does not answer may be restarted for that
+	}
+	said := map[NodeID]restart.Server{}
+	for _, r := range askAll(ctx, c, recs, restart.Ask) {
+		if r.err == nil {
+			said[r.record.ID] = r.said
+		}
+	}
+	return restart.CheckAlone(c.cfg.NodeID, recs, said)
+}
+
 // ControlServer starts, stops, restarts or reloads the server of this machine, by [Cluster.ServiceCommand].
 // Before a start, [Cluster.Screen] decides whether it may start as a primary. A promotion is an [ErrRefused]:
-// [Cluster.Promote] makes it, with its checks. What the command reports as a failure is an
-// [ErrServerControl].
+// [Cluster.Promote] makes it, with its checks; so is a restart that would end the replay of a standby, unless forced.
+// What the command reports as a failure is an [ErrServerControl].
 func (c *Cluster) ControlServer(ctx context.Context, a ServiceAction, o ServiceOptions) (ServiceResult, error) {
 	all, err := c.serviceCommands()
 	if err != nil {

@@ -209,7 +209,7 @@ func (m *Monitor) announce(ctx context.Context) {
 	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
 	s := m.Status()
-	p := registry.Announcement{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error}
+	p := registry.Announcement{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error, Rejected: s.Rejected}
 	p.CanFence, p.LostVote = m.guard.CanFence(), m.stateFile.Lost()
 	p.NoStream, p.NotSeen = m.duties.streams.Failed(), voters.NotSeen(m.watch.Peers())
 	if err := m.guard.Lacks(); err != nil {
@@ -473,10 +473,10 @@ func (m *Monitor) dropRequests(ctx context.Context, o election.Observation) {
 	notice := o.Rule.Primary != o.Self && m.state.HandoverOver && me.Handover.ID == m.state.Handover.ID
 	missed := o.Rule.Primary == o.Self && me.Handover.Hold == 0 && !me.Handover.Begun && m.tasks.current == nil && o.Now.After(me.Handover.Until)
 	if me.Handover.ID != "" && (notice || missed) {
-		m.report("removing a switchover that is over", m.node.Local.SetHandover(ctx, election.Handover{}))
+		m.report("removing a switchover that is over", m.node.Local.DropHandover(ctx, me.Handover.ID))
 	}
 	if m.tasks.current == nil && me.Restart.ID != "" && !me.Restarting(o.Now, o.Rule) {
-		m.report("removing a request for a restart", m.node.Local.SetRestart(ctx, election.Restart{}))
+		m.report("removing a request for a restart", m.node.Local.DropRestart(ctx, me.Restart.ID))
 	}
 }
 

@@ -352,6 +352,9 @@ func (c *Cluster) Drain(ctx context.Context, o DrainOptions) (DrainResult, error
 		return res, hint(kind(ErrRefused, "the server in %s runs, and does not answer at the address of %s", srv.Dir, self), "Is conninfo right, and is data_directory that of this node?")
 	}
 	if me.Running == election.Primary && self.Role != RoleWitness {
+		if err := switchover.CheckDrain(voters.PeerOf(w.Refresh(ctx, c.cfg.SilenceTimeout), int32(self.ID)), self); err != nil {
+			return res, err
+		}
 		so := SwitchoverOptions{Timeout: o.Timeout, Force: o.Force, DryRun: o.DryRun}
 		sw, err := c.switchOver(ctx, start, c.askSwitchover(w, recs, so), so)
 		res.Switchover = &sw

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,6 +59,7 @@ type control struct {
 	mu      sync.Mutex
 	cfg     Config  // the configuration in force
 	next    *Config // a new configuration that Run takes over in its next turn
+	refused string  // why the newest configuration was not taken over; empty: it was
 	status  MonitorStatus
 	view    View // of the last turn, without what View adds
 	watched atomic.Pointer[voters.Watch]
@@ -98,9 +100,10 @@ type MonitorStatus struct {
 	Reason   string         `json:"reason"`
 	Since    time.Time      `json:"since,omitzero"` // of the reason
 	LookedAt time.Time      `json:"looked_at,omitzero"`
-	Primary  string         `json:"primary,omitempty"`    // as a standby's monitor knows it
-	Lag      *Lag           `json:"lag,omitempty"`        // of a standby: the newest sample
-	Error    string         `json:"last_error,omitempty"` // why the last look or act was not complete
+	Primary  string         `json:"primary,omitempty"`                // as a standby's monitor knows it
+	Lag      *Lag           `json:"lag,omitempty"`                    // of a standby: the newest sample
+	Error    string         `json:"last_error,omitempty"`             // why the last look or act was not complete
+	Rejected string         `json:"configuration_rejected,omitempty"` // why the last reload has changed nothing; empty: it was taken over, or there was none
 
 	Health  election.Health `json:"primary_health,omitempty"` // the verdict on the primary, with failover=automatic
 	Rule    election.Rule   `json:"rule,omitzero"`            // the newest; left out: none is known
@@ -155,19 +158,29 @@ func (m *Monitor) View() View {
 
 // Reload takes over the settings of cfg that may change while the monitor runs,
 // and looks again at once. It returns the keys that changed but need a restart.
-// Where cfg is not valid, the error says why and the old settings stay.
+// Where cfg is not valid, the error says why, the old settings stay, and [Monitor.Rejected] is called.
 func (m *Monitor) Reload(cfg Config) (needRestart []string, err error) {
 	cfg = cfg.withDefaults()
 	if err := errors.Join(cfg.Validate(), cfg.requireMonitor()); err != nil {
+		m.Rejected(err)
 		return nil, err
 	}
 	m.control.mu.Lock()
 	_, needRestart = m.control.cfg.ChangedKeys(cfg)
 	merged := m.control.cfg.Reload(cfg)
-	m.control.next = &merged
+	m.control.next, m.control.refused = &merged, ""
 	m.control.mu.Unlock()
 	m.lookNow()
 	return needRestart, nil
+}
+
+// Rejected says to everybody, until the next [Monitor.Reload] that works, why a new configuration was not
+// taken over: its file can not be read, say.
+func (m *Monitor) Rejected(err error) {
+	m.control.mu.Lock()
+	m.control.refused = strings.ReplaceAll(err.Error(), "\n", "; ")
+	m.control.mu.Unlock()
+	m.lookNow()
 }
 
 func (m *Monitor) lookNow() {

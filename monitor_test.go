@@ -195,7 +195,7 @@ func TestMonitor_PrunesHistory(t *testing.T) {
 	})
 }
 
-// A reload takes over what may change, and keeps what was when the new file is wrong.
+// A reload takes over what may change, and keeps what was when the new file is wrong; that is said to everybody, too.
 func TestMonitor_Reload(t *testing.T) {
 	t.Parallel()
 	node1 := startPrimary(t)
@@ -207,9 +207,24 @@ func TestMonitor_Reload(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"node_name"}, restart)
 	node1.events.wait(t, repmgr.EventDaemonReload)
+	rejected := func(want bool) {
+		t.Helper()
+		pgtest.WaitFor(t, fmt.Sprint("a rejected configuration is an issue: ", want), func(ctx context.Context) error {
+			st, err := node1.ServiceStatus(ctx)
+			if issues := strings.Join(st.Issues, "\n"); err == nil && strings.Contains(issues, "node \"node1\" (ID: 1) has rejected the configuration in its file") != want {
+				err = errors.New(issues)
+			}
+			return err
+		})
+	}
 	cfg.MonitorInterval = -1
 	_, err = m.Reload(cfg)
 	require.ErrorIs(t, err, repmgr.ErrConfig)
+	rejected(true)
+	require.Contains(t, m.Status().Rejected, "monitor_interval_secs")
+	_, err = m.Reload(node1.cfg)
+	require.NoError(t, err)
+	rejected(false)
 }
 
 // A second daemon of a node changes nothing, also where it loses its primary, until

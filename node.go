@@ -140,7 +140,7 @@ func (c *Cluster) NodeStatus(ctx context.Context) (NodeReport, error) {
 	}
 	probes := append(c.survey(ctx, above), probe{Look: report.Look{Record: self, Status: rep.Status}})
 	c.seekStuck(ctx, probes)
-	report.Stop(&rep, probes[len(above)].Look, looks(probes))
+	report.NoteUpstream(&rep, probes[len(above)].Look, looks(probes))
 	report.Judge(&rep, recs)
 	return rep, nil
 }
@@ -196,55 +196,14 @@ func (c *Cluster) CheckNode(ctx context.Context, name CheckName) (NodeChecks, er
 		if one != name && (name != "" || one == CheckDaemon) {
 			continue
 		}
-		var r CheckResult
-		switch one {
-		case CheckUpstream:
-			r = c.checkUpstream(ctx, rep)
-		case CheckDaemon:
+		r := report.Check(one, rep, limits)
+		if one == CheckDaemon {
 			r = c.checkDaemon(ctx, rep)
-		default:
-			r = report.Check(one, rep, limits)
 		}
 		r.Check = one
 		all.Checks = append(all.Checks, r)
 	}
 	return all, nil
-}
-
-// checkUpstream asks the registered upstream whether it sends to the local node.
-func (c *Cluster) checkUpstream(ctx context.Context, rep NodeReport) CheckResult {
-	r := rep.Record
-	if !rep.Status.InRecovery {
-		return report.Found(CheckOK, "N/A - node is %s", r.Role)
-	}
-	if why := report.WhyStuck(rep); why != "" {
-		return report.Found(CheckCritical, "%s", why)
-	}
-	local, err := c.connectLocal(ctx)
-	if err != nil {
-		return report.Found(CheckUnknown, "%v", err)
-	}
-	defer local.Close()
-	recs, err := local.Records(ctx)
-	up, ok := registry.ByID(recs, r.UpstreamID)
-	switch {
-	case err != nil:
-		return report.Found(CheckUnknown, "%v", err)
-	case !ok:
-		return report.Found(CheckCritical, "no upstream node is registered for %s", r)
-	}
-	p := c.look(ctx, up)
-	switch state := registry.Attachment(p.Status, r.Name); {
-	case p.Err != nil && rep.Status.Receiver == nil:
-		return report.Found(CheckCritical, "%s receives nothing, and its upstream node does not answer: %v", r, p.Err)
-	case p.Err != nil:
-		return report.Found(CheckUnknown, "unable to ask the upstream node: %v", p.Err)
-	case state == "streaming":
-		return report.Found(CheckOK, "%s is attached to expected upstream %s", r, up)
-	case state != "":
-		return report.Found(CheckWarning, "%s is attached to expected upstream %s, in state %q", r, up, state)
-	}
-	return report.Found(CheckCritical, "%s is not attached to expected upstream %s", r, up)
 }
 
 // checkDaemon asks the local server whether a daemon watches it, and acts.

@@ -69,6 +69,21 @@ func TestDrain_Needed(t *testing.T) {
 	require.ErrorContains(t, err, "commits wait for 1 standbys, and without it 0 would be left")
 }
 
+// Where nobody hands the primary over, the refusal says what does.
+func TestDrain_Manual(t *testing.T) {
+	t.Parallel()
+	node1 := startPrimary(t)
+	node2 := addStandby(t, node1, 2)
+	_, err := node1.Drain(t.Context(), repmgr.DrainOptions{})
+	requireError(t, err, repmgr.ErrRefused, "no repmgrd runs there to hand it over")
+	require.Contains(t, repmgr.Hint(err), "standby switchover")
+	announce(t, node1, repmgr.Announcement{Mode: repmgr.FailoverManual})
+	_, err = node1.Drain(t.Context(), repmgr.DrainOptions{DryRun: true})
+	requireError(t, err, repmgr.ErrRefused, "failover=manual")
+	_, err = node2.Drain(t.Context(), repmgr.DrainOptions{})
+	require.NoError(t, err, "a standby may be stopped")
+}
+
 // The matrix shows what each daemon sees.
 func TestMatrix(t *testing.T) {
 	t.Parallel()
@@ -120,6 +135,18 @@ func TestControlServer(t *testing.T) {
 	_, err = n.ControlServer(t.Context(), repmgr.ServiceRestart, repmgr.ServiceOptions{Checkpoint: true})
 	require.NoError(t, err)
 	require.NotEqual(t, started, n.QueryString(t, `SELECT pg_postmaster_start_time()`))
+	two := addStandby(t, n, 2)
+	n.Exec(t, `ALTER SYSTEM SET max_connections = 300`)
+	_, err = n.ControlServer(t.Context(), repmgr.ServiceRestart, repmgr.ServiceOptions{DryRun: true})
+	requireError(t, err, repmgr.ErrRefused, "node2: it would not replay: max_connections would be ", "300 on the primary")
+	require.Contains(t, repmgr.Hint(err), "repmgr cluster restart")
+	_, err = n.ControlServer(t.Context(), repmgr.ServiceRestart, repmgr.ServiceOptions{DryRun: true, Force: true})
+	require.NoError(t, err)
+	two.Exec(t, `ALTER SYSTEM SET max_connections = 300`)
+	two.Stop("fast")
+	two.StartAgain()
+	_, err = n.ControlServer(t.Context(), repmgr.ServiceRestart, repmgr.ServiceOptions{DryRun: true})
+	require.NoError(t, err, "it is raised on the standby now")
 	_, err = n.ControlServer(t.Context(), repmgr.ServiceStop, repmgr.ServiceOptions{})
 	require.NoError(t, err)
 	require.False(t, n.Started())

@@ -251,7 +251,7 @@ func (m *Monitor) transition(d election.Decision) {
 func (m *Monitor) publish(now time.Time) {
 	m.control.mu.Lock()
 	defer m.control.mu.Unlock()
-	s := MonitorStatus{NodeID: m.control.cfg.NodeID, Node: m.control.cfg.NodeName, Phase: m.state.Phase, Reason: string(m.state.Reason), Since: m.state.Since, LookedAt: now}
+	s := MonitorStatus{NodeID: m.control.cfg.NodeID, Node: m.control.cfg.NodeName, Phase: m.state.Phase, Reason: string(m.state.Reason), Since: m.state.Since, LookedAt: now, Rejected: m.control.refused}
 	if m.state.Phase == election.AsStandby {
 		lag := m.node.Lag()
 		s.Lag, s.Primary = &lag, m.node.PrimaryRecord.String()

@@ -135,8 +135,10 @@ type ServiceStatus struct {
 	Durability Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
 }
 
-// NoPrimary reports whether nobody is the primary.
-func (s ServiceStatus) NoPrimary() bool { return report.Findings(s.Findings).Has(FindingNoPrimary) }
+// OnePrimary reports whether exactly one node is the primary. One that lives and rejects the login is; one that was deposed is not.
+func (s ServiceStatus) OnePrimary() bool {
+	return !report.Findings(s.Findings).Has(FindingNoPrimary, FindingTwoPrimaries, FindingDeposed)
+}
 
 // ServiceNode is a registered node with what was seen of its Monitor.
 type ServiceNode struct {
@@ -370,6 +372,9 @@ func (n ServiceNode) findings(automatic, quorum bool, found *report.Findings) {
 	}
 	if m.Error != "" {
 		found.Add(FindingDaemonTrouble, n.ID, "repmgrd on %s: %s", n.Record, m.Error)
+	}
+	if m.Rejected != "" {
+		found.Add(FindingDaemonTrouble, n.ID, "repmgrd on %s has rejected the configuration in its file, goes on with the former one, and would not start anew; mend the file, and send it HUP: %s", n.Record, m.Rejected)
 	}
 	if m.Age > registry.PresenceSilent.Seconds() {
 		found.Add(FindingDaemonSilent, n.ID, "repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)

@@ -219,7 +219,7 @@ func TestServiceStatus(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, st.Nodes[0].Monitored)
 	require.Nil(t, st.Nodes[0].Paused)
-	require.True(t, st.NoPrimary())
+	require.False(t, st.OnePrimary())
 }
 
 // What a node says of its daemon is not lost because another node is slow: by then

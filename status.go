@@ -2,7 +2,6 @@ package repmgr
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"sync"
 
@@ -82,9 +81,6 @@ func (c *Cluster) Status(ctx context.Context) (ClusterStatus, error) {
 // probeNodes looks at all nodes that the primary, or else the local node, has registered.
 func (c *Cluster) probeNodes(ctx context.Context, ask ...followUp) ([]probe, error) {
 	recs, err := c.Nodes(ctx)
-	if errors.Is(err, ErrConnect) {
-		return nil, hint(err, "%s To ask another node, add its address: -h HOST -p PORT", Hint(err))
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -42,6 +42,7 @@ var checks = []check{
 	{"archive_behind", Warning, archiveBehind},
 	{"slot_keeps_wal", Warning, slotKeepsWAL},
 	{"disk_fills", Critical, diskFills},
+	{"slot_left_behind", Warning, slotLeftBehind},
 	{"slots_without_limit", Warning, slotsWithoutLimit},
 	{"slot_of_nobody", Warning, slotOfNobody},
 	{"logical_slot_lost", Warning, logicalSlotLost},
@@ -53,6 +54,7 @@ var checks = []check{
 	{"versions_differ", Warning, versionsDiffer},
 	{"settings_differ", Warning, settingsDiffer},
 	{"weak_commits", Warning, weakCommits},
+	{"waiver_void", Warning, waiverVoid},
 }
 
 // known are the findings of cluster show and service status, and how bad they are.
@@ -80,6 +82,7 @@ func IDs() (all []string) {
 
 // Examine makes all checks.
 func Examine(f Facts) Report {
+	f.ids = IDs()
 	r := Report{Findings: []Finding{}, Slots: []Pinned{}, Checks: len(checks) + len(known)}
 	f.each(func(n *Node) { r.Slots = append(r.Slots, forecast(n)...) })
 	slices.SortStableFunc(r.Slots, func(a, b Pinned) int { return cmp.Compare(b.Kept, a.Kept) })
@@ -337,4 +340,19 @@ func weakCommits(f Facts, tell tell) {
 			tell(n, "Take it away there, or set it to on.", "synchronous_commit is weaker than on (%s): with synchronous_mode=quorum, a failover can lose what such sessions committed", where)
 		}
 	})
+}
+
+// waiverVoid: a waiver that waives nothing, because it is over or misspelled.
+func waiverVoid(f Facts, tell tell) {
+	for _, w := range f.Waivers {
+		named := func(n Node) bool { return n.Record.Name == w.Node }
+		switch {
+		case !slices.Contains(f.ids, w.ID):
+			tell(nil, "Correct its name, or leave it out.", "the waiver %s accepts nothing: there is no check %q", w, w.ID)
+		case w.Node != "" && !slices.ContainsFunc(f.Nodes, named):
+			tell(nil, "Correct the name of the node, or leave it out.", "the waiver %s accepts nothing: no node of the name %q is registered", w, w.Node)
+		case !f.Now.Before(w.Until):
+			tell(nil, "Mend what it was for and leave it out, or give it a later day.", "the waiver %s accepts nothing any more: its day is past", w)
+		}
+	}
 }

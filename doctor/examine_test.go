@@ -66,6 +66,12 @@ func TestExamine(t *testing.T) {
 			f.Nodes[1].Server.Settings["max_slot_wal_keep_size"], f.Nodes[2].Server.Settings["max_slot_wal_keep_size"] = "-1", "-1"
 			f.Waivers = []Waiver{{ID: "slots_without_limit", Until: now.Add(time.Hour)}}
 		},
+		"slot_left_behind": func(f *Facts) { // node2 was the primary before, and node3 streams from node1 now
+			n, owner := &f.Nodes[1], &f.Nodes[2]
+			n.Server.Slots, n.Status.Slots, n.Peer.Automatic = []Slot{{Name: "slot_node3", Kept: size(2 << 30)}}, []registry.Slot{{Name: "slot_node3", Physical: true}}, true
+			owner.Peer.Answer, owner.Peer.Running, owner.Peer.Receiving, owner.Peer.Receives = election.Answers, election.Standby, true, 1
+		},
+		"waiver_void": func(f *Facts) { f.Waivers = []Waiver{{ID: "not_durable", Node: "node9", Until: now.Add(time.Hour)}} },
 		"slots_without_limit": func(f *Facts) {
 			for i := range f.Nodes {
 				f.Nodes[i].Server.Settings["max_slot_wal_keep_size"] = "-1"
@@ -123,6 +129,44 @@ func TestExamine_Forecast(t *testing.T) {
 	require.Contains(t, r.Findings[0].Text, `its disk is full in 7 hours at the present rate (1024 MB of WAL per hour): the slot "debezium"`)
 }
 
+// A slot that repmgrd drops by itself is no alarm, and it is said when that will be; where the disk is full before, or no
+// repmgrd drops it, it is one.
+func TestExamine_SlotLeftBehind(t *testing.T) {
+	t.Parallel()
+	ids := func(change func(n, owner *Node)) (all []string, text string) {
+		f := healthy()
+		n, owner := &f.Nodes[1], &f.Nodes[2]
+		n.Server.Slots, n.Status.Slots = []Slot{{Name: owner.Record.SlotName, Kept: size(1 << 20), Unused: at(now.Add(-time.Minute))}}, []registry.Slot{{Name: owner.Record.SlotName, Physical: true}}
+		n.Server.WALBytes, n.Server.WALSince, n.Server.Free, n.Peer.Automatic = 10<<30, now.Add(-10*time.Hour), size(7<<30), true
+		owner.Peer.Answer, owner.Peer.Running, owner.Peer.Receiving, owner.Peer.Receives = election.Answers, election.Standby, true, 1
+		for i := range f.Nodes {
+			f.Nodes[i].Server.Settings["max_slot_wal_keep_size"] = "-1"
+		}
+		change(n, owner)
+		for _, one := range Examine(f).Findings {
+			if one.ID != "slots_without_limit" {
+				all, text = append(all, one.ID), one.Text
+			}
+		}
+		return all, text
+	}
+	found, text := ids(func(*Node, *Node) {})
+	require.Equal(t, []string{"slot_left_behind"}, found)
+	require.Contains(t, text, `streams from another node. The repmgrd of node2 drops it when that has been so for 10 minutes, at `+now.Add(9*time.Minute).Local().Format(time.TimeOnly)+" at the earliest")
+	_, text = ids(func(n, _ *Node) { n.Server.Slots[0].Unused = nil })
+	require.True(t, strings.HasSuffix(text, "for 10 minutes"), text)
+	for name, change := range map[string]func(n, owner *Node){
+		"it is used again":         func(_, owner *Node) { owner.Peer.Receives = 2 },
+		"nobody drops it":          func(n, _ *Node) { n.Peer.Automatic = false },
+		"the disk is full earlier": func(n, _ *Node) { n.Server.Free = size(1 << 20) },
+	} {
+		found, _ := ids(change)
+		require.Equal(t, []string{"disk_fills"}, found, name)
+	}
+	found, _ = ids(func(n, _ *Node) { n.Server.Free = nil })
+	require.Empty(t, found, "it keeps little, and for some minutes")
+}
+
 // A waiver holds until the end of its day, for its node, and is in the report.
 func TestWaivers(t *testing.T) {
 	t.Parallel()
@@ -137,6 +181,18 @@ func TestWaivers(t *testing.T) {
 	require.Equal(t, Critical, r.Worst())
 	f.Now = w.Until
 	require.Empty(t, Examine(f).Findings[0].Waived)
+	f = healthy()
+	f.Waivers = []Waiver{w, {ID: "not_durable", Until: now}, {ID: "nothing", Until: w.Until}, {ID: "not_durable", Node: "node9", Until: w.Until}}
+	var void []string
+	for _, one := range Examine(f).Findings {
+		require.Equal(t, "waiver_void", one.ID)
+		void = append(void, one.Text)
+	}
+	require.Equal(t, []string{
+		"the waiver not_durable:2026-11-28 accepts nothing any more: its day is past",
+		`the waiver nothing:2026-11-30 accepts nothing: there is no check "nothing"`,
+		`the waiver not_durable@node9:2026-11-30 accepts nothing: no node of the name "node9" is registered`,
+	}, void)
 	for _, bad := range []string{"not_durable", "nothing:2026-01-01", "not_durable:soon", ""} {
 		_, err := ParseWaiver(bad)
 		require.Error(t, err, bad)

@@ -22,6 +22,8 @@ type Facts struct {
 	Automatic bool             // failover=automatic, here or on a node
 	Required  bool             // durability=required
 	Waivers   []Waiver
+
+	ids []string // of all checks
 }
 
 // Node is what is known of one node.
@@ -69,6 +71,8 @@ type Slot struct {
 	Failover bool   `json:"failover"` // standbys keep a copy of it
 	Status   string `json:"wal_status"`
 	Kept     *int64 `json:"kept"` // bytes of WAL; nil: none
+
+	Unused *time.Time `json:"unused"` // since when nobody uses it, or since the start of the server; nil: somebody does, or it is not known (before PostgreSQL 17)
 }
 
 const serverSQL = `SELECT json_build_object(
@@ -76,7 +80,7 @@ const serverSQL = `SELECT json_build_object(
   'settings', (SELECT json_object_agg(name, setting) FROM pg_settings WHERE name = ANY ($1)),
   'restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
   'slots', (SELECT coalesce(json_agg(json_build_object('name', slot_name, 'active', active, 'logical', slot_type = 'logical',
-      'failover', coalesce((to_jsonb(s) ->> 'failover')::bool, false), 'wal_status', wal_status, 'kept', pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8)), '[]') FROM pg_replication_slots s
+      'failover', coalesce((to_jsonb(s) ->> 'failover')::bool, false), 'wal_status', wal_status, 'unused', to_jsonb(s) ->> 'inactive_since', 'kept', pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8)), '[]') FROM pg_replication_slots s
       WHERE NOT temporary AND NOT (r.rec AND coalesce((to_jsonb(s) ->> 'synced')::bool, false))), -- on a promoted copy it stays true
   'synced', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots s WHERE r.rec AND (to_jsonb(s) ->> 'synced')::bool AND NOT temporary AND to_jsonb(s) ->> 'invalidation_reason' IS NULL),
   'prepared', (SELECT count(*) FROM pg_prepared_xacts),

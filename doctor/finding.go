@@ -89,12 +89,24 @@ func ParseWaiver(text string) (Waiver, error) {
 	return Waiver{id, node, last.AddDate(0, 0, 1)}, nil
 }
 
+// String is the waiver as [ParseWaiver] reads it.
+func (w Waiver) String() string {
+	on := ""
+	if w.Node != "" {
+		on = "@" + w.Node
+	}
+	return w.ID + on + ":" + w.lastDay()
+}
+
+// lastDay is the last day on which it holds.
+func (w Waiver) lastDay() string { return w.Until.AddDate(0, 0, -1).Format(day) }
+
 // waive notes which findings an operator accepts at this time.
 func waive(all []Finding, waivers []Waiver, now time.Time) {
 	for i, f := range all {
 		for _, w := range waivers {
 			if w.ID == f.ID && (w.Node == "" || w.Node == f.Node) && now.Before(w.Until) {
-				all[i].Waived = w.Until.AddDate(0, 0, -1).Format(day)
+				all[i].Waived = w.lastDay()
 			}
 		}
 	}

@@ -5,7 +5,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/reconcile"
 	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -29,8 +32,9 @@ const keepLimit = 1 << 30
 
 func slotKeepsWAL(f Facts, tell tell) {
 	f.each(func(n *Node) {
+		left := f.leftBehind(n)
 		for _, s := range n.Server.Slots {
-			if !s.Active && s.Kept != nil && *s.Kept > keepLimit {
+			if !s.Active && s.Kept != nil && *s.Kept > keepLimit && left[s.Name] == "" {
 				tell(n, fmt.Sprintf("Start its consumer, or: SELECT pg_drop_replication_slot('%s');", strings.ReplaceAll(s.Name, "'", "''")), "the slot %q, which nobody uses, keeps %s of WAL", s.Name, wording.Bytes(*s.Kept))
 			}
 		}
@@ -42,11 +46,54 @@ const fillLimit = 48.0
 
 func diskFills(f Facts, tell tell) {
 	f.each(func(n *Node) {
+		left := f.leftBehind(n)
 		for _, p := range forecast(n) {
-			if p.HoursLeft != nil && *p.HoursLeft <= fillLimit {
+			if p.fills() && left[p.Slot] == "" {
 				tell(n, "Start the consumer of the slot, drop it, or set max_slot_wal_keep_size.", "its disk is full in %.0f hours at the present rate (%s of WAL per hour): the slot %q, which nobody uses, keeps all of it",
 					*p.HoursLeft, wording.Bytes(*p.PerHour), p.Slot)
 			}
+		}
+	})
+}
+
+// fills reports whether the disk is full soon because of the slot.
+func (p Pinned) fills() bool { return p.HoursLeft != nil && *p.HoursLeft <= fillLimit }
+
+// leftBehind are the names of the slots that the repmgrd of the node drops by itself before the disk is full, because their
+// owners stream from another node now, and why. A failover leaves them on the former primary.
+func (f Facts) leftBehind(n *Node) map[string]string {
+	look, peers, left := reconcile.Look{Self: n.Record, Status: n.Status}, []election.Peer{}, map[string]string{}
+	for _, o := range f.Nodes {
+		look.Records, peers = append(look.Records, o.Record), append(peers, o.Peer)
+	}
+	for slot, why := range reconcile.LeftoverSlots(look, peers) {
+		if n.Peer.Automatic && slot.Physical {
+			left[slot.Name] = why
+		}
+	}
+	for _, p := range forecast(n) {
+		if p.HoursLeft != nil && *p.HoursLeft <= reconcile.LeftoverGrace.Hours() {
+			delete(left, p.Slot)
+		}
+	}
+	return left
+}
+
+// slotLeftBehind names what would be a slot that keeps WAL for nobody, or fills the disk, if repmgrd did not drop it before that.
+func slotLeftBehind(f Facts, tell tell) {
+	f.each(func(n *Node) {
+		left := f.leftBehind(n)
+		for _, s := range n.Server.Slots {
+			big := slices.ContainsFunc(forecast(n), func(p Pinned) bool { return p.Slot == s.Name && (p.Kept > keepLimit || p.fills()) })
+			if left[s.Name] == "" || !big {
+				continue
+			}
+			then := ""
+			if s.Unused != nil && s.Unused.Add(reconcile.LeftoverGrace).After(n.Server.At) {
+				then = ", at " + s.Unused.Add(reconcile.LeftoverGrace).Local().Format(time.TimeOnly) + " at the earliest"
+			}
+			tell(n, fmt.Sprintf("Nothing. To have the space at once: SELECT pg_drop_replication_slot('%s');", s.Name),
+				"the slot %q keeps %s of WAL for nobody: %s. The repmgrd of %s drops it when that has been so for %.0f minutes%s", s.Name, wording.Bytes(*s.Kept), left[s.Name], n.Record.Name, reconcile.LeftoverGrace.Minutes(), then)
 		}
 	})
 }

@@ -149,7 +149,8 @@ func (e Explanation) stuck(all []Stuck) (risks []Blocker) {
 			if s.Lost != nil {
 				why = fmt.Sprintf("%s can not go on: %s", e.Voters[i].Name, s.Lost)
 			}
-			risks = append(risks, Blocker{why, s.Remedy})
+			e.Voters[i].stuck = Blocker{why, s.Remedy}
+			risks = append(risks, e.Voters[i].stuck)
 		}
 	}
 	return risks

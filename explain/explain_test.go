@@ -165,11 +165,12 @@ func TestExplanation_WhyNot(t *testing.T) {
 	}
 	e := Explanation{
 		Health: election.HealthAlive, Rule: election.Rule{Term: 3, Primary: 1},
-		Voters: []Voter{{ID: 1, Name: "node1", Answer: election.Answers}, {ID: 2, Name: "node2", Answer: election.Answers}, {ID: 3, Name: "node3", Answer: election.Answers}, {ID: 4, Name: "node4", Answer: election.Hangs}, {ID: 5, Name: "node5", Answer: election.Answers}, {ID: 6, Name: "node6", Answer: election.Answers}},
+		Voters: []Voter{{ID: 1, Name: "node1", Answer: election.Answers}, {ID: 2, Name: "node2", Answer: election.Answers}, {ID: 3, Name: "node3", Answer: election.Answers}, {ID: 4, Name: "node4", Answer: election.Hangs}, {ID: 5, Name: "node5", Answer: election.Answers}, {ID: 6, Name: "node6", Answer: election.Answers}, {ID: 7, Name: "node7", Answer: election.Answers}},
 		Forecast: election.Forecast{Winner: 2, Candidates: []election.Candidate{
 			{ID: 2}, {ID: 3, Key: election.KeyPriority}, {ID: 5, Unfit: election.UnfitDelayed},
 		}},
 	}
+	require.Len(t, e.stuck([]Stuck{{ID: 7, Why: "node7 can not follow node1", Remedy: "On node7: repmgr node rejoin"}}), 1)
 	const lives = "node1 is the primary of term 3 (primary answers)."
 	const wins = "In an election now, node2 would win: it has as much as node3, and the higher priority."
 	for _, test := range []struct {
@@ -182,6 +183,7 @@ func TestExplanation_WhyNot(t *testing.T) {
 		{rec(4, registry.RoleStandby), []string{lives, "node4 does not count: it accepts connections and says nothing.", wins}},
 		{rec(5, registry.RoleStandby), []string{lives, "node5 may not be promoted: it applies WAL with a delay.", wins}},
 		{rec(6, registry.RoleWitness), []string{lives, "node6 is a witness: it holds no data.", wins}},
+		{rec(7, registry.RoleStandby), []string{lives, "node7 can not follow node1. On node7: repmgr node rejoin", wins}},
 	} {
 		got := WhyNot(e, test.node, nil)
 		require.Equal(t, test.want, got.Reasons)

@@ -59,7 +59,8 @@ type Voter struct {
 	NoPledge  string          `json:"no_pledge,omitempty"` // why it could not pledge itself; empty: it could, or is not known to be unable
 	LostWAL   *follow.LostWAL `json:"lost_wal,omitempty"`  // of a standby that receives nothing, because what it needs next is gone
 
-	unelected bool // it runs as a primary that nobody elected
+	unelected bool    // it runs as a primary that nobody elected
+	stuck     Blocker // of a standby that can not receive any more: why, and what mends it
 }
 
 // ExpectedLoss is the acknowledged work that would be gone.

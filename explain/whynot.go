@@ -33,8 +33,8 @@ func WhyNot(e Explanation, node registry.Record, past []registry.FailoverRecord)
 	case place > 0:
 		say("%s would go before it: %s %s.", e.name(f.Candidates[place-1].ID), node.Name, e.candidateReason(place))
 	}
-	if voter >= 0 && e.Voters[voter].LostWAL != nil {
-		say("%s can not go on: %s.", node.Name, e.Voters[voter].LostWAL)
+	if voter >= 0 && e.Voters[voter].stuck.Reason != "" {
+		say("%s. %s", e.Voters[voter].stuck.Reason, e.Voters[voter].stuck.Remedy)
 	}
 	blocked := e.Blocked
 	if place < 0 || f.Candidates[place].Unfit != "" {

@@ -45,6 +45,7 @@ type Announcement struct {
 	NoStream  map[NodeID]string `json:"can_not_stream_from,omitempty"` // the nodes, by their ids, that its server could not stream from if they were the primary, and why
 	NotSeen   map[NodeID]string `json:"not_seen"`                      // the nodes, by their ids, that do not answer the Monitor, and how they fail to; nil: its version does not say so. With failover=manual it asks none
 	Error     string            `json:"last_error,omitempty"`
+	Rejected  string            `json:"configuration_rejected,omitempty"` // why the last reload has changed nothing; empty: it was taken over, or there was none
 
 	At  time.Time `json:"at,omitzero"`           // the time of the announcement, by the Monitor's clock
 	Age float64   `json:"age_seconds,omitempty"` // seconds since then, by the server's clock
@@ -85,7 +86,7 @@ func (p Announcement) Lease() string {
 // same reports whether two announcements differ only in values that count time.
 func (p Announcement) same(q Announcement) bool {
 	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
-		p.Error == q.Error && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && maps.Equal(p.NotSeen, q.NotSeen) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil) && p.RunsOut == q.RunsOut && p.leaseOver() == q.leaseOver()
+		p.Error == q.Error && p.Rejected == q.Rejected && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && maps.Equal(p.NotSeen, q.NotSeen) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil) && p.RunsOut == q.RunsOut && p.leaseOver() == q.leaseOver()
 }
 
 // secrets matches passwords in texts that others wrote, such as the output of a user's command.
@@ -93,12 +94,13 @@ var secrets = regexp.MustCompile(`(?i)((?:password|passwd)\s*[=:]\s*)(?:'[^']*'|
 
 // statement is the SQL that carries p: one line, ASCII, short enough to be shown whole.
 func (p Announcement) statement() string {
-	reason, problem, unable := secrets.ReplaceAllString(p.Reason, "$1$2***$3"), secrets.ReplaceAllString(p.Error, "$1$2***$3"), secrets.ReplaceAllString(p.Unable, "$1$2***$3")
+	hide := func(text string) string { return secrets.ReplaceAllString(text, "$1$2***$3") }
+	reason, problem, unable, rejected := hide(p.Reason), hide(p.Error), hide(p.Unable), hide(p.Rejected)
 	failed, notSeen := p.NoStream, p.NotSeen
 	for limit := presenceBytes; ; limit /= 2 {
 		p.NoStream = map[NodeID]string{}
 		for id, why := range failed {
-			p.NoStream[id] = cut(secrets.ReplaceAllString(why, "$1$2***$3"), limit/8)
+			p.NoStream[id] = cut(hide(why), limit/8)
 		}
 		p.NotSeen = map[NodeID]string{}
 		for id, how := range notSeen {
@@ -107,7 +109,7 @@ func (p Announcement) statement() string {
 		if limit == 0 {
 			p.NotSeen = nil // too many: readers do not know
 		}
-		p.Reason, p.Error, p.Unable = cut(reason, limit), cut(problem, limit), cut(unable, limit)
+		p.Reason, p.Error, p.Unable, p.Rejected = cut(reason, limit), cut(problem, limit), cut(unable, limit), cut(rejected, limit)
 		text, _ := json.Marshal(p) // strings, numbers and times only
 		sql := presenceMark + ascii(string(text))
 		if len(sql) <= presenceBytes || limit == 0 {

@@ -20,7 +20,7 @@ func TestPresence_StaysShort(t *testing.T) {
 	left, can := 1.5, false
 	p := Announcement{
 		PID: 1 << 30, Mode: FailoverAutomatic, Phase: "standby", Reason: long, Since: time.Now(), SeenAt: time.Now(), LeaseLeft: &left, CanFence: &can,
-		Unable: long, Error: long, At: time.Now(), NoStream: map[NodeID]string{},
+		Unable: long, Error: long, Rejected: long, At: time.Now(), NoStream: map[NodeID]string{},
 	}
 	for id := NodeID(1); id <= 9; id++ {
 		p.NoStream[id] = long

@@ -26,6 +26,14 @@ func (n *Server) SetHandover(ctx context.Context, h election.Handover) error {
 	return setRequest(ctx, n, HandoverSetting, h)
 }
 
+// DropHandover removes the handover of that id. Another one, which was written since, stays.
+func (n *Server) DropHandover(ctx context.Context, id string) error {
+	if now, err := n.Handover(ctx); err != nil || now.ID != id {
+		return err
+	}
+	return n.SetHandover(ctx, election.Handover{})
+}
+
 // setRequest writes a request to a daemon as JSON into the file of ALTER SYSTEM. The zero value
 // removes it.
 func setRequest[T comparable](ctx context.Context, n *Server, setting string, request T) error {

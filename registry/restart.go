@@ -22,6 +22,14 @@ func (n *Server) SetRestart(ctx context.Context, r election.Restart) error {
 	return setRequest(ctx, n, RestartSetting, r)
 }
 
+// DropRestart removes the request of that id. Another one, which was written since, stays.
+func (n *Server) DropRestart(ctx context.Context, id string) error {
+	if now, err := n.Restart(ctx); err != nil || now.ID != id {
+		return err
+	}
+	return n.SetRestart(ctx, election.Restart{})
+}
+
 // Restart reads the setting.
 func (n *Server) Restart(ctx context.Context) (election.Restart, error) {
 	text, err := readRequest(ctx, n, RestartSetting)

@@ -66,10 +66,10 @@ type Limits struct {
 var CheckNames = []CheckName{CheckRole, CheckReplicationLag, CheckArchiveReady, CheckUpstream, CheckDownstream, CheckSlots, CheckMissingSlots, CheckDataDirectory, CheckDaemon}
 
 // Check makes the check of that name. The report has what each check needs, except
-// [CheckUpstream] and [CheckDaemon], for which the result is [CheckUnknown].
+// [CheckDaemon], for which the result is [CheckUnknown].
 func Check(name CheckName, rep Node, l Limits) CheckResult {
 	check, ok := map[CheckName]func(Node, Limits) CheckResult{
-		CheckRole: checkRole, CheckReplicationLag: checkLag, CheckArchiveReady: checkArchive, CheckDownstream: checkDownstream,
+		CheckRole: checkRole, CheckReplicationLag: checkLag, CheckArchiveReady: checkArchive, CheckUpstream: checkUpstream, CheckDownstream: checkDownstream,
 		CheckSlots: checkSlots, CheckMissingSlots: checkMissingSlots, CheckDataDirectory: checkDataDirectory,
 	}[name]
 	if !ok {
@@ -144,6 +144,29 @@ func checkArchive(rep Node, l Limits) CheckResult {
 	r := Found(severity(n, warning, critical+1), "%d pending archive ready files", n).over(warning, critical) // as in repmgr, only more than critical is
 	r.Perf = fmt.Sprintf("files=%d;%d;%d", n, warning, critical)
 	return r
+}
+
+// checkUpstream tells whether the registered upstream sends to the node.
+func checkUpstream(rep Node, _ Limits) CheckResult {
+	r, up := rep.Record, rep.upstream
+	state := registry.Attachment(up.Status, r.Name)
+	switch {
+	case !rep.Status.InRecovery:
+		return Found(CheckOK, "N/A - node is %s", r.Role)
+	case len(rep.stuck) > 0:
+		return Found(CheckCritical, "%s", strings.Join(rep.stuck.Texts(), ""))
+	case up.Record.ID == 0:
+		return Found(CheckCritical, "no upstream node is registered for %s", r)
+	case up.Err != nil && rep.Status.Receiver == nil:
+		return Found(CheckCritical, "%s receives nothing, and its upstream node does not answer: %v", r, up.Err)
+	case up.Err != nil:
+		return Found(CheckUnknown, "unable to ask the upstream node: %v", up.Err)
+	case state == "streaming":
+		return Found(CheckOK, "%s is attached to expected upstream %s", r, up.Record)
+	case state != "":
+		return Found(CheckWarning, "%s is attached to expected upstream %s, in state %q", r, up.Record, state)
+	}
+	return Found(CheckCritical, "%s is not attached to expected upstream %s", r, up.Record)
 }
 
 func checkDownstream(rep Node, _ Limits) CheckResult {

@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -73,12 +74,7 @@ func (f Findings) Texts() []string {
 	return all
 }
 
-// Has reports whether there is one of that kind.
-func (f Findings) Has(code FindingCode) bool {
-	for _, one := range f {
-		if one.Code == code {
-			return true
-		}
-	}
-	return false
+// Has reports whether there is one of these kinds.
+func (f Findings) Has(codes ...FindingCode) bool {
+	return slices.ContainsFunc(f, func(one Finding) bool { return slices.Contains(codes, one.Code) })
 }

@@ -27,20 +27,23 @@ type Node struct {
 	Issues          []string            `json:"issues"`             // empty: all is well
 	Findings        []Finding           `json:"findings"`           // the issues, each with a code that stays the same
 
-	stuck Findings // why a standby can not go on, and what to do; empty: it can
+	stuck    Findings // why a standby can not go on, and what to do; empty: it can
+	upstream Look     // of a standby: its registered upstream; zero: there is none
 }
 
-// Stop notes that a standby can not go on, and what to do about it, as the look has shown. How far
-// behind it is, is then unknown.
-func Stop(r *Node, p Look, looks []Look) {
+// NoteUpstream notes what the looks have shown of the upstream of a standby, and, where it can not go on, why
+// and what to do about it. How far behind it is, is then unknown.
+func NoteUpstream(r *Node, p Look, looks []Look) {
+	for _, q := range looks {
+		if q.Record.ID == r.Record.UpstreamID {
+			r.upstream = q
+		}
+	}
 	if code, why, remedy := Stuck(p, looks); code != "" {
 		r.LostWAL, r.Diverged, r.ReplicationLag = p.Lost, p.Apart, -1
 		r.stuck.Add(code, r.Record.ID, "%s. %s", why, remedy)
 	}
 }
-
-// WhyStuck says in sentences why a standby can not go on, and what to do. It is empty where it can go on.
-func WhyStuck(r Node) string { return strings.Join(r.stuck.Texts(), "") }
 
 // Judge compares the state of a node with the rows of all nodes, and notes what is wrong.
 func Judge(r *Node, recs []registry.Record) {

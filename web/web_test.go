@@ -348,7 +348,12 @@ func BenchmarkPrimary(b *testing.B) {
 	at, ended := make(chan string, 1), make(chan error, 1)
 	s := &Server{Listen: "127.0.0.1:0", Handler: newHandler(look, Options{})}
 	go func() { ended <- s.Serve(ctx, func(a net.Addr) { at <- a.String() }) }()
-	defer func() { stop(); <-ended }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			b.Error(err)
+		}
+	}()
 	url := "http://" + <-at + "/primary"
 	for b.Loop() {
 		res, err := http.Get(url)

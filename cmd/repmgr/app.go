@@ -35,6 +35,7 @@ type app struct {
 	log     *slog.Logger
 	logFile *os.File
 	cfg     repmgr.Config
+	askable bool // the command could ask another node, by its connection options
 
 	shutArbiter func() // nil: none was opened
 }
@@ -291,6 +292,9 @@ func (a *app) finish(err error) int {
 		return code
 	}
 	hint := repmgr.Hint(err)
+	if a.askable && quiet == nil && errors.Is(err, repmgr.ErrConnect) {
+		hint = strings.TrimSpace(hint + " To ask another node, add its address: -h HOST -p PORT")
+	}
 	var usage *usageError
 	if errors.As(err, &usage) {
 		hint = usage.hint

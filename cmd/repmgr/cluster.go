@@ -15,10 +15,7 @@ func (c *csv) asCSV() *bool { return &c.CSV }
 func (cmd *clusterShow) needsConfig() bool { return !cmd.given() }
 
 func (cmd *clusterShow) Run(ctx context.Context, a *app) error {
-	if err := a.use(cmd.connection); err != nil {
-		return err
-	}
-	c, err := a.cluster()
+	c, err := a.clusterAt(cmd.connection)
 	if err != nil {
 		return err
 	}
@@ -117,10 +114,7 @@ func (a *app) issues(heading string, issues []string, csv bool) error {
 func (cmd *clusterEvent) needsConfig() bool { return !cmd.given() }
 
 func (cmd *clusterEvent) Run(ctx context.Context, a *app) error {
-	if err := a.use(cmd.connection); err != nil {
-		return err
-	}
-	c, err := a.cluster()
+	c, err := a.clusterAt(cmd.connection)
 	if err != nil {
 		return err
 	}

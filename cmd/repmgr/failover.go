@@ -58,8 +58,9 @@ func (a *app) tellFailover(res repmgr.FailoverResult) {
 	}
 }
 
-// clusterAt opens the library on the server that the options name, or on the configuration.
+// clusterAt opens the library on the server that the options name, or on the configuration: any node can answer.
 func (a *app) clusterAt(c connection) (*repmgr.Cluster, error) {
+	a.askable = true
 	if err := a.use(c); err != nil {
 		return nil, err
 	}

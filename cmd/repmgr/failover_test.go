@@ -80,10 +80,14 @@ func TestFailoverCommandLines(t *testing.T) {
 	require.Equal(t, cli.ExitConfig, code)
 	require.Equal(t, "ERROR: option --node-id is missing: the node that is not the primary\nHINT: See: repmgr cluster why-not --help\n", errs)
 	conf := config(t, "node_id=1\nconninfo='host=/nonexistent port=1'\n")
-	for _, cmd := range []string{"explain", "why", "failovers", "failover"} {
+	for _, cmd := range []string{"explain", "why", "failovers", "failover", "show", "event", "matrix"} {
 		_, errs, code = try(t, "-f", conf, "cluster", cmd)
 		require.Equal(t, cli.ExitConnect, code, "%s: %s", cmd, errs)
+		require.Contains(t, errs, "To ask another node, add its address: -h HOST -p PORT", cmd)
 	}
+	_, errs, code = try(t, "-f", conf, "cluster", "cleanup")
+	require.Equal(t, cli.ExitConnect, code)
+	require.NotContains(t, errs, "-h HOST", "it has no such option")
 }
 
 // A refusal has a number of its own, which is not that of a promotion that failed.

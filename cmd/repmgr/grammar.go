@@ -379,7 +379,7 @@ type serviceStatus struct {
 
 func (serviceStatus) Help() string {
 	return `Every node is asked at once. What is wrong is told below the table; the exit code
-is 25 where there is no primary, and stays 0 otherwise.
+is 25 unless exactly one primary runs, and stays 0 with any other issue.
 CSV: node_id, name, role, PostgreSQL runs (1, 0), repmgrd runs (1, 0, -1 unknown), pid
 (-1 unknown), paused (1, 0, -1 unknown), priority, upstream last seen (seconds ago, -1
 unknown), location; with --detail also mode, phase, reason, lease (seconds), term.
@@ -698,6 +698,7 @@ Example:
 }
 
 type nodeService struct {
+	force
 	dryRun
 	Action      string `oneof:"start,stop,restart,reload,promote" placeholder:"ACTION" help:"start, stop, restart or reload"`
 	ListActions bool   `help:"print the command for each action, or for that of --action"`
@@ -708,8 +709,10 @@ type nodeService struct {
 func (nodeService) Help() string {
 	return `Runs service_start_command and its like of the configuration, or pg_ctl where none is set;
 data_directory must be set. A server that may not start as a primary (node screen) is
-started as a standby. A promotion is refused: standby promote makes the checks. The exit
-code is 5 where the command failed.
+started as a standby. A promotion is refused: standby promote makes the checks. So is,
+without -F, a restart that puts a setting in force with which a standby would not replay
+any more: cluster restart keeps to the right order. The exit code is 5 where the command
+failed.
 
 Example:
   repmgr -f /etc/repmgr.conf node service --action=restart --checkpoint`

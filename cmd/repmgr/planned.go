@@ -117,17 +117,10 @@ func (cmd *nodeService) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	action := repmgr.ServiceAction(cmd.Action)
-	command, err := c.ServiceCommand(action)
-	if err != nil {
-		return err
-	}
 	if cmd.DryRun && cmd.Checkpoint {
 		a.log.Info("a CHECKPOINT would be issued here")
 	}
-	if !cmd.DryRun && action != repmgr.ServicePromote {
-		a.log.Info(fmt.Sprintf("executing server command %q", command))
-	}
-	res, err := c.ControlServer(ctx, action, repmgr.ServiceOptions{Checkpoint: cmd.Checkpoint, DryRun: cmd.DryRun})
+	res, err := c.ControlServer(ctx, action, repmgr.ServiceOptions{Checkpoint: cmd.Checkpoint, Force: cmd.Force, DryRun: cmd.DryRun})
 	if err != nil {
 		return err
 	}

@@ -15,10 +15,7 @@ import (
 func (cmd *serviceStatus) needsConfig() bool { return !cmd.given() }
 
 func (cmd *serviceStatus) Run(ctx context.Context, a *app) error {
-	if err := a.use(cmd.connection); err != nil {
-		return err
-	}
-	c, err := a.cluster()
+	c, err := a.clusterAt(cmd.connection)
 	if err != nil {
 		return err
 	}
@@ -29,12 +26,12 @@ func (cmd *serviceStatus) Run(ctx context.Context, a *app) error {
 	return cmd.tell(a, st)
 }
 
-// tell prints the answer, and says by its exit code whether there is a primary.
+// tell prints the answer, and says by its exit code whether there is exactly one primary.
 func (cmd *serviceStatus) tell(a *app, st repmgr.ServiceStatus) error {
 	if err := a.answerAbove(st, func(w io.Writer) { cmd.print(w, st) }, st.Issues, cmd.CSV); err != nil {
 		return err
 	}
-	if err := a.issues("following issues were detected", st.Issues, cmd.CSV); st.NoPrimary() {
+	if err := a.issues("following issues were detected", st.Issues, cmd.CSV); !st.OnePrimary() {
 		return err
 	}
 	return nil // as in repmgr 5 the others are no failure
@@ -169,10 +166,7 @@ func (cmd *serviceUnpause) Run(ctx context.Context, a *app) error {
 }
 
 func (a *app) pause(cmd pauseService, done string, do func(*repmgr.Cluster, repmgr.PauseOptions) (repmgr.PauseResult, error)) error {
-	if err := a.use(cmd.connection); err != nil {
-		return err
-	}
-	c, err := a.cluster()
+	c, err := a.clusterAt(cmd.connection)
 	if err != nil {
 		return err
 	}

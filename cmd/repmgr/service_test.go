@@ -66,8 +66,8 @@ func TestServiceStatus_Lease(t *testing.T) {
 	}
 }
 
-// As in repmgr 5, issues are no failure of service status: only that there is no
-// primary is one, in each form of the answer.
+// As in repmgr 5, issues are no failure of service status: only that there is not exactly
+// one primary is one, in each form of the answer.
 func TestServiceStatus_ExitCodes(t *testing.T) {
 	t.Parallel()
 	finding := func(code repmgr.FindingCode) []repmgr.Finding {
@@ -80,7 +80,8 @@ func TestServiceStatus_ExitCodes(t *testing.T) {
 		"all is well":            {nil, cli.ExitOK},
 		"no primary":             {finding(repmgr.FindingNoPrimary), cli.ExitIssues},
 		"also no primary":        {append(finding(repmgr.FindingUnreachable), finding(repmgr.FindingNoPrimary)...), cli.ExitIssues},
-		"two primaries":          {finding(repmgr.FindingTwoPrimaries), cli.ExitOK},
+		"two primaries":          {finding(repmgr.FindingTwoPrimaries), cli.ExitIssues},
+		"a deposed primary":      {finding(repmgr.FindingDeposed), cli.ExitIssues},
 		"a node is gone":         {finding(repmgr.FindingUnreachable), cli.ExitOK},
 		"a daemon is missing":    {finding(repmgr.FindingDaemonMissing), cli.ExitOK},
 		"it can not fail over":   {finding(repmgr.FindingCanNotFailOver), cli.ExitOK},

@@ -155,6 +155,8 @@ func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) (taken bool) {
 	if err == nil {
 		cfg.Logger, cfg.Arbiter = logs.logger, d.cfg.Arbiter
 		restart, err = monitor.Reload(cfg)
+	} else {
+		monitor.Rejected(err)
 	}
 	if err != nil {
 		logs.logger.Error("configuration not reloaded: the old one stays", "err", err)

@@ -31,7 +31,7 @@ func (d *leftovers) step(ctx context.Context, o Options, look Look) {
 		d.since = nil
 	}
 	var errs []error
-	for slot, why := range leftoverSlots(look, o.Watch.Peers()) {
+	for slot, why := range LeftoverSlots(look, o.Watch.Peers()) {
 		name := slot.Name
 		since[name] = now
 		if begun, ok := d.since[name]; ok {
@@ -76,9 +76,9 @@ func drop(ctx context.Context, o Options, look Look, slot registry.Slot) (droppe
 	return look.Server.DropFormerSlot(ctx, slot.Name)
 }
 
-// leftoverSlots are the slots of the local server that nobody uses and that no owner, a
-// registered node, has a use for. The value is the reason.
-func leftoverSlots(look Look, peers []election.Peer) map[registry.Slot]string {
+// LeftoverSlots are the slots of the local server that nobody uses and that no owner, a
+// registered node, has a use for. The value is the reason. Of look it needs Self, Records and Status.
+func LeftoverSlots(look Look, peers []election.Peer) map[registry.Slot]string {
 	found := map[registry.Slot]string{}
 	for _, slot := range look.Status.Slots {
 		var why, needed string

@@ -49,7 +49,7 @@ func TestLeftoverSlots(t *testing.T) {
 			s, rows, p := slot, []registry.Record{owner}, elsewhere
 			tc.change(&s, &rows, &p)
 			look := Look{Self: registry.Record{ID: 1, Name: "node1"}, Records: rows, Status: registry.NodeStatus{Slots: []registry.Slot{s}, Receiver: &registry.WALReceiver{Status: "streaming"}}}
-			found := leftoverSlots(look, []election.Peer{p})
+			found := LeftoverSlots(look, []election.Peer{p})
 			if tc.kept {
 				require.Empty(t, found)
 			} else {

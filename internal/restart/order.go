@@ -16,7 +16,11 @@ type Server struct {
 	Running map[string]int // the settings in force of which a standby must have as much as its primary
 	Next    map[string]int // the same after a restart
 	Pending []string       // the names of all settings that wait for a restart
+	Writes  bool           // it is no standby; only set by [Ask]
 }
+
+// belowPrimary is the obstacle of a standby that would have less of a setting than its primary.
+const belowPrimary = "below_primary"
 
 // order sorts the nodes that are to be restarted into those before the primary and those after
 // it. A standby stops its replay, or does not start, where it has less of a setting than the
@@ -56,7 +60,7 @@ func (f Facts) order() (before, after []int32, obstacles []plan.Obstacle) {
 		}
 		switch {
 		case len(never) > 0:
-			add("below_primary", "Set it at least as high as on the primary, or restart this node too.", "it would not replay: %s", strings.Join(never, "; "))
+			add(belowPrimary, "Set it at least as high as on the primary, or restart this node too.", "it would not replay: %s", strings.Join(never, "; "))
 		case len(first) > 0 && len(last) > 0:
 			add("both_orders", "Change one of them, restart, then the other.", "%s rises, which a standby needs first, and %s falls, which the primary needs first", strings.Join(first, ", "), strings.Join(last, ", "))
 		case !chosen:

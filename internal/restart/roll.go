@@ -383,7 +383,7 @@ func (r *Roll) restart(ctx context.Context, id int32) (down time.Duration, err e
 		case voters.NewestRule(peers).Term != ask.Term && !me.Restart.Begun && !restarted:
 			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "another primary was elected meanwhile, so it was not restarted"), "See repmgr cluster failovers, and run the command again.")
 		case me.Answer == election.Answers && !me.Restart.Begun && !restarted && now.Sub(sent) > switchover.BeginWithin+r.Watch.Settings().SilenceTimeout:
-			_ = r.on(ctx, id, func(n *registry.Server) error { return n.SetRestart(ctx, election.Restart{}) }) // it is void
+			_ = r.on(ctx, id, func(n *registry.Server) error { return n.DropRestart(ctx, ask.ID) }) // it is void
 			return 0, failure.WithHint(failure.Of(failure.ErrRefused, "its daemon did not begin within %s: it does not run, is paused, busy, or of an older version", switchover.BeginWithin), "Look at its log. repmgr service status says whether it runs.")
 		}
 		if err := wait.Pause(limited, 2*postgres.PollInterval); err != nil {

@@ -118,10 +118,7 @@ func (w *Work) forget(ctx context.Context) {
 			err = postmaster.SetAutoConf(w.Server.Dir, nil, []string{registry.RestartSetting})
 		}
 	} else if n, failed := w.Connect(ctx); failed == nil {
-		var now election.Restart
-		if now, err = n.Restart(ctx); err == nil && now.ID == w.Request.ID {
-			err = n.SetRestart(ctx, election.Restart{})
-		}
+		err = n.DropRestart(ctx, w.Request.ID)
 		n.Close()
 	} else {
 		err = failed

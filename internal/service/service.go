@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -36,13 +37,17 @@ type Commands struct {
 	Server                   *postmaster.Server
 	Restart, Reload, Promote string // of the configuration; empty: pg_ctl does it
 
+	Log *slog.Logger
+
 	Connect func(context.Context) (*registry.Server, error)
 	Screen  func(ctx context.Context, dryRun bool) error // makes the server a standby where it may not start as a primary
+	Alone   func(context.Context) error                  // refuses a restart of this server alone
 }
 
 // Options are the choices of [Commands.Run].
 type Options struct {
 	Checkpoint bool // before the server is stopped or restarted, write a checkpoint, which makes that shorter
+	Force      bool // restart also where a standby would stop its replay
 	DryRun     bool // check and say what would be run, run nothing
 }
 
@@ -108,6 +113,10 @@ func (c Commands) Run(ctx context.Context, a Action, o Options) (Result, error) 
 		if err := c.Screen(ctx, o.DryRun); err != nil {
 			return res, err
 		}
+	case a == Restart && !o.Force:
+		if err := c.Alone(ctx); err != nil {
+			return res, err
+		}
 	}
 	if res.Checkpoint = o.Checkpoint && (a == Stop || a == Restart); o.DryRun {
 		return res, nil
@@ -117,6 +126,7 @@ func (c Commands) Run(ctx context.Context, a Action, o Options) (Result, error) 
 			return res, err
 		}
 	}
+	c.Log.Info(fmt.Sprintf("executing server command %q", res.Command))
 	limit := c.limit(a) + grace
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, failure.WithHint(failure.Of(failure.ErrTimeout, "the command to %s the server did not end within %s", a, limit), "Look at the log of the server."))
 	defer cancel()

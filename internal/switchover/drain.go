@@ -7,7 +7,9 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/follow"
 	"github.com/pgrepmgr/repmgr/internal/voters"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // Keeps is the reason why the node must not be stopped now. Empty: commits go on without it.
@@ -37,6 +39,21 @@ func Keeps(self int32, peers []election.Peer, required bool) string {
 		return fmt.Sprintf("commits wait for %d standbys, and without it %d would be left", rule.Acks, left)
 	}
 	return ""
+}
+
+// CheckDrain refuses to drain a primary that no daemon hands over, because none runs there or it has failover=manual, and
+// says what to do instead.
+func CheckDrain(primary election.Peer, r registry.Record) error {
+	byHand := fmt.Sprintf("repmgr%s standby switchover", follow.ConfOption(r))
+	switch {
+	case primary.Foreign || primary.Automatic:
+		return nil
+	case primary.Monitored:
+		return failure.WithHint(failure.Of(failure.ErrRefused, "%s is the primary, and its repmgrd does not hand it over: failover=manual", r),
+			"Set failover = automatic on all nodes, reload each repmgrd (HUP), and run this again. Or stop repmgrd on all nodes, and hand over by this, which starts it over ssh for that time: %s", byHand)
+	}
+	return failure.WithHint(failure.Of(failure.ErrRefused, "%s is the primary, and no repmgrd runs there to hand it over", r),
+		"Run repmgrd with failover = automatic on all nodes. Or hand over by this, which starts it over ssh for that time, and run this again: %s", byHand)
 }
 
 // AwaitDrained waits until the node may be stopped, for no longer than limit.

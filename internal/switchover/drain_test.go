@@ -6,7 +6,24 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/registry"
 )
+
+// Where no daemon hands over, it is said what does.
+func TestCheckDrain(t *testing.T) {
+	t.Parallel()
+	r := registry.Record{ID: 1, Name: "node1", ConfigFile: "/etc/repmgr.conf"}
+	require.NoError(t, CheckDrain(election.Peer{Monitored: true, Automatic: true}, r))
+	require.NoError(t, CheckDrain(election.Peer{Foreign: true}, r), "the plan of the switchover says more")
+	for want, p := range map[string]election.Peer{"failover=manual": {Monitored: true}, "no repmgrd runs there": {}} {
+		err := CheckDrain(p, r)
+		require.ErrorIs(t, err, failure.ErrRefused)
+		require.ErrorContains(t, err, want)
+		require.Contains(t, failure.Hint(err), "repmgr -f /etc/repmgr.conf standby switchover")
+		require.Contains(t, failure.Hint(err), "automatic on all nodes")
+	}
+}
 
 func TestKeeps(t *testing.T) {
 	t.Parallel()
