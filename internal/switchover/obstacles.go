@@ -75,6 +75,9 @@ func (f Facts) Plan(p election.Policy, l Limits) plan.Plan {
 	case target.Receives != f.Rule.Primary || !target.Receiving:
 		must("target_not_attached", to, "Run on it first: repmgr standby follow", "it does not stream from the primary")
 	}
+	if target.ReplayPaused {
+		may("target_paused", to, "Run on it: SELECT pg_wal_replay_resume();", "its replay is paused, so another node could be elected in its place")
+	}
 	server := f.Servers[1]
 	switch {
 	case server.Err != nil:

@@ -57,6 +57,7 @@ func TestFacts_Plan(t *testing.T) {
 		"target_lost":            {func(f *Facts) { f.Peers[1].Answer = election.Refused }, false},
 		"target_unfit":           {func(f *Facts) { f.Peers[1].Priority = 0 }, false},
 		"target_not_attached":    {func(f *Facts) { f.Peers[1].Receives = 3 }, false},
+		"target_paused":          {func(f *Facts) { f.Peers[1].ReplayPaused = true }, true},
 		"target_unknown":         {func(f *Facts) { f.Servers[1].Err = errors.New("no answer") }, false},
 		"target_lags":            {func(f *Facts) { f.Servers[1].Received = 1 << 30 }, true},
 		"target_replays":         {func(f *Facts) { f.Servers[1].Replay = 1 << 30 }, true},

@@ -1,0 +1,145 @@
+package repmgr_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// What stands in the way of a switchover is named by its code as soon as it is there, and is gone when it is mended.
+func TestSwitchover_Obstacles(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousOff)
+	primary, target := nodes[0], nodes[1]
+	for _, n := range []*node{nodes[1], nodes[2], nodes[0]} { // what rises is raised on the standbys first
+		n.Exec(t, `ALTER SYSTEM SET max_prepared_transactions = 5`)
+		n.Restart()
+	}
+	primary.Exec(t, `ALTER SYSTEM SET archive_mode = on`)
+	primary.Exec(t, `ALTER SYSTEM SET wal_keep_size = '64MB'`) // without it the last checkpoint may remove the last segment before the standbys have it
+	primary.Exec(t, `ALTER SYSTEM SET archive_command = 'true'`)
+	primary.Restart()
+	for _, n := range nodes {
+		n.monitor(t)
+	}
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
+	awaitPlan := func(what string, right func(codes map[string]bool) bool) {
+		t.Helper()
+		pgtest.WaitFor(t, what, func(ctx context.Context) error {
+			p, err := target.PlanSwitchover(ctx, repmgr.SwitchoverOptions{To: 2})
+			codes := map[string]bool{}
+			for _, o := range append(p.Obstacles, p.Warnings...) {
+				codes[o.Code] = true
+			}
+			if err == nil && !right(codes) {
+				err = fmt.Errorf("it has %v", codes)
+			}
+			return err
+		})
+	}
+	var senders []*pgconn.PgConn
+	for _, trouble := range []struct {
+		code       string
+		make, mend func()
+	}{
+		{"target_unfit", func() {
+			target.Exec(t, `ALTER SYSTEM SET recovery_min_apply_delay = '1h'`)
+			target.Exec(t, `SELECT pg_reload_conf()`)
+		}, func() {
+			target.Exec(t, `ALTER SYSTEM RESET recovery_min_apply_delay`)
+			target.Exec(t, `SELECT pg_reload_conf()`)
+		}},
+		{"archive_fails", func() {
+			primary.Exec(t, `ALTER SYSTEM SET archive_command = 'false'`)
+			primary.Exec(t, `SELECT pg_reload_conf()`)
+			primary.Exec(t, `SELECT pg_logical_emit_message(false, 'x', 'x')`)
+			primary.Exec(t, `SELECT pg_switch_wal()`)
+		}, func() {
+			primary.Exec(t, `ALTER SYSTEM SET archive_command = 'true'`)
+			primary.Exec(t, `SELECT pg_reload_conf()`)
+		}},
+		{"prepared_transactions", func() {
+			primary.Exec(t, `BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'mine'`)
+		}, func() { primary.Exec(t, `ROLLBACK PREPARED 'mine'`) }},
+		{"max_wal_senders", func() {
+			for {
+				c, err := pgconn.Connect(t.Context(), target.Conninfo("replication=true", "application_name=taken"))
+				if err != nil {
+					return // there is no room any more
+				}
+				senders = append(senders, c)
+			}
+		}, func() {
+			for _, c := range senders {
+				_ = c.Close(t.Context())
+			}
+		}},
+		{"target_paused", func() { target.Exec(t, `SELECT pg_wal_replay_pause()`) }, func() { target.Exec(t, `SELECT pg_wal_replay_resume()`) }},
+		{"target_read_only", func() {
+			target.Exec(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
+			target.Exec(t, `SELECT pg_reload_conf()`)
+		}, func() {
+			target.Exec(t, `ALTER SYSTEM RESET default_transaction_read_only`)
+			target.Exec(t, `SELECT pg_reload_conf()`)
+		}},
+	} {
+		awaitPlan("no "+trouble.code, func(codes map[string]bool) bool { return !codes[trouble.code] })
+		trouble.make()
+		awaitPlan(trouble.code, func(codes map[string]bool) bool { return codes[trouble.code] })
+		trouble.mend()
+		awaitPlan("the end of "+trouble.code, func(codes map[string]bool) bool { return !codes[trouble.code] })
+	}
+	require.Equal(t, "1", primary.QueryString(t, `SELECT max(term) FROM repmgr.rules`), "nothing was changed")
+	res, err := target.Switchover(t.Context(), repmgr.SwitchoverOptions{To: 2})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.NodeID(2), res.To.ID)
+	waitStreams(t, target, primary)
+}
+
+// Two operators ask at once for different primaries: whatever becomes of each request, one node is the primary in the
+// end, all others stream from it, and whoever was refused is told so.
+func TestSwitchover_TwoAtOnce(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+	var wg sync.WaitGroup
+	errs := make([]error, 2)
+	for i, to := range nodes[1:] {
+		wg.Go(func() { _, errs[i] = to.Switchover(t.Context(), repmgr.SwitchoverOptions{To: to.cfg.NodeID}) })
+	}
+	wg.Wait()
+	require.True(t, errs[0] == nil || errs[1] == nil, "%v", errs)
+	for _, err := range errs {
+		require.True(t, err == nil || errors.Is(err, repmgr.ErrRefused) || errors.Is(err, repmgr.ErrTimeout), "%v", err)
+	}
+	var primary *node
+	pgtest.WaitFor(t, "one primary", func(context.Context) error {
+		primary = nil
+		for _, n := range nodes {
+			if n.QueryString(t, `SELECT pg_is_in_recovery()`) == "t" {
+				continue
+			}
+			if primary != nil {
+				return errors.New("there are two")
+			}
+			primary = n
+		}
+		if primary == nil {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+	require.NotEqual(t, nodes[0], primary)
+	for _, n := range nodes {
+		if n != primary {
+			waitStreams(t, primary, n)
+		}
+	}
+}
