@@ -148,7 +148,8 @@ func (m *Monitor) View() View {
 	m.control.mu.Lock()
 	v, c := m.control.view, m.control.cfg
 	m.control.mu.Unlock()
-	v.At, v.Cluster, v.NodeID, v.Node, v.Interval, v.Silence, v.Lease = time.Now(), c.ClusterName, c.NodeID, c.NodeName, c.MonitorInterval, c.SilenceTimeout, m.guard.LeaseNow()
+	v.At, v.Cluster, v.NodeID, v.Node, v.Interval = time.Now(), c.ClusterName, c.NodeID, c.NodeName, c.MonitorInterval
+	v.Lease, v.Silence = m.guard.LeaseNow()
 	if w := m.control.watched.Load(); w != nil && v.Automatic {
 		v.Peers = w.Peers()
 		v.Rule = voters.NewestRule(v.Peers)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/follow"
 	"github.com/pgrepmgr/repmgr/internal/voters"
@@ -57,6 +58,7 @@ func Answer(q Question) (Explanation, error) {
 	if e.Lost, ok = registry.ByID(recs, lost); !ok {
 		return Explanation{}, registry.Unknown(recs, lost, "")
 	}
+	e.Lost.Conninfo = conninfo.Redact(e.Lost.Conninfo) // rows of repmgr 5 may have a password
 	e.Forecast = policy.Forecast(now, rule, peers, int32(lost))
 	e.Voters = q.voters(rule)
 	if manual {

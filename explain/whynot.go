@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -11,6 +12,7 @@ import (
 // WhyNot says why a node is not the primary now, and would not be the next one. past are
 // the failovers that are known, the newest first: without them there is less to tell.
 func WhyNot(e Explanation, node registry.Record, past []registry.FailoverRecord) WhyNotAnswer {
+	node.Conninfo = conninfo.Redact(node.Conninfo) // rows of repmgr 5 may have a password
 	id, f := int32(node.ID), e.Forecast
 	a := WhyNotAnswer{Node: node, IsPrimary: e.Rule.Known() && id == e.Rule.Primary, WouldWin: f.Winner == id, Reasons: []string{}, Explanation: e}
 	say := func(format string, args ...any) { a.Reasons = append(a.Reasons, fmt.Sprintf(format, args...)) }

@@ -40,16 +40,15 @@ func (v View) Running() Verdict {
 	if a := v.Alive(); !a.OK {
 		return a
 	}
-	p := v.self()
-	switch fresh := v.At.Sub(p.SeenAt) <= v.Silence; {
-	case !v.Automatic && v.Local.StartedAt.IsZero(), v.Automatic && p.SeenAt.IsZero():
+	p, limit := v.self(), v.Silence
+	if !v.Automatic { // it is looked at in each turn only
+		limit += 2 * v.Interval
+	}
+	switch fresh := v.At.Sub(p.SeenAt) <= limit; {
+	case p.SeenAt.IsZero():
 		return No("the server of this node was not seen since this daemon was started")
-	case !v.Automatic && !v.LocalUp:
-		return No("the server of this node does not answer")
-	case !v.Automatic:
-		return yes()
 	case p.Answer == election.NoSlots, p.Answer == election.Rejects: // it says itself that it is alive
-		if v.At.Sub(p.Tried) > 2*v.Silence {
+		if v.At.Sub(p.Tried) > 2*limit {
 			return No("the server of this node was not reached %s", v.since(p.Tried, "this daemon was started"))
 		}
 	case p.Answer != election.Answers && p.Answer != election.Silent:
@@ -70,6 +69,8 @@ func (v View) Primary() Verdict {
 		return No("this node is a witness")
 	case v.Runs() != election.Primary:
 		return No("this node is a standby%s", v.inOffice())
+	case v.Yields:
+		return No("another repmgrd acts for this node: ask that one")
 	case !v.acts():
 		return v.primaryByHand()
 	}
@@ -88,7 +89,9 @@ func (v View) Primary() Verdict {
 
 // primaryByHand is Primary where an operator decides who is the primary.
 func (v View) primaryByHand() Verdict {
-	switch r := v.Record(); {
+	switch r, l := v.Record(), v.Lease; {
+	case v.Automatic && l.Known && l.Needed && l.Left <= 0: // beside a daemon of repmgr 5
+		return v.leased()
 	case v.Rule.Known() && v.Rule.Primary != int32(v.NodeID):
 		return No("this node runs as a primary%s", v.inOffice())
 	case r.Role != registry.RolePrimary:

@@ -21,7 +21,7 @@ var rule = election.Rule{Term: 5, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}, 
 func view(id registry.NodeID) health.View {
 	v := health.View{
 		At: now, NodeID: id, LookedAt: now.Add(-time.Second), Interval: 2 * time.Second, Silence: 2 * time.Second,
-		Automatic: true, Rule: rule, LocalUp: true,
+		Automatic: true, Rule: rule, LocalAnswer: election.Answers, LocalSeenAt: now.Add(-time.Second),
 		Local:    registry.NodeStatus{StartedAt: now.Add(-time.Hour), InRecovery: id != 1, CurrentLSN: 1000, ReceivedLSN: 990, ReplayedLSN: 900, Receiver: &registry.WALReceiver{Status: "streaming"}},
 		Upstream: health.Upstream{ID: 1, SeenAt: now.Add(-time.Second), LSN: 1000},
 		Lease:    health.Lease{Known: id == 1, Needed: id == 1, Proven: id == 1, Left: 2 * time.Second},
@@ -79,12 +79,26 @@ func TestPrimary(t *testing.T) {
 		"witness":                          {func(v *health.View, _ *election.Peer) { v.Records[0].Role = registry.RoleWitness }, "witness"},
 		"observer":                         {func(v *health.View, _ *election.Peer) { v.NodeID = 0 }, "no node of its own"},
 		"by hand":                          {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers = false, nil }, ""},
-		"by hand, no rule":                 {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Rule = false, nil, election.Rule{} }, ""},
-		"by hand, a rule names another":    {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Rule.Primary = false, nil, 2 }, "node2 is the primary"},
+		"by hand, down": {func(v *health.View, _ *election.Peer) {
+			v.Automatic, v.Peers, v.LocalAnswer = false, nil, election.Refused
+		}, "refuses connections"},
+		"by hand, one look failed": {func(v *health.View, _ *election.Peer) {
+			v.Automatic, v.Peers, v.LocalAnswer, v.LocalSeenAt = false, nil, election.Silent, now.Add(-5*time.Second)
+		}, ""},
+		"by hand, many looks failed": {func(v *health.View, _ *election.Peer) {
+			v.Automatic, v.Peers, v.LocalAnswer, v.LocalSeenAt = false, nil, election.Silent, now.Add(-7*time.Second)
+		}, "has not answered for 7s"},
+		"by hand, out of connections": {func(v *health.View, _ *election.Peer) {
+			v.Automatic, v.Peers, v.LocalAnswer, v.LocalSeenAt = false, nil, election.NoSlots, now.Add(-time.Minute)
+		}, ""},
+		"by hand, never seen":           {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.LocalSeenAt = false, nil, time.Time{} }, "was not seen since"},
+		"another daemon acts":           {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Yields = false, nil, true }, "another repmgrd"},
+		"lease over beside repmgr 5":    {func(v *health.View, _ *election.Peer) { v.Peers[1].Foreign, v.Lease.Left = true, 0 }, "has run out"},
+		"by hand, no rule":              {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Rule = false, nil, election.Rule{} }, ""},
+		"by hand, a rule names another": {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Rule.Primary = false, nil, 2 }, "node2 is the primary"},
 		"by hand, registered as standby": {func(v *health.View, _ *election.Peer) {
 			v.Automatic, v.Peers, v.Records[0].Role = false, nil, registry.RoleStandby
 		}, "not registered as one"},
-		"by hand, down": {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.LocalUp = false, nil, false }, "does not answer"},
 		"beside a daemon of repmgr 5": {func(v *health.View, p *election.Peer) {
 			v.Peers[1].Foreign, v.Rule, p.Rule, v.Lease = true, election.Rule{}, election.Rule{}, health.Lease{}
 		}, ""},

@@ -21,16 +21,19 @@ type View struct {
 
 	LookedAt  time.Time // when it began; zero: there was none
 	Interval  time.Duration
-	Silence   time.Duration // silence_timeout
+	Silence   time.Duration // silence_timeout: how old an answer may be
 	Automatic bool          // the Monitor acts: failover=automatic, and no other Monitor acts for the node
+	Yields    bool          // another Monitor acts for the node
 	Phase     election.Phase
 	Reason    string
-	Doing     string              // the long action under way
-	Rule      election.Rule       // the newest that is known
-	Records   []registry.Record   // the registered nodes
-	Local     registry.NodeStatus // the server of the node as it was last seen
-	LocalUp   bool                // it answered in the last turn
-	Upstream  Upstream            // of a standby
+	Doing     string            // the long action under way
+	Rule      election.Rule     // the newest that is known
+	Records   []registry.Record // the registered nodes
+	Upstream  Upstream          // of a standby
+
+	Local       registry.NodeStatus // the server of the node as it was last seen
+	LocalAnswer election.Answer     // in the last turn
+	LocalSeenAt time.Time
 
 	// Of the last heartbeat.
 
@@ -54,8 +57,13 @@ type Lease struct {
 	Left   time.Duration // 0 and less: it has run out
 }
 
-// self is the local node among the voters.
-func (v View) self() election.Peer { return v.Peer(int32(v.NodeID)) }
+// self is the local node: among the voters, or as the last turn saw it where there are none.
+func (v View) self() election.Peer {
+	if v.Automatic {
+		return v.Peer(int32(v.NodeID))
+	}
+	return election.Peer{ID: int32(v.NodeID), Answer: v.LocalAnswer, Tried: v.LookedAt, SeenAt: v.LocalSeenAt}
+}
 
 // Peer is a voter as of the last heartbeat.
 func (v View) Peer(id int32) election.Peer {

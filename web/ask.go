@@ -55,7 +55,7 @@ type failure struct {
 
 // question is what a path asks for. key is the same for the same question.
 func (h *handler) question(v health.View, path string, q url.Values) (key string, ask func(context.Context) (any, error), err error) {
-	c := h.o.Cluster
+	c := h.o.Cluster()
 	node, err := nodeOf(v, q.Get("node"))
 	if err != nil {
 		return "", nil, err
@@ -123,11 +123,14 @@ func newQuestions() *questions {
 func (q *questions) ask(ctx context.Context, key string, ask func(context.Context) (any, error)) (code int, document any) {
 	a, mine := q.join(key)
 	if mine {
+		a.code, a.document = http.StatusInternalServerError, failure{Error: "the question was not answered"} // where asking it panics
+		defer func() {
+			q.mu.Lock()
+			a.at = time.Now()
+			q.mu.Unlock()
+			close(a.done)
+		}()
 		a.code, a.document = q.answer(ctx, ask)
-		q.mu.Lock()
-		a.at = time.Now()
-		q.mu.Unlock()
-		close(a.done)
 		return a.code, a.document
 	}
 	select {

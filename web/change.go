@@ -42,8 +42,8 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request, path string) {
 		"POST failover": func(ctx context.Context, v health.View, b []byte) (int, any, error) {
 			return h.switchover(ctx, v, b, true)
 		},
-		"DELETE switchover": nothingScheduled,
-		"DELETE restart":    nothingScheduled,
+		"DELETE switchover": neverTakenBack,
+		"DELETE restart":    neverTakenBack,
 		"POST restart":      h.restart,
 		"POST reload":       h.reload,
 		"PATCH config":      h.pause,
@@ -125,8 +125,8 @@ func decode(content []byte, into any) error {
 	return nil
 }
 
-func nothingScheduled(context.Context, health.View, []byte) (int, any, error) {
-	return 0, nil, refuse(http.StatusNotFound, "nothing that was asked for over HTTP is scheduled")
+func neverTakenBack(context.Context, health.View, []byte) (int, any, error) {
+	return 0, nil, refuse(http.StatusNotImplemented, "what is scheduled can not be taken back over HTTP")
 }
 
 // switchover hands the primary over. As a failover it may be asked for where there is no primary, too.
@@ -140,6 +140,7 @@ func (h *handler) switchover(ctx context.Context, v health.View, content []byte,
 		return 0, nil, err
 	}
 	lead := leader(v)
+	named, unknown := nodeOf(v, ask.Candidate)
 	switch {
 	case !failover && ask.Leader == "":
 		return 0, nil, refuse(http.StatusBadRequest, "leader is missing: the name of the present primary")
@@ -147,6 +148,8 @@ func (h *handler) switchover(ctx context.Context, v health.View, content []byte,
 		return 0, nil, refuse(http.StatusBadRequest, "candidate is missing: the name of the node that is to be the primary")
 	case failover && ask.At != "":
 		return 0, nil, refuse(http.StatusBadRequest, "a failover can not be scheduled")
+	case unknown != nil:
+		return 0, nil, refuse(http.StatusPreconditionFailed, "candidate does not exists: %v", unknown)
 	case lead == 0 && failover:
 		return h.elect(ctx, ask.Candidate)
 	case lead == 0:
@@ -161,10 +164,12 @@ func (h *handler) switchover(ctx context.Context, v health.View, content []byte,
 	if o.At, err = scheduled(ask.At, v.At); err != nil {
 		return 0, nil, err
 	}
-	if o.To, err = h.candidate(ctx, v, ask.Candidate); err != nil {
-		return 0, nil, err
+	if o.To = named; named == 0 {
+		if o.To, err = h.candidate(ctx); err != nil {
+			return 0, nil, err
+		}
 	}
-	res, err := h.o.Cluster.Switchover(ctx, o)
+	res, err := h.o.Cluster().Switchover(ctx, o)
 	switch {
 	case err != nil:
 		return 0, nil, err
@@ -176,17 +181,9 @@ func (h *handler) switchover(ctx context.Context, v health.View, content []byte,
 	return http.StatusOK, fmt.Sprintf("Successfully switched over to %q", res.To.Name), nil
 }
 
-// candidate is the node that is to be the primary. Without a name it is the one that an election would choose, not the node
-// that happens to be asked.
-func (h *handler) candidate(ctx context.Context, v health.View, name string) (repmgr.NodeID, error) {
-	if name != "" {
-		id, err := nodeOf(v, name)
-		if err != nil {
-			return 0, refuse(http.StatusPreconditionFailed, "candidate does not exists: %v", err)
-		}
-		return id, nil
-	}
-	res, err := h.o.Cluster.Explain(ctx, repmgr.ExplainOptions{})
+// candidate is the node that an election would choose, where nobody is named: not the one that happens to be asked.
+func (h *handler) candidate(ctx context.Context) (repmgr.NodeID, error) {
+	res, err := h.o.Cluster().Explain(ctx, repmgr.ExplainOptions{})
 	switch {
 	case err != nil:
 		return 0, err
@@ -219,7 +216,7 @@ func scheduled(at string, now time.Time) (time.Time, error) {
 
 // elect holds an election for a primary that is lost.
 func (h *handler) elect(ctx context.Context, candidate string) (int, any, error) {
-	res, err := h.o.Cluster.Failover(ctx, repmgr.FailoverOptions{})
+	res, err := h.o.Cluster().Failover(ctx, repmgr.FailoverOptions{})
 	switch {
 	case err != nil:
 		return 0, nil, err
@@ -249,7 +246,7 @@ func (h *handler) restart(ctx context.Context, v health.View, content []byte) (i
 	case ask.Role != "" && ask.Role != patroniRole(v):
 		return 0, nil, refuse(http.StatusServiceUnavailable, "this node is no %s, but a %s", ask.Role, patroniRole(v))
 	}
-	res, err := h.o.Cluster.RollingRestart(ctx, repmgr.RestartOptions{Nodes: []repmgr.NodeID{v.NodeID}, Pending: ask.Pending, Primary: repmgr.RestartInPlace})
+	res, err := h.o.Cluster().RollingRestart(ctx, repmgr.RestartOptions{Nodes: []repmgr.NodeID{v.NodeID}, Pending: ask.Pending, Primary: repmgr.RestartInPlace})
 	switch {
 	case err != nil:
 		return 0, nil, err
@@ -261,7 +258,7 @@ func (h *handler) restart(ctx context.Context, v health.View, content []byte) (i
 
 // reload makes the server of this node read its configuration again.
 func (h *handler) reload(ctx context.Context, _ health.View, _ []byte) (int, any, error) {
-	_, err := h.o.Cluster.ControlServer(ctx, repmgr.ServiceReload, repmgr.ServiceOptions{})
+	_, err := h.o.Cluster().ControlServer(ctx, repmgr.ServiceReload, repmgr.ServiceOptions{})
 	return http.StatusAccepted, "reload scheduled", err
 }
 
@@ -273,9 +270,9 @@ func (h *handler) pause(ctx context.Context, _ health.View, content []byte) (int
 	if err != nil || !given || len(ask) != 1 {
 		return 0, nil, refuse(http.StatusBadRequest, `want {"pause": true}, {"pause": false} or {"pause": null}: settings of PostgreSQL are changed with ALTER SYSTEM`)
 	}
-	do := h.o.Cluster.Unpause
+	do := h.o.Cluster().Unpause
 	if pause != nil && *pause {
-		do = h.o.Cluster.Pause
+		do = h.o.Cluster().Pause
 	}
 	res, err := do(ctx, repmgr.PauseOptions{})
 	if err != nil {

@@ -51,6 +51,9 @@ func number(v any) string {
 	case float64:
 		return strconv.FormatFloat(v, 'f', -1, 64)
 	case time.Time:
+		if v.IsZero() {
+			return "0"
+		}
 		return strconv.FormatFloat(float64(v.UnixMicro())/1e6, 'f', -1, 64)
 	}
 	return fmt.Sprint(v)
@@ -162,6 +165,6 @@ func writePatroniMetrics(e *exposition, v health.View) {
 	e.gauge("patroni_cluster_unlocked", "Value is 1 if the cluster is unlocked, 0 if locked.", unlocked(v))
 	e.gauge("patroni_failsafe_mode_is_active", "Value is 1 if failsafe mode is active, 0 if inactive.", 0)
 	e.line("patroni_postgres_timeline", "counter", "Postgres timeline of this node (if running), 0 otherwise.", v.Timeline())
-	e.gauge("patroni_dcs_last_seen", "Epoch timestamp when DCS was last contacted successfully by Patroni.", v.LookedAt.Unix())
+	e.gauge("patroni_dcs_last_seen", "Epoch timestamp when DCS was last contacted successfully by Patroni.", v.LookedAt.Truncate(time.Second))
 	e.gauge("patroni_is_paused", "Value is 1 if auto failover is disabled, 0 otherwise.", v.Paused())
 }

@@ -323,7 +323,7 @@ func (h *handler) config(r *http.Request, v health.View) map[string]any {
 	if h.o.Cluster == nil {
 		return doc
 	}
-	c := h.o.Cluster.Config()
+	c := h.o.Cluster().Config()
 	doc["ttl"], doc["maximum_lag_on_failover"], doc["synchronous_mode"] = c.FenceTimeout.Seconds(), c.MaximumLagOnFailover, c.SynchronousMode != repmgr.SynchronousOff
 	if refused := h.mayAsk(r); refused == "" {
 		doc["repmgr"] = c.Dump()

@@ -34,7 +34,14 @@ type Server struct {
 	Listen              string // address and port, such as "127.0.0.1:8008"
 	Cert, Key, ClientCA string
 	Handler             http.Handler
-	Logger              *slog.Logger // at level debug; nil: none
+	Logger              *slog.Logger // what clients do wrong at level debug, and certificates that can not be read; nil: none
+}
+
+func (s *Server) logger() *slog.Logger {
+	if s.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Logger
 }
 
 // Serve answers until ctx ends, and then returns nil. It calls ready with the address when it listens. The error
@@ -53,13 +60,10 @@ func (s *Server) Serve(ctx context.Context, ready func(net.Addr)) error {
 	} else {
 		l = tls.NewListener(l, config)
 	}
-	if s.Logger == nil {
-		s.Logger = slog.New(slog.DiscardHandler)
-	}
 	open := &openConns{conns: map[net.Conn]connState{}}
 	server := &http.Server{
 		Handler: s.Handler, ReadHeaderTimeout: headWithin, ReadTimeout: bodyWithin, WriteTimeout: writeWithin, IdleTimeout: idleFor, MaxHeaderBytes: headBytes,
-		ConnState: open.note, ErrorLog: log.New(debugLog{s.Logger}, "", 0), DisableGeneralOptionsHandler: true,
+		ConnState: open.note, ErrorLog: log.New(debugLog{s.logger()}, "", 0), DisableGeneralOptionsHandler: true,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // so that the readers of events are let go at the end
 	}
 	ended := make(chan struct{})
@@ -90,17 +94,11 @@ func (d debugLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Check says what is wrong with the certificates.
-func (s *Server) Check() error {
-	_, err := s.tls()
-	return err
-}
-
 func (s *Server) tls() (*tls.Config, error) {
 	if s.Cert == "" && s.Key == "" {
 		return nil, nil
 	}
-	f := &tlsFiles{cert: s.Cert, key: s.Key, ca: s.ClientCA}
+	f := &tlsFiles{cert: s.Cert, key: s.Key, ca: s.ClientCA, log: s.logger()}
 	if _, err := f.config(nil); err != nil {
 		return nil, err
 	}
@@ -111,6 +109,7 @@ func (s *Server) tls() (*tls.Config, error) {
 // earlier ones stay in force.
 type tlsFiles struct {
 	cert, key, ca string
+	log           *slog.Logger
 
 	mu   sync.Mutex
 	have *tls.Config
@@ -132,10 +131,13 @@ func (f *tlsFiles) config(*tls.ClientHelloInfo) (*tls.Config, error) {
 	config, err := f.load()
 	switch {
 	case err == nil:
-		f.have, f.of = config, of
+		f.have = config
 	case f.have == nil:
 		return nil, err
+	default:
+		f.log.Error("the certificates can not be read again: the earlier ones stay in force", "err", err)
 	}
+	f.of = of
 	return f.have, nil
 }
 
@@ -188,7 +190,10 @@ func (o *openConns) change(c net.Conn, state http.ConnState) (surplus net.Conn) 
 	if len(o.conns) <= connections {
 		return nil
 	}
-	for other, s := range o.conns { // the oldest that is idle, else the oldest
+	for other, s := range o.conns { // the oldest that is idle, else the oldest; the new one stays
+		if other == c {
+			continue
+		}
 		if best := o.conns[surplus]; surplus == nil || best.active && !s.active || best.active == s.active && s.since.Before(best.since) {
 			surplus = other
 		}

@@ -55,7 +55,7 @@ func TestTLS(t *testing.T) {
 	require.NoError(t, err)
 	v := view(1)
 	look := func() health.View { v.At = time.Now(); v.LookedAt = v.At; return v }
-	at := listen(t, &Server{Cert: cert, Key: key, ClientCA: clientCert, Handler: newHandler(look, Options{Cluster: c})})
+	at := listen(t, &Server{Cert: cert, Key: key, ClientCA: clientCert, Handler: newHandler(look, Options{Cluster: func() *repmgr.Cluster { return c }})})
 
 	ask := func(method string, own ...string) (name string, code int, err error) {
 		config := &tls.Config{InsecureSkipVerify: true} // the name is compared below
@@ -92,7 +92,7 @@ func TestTLS(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "second", name)
 
-	require.ErrorContains(t, (&Server{Cert: cert, Key: clientKey}).Check(), "private key does not match")
-	require.ErrorContains(t, (&Server{Cert: cert, Key: key, ClientCA: key}).Check(), "no certificate in it")
+	require.ErrorContains(t, (&Server{Cert: cert, Key: clientKey}).Serve(t.Context(), nil), "private key does not match")
+	require.ErrorContains(t, (&Server{Cert: cert, Key: key, ClientCA: key}).Serve(t.Context(), nil), "no certificate in it")
 	require.ErrorContains(t, (&Server{Listen: strings.TrimPrefix(at, "x"), Handler: http.NotFoundHandler()}).Serve(t.Context(), nil), "address already in use")
 }

@@ -15,12 +15,12 @@ import (
 
 // Options are the choices of [Handler]. The zero value answers health checks at "/" and changes nothing.
 type Options struct {
-	Prefix    string               // before each path, such as "/repmgr"; empty: none
-	Cluster   *repmgr.Cluster      // for /repmgr/v1/..., and for changes; nil: there are neither
-	Events    *Events              // a notifier of the same Monitor, for /events; nil: there is no such path
-	TokenFile string               // holds the password of a request that changes something; empty: only a client certificate allows it
-	Metrics   repmgr.MetricsCompat // whose names /metrics gives beside ours
-	Logger    *slog.Logger         // for what is changed, and for wrong passwords; nil: none
+	Prefix    string                 // before each path, such as "/repmgr"; empty: none
+	Cluster   func() *repmgr.Cluster // the cluster now, for /repmgr/v1/... and for changes; nil: there are neither
+	Events    *Events                // a notifier of the same Monitor, for /events; nil: there is no such path
+	TokenFile string                 // holds the password of a request that changes something; empty: only a client certificate allows it
+	Metrics   repmgr.MetricsCompat   // whose names /metrics gives beside ours
+	Logger    *slog.Logger           // for what is changed, and for wrong passwords; nil: none
 }
 
 // Handler answers for a Monitor. Serve it with limits, as [Server] has them. It is safe for concurrent use.

@@ -30,7 +30,7 @@ func view(id registry.NodeID) health.View {
 	rule := election.Rule{Term: 5, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}, Quorum: true, Sync: []int32{2}, Acks: 1}
 	v := health.View{
 		At: now, Cluster: "shop", NodeID: id, Node: "node" + id.String(), LookedAt: now, Interval: 2 * time.Second, Silence: 2 * time.Second,
-		Automatic: true, Phase: election.AsStandby, Reason: "standby is monitored", Rule: rule, LocalUp: true,
+		Automatic: true, Phase: election.AsStandby, Reason: "standby is monitored", Rule: rule, LocalAnswer: election.Answers, LocalSeenAt: now,
 		Local:    registry.NodeStatus{StartedAt: now.Add(-time.Hour), VersionNum: 150018, SystemIdentifier: "7", InRecovery: id != 1, CurrentLSN: 5000, ReceivedLSN: 5000, ReplayedLSN: 3000},
 		Upstream: health.Upstream{ID: 1, SeenAt: now, LSN: 5000},
 		Lease:    health.Lease{Known: id == 1, Needed: id == 1, Proven: id == 1, Left: 2 * time.Second},
@@ -202,8 +202,8 @@ func TestWhoMay(t *testing.T) {
 	require.NoError(t, os.WriteFile(token, []byte("0123456789abcdef\n"), 0o600))
 	c, err := repmgr.New(repmgr.Config{NodeID: 1, Conninfo: "host=127.0.0.1 port=1 dbname=none user=none", HTTPTokenFile: token})
 	require.NoError(t, err)
-	open := "http://" + serve(t, view(1), Options{Cluster: c, TokenFile: token})
-	closed := "http://" + serve(t, view(1), Options{Cluster: c})
+	open := "http://" + serve(t, view(1), Options{Cluster: func() *repmgr.Cluster { return c }, TokenFile: token})
+	closed := "http://" + serve(t, view(1), Options{Cluster: func() *repmgr.Cluster { return c }})
 	for name, q := range map[string]struct {
 		url, method, path, body string
 		header                  []string
@@ -226,7 +226,8 @@ func TestWhoMay(t *testing.T) {
 		"no time":                 {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"soon"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 422, "soon"},
 		"no JSON":                 {open, "POST", "/switchover", `leader`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "JSON"},
 		"failover of nobody":      {open, "POST", "/failover", `{}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "candidate is missing"},
-		"nothing is scheduled":    {open, "DELETE", "/switchover", "", []string{"Authorization", "Bearer 0123456789abcdef"}, 404, "nothing"},
+		"a schedule stays":        {open, "DELETE", "/switchover", "", []string{"Authorization", "Bearer 0123456789abcdef"}, 501, "taken back"},
+		"failover to nobody":      {open, "POST", "/failover", `{"candidate":"typo"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `no node is called "typo"`},
 		"other settings":          {open, "PATCH", "/config", `{"ttl":10}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "ALTER SYSTEM"},
 		"huge":                    {open, "POST", "/switchover", strings.Repeat(" ", 70<<10), []string{"Authorization", "Bearer 0123456789abcdef"}, 413, "65536"},
 		"unknown change":          {open, "POST", "/reinitialize", "{}", []string{"Authorization", "Bearer 0123456789abcdef"}, 501, "/reinitialize"},
@@ -272,10 +273,13 @@ func TestTokenFile(t *testing.T) {
 func TestManyConnections(t *testing.T) {
 	t.Parallel()
 	at := serve(t, view(1), Options{})
-	for range 3 * connections {
+	for i := range 3 * connections {
 		c, err := net.Dial("tcp", at)
 		require.NoError(t, err)
 		defer c.Close()
+		if i%2 == 0 { // it has begun a request, and never ends it
+			_, _ = c.Write([]byte("G"))
+		}
 	}
 	code, _ := request(t, "GET", "http://"+at+"/primary", "")
 	assert.Equal(t, 200, code)

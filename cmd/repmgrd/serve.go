@@ -45,9 +45,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	defer shut()
 	var http httpService
-	if err := http.prepare(&d.cfg); err != nil {
-		return err
-	}
+	http.prepare(&d.cfg)
 	monitor, err := repmgr.NewMonitor(d.cfg)
 	if err != nil {
 		return err
@@ -96,7 +94,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		select {
 		case <-hangups:
 			notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
-			if d.reload(monitor, logs) {
+			if d.reload(monitor, &http, logs) {
 				dog.keep(ctx, d.cfg)
 			}
 			notify(systemd.SdNotifyReady)
@@ -149,7 +147,7 @@ func (d *daemon) ended(ctx context.Context, err error, log *slog.Logger) error {
 
 // reload takes the configuration over that is in the file now. Where that is
 // wrong, everything stays as it is, the watchdog too: a new one could not read it.
-func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) (taken bool) {
+func (d *daemon) reload(monitor *repmgr.Monitor, http *httpService, logs *logOutput) (taken bool) {
 	var restart []string
 	cfg, err := d.load()
 	if err == nil {
@@ -162,6 +160,10 @@ func (d *daemon) reload(monitor *repmgr.Monitor, logs *logOutput) (taken bool) {
 		logs.logger.Error("configuration not reloaded: the old one stays", "err", err)
 		cfg = d.cfg // the log file is reopened all the same, for logrotate
 	} else {
+		cfg.Notifiers = d.cfg.Notifiers
+		if errHTTP := http.use(d.cfg.Reload(cfg)); errHTTP != nil {
+			logs.logger.Error("HTTP goes on with the old configuration", "err", errHTTP)
+		}
 		d.cfg, taken = cfg, true
 		for _, w := range cfg.Warnings {
 			logs.logger.Warn(w.String(), "hint", w.Remedy)

@@ -65,8 +65,9 @@ type Guard struct {
 	primarySince time.Time  // since when the local server is seen as the primary; zero: it is none
 	lease        *time.Duration
 	runsOut      bool         // nothing renews the lease at the moment
-	checked      health.Lease // as of checkedAt, by the clock of BootTime
-	checkedAt    time.Duration
+	checked      health.Lease // the lease as it was at checkedAt
+	checkedAt    reading
+	checkEvery   time.Duration       // the time between two checks then
 	before       election.Rule       // the rule before the newest, while an election could miss the newest
 	trouble      string              // what keeps the heartbeat from being written
 	srv          *postmaster.Server  // the server as it was when the ability to stop it was last shown

@@ -13,6 +13,7 @@ import (
 // leaseKeeper checks the lease of the local primary. It belongs to one goroutine.
 type leaseKeeper struct {
 	activeGuard
+	begun  time.Time     // when the first look was waited for
 	me     election.Peer // the local server as it was last looked at
 	sleeps sleeps
 	device device
@@ -39,17 +40,25 @@ func (k *leaseKeeper) run(ctx context.Context) {
 			return
 		}
 		k.checkSleep(ctx, s)
+		at := readClocks(k.BootTime)
 		left = k.look(ctx, s)
 		k.tellWatchdog(left, false)
-		k.setLease(s, k.lease, left)
+		k.setLease(s, left)
+		k.showLease(s, at, k.shown(s, left))
 		k.noteDevice(k.device.follow(s, left))
 	}
 }
 
 // untilDue waits for the next heartbeat, or for the rest of the lease where that is shorter.
 func (k *leaseKeeper) untilDue(ctx context.Context, s *Settings, left *time.Duration) error {
-	if left != nil && *left < s.heartbeatInterval() {
+	if k.begun.IsZero() {
+		k.begun = time.Now()
+	}
+	switch settled := k.lease.Known && (k.lease.Proven || !k.lease.Needed); {
+	case left != nil && *left < s.heartbeatInterval():
 		return wait.Pause(ctx, max(*left, s.heartbeatInterval()/8))
+	case s.Automatic && !settled && time.Since(k.begun) < s.SilenceTimeout: // whoever asks for the primary waits for the first look
+		return wait.Pause(ctx, s.heartbeatInterval()/8)
 	}
 	return k.waitHeartbeat(ctx)
 }
@@ -95,32 +104,57 @@ func (k *leaseKeeper) look(ctx context.Context, s *Settings) *time.Duration {
 
 // setLease stores how long the lease lasts, and wakes the daemon when the lease begins to run
 // out or no longer does.
-func (g *Guard) setLease(s *Settings, l health.Lease, left *time.Duration) {
+func (g *Guard) setLease(s *Settings, left *time.Duration) {
 	runsOut := left != nil && s.runsOut(*left)
-	if left != nil {
-		l.Left = *left
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.runsOut != runsOut {
 		g.wake()
 	}
-	g.lease, g.runsOut, g.checked, g.checkedAt = left, runsOut, l, g.BootTime()
+	g.lease, g.runsOut = left, runsOut
 }
 
-// LeaseNow is the lease as it is at this moment. Where it was not checked for silence_timeout, as after a
-// suspension of the machine, it is not known.
-func (g *Guard) LeaseNow() health.Lease {
-	s := g.settings.Load()
+// shown is the lease as clients are to see it. Where commits wait for standbys an election does not wait for the lease, because
+// the primary can acknowledge nothing any more; it begins after silence_timeout at the earliest.
+func (k *leaseKeeper) shown(s *Settings, left *time.Duration) health.Lease {
+	l := k.lease
+	if left != nil {
+		l.Left = *left
+	}
+	if k.me.Rule.Quorum {
+		l.Left -= s.FenceTimeout - s.SilenceTimeout
+	}
+	return l
+}
+
+// showLease stores the lease as it was at a moment.
+func (g *Guard) showLease(s *Settings, at reading, l health.Lease) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	age := g.BootTime() - g.checkedAt
-	if s == nil || age > s.SilenceTimeout {
-		return health.Lease{}
+	g.checked, g.checkedAt, g.checkEvery = l, at, s.heartbeatInterval()
+}
+
+// LeaseNow is the lease at this moment, and how old what is known of the voters may be: longer than silence_timeout only
+// while a smaller one is not in force everywhere. A lease that was not checked for so long is not known: the machine was
+// suspended, say, or stopped from outside.
+func (g *Guard) LeaseNow() (l health.Lease, fresh time.Duration) {
+	now, s := readClocks(g.BootTime), g.settings.Load()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s == nil {
+		return health.Lease{}, 0
 	}
-	l := g.checked
+	fresh = max(s.SilenceTimeout, 4*g.checkEvery)
+	if g.checkedAt.at.IsZero() {
+		return health.Lease{}, fresh
+	}
+	age := now.at.Sub(g.checkedAt.at) + sleptBetween(g.checkedAt, now, s.heartbeatInterval())
+	if age > fresh {
+		return health.Lease{}, fresh
+	}
+	l = g.checked
 	l.Left -= age
-	return l
+	return l, fresh
 }
 
 // runsOut reports whether nothing renews the lease. A lease that is renewed still loses up to a

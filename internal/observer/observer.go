@@ -45,6 +45,8 @@ type Node struct {
 	PrimarySeen   time.Time
 	PrimaryLSN    wal.LSN // where the primary wrote, read before Status
 	Status        registry.NodeStatus
+	LocalAnswer   election.Answer   // of the local server in the last look
+	LocalSeenAt   time.Time         // when Status was read
 	Rule          election.Rule     // the newest of the local server; only with failover=manual
 	Records       []registry.Record // the rows, as last read
 	Self          registry.Record   // the node's row; zero: none
@@ -131,13 +133,14 @@ func (v *Node) Look(ctx context.Context, phase election.Phase, o *election.Obser
 		return
 	}
 	v.Report("the local server", err)
+	v.LocalAnswer = voters.AnswerOf(err)
 	if err != nil {
 		if len(v.Records) == 0 {
 			v.Records = v.SavedRecords()
 		}
 		return
 	}
-	v.Status = status
+	v.Status, v.LocalSeenAt = status, o.Now
 	v.readRule(ctx)
 	if status.InRecovery && v.Primary == nil && !v.Silent(v.RulePrimary()) && v.findPrimary(ctx, recs) {
 		o.Upstream = v.readPrimary(ctx)

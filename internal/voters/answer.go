@@ -74,8 +74,8 @@ func endsServer(err error) bool {
 	return state == "57P01" || state == "57P02" || state == "" && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF))
 }
 
-// answerOf is what a failed attempt shows about the server.
-func answerOf(err error) election.Answer {
+// AnswerOf is what an attempt to reach a server shows about it. nil: it answers.
+func AnswerOf(err error) election.Answer {
 	var ce *postgres.ConnectError
 	if !errors.As(err, &ce) {
 		return election.Answers // it answered, though not with its state

@@ -507,7 +507,7 @@ func (n *Voter) handleResult(r attempt) {
 		n.wg.Go(func() { n.closed(r.node) })
 		n.schema = registry.None
 		if v := n.Peer(); r.began.After(v.SeenAt) && !r.began.Before(v.Tried) {
-			n.noteAnswer(answerOf(r.err), r.began, r.err)
+			n.noteAnswer(AnswerOf(r.err), r.began, r.err)
 		}
 	}
 	n.waiting = slices.DeleteFunc(n.waiting, func(j job) bool {
