@@ -270,7 +270,7 @@ func (m *Monitor) publish(now time.Time) {
 	s.Error, s.Settled = m.trouble.Last(), s.Doing == "" && switchover.Settled(int32(s.NodeID), peers, now)
 	m.control.status = s
 	m.control.view = View{
-		LookedAt: now, Automatic: !m.manual(), Phase: s.Phase, Reason: s.Reason, Doing: s.Doing, Rule: s.Rule, Records: m.node.Records,
+		LookedAt: now, Automatic: !m.manual(), Phase: s.Phase, Reason: s.Reason, Rule: s.Rule, Records: m.node.Records,
 		Yields: m.presence.yielding, Local: m.node.Status, LocalAnswer: m.node.LocalAnswer, LocalSeenAt: m.node.LocalSeenAt,
 		Upstream: health.Upstream{ID: m.node.PrimaryRecord.ID, SeenAt: m.node.PrimarySeen, LSN: m.node.PrimaryLSN},
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/wal"
 )
@@ -26,7 +27,6 @@ type View struct {
 	Yields    bool          // another Monitor acts for the node
 	Phase     election.Phase
 	Reason    string
-	Doing     string            // the long action under way
 	Rule      election.Rule     // the newest that is known
 	Records   []registry.Record // the registered nodes
 	Upstream  Upstream          // of a standby
@@ -66,14 +66,7 @@ func (v View) self() election.Peer {
 }
 
 // Peer is a voter as of the last heartbeat.
-func (v View) Peer(id int32) election.Peer {
-	for _, p := range v.Peers {
-		if p.ID == id {
-			return p
-		}
-	}
-	return election.Peer{ID: id}
-}
+func (v View) Peer(id int32) election.Peer { return voters.PeerOf(v.Peers, id) }
 
 // Record is the row of the local node; the zero value: it is not registered, or that is not known.
 func (v View) Record() registry.Record {
@@ -144,10 +137,13 @@ func (v View) WaitsFor(id int32) (each, some bool) {
 	return in && r.Acks >= len(r.Sync), in && r.Acks < len(r.Sync)
 }
 
+// Reachable are the voters that answer.
+func (v View) Reachable() []election.Peer { return voters.Answering(v.Peers) }
+
 // Primaries are the nodes that answer and run as a primary.
 func (v View) Primaries() (ids []int32) {
-	for _, p := range v.Peers {
-		if p.Answer == election.Answers && p.Running == election.Primary && p.Role != election.Witness {
+	for _, p := range v.Reachable() {
+		if p.Running == election.Primary && p.Role != election.Witness {
 			ids = append(ids, p.ID)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 const (
@@ -93,8 +94,11 @@ func nodeOf(v health.View, name string) (repmgr.NodeID, error) {
 	if name == "" {
 		return 0, nil
 	}
-	for _, r := range v.Records {
-		if r.Name == name || strconv.Itoa(int(r.ID)) == name {
+	if r, ok := registry.ByName(v.Records, name); ok {
+		return r.ID, nil
+	}
+	if id, err := strconv.ParseInt(name, 10, 32); err == nil {
+		if r, ok := registry.ByID(v.Records, repmgr.NodeID(id)); ok {
 			return r.ID, nil
 		}
 	}

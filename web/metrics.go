@@ -10,6 +10,7 @@ import (
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // exposition writes metrics in the text format of Prometheus. The lines of one metric come together.
@@ -78,18 +79,12 @@ func writeMetrics(w io.Writer, v health.View, compat repmgr.MetricsCompat) {
 
 // writeCluster writes what a daemon knows that takes part in elections.
 func writeCluster(e *exposition, v health.View) {
-	reachable := 0
-	for _, p := range v.Peers {
-		if p.Answer == election.Answers {
-			reachable++
-		}
-	}
 	e.gauge("repmgr_primaries_seen", "How many nodes run as a primary, as this node sees it.", len(v.Primaries()))
 	e.gauge("repmgr_term", "The newest term that this node knows of.", v.Rule.Term)
 	e.gauge("repmgr_paused", "Whether failover is paused.", v.Paused())
 	e.gauge("repmgr_fenced", "Whether this daemon has stopped its server, because another node may be the primary.", v.Phase == election.Fenced)
 	e.gauge("repmgr_voters", "How many voters the newest rule has.", len(v.Rule.Voters))
-	e.gauge("repmgr_voters_reachable", "How many voters answer this node, itself included.", reachable)
+	e.gauge("repmgr_voters_reachable", "How many voters answer this node, itself included.", len(v.Reachable()))
 	e.gauge("repmgr_synchronous_standbys", "How many standbys commits may wait for.", len(v.Rule.Sync))
 	e.gauge("repmgr_synchronous_acks", "How many of them must have a commit before it is acknowledged.", v.Rule.Acks)
 	if l := v.Lease; l.Known && l.Needed {
@@ -108,7 +103,7 @@ func writeLag(e *exposition, v health.View) {
 	switch v.Runs() {
 	case election.Primary:
 		for _, s := range v.Local.Senders {
-			if s.State == "backup" || !registered(v, s.ApplicationName) {
+			if _, registered := registry.ByName(v.Records, s.ApplicationName); s.State == "backup" || !registered {
 				continue
 			}
 			e.gauge(name, help, max(0, v.Local.CurrentLSN.Bytes(s.SentLSN)), "standby", s.ApplicationName, "stage", "sent")
@@ -123,15 +118,6 @@ func writeLag(e *exposition, v health.View) {
 			e.gauge(name, help, n, "standby", v.Node, "stage", "replay")
 		}
 	}
-}
-
-func registered(v health.View, name string) bool {
-	for _, r := range v.Records {
-		if r.Name == name {
-			return true
-		}
-	}
-	return false
 }
 
 // writePatroniMetrics writes the metrics that Patroni has, under its names.

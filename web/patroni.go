@@ -128,11 +128,8 @@ func newSender(v health.View, s registry.WALSender) sender {
 	if s.SyncState != "async" {
 		out.Priority = 1
 	}
-	for _, r := range v.Records {
-		if r.Name == s.ApplicationName {
-			out.User = r.ReplicationUser
-		}
-	}
+	r, _ := registry.ByName(v.Records, s.ApplicationName)
+	out.User = r.ReplicationUser
 	return out
 }
 

@@ -28,8 +28,11 @@ func (s *httpService) prepare(cfg *repmgr.Config) {
 	}
 }
 
-// use puts a configuration in force.
+// use puts a configuration in force, where HTTP is answered at all.
 func (s *httpService) use(cfg repmgr.Config) error {
+	if cfg.HTTPListen == "" {
+		return nil
+	}
 	c, err := repmgr.New(cfg)
 	if err == nil {
 		s.cluster.Store(c)
