@@ -41,7 +41,13 @@ dynamic_shared_memory_type = mmap
 END
 chown -R postgres:postgres /run/postgresql /etc/postgresql /var/lib/postgresql /var/log/postgresql
 
-fail() { echo "FAILED: $*"; echo "--- $log"; tail -30 "$log"; exit 1; }
+fail() {
+	echo "FAILED: $*"
+	echo "--- $log"; tail -30 "$log"
+	echo "--- service status"; postgres 'repmgr service status' || echo "exit code $?"
+	echo "--- processes"; ps -eLo pid,ppid,tid,stat,wchan:20,lstart,args
+	exit 1
+}
 clean() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb "$@" </dev/null; } # as at boot
 postgres() { clean setpriv --reuid=postgres --regid=postgres --init-groups bash -euo pipefail -c "cd $conf; $1"; }
 # root and postgres type a LINE, which ends with CODE, and whose output holds WANT.
@@ -101,13 +107,14 @@ types root '/etc/init.d/repmgrd status' 'repmgrd is not running' 1
 types root '/etc/init.d/repmgrd start'
 runs
 types root '/etc/init.d/repmgrd status' 'repmgrd is running'
+until_true '[ "$(pgrep -xc repmgrd)" = 2 ]' # the watchdog of the one that was killed sees that it has a successor, and ends
 
 echo "== the server hangs: it ends in time all the same, and by SIGTERM"
 : >"$log"
-for p in $(pgrep -x postgres); do kill -STOP "$p"; done
+pkill -STOP -x postgres
 SECONDS=0
 types root '/etc/init.d/repmgrd stop'
 [ $SECONDS -lt 30 ] || fail "it took $SECONDS s"
 no_daemon
-for p in $(pgrep -x postgres); do kill -CONT "$p"; done
+pkill -CONT -x postgres
 grep -q 'repmgrd stopped' "$log" || fail "it was killed"
