@@ -482,11 +482,13 @@ func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Poli
 			as, _, err := c.screen(ctx, srv)
 			return as == RolePrimary, err
 		},
-		Elect: func(ctx context.Context, p election.Policy) (pledged bool, err error) {
+		Elect: func(ctx context.Context, p election.Policy) (winner int32, pledged bool, err error) {
 			o := c.electionOptions(m.watch)
 			o.KnownTerm = voters.HighestTerm(m.watch.Peers())
-			res, err = c.holdElection(ctx, o, m.watch, p, false)
-			return len(res.Steps) > 1, err // the first step is the survey
+			if res, err = c.holdElection(ctx, o, m.watch, p, false); res.Winner != nil {
+				winner = int32(res.Winner.ID)
+			}
+			return winner, len(res.Steps) > 1, err // the first step is the survey
 		},
 	})
 	if err := h.Run(ctx); err != nil {

@@ -4,7 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -12,6 +17,8 @@ import (
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // What stands in the way of a switchover is named by its code as soon as it is there, and is gone when it is mended.
@@ -24,7 +31,6 @@ func TestSwitchover_Obstacles(t *testing.T) {
 		n.Restart()
 	}
 	primary.Exec(t, `ALTER SYSTEM SET archive_mode = on`)
-	primary.Exec(t, `ALTER SYSTEM SET wal_keep_size = '64MB'`) // without it the last checkpoint may remove the last segment before the standbys have it
 	primary.Exec(t, `ALTER SYSTEM SET archive_command = 'true'`)
 	primary.Restart()
 	for _, n := range nodes {
@@ -141,5 +147,47 @@ func TestSwitchover_TwoAtOnce(t *testing.T) {
 		if n != primary {
 			waitStreams(t, primary, n)
 		}
+	}
+}
+
+// The checkpoint of a shutdown removes all WAL that nobody is known to need: with an archive it begins a segment, so that
+// even the newest one before it may go. What the target has not received by then is kept for it.
+func TestSwitchover_KeepsTheLastWAL(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousOff)
+	primary, target := nodes[0], nodes[1]
+	primary.set(t, "archive_mode = on", "archive_command = 'true'")
+	primary.Restart()
+	for _, n := range nodes {
+		n.monitor(t)
+	}
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
+	waitStreams(t, primary, target)
+	receiver, err := strconv.Atoi(target.QueryString(t, `SELECT pid FROM pg_stat_wal_receiver`))
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() {
+		_, err := target.Switchover(t.Context(), repmgr.SwitchoverOptions{To: 2})
+		done <- err
+	}()
+	pgtest.WaitFor(t, "the notices", func(context.Context) error {
+		if text, err := os.ReadFile(filepath.Join(target.Dir, "postgresql.auto.conf")); err != nil || !strings.Contains(string(text), registry.HandoverSetting) {
+			return fmt.Errorf("none yet (%w)", err)
+		}
+		return nil
+	})
+	require.NoError(t, syscall.Kill(receiver, syscall.SIGSTOP))
+	pgtest.WaitFor(t, "the last checkpoint of the primary", func(context.Context) error {
+		control, err := pgcontrol.Read(primary.Dir)
+		if err == nil && control.State != pgcontrol.ShutDown {
+			err = fmt.Errorf("it is %q", control.State)
+		}
+		return err
+	})
+	require.NoError(t, syscall.Kill(receiver, syscall.SIGCONT))
+	require.NoError(t, <-done)
+	waitStreams(t, target, primary)
+	for _, n := range nodes {
+		require.Equal(t, "0", n.QueryString(t, `SELECT count(*) FROM pg_replication_slots`), "it keeps WAL for nobody")
 	}
 }

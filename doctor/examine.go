@@ -40,6 +40,7 @@ var checks = []check{
 	{"two_voters", Warning, twoVoters},
 	{"archive_fails", Critical, archiveFails},
 	{"archive_behind", Warning, archiveBehind},
+	{"wal_not_kept", Warning, walNotKept},
 	{"slot_keeps_wal", Warning, slotKeepsWAL},
 	{"disk_fills", Critical, diskFills},
 	{"slot_left_behind", Warning, slotLeftBehind},

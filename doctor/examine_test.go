@@ -23,7 +23,7 @@ func healthy() Facts {
 			Answer: true, Status: registry.NodeStatus{Version: "15.18", InRecovery: standby}, Peer: election.Peer{ID: int32(id), Capacity: election.Capacity{Known: true, Senders: 5, Slots: 5}},
 			Server: Server{At: now, Asked: now, Settings: map[string]string{
 				"fsync": "on", "full_page_writes": "on", "data_checksums": "on", "wal_log_hints": "off", "hot_standby": "on", "wal_level": "replica", "archive_mode": "on",
-				"max_slot_wal_keep_size": "1024", "max_connections": "100", "restart_after_crash": "on",
+				"max_slot_wal_keep_size": "1024", "max_connections": "100", "restart_after_crash": "on", "wal_keep_size": "0", "wal_segment_size": "16777216",
 			}},
 		}
 	}
@@ -57,6 +57,9 @@ func TestExamine(t *testing.T) {
 			f.Nodes[0].Server.Archived, f.Nodes[0].Server.Failed = at(now.Add(-time.Hour)), at(now.Add(-time.Minute))
 		},
 		"archive_behind": func(f *Facts) { f.Nodes[0].Server.Ready = 65 },
+		"wal_not_kept": func(f *Facts) {
+			f.Nodes[0].Server.Settings["wal_keep_size"], f.Nodes[2].Record.SlotName = "16", ""
+		},
 		"slot_keeps_wal": func(f *Facts) {
 			f.Nodes[0].Server.Slots = []Slot{{Name: "debezium", Kept: size(2 << 30)}}
 		},

@@ -91,7 +91,7 @@ FROM pg_stat_archiver a, (SELECT pg_is_in_recovery() AS rec) r`
 // settings are what the checks look at.
 var settings = append([]string{
 	"wal_level", "hot_standby", "fsync", "full_page_writes", "wal_log_hints", "data_checksums", "archive_mode", "max_slot_wal_keep_size",
-	"restart_after_crash", "synchronized_standby_slots",
+	"restart_after_crash", "synchronized_standby_slots", "wal_keep_size", "wal_segment_size",
 }, postgres.ReplaySettings...)
 
 // Read asks a server of that server_version_num. What a privilege is missing for stays unknown.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -96,6 +97,29 @@ func slotLeftBehind(f Facts, tell tell) {
 				"the slot %q keeps %s of WAL for nobody: %s. The repmgrd of %s drops it when that has been so for %.0f minutes%s", s.Name, wording.Bytes(*s.Kept), left[s.Name], n.Record.Name, reconcile.LeftoverGrace.Minutes(), then)
 		}
 	})
+}
+
+// walNotKept: with an archive a shutdown begins a new segment, and its checkpoint removes those before.
+func walNotKept(f Facts, tell tell) {
+	p := f.primary()
+	if p == nil || !slices.Contains([]string{"on", "always"}, p.Server.Settings["archive_mode"]) {
+		return
+	}
+	kept, errKept := strconv.ParseInt(p.Server.Settings["wal_keep_size"], 10, 64) // in MB
+	segment, errSegment := strconv.ParseInt(p.Server.Settings["wal_segment_size"], 10, 64)
+	if errKept != nil || errSegment != nil || kept<<20 >= 2*segment {
+		return
+	}
+	var names []string
+	f.each(func(n *Node) {
+		if n != p && n.Record.SlotName == "" {
+			names = append(names, n.Record.Name)
+		}
+	})
+	if len(names) > 0 {
+		tell(p, fmt.Sprintf("ALTER SYSTEM SET wal_keep_size = '%dMB'; SELECT pg_reload_conf(); Or use_replication_slots=yes.", 4*segment>>20),
+			"it has an archive, and keeps no WAL for %s: when somebody shuts it down, its last checkpoint can remove what they have not received yet, and a failover would lose that. A switchover keeps it", strings.Join(names, ", "))
+	}
 }
 
 func slotsWithoutLimit(f Facts, tell tell) {

@@ -80,6 +80,10 @@ func OthersThan(recs []Record, id NodeID) []Record {
 // SlotName is repmgr's name for the slot of a node; scripts split it at the underscores.
 func SlotName(id NodeID) string { return fmt.Sprintf("repmgr_slot_%d", id) }
 
+// HandoverSlot is the slot on a primary that keeps WAL for its successor while it hands over. One
+// that is left there keeps WAL for nobody.
+const HandoverSlot = "repmgr_handover"
+
 // Primary is the node that is registered as the active primary.
 func Primary(recs []Record) (Record, bool) {
 	for _, r := range recs {

@@ -77,11 +77,14 @@ func drop(ctx context.Context, o Options, look Look, slot registry.Slot) (droppe
 }
 
 // LeftoverSlots are the slots of the local server that nobody uses and that no owner, a
-// registered node, has a use for. The value is the reason. Of look it needs Self, Records and Status.
+// registered node or a switchover, has a use for. The value is the reason. Of look it needs Self, Records and Status.
 func LeftoverSlots(look Look, peers []election.Peer) map[registry.Slot]string {
-	found := map[registry.Slot]string{}
+	found, handover := map[registry.Slot]string{}, voters.PeerOf(peers, int32(look.Self.ID)).Handover
 	for _, slot := range look.Status.Slots {
 		var why, needed string
+		if slot.Name == registry.HandoverSlot && (handover.ID == "" || handover.Term != voters.NewestRule(peers).Term) {
+			why = "the switchover that it was made for has ended"
+		}
 		for _, r := range look.Records {
 			switch reason := needless(look.Self, r, voters.PeerOf(peers, int32(r.ID))); {
 			case r.SlotName != slot.Name:

@@ -41,9 +41,9 @@ type Options struct {
 	// MayRun reports whether the server, which is down, may be started as the primary: nobody else
 	// can have been elected.
 	MayRun func(context.Context) (bool, error)
-	// Elect holds the election after the server has ended. The policy prefers the target. pledged
-	// reports whether any voter was asked for its pledge.
-	Elect func(context.Context, election.Policy) (pledged bool, err error)
+	// Elect holds the election after the server has ended. The policy prefers the target; another
+	// node may win. pledged reports whether any voter was asked for its pledge.
+	Elect func(context.Context, election.Policy) (winner int32, pledged bool, err error)
 }
 
 // Handover is one handover under way.
@@ -94,8 +94,8 @@ func (h *Handover) Run(ctx context.Context) error {
 	pledged, err := h.elect(ctx)
 	switch {
 	case err == nil:
-		h.leave(ctx)
 		h.vote(ctx)
+		h.leave(ctx)
 		return nil
 	case !pledged && !h.Server.Runs():
 		return h.goOn(ctx, err)
@@ -144,8 +144,9 @@ func (h *Handover) check(ctx context.Context, n *registry.Server) error {
 }
 
 // checkpoint makes the checkpoint of the shutdown short, and waits until the target has nearly
-// all WAL.
+// all WAL. What it lacks then is kept.
 func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
+	h.keepWAL(ctx, n)
 	if err := n.Checkpoint(ctx); err != nil {
 		return err
 	}
@@ -266,8 +267,9 @@ func (h *Handover) elect(ctx context.Context) (pledged bool, err error) {
 			return false, err
 		}
 	}
-	if pledged, err = h.Elect(ctx, policy); err == nil {
-		h.done(StepElected, "%s", h.target)
+	winner, pledged, err := h.Elect(ctx, policy)
+	if err == nil {
+		h.done(StepElected, "%s", h.Watch.Record(winner))
 	}
 	return pledged, err
 }
@@ -408,7 +410,8 @@ func (h *Handover) giveUp(ctx context.Context, why error) error {
 	return errors.Join(why, h.startAsStandby(context.WithoutCancel(ctx)))
 }
 
-// forget removes the request and the notices while the server runs as the primary.
+// forget removes the request, the notices, and what kept WAL for the target, while the server
+// runs as the primary.
 func (h *Handover) forget(ctx context.Context) {
 	silence := h.Watch.Settings().SilenceTimeout
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), silence)
@@ -416,6 +419,7 @@ func (h *Handover) forget(ctx context.Context) {
 	n, err := h.Connect(ctx)
 	if err == nil {
 		err = n.SetHandover(ctx, election.Handover{})
+		h.dropSlot(ctx, n)
 		n.Close()
 	}
 	if err != nil {
@@ -425,7 +429,7 @@ func (h *Handover) forget(ctx context.Context) {
 }
 
 // leave removes the request from the data directory of the server, which is down or a standby
-// now, and the notices.
+// now, the notices, and what kept WAL for the target.
 func (h *Handover) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.Watch.Settings().SilenceTimeout)
 	defer cancel()
@@ -433,6 +437,7 @@ func (h *Handover) leave(ctx context.Context) {
 	if h.Server.Runs() {
 		if n, err := h.Connect(ctx); err == nil {
 			_ = n.SetHandover(ctx, election.Handover{}) // it is void in the new term
+			h.dropSlot(ctx, n)
 			n.Close()
 		}
 		return
