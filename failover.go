@@ -347,12 +347,15 @@ func (c *Cluster) Drain(ctx context.Context, o DrainOptions) (DrainResult, error
 		return res, registry.Unknown(recs, c.cfg.NodeID, "")
 	}
 	limit := cmp.Or(o.Timeout, c.cfg.NodeRejoinTimeout)
-	me := voters.PeerOf(w.Peers(), int32(self.ID))
+	me, err := switchover.AwaitRole(ctx, w, int32(self.ID), limit)
+	if err != nil {
+		return res, err
+	}
 	if srv, err := c.localServer(""); err == nil && me.Answer == election.Refused && srv.Runs() {
 		return res, hint(kind(ErrRefused, "the server in %s runs, and does not answer at the address of %s", srv.Dir, self), "Is conninfo right, and is data_directory that of this node?")
 	}
 	if me.Running == election.Primary && self.Role != RoleWitness {
-		if err := switchover.CheckDrain(voters.PeerOf(w.Refresh(ctx, c.cfg.SilenceTimeout), int32(self.ID)), self); err != nil {
+		if err := switchover.CheckDrain(me, self); err != nil {
 			return res, err
 		}
 		so := SwitchoverOptions{Timeout: o.Timeout, Force: o.Force, DryRun: o.DryRun}

@@ -102,7 +102,8 @@ func (n *node) with(ctx context.Context, fn func(ctx context.Context, c *pgx.Con
 // command is a program run as the servers' OS user.
 func (n *node) command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Dir = n.dir
+	cmd.Dir, cmd.WaitDelay = n.dir, time.Second
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) } // ours then shows where it waits
 	cmd.Env = append(n.c.env, "HOME="+n.dir, fmt.Sprintf("PGPORT=%d", n.port))
 	return cmd
 }

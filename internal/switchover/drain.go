@@ -56,13 +56,29 @@ func CheckDrain(primary election.Peer, r registry.Record) error {
 		"Run repmgrd with failover = automatic on all nodes. Or hand over by this, which starts it over ssh for that time, and run this again: %s", byHand)
 }
 
+// AwaitRole waits until it is known what the node runs as, or that it is down, for no longer than limit.
+func AwaitRole(ctx context.Context, w *voters.Watch, self int32, limit time.Duration) (me election.Peer, err error) {
+	err = await(ctx, w, self, limit, func(peers []election.Peer) (why string) {
+		if me = voters.PeerOf(peers, self); me.Answer != election.Answers && me.Answer != election.Refused {
+			why = fmt.Sprintf("it %s, so it is not known what it runs as", me.Answer)
+		}
+		return why
+	})
+	return me, err
+}
+
 // AwaitDrained waits until the node may be stopped, for no longer than limit.
 func AwaitDrained(ctx context.Context, w *voters.Watch, self int32, required bool, limit time.Duration) error {
+	return await(ctx, w, self, limit, func(peers []election.Peer) string { return Keeps(self, peers, required) })
+}
+
+// await waits until nothing keeps the node from being stopped.
+func await(ctx context.Context, w *voters.Watch, self int32, limit time.Duration, keeps func([]election.Peer) string) error {
 	var why string
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := Until(ctx, w, w.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
-		why = Keeps(self, peers, required)
+		why = keeps(peers)
 		return why == ""
 	})
 	if err == nil {
