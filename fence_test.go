@@ -19,6 +19,7 @@ import (
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/internal/postmaster"
 )
 
 // patient lets the Monitor of a frozen server leave it alone.
@@ -461,4 +462,21 @@ func TestFence_RequiredWatchdogDevice(t *testing.T) {
 	st, err := n.ServiceStatus(t.Context())
 	require.NoError(t, err)
 	require.Contains(t, fmt.Sprint(st.Issues), "can not stop its server")
+}
+
+// The mark of a fence that the server has outlived goes, whoever started the server since: it would make a standby of a
+// primary that somebody shuts down.
+func TestMonitor_VoidsTheMarkOfAFence(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 2, repmgr.SynchronousOff)
+	mark := filepath.Join(nodes[0].Dir, postmaster.FencedMark)
+	require.NoError(t, os.WriteFile(mark, []byte("a test\n"), 0o600))
+	old := time.Now().Add(-time.Hour)
+	require.NoError(t, os.Chtimes(mark, old, old))
+	pgtest.WaitFor(t, "the mark to go", func(context.Context) error {
+		if _, err := os.Stat(mark); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("it is there (%w)", err)
+		}
+		return nil
+	})
 }

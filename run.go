@@ -415,6 +415,7 @@ func (m *Monitor) observeVoters(o *election.Observation) {
 	m.guard.NotePrimary(me)
 	if o.Local.Up {
 		m.guard.SetDataDirectory(m.node.Status.Settings.DataDirectory)
+		m.guard.VoidMark(m.node.Status.StartedAt)
 	}
 	if !o.Local.Up && self != 0 {
 		o.WasPrimary = m.wasPrimary()

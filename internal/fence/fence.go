@@ -204,6 +204,23 @@ func (g *Guard) startFenced(ctx context.Context, s *Settings) {
 	_ = srv.Unmark(mark)
 }
 
+// VoidMark removes the mark of a fence that the local server, which runs, has outlived: it was
+// started since. Two processes may fence a server at once, and the mark of the second is there when
+// what followed from the first is over; later it would make a standby of a primary that was shut down.
+func (g *Guard) VoidMark(started time.Time) {
+	srv, err := g.stoppable(g.settings.Load())
+	if err != nil {
+		return
+	}
+	mark, why := srv.ReadMark()
+	if mark == nil || !mark.ModTime().Before(started) {
+		return
+	}
+	if err := srv.Unmark(mark); err == nil {
+		g.settings.Load().Logger.Info("the mark of a fence was removed: the server was started since", "reason", why)
+	}
+}
+
 // killLeftovers ends the processes that a dead postmaster has left behind, because they can
 // still commit. A server that is just starting is left alone.
 func (g *Guard) killLeftovers(ctx context.Context, s *Settings) {

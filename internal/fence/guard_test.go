@@ -56,6 +56,19 @@ func TestGuard_Fence(t *testing.T) {
 	require.True(t, g.IsPrimary())
 }
 
+// A server that was started after it was fenced is no fenced one any more, whoever has started it.
+func TestGuard_VoidMark(t *testing.T) {
+	t.Parallel()
+	g, dir, _ := stopped(t)
+	started := time.Now().Add(-time.Minute)
+	require.True(t, g.Fence(t.Context(), "a test"))
+	g.VoidMark(started)
+	require.FileExists(t, filepath.Join(dir, postmaster.FencedMark), "that fence has ended it")
+	g.VoidMark(time.Now().Add(time.Minute))
+	require.NoFileExists(t, filepath.Join(dir, postmaster.FencedMark))
+	g.VoidMark(time.Now().Add(time.Minute))
+}
+
 // A disk that does not answer holds up no fence: the marks are missing until it answers,
 // and what stands against them is told once.
 func TestGuard_FenceOnADiskThatHangs(t *testing.T) {
