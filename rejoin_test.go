@@ -402,6 +402,35 @@ func TestRejoin_PromotedApart(t *testing.T) {
 	c.requireEqualEverywhere(t)
 }
 
+// A node that was promoted by hand and taken back keeps no segment of the timeline that it began: the next primary begins
+// one of that number, and the node follows it.
+func TestRejoin_LeavesNothingOfItsTimeline(t *testing.T) {
+	t.Parallel()
+	c := failOver(t, pgtest.Options{Settings: map[string]string{"wal_keep_size": "64MB"}}, func(t *testing.T, c formerPrimary) {
+		require.True(t, pgtest.Query[bool](t, c.node3.Server, `SELECT pg_promote()`))
+		c.node3.Exec(t, `CHECKPOINT`)
+		c.node3.Stop("fast")
+		res, err := c.node3.Rejoin(t.Context(), repmgr.RejoinOptions{Target: c.node1.Conninfo(), DataDirectory: c.node3.Dir})
+		require.NoError(t, err)
+		require.Equal(t, repmgr.RejoinByRewind, res.Method, res.Reason)
+		names, err := filepath.Glob(filepath.Join(c.node3.Dir, "pg_wal", "00000002*"))
+		require.NoError(t, err)
+		require.Empty(t, names)
+		waitSame(t, c.node1, c.node3)
+		c.node3.set(t, `primary_conninfo = ''`) // it misses the end of the old timeline
+		pgtest.WaitFor(t, "node3 to leave", func(context.Context) error {
+			if n := c.node1.QueryString(t, `SELECT count(*) FROM pg_stat_replication`); n != "1" {
+				return fmt.Errorf("%s are there", n)
+			}
+			return nil
+		})
+		c.node1.Exec(t, `INSERT INTO t SELECT generate_series(2001, 2100)`)
+		waitSame(t, c.node1, c.node2)
+		c.node1.Kill()
+	})
+	waitSame(t, c.node2, c.node3)
+}
+
 // Nothing is taken back that could not be saved, unless an operator insists.
 func TestRejoin_WhatCanNotBeSavedIsNotLost(t *testing.T) {
 	t.Parallel()

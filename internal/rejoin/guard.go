@@ -45,7 +45,7 @@ func (w *Work) guard(ctx context.Context) error {
 		err = w.Server.SaveConfig(ctx, filepath.Join(tmp, "config"), w.ConfigFiles)
 	}
 	if err == nil && w.Method == ByRewind {
-		err = w.Server.KeepWAL(ctx, filepath.Join(tmp, "pg_wal"), w.Fork.LSN, w.control.WALSegmentSize)
+		err = w.Server.KeepWAL(ctx, filepath.Join(tmp, "pg_wal"), *w.Fork, w.control.WALSegmentSize)
 	}
 	if err == nil {
 		err = durable.Write(filepath.Join(tmp, "README"), fmt.Appendf(nil, "The data in %s is being replaced since %s. If this directory is still here when nothing works on it,\nthe data can not be used: clone it anew.\n",
