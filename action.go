@@ -100,6 +100,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 			return fmt.Errorf("mark the rejoin: %w", err)
 		}
 	}
+	mark, _ := srv.ReadMark()
 	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.Dir, slotOptional: true, hold: func(firm bool) error { return act.Hold(ctx, firm) }})
 	if err != nil && res.Method == "" {
 		return rejoinNotStarted{err}
@@ -110,7 +111,7 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 	if err := os.Remove(filepath.Join(srv.Dir, postmaster.RejoinMark)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unmark the rejoin: %w", err)
 	}
-	return nil
+	return srv.Unmark(mark)
 }
 
 // collectOutcome takes the result of a long action that has ended.

@@ -58,7 +58,7 @@ func TestExamine(t *testing.T) {
 		},
 		"archive_behind": func(f *Facts) { f.Nodes[0].Server.Ready = 65 },
 		"wal_not_kept": func(f *Facts) {
-			f.Nodes[0].Server.Settings["wal_keep_size"], f.Nodes[2].Record.SlotName = "16", ""
+			f.Nodes[0].Server.Settings["wal_keep_size"], f.Nodes[2].Record.SlotName, f.Nodes[2].Record.UpstreamID = "16", "", 1
 		},
 		"slot_keeps_wal": func(f *Facts) {
 			f.Nodes[0].Server.Slots = []Slot{{Name: "debezium", Kept: size(2 << 30)}}

@@ -112,7 +112,7 @@ func walNotKept(f Facts, tell tell) {
 	}
 	var names []string
 	f.each(func(n *Node) {
-		if n != p && n.Record.SlotName == "" {
+		if n != p && n.Record.SlotName == "" && n.Record.UpstreamID == p.Record.ID {
 			names = append(names, n.Record.Name)
 		}
 	})
@@ -140,7 +140,7 @@ func slotOfNobody(f Facts, tell tell) {
 	}
 	f.each(func(n *Node) {
 		for _, s := range n.Server.Slots {
-			if !s.Active && !s.Logical && ours.MatchString(s.Name) && !owned(s) {
+			if !s.Active && !s.Logical && !owned(s) && (ours.MatchString(s.Name) || s.Name == registry.HandoverSlot && !n.Peer.Automatic) {
 				tell(n, fmt.Sprintf("If that node is not being cloned: SELECT pg_drop_replication_slot('%s');", s.Name), "the slot %q belongs to no registered node, and keeps WAL for nobody", s.Name)
 			}
 		}

@@ -208,8 +208,12 @@ func (g *Guard) startFenced(ctx context.Context, s *Settings) {
 // started since. Two processes may fence a server at once, and the mark of the second is there when
 // what followed from the first is over; later it would make a standby of a primary that was shut down.
 func (g *Guard) VoidMark(started time.Time) {
+	if !g.marks.mu.TryLock() {
+		return // a fence goes on
+	}
+	defer g.marks.mu.Unlock()
 	srv, err := g.stoppable(g.settings.Load())
-	if err != nil {
+	if err != nil || g.marks.why != "" {
 		return
 	}
 	mark, why := srv.ReadMark()

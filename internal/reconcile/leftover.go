@@ -82,7 +82,7 @@ func LeftoverSlots(look Look, peers []election.Peer) map[registry.Slot]string {
 	found, handover := map[registry.Slot]string{}, voters.PeerOf(peers, int32(look.Self.ID)).Handover
 	for _, slot := range look.Status.Slots {
 		var why, needed string
-		if slot.Name == registry.HandoverSlot && (handover.ID == "" || handover.Term != voters.NewestRule(peers).Term) {
+		if slot.Name == registry.HandoverSlot && !handover.LeftBehind(voters.NewestRule(peers)) {
 			why = "the switchover that it was made for has ended"
 		}
 		for _, r := range look.Records {

@@ -44,7 +44,7 @@ func TestLeftoverSlots(t *testing.T) {
 			*rows, s.Name, *p = nil, registry.HandoverSlot, election.Peer{ID: 1, Rule: election.Rule{Term: 2}, Handover: election.Handover{ID: "x", Term: 1}}
 		}, false},
 		"it is that of a switchover": {func(s *registry.Slot, rows *[]registry.Record, p *election.Peer) {
-			*rows, s.Name, *p = nil, registry.HandoverSlot, election.Peer{ID: 1, Rule: election.Rule{Term: 1}, Handover: election.Handover{ID: "x", Term: 1}}
+			*rows, s.Name, *p = nil, registry.HandoverSlot, election.Peer{ID: 1, Rule: election.Rule{Term: 1}, Handover: election.Handover{ID: "x", Term: 1, Begun: true}}
 		}, true},
 		"a second owner may need it": {func(s *registry.Slot, rows *[]registry.Record, _ *election.Peer) {
 			*rows = append(*rows, registry.Record{ID: 4, Name: "node4", SlotName: s.Name})

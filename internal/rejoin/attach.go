@@ -84,6 +84,8 @@ func (w *Work) DropStaleSlots(ctx context.Context, recs []registry.Record, drop 
 		}
 		switch {
 		case s.Active || s.Temporary || !s.Physical:
+		case s.Name == registry.HandoverSlot: // of a handover that did not come to its end
+			_, _ = local.DropSlot(ctx, s.Name)
 		case owner.ID != 0 && owner.UpstreamID != w.Node.ID:
 			drop(ctx, local, owner)
 		case owner.ID == 0:

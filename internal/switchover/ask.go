@@ -57,8 +57,11 @@ func (a *Ask) Look(ctx context.Context) error {
 	if err := CheckLimit("the switchover", a.Limit); err != nil {
 		return err
 	}
-	peers := a.Watch.Refresh(ctx, a.Watch.Settings().SilenceTimeout)
+	peers, unheard := a.hear(ctx)
 	rule := voters.NewestRule(peers)
+	if !rule.Known() && unheard.ID != 0 {
+		return failure.WithHint(failure.Of(failure.ErrTimeout, "no switchover: who the primary is is not known: %s %s", a.Watch.Record(unheard.ID), unheard.Answer), "Try again. repmgr cluster show says which nodes answer.")
+	}
 	if !rule.Known() {
 		return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: no daemon has written a rule, so none can carry it out"),
 			"Run repmgrd with failover=automatic on all nodes. By hand: stop the primary, and run repmgr standby promote on the standby.")
@@ -81,6 +84,23 @@ func (a *Ask) Look(ctx context.Context) error {
 		a.Plan = f.Plan(a.Policy, a.Limits)
 		return err
 	})
+}
+
+// hear waits until a rule is known, or every node has answered. unheard is one that has not.
+func (a *Ask) hear(ctx context.Context) (peers []election.Peer, unheard election.Peer) {
+	silence := a.Watch.Settings().SilenceTimeout
+	ctx, cancel := context.WithTimeout(ctx, 2*silence+time.Second)
+	defer cancel()
+	_ = Until(ctx, a.Watch, silence, func(now []election.Peer) bool {
+		peers, unheard = now, election.Peer{}
+		for _, p := range now {
+			if p.ID != election.Arbiter && p.Role != election.Witness && p.Answer != election.Answers {
+				unheard = p
+			}
+		}
+		return unheard.ID == 0 || voters.NewestRule(now).Known()
+	})
+	return peers, unheard
 }
 
 func (a *Ask) onPrimary(ctx context.Context, f func(*registry.Server) error) error {

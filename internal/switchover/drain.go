@@ -59,7 +59,7 @@ func CheckDrain(primary election.Peer, r registry.Record) error {
 // AwaitRole waits until it is known what the node runs as, or that it is down, for no longer than limit.
 func AwaitRole(ctx context.Context, w *voters.Watch, self int32, limit time.Duration) (me election.Peer, err error) {
 	err = await(ctx, w, self, limit, func(peers []election.Peer) (why string) {
-		if me = voters.PeerOf(peers, self); me.Answer != election.Answers && me.Answer != election.Refused {
+		if me = voters.PeerOf(peers, self); me.Role != election.Witness && me.Answer != election.Answers && me.Answer != election.Refused {
 			why = fmt.Sprintf("it %s, so it is not known what it runs as", me.Answer)
 		}
 		return why

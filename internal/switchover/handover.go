@@ -162,6 +162,7 @@ func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
 	if err = errors.Join(err, failed); err != nil {
 		return err
 	}
+	h.keepWAL(ctx, n)
 	h.done(StepCheckpointed, "%s lacks %d bytes", h.target, lacks)
 	return nil
 }
@@ -193,8 +194,19 @@ func (h *Handover) notice(ctx context.Context, n *registry.Server) error {
 	return nil
 }
 
-// tellAll writes the notice on all other nodes that answer, or removes it, and returns the errors.
+// tellAll writes the notice on all other nodes that answer, and returns the errors.
 func (h *Handover) tellAll(ctx context.Context, told election.Handover) map[int32]error {
+	return h.onOthers(ctx, func(n *registry.Server) error { return n.SetHandover(ctx, told) })
+}
+
+// untellAll removes the notice from all other nodes that answer. One of a later handover stays.
+func (h *Handover) untellAll(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.Watch.Settings().SilenceTimeout)
+	defer cancel()
+	h.onOthers(ctx, func(n *registry.Server) error { return n.DropHandover(ctx, h.Request.ID) }) // what remains is void after a while, and in every other term
+}
+
+func (h *Handover) onOthers(ctx context.Context, do func(*registry.Server) error) map[int32]error {
 	type result struct {
 		id  int32
 		err error
@@ -208,7 +220,7 @@ func (h *Handover) tellAll(ctx context.Context, told election.Handover) map[int3
 		}
 		asked++
 		go func() { // the loop below waits for it
-			results <- result{p.ID, v.RunNow(ctx, func(n *registry.Server) error { return n.SetHandover(ctx, told) })}
+			results <- result{p.ID, v.RunNow(ctx, do)}
 		}()
 	}
 	missing := map[int32]error{}
@@ -294,6 +306,7 @@ func (h *Handover) startAsStandby(ctx context.Context) error {
 		return err
 	}
 	mark, _ := h.Server.ReadMark()
+	removeSlot(h.Server)
 	if err := h.Server.Start(ctx); err != nil {
 		return err
 	}
@@ -357,6 +370,7 @@ func Resume(ctx context.Context, srv *postmaster.Server, term int64) (bool, erro
 	} else if control, err := pgcontrol.Read(srv.Dir); err != nil || control.State != pgcontrol.ShutDown || srv.EndedAt().After(h.Until.Add(lateEnd)) {
 		return false, err // it crashed, or the primary had gone on, and was shut down later for another reason
 	}
+	removeSlot(srv)
 	err = srv.Mark(handedOver)
 	if err == nil { // the others need not wait for the handover any more
 		err = postmaster.SetAutoConf(srv.Dir, nil, []string{registry.HandoverSetting})
@@ -375,6 +389,7 @@ func (h *Handover) goOn(ctx context.Context, why error) error {
 	if may, err := h.MayRun(ctx); err != nil || !may {
 		return h.giveUp(ctx, errors.Join(why, err))
 	}
+	removeSlot(h.Server)
 	if err := h.Server.Start(ctx); err != nil {
 		return errors.Join(why, fmt.Errorf("start it again as the primary: %w", err))
 	}
@@ -389,6 +404,7 @@ func (h *Handover) restart(ctx context.Context) bool {
 	ctx = context.WithoutCancel(ctx)
 	may, err := h.MayRun(ctx)
 	if err == nil && may {
+		removeSlot(h.Server)
 		err = h.Server.Start(ctx)
 	}
 	if err != nil || !may {
@@ -425,24 +441,23 @@ func (h *Handover) forget(ctx context.Context) {
 	if err != nil {
 		h.Log.Warn("switchover: the request could not be removed", "err", err, "hint", "On the primary: ALTER SYSTEM RESET "+registry.HandoverSetting)
 	}
-	h.tellAll(ctx, election.Handover{}) // what remains is void after a while, and in every other term
+	h.untellAll(ctx)
 }
 
 // leave removes the request from the data directory of the server, which is down or a standby
-// now, the notices, and what kept WAL for the target.
+// now, and the notices.
 func (h *Handover) leave(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.Watch.Settings().SilenceTimeout)
-	defer cancel()
-	h.tellAll(ctx, election.Handover{})
 	if h.Server.Runs() {
-		if n, err := h.Connect(ctx); err == nil {
-			_ = n.SetHandover(ctx, election.Handover{}) // it is void in the new term
-			h.dropSlot(ctx, n)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.Watch.Settings().SilenceTimeout)
+		defer cancel()
+		if n, err := h.Connect(ctx); err == nil { // where it does not answer yet, the request is void in the new term
+			_ = n.DropHandover(ctx, h.Request.ID)
 			n.Close()
 		}
-		return
+	} else {
+		_ = postmaster.SetAutoConf(h.Server.Dir, nil, []string{registry.HandoverSetting}) // the same
 	}
-	_ = postmaster.SetAutoConf(h.Server.Dir, nil, []string{registry.HandoverSetting}) // the same
+	h.untellAll(ctx)
 }
 
 // Choose is the standby that an election would promote now. 0: none may be promoted.

@@ -59,3 +59,16 @@ func TestResume_ShutdownHangs(t *testing.T) {
 	require.NoError(t, err)
 	require.NotContains(t, text, registry.HandoverSetting)
 }
+
+// The slot of a handover does not outlive it on a server that is down: one that has room for no slot any more would not start.
+func TestRemoveSlot(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Start(t, pgtest.Options{})
+	s.Exec(t, `SELECT pg_create_physical_replication_slot($1, true), pg_create_physical_replication_slot('other', true)`, registry.HandoverSlot)
+	s.Stop("fast")
+	srv := &postmaster.Server{Dir: s.Dir}
+	removeSlot(srv)
+	removeSlot(srv)
+	s.StartAgain()
+	require.Equal(t, "other", s.QueryString(t, `SELECT string_agg(slot_name, ',') FROM pg_replication_slots`))
+}
