@@ -81,7 +81,7 @@ func TestNamesOfMetrics(t *testing.T) {
 	manual, err := os.ReadFile("../docs/http.md")
 	require.NoError(t, err)
 	for n := range families {
-		assert.Contains(t, string(manual), "`"+n+"`")
+		assert.True(t, strings.Contains(string(manual), "`"+n+"`"), "docs/http.md does not have %s", n)
 	}
 	for _, n := range regexp.MustCompile("`repmgr_[a-z0-9_]+`").FindAllString(string(manual), -1) {
 		assert.True(t, families[strings.Trim(n, "`")], "docs/http.md: there is no metric %s", n)
