@@ -136,8 +136,14 @@ func writeNode(e *exposition, v health.View) {
 	e.gauge("repmgr_timeline", "The timeline of the server of this node.", v.Timeline())
 	e.gauge("repmgr_nodes", "How many nodes are registered.", len(v.Records))
 	e.gauge("repmgr_automatic", "Whether this daemon fails over by itself. Where it does not, what it would need for that is not written.", v.Automatic)
-	if v.Local.VersionNum != 0 && v.Record().Role != registry.RoleWitness {
-		e.gauge("repmgr_server_version_num", "The version of PostgreSQL of a node with data, as server_version_num has it.", v.Local.VersionNum)
+	if v.Local.VersionNum == 0 || v.Record().Role == registry.RoleWitness {
+		return
+	}
+	e.gauge("repmgr_server_version_num", "The version of PostgreSQL of a node with data, as server_version_num has it.", v.Local.VersionNum)
+	e.gauge("repmgr_pending_restart", "How many settings of the server wait for its restart.", v.Local.PendingRestart)
+	if mode := v.Local.Settings.ArchiveMode; mode == "always" || mode == "on" && v.Runs() == election.Primary { // else a server archives nothing
+		e.gauge("repmgr_archive_failing", "Whether the newest attempt to archive WAL has failed.", v.Local.Archiver.Failing())
+		e.counter("repmgr_archive_failures_total", "The attempts to archive WAL that have failed, as PostgreSQL counts them.", v.Local.Archiver.Failed)
 	}
 }
 
@@ -233,6 +239,11 @@ func writeDisk(e *exposition, v health.View, free *int64) {
 	for _, s := range v.Local.Slots {
 		if !s.Temporary {
 			e.gauge("repmgr_slot_active", "Whether somebody streams through a replication slot of this node.", s.Active, "slot", s.Name)
+		}
+	}
+	for _, s := range v.Local.Slots {
+		if !s.Temporary && s.Kept != nil {
+			e.gauge("repmgr_slot_retained_bytes", "How much WAL a replication slot of this node keeps.", max(0, *s.Kept), "slot", s.Name)
 		}
 	}
 	for _, s := range v.Local.Slots {

@@ -38,8 +38,9 @@ func ready(t *testing.T, id registry.NodeID) health.View {
 	v := view(id)
 	dir := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "pg_wal"), 0o700))
-	v.Local.Settings.DataDirectory = dir
-	v.Local.Slots = []registry.Slot{{Name: "repmgr_slot_2", Physical: true, Active: true, WALStatus: "reserved"}, {Name: "pg_basebackup_99", Temporary: true, WALStatus: "reserved"}}
+	v.Local.Settings.DataDirectory, v.Local.Settings.ArchiveMode = dir, "on"
+	kept := int64(2000)
+	v.Local.Slots = []registry.Slot{{Name: "repmgr_slot_2", Physical: true, Active: true, WALStatus: "reserved", Kept: &kept}, {Name: "pg_basebackup_99", Temporary: true, WALStatus: "reserved"}}
 	for i := range v.Peers {
 		v.Peers[i].Priority, v.Peers[i].Location = 100, "ams"
 		v.Peers[i].Monitored, v.Peers[i].Automatic, v.Peers[i].CanFence, v.Peers[i].Since = true, true, true, v.At.Add(-time.Hour)
@@ -131,11 +132,13 @@ func TestMetricsOfForecast(t *testing.T) {
 	for name, want := range map[string]string{
 		"repmgr_failover_possible": "1", "repmgr_failover_if_cut_off_possible": "1", "repmgr_at_risk_bytes": "0", "repmgr_can_fence": "1", "repmgr_nodes": "3", "repmgr_automatic": "1",
 		"repmgr_primary_node_id": "1", "repmgr_foreign_daemons": "0", "repmgr_server_version_num": "150018",
+		"repmgr_pending_restart": "0", "repmgr_archive_failing": "0", "repmgr_archive_failures_total": "0",
 	} {
 		assert.Equal(t, want, at(all, 1, name), name)
 	}
 	assert.NotEqual(t, "none", at(all, 1, "repmgr_wal_volume_free_bytes"))
 	assert.Equal(t, "1", at(all, 1, "repmgr_slot_active", "slot", "repmgr_slot_2"))
+	assert.Equal(t, "2000", at(all, 1, "repmgr_slot_retained_bytes", "slot", "repmgr_slot_2"))
 	assert.Equal(t, "0", at(all, 1, "repmgr_replication_lag_bytes", "standby", "node2", "stage", "flush"), "the stream that has ended does not count")
 	assert.Equal(t, "1000", at(all, 1, "repmgr_replication_lag_bytes", "standby", "node3", "stage", "replay"))
 	for reason, fault := range map[string]func(*health.View){
