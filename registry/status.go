@@ -36,6 +36,8 @@ type NodeStatus struct {
 	Senders          []WALSender  `json:"wal_senders"`
 	Slots            []Slot       `json:"slots"`
 	Settings         Settings     `json:"settings"`
+	PendingRestart   int          `json:"pending_restart"` // the settings that wait for a restart
+	Archiver         Archiver     `json:"archiver"`
 
 	next    wal.LSN // the WAL position that a standby asks its upstream for next; 0: not known
 	archive bool    // a standby has a restore_command
@@ -89,7 +91,20 @@ type Slot struct {
 	Active    bool   `json:"active"`
 	Temporary bool   `json:"temporary"`
 	WALStatus string `json:"wal_status"`
+	Kept      *int64 `json:"kept"`             // bytes of WAL; nil: none
 	Former    bool   `json:"former,omitempty"` // of a standby: a logical slot with failover of the time when it was the primary (PostgreSQL 17)
+}
+
+// Archiver is what pg_stat_archiver says of the archiving of WAL.
+type Archiver struct {
+	Failed     int64      `json:"failed_count"`
+	FailedAt   *time.Time `json:"last_failed"`   // nil: it has never failed
+	ArchivedAt *time.Time `json:"last_archived"` // nil: nothing was archived yet
+}
+
+// Failing reports whether the newest attempt to archive has failed.
+func (a Archiver) Failing() bool {
+	return a.FailedAt != nil && (a.ArchivedAt == nil || a.FailedAt.After(*a.ArchivedAt))
 }
 
 // Settings are the server settings that decide whether replication can work.
@@ -138,13 +153,16 @@ SELECT json_build_object(
   'wal_senders', (SELECT coalesce(json_agg(json_build_object('pid', pid, 'application_name', application_name, 'client_addr', host(client_addr), 'state', state, 'sync_state', sync_state,
         'sent_lsn', sent_lsn, 'flushed_lsn', flush_lsn, 'replayed_lsn', replay_lsn) ORDER BY application_name), '[]') FROM pg_stat_replication),
   'slots', (SELECT coalesce(json_agg(json_build_object('slot_name', slot_name, 'physical', slot_type = 'physical', 'active', active,
-        'temporary', temporary, 'wal_status', wal_status, 'former', ` + postgres.FormerSlotSQL + `) ORDER BY slot_name), '[]') FROM pg_replication_slots s),
-  'settings', (SELECT json_object_agg(name, CASE WHEN vartype = 'integer' AND name <> 'data_directory_mode' THEN to_json(setting::bigint) ELSE to_json(setting) END)
-      FROM pg_settings WHERE name IN ('port', 'wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
+        'temporary', temporary, 'wal_status', wal_status, 'kept', pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8, 'former', ` + postgres.FormerSlotSQL + `) ORDER BY slot_name), '[]') FROM pg_replication_slots s),
+  'settings', g.settings, 'pending_restart', g.pending, 'primary_conninfo', g.conninfo,
+  'archiver', (SELECT json_build_object('failed_count', failed_count, 'last_failed', last_failed_time, 'last_archived', last_archived_time) FROM pg_stat_archiver)
+) FROM (SELECT pg_is_in_recovery() AS rec) r CROSS JOIN ` + postgres.IdleSQL + ` d CROSS JOIN (
+  SELECT json_object_agg(name, CASE WHEN vartype = 'integer' AND name <> 'data_directory_mode' THEN to_json(setting::bigint) ELSE to_json(setting) END)
+        FILTER (WHERE name IN ('port', 'wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
         'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'data_directory', 'data_directory_mode', 'config_file',
-        'hba_file', 'ident_file', 'primary_slot_name', 'synchronous_standby_names')),
-  'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo')
-) FROM (SELECT pg_is_in_recovery() AS rec) r CROSS JOIN ` + postgres.IdleSQL + ` d`
+        'hba_file', 'ident_file', 'primary_slot_name', 'synchronous_standby_names')) AS settings,
+      count(*) FILTER (WHERE pending_restart) AS pending, max(setting) FILTER (WHERE name = 'primary_conninfo') AS conninfo
+    FROM pg_settings) g`
 
 // Status reads the server's state in one statement.
 func (n *Server) Status(ctx context.Context) (NodeStatus, error) {

@@ -28,6 +28,7 @@ type Events struct {
 	events  []repmgr.Event
 	changed chan struct{} // closed when there is another event
 	readers int
+	tally   tally // for /metrics
 }
 
 // Notify takes an event. It never waits.
@@ -36,6 +37,7 @@ func (e *Events) Notify(_ context.Context, event repmgr.Event) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.newest++
+	e.tally.note(event)
 	e.events = append(e.events, event)
 	if len(e.events) > eventsKept {
 		e.events = append([]repmgr.Event(nil), e.events[len(e.events)-eventsKept:]...)

@@ -1,16 +1,25 @@
 package web
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"io"
+	"net/http"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/doctor"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // exposition writes metrics in the text format of Prometheus. The lines of one metric come together.
@@ -25,11 +34,25 @@ func (e *exposition) gauge(name, help string, value any, labels ...string) {
 	e.line(name, "gauge", help, value, labels...)
 }
 
+// counter writes one line of a number that only grows while the daemon runs.
+func (e *exposition) counter(name, help string, value any, labels ...string) {
+	e.line(name, "counter", help, value, labels...)
+}
+
 func (e *exposition) line(name, kind, help string, value any, labels ...string) {
+	e.family(name, kind, help)
+	e.sample(name, value, labels...)
+}
+
+// family writes what a metric is, before the first of its lines.
+func (e *exposition) family(name, kind, help string) {
 	if e.last != name {
 		fmt.Fprintf(e.w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
 		e.last = name
 	}
+}
+
+func (e *exposition) sample(name string, value any, labels ...string) {
 	all := e.base
 	for i := 0; i+1 < len(labels); i += 2 {
 		all += "," + labels[i] + "=" + quote(labels[i+1])
@@ -38,7 +61,7 @@ func (e *exposition) line(name, kind, help string, value any, labels ...string) 
 }
 
 func quote(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(s) + `"`
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(strings.ToValidUTF8(s, "?")) + `"`
 }
 
 // number writes a number without an exponent.
@@ -60,26 +83,74 @@ func number(v any) string {
 	return fmt.Sprint(v)
 }
 
-func writeMetrics(w io.Writer, v health.View, compat repmgr.MetricsCompat) {
-	e := &exposition{w: w, base: fmt.Sprintf("cluster=%s,node=%s,node_id=%s", quote(scope(v)), quote(v.Node), quote(v.NodeID.String()))}
+// scrapes is what is kept from one request for metrics to the next.
+type scrapes struct {
+	mu      sync.Mutex
+	wrote   wrote
+	looking atomic.Bool // at the disk
+}
+
+// free is how much may still be written where the WAL of the local server is; nil: not known. A disk that does not answer holds
+// up one request only: the others go on without it.
+func (s *scrapes) free(dataDirectory string) *int64 {
+	if dataDirectory == "" || !s.looking.CompareAndSwap(false, true) {
+		return nil
+	}
+	defer s.looking.Store(false)
+	return doctor.FreeOn(filepath.Join(dataDirectory, "pg_wal"))
+}
+
+// metrics answers /metrics.
+func (h *handler) metrics(w http.ResponseWriter, v health.View) {
+	free := h.scrapes.free(v.Local.Settings.DataDirectory)
+	var b bytes.Buffer
+	e := &exposition{w: &b, base: fmt.Sprintf("cluster=%s,node=%s,node_id=%s", quote(scope(v)), quote(v.Node), quote(v.NodeID.String()))}
+	writeNode(e, v)
+	if v.Automatic {
+		writeCluster(e, v)
+		writeForecast(e, v, h.policy(v).Forecast(v.At, v.Rule, v.Peers, v.Rule.Primary))
+	}
+	writeDisk(e, v, free)
+	h.scrapes.mu.Lock()
+	writeLag(e, v, &h.scrapes.wrote)
+	h.scrapes.mu.Unlock()
+	if all := h.o.Events; all != nil {
+		all.mu.Lock()
+		all.tally.write(e)
+		all.mu.Unlock()
+	}
+	if h.o.Metrics == repmgr.MetricsPatroni {
+		writePatroniMetrics(&exposition{w: &b, base: fmt.Sprintf("scope=%s,name=%s", quote(scope(v)), quote(v.Node))}, v)
+	}
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	_, _ = w.Write(b.Bytes())
+}
+
+// writeNode writes what every daemon knows.
+func writeNode(e *exposition, v health.View) {
 	e.gauge("repmgr_build_info", "The version of repmgr.", 1, "version", repmgr.Version)
 	e.gauge("repmgr_up", "Whether the server of this node answers.", v.Running().OK)
 	e.gauge("repmgr_daemon_looked_timestamp_seconds", "When this daemon last completed a look at its server.", v.LookedAt)
 	e.gauge("repmgr_is_primary", "Whether this node is the primary, by its rule and its lease.", v.Primary().OK)
 	e.gauge("repmgr_is_standby", "Whether this node is a standby that answers queries.", v.Standby().OK)
 	e.gauge("repmgr_timeline", "The timeline of the server of this node.", v.Timeline())
-	if v.Automatic {
-		writeCluster(e, v)
+	e.gauge("repmgr_nodes", "How many nodes are registered.", len(v.Records))
+	e.gauge("repmgr_automatic", "Whether this daemon fails over by itself. Where it does not, what it would need for that is not written.", v.Automatic)
+	if v.Local.VersionNum == 0 || v.Record().Role == registry.RoleWitness {
+		return
 	}
-	writeLag(e, v)
-	if compat == repmgr.MetricsPatroni {
-		writePatroniMetrics(&exposition{w: w, base: fmt.Sprintf("scope=%s,name=%s", quote(scope(v)), quote(v.Node))}, v)
+	e.gauge("repmgr_server_version_num", "The version of PostgreSQL of a node with data, as server_version_num has it.", v.Local.VersionNum)
+	e.gauge("repmgr_pending_restart", "How many settings of the server wait for its restart.", v.Local.PendingRestart)
+	if mode := v.Local.Settings.ArchiveMode; mode == "always" || mode == "on" && v.Runs() == election.Primary { // else a server archives nothing
+		e.gauge("repmgr_archive_failing", "Whether the newest attempt to archive WAL has failed.", v.Local.Archiver.Failing())
+		e.counter("repmgr_archive_failures_total", "The attempts to archive WAL that have failed, as PostgreSQL counts them.", v.Local.Archiver.Failed)
 	}
 }
 
 // writeCluster writes what a daemon knows that takes part in elections.
 func writeCluster(e *exposition, v health.View) {
 	e.gauge("repmgr_primaries_seen", "How many nodes run as a primary, as this node sees it.", len(v.Primaries()))
+	e.gauge("repmgr_primary_node_id", "The node that the newest rule names as the primary; 0: there is no rule.", v.Rule.Primary)
 	e.gauge("repmgr_term", "The newest term that this node knows of.", v.Rule.Term)
 	e.gauge("repmgr_paused", "Whether failover is paused.", v.Paused())
 	e.gauge("repmgr_fenced", "Whether this daemon has stopped its server, because another node may be the primary.", v.Phase == election.Fenced)
@@ -87,8 +158,13 @@ func writeCluster(e *exposition, v health.View) {
 	e.gauge("repmgr_voters_reachable", "How many voters answer this node, itself included.", len(v.Reachable()))
 	e.gauge("repmgr_synchronous_standbys", "How many standbys commits may wait for.", len(v.Rule.Sync))
 	e.gauge("repmgr_synchronous_acks", "How many of them must have a commit before it is acknowledged.", v.Rule.Acks)
+	foreign := slices.DeleteFunc(v.Reachable(), func(p election.Peer) bool { return !p.Foreign })
+	e.gauge("repmgr_foreign_daemons", "How many nodes have a repmgrd of repmgr 5, beside which ours only watch.", len(foreign))
 	if l := v.Lease; l.Known && l.Needed {
 		e.gauge("repmgr_lease_seconds", "How long this primary may go on without further contact to a majority.", l.Left.Seconds())
+	}
+	if p := v.Peer(int32(v.NodeID)); p.Answer == election.Answers && p.Role != election.Witness {
+		e.gauge("repmgr_can_fence", "Whether this daemon has shown that it can stop its server.", p.CanFence)
 	}
 	for _, p := range v.Peers {
 		if p.Role == election.Standby {
@@ -97,25 +173,134 @@ func writeCluster(e *exposition, v health.View) {
 	}
 }
 
-// writeLag writes how far standbys are behind: of a primary all of them, of a standby itself.
-func writeLag(e *exposition, v health.View) {
-	const name, help = "repmgr_replication_lag_bytes", "How much of the WAL of the primary a standby has not got so far."
+// policy is what a forecast needs of the configuration. failovers_per_hour does not count in it.
+func (h *handler) policy(v health.View) election.Policy {
+	p := election.Policy{Automatic: true, Silence: v.Silence}
+	if h.o.Cluster != nil {
+		c := h.o.Cluster().Config()
+		p.MaxLag, p.OnShutdown, p.Start = c.MaximumLagOnFailover, c.FailoverOnShutdown, c.PrimaryStartTimeout
+	}
+	return p
+}
+
+// writeForecast writes what would happen if the primary died now.
+func writeForecast(e *exposition, v health.View, f election.Forecast) {
+	possible := f.Refusal == "" && f.Winner != 0
+	e.gauge("repmgr_failover_possible", "Whether another node would take over if the primary died now, as this node sees it.", possible)
+	e.gauge("repmgr_failover_if_cut_off_possible", "Whether another node would also take over if the primary were only cut off, and not known to be dead.", possible && f.Unfenced == "")
+	if !possible {
+		e.gauge("repmgr_failover_blocked", "Why no other node would take over. There is one line, whose value is 1, and none where a failover is possible.", 1, "reason", blocked(v.Rule, f))
+	}
+	if lost, known := atRisk(v.Rule, f); known {
+		e.gauge("repmgr_at_risk_bytes", "How much acknowledged WAL would be lost if the primary died now: what the node that would take over had not received when it was last seen.", lost)
+	}
+}
+
+// reasonOf is a refusal of a forecast in one word.
+var reasonOf = map[election.Refusal]string{
+	election.RefusedPaused: "paused", election.RefusedNoMajority: "no_majority", election.RefusedNoPledge: "no_pledges", election.RefusedPledges: "no_pledges",
+	election.RefusedSync: "commits_may_be_missing", election.RefusedBehind: "commits_may_be_missing", election.RefusedNoneFit: "no_candidate", election.RefusedUnfenced: "primary_not_fenced",
+	election.RefusedLocation: "location_lost", election.RefusedUsurper: "unelected_primary", election.RefusedLag: "lag", election.RefusedForeign: "repmgr5_daemon",
+}
+
+// blocked says in one word why nobody would win: one of reasonOf, or what keeps the primary from counting as lost.
+func blocked(r election.Rule, f election.Forecast) string {
+	switch {
+	case !r.Known():
+		return "no_rule"
+	case f.Refusal != election.RefusedHealth:
+		return cmp.Or(reasonOf[f.Refusal], "other")
+	case f.Health == election.HealthMoved:
+		return "another_primary"
+	case f.Health == election.HealthShutDown:
+		return "primary_shut_down"
+	}
+	return "primary_not_lost"
+}
+
+// atRisk is the acknowledged WAL that the winner of a forecast would lack. With quorum it has all of it.
+func atRisk(r election.Rule, f election.Forecast) (lost int64, known bool) {
+	if r.Quorum {
+		return 0, f.Winner != 0
+	}
+	for _, c := range f.Candidates {
+		if c.ID == f.Winner {
+			return c.BehindLost, c.BehindLost >= 0
+		}
+	}
+	return 0, false
+}
+
+// writeDisk writes what keeps WAL on the disk of the local server, and how much room there is.
+func writeDisk(e *exposition, v health.View, free *int64) {
+	if free != nil {
+		e.gauge("repmgr_wal_volume_free_bytes", "How much may still be written where the WAL of this node is.", *free)
+	}
+	for _, s := range v.Local.Slots {
+		if !s.Temporary {
+			e.gauge("repmgr_slot_active", "Whether somebody streams through a replication slot of this node.", s.Active, "slot", s.Name)
+		}
+	}
+	for _, s := range v.Local.Slots {
+		if !s.Temporary && s.Kept != nil {
+			e.gauge("repmgr_slot_retained_bytes", "How much WAL a replication slot of this node keeps.", max(0, *s.Kept), "slot", s.Name)
+		}
+	}
+	for _, s := range v.Local.Slots {
+		if !s.Temporary && s.WALStatus != "" {
+			e.gauge("repmgr_slot_wal_status", "What wal_status says of a replication slot: reserved, extended, unreserved or lost. The value is 1.", 1, "slot", s.Name, "status", s.WALStatus)
+		}
+	}
+}
+
+// stage is how far a standby has come.
+type stage struct {
+	standby, name string
+	at            wal.LSN
+}
+
+// stages are how far the standbys have come that this node knows of, in the WAL of a primary that wrote up to end at that moment: of a
+// primary all of its standbys, of a standby itself.
+func stages(v health.View) (all []stage, end wal.LSN, at time.Time) {
 	switch v.Runs() {
 	case election.Primary:
-		for _, s := range v.Local.Senders {
-			if _, registered := registry.ByName(v.Records, s.ApplicationName); s.State == "backup" || !registered {
-				continue
-			}
-			e.gauge(name, help, max(0, v.Local.CurrentLSN.Bytes(s.SentLSN)), "standby", s.ApplicationName, "stage", "sent")
-			e.gauge(name, help, max(0, v.Local.CurrentLSN.Bytes(s.FlushedLSN)), "standby", s.ApplicationName, "stage", "flush")
-			e.gauge(name, help, max(0, v.Local.CurrentLSN.Bytes(s.ReplayedLSN)), "standby", s.ApplicationName, "stage", "replay")
+		for _, s := range senders(v) {
+			all = append(all, stage{s.ApplicationName, "sent", s.SentLSN}, stage{s.ApplicationName, "flush", s.FlushedLSN}, stage{s.ApplicationName, "replay", s.ReplayedLSN})
 		}
+		return all, v.Local.CurrentLSN, v.LocalSeenAt
 	case election.Standby:
-		if n, ok := v.Lag(v.Local.ReceivedLSN); ok {
-			e.gauge(name, help, n, "standby", v.Node, "stage", "flush")
+		all = []stage{{v.Node, "flush", v.Local.ReceivedLSN}, {v.Node, "replay", v.Local.ReplayedLSN}}
+	}
+	return all, v.Upstream.LSN, v.Upstream.SeenAt
+}
+
+// senders are the WAL senders of registered nodes, one of each: for a while a stream that has ended is seen beside the new one.
+func senders(v health.View) (all []registry.WALSender) {
+	for _, s := range v.Local.Senders {
+		if _, registered := registry.ByName(v.Records, s.ApplicationName); s.State == "backup" || !registered {
+			continue
 		}
-		if n, ok := v.Lag(v.Local.ReplayedLSN); ok {
-			e.gauge(name, help, n, "standby", v.Node, "stage", "replay")
+		if n := len(all); n == 0 || all[n-1].ApplicationName != s.ApplicationName { // they are sorted by their names
+			all = append(all, s)
+		} else if s.FlushedLSN > all[n-1].FlushedLSN {
+			all[n-1] = s
+		}
+	}
+	return all
+}
+
+// writeLag writes how far standbys are behind.
+func writeLag(e *exposition, v health.View, w *wrote) {
+	all, end, at := stages(v)
+	w.note(at, end)
+	for _, s := range all {
+		if s.at != 0 && end != 0 {
+			e.gauge("repmgr_replication_lag_bytes", "How much of the WAL of the primary a standby has not got so far.", max(0, end.Bytes(s.at)), "standby", s.standby, "stage", s.name)
+		}
+	}
+	for _, s := range all {
+		if ago, known := w.since(s.at); known && end != 0 {
+			e.gauge("repmgr_replication_lag_seconds", "How long ago the primary wrote what a standby has got so far; 0 where it has all. It is told from where the primary wrote when metrics were asked for.", ago.Seconds(), "standby", s.standby, "stage", s.name)
 		}
 	}
 }

@@ -43,6 +43,7 @@ type handler struct {
 	token     secret
 	guesses   chan struct{} // taken by each answer to a wrong password
 	questions *questions
+	scrapes   scrapes
 	changing  atomic.Bool // a change is under way
 }
 
@@ -96,8 +97,7 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, path string) {
 	case "failsafe":
 		text(w, http.StatusBadGateway, "there is no failsafe mode: a majority of the voters decides")
 	case "metrics":
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		writeMetrics(w, v, h.o.Metrics)
+		h.metrics(w, v)
 	case "events":
 		h.events(w, r)
 	case "repmgr":

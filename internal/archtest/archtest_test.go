@@ -206,7 +206,7 @@ func TestProgramsHoldNoTestCode(t *testing.T) {
 			continue
 		}
 		for _, d := range p.Deps {
-			if d == "testing" || strings.HasPrefix(d, "github.com/stretchr/testify") || slices.Contains(onlyForTests, place(d)) {
+			if d == "testing" || strings.HasPrefix(d, "github.com/stretchr/testify") || strings.HasPrefix(d, "github.com/prometheus/") || slices.Contains(onlyForTests, place(d)) {
 				t.Errorf("%s needs %s, which is for tests", place(p.ImportPath), d)
 			}
 		}

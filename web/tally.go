@@ -1,0 +1,158 @@
+package web
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr"
+)
+
+// tally counts the events of a daemon, and keeps how long outages took by its own events. The zero value is ready for use.
+type tally struct {
+	counts   map[outcome]int
+	outages  map[string]*histogram // by phase
+	promoted time.Time             // when this daemon last told of a failover that it held
+
+	node         repmgr.NodeID // of this daemon
+	upstreamGone time.Time     // since when this standby has no primary; zero: it has one
+	serverGone   time.Time     // since when the server of this node does not answer; zero: it does
+}
+
+// outcome is an event that was a success, or was not.
+type outcome struct {
+	event   repmgr.EventType
+	success bool
+}
+
+const (
+	// outcomesKept bounds the number of series. There are some fifty types of events.
+	outcomesKept = 200
+	otherEvent   = "other" // any event after that
+)
+
+// alarming are the events that an alert looks for. Their counters are there from the beginning: Prometheus does not see the
+// first increase of a counter that begins with it.
+var alarming = []repmgr.EventType{
+	repmgr.EventFence, repmgr.EventWALGone, repmgr.EventDuplicateNode, repmgr.EventVoteLost, repmgr.EventSettingsLost, repmgr.EventEventsDropped, repmgr.EventSyncUnproven,
+}
+
+// The phases of an outage, each from what a daemon tells first until what it tells at its end.
+const (
+	phasePromote = "promote" // the primary is gone, until this daemon has promoted another node
+	phaseFollow  = "follow"  // the primary is gone, until this standby follows a primary
+	phaseReturn  = "return"  // the server of this node is gone, until it answers again
+)
+
+var phases = []string{phasePromote, phaseFollow, phaseReturn}
+
+// note takes an event.
+func (t *tally) note(e repmgr.Event) {
+	if t.counts == nil {
+		t.counts, t.outages = map[outcome]int{}, map[string]*histogram{}
+	}
+	o := outcome{e.Type, e.Success}
+	if _, known := t.counts[o]; !known && len(t.counts) >= outcomesKept {
+		o.event = otherEvent
+	}
+	t.counts[o]++
+	switch {
+	case e.Type == repmgr.EventUpstreamDisconnect:
+		t.node, t.upstreamGone = e.NodeID, e.At
+	case e.Type == repmgr.EventLocalDisconnect, e.Type == repmgr.EventStandbyFailure:
+		t.serverGone = e.At
+	case !e.Success:
+	case e.Type == repmgr.EventFailoverPromote:
+		t.promoted = e.At
+		if t.took(phasePromote, t.upstreamGone, e.At); e.NodeID == t.node {
+			t.upstreamGone = time.Time{} // this node is the primary now
+		}
+	case e.Type == repmgr.EventFailoverFollow, e.Type == repmgr.EventUpstreamReconnect:
+		t.took(phaseFollow, t.upstreamGone, e.At)
+		t.upstreamGone = time.Time{}
+	case e.Type == repmgr.EventLocalReconnect, e.Type == repmgr.EventStandbyRecovery, e.Type == repmgr.EventNodeRejoin:
+		t.took(phaseReturn, t.serverGone, e.At)
+		t.serverGone = time.Time{}
+	}
+}
+
+// took keeps how long a phase took. Where it did not begin here it is not known.
+func (t *tally) took(phase string, from, to time.Time) {
+	if from.IsZero() || to.Before(from) {
+		return
+	}
+	if t.outages[phase] == nil {
+		t.outages[phase] = &histogram{}
+	}
+	t.outages[phase].observe(to.Sub(from).Seconds())
+}
+
+// write writes the counters, those that alerts look for also where they are zero.
+func (t *tally) write(e *exposition) {
+	events := maps.Clone(t.counts)
+	if events == nil {
+		events = map[outcome]int{}
+	}
+	for _, kind := range alarming {
+		events[outcome{kind, true}] += 0
+		events[outcome{kind, false}] += 0
+	}
+	order := slices.SortedFunc(maps.Keys(events), func(a, b outcome) int {
+		if c := strings.Compare(string(a.event), string(b.event)); c != 0 || a.success == b.success {
+			return c
+		}
+		return map[bool]int{true: -1, false: 1}[a.success]
+	})
+	for _, o := range order {
+		e.counter("repmgr_events_total", "The events that this daemon has told since it was started.", events[o], "event", string(o.event), "success", map[bool]string{true: "1", false: "0"}[o.success])
+	}
+	const failovers, switchovers = "repmgr_failovers_total", "repmgr_switchovers_total"
+	const held = "The failovers that this daemon has held since it was started: promoted; aborted, because the election got no further; refused, because it would be unsafe."
+	e.counter(failovers, held, events[outcome{repmgr.EventFailoverPromote, true}], "outcome", "promoted")
+	e.counter(failovers, held, events[outcome{repmgr.EventFailoverAbort, false}], "outcome", "aborted")
+	e.counter(failovers, held, events[outcome{repmgr.EventFailoverRefused, false}], "outcome", "refused")
+	const planned = "The switchovers that this daemon has carried out since it was started, as the daemon of the former primary."
+	e.counter(switchovers, planned, events[outcome{repmgr.EventSwitchover, true}], "outcome", "done")
+	e.counter(switchovers, planned, events[outcome{repmgr.EventSwitchover, false}], "outcome", "failed")
+	if !t.promoted.IsZero() {
+		e.gauge("repmgr_last_failover_timestamp_seconds", "When this daemon last promoted a node in a failover.", t.promoted)
+	}
+	for _, phase := range phases {
+		h := t.outages[phase]
+		if h == nil {
+			h = &histogram{}
+		}
+		h.write(e, "repmgr_outage_seconds", "How long outages took by the events of this daemon: promote, from the loss of the primary until this daemon had promoted another node; follow, until this standby followed a primary; return, from the loss of the server of this node until it answered again.", phase)
+	}
+}
+
+// bounds are the upper bounds of the buckets of a histogram, in seconds.
+var bounds = [...]float64{0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 1800}
+
+// histogram counts durations. The zero value is empty.
+type histogram struct {
+	counts [len(bounds)]int // up to each bound, those of the bounds before it not counted
+	count  int
+	sum    float64
+}
+
+func (h *histogram) observe(seconds float64) {
+	h.count++
+	h.sum += seconds
+	if i, _ := slices.BinarySearch(bounds[:], seconds); i < len(bounds) {
+		h.counts[i]++
+	}
+}
+
+func (h *histogram) write(e *exposition, name, help, phase string) {
+	e.family(name, "histogram", help)
+	below := 0
+	for i, bound := range bounds {
+		below += h.counts[i]
+		e.sample(name+"_bucket", below, "phase", phase, "le", number(bound))
+	}
+	e.sample(name+"_bucket", h.count, "phase", phase, "le", "+Inf")
+	e.sample(name+"_sum", h.sum, "phase", phase)
+	e.sample(name+"_count", h.count, "phase", phase)
+}
