@@ -1,0 +1,78 @@
+// Keeps the dashboard fresh: it is drawn by the server, and fetched again after each event and every few seconds.
+const root = document.documentElement;
+const base = root.dataset.base;
+const drawEvery = 2000, askEvery = 10000, answerWithin = 30000, listenAgain = 5000;
+
+const get = (path, accept) => fetch(path, { headers: { Accept: accept }, cache: 'no-store', signal: AbortSignal.timeout(answerWithin) });
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const selecting = () => !document.getSelection().isCollapsed; // somebody copies a command
+let drawing = false, again = false;
+
+async function draw() {
+  if (drawing) {
+    again = true;
+    return;
+  }
+  if (document.hidden || selecting()) return;
+  drawing = true;
+  try {
+    const answer = await get(base, 'text/html');
+    if (!answer.ok) throw new Error(answer.status);
+    const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
+    const focus = document.activeElement?.getAttribute('href');
+    const scrolled = [...document.querySelectorAll('.wide')].map((table) => table.scrollLeft);
+    document.querySelector('main').replaceWith(page.querySelector('main'));
+    document.querySelector('header').replaceWith(page.querySelector('header'));
+    document.querySelectorAll('.wide').forEach((table, i) => { table.scrollLeft = scrolled[i] ?? 0; });
+    if (focus) [...document.querySelectorAll('a')].find((a) => a.getAttribute('href') === focus)?.focus({ preventScroll: true });
+    root.classList.remove('lost');
+    document.getElementById('lost').hidden = true;
+  } catch {
+    root.classList.add('lost');
+    document.getElementById('lost').hidden = false;
+  }
+  drawing = false;
+  if (again) {
+    again = false;
+    draw();
+  }
+}
+
+// The answers to questions for which the daemon has to ask other nodes.
+async function ask() {
+  while (true) {
+    if (!document.hidden) {
+      await get(`${base}/ask`, '*/*').catch(() => {});
+      await draw();
+    }
+    await pause(askEvery);
+  }
+}
+
+// The events, whatever their names are: EventSource would want to know these. Where there are none, the page is drawn
+// every few seconds all the same.
+async function listen() {
+  while (true) {
+    try {
+      const stream = new AbortController();
+      const hide = () => document.hidden && stream.abort(); // a browser has few connections to a server
+      document.addEventListener('visibilitychange', hide, { signal: stream.signal });
+      const answer = document.hidden ? null : await fetch(root.dataset.events, { headers: { Accept: 'text/event-stream' }, signal: stream.signal });
+      if (answer?.status === 404) return;
+      const reader = answer?.ok ? answer.body.pipeThrough(new TextDecoderStream()).getReader() : null;
+      for (let part = await reader?.read(); part && !part.done; part = await reader.read()) {
+        if (part.value.includes('event:')) draw();
+      }
+      stream.abort();
+    } catch {
+      // the daemon went, or the page is hidden
+    }
+    await pause(listenAgain);
+  }
+}
+
+root.dataset.live = 'yes';
+document.addEventListener('visibilitychange', draw);
+setInterval(draw, drawEvery);
+ask();
+listen();
