@@ -68,6 +68,7 @@ func (h *handler) dashboard(v health.View) dashboard {
 		},
 	}
 	d.Mood, d.Office = office(v)
+	d.Title += ": " + d.Office
 	d.Picture = template.HTML(pictureOf(v, d.Base).SVG()) // all text in it is escaped there
 	if h.o.Events != nil {
 		d.Events = h.o.Events.latest(eventsShown)
@@ -207,13 +208,17 @@ type forecast struct {
 // age says how old an answer is, and why there is no newer one.
 type age struct {
 	Ago    string // empty: there is none
+	Old    bool   // it may not be true any more
 	Failed string // empty: the last attempt had an answer
 }
+
+// oldAfter is how long an answer is shown as if it were of now.
+const oldAfter = 3 * time.Minute
 
 func newAge(a remembered, now time.Time) age {
 	n := age{Failed: a.Failed}
 	if !a.At.IsZero() {
-		n.Ago = ago(now.Sub(a.At))
+		n.Ago, n.Old = ago(now.Sub(a.At)), now.Sub(a.At) > oldAfter
 	}
 	return n
 }

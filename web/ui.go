@@ -218,7 +218,7 @@ func (h *handler) answerTo(ctx context.Context, v health.View, path string, q ur
 	}
 	code, document = h.questions.ask(ctx, key, question)
 	for _, s := range asks {
-		if s.path == path {
+		if s.path == path && ctx.Err() == nil { // who goes away early knows nothing
 			h.memory.put(path, code, document, time.Now())
 		}
 	}

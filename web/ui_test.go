@@ -109,7 +109,7 @@ func TestDashboard(t *testing.T) {
 		"lagging": {"312 MB", "300 MB", "disk_fills", "accepted until 2026-12-31", "the disk is full in 31 hours"},
 		"cascade": {"witness", "node4", "5 of 5 answer"},
 		"paused":  {"Failover is paused", "repmgr -f /etc/repmgr.conf service unpause", `id="forecast" class="bad"`, "refuses connections, last seen 3 min ago"},
-		"down":    {"No node answers this daemon.", "No primary is in office. The last one was node1, of term 5, last seen 12 min ago.", "Asked 12 min ago.", "The last attempt had no answer: connect to node &#34;node1&#34;", "Term 4"},
+		"down":    {"No node answers this daemon.", "No primary is in office. The last one was node1, of term 5, last seen 12 min ago.", "Asked 12 min ago.", `class="bad old"`, "The last attempt had no answer: connect to node &#34;node1&#34;", "Term 4"},
 	} {
 		body := visit(t, play(t, scenes()[name], ""), "GET", "/ui").Body.String()
 		for _, text := range want {

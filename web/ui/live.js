@@ -25,6 +25,7 @@ async function draw() {
     document.querySelector('header').replaceWith(page.querySelector('header'));
     document.querySelectorAll('.wide').forEach((table, i) => { table.scrollLeft = scrolled[i] ?? 0; });
     if (focus) [...document.querySelectorAll('a')].find((a) => a.getAttribute('href') === focus)?.focus({ preventScroll: true });
+    document.title = page.title;
     root.classList.remove('lost');
     document.getElementById('lost').hidden = true;
   } catch {
