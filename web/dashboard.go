@@ -33,6 +33,7 @@ type dashboard struct {
 	Picture template.HTML
 	Facts   []fact
 	Nodes   []node
+	Daemons age // of what the daemons in Nodes say
 	Manual  bool
 
 	Forecast  forecast
@@ -55,8 +56,10 @@ type banner struct {
 type fact struct{ Name, Text string }
 
 func (h *handler) dashboard(v health.View) dashboard {
+	why := h.memory.get("v1/why")
+	said := daemons(why)
 	d := dashboard{
-		frame: h.frame(v, scope(v)), Banners: banners(v), Facts: facts(v), Nodes: nodesOf(v), Manual: !v.Automatic,
+		frame: h.frame(v, scope(v)), Banners: banners(v), Facts: facts(v, said), Nodes: nodesOf(v), Manual: !v.Automatic, Daemons: newAge(why, v.At),
 		Forecast:  newForecast(h.memory.get("v1/explain"), v.At),
 		Failovers: newFailovers(h.memory.get("v1/failovers"), v.At),
 		Doctor:    newExamination(h.memory.get("v1/doctor"), v.At),
@@ -73,7 +76,8 @@ func (h *handler) dashboard(v health.View) dashboard {
 	if h.o.Events != nil {
 		d.Events = h.o.Events.latest(eventsShown)
 	}
-	for _, n := range d.Nodes {
+	for i, n := range d.Nodes {
+		d.Nodes[i].Daemon = daemonText(said, n.ID)
 		if !n.Votes && !n.Writes {
 			d.Targets = append(d.Targets, n)
 		}
@@ -142,7 +146,7 @@ func banners(v health.View) (all []banner) {
 }
 
 // facts are who may write, until when, and by whose votes.
-func facts(v health.View) []fact {
+func facts(v health.View, said map[int32]repmgr.MonitorWord) []fact {
 	all := []fact{{"This node", fmt.Sprintf("%s, %s: %s", cmp.Or(v.Node, "without a node of its own"), cmp.Or(v.Phase, "starting"), cmp.Or(v.Reason, "it has not looked yet"))}}
 	if v.Rule.Known() {
 		names := map[int32]string{election.Arbiter: "etcd"}
@@ -153,14 +157,52 @@ func facts(v health.View) []fact {
 		have, votes := v.Rule.Votes(election.IDs(v.Reachable()))
 		all = append(all, fact{"Votes", fmt.Sprintf("%d of %d answer, and %d are a majority", have, votes, votes/2+1)})
 	}
-	all = append(all, fact{"Lease", leaseText(v)}, fact{"At risk", riskText(v)})
+	all = append(all, fact{"Lease", leaseText(v, said[leader(v)].Monitor)}, fact{"At risk", riskText(v)})
 	return all
 }
 
-func leaseText(v health.View) string {
+// daemons are what the daemon of each node has said, by the id of the node.
+func daemons(a remembered) map[int32]repmgr.MonitorWord {
+	all := map[int32]repmgr.MonitorWord{}
+	r, _ := a.Document.(repmgr.Reasoning)
+	for _, m := range r.Monitors {
+		all[int32(m.ID)] = m
+	}
+	return all
+}
+
+// daemonText is what the daemon of a node does, in its own words; empty: it was not asked.
+func daemonText(said map[int32]repmgr.MonitorWord, id int32) string {
+	m, asked := said[id]
+	switch {
+	case !asked:
+		return ""
+	case m.Error != "":
+		return "not known: its server does not say"
+	case m.Monitor == nil && m.Foreign != nil:
+		return "repmgrd of repmgr 5"
+	case m.Monitor == nil:
+		return "none runs"
+	}
+	text := cmp.Or(m.Monitor.Phase, "it runs") + ": " + m.Monitor.Reason
+	if m.Monitor.Mode == repmgr.FailoverManual {
+		text += "; failover=manual"
+	}
+	if trouble := cmp.Or(m.Monitor.Error, m.Monitor.Rejected); trouble != "" {
+		text += "; trouble: " + trouble
+	}
+	return text
+}
+
+// leaseText says until when the primary may write. Other daemons know that from what its own has said.
+func leaseText(v health.View, said *repmgr.Announcement) string {
 	switch l := v.Lease; {
+	case v.Runs() != election.Primary && said != nil && said.Lease() != "":
+		return v.Name(leader(v)) + " " + said.Lease()
+	case v.Runs() != election.Primary && said != nil && said.LeaseLeft != nil:
+		return fmt.Sprintf("its daemon said that %s may write for %.1f s. Each contact to a majority gives it more time", v.Name(leader(v)), *said.LeaseLeft)
 	case v.Runs() != election.Primary && leader(v) != 0:
-		return "the daemon of " + v.Name(leader(v)) + " keeps it: see its page"
+		return "the daemon of " + v.Name(leader(v)) + " keeps it, and has said nothing of it"
 	case v.Runs() != election.Primary:
 		return "nobody is known to have one"
 	case !l.Known:

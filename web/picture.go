@@ -51,6 +51,7 @@ type node struct {
 	Unplayed int64   // and that it has not replayed; -1: not known
 	Sync     string  // of a standby: each commit waits for it (sync), some wait for it (quorum), none does (async)
 	Weight   int     // its votes
+	Daemon   string  // what its daemon says; empty: it was not asked
 	Ballot   string  // whom it has voted for; empty: for nobody, or not known
 	Stream   *topology.Stream
 }

@@ -145,6 +145,15 @@ func play(t *testing.T, s scene, prefix string) *handler {
 	asked := time.Now().Add(-s.asked)
 	h.memory.put("v1/explain", 200, e, asked)
 	h.memory.put("v1/failovers", 200, failoversOf(s.view.At), asked)
+	why, left := repmgr.Reasoning{At: s.view.At}, 2.1
+	for _, r := range s.view.Records {
+		m := repmgr.MonitorWord{ID: r.ID, Name: r.Name, Monitor: &repmgr.Announcement{Phase: string(r.Role), Reason: "all is well", Mode: repmgr.FailoverAutomatic}}
+		if r.Role == registry.RolePrimary {
+			m.Monitor.LeaseLeft = &left
+		}
+		why.Monitors = append(why.Monitors, m)
+	}
+	h.memory.put("v1/why", 200, why, asked)
 	h.memory.put("v1/doctor", 200, s.doctor, asked)
 	if s.failed != "" {
 		for _, a := range asks {

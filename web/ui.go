@@ -149,7 +149,10 @@ type note struct {
 var asks = []struct {
 	path   string
 	serves time.Duration
-}{{"v1/explain", 10 * time.Second}, {"v1/failovers", 10 * time.Second}, {"v1/doctor", time.Minute}}
+}{{"v1/explain", 10 * time.Second}, {"v1/why", 10 * time.Second}, {"v1/failovers", 30 * time.Second}, {"v1/doctor", time.Minute}}
+
+// askTogether leaves room for the questions of others.
+const askTogether = askAtOnce / 2
 
 // memory keeps the newest answer to each question that the dashboard shows: it is still of use when no node answers any
 // more. It is safe for concurrent use.
@@ -187,24 +190,30 @@ func (m *memory) put(path string, code int, document any, now time.Time) {
 	m.answers[path] = a
 }
 
-// refresh asks, all at the same time, the questions of the dashboard whose answers are too old, and waits for the answers.
+// refresh asks the questions of the dashboard whose answers are too old, and waits for the answers.
 func (h *handler) refresh(w http.ResponseWriter, r *http.Request, v health.View) {
 	if h.o.Cluster == nil {
 		return
 	}
 	patient(w)
 	var wg sync.WaitGroup
+	turn := make(chan struct{}, askTogether)
 	for _, s := range asks {
 		if time.Since(h.memory.get(s.path).Tried) >= s.serves {
-			wg.Go(func() { _, _ = h.answerTo(r.Context(), v, s.path, nil) })
+			wg.Go(func() {
+				turn <- struct{}{}
+				defer func() { <-turn }()
+				_, _ = h.answerTo(r.Context(), v, s.path, nil)
+			})
 		}
 	}
 	wg.Wait()
 }
 
-// patient lets an answer take as long as a question may.
+// patient lets an answer take as long as questions may.
 func patient(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(askLimit + writeWithin))
+	limit := askLimit * time.Duration((len(asks)+askTogether-1)/askTogether)
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(limit + writeWithin))
 }
 
 // answerTo asks a question, and remembers the answer where the dashboard shows it.

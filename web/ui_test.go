@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/plan"
+	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
 )
 
@@ -105,7 +106,7 @@ func TestPages(t *testing.T) {
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string][]string{
-		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2"},
+		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2", "standby: all is well"},
 		"lagging": {"312 MB", "300 MB", "disk_fills", "accepted until 2026-12-31", "the disk is full in 31 hours"},
 		"cascade": {"witness", "node4", "5 of 5 answer"},
 		"paused":  {"Failover is paused", "repmgr -f /etc/repmgr.conf service unpause", `id="forecast" class="bad"`, "refuses connections, last seen 3 min ago"},
@@ -116,6 +117,22 @@ func TestDashboard(t *testing.T) {
 			assert.Contains(t, body, text, name)
 		}
 		assert.NotContains(t, body, "secret", name)
+	}
+}
+
+// A daemon of another node knows the lease from what the daemon of the primary has said.
+func TestLeaseText(t *testing.T) {
+	t.Parallel()
+	left, over := 2.1, -1.0
+	for want, c := range map[string]struct {
+		node registry.NodeID
+		said *repmgr.Announcement
+	}{
+		"this primary may write until": {1, nil}, "the daemon of node1 keeps it": {2, nil},
+		"its daemon said that node1 may write for 2.1 s": {2, &repmgr.Announcement{LeaseLeft: &left}},
+		"node1 has no contact to a majority any more": {2, &repmgr.Announcement{LeaseLeft: &over}},
+	} {
+		assert.Contains(t, leaseText(view(c.node), c.said), want)
 	}
 }
 

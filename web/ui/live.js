@@ -8,6 +8,18 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const selecting = () => !document.getSelection().isCollapsed; // somebody copies a command
 let drawing = false, again = false;
 
+// replace puts what was fetched in the place of what is shown, and leaves the reader in the same place.
+function replace(old, fresh) {
+  if (!fresh) throw new Error('this is no dashboard');
+  if (old.innerHTML === fresh.innerHTML) return;
+  const boxes = '.wide, .events';
+  const scrolled = [...old.querySelectorAll(boxes)].map((box) => [box.scrollLeft, box.scrollTop]);
+  const focus = old.contains(document.activeElement) ? document.activeElement.getAttribute('href') : null;
+  old.replaceWith(fresh);
+  fresh.querySelectorAll(boxes).forEach((box, i) => { [box.scrollLeft, box.scrollTop] = scrolled[i] ?? [0, 0]; });
+  if (focus) [...fresh.querySelectorAll('a')].find((a) => a.getAttribute('href') === focus)?.focus({ preventScroll: true });
+}
+
 async function draw() {
   if (drawing) {
     again = true;
@@ -19,12 +31,7 @@ async function draw() {
     const answer = await get(base, 'text/html');
     if (!answer.ok) throw new Error(answer.status);
     const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
-    const focus = document.activeElement?.getAttribute('href');
-    const scrolled = [...document.querySelectorAll('.wide')].map((table) => table.scrollLeft);
-    document.querySelector('main').replaceWith(page.querySelector('main'));
-    document.querySelector('header').replaceWith(page.querySelector('header'));
-    document.querySelectorAll('.wide').forEach((table, i) => { table.scrollLeft = scrolled[i] ?? 0; });
-    if (focus) [...document.querySelectorAll('a')].find((a) => a.getAttribute('href') === focus)?.focus({ preventScroll: true });
+    for (const name of ['header', 'main']) replace(document.querySelector(name), page.querySelector(name));
     document.title = page.title;
     root.classList.remove('lost');
     document.getElementById('lost').hidden = true;
