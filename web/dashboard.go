@@ -107,6 +107,8 @@ func office(v health.View) (topology.Mood, string) {
 		return topology.Well, fmt.Sprintf("%s is the primary of term %d.", v.Name(lead), v.Rule.Term)
 	case lead != 0:
 		return topology.Well, v.Name(lead) + " is the primary."
+	case v.Runs() == election.Primary && v.Running().OK:
+		return topology.Bad, fmt.Sprintf("No primary is in office: %s.", v.Primary().Why)
 	case v.Rule.Known():
 		text := fmt.Sprintf("No primary is in office. The last one was %s, of term %d", v.Name(v.Rule.Primary), v.Rule.Term)
 		if at := v.Peer(v.Rule.Primary).SeenAt; !at.IsZero() {

@@ -190,7 +190,8 @@ func (m *memory) put(path string, code int, document any, now time.Time) {
 	m.answers[path] = a
 }
 
-// refresh asks the questions of the dashboard whose answers are too old, and waits for the answers.
+// refresh asks the questions of the dashboard whose answers are too old, or of before the newest event, and waits for the
+// answers.
 func (h *handler) refresh(w http.ResponseWriter, r *http.Request, v health.View) {
 	if h.o.Cluster == nil {
 		return
@@ -198,8 +199,14 @@ func (h *handler) refresh(w http.ResponseWriter, r *http.Request, v health.View)
 	patient(w)
 	var wg sync.WaitGroup
 	turn := make(chan struct{}, askTogether)
+	var event time.Time
+	if h.o.Events != nil {
+		for _, e := range h.o.Events.latest(1) {
+			event = e.At
+		}
+	}
 	for _, s := range asks {
-		if time.Since(h.memory.get(s.path).Tried) >= s.serves {
+		if tried := h.memory.get(s.path).Tried; time.Since(tried) >= s.serves || tried.Before(event) {
 			wg.Go(func() {
 				turn <- struct{}{}
 				defer func() { <-turn }()

@@ -15,6 +15,7 @@ import (
 	"github.com/pgrepmgr/repmgr/doctor"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/internal/topology"
 	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
@@ -130,7 +131,7 @@ func TestLeaseText(t *testing.T) {
 	}{
 		"this primary may write until": {1, nil}, "the daemon of node1 keeps it": {2, nil},
 		"its daemon said that node1 may write for 2.1 s": {2, &repmgr.Announcement{LeaseLeft: &left}},
-		"node1 has no contact to a majority any more": {2, &repmgr.Announcement{LeaseLeft: &over}},
+		"node1 has no contact to a majority any more":    {2, &repmgr.Announcement{LeaseLeft: &over}},
 	} {
 		assert.Contains(t, leaseText(view(c.node), c.said), want)
 	}
@@ -241,4 +242,24 @@ func TestPictureByHand(t *testing.T) {
 	assert.Equal(t, []string{"answers", "answers", "not asked: failover=manual"}, []string{nodes[0].Seen, nodes[1].Seen, nodes[2].Seen})
 	assert.True(t, nodes[0].Writes)
 	assert.Equal(t, int64(2000), nodes[1].Unplayed)
+}
+
+// The first sentence of the dashboard.
+func TestOffice(t *testing.T) {
+	t.Parallel()
+	for want, change := range map[string]func(v *health.View){
+		"node1 is the primary of term 5.":         func(*health.View) {},
+		"2 nodes run as a primary: node1, node2.": func(v *health.View) { v.Peers[1].Running = election.Primary },
+		"No primary is in office: the lease of this primary has run out: no majority of the voters answers.": func(v *health.View) { v.Lease.Left = 0 },
+		"No primary is in office. The last one was node1, of term 5, last seen just now.":                    func(v *health.View) { v.Peers[0].Answer = election.Refused },
+		"No primary is seen.": func(v *health.View) {
+			v.Rule, v.Peers = election.Rule{}, nil
+		},
+	} {
+		v := view(1)
+		change(&v)
+		mood, got := office(v)
+		assert.Equal(t, want, got)
+		assert.Equal(t, want == "node1 is the primary of term 5.", mood == topology.Well)
+	}
 }
