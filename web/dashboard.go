@@ -357,7 +357,7 @@ func newFailoverRow(f repmgr.FailoverRecord) failoverRow {
 	end := time.Duration(0)
 	for i := range r.Phases {
 		p := &r.Phases[i]
-		p.X, p.Shade = int(1000*end/max(1, total)), i%6
+		p.X, p.Shade = int(1000*end/max(1, total)), i%7
 		end += p.Took
 		p.End, p.Width = wording.Duration(end), int(1000*end/max(1, total))-p.X
 	}

@@ -113,6 +113,9 @@ func nodeOfView(v health.View, r registry.Record, lead int32) node {
 	}
 	end, received, replayed := progress(v, r, cmp.Or(lead, v.Rule.Primary))
 	n.LSN = received
+	if n.Mood == topology.Bad { // it may have more by now, and the primary too
+		end = 0
+	}
 	if end != 0 && received != 0 {
 		n.Behind = max(0, end.Bytes(received))
 	}
@@ -198,7 +201,7 @@ func streamTo(r registry.Record, p election.Peer, n node) *topology.Stream {
 	case s.From == 0 || s.From == s.To:
 		return nil
 	case p.Answer != election.Answers:
-		s.Mood, s.Label = topology.Unknown, "not known"
+		s.Mood, s.Label, s.Behind = topology.Unknown, "not known", -1
 	case p.Receiving && s.Behind >= topology.Huge:
 		s.Mood = topology.Doubt
 	case p.Receiving:

@@ -108,7 +108,7 @@ func (t *terminal) draw(text string) error {
 	for i, line := range lines {
 		lines[i] = printable(line) + "\x1b[K"
 	}
-	_, err := fmt.Fprint(t.out, "\x1b[H"+strings.Join(lines, "\r\n")+"\x1b[J")
+	_, err := fmt.Fprint(t.out, "\x1b[H"+strings.Join(lines, "\n")+"\x1b[J")
 	return err
 }
 

@@ -20,7 +20,7 @@ func TestWatchText(t *testing.T) {
 	st := repmgr.ClusterStatus{Nodes: []repmgr.NodeView{node(1, "node1", repmgr.RolePrimary, "", "* running")}, Issues: []string{"one", "two"}}
 	require.Regexp(t, `(?s)^ ID .* node1 .*\n\n- one\n- two\n$`, watchText(st, nil))
 	require.Equal(t, "nobody answers\n\n", watchText(st, errors.New("nobody answers")))
-	require.Equal(t, "a?b?c?", printable("a\x1bb\x9bc\x7f"))
+	require.Equal(t, "a?b?c?", printable("a\x1bb\u009bc\x7f"))
 }
 
 // On a terminal the table is drawn on a screen of its own; a key ends it, and the terminal is as it was.
