@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,9 +60,19 @@ func TestBrowser(t *testing.T) {
 	require.NotContains(t, document, "<title>ran")
 	require.Regexp(t, said, log, "a page that breaks the policy must be noticed")
 	for name, s := range scenes() {
-		server := httptest.NewServer(play(t, s, "/repmgr"))
-		document, log := browse(t, server.URL+"/repmgr/ui", "--dump-dom")
+		h, asked := play(t, s, "/repmgr"), map[string]*atomic.Int32{"/repmgr/ui": {}, "/repmgr/ui/ask": {}, "/repmgr/events": {}}
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if n := asked[r.URL.Path]; n != nil {
+				n.Add(1)
+			}
+			h.ServeHTTP(w, r)
+		}))
+		document, log := browse(t, server.URL+"/repmgr/ui", "--dump-dom", "--virtual-time-budget=6000")
 		assert.Contains(t, document, `data-live="yes"`, name)
+		assert.Regexp(t, `<p id="lost"[^>]* hidden`, document, name)
+		assert.Greater(t, asked["/repmgr/ui"].Load(), int32(2), "%s: it is drawn again", name)
+		assert.Positive(t, asked["/repmgr/ui/ask"].Load(), name)
+		assert.Positive(t, asked["/repmgr/events"].Load(), name)
 		assert.NotRegexp(t, said, log, name)
 		shoot(t, server.URL+"/repmgr/ui", name)
 		server.CloseClientConnections() // a reader of events
@@ -76,7 +87,7 @@ func shoot(t *testing.T, url, name string) {
 	if dir == "" {
 		return
 	}
-	for _, size := range []string{"1280,1700", "390,3200"} {
+	for _, size := range []string{"1280,1750", "390,3200"} {
 		for scheme, number := range map[string]string{"dark": "0", "light": "1"} {
 			file := filepath.Join(dir, fmt.Sprintf("%s-%.3s-%s.png", name, size, scheme))
 			browse(t, url, "--screenshot="+file, "--window-size="+size, "--hide-scrollbars", "--blink-settings=preferredColorScheme="+number)

@@ -53,7 +53,7 @@ func browses(r *http.Request) bool {
 // frame is what all pages have.
 type frame struct {
 	Base    string // before the path of each page: /ui, behind the prefix
-	Events  string // the path of /events
+	Stream  string // the path of /events
 	Title   string
 	Cluster string
 	Node    string // whose daemon this is
@@ -61,7 +61,7 @@ type frame struct {
 }
 
 func (h *handler) frame(v health.View, title string) frame {
-	return frame{Base: h.o.Prefix + "/ui", Events: h.o.Prefix + "/events", Title: title, Cluster: scope(v), Node: v.Node, At: v.At}
+	return frame{Base: h.o.Prefix + "/ui", Stream: h.o.Prefix + "/events", Title: title, Cluster: scope(v), Node: v.Node, At: v.At}
 }
 
 // ui answers /ui/...: pages for people. They change nothing.
@@ -163,7 +163,7 @@ type memory struct {
 
 type remembered struct {
 	Document any       // nil: there was no answer yet
-	At       time.Time // when it came
+	At       time.Time // when it was asked for
 	Tried    time.Time // when the question was last asked
 	Failed   string    // why the last attempt had no answer; empty: it had one
 }
@@ -232,10 +232,11 @@ func (h *handler) answerTo(ctx context.Context, v health.View, path string, q ur
 	if err != nil {
 		return http.StatusBadRequest, failure{err.Error(), ""}
 	}
+	began := time.Now() // what happened after that, the answer need not know
 	code, document = h.questions.ask(ctx, key, question)
 	for _, s := range asks {
 		if s.path == path && ctx.Err() == nil { // who goes away early knows nothing
-			h.memory.put(path, code, document, time.Now())
+			h.memory.put(path, code, document, began)
 		}
 	}
 	return code, document

@@ -92,6 +92,7 @@ func TestPages(t *testing.T) {
 			if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") {
 				continue
 			}
+			assert.Contains(t, body, `data-base="/repmgr/ui" data-events="/repmgr/events"`, path)
 			assert.NotRegexp(t, `<style|<script>| style=| on[a-z]+="`, body, path)
 			for _, link := range links.FindAllStringSubmatch(body, -1) {
 				require.True(t, strings.HasPrefix(link[1], "/repmgr/ui"), "%s: %s", path, link[1])

@@ -145,8 +145,10 @@ func TestOfStatus(t *testing.T) {
 		Findings: []report.Finding{{Code: report.WrongUpstream, NodeID: 3}},
 	})
 	require.Equal(t, []Stream{
-		{From: 1, To: 2, Mood: Doubt, Label: "quorum", Behind: lag}, {From: 2, To: 3, Mood: Well, Behind: -1},
-		{From: 1, To: 4, Mood: Unknown, Label: "not known", Behind: -1}, {From: 1, To: 5, Mood: Bad, Label: "nothing", Behind: -1},
+		{From: 1, To: 2, Mood: Doubt, Label: "quorum", Behind: lag},
+		{From: 2, To: 3, Mood: Well, Behind: -1},
+		{From: 1, To: 4, Mood: Unknown, Label: "not known", Behind: -1},
+		{From: 1, To: 5, Mood: Bad, Label: "nothing", Behind: -1},
 	}, p.Streams)
 	var moods []Mood
 	for _, n := range p.Nodes {
