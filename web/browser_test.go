@@ -49,8 +49,7 @@ func browse(t *testing.T, url string, args ...string) (document, log string) {
 
 // The script of the dashboard runs in a real browser, and nothing breaks the policy. With REPMGR_SCREENSHOTS=DIR it also
 // leaves pictures of what was seen.
-func TestBrowser(t *testing.T) {
-	t.Parallel()
+func TestBrowser(t *testing.T) { // not parallel: it would take the processor from tests that look at times
 	bad := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		secure(w, "text/html")
 		fmt.Fprint(w, `<!doctype html><p style="color: red">x</p><script>document.title = "ran"</script>`)

@@ -124,18 +124,7 @@ func play(t *testing.T, s scene, prefix string) *handler {
 		e.At = s.view.At.Add(time.Duration(i-3) * time.Minute)
 		require.NoError(t, events.Notify(t.Context(), e))
 	}
-	shift := func() health.View { // everything is as old as it was
-		v := s.view
-		v.At = time.Now()
-		age := v.At.Sub(s.view.At)
-		v.LookedAt, v.LocalSeenAt, v.Upstream.SeenAt = v.LookedAt.Add(age), v.LocalSeenAt.Add(age), v.Upstream.SeenAt.Add(age)
-		v.Peers = append([]election.Peer(nil), v.Peers...)
-		for i := range v.Peers {
-			v.Peers[i].SeenAt, v.Peers[i].Tried = v.Peers[i].SeenAt.Add(age), v.Peers[i].Tried.Add(age)
-		}
-		return v
-	}
-	h := newHandler(shift, Options{Prefix: prefix, Events: &events})
+	h := newHandler(func() health.View { return later(s.view) }, Options{Prefix: prefix, Events: &events})
 	e, err := explain.Answer(explain.Question{
 		At: s.view.At, Nodes: s.view.Records, Peers: s.view.Peers, Past: failoversOf(s.view.At), MostPerHour: 10, Durability: election.DurabilityPreferred,
 		Policy: election.Policy{Interval: 2 * time.Second, Automatic: true, Silence: 2 * time.Second, Fence: 2500 * time.Millisecond, Promotion: time.Minute, Quorum: true, Acks: 1},
@@ -161,4 +150,16 @@ func play(t *testing.T, s scene, prefix string) *handler {
 		}
 	}
 	return h
+}
+
+// later is a view as it would be now, if nothing had changed: everything in it is as old as it was.
+func later(v health.View) health.View {
+	age := time.Since(v.At)
+	v.At = v.At.Add(age)
+	v.LookedAt, v.LocalSeenAt, v.Upstream.SeenAt = v.LookedAt.Add(age), v.LocalSeenAt.Add(age), v.Upstream.SeenAt.Add(age)
+	v.Peers = append([]election.Peer(nil), v.Peers...)
+	for i := range v.Peers {
+		v.Peers[i].SeenAt, v.Peers[i].Tried = v.Peers[i].SeenAt.Add(age), v.Peers[i].Tried.Add(age)
+	}
+	return v
 }

@@ -108,7 +108,7 @@ func TestPages(t *testing.T) {
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string][]string{
-		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2", "standby: all is well"},
+		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2", `content="5; url=/ui?ask=1"`, "standby: all is well"},
 		"lagging": {"312 MB", "300 MB", "disk_fills", "accepted until 2026-12-31", "the disk is full in 31 hours"},
 		"cascade": {"witness", "node4", "5 of 5 answer"},
 		"paused":  {"Failover is paused", "repmgr -f /etc/repmgr.conf service unpause", `id="forecast" class="bad"`, "refuses connections, last seen 3 min ago"},
