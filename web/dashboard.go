@@ -34,7 +34,6 @@ type dashboard struct {
 	Facts   []fact
 	Nodes   []node
 	Daemons age // of what the daemons in Nodes say
-	Manual  bool
 
 	Forecast  forecast
 	Failovers failovers
@@ -59,7 +58,7 @@ func (h *handler) dashboard(v health.View) dashboard {
 	why := h.memory.get("v1/why")
 	said := daemons(why)
 	d := dashboard{
-		frame: h.frame(v, scope(v)), Banners: banners(v), Facts: facts(v, said), Nodes: nodesOf(v), Manual: !v.Automatic, Daemons: newAge(why, v.At),
+		frame: h.frame(v, scope(v)), Banners: banners(v), Facts: facts(v, said), Nodes: nodesOf(v), Daemons: newAge(why, v.At),
 		Forecast:  newForecast(h.memory.get("v1/explain"), v.At),
 		Failovers: newFailovers(h.memory.get("v1/failovers"), v.At),
 		Doctor:    newExamination(h.memory.get("v1/doctor"), v.At),

@@ -217,7 +217,8 @@ func drawNode(out func(string, ...any), x, y int, n Node) {
 		weight = "700"
 	}
 	out(`<text class="role" x="%d" y="21" font-size="11.5" font-weight="%s" text-anchor="end" fill="%s">%s</text>`, boxWidth-20, weight, stripe, escape(shorten(n.Role, 9)))
-	for i, line := range n.Lines[:min(2, len(n.Lines))] {
+	lines := slices.DeleteFunc(slices.Clone(n.Lines), func(line string) bool { return line == "" })
+	for i, line := range lines[:min(2, len(lines))] {
 		out(`<text class="small" x="6" y="%d" font-size="11" fill="#59636e">%s</text>`, 38+15*i, escape(shorten(line, 35)))
 	}
 	out(`</svg>%s`, end)
