@@ -146,6 +146,7 @@ func TestExplanation_String(t *testing.T) {
 			User: func(registry.Record) string { return "repmgr" },
 		})
 		require.NoError(t, err)
+		require.Contains(t, e.String(), "\n"+e.Verdict()+"\n", test.name)
 		all += "# " + test.name + "\n" + e.String() + "\n"
 	}
 	const file = "testdata/explain.txt"

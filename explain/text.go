@@ -28,20 +28,10 @@ func (e Explanation) String() string {
 		}
 	}
 	say("")
+	say("%s", e.Verdict())
 	list := e.Forecast.Candidates
-	switch {
-	case !e.Rule.Known():
-		say("Whichever node died now, no other would take its place: %s.", e.Blocked[0].Reason)
+	if !e.Rule.Known() {
 		list = nil
-	case e.ofPrimary() && e.Health.Lost():
-		say("%s is lost. In an election now, %s", e.Lost.Name, e.outcome())
-	case e.ofPrimary():
-		say("If %s died now, %s", e.Lost.Name, e.outcome())
-	case e.Health.Lost():
-		say("%s is lost already. If %s died as well, %s", e.name(e.Rule.Primary), e.Lost.Name, e.outcome())
-	default:
-		say("If %s died now, %s would go on as primary, and %s.", e.Lost.Name, e.name(e.Rule.Primary), e.Forecast.Commits)
-		say("If %s died too after that, %s", e.name(e.Rule.Primary), e.outcome())
 	}
 	for i, c := range list {
 		place := fmt.Sprintf("%d.", i+1)
@@ -51,7 +41,7 @@ func (e Explanation) String() string {
 		say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.candidateReason(i))
 	}
 	say("")
-	say("Expected loss: %s", e.lossText())
+	say("Expected loss: %s", e.LossText())
 	for i, o := range e.Outages {
 		say("%-16s %s%s if %s: %s", map[bool]string{true: "Expected outage:"}[i == 0], wording.Duration(o.Total), map[bool]string{true: " or more"}[o.Least], o.Case, partsText(o.Parts))
 	}
@@ -66,6 +56,24 @@ func (e Explanation) String() string {
 		say("  To do: %s", blocker.Remedy)
 	}
 	return b.String() + e.risksText()
+}
+
+// Verdict says what would happen, in a sentence, or in two lines where the node of the question is not the primary.
+func (e Explanation) Verdict() string {
+	switch {
+	case e.Manual:
+		return e.choice()
+	case !e.Rule.Known():
+		return fmt.Sprintf("Whichever node died now, no other would take its place: %s.", e.Blocked[0].Reason)
+	case e.ofPrimary() && e.Health.Lost():
+		return fmt.Sprintf("%s is lost. In an election now, %s", e.Lost.Name, e.outcome())
+	case e.ofPrimary():
+		return fmt.Sprintf("If %s died now, %s", e.Lost.Name, e.outcome())
+	case e.Health.Lost():
+		return fmt.Sprintf("%s is lost already. If %s died as well, %s", e.name(e.Rule.Primary), e.Lost.Name, e.outcome())
+	}
+	return fmt.Sprintf("If %s died now, %s would go on as primary, and %s.\nIf %s died too after that, %s",
+		e.Lost.Name, e.name(e.Rule.Primary), e.Forecast.Commits, e.name(e.Rule.Primary), e.outcome())
 }
 
 // outageLimits says what the numbers do not include.
@@ -98,25 +106,7 @@ func (e Explanation) byHand() string {
 		}
 	}
 	say("")
-	choice := "nobody that answers should take its place."
-	if e.Forecast.Winner != 0 {
-		choice = fmt.Sprintf("%s should be promoted: %s.", e.name(e.Forecast.Winner), e.whyBest())
-	}
-	lost := e.Health.Lost() || e.Health == election.HealthShutDown
-	primary := e.name(e.Rule.Primary)
-	switch {
-	case e.severalPrimaries():
-		say("More than one node runs as primary: nobody is to be promoted.")
-	case e.ofPrimary() && lost:
-		say("%s is lost. If it does not come back, %s", primary, choice)
-	case e.ofPrimary():
-		say("If %s died now, %s", primary, choice)
-	case lost:
-		say("%s is lost already. If %s died as well, %s", primary, e.Lost.Name, choice)
-	default:
-		say("If %s died now, %s would go on as primary.", e.Lost.Name, primary)
-		say("If %s died too after that, %s", primary, choice)
-	}
+	say("%s", e.choice())
 	for i, c := range e.Forecast.Candidates {
 		place := fmt.Sprintf("%d.", i+1)
 		if c.Unfit != "" {
@@ -126,16 +116,39 @@ func (e Explanation) byHand() string {
 			say("  %s %s  %s  %s", place, e.name(c.ID), c.Position, e.candidateReason(i))
 		}
 	}
-	if e.Command != "" && !lost {
+	if e.Command != "" && !e.gone() {
 		say("The command, on the machine of %s: %s", e.name(e.Forecast.Winner), e.Command)
 	}
 	say("")
-	say("Expected loss: %s", e.lossText())
+	say("Expected loss: %s", e.LossText())
 	for _, blocker := range e.Blocked {
 		say("Now: %s", blocker.Reason)
 		say("  To do: %s", blocker.Remedy)
 	}
 	return b.String() + e.risksText()
+}
+
+// gone reports whether the primary is lost, or was shut down.
+func (e Explanation) gone() bool { return e.Health.Lost() || e.Health == election.HealthShutDown }
+
+// choice says which node an operator should promote, where nobody takes over by itself.
+func (e Explanation) choice() string {
+	choice := "nobody that answers should take its place."
+	if e.Forecast.Winner != 0 {
+		choice = fmt.Sprintf("%s should be promoted: %s.", e.name(e.Forecast.Winner), e.whyBest())
+	}
+	primary := e.name(e.Rule.Primary)
+	switch {
+	case e.severalPrimaries():
+		return "More than one node runs as primary: nobody is to be promoted."
+	case e.ofPrimary() && e.gone():
+		return fmt.Sprintf("%s is lost. If it does not come back, %s", primary, choice)
+	case e.ofPrimary():
+		return fmt.Sprintf("If %s died now, %s", primary, choice)
+	case e.gone():
+		return fmt.Sprintf("%s is lost already. If %s died as well, %s", primary, e.Lost.Name, choice)
+	}
+	return fmt.Sprintf("If %s died now, %s would go on as primary.\nIf %s died too after that, %s", e.Lost.Name, primary, primary, choice)
 }
 
 // incumbent says who is the primary.
@@ -281,7 +294,8 @@ func (e Explanation) candidateReason(i int) string {
 	}
 }
 
-func (e Explanation) lossText() string {
+// LossText says what of the acknowledged work would be gone.
+func (e Explanation) LossText() string {
 	switch {
 	case e.Forecast.Winner == 0 || e.Manual && e.severalPrimaries():
 		return e.Loss.Why + "."

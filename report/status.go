@@ -60,14 +60,16 @@ type ClusterStatus struct {
 type NodeView struct {
 	registry.Record
 	Reach    postgres.Reach     `json:"reach"`
-	Running  registry.Role      `json:"running,omitempty"`  // what it runs as; empty: unknown
-	Status   string             `json:"status"`             // repmgr's cell with its marker, where it has one: "* running", "running", "! running as primary", "? unreachable", "- failed"
-	Upstream string             `json:"upstream"`           // repmgr's cell: "node1", or with "? " unknown, "! " wrong
-	Timeline wal.Timeline       `json:"timeline,omitempty"` // 0: unknown
-	Attached string             `json:"attached,omitempty"` // streaming, catchup, or empty: not attached, or unknown
-	LostWAL  *follow.LostWAL    `json:"lost_wal,omitempty"` // of a standby that can not go on, because what it needs next is gone
-	Diverged *follow.Divergence `json:"diverged,omitempty"` // of a standby that has WAL that its upstream never had
-	Error    string             `json:"error,omitempty"`    // why it could not be read
+	Running  registry.Role      `json:"running,omitempty"`    // what it runs as; empty: unknown
+	Status   string             `json:"status"`               // repmgr's cell with its marker, where it has one: "* running", "running", "! running as primary", "? unreachable", "- failed"
+	Upstream string             `json:"upstream"`             // repmgr's cell: "node1", or with "? " unknown, "! " wrong
+	Timeline wal.Timeline       `json:"timeline,omitempty"`   // 0: unknown
+	Attached string             `json:"attached,omitempty"`   // streaming, catchup, or empty: not attached, or unknown
+	Sync     string             `json:"sync_state,omitempty"` // of a standby that streams, as its upstream says: async, sync, quorum, potential
+	Lag      *int64             `json:"lag_bytes,omitempty"`  // of a standby: WAL of the primary that it has not received; nil: unknown
+	LostWAL  *follow.LostWAL    `json:"lost_wal,omitempty"`   // of a standby that can not go on, because what it needs next is gone
+	Diverged *follow.Divergence `json:"diverged,omitempty"`   // of a standby that has WAL that its upstream never had
+	Error    string             `json:"error,omitempty"`      // why it could not be read
 }
 
 // Compare compares what was seen with what is registered.
@@ -98,6 +100,7 @@ func Compare(looks []Look) ClusterStatus {
 			}
 		}
 		v.Upstream, v.Attached = upstreamCell(p, looks, &found)
+		v.Sync, v.Lag = progress(p, looks)
 		st.Nodes = append(st.Nodes, v)
 	}
 	recs := make([]registry.Record, len(looks))
@@ -282,6 +285,24 @@ func upstreamCell(p Look, looks []Look, found *Findings) (cell, attached string)
 		found.Add(NotStreaming, r.ID, "%s is attached to its upstream node %q (ID: %d), in state %q", r, r.UpstreamName, r.UpstreamID, attached)
 		return "? " + r.UpstreamName, attached
 	}
+}
+
+// progress is how far a standby is: its state in synchronous replication, and the WAL of the primary that it has not
+// received.
+func progress(p Look, looks []Look) (sync string, lag *int64) {
+	if p.Record.Role != registry.RoleStandby {
+		return "", nil
+	}
+	for _, up := range looks {
+		if senders := registry.SendersOf(up.Status, p.Record.Name); up.Err == nil && len(senders) > 0 {
+			sync = senders[0].SyncState
+		}
+	}
+	if found := Primaries(looks); len(found) == 1 && p.Err == nil && p.Status.InRecovery && p.Status.ReceivedLSN != 0 {
+		n := max(0, found[0].Status.CurrentLSN.Bytes(p.Status.ReceivedLSN))
+		lag = &n
+	}
+	return sync, lag
 }
 
 // Stuck is why the standby can never receive again, and what to do about it, in sentences; empty: nothing was found.

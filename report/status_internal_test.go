@@ -118,3 +118,29 @@ func TestJudge_NoPrimary(t *testing.T) {
 		}
 	}
 }
+
+// How a standby streams is what its upstream says; how far it is behind is measured at the primary.
+func TestCompare_Progress(t *testing.T) {
+	t.Parallel()
+	look := func(id registry.NodeID, role registry.Role, s registry.NodeStatus) Look {
+		s.InRecovery = role == registry.RoleStandby
+		return Look{Record: registry.Record{ID: id, Name: "node" + id.String(), Role: role, Active: true}, Status: s}
+	}
+	sender := func(name, sync string) []registry.WALSender {
+		return []registry.WALSender{{ApplicationName: name, State: "streaming", SyncState: sync}}
+	}
+	st := Compare([]Look{
+		look(1, registry.RolePrimary, registry.NodeStatus{CurrentLSN: 5000, Senders: sender("node2", "quorum")}),
+		look(2, registry.RoleStandby, registry.NodeStatus{ReceivedLSN: 4000, Senders: sender("node3", "async")}),
+		look(3, registry.RoleStandby, registry.NodeStatus{ReceivedLSN: 6000}),
+		look(4, registry.RoleStandby, registry.NodeStatus{}),
+	})
+	zero, lag := int64(0), int64(1000)
+	for i, want := range []struct {
+		sync string
+		lag  *int64
+	}{{"", nil}, {"quorum", &lag}, {"async", &zero}, {"", nil}} {
+		require.Equal(t, want.sync, st.Nodes[i].Sync)
+		require.Equal(t, want.lag, st.Nodes[i].Lag)
+	}
+}

@@ -8,6 +8,9 @@
 // and the body says why. Paths are matched as Patroni matches them: //primary, /primary/x and an
 // unknown path are no reason for a redirect or a 404, which a load balancer would misread.
 //
+// A browser gets a dashboard at / and /ui, which is drawn from the same memory, and from the newest answers to the
+// questions of /repmgr/v1/. It loads nothing from elsewhere.
+//
 // A request that changes something needs the token or a client certificate. What shows more than a
 // health check does is for those, and for clients on the same machine.
 //

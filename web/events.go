@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -59,6 +60,15 @@ func (e *Events) after(number int64) (events []repmgr.Event, first int64, more <
 	oldest := e.newest - int64(len(e.events)) + 1
 	first = max(oldest, number+1)
 	return append([]repmgr.Event(nil), e.events[min(first-oldest, int64(len(e.events))):]...), first, e.changed
+}
+
+// latest returns so many of the newest events, the newest first.
+func (e *Events) latest(most int) []repmgr.Event {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := slices.Clone(e.events[max(0, len(e.events)-most):])
+	slices.Reverse(all)
+	return all
 }
 
 // begin counts a reader, and says where it begins: behind the event that it has read last, or at the newest.

@@ -258,13 +258,7 @@ func newMember(v health.View, r registry.Record, lead int32) member {
 	case some:
 		m.Role = "quorum_standby"
 	}
-	end, received, replayed := v.Peer(lead).Position.LSN, p.Position.LSN, p.Replayed
-	if r.ID == v.NodeID {
-		end, received, replayed = max(end, v.Upstream.LSN), max(received, v.Local.ReceivedLSN), v.Local.ReplayedLSN
-	}
-	if p.Idle { // as of an older look, in which it had replayed all
-		replayed = max(replayed, received)
-	}
+	end, received, replayed := progress(v, r, lead)
 	m.ReceiveLSN, m.ReplayLSN, m.LSN = shown(received), shown(replayed), shown(replayed)
 	m.ReceiveLag, m.ReplayLag = lag(end, received), lag(end, replayed)
 	m.Lag = m.ReplayLag

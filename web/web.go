@@ -44,6 +44,7 @@ type handler struct {
 	guesses   chan struct{} // taken by each answer to a wrong password
 	questions *questions
 	scrapes   scrapes
+	memory    memory
 	changing  atomic.Bool // a change is under way
 }
 
@@ -102,8 +103,14 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, path string) {
 		h.events(w, r)
 	case "repmgr":
 		h.ask(w, r, v, rest)
+	case "ui":
+		h.ui(w, r, v, rest)
 	default:
 		verdict := judge(v, path, r.URL.Query())
+		if path == "" && browses(r) && h.mayAsk(r) == "" {
+			h.page(w, statusOf(verdict), "dashboard", h.dashboard(v)) // the code stays: something may look at it alone
+			return
+		}
 		answer(w, r, statusOf(verdict), newBody(v, verdict.Why))
 	}
 }

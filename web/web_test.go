@@ -50,8 +50,7 @@ func view(id registry.NodeID) health.View {
 // serve serves a view on a socket of its own, and returns its address.
 func serve(t *testing.T, v health.View, o Options) string {
 	t.Helper()
-	look := func() health.View { v.At = time.Now(); v.LookedAt = v.At; return v }
-	return listen(t, &Server{Handler: newHandler(look, o)})
+	return listen(t, &Server{Handler: newHandler(func() health.View { return later(v) }, o)})
 }
 
 func listen(t *testing.T, s *Server) string {

@@ -8,11 +8,19 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/topology"
 )
 
 func (c *csv) asCSV() *bool { return &c.CSV }
 
 func (cmd *clusterShow) needsConfig() bool { return !cmd.given() }
+
+func (cmd *clusterShow) check() (faults []string) {
+	if cmd.SVG && cmd.CSV {
+		faults = append(faults, "options --svg and --csv exclude each other")
+	}
+	return faults
+}
 
 func (cmd *clusterShow) Run(ctx context.Context, a *app) error {
 	c, err := a.clusterAt(cmd.connection)
@@ -22,6 +30,12 @@ func (cmd *clusterShow) Run(ctx context.Context, a *app) error {
 	st, err := c.Status(ctx)
 	if err != nil {
 		return err
+	}
+	if cmd.SVG && !a.json {
+		if err := a.write(func(w io.Writer) { _, _ = w.Write(topology.OfStatus(st).SVG()) }); err != nil {
+			return err
+		}
+		return a.issues("following issues were detected", st.Issues, false)
 	}
 	if err := a.answerAbove(st, func(w io.Writer) { cmd.print(w, st) }, st.Issues, cmd.CSV); err != nil {
 		return err

@@ -152,6 +152,8 @@ func TestKnownCommandLines(t *testing.T) {
 		// Roles, packages and people.
 		{"repmgr cluster show", "cluster show", nil},
 		{"repmgr cluster show --csv", "cluster show", nil},
+		{"repmgr cluster show --svg", "cluster show", nil},
+		{"repmgr cluster watch --interval=5", "cluster watch", nil},
 		{"repmgr cluster show --compact --terse", "cluster show", nil},
 		{"repmgr standby register --force --upstream-node-id 2", "standby register", nil},
 		{"repmgr node status", "node status", nil},

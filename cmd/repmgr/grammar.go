@@ -168,6 +168,7 @@ type daemonGroup struct {
 
 type clusterGroup struct {
 	Show    clusterShow    `cmd:"" help:"show every node and whether all is well"`
+	Watch   clusterWatch   `cmd:"" help:"show the same, again and again, until q is pressed"`
 	Event   clusterEvent   `cmd:"" aliases:"events" help:"show what happened, newest first"`
 	Cleanup clusterCleanup `cmd:"" help:"delete old monitoring history"`
 	Matrix  clusterMatrix  `cmd:"" aliases:"crosscheck" help:"show which nodes reach which, as their daemons see it"`
@@ -443,6 +444,7 @@ type clusterShow struct {
 	csv
 	Compact    bool `xor:"width" help:"narrower: no connection strings"`
 	Detail     bool `xor:"width" help:"wider: how each node answered"`
+	SVG        bool `name:"svg" xor:"width" help:"a picture: which node receives from which"`
 	connection `embed:"" group:"Connection options"`
 }
 
@@ -453,6 +455,19 @@ CSV: node_id, availability (0 yes, -1 no), recovery (0 primary, 1 standby, -1 un
 
 Example:
   repmgr -f /etc/repmgr.conf cluster show`
+}
+
+type clusterWatch struct {
+	Interval   int `default:"2" min:"1" max:"3600" placeholder:"SECONDS" help:"how long to wait after each look (default: 2)"`
+	connection `embed:"" group:"Connection options"`
+}
+
+func (clusterWatch) Help() string {
+	return `Every node is asked again at each look. q or Ctrl-C ends it. Where the output is no
+terminal, it is written once, as by cluster show --compact.
+
+Example:
+  repmgr -f /etc/repmgr.conf cluster watch`
 }
 
 type clusterEvent struct {

@@ -16,7 +16,7 @@ import (
 
 // jsonDocuments is what each command prints with --json.
 var jsonDocuments = map[string]any{
-	"cluster show": repmgr.ClusterStatus{}, "cluster cleanup": repmgr.CleanupResult{}, "cluster explain": repmgr.Explanation{},
+	"cluster show": repmgr.ClusterStatus{}, "cluster watch": repmgr.ClusterStatus{}, "cluster cleanup": repmgr.CleanupResult{}, "cluster explain": repmgr.Explanation{},
 	"cluster event": nil, "cluster failovers": nil, // lists under one name: see the page
 	"cluster failover": repmgr.FailoverResult{}, "cluster why": repmgr.Reasoning{}, "cluster why-not": repmgr.WhyNotAnswer{},
 	"primary register": nodeDoc{}, "primary unregister": nodeDoc{}, "standby register": nodeDoc{}, "standby unregister": nodeDoc{},

@@ -279,6 +279,9 @@ func TestClusterShow(t *testing.T) {
 		cmd.print(&out, st)
 		golden(t, "cluster-show-"+name, out.String())
 	}
+	_, errs, code := try(t, "cluster", "show", "--svg", "--csv")
+	require.Contains(t, errs, "--svg and --csv exclude each other")
+	require.Equal(t, cli.ExitConfig, code)
 }
 
 func TestIssuesGoToStandardErrorAndTheExitCode(t *testing.T) {

@@ -36,7 +36,7 @@ var floors = [][]string{
 	{"health"},
 	{"internal/outbox", "internal/statefile", "internal/streams", "internal/namesakes", "internal/fence"},
 	{"internal/coordinator", "internal/switchover", "internal/reconcile", "explain", "report", "internal/observer"},
-	{"doctor", "internal/restart", "internal/adopt"},
+	{"doctor", "internal/restart", "internal/adopt", "internal/topology"},
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},

@@ -1,0 +1,481 @@
+package web
+
+import (
+	"cmp"
+	"fmt"
+	"html/template"
+	"strings"
+	"time"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/doctor"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/internal/shell"
+	"github.com/pgrepmgr/repmgr/internal/topology"
+	"github.com/pgrepmgr/repmgr/internal/wording"
+	"github.com/pgrepmgr/repmgr/plan"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
+)
+
+const (
+	eventsShown    = 20
+	failoversShown = 8
+)
+
+// dashboard is the main page: what the daemon knows now, and the newest answers to questions for which other nodes were asked.
+type dashboard struct {
+	frame
+	Mood    topology.Mood
+	Office  string // who may write, in a sentence
+	Banners []banner
+	Picture template.HTML
+	Facts   []fact
+	Nodes   []node
+	Daemons age // of what the daemons in Nodes say
+
+	Forecast  forecast
+	Failovers failovers
+	Doctor    examination
+
+	Events   []repmgr.Event
+	Commands []fact
+	Targets  []node // the standbys that a switchover could lead to
+}
+
+// banner is a sentence above all others.
+type banner struct {
+	Mood    topology.Mood
+	Text    string
+	Command string // what ends it; empty: nothing to type
+}
+
+// fact is a thing and what is known of it.
+type fact struct{ Name, Text string }
+
+func (h *handler) dashboard(v health.View) dashboard {
+	why := h.memory.get("v1/why")
+	said := daemons(why)
+	d := dashboard{
+		frame: h.frame(v, scope(v)), Banners: banners(v), Facts: facts(v, said), Nodes: nodesOf(v), Daemons: newAge(why, v.At),
+		Forecast:  newForecast(h.memory.get("v1/explain"), v.At),
+		Failovers: newFailovers(h.memory.get("v1/failovers"), v.At),
+		Doctor:    newExamination(h.memory.get("v1/doctor"), v.At),
+		Commands: []fact{
+			{"Move the primary on purpose, as a test first", command(v, "standby switchover --dry-run")},
+			{"Keep all daemons from acting, and let them again", command(v, "service pause") + "\n" + command(v, "service unpause")},
+			{"Would an election be held now?", command(v, "cluster failover --dry-run")},
+			{"Would all work?", command(v, "doctor")},
+		},
+	}
+	d.Mood, d.Office = office(v)
+	d.Title += ": " + d.Office
+	d.Picture = template.HTML(pictureOf(v, d.Base).SVG()) // all text in it is escaped there
+	if h.o.Events != nil {
+		d.Events = h.o.Events.latest(eventsShown)
+	}
+	for i, n := range d.Nodes {
+		d.Nodes[i].Daemon = daemonText(said, n.ID)
+		if !n.Votes && !n.Writes {
+			d.Targets = append(d.Targets, n)
+		}
+	}
+	return d
+}
+
+// command is a command line for this machine.
+func command(v health.View, words string) string {
+	if file := v.Record().ConfigFile; file != "" {
+		return "repmgr -f " + shell.Quote(file) + " " + words
+	}
+	return "repmgr " + words
+}
+
+// office says who may write now, as this node sees it.
+func office(v health.View) (topology.Mood, string) {
+	lead, running := leader(v), v.Primaries()
+	var names []string
+	for _, id := range running {
+		names = append(names, v.Name(id))
+	}
+	switch {
+	case len(running) > 1:
+		return topology.Bad, fmt.Sprintf("%d nodes run as a primary: %s.", len(running), strings.Join(names, ", "))
+	case lead != 0 && v.Rule.Known():
+		return topology.Well, fmt.Sprintf("%s is the primary of term %d.", v.Name(lead), v.Rule.Term)
+	case lead != 0:
+		return topology.Well, v.Name(lead) + " is the primary."
+	case v.Runs() == election.Primary && v.Running().OK:
+		return topology.Bad, fmt.Sprintf("No primary is in office: %s.", v.Primary().Why)
+	case v.Rule.Known():
+		text := fmt.Sprintf("No primary is in office. The last one was %s, of term %d", v.Name(v.Rule.Primary), v.Rule.Term)
+		if at := v.Peer(v.Rule.Primary).SeenAt; !at.IsZero() {
+			text += ", last seen " + ago(v.At.Sub(at))
+		}
+		return topology.Bad, text + "."
+	}
+	return topology.Bad, "No primary is seen."
+}
+
+func banners(v health.View) (all []banner) {
+	add := func(m topology.Mood, command, format string, args ...any) {
+		all = append(all, banner{m, fmt.Sprintf(format, args...), command})
+	}
+	if a := v.Alive(); !a.OK {
+		add(topology.Bad, "", "What is below is old: %s.", a.Why)
+	}
+	if v.Automatic && len(v.Peers) > 0 && len(v.Reachable()) == 0 {
+		add(topology.Bad, command(v, "cluster explain"), "No node answers this daemon. What is below is what was seen last.")
+	}
+	if v.Paused() {
+		add(topology.Doubt, command(v, "service unpause"), "Failover is paused: no daemon acts by itself until it is unpaused.")
+	}
+	if v.Phase == election.Fenced {
+		add(topology.Bad, "", "The server of this node was stopped by its daemon: %s.", v.Reason)
+	}
+	if v.Yields {
+		add(topology.Doubt, "", "Another repmgrd acts for this node. This one only watches.")
+	}
+	if !v.Automatic && !v.Yields {
+		add(topology.Unknown, "", "failover=manual: nobody takes over by itself. This daemon sees its own server, who streams from that, and the primary.")
+	}
+	if election.Foreign(v.Peers) {
+		add(topology.Doubt, "", "Daemons of repmgr 5 run in this cluster, which fail over by rules of their own.")
+	}
+	return all
+}
+
+// facts are who may write, until when, and by whose votes.
+func facts(v health.View, said map[int32]repmgr.MonitorWord) []fact {
+	all := []fact{{"This node", fmt.Sprintf("%s, %s: %s", cmp.Or(v.Node, "without a node of its own"), cmp.Or(v.Phase, "starting"), cmp.Or(v.Reason, "it has not looked yet"))}}
+	if v.Rule.Known() {
+		names := map[int32]string{election.Arbiter: "etcd"}
+		for _, r := range v.Records {
+			names[int32(r.ID)] = r.Name
+		}
+		all = append(all, fact{"Rule", report.RuleText(v.Rule, "", names)})
+		have, votes := v.Rule.Votes(election.IDs(v.Reachable()))
+		all = append(all, fact{"Votes", fmt.Sprintf("%d of %d answer, and %d are a majority", have, votes, votes/2+1)})
+	}
+	all = append(all, fact{"Lease", leaseText(v, said[leader(v)].Monitor)}, fact{"At risk", riskText(v)})
+	return all
+}
+
+// daemons are what the daemon of each node has said, by the id of the node.
+func daemons(a remembered) map[int32]repmgr.MonitorWord {
+	all := map[int32]repmgr.MonitorWord{}
+	r, _ := a.Document.(repmgr.Reasoning)
+	for _, m := range r.Monitors {
+		all[int32(m.ID)] = m
+	}
+	return all
+}
+
+// daemonText is what the daemon of a node does, in its own words; empty: it was not asked.
+func daemonText(said map[int32]repmgr.MonitorWord, id int32) string {
+	m, asked := said[id]
+	switch {
+	case !asked:
+		return ""
+	case m.Error != "":
+		return "not known: its server does not say"
+	case m.Monitor == nil && m.Foreign != nil:
+		return "repmgrd of repmgr 5"
+	case m.Monitor == nil:
+		return "none runs"
+	}
+	text := cmp.Or(m.Monitor.Phase, "it runs") + ": " + m.Monitor.Reason
+	if m.Monitor.Mode == repmgr.FailoverManual {
+		text += "; failover=manual"
+	}
+	if trouble := cmp.Or(m.Monitor.Error, m.Monitor.Rejected); trouble != "" {
+		text += "; trouble: " + trouble
+	}
+	return text
+}
+
+// leaseText says until when the primary may write. Other daemons know that from what its own has said.
+func leaseText(v health.View, said *repmgr.Announcement) string {
+	switch l := v.Lease; {
+	case v.Runs() != election.Primary && said != nil && said.Lease() != "":
+		return v.Name(leader(v)) + " " + said.Lease()
+	case v.Runs() != election.Primary && said != nil && said.LeaseLeft != nil:
+		return fmt.Sprintf("its daemon said that %s may write for %.1f s. Each contact to a majority gives it more time", v.Name(leader(v)), *said.LeaseLeft)
+	case v.Runs() != election.Primary && leader(v) != 0:
+		return "the daemon of " + v.Name(leader(v)) + " keeps it, and has said nothing of it"
+	case v.Runs() != election.Primary:
+		return "nobody is known to have one"
+	case !l.Known:
+		return "not known now"
+	case !l.Needed:
+		return "this primary needs none now: no other node can be elected"
+	case l.Left <= 0:
+		return "it has run out: this primary may not write"
+	default:
+		return fmt.Sprintf("this primary may write until %s, for %.1f s. Each contact to a majority gives it more time", v.At.Add(l.Left).Local().Format("15:04:05.0"), l.Left.Seconds())
+	}
+}
+
+// riskText says how much WAL of the primary no standby has got.
+func riskText(v health.View) string {
+	least, best := int64(-1), ""
+	for _, n := range nodesOf(v) {
+		if n.Stream != nil && n.Behind >= 0 && (least < 0 || n.Behind < least) {
+			least, best = n.Behind, n.Name
+		}
+	}
+	if least < 0 {
+		return "not known: the position of the primary, or of each standby, was not seen"
+	}
+	text := fmt.Sprintf("%s of WAL that no standby had at the last look (%s has most)", wording.Bytes(least), best)
+	if v.Rule.Quorum && v.Rule.Acks > 0 {
+		text += ". Commits in it are not acknowledged yet"
+	}
+	return text
+}
+
+// forecast is what would happen if the primary died.
+type forecast struct {
+	age
+	Known    bool
+	Mood     topology.Mood
+	Verdict  []string
+	Loss     string
+	Outages  []fact
+	Blocked  []repmgr.Blocker
+	AtRisk   []repmgr.Blocker
+	Question string
+}
+
+// age says how old an answer is, and why there is no newer one.
+type age struct {
+	Ago    string // empty: there is none
+	Old    bool   // it may not be true any more
+	Failed string // empty: the last attempt had an answer
+}
+
+// oldAfter is how long an answer is shown as if it were of now.
+const oldAfter = 3 * time.Minute
+
+func newAge(a remembered, now time.Time) age {
+	n := age{Failed: a.Failed}
+	if !a.At.IsZero() {
+		n.Ago, n.Old = ago(now.Sub(a.At)), now.Sub(a.At) > oldAfter
+	}
+	return n
+}
+
+func newForecast(a remembered, now time.Time) forecast {
+	f := forecast{age: newAge(a, now), Question: "If the primary died now"}
+	e, ok := a.Document.(repmgr.Explanation)
+	if !ok {
+		return f
+	}
+	f.Known, f.Mood, f.Question = true, topology.Well, "If "+e.Lost.Name+" died now"
+	f.Verdict, f.Loss, f.Blocked, f.AtRisk = strings.Split(e.Verdict(), "\n"), e.LossText(), e.Blocked, e.AtRisk
+	for _, o := range e.Outages {
+		text := wording.Duration(o.Total).String()
+		if o.Least {
+			text += " or more"
+		}
+		f.Outages = append(f.Outages, fact{text, "if " + o.Case})
+	}
+	switch {
+	case len(e.Blocked) > 0 || e.Forecast.Winner == 0:
+		f.Mood = topology.Bad
+	case e.Manual || len(e.AtRisk) > 0:
+		f.Mood = topology.Doubt
+	}
+	return f
+}
+
+// failovers are those that took place.
+type failovers struct {
+	age
+	Known bool
+	Rows  []failoverRow
+	More  int // that are not shown
+}
+
+// failoverRow is a failover with its phases as parts of a bar.
+type failoverRow struct {
+	repmgr.FailoverRecord
+	From, To string
+	Took     string // the time without a primary
+	Lost     string // empty: not known
+	Phases   []phase
+}
+
+// phase is a part of the bar of a failover, which is 1000 units long.
+type phase struct {
+	Name, Step, Evidence string
+	Took, End            time.Duration
+	X, Width, Shade      int
+}
+
+// phaseNames say what a failover does until the step of that name is done.
+var phaseNames = map[string]string{
+	"surveyed": "looking at all nodes", "recruited": "pledges", "chosen": "choice of the winner", "waited": "waiting for the old primary", "drained": "replay",
+	"promoted": "promotion", "repointed": "telling the others", "ruled": "first commit",
+}
+
+func newFailovers(a remembered, now time.Time) failovers {
+	f := failovers{age: newAge(a, now)}
+	all, ok := a.Document.([]repmgr.FailoverRecord)
+	f.Known = ok
+	for i, one := range all {
+		if i < failoversShown {
+			f.Rows = append(f.Rows, newFailoverRow(one))
+		}
+	}
+	f.More = max(0, len(all)-failoversShown)
+	return f
+}
+
+func newFailoverRow(f repmgr.FailoverRecord) failoverRow {
+	r := failoverRow{FailoverRecord: f, From: registry.NameOf(f.FormerID, f.Former), To: registry.NameOf(f.PrimaryID, f.Primary), Took: "not known"}
+	if f.Outage > 0 {
+		r.Took = wording.Duration(f.Outage).String()
+	}
+	if f.LostBytes != nil {
+		r.Lost = wording.Bytes(*f.LostBytes)
+	}
+	if notice := f.Outage - registry.StepTime(f, "ruled"); f.Outage > 0 && notice > 0 && registry.StepTime(f, "ruled") > 0 {
+		r.Phases = append(r.Phases, phase{Name: "noticing", Evidence: string(f.Reason), Took: notice})
+	}
+	last := time.Duration(0)
+	for _, s := range f.Steps {
+		r.Phases = append(r.Phases, phase{Name: cmp.Or(phaseNames[s.Step], s.Step), Step: s.Step, Evidence: s.Evidence, Took: max(0, s.After-last)})
+		last = max(last, s.After)
+	}
+	total := time.Duration(0)
+	for _, p := range r.Phases {
+		total += p.Took
+	}
+	end := time.Duration(0)
+	for i := range r.Phases {
+		p := &r.Phases[i]
+		p.X, p.Shade = int(1000*end/max(1, total)), i%7
+		end += p.Took
+		p.End, p.Width = wording.Duration(end), int(1000*end/max(1, total))-p.X
+	}
+	return r
+}
+
+// Short is the time that a phase took, as people read it.
+func (p phase) Short() string { return wording.Duration(p.Took).String() }
+
+// examination is what the doctor has found.
+type examination struct {
+	age
+	Known    bool
+	Mood     topology.Mood
+	Checks   int
+	Findings []finding
+	Slots    []slot
+}
+
+type finding struct {
+	doctor.Finding
+	Mood  topology.Mood
+	About string
+}
+
+type slot struct {
+	doctor.Pinned
+	Left string // how long the disk lasts; empty: not known, or no matter
+	Mood topology.Mood
+}
+
+func newExamination(a remembered, now time.Time) examination {
+	x := examination{age: newAge(a, now), Mood: topology.Well}
+	r, ok := a.Document.(doctor.Report)
+	if !ok {
+		return x
+	}
+	x.Known, x.Checks = true, r.Checks
+	moods := map[doctor.Severity]topology.Mood{doctor.Critical: topology.Bad, doctor.Warning: topology.Doubt}
+	x.Mood = cmp.Or(moods[r.Worst()], topology.Well)
+	for _, f := range r.Findings {
+		one := finding{f, moods[f.Severity], cmp.Or(f.Node, "cluster")}
+		if f.Waived != "" {
+			one.Mood = topology.Unknown
+		}
+		x.Findings = append(x.Findings, one)
+	}
+	for _, p := range r.Slots {
+		s := slot{Pinned: p, Mood: topology.Well}
+		if p.HoursLeft != nil {
+			s.Left = fmt.Sprintf("the disk is full in %.0f hours", *p.HoursLeft)
+		}
+		if !p.Active {
+			s.Mood = topology.Doubt
+		}
+		x.Slots = append(x.Slots, s)
+	}
+	return x
+}
+
+type doctorPage struct {
+	frame
+	Doctor examination
+}
+
+type planPage struct {
+	frame
+	Plan    plan.Plan
+	Command string
+}
+
+// matrixPage is a table: which node reaches which.
+type matrixPage struct {
+	frame
+	Nodes  []report.MatrixNode
+	Rows   []matrixRow
+	Issues []string
+}
+
+type matrixRow struct {
+	Name  string
+	Cells []matrixCell
+}
+
+type matrixCell struct {
+	report.Cell
+	Mood topology.Mood
+}
+
+func newMatrixPage(f frame, m repmgr.Matrix) matrixPage {
+	p := matrixPage{frame: f, Nodes: m.Nodes, Issues: m.Issues()}
+	moods := map[report.Contact]topology.Mood{report.ContactYes: topology.Well, report.ContactNo: topology.Bad, report.ContactUnknown: topology.Unknown}
+	for i, n := range m.Nodes {
+		row := matrixRow{Name: n.Name}
+		for _, c := range m.Cells[i*len(m.Nodes) : (i+1)*len(m.Nodes)] {
+			row.Cells = append(row.Cells, matrixCell{c, moods[c.Contact]})
+		}
+		p.Rows = append(p.Rows, row)
+	}
+	return p
+}
+
+// The columns of the table of nodes.
+
+// Line is where the WAL of a node ends.
+func (n node) Line() string { return shown(n.LSN) }
+
+// BehindText is how much of the WAL of the primary a standby has not received.
+func (n node) BehindText() string { return bytesOr(n.Behind, n.Stream != nil) }
+
+// UnplayedText is how much of the WAL of the primary a standby has not replayed.
+func (n node) UnplayedText() string { return bytesOr(n.Unplayed, n.Stream != nil) }
+
+func bytesOr(n int64, standby bool) string {
+	switch {
+	case n >= 0:
+		return wording.Bytes(n)
+	case standby:
+		return "not known"
+	}
+	return ""
+}

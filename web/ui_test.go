@@ -1,0 +1,266 @@
+package web
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/doctor"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/internal/topology"
+	"github.com/pgrepmgr/repmgr/plan"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
+)
+
+const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+// visit asks a handler as a client on this machine does.
+func visit(t *testing.T, h http.Handler, method, path string, header ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequestWithContext(t.Context(), method, "http://127.0.0.1:8008"+path, http.NoBody)
+	r.RemoteAddr = "127.0.0.1:4711"
+	for i := 0; i+1 < len(header); i += 2 {
+		if r.Header.Set(header[i], header[i+1]); header[i] == "From" {
+			r.RemoteAddr = header[i+1]
+		}
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// A browser sees the dashboard at /, with the code of the health check. Everything else gets what Patroni answers.
+func TestRootIsAHealthCheckForAllButBrowsers(t *testing.T) {
+	t.Parallel()
+	h := play(t, scenes()["healthy"], "")
+	for name, header := range map[string][]string{"no Accept": nil, "curl": {"Accept", "*/*"}, "JSON": {"Accept", "application/json, text/*"}, "a browser elsewhere": {"Accept", browser, "From", "10.0.0.9:4711"}} {
+		w := visit(t, h, "GET", "/", header...)
+		assert.Equal(t, 200, w.Code, name)
+		assert.Equal(t, "application/json", w.Header().Get("Content-Type"), name)
+		assert.Contains(t, w.Body.String(), `"patroni"`, name)
+		assert.Empty(t, w.Header().Get("Content-Security-Policy"), name)
+	}
+	for _, method := range []string{"HEAD", "OPTIONS"} {
+		assert.NotContains(t, visit(t, h, method, "/", "Accept", browser).Header().Get("Content-Type"), "html", method)
+	}
+	w := visit(t, h, "GET", "/", "Accept", browser)
+	assert.Equal(t, 200, w.Code)
+	assert.Contains(t, w.Body.String(), "node1 is the primary of term 5.")
+	standby := newHandler(func() health.View { return view(2) }, Options{})
+	w = visit(t, standby, "GET", "/", "Accept", browser)
+	assert.Equal(t, 503, w.Code)
+	assert.Contains(t, w.Body.String(), "<main>")
+	assert.Equal(t, 200, visit(t, standby, "GET", "/ui").Code)
+	assert.Contains(t, visit(t, h, "GET", "/primary", "Accept", browser).Body.String(), `"patroni"`)
+}
+
+var (
+	links   = regexp.MustCompile(`(?:href|src)="([^"]*)"`)
+	foreign = regexp.MustCompile(`(?:https?:)?//[a-z0-9]`)
+)
+
+// All that a page loads, and all that it leads to, comes from here, and answers.
+func TestPages(t *testing.T) {
+	t.Parallel()
+	for name, s := range scenes() {
+		h := play(t, s, "/repmgr")
+		open, done := []string{"/repmgr/ui", "/repmgr/ui/failovers/4", "/repmgr/ui/failovers/1", "/repmgr/ui/nothing", "/repmgr/ui/failovers/x"}, map[string]bool{}
+		for len(open) > 0 {
+			path := open[0]
+			open = open[1:]
+			if done[path] {
+				continue
+			}
+			done[path] = true
+			w := visit(t, h, "GET", path, "Accept", browser)
+			body := w.Body.String()
+			assert.Contains(t, []int{200, 404}, w.Code, "%s %s: %s", name, path, body) // 404: there is no cluster to ask
+			assert.Equal(t, policy, w.Header().Get("Content-Security-Policy"), path)
+			assert.Equal(t, "nosniff", w.Header().Get("X-Content-Type-Options"), path)
+			assert.Equal(t, "no-referrer", w.Header().Get("Referrer-Policy"), path)
+			assert.NotContains(t, body, "ZgotmplZ", path)
+			assert.NotContains(t, body, "password=", path)
+			if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") {
+				continue
+			}
+			assert.Contains(t, body, `data-base="/repmgr/ui" data-events="/repmgr/events"`, path)
+			assert.NotRegexp(t, `<style|<script>| style=| on[a-z]+="`, body, path)
+			for _, link := range links.FindAllStringSubmatch(body, -1) {
+				require.True(t, strings.HasPrefix(link[1], "/repmgr/ui"), "%s: %s", path, link[1])
+				open = append(open, strings.ReplaceAll(link[1], "&amp;", "&"))
+			}
+			assert.Empty(t, foreign.FindAllString(strings.ReplaceAll(body, "http://www.w3.org/2000/svg", ""), -1), path)
+		}
+		assert.Greater(t, len(done), 12, name)
+	}
+}
+
+// What the dashboard says of each state.
+func TestDashboard(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string][]string{
+		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2", `content="5; url=/ui?ask=1"`, "standby: all is well"},
+		"lagging": {"312 MB", "300 MB", "disk_fills", "accepted until 2026-12-31", "the disk is full in 31 hours"},
+		"cascade": {"witness", "node4", "5 of 5 answer"},
+		"paused":  {"Failover is paused", "repmgr -f /etc/repmgr.conf service unpause", `id="forecast" class="bad"`, "refuses connections, last seen 3 min ago"},
+		"down":    {"No node answers this daemon.", "No primary is in office. The last one was node1, of term 5, last seen 12 min ago.", "Asked 12 min ago.", `class="bad old"`, "The last attempt had no answer: connect to node &#34;node1&#34;", "Term 4"},
+	} {
+		body := visit(t, play(t, scenes()[name], ""), "GET", "/ui").Body.String()
+		for _, text := range want {
+			assert.Contains(t, body, text, name)
+		}
+		assert.NotContains(t, body, "secret", name)
+	}
+}
+
+// A daemon of another node knows the lease from what the daemon of the primary has said.
+func TestLeaseText(t *testing.T) {
+	t.Parallel()
+	left, over := 2.1, -1.0
+	for want, c := range map[string]struct {
+		node registry.NodeID
+		said *repmgr.Announcement
+	}{
+		"this primary may write until": {1, nil}, "the daemon of node1 keeps it": {2, nil},
+		"its daemon said that node1 may write for 2.1 s": {2, &repmgr.Announcement{LeaseLeft: &left}},
+		"node1 has no contact to a majority any more":    {2, &repmgr.Announcement{LeaseLeft: &over}},
+	} {
+		assert.Contains(t, leaseText(view(c.node), c.said), want)
+	}
+}
+
+// Names and texts of other machines stay text.
+func TestPagesEscape(t *testing.T) {
+	t.Parallel()
+	const evil = `"><script>alert(1)</script>`
+	s := scenes()["lagging"]
+	for i := range s.view.Records {
+		s.view.Records[i].Name += evil
+		s.view.Records[i].Location = evil
+	}
+	s.view.Cluster, s.view.Node, s.view.Reason = evil, evil, evil
+	s.view.Peers[1].Candidate, s.view.Peers[1].NoPledge, s.view.Peers[2].Answer = evil, evil, evil
+	s.doctor.Findings[0].Text, s.doctor.Findings[0].Remedy, s.doctor.Slots[0].Slot = evil, evil, evil
+	h := play(t, s, "")
+	require.NoError(t, h.o.Events.Notify(t.Context(), repmgr.Event{Type: evil, Node: evil, Details: evil, At: time.Now()}))
+	f := failoversOf(time.Now())
+	f[0].Former, f[0].Reason, f[0].Coordinator, f[0].Steps[0].Evidence, f[0].Steps[0].Step = evil, evil, evil, evil, evil
+	h.memory.put("v1/failovers", 200, f, time.Now())
+	for _, path := range []string{"/ui", "/ui/failovers/5", "/ui/failovers/4", "/ui/" + strings.ReplaceAll(evil, " ", ""), "/ui/topology.svg"} {
+		body := visit(t, h, "GET", path).Body.String()
+		assert.NotContains(t, strings.ReplaceAll(body, `<script type="module" src="/ui/live.js">`, ""), "<script", path)
+		assert.Contains(t, body, "script", path)
+	}
+}
+
+// The pages of answers, from documents as the cluster gives them.
+func TestAnswerPages(t *testing.T) {
+	t.Parallel()
+	v := view(1)
+	h := newHandler(func() health.View { return v }, Options{})
+	f := h.frame(v, "title")
+	w := httptest.NewRecorder()
+	h.page(w, 200, "plan", planPage{f, plan.Plan{
+		Steps:     []plan.Step{{Name: "stop", Node: "node1", Effect: "its server is shut down", Check: "it is down", Undo: "it is started again"}},
+		Obstacles: []plan.Obstacle{{Code: "lag", Node: "node2", Text: "it is far behind", Hint: "Wait for it.", Force: true}}, Warnings: []plan.Obstacle{{Text: "no archive"}},
+	}, command(v, "standby switchover --to=2")})
+	for _, text := range []string{"its server is shut down", "node2: it is far behind", "Wait for it.", "--force overrides it", "no archive", "repmgr standby switchover --to=2"} {
+		assert.Contains(t, w.Body.String(), text)
+	}
+	w = httptest.NewRecorder()
+	age := 1.5
+	h.page(w, 200, "matrix", newMatrixPage(f, repmgr.Matrix{
+		Nodes: []report.MatrixNode{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}},
+		Cells: []report.Cell{{From: 1, To: 1, Contact: report.ContactYes}, {From: 1, To: 2, Contact: report.ContactNo, Why: "is silent", Age: &age}, {From: 2, To: 1, Contact: report.ContactYes}, {From: 2, To: 2, Contact: report.ContactUnknown}},
+	}))
+	for _, text := range []string{"1.5 s", "node1 does not reach node2: is silent"} {
+		assert.Contains(t, w.Body.String(), text)
+	}
+	w = httptest.NewRecorder()
+	h.page(w, 200, "doctor", doctorPage{f, newExamination(remembered{Document: doctor.Report{Checks: 3}, At: v.At}, v.At)})
+	assert.Contains(t, w.Body.String(), "3 checks: all is well.")
+}
+
+// The parts of a bar fill it, and are in the order of time.
+func TestFailoverRow(t *testing.T) {
+	t.Parallel()
+	r := newFailoverRow(failoversOf(time.Now())[1])
+	require.Len(t, r.Phases, 7)
+	assert.Equal(t, "noticing", r.Phases[0].Name)
+	assert.Equal(t, 17*time.Millisecond, r.Phases[0].Took)
+	assert.Equal(t, "first commit", r.Phases[6].Name)
+	at := 0
+	for _, p := range r.Phases {
+		assert.Equal(t, at, p.X)
+		at += p.Width
+	}
+	assert.Equal(t, 1000, at)
+	assert.Equal(t, 148*time.Millisecond, r.Phases[6].End)
+	assert.Empty(t, newFailoverRow(failoversOf(time.Now())[2]).Phases)
+}
+
+// A failed question does not take away the last answer.
+func TestMemory(t *testing.T) {
+	t.Parallel()
+	var m memory
+	now := time.Now()
+	m.put("q", 200, "yes", now)
+	m.put("q", 503, failure{"nobody answers", "Start one."}, now.Add(time.Second))
+	assert.Equal(t, remembered{Document: "yes", At: now, Tried: now.Add(time.Second), Failed: "nobody answers\nStart one."}, m.get("q"))
+	m.put("q", 200, "no", now.Add(2*time.Second))
+	assert.Empty(t, m.get("q").Failed)
+}
+
+// Who is not on this machine, and shows no password, sees nothing. A password is asked for over TLS only.
+func TestPagesAreForThoseWhoMayAsk(t *testing.T) {
+	t.Parallel()
+	h := play(t, scenes()["healthy"], "")
+	for _, path := range []string{"/ui", "/ui/explain", "/ui/topology.svg", "/ui/failovers/4", "/ui/ask"} {
+		w := visit(t, h, "GET", path, "From", "10.0.0.9:4711")
+		assert.Equal(t, 403, w.Code, path)
+		assert.NotContains(t, w.Body.String(), "node2", path)
+		assert.Empty(t, w.Header().Get("WWW-Authenticate"), path)
+	}
+	assert.Equal(t, 200, visit(t, h, "GET", "/ui/style.css", "From", "10.0.0.9:4711").Code)
+}
+
+// Where failover is manual, a daemon sees its own server, who streams from it, and the primary.
+func TestPictureByHand(t *testing.T) {
+	t.Parallel()
+	v := view(2)
+	v.Automatic, v.Peers, v.Rule = false, nil, election.Rule{}
+	v.Records[1].UpstreamID, v.Records[2].UpstreamID = 1, 1
+	nodes := nodesOf(v)
+	assert.Equal(t, []string{"answers", "answers", "not asked: failover=manual"}, []string{nodes[0].Seen, nodes[1].Seen, nodes[2].Seen})
+	assert.True(t, nodes[0].Writes)
+	assert.Equal(t, int64(2000), nodes[1].Unplayed)
+}
+
+// The first sentence of the dashboard.
+func TestOffice(t *testing.T) {
+	t.Parallel()
+	for want, change := range map[string]func(v *health.View){
+		"node1 is the primary of term 5.":         func(*health.View) {},
+		"2 nodes run as a primary: node1, node2.": func(v *health.View) { v.Peers[1].Running = election.Primary },
+		"No primary is in office: the lease of this primary has run out: no majority of the voters answers.": func(v *health.View) { v.Lease.Left = 0 },
+		"No primary is in office. The last one was node1, of term 5, last seen just now.":                    func(v *health.View) { v.Peers[0].Answer = election.Refused },
+		"No primary is seen.": func(v *health.View) {
+			v.Rule, v.Peers = election.Rule{}, nil
+		},
+	} {
+		v := view(1)
+		change(&v)
+		mood, got := office(v)
+		assert.Equal(t, want, got)
+		assert.Equal(t, want == "node1 is the primary of term 5.", mood == topology.Well)
+	}
+}
