@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net"
 	"strconv"
 	"sync"
@@ -115,7 +116,7 @@ func New(connString string, options ...Option) (*Follower, error) {
 	for _, n := range f.nodes {
 		names = append(names, n.name)
 	}
-	f.state, f.changed = newState(names, time.Now()), make(chan struct{})
+	f.state, f.changed = newState(names, time.Now(), f.silence), make(chan struct{})
 	f.closed, f.end = context.WithCancel(context.Background())
 	f.calm, f.hurry = context.WithCancel(f.closed)
 	for i := range f.nodes {
@@ -141,20 +142,18 @@ func nodesOf(cfg *pgx.ConnConfig) (all []node) {
 	return all
 }
 
-// config is cfg for one node.
+// config is cfg for one node, for a sentinel.
 func (f *Follower) config(cfg *pgx.ConnConfig, node int) *pgx.ConnConfig {
 	c := cfg.Copy()
-	f.direct(c, node)
+	c.RuntimeParams["default_transaction_isolation"] = "read committed" // a standby refuses serializable
+	direct(c, f.nodes[node].ways)
 	return c
 }
 
 // direct points a configuration at one node.
-func (f *Follower) direct(c *pgx.ConnConfig, node int) {
-	ways := f.nodes[node].ways
+func direct(c *pgx.ConnConfig, ways []*pgconn.FallbackConfig) {
 	c.Host, c.Port, c.TLSConfig, c.Fallbacks = ways[0].Host, ways[0].Port, ways[0].TLSConfig, ways[1:]
-	if c.ValidateConnect = nil; c.ConnectTimeout == 0 {
-		c.ConnectTimeout = 2 * f.silence
-	}
+	c.ValidateConnect = nil
 }
 
 // Close ends all connections of the follower itself. Pools stay usable as ordinary ones for as long as
@@ -166,22 +165,23 @@ func (f *Follower) Close() {
 
 // see takes over what a sentinel saw.
 func (f *Follower) see(node int, l look) {
+	var stale []*link
+	defer func() { // closing one may take a while
+		for _, l := range stale {
+			l.cut()
+		}
+	}()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	before := f.state.generation
 	if !f.state.see(node, l) {
 		return
 	}
-	if f.state.up {
+	if f.hurry(); f.state.up {
 		f.calm, f.hurry = context.WithCancel(context.Background())
-	} else {
-		f.hurry()
 	}
-	if f.state.generation != before {
-		for l := range f.links {
-			if l.generation != f.state.generation {
-				l.cut()
-			}
+	for l := range f.links {
+		if l.generation != f.state.generation {
+			stale = append(stale, l)
 		}
 	}
 	close(f.changed)
@@ -214,7 +214,11 @@ type present struct {
 func (f *Follower) now() (present, <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p, ok := f.state.primary()
+	fresh := f.interval + 2*f.silence
+	if f.closed.Err() != nil {
+		fresh = math.MaxInt64 // nobody asks any more
+	}
+	p, ok := f.state.primary(time.Now(), fresh)
 	return present{p, f.state.current, f.state.generation, ok}, f.changed
 }
 
@@ -229,8 +233,10 @@ func (f *Follower) Wait(ctx context.Context) (Primary, error) {
 
 // held limits a wait.
 func (f *Follower) held(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, f.hold)
+	return context.WithTimeoutCause(ctx, f.hold, errHeld)
 }
+
+var errHeld = errors.New("it was waited for long enough")
 
 func (f *Follower) await(ctx context.Context) (present, error) {
 	for began := time.Now(); ; {
@@ -241,14 +247,21 @@ func (f *Follower) await(ctx context.Context) (present, error) {
 		select {
 		case <-changed:
 			continue
+		case <-time.After(f.silence): // an answer that was too old may be followed by a newer one
+			continue
 		case <-ctx.Done():
 		case <-f.closed.Done():
 		}
-		return present{}, f.noPrimary(began, ctx.Err())
+		return present{}, f.noPrimary(ctx, began)
 	}
 }
 
-func (f *Follower) noPrimary(began time.Time, cause error) error {
+// noPrimary is the error of a wait that ended with ctx.
+func (f *Follower) noPrimary(ctx context.Context, began time.Time) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, errHeld) {
+		cause = nil
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return &NoPrimaryError{Waited: time.Since(began), Nodes: f.state.describe(), cause: cause}

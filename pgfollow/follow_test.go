@@ -54,6 +54,29 @@ func poolOf(t *testing.T, f *pgfollow.Follower) *pgxpool.Pool {
 	return pool
 }
 
+// within is what a goroutine says in the end.
+func within(t *testing.T, said <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-said:
+		return err
+	case <-time.After(pgtest.Timeout(30 * time.Second)):
+		t.Fatal("it does not end")
+		return nil
+	}
+}
+
+// looked waits until a server was asked by a follower, after it was started.
+func looked(t *testing.T, s *pgtest.Server) {
+	t.Helper()
+	pgtest.WaitFor(t, s.Name+" to be looked at", func(context.Context) error {
+		if n := s.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_control_system%' AND pid <> pg_backend_pid()`); n == "0" {
+			return errors.New("nobody looks")
+		}
+		return nil
+	})
+}
+
 func promote(t *testing.T, s *pgtest.Server) { s.Exec(t, `SELECT pg_promote()`) }
 
 func port(t *testing.T, ctx context.Context, pool *pgxpool.Pool) (p int) {
@@ -126,7 +149,10 @@ func TestFollower_Failover(t *testing.T) {
 	s[0].StartAgain() // as if nothing had happened
 	s[0].Exec(t, `ALTER SYSTEM RESET synchronous_standby_names`)
 	s[0].Exec(t, `SELECT pg_reload_conf()`)
+	looked(t, s[0])
+	strayed := s[0].QueryString(t, `SELECT count(*) FROM rows`)
 	written("rows while there are two", count()+100)
+	require.Equal(t, strayed, s[0].QueryString(t, `SELECT count(*) FROM rows`))
 	after, err := f.Wait(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, fmt.Sprintf("127.0.0.1:%d", s[1].Port), after.Node)
@@ -148,7 +174,7 @@ func TestFollower_Failover(t *testing.T) {
 }
 
 // A primary that hangs is held on to by nobody: what waits for it gets an error as soon as another one is
-// known, and when it goes on nothing is executed there.
+// known, and when it goes on nobody sends it anything.
 func TestFollower_FrozenPrimary(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1)
@@ -166,19 +192,14 @@ func TestFollower_FrozenPrimary(t *testing.T) {
 		done <- err
 	}()
 	promote(t, s[1])
-	require.ErrorContains(t, <-done, "there is another primary")
+	require.ErrorContains(t, within(t, done), "there is another primary")
 	require.Equal(t, s[1].Port, port(t, t.Context(), pool))
 	s[0].Thaw()
 	require.Equal(t, s[1].Port, port(t, t.Context(), pool))
-	pgtest.WaitFor(t, "the former primary to be looked at", func(ctx context.Context) error {
-		if p, err := f.Wait(ctx); err != nil || p.Node != fmt.Sprintf("127.0.0.1:%d", s[1].Port) {
-			return fmt.Errorf("%v, %w", p, err)
-		}
-		if n := s[0].QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_is_in_recovery%' AND pid <> pg_backend_pid()`); n != "1" {
-			return fmt.Errorf("%s look", n)
-		}
-		return nil
-	})
+	looked(t, s[0])
+	for range 10 {
+		require.Equal(t, s[1].Port, port(t, t.Context(), pool))
+	}
 }
 
 // While there is no primary, connections are waited for, and the error says what each node is. The same
@@ -190,8 +211,6 @@ func TestFollower_Hold(t *testing.T) {
 	pool := poolOf(t, f)
 	require.Equal(t, s[0].Port, port(t, t.Context(), pool))
 	s[0].Stop("fast")
-	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
 	pgtest.WaitFor(t, "the loss to be seen", func(ctx context.Context) error {
 		p := pgfollow.Primary{}
 		for p = range f.Changes(ctx) {
@@ -202,22 +221,34 @@ func TestFollower_Hold(t *testing.T) {
 		}
 		return nil
 	})
-	_, err := pool.Exec(short, `SELECT 1`)
-	var none *pgfollow.NoPrimaryError
-	require.ErrorAs(t, err, &none)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.True(t, pgconn.SafeToRetry(err))
-	require.ErrorContains(t, err, fmt.Sprintf("127.0.0.1:%d: is a standby", s[1].Port))
-	require.ErrorContains(t, err, "connection refused")
+	for _, hold := range []time.Duration{0, 200 * time.Millisecond} {
+		impatient := follow(t, s, pgfollow.Hold(hold))
+		pgtest.WaitFor(t, "the error", func(ctx context.Context) error {
+			_, err := poolOf(t, impatient).Exec(ctx, `SELECT 1`)
+			var none *pgfollow.NoPrimaryError
+			if !errors.As(err, &none) || !strings.Contains(err.Error(), "connection refused") {
+				return fmt.Errorf("it says: %w", err)
+			}
+			require.NoError(t, none.Unwrap(), "the caller would have waited")
+			require.True(t, pgconn.SafeToRetry(err))
+			require.ErrorContains(t, err, fmt.Sprintf("127.0.0.1:%d: is a standby", s[1].Port))
+			return nil
+		})
+	}
 	held := make(chan error, 1)
 	go func() {
 		_, err := pool.Exec(t.Context(), `SELECT 1`)
 		held <- err
 	}()
 	s[0].StartAgain()
-	require.NoError(t, <-held)
+	require.NoError(t, within(t, held))
+	atOnce := follow(t, s, pgfollow.Hold(0))
+	pgtest.WaitFor(t, "a connection without a wait", func(ctx context.Context) error {
+		_, err := poolOf(t, atOnce).Exec(ctx, `SELECT 1`)
+		return err
+	})
 	f.Close()
-	_, err = f.Wait(t.Context())
+	_, err := f.Wait(t.Context())
 	require.NoError(t, err, "what was known last")
 }
 
@@ -258,10 +289,11 @@ func TestFollower_KeepsConnections(t *testing.T) {
 func TestFollower_AnotherCluster(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
-	alien := pgtest.Start(t, pgtest.Options{Name: "alien", Fresh: true})
-	f := follow(t, []*pgtest.Server{s[0], alien})
+	at := pgtest.Port(t)
+	f := follow(t, []*pgtest.Server{s[0], {Port: at}})
 	pool := poolOf(t, f)
 	require.Equal(t, s[0].Port, port(t, t.Context(), pool))
+	pgtest.Start(t, pgtest.Options{Name: "alien", Fresh: true, Port: at})
 	s[0].Kill()
 	pgtest.WaitFor(t, "the error", func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
@@ -332,26 +364,31 @@ func TestRetry(t *testing.T) {
 	mine := errors.New("mine")
 	require.ErrorIs(t, pgfollow.Retry(t.Context(), pool, func(pgx.Tx) error { return mine }), mine)
 
-	s[0].Exec(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
-	s[0].Exec(t, `SELECT pg_reload_conf()`)
 	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	require.ErrorIs(t, pgfollow.Retry(short, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(t.Context(), `SET LOCAL transaction_read_only = on`); err != nil {
+			return err
+		}
 		_, err := tx.Exec(t.Context(), `INSERT INTO rows VALUES (2)`)
 		return err
 	}), pgfollow.ErrNotCommitted)
-	s[0].Exec(t, `ALTER SYSTEM SET default_transaction_read_only = off`)
-	s[0].Exec(t, `SELECT pg_reload_conf()`)
 
 	// The commit waits for a standby that does not exist when the server ends.
 	s[0].Exec(t, `ALTER SYSTEM SET synchronous_standby_names = 'nobody'`)
 	s[0].Exec(t, `SELECT pg_reload_conf()`)
 	done := make(chan error, 1)
 	go func() {
-		done <- pgfollow.Retry(t.Context(), pool, func(tx pgx.Tx) error {
-			_, err := tx.Exec(t.Context(), `INSERT INTO rows VALUES (3)`)
-			return err
-		})
+		for { // until the setting is in force
+			err := pgfollow.Retry(t.Context(), pool, func(tx pgx.Tx) error {
+				_, err := tx.Exec(t.Context(), `INSERT INTO rows VALUES (3)`)
+				return err
+			})
+			if err != nil {
+				done <- err
+				return
+			}
+		}
 	}()
 	pgtest.WaitFor(t, "the commit to wait", func(context.Context) error {
 		if n := s[0].QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`); n != "1" {
@@ -361,7 +398,7 @@ func TestRetry(t *testing.T) {
 	})
 	s[0].Stop("fast")
 	var unknown *pgfollow.CommitUnknownError
-	require.ErrorAs(t, <-done, &unknown)
+	require.ErrorAs(t, within(t, done), &unknown)
 	require.NotZero(t, unknown.Xid)
 }
 

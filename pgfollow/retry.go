@@ -15,13 +15,16 @@ import (
 // CommitUnknownError is the error of a transaction whose COMMIT was sent, and not answered: it may have
 // taken effect, now or in a moment. Never repeat it without a look at the data.
 type CommitUnknownError struct {
-	// Xid is the transaction's id, of pg_current_xact_id(). 0: it had written nothing, or its id was
-	// not heard of.
+	// Xid is the transaction's id, of pg_current_xact_id(). 0: it had written nothing. On another primary
+	// the same id may be that of another transaction.
 	Xid uint64
 	Err error
 }
 
 func (e *CommitUnknownError) Error() string {
+	if e.Xid == 0 {
+		return fmt.Sprintf("whether the transaction was committed is not known: %v", e.Err)
+	}
 	return fmt.Sprintf("whether transaction %d was committed is not known: %v", e.Xid, e.Err)
 }
 
@@ -59,7 +62,11 @@ func Retry(ctx context.Context, pool *pgxpool.Pool, f func(pgx.Tx) error) error 
 func once(ctx context.Context, pool *pgxpool.Pool, f func(pgx.Tx) error) (again bool, err error) {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
-		return false, fmt.Errorf("%w: %w", ErrNotCommitted, err)
+		var none *NoPrimaryError
+		var answer *pgconn.PgError
+		var login *pgconn.ConnectError // the node was lost, or changed its role, while the connection was made
+		again = errors.As(err, &login) && ctx.Err() == nil && !errors.As(err, &none) && (!errors.As(err, &answer) || ended(answer))
+		return again, fmt.Errorf("%w: %w", ErrNotCommitted, err)
 	}
 	defer conn.Release()
 	tx, err := conn.Begin(ctx)
@@ -81,7 +88,7 @@ func once(ctx context.Context, pool *pgxpool.Pool, f func(pgx.Tx) error) (again 
 		return false, err
 	case pgconn.SafeToRetry(err): // nothing was sent
 		return true, fmt.Errorf("%w: %w", ErrNotCommitted, err)
-	case errors.As(err, &answer) && !ended(answer): // a deferred constraint, for example
+	case errors.As(err, &answer) && answer.SeverityUnlocalized == "ERROR" && !ended(answer): // a deferred constraint, for example
 		return false, err
 	}
 	unknown := &CommitUnknownError{Err: err}
@@ -95,10 +102,18 @@ func once(ctx context.Context, pool *pgxpool.Pool, f func(pgx.Tx) error) (again 
 // server gave it because it ends or is not the primary, and where the connection is gone.
 func refused(conn *pgxpool.Conn, err error) (again bool, _ error) {
 	var answer *pgconn.PgError
-	if conn.Conn().IsClosed() || pgconn.SafeToRetry(err) || errors.As(err, &answer) && ended(answer) {
-		return true, fmt.Errorf("%w: %w", ErrNotCommitted, err)
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return false, err
+	case errors.As(err, &answer):
+		again = ended(answer)
+	default:
+		again = conn.Conn().IsClosed()
 	}
-	return false, err
+	if again {
+		err = fmt.Errorf("%w: %w", ErrNotCommitted, err)
+	}
+	return again, err
 }
 
 // ended reports whether a server gives this error because it ends, is not there yet, or is a standby. As
@@ -108,6 +123,7 @@ func ended(answer *pgconn.PgError) bool {
 	return slices.Contains([]string{
 		"25006",                            // read_only_sql_transaction
 		"57P01", "57P02", "57P03", "57P05", // admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout
-		"08000", "08003", "08006",
+		"08000", "08003", "08006", "08007", // connection exceptions, of a pooler
+		"40003", // statement_completion_unknown
 	}, answer.Code)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,11 +25,18 @@ const lookSQL = `SELECT r.standby, pg_catalog.pg_postmaster_start_time(), (SELEC
 	FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby) r`
 
 func (s *sentinel) run(ctx context.Context) {
-	for ctx.Err() == nil {
-		if err := s.watch(ctx); ctx.Err() == nil {
-			s.f.see(s.node, look{err: err, at: time.Now()})
+	for rest := searchInterval; ctx.Err() == nil; {
+		began := time.Now()
+		err := s.watch(ctx)
+		if ctx.Err() != nil {
+			return
 		}
-		s.pause(ctx)
+		s.f.see(s.node, look{err: err, at: time.Now()})
+		if time.Since(began) > s.f.interval { // it was there
+			rest = searchInterval
+		}
+		s.pause(ctx, rest+rand.N(rest))
+		rest = min(2*rest, s.f.interval)
 	}
 }
 
@@ -90,9 +98,10 @@ func (s *sentinel) hangUp(conn *pgx.Conn) {
 	_ = conn.Close(ctx)
 }
 
-// pause waits until a node that did not answer is to be tried again.
-func (s *sentinel) pause(ctx context.Context) {
-	calm, most := s.f.rest()
+// pause waits for a moment, which grows, until a node that did not answer is tried again: many processes
+// do that, and it may be about to recover.
+func (s *sentinel) pause(ctx context.Context, most time.Duration) {
+	calm, _ := s.f.rest()
 	t := time.NewTimer(most)
 	defer t.Stop()
 	select {

@@ -14,7 +14,8 @@ import (
 // Standbys says which standbys a pool of [Follower.AttachStandbys] uses.
 type Standbys struct {
 	// MaxLag is how many bytes of WAL a standby may lack of what the primary had, by what both said
-	// last: within [Interval]. 0: any number.
+	// last, up to [Interval] apart: what the primary writes in that time is no lag that could be seen.
+	// 0: any number.
 	MaxLag int64
 	// OrPrimary: the primary is used while no standby will do. Otherwise a connection is waited for, as
 	// long as [Hold] says.
@@ -34,7 +35,7 @@ func (f *Follower) StandbyPool(ctx context.Context, s Standbys) (*pgxpool.Pool, 
 // AttachStandbys is [Follower.Attach] for a pool of connections to standbys, each to one chosen at
 // random. A connection whose standby lags too much, or was promoted, is not handed out any more.
 func (f *Follower) AttachStandbys(cfg *pgxpool.Config, s Standbys) {
-	f.attach(cfg, route{
+	f.attach(cfg, &route{
 		standbys: true,
 		choose: func(ctx context.Context) (present, error) {
 			for began := time.Now(); ; {
@@ -43,7 +44,7 @@ func (f *Follower) AttachStandbys(cfg *pgxpool.Config, s Standbys) {
 				}
 				select {
 				case <-ctx.Done():
-					return present{}, f.noPrimary(began, ctx.Err())
+					return present{}, f.noPrimary(ctx, began)
 				case <-time.After(searchInterval):
 				}
 			}
@@ -101,13 +102,23 @@ func After(ctx context.Context, lsn string) context.Context {
 	return context.WithValue(ctx, afterKey{}, lsn)
 }
 
-// Position is the position of the WAL on the primary, for [After]. Ask after the commit.
+// Position is the position of the WAL on the primary, for [After]. Ask after the commit. It means nothing
+// after a failover, on another primary.
 func Position(ctx context.Context, primary interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 },
 ) (lsn string, err error) {
-	err = primary.QueryRow(ctx, `SELECT pg_catalog.pg_current_wal_insert_lsn()::text`).Scan(&lsn)
-	return lsn, err
+	if err = primary.QueryRow(ctx, `SELECT pg_catalog.pg_current_wal_insert_lsn()::text`).Scan(&lsn); err != nil {
+		return "", err
+	}
+	var high, low uint32
+	if _, err := fmt.Sscanf(lsn, "%X/%X", &high, &low); err != nil {
+		return "", fmt.Errorf("parse the position %q: %w", lsn, err)
+	}
+	if in := low % 8192; in == 24 || in == 40 { // at the beginning of a page there is only its header, which nobody replays by itself
+		low -= in
+	}
+	return fmt.Sprintf("%X/%X", high, low), nil
 }
 
 // caughtUp waits until the server has replayed what the context asks for.
@@ -120,7 +131,7 @@ func (f *Follower) caughtUp(ctx context.Context, c *pgx.Conn) error {
 	defer cancel()
 	for {
 		var replayed bool
-		if err := c.QueryRow(held, `SELECT coalesce(NOT pg_catalog.pg_is_in_recovery() OR pg_catalog.pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)`, lsn).Scan(&replayed); err != nil || replayed {
+		if err := c.QueryRow(ctx, `SELECT coalesce(NOT pg_catalog.pg_is_in_recovery() OR pg_catalog.pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)`, lsn).Scan(&replayed); err != nil || replayed {
 			return err
 		}
 		select {

@@ -22,6 +22,11 @@ func standby(lsn int64) look {
 	return look{at: begin, system: "1", started: begin, standby: true, lsn: lsn}
 }
 
+func later(l look) look {
+	l.at = begin.Add(time.Second)
+	return l
+}
+
 // Who is followed, by what the nodes say one after the other. The node is -1 where there is none.
 func TestState_See(t *testing.T) {
 	t.Parallel()
@@ -44,13 +49,15 @@ func TestState_See(t *testing.T) {
 		"a later term counts more than a timeline":         {{0, primary(3, 2), 0}, {1, primary(2, 3), 1}, {0, primary(3, 2), 1}},
 		"promoted by hand, with the ballot of its source":  {{0, primary(4, 5), 0}, {0, gone, -1}, {1, primary(5, 3), 1}},
 		"the same, while the primary is there":             {{0, primary(4, 5), 0}, {1, primary(5, 3), 0}},
+		"reaffirmed, its ballot has no mark":               {{0, primary(3, 2), 0}, {1, primary(2, 3), 1}, {1, primary(2, 0), 1}, {0, primary(3, 2), 1}},
+		"promoted after it was seen as a standby":          {{0, primary(2, 0), 0}, {1, later(standby(1)), 0}, {0, gone, -1}, {1, later(primary(2, 0)), 1}},
 		"promoted by hand, without a ballot":               {{0, primary(4, 5), 0}, {1, primary(5, 0), 1}},
 		"a node of another cluster":                        {{0, primary(1, 0), 0}, {1, look{system: "2", timeline: 9}, 0}, {0, gone, -1}, {1, look{system: "2", timeline: 9}, -1}},
 		"a standby that is lost is not the primary's loss": {{0, primary(1, 0), 0}, {1, gone, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newState([]string{"a", "b"}, begin)
+			s := newState([]string{"a", "b"}, begin, 0)
 			for i, step := range steps {
 				s.see(step.node, step.says)
 				is := -1
@@ -66,7 +73,7 @@ func TestState_See(t *testing.T) {
 // Connections stay where the same server is the primary again, and are stale where it is not the same.
 func TestState_Generation(t *testing.T) {
 	t.Parallel()
-	s := newState([]string{"a", "b"}, begin)
+	s := newState([]string{"a", "b"}, begin, 0)
 	require.True(t, s.see(0, primary(1, 0)))
 	first := s.generation
 	require.NotZero(t, first, "0 is that of connections to standbys")
@@ -86,11 +93,46 @@ func TestState_Generation(t *testing.T) {
 	require.Contains(t, s.describe(), "a: is a former primary; b: is the primary")
 }
 
+// A former primary may be the first that answers, and a node of another cluster, too: the first choice waits for all nodes,
+// but not for ever.
+func TestState_Choose(t *testing.T) {
+	t.Parallel()
+	alien := look{at: begin, system: "2", started: begin, timeline: 9}
+	for name, tc := range map[string]struct {
+		says []look
+		want int
+	}{
+		"a former primary is first":          {[]look{primary(1, 0), primary(2, 0), standby(1)}, 1},
+		"it is last":                         {[]look{primary(2, 0), standby(1), primary(1, 0)}, 0},
+		"by the term":                        {[]look{primary(3, 2), primary(2, 3), gone}, 1},
+		"a node of another cluster is first": {[]look{alien, standby(1), primary(1, 0)}, 2},
+		"there is none":                      {[]look{gone, standby(1), gone}, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newState([]string{"a", "b", "c"}, begin, time.Second)
+			for i, l := range tc.says {
+				require.False(t, s.up, "not every node was asked")
+				s.see(i, l)
+			}
+			require.Equal(t, tc.want >= 0, s.up)
+			require.Equal(t, tc.want, s.current)
+		})
+	}
+	s := newState([]string{"a", "b"}, begin, time.Second)
+	require.False(t, s.see(0, primary(1, 0)))
+	require.True(t, s.see(0, later(primary(1, 0))), "the other one has had its time")
+	_, ok := s.primary(begin.Add(2*time.Second), time.Second)
+	require.True(t, ok)
+	_, ok = s.primary(begin.Add(time.Minute), time.Second)
+	require.False(t, ok, "that was long ago")
+}
+
 func TestState_Suits(t *testing.T) {
 	t.Parallel()
-	s := newState([]string{"a", "b", "c"}, begin)
+	s := newState([]string{"a", "b", "c"}, begin, 0)
 	s.see(1, standby(90))
-	require.False(t, s.suits(1, Standbys{}), "how far it is behind is not known")
+	require.True(t, s.suits(1, Standbys{MaxLag: 1}), "there is no primary that it could be behind")
 	s.see(0, primary(1, 0)) // at 100
 	s.see(2, standby(40))
 	for _, want := range []struct {

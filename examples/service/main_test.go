@@ -38,6 +38,9 @@ func TestService(t *testing.T) {
 			defer res.Body.Close()
 			text, err := io.ReadAll(res.Body)
 			require.NoError(t, err)
+			if res.StatusCode != http.StatusOK {
+				return fmt.Errorf("%s: %s", res.Status, text)
+			}
 			require.Equal(t, fmt.Sprint(want), strings.TrimSpace(string(text)))
 			return nil
 		})
