@@ -88,7 +88,7 @@ func TestNamesOfMetrics(t *testing.T) {
 	}
 }
 
-func TestDashboard(t *testing.T) {
+func TestGrafanaDashboard(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(boardFile)
 	require.NoError(t, err)

@@ -23,7 +23,7 @@ const module = "github.com/pgrepmgr/repmgr"
 // floors of the house, from the ground up. A package may import only what
 // stands on a lower floor.
 var floors = [][]string{
-	{"wal", "conninfo", "plan", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile", "internal/wording", "internal/pidfile", "internal/trouble"},
+	{"wal", "conninfo", "plan", "internal/nowait", "internal/shell", "internal/durable", "internal/wait", "internal/failure", "internal/conffile", "internal/wording", "internal/pidfile", "internal/trouble", "pgfollow"},
 	{"election", "ballot", "basebackup", "pgcontrol"},
 	{"internal/settings"},
 	{"postgres"},
