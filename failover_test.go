@@ -358,9 +358,7 @@ func TestFailover_OldPrimaryReturnsWithoutData(t *testing.T) {
 	needRejoin(t)
 	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
 	nodes[0].cfg.PgBindir = nodes[0].BinDir // nothing in its directory says where its programs are
-	for _, n := range nodes {
-		n.monitor(t)
-	}
+	startMonitors(t, nodes)
 	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
 	state := filepath.Join(nodes[0].Dir+".salvage", "incomplete-node1", "config") // what a rejoin keeps meanwhile
 	require.NoError(t, os.MkdirAll(state, 0o700))

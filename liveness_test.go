@@ -269,9 +269,7 @@ func TestFailover_CascadeByAnotherAddress(t *testing.T) {
 			nodes[3].Exec(t, fmt.Sprintf(`ALTER SYSTEM SET primary_conninfo = '%s user=postgres application_name=node4'`, spell(nodes[1])))
 			nodes[3].Exec(t, `SELECT pg_reload_conf()`)
 			waitValue(t, nodes[3], "1", `SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host <> '127.0.0.1'`)
-			for _, n := range nodes {
-				n.monitor(t)
-			}
+			startMonitors(t, nodes)
 			waitReady(t, nodes, 4, repmgr.SynchronousOff)
 			nodes[0].Signal(syscall.SIGKILL)
 			waitPrimary(t, nodes[1:]...)

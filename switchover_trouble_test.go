@@ -30,12 +30,9 @@ func TestSwitchover_Obstacles(t *testing.T) {
 		n.Exec(t, `ALTER SYSTEM SET max_prepared_transactions = 5`)
 		n.Restart()
 	}
-	primary.Exec(t, `ALTER SYSTEM SET archive_mode = on`)
-	primary.Exec(t, `ALTER SYSTEM SET archive_command = 'true'`)
+	primary.set(t, "archive_mode = on", "archive_command = 'true'")
 	primary.Restart()
-	for _, n := range nodes {
-		n.monitor(t)
-	}
+	startMonitors(t, nodes)
 	waitReady(t, nodes, 3, repmgr.SynchronousOff)
 	awaitPlan := func(what string, right func(codes map[string]bool) bool) {
 		t.Helper()
@@ -57,20 +54,17 @@ func TestSwitchover_Obstacles(t *testing.T) {
 		make, mend func()
 	}{
 		{"target_unfit", func() {
-			target.Exec(t, `ALTER SYSTEM SET recovery_min_apply_delay = '1h'`)
-			target.Exec(t, `SELECT pg_reload_conf()`)
+			target.set(t, `recovery_min_apply_delay = '1h'`)
 		}, func() {
 			target.Exec(t, `ALTER SYSTEM RESET recovery_min_apply_delay`)
 			target.Exec(t, `SELECT pg_reload_conf()`)
 		}},
 		{"archive_fails", func() {
-			primary.Exec(t, `ALTER SYSTEM SET archive_command = 'false'`)
-			primary.Exec(t, `SELECT pg_reload_conf()`)
+			primary.set(t, `archive_command = 'false'`)
 			primary.Exec(t, `SELECT pg_logical_emit_message(false, 'x', 'x')`)
 			primary.Exec(t, `SELECT pg_switch_wal()`)
 		}, func() {
-			primary.Exec(t, `ALTER SYSTEM SET archive_command = 'true'`)
-			primary.Exec(t, `SELECT pg_reload_conf()`)
+			primary.set(t, `archive_command = 'true'`)
 		}},
 		{"prepared_transactions", func() {
 			primary.Exec(t, `BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'mine'`)
@@ -90,8 +84,7 @@ func TestSwitchover_Obstacles(t *testing.T) {
 		}},
 		{"target_paused", func() { target.Exec(t, `SELECT pg_wal_replay_pause()`) }, func() { target.Exec(t, `SELECT pg_wal_replay_resume()`) }},
 		{"target_read_only", func() {
-			target.Exec(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
-			target.Exec(t, `SELECT pg_reload_conf()`)
+			target.set(t, `default_transaction_read_only = on`)
 		}, func() {
 			target.Exec(t, `ALTER SYSTEM RESET default_transaction_read_only`)
 			target.Exec(t, `SELECT pg_reload_conf()`)
@@ -158,9 +151,7 @@ func TestSwitchover_KeepsTheLastWAL(t *testing.T) {
 	primary, target := nodes[0], nodes[1]
 	primary.set(t, "archive_mode = on", "archive_command = 'true'")
 	primary.Restart()
-	for _, n := range nodes {
-		n.monitor(t)
-	}
+	startMonitors(t, nodes)
 	waitReady(t, nodes, 3, repmgr.SynchronousOff)
 	waitStreams(t, primary, target)
 	receiver, err := strconv.Atoi(target.QueryString(t, `SELECT pid FROM pg_stat_wal_receiver`))

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
 const (
@@ -36,7 +38,7 @@ func (s *secret) read() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.of != nil && info.ModTime().Equal(s.of.ModTime()) && info.Size() == s.of.Size() && os.SameFile(info, s.of) {
+	if s.of != nil && durable.Unchanged(s.of, info) {
 		return s.value, nil
 	}
 	content, err := os.ReadFile(s.path)

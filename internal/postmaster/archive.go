@@ -97,7 +97,7 @@ func (s *Server) ReadMark() (mark os.FileInfo, why string) {
 // of a later fence stays: that fence has ended the server again.
 func (s *Server) Unmark(read os.FileInfo) error {
 	now, _ := s.ReadMark()
-	if read == nil || now == nil || !os.SameFile(read, now) || !read.ModTime().Equal(now.ModTime()) {
+	if read == nil || now == nil || !durable.Unchanged(read, now) {
 		return nil
 	}
 	if err := os.Remove(filepath.Join(s.Dir, FencedMark)); !errors.Is(err, fs.ErrNotExist) {

@@ -180,9 +180,9 @@ func (w *Work) rewind(ctx context.Context) (string, error) {
 	if restore, err := w.restoreArgs(ctx); err == nil {
 		args = append(args, restore...)
 	}
-	branch, errBranch := w.Server.Branch(*w.Fork, w.control.WALSegmentSize)
+	behind, errBehind := w.Server.SegmentsBehind(*w.Fork, w.control.WALSegmentSize)
 	before, err := w.Server.LastChange()
-	if err = errors.Join(err, errBranch); err != nil {
+	if err = errors.Join(err, errBehind); err != nil {
 		return "", failure.Of(failure.ErrRejoin, "look at the data in %s: %w", w.Server.Dir, err)
 	}
 	if err := wait.Pause(ctx, fileClockStep); err != nil { // so that its first change gets another time
@@ -205,7 +205,7 @@ func (w *Work) rewind(ctx context.Context) (string, error) {
 		return "", failure.WithHint(failure.Of(failure.ErrRejoin, "pg_rewind left %s on timeline %d, and %s is on %d: %s", w.Node, max(control.Timeline, control.MinRecoveryTimeline), w.Primary, w.Status.Timeline, shell.LastLines(out, 2)),
 			"%s", w.Again("--reclone"))
 	}
-	if err := w.Server.RemoveBranch(branch); err != nil {
+	if err := w.Server.RemoveUnchanged(behind); err != nil {
 		return "", failure.WithHint(failure.Of(failure.ErrRejoin, "remove the WAL of the timeline that %s has left: %w", w.Node, err), "%s", w.Again("--reclone"))
 	}
 	if err := w.Server.ReturnWAL(ctx, filepath.Join(w.stateDir(), "pg_wal"), w.control.WALSegmentSize); err != nil {

@@ -113,8 +113,8 @@ func (s *Server) WALEnd(c pgcontrol.ControlFile) wal.LSN {
 
 // KeepWAL saves the server's segments up to the fork in the directory to. Recovery of the
 // rewound data begins before the fork, and older releases of pg_rewind delete the segments that
-// the primary no longer has. Those of timelines that began
-// behind the fork are left out: see [Server.RemoveBranch].
+// the primary no longer has. Those of timelines that began behind the fork are left out: see
+// [Server.RemoveUnchanged].
 func (s *Server) KeepWAL(ctx context.Context, to string, fork wal.Position, segmentSize uint32) error {
 	entries, err := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
 	if err != nil {
@@ -139,8 +139,8 @@ func (s *Server) KeepWAL(ctx context.Context, to string, fork wal.Position, segm
 	return nil
 }
 
-// Branch are the server's segments of timelines that began behind the fork.
-func (s *Server) Branch(fork wal.Position, segmentSize uint32) (segments []os.FileInfo, err error) {
+// SegmentsBehind are the server's segments of timelines that began behind the fork.
+func (s *Server) SegmentsBehind(fork wal.Position, segmentSize uint32) (segments []os.FileInfo, err error) {
 	entries, err := os.ReadDir(filepath.Join(s.Dir, "pg_wal"))
 	for _, e := range entries {
 		if t, _, errName := wal.ParseSegmentName(e.Name(), segmentSize); errName == nil && t > fork.Timeline {
@@ -151,14 +151,14 @@ func (s *Server) Branch(fork wal.Position, segmentSize uint32) (segments []os.Fi
 	return segments, err
 }
 
-// RemoveBranch removes those that pg_rewind has left as they were: releases that keep the segments which
+// RemoveUnchanged removes those of them that pg_rewind has left as they were: releases that keep the segments which
 // they have read do that. The next primary may give its timeline the same number, and recovery would take
 // such a segment for one of that timeline, and never end.
-func (s *Server) RemoveBranch(segments []os.FileInfo) error {
+func (s *Server) RemoveUnchanged(segments []os.FileInfo) error {
 	for _, before := range segments {
 		path := filepath.Join(s.Dir, "pg_wal", before.Name())
 		now, err := os.Stat(path)
-		if err == nil && os.SameFile(before, now) && before.ModTime().Equal(now.ModTime()) {
+		if err == nil && durable.Unchanged(before, now) {
 			err = os.Remove(path)
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -89,12 +89,7 @@ func (k *Keeper) replaced() bool {
 		return false
 	}
 	now, err := os.Stat(k.path)
-	return err != nil || !sameFile(now, k.file)
-}
-
-// sameFile reports whether a file is the same one, and was not written since.
-func sameFile(a, b fs.FileInfo) bool {
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+	return err != nil || !durable.Unchanged(now, k.file)
 }
 
 func (k *Keeper) write(d Daemon) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -105,7 +106,7 @@ func (a *autoConf) read(ctx context.Context, d Daemon, server *registry.Server) 
 	if dir, err := d.Dir(); err == nil && d.Here() {
 		now, _ = os.Stat(filepath.Join(dir, "postgresql.auto.conf"))
 	}
-	if now != nil && a.file != nil && sameFile(now, a.file) {
+	if now != nil && a.file != nil && durable.Unchanged(now, a.file) {
 		return a.set, nil
 	}
 	*a = autoConf{}

@@ -21,7 +21,7 @@ func Keeps(self int32, peers []election.Peer, required bool) string {
 	case me.Answer == election.Refused || me.Role == election.Witness:
 		return "" // it is down
 	case me.Answer != election.Answers:
-		return fmt.Sprintf("it %s, so it is not known what it runs as", me.Answer)
+		return unknownRole(me)
 	case me.Running == election.Primary:
 		return "it is the primary"
 	case !rule.Known():
@@ -56,11 +56,15 @@ func CheckDrain(primary election.Peer, r registry.Record) error {
 		"Run repmgrd with failover = automatic on all nodes. Or hand over by this, which starts it over ssh for that time, and run this again: %s", byHand)
 }
 
+func unknownRole(me election.Peer) string {
+	return fmt.Sprintf("it %s, so it is not known what it runs as", me.Answer)
+}
+
 // AwaitRole waits until it is known what the node runs as, or that it is down, for no longer than limit.
 func AwaitRole(ctx context.Context, w *voters.Watch, self int32, limit time.Duration) (me election.Peer, err error) {
 	err = await(ctx, w, self, limit, func(peers []election.Peer) (why string) {
 		if me = voters.PeerOf(peers, self); me.Role != election.Witness && me.Answer != election.Answers && me.Answer != election.Refused {
-			why = fmt.Sprintf("it %s, so it is not known what it runs as", me.Answer)
+			why = unknownRole(me)
 		}
 		return why
 	})

@@ -306,8 +306,7 @@ func (h *Handover) startAsStandby(ctx context.Context) error {
 		return err
 	}
 	mark, _ := h.Server.ReadMark()
-	removeSlot(h.Server)
-	if err := h.Server.Start(ctx); err != nil {
+	if err := h.startServer(ctx); err != nil {
 		return err
 	}
 	_ = h.Server.Unmark(mark) // a mark that stays makes it a standby once more
@@ -389,8 +388,7 @@ func (h *Handover) goOn(ctx context.Context, why error) error {
 	if may, err := h.MayRun(ctx); err != nil || !may {
 		return h.giveUp(ctx, errors.Join(why, err))
 	}
-	removeSlot(h.Server)
-	if err := h.Server.Start(ctx); err != nil {
+	if err := h.startServer(ctx); err != nil {
 		return errors.Join(why, fmt.Errorf("start it again as the primary: %w", err))
 	}
 	h.resume() // its lease counts again
@@ -404,8 +402,7 @@ func (h *Handover) restart(ctx context.Context) bool {
 	ctx = context.WithoutCancel(ctx)
 	may, err := h.MayRun(ctx)
 	if err == nil && may {
-		removeSlot(h.Server)
-		err = h.Server.Start(ctx)
+		err = h.startServer(ctx)
 	}
 	if err != nil || !may {
 		h.Log.Error("the primary was restarted, and does not start: another node is elected", "err", errors.Join(err, h.Server.Fence(ctx)))

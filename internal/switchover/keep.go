@@ -37,9 +37,15 @@ func (h *Handover) dropSlot(ctx context.Context, n *registry.Server) {
 	}
 }
 
+// startServer starts the server without that slot: it may have room for one slot less than before, and
+// would not start then.
+func (h *Handover) startServer(ctx context.Context) error {
+	removeSlot(h.Server)
+	return h.Server.Start(ctx)
+}
+
 // removeSlot removes it from a server that is down, as PostgreSQL does: what has the new name is
-// removed at the next start, too. It is done before the server is started, which may have room for one
-// slot less than before, and would not start then.
+// removed at the next start, too.
 func removeSlot(srv *postmaster.Server) {
 	dir := filepath.Join(srv.Dir, "pg_replslot")
 	gone := filepath.Join(dir, registry.HandoverSlot+".tmp")
