@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -59,11 +60,13 @@ func TestExplain_ForetellsTheFailover(t *testing.T) {
 	_, err = nodes[0].Explain(t.Context(), repmgr.ExplainOptions{Lost: 9})
 	require.ErrorIs(t, err, repmgr.ErrNotRegistered)
 
-	not, err := nodes[0].WhyNot(t.Context(), 3)
-	require.NoError(t, err)
-	require.False(t, not.IsPrimary || not.WouldWin)
-	require.Equal(t, "node1 is the primary of term 1 (primary answers).", not.Reasons[0])
-	require.Contains(t, not.Reasons[1], "node2 would go before it: node3 has ")
+	pgtest.WaitFor(t, "node3 to have no more than node2", func(ctx context.Context) error { // a record may reach it first
+		not, err := nodes[0].WhyNot(ctx, 3)
+		if err == nil && (not.IsPrimary || not.WouldWin || not.Reasons[0] != "node1 is the primary of term 1 (primary answers)." || !strings.Contains(not.Reasons[1], "node2 would go before it: node3 has ")) {
+			err = fmt.Errorf("it says %q", not.Reasons)
+		}
+		return err
+	})
 
 	nodes[0].Signal(syscall.SIGKILL)
 	winner := waitPrimary(t, nodes[1:]...)

@@ -1,8 +1,10 @@
 package postgres
 
 import (
+	"fmt"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 )
 
@@ -12,4 +14,10 @@ func TestLeaksAtStart(t *testing.T) {
 		fixed, leaks := LeaksAtStart(version)
 		require.Equal(t, want, leaks, "%d: %s", version, fixed)
 	}
+}
+
+// A session whose server ended while it answered is lost; nothing is said about what listens there.
+func TestClassify_ConnClosed(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, ReachBroken, Classify(fmt.Errorf("query: %w", pgconn.ErrConnClosed)))
 }
