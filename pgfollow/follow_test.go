@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
@@ -192,7 +193,9 @@ func TestFollower_FrozenPrimary(t *testing.T) {
 		done <- err
 	}()
 	promote(t, s[1])
-	require.ErrorContains(t, within(t, done), "there is another primary")
+	lost := within(t, done)
+	require.Error(t, lost)
+	require.False(t, pgconn.SafeToRetry(lost), "it was sent")
 	require.Equal(t, s[1].Port, port(t, t.Context(), pool))
 	s[0].Thaw()
 	require.Equal(t, s[1].Port, port(t, t.Context(), pool))
@@ -226,7 +229,7 @@ func TestFollower_Hold(t *testing.T) {
 		pgtest.WaitFor(t, "the error", func(ctx context.Context) error {
 			_, err := poolOf(t, impatient).Exec(ctx, `SELECT 1`)
 			var none *pgfollow.NoPrimaryError
-			if !errors.As(err, &none) || !strings.Contains(err.Error(), "connection refused") {
+			if !errors.As(err, &none) || !strings.Contains(err.Error(), "connection refused") || strings.Contains(err.Error(), "not asked yet") {
 				return fmt.Errorf("it says: %w", err)
 			}
 			require.NoError(t, none.Unwrap(), "the caller would have waited")
@@ -374,32 +377,46 @@ func TestRetry(t *testing.T) {
 		return err
 	}), pgfollow.ErrNotCommitted)
 
-	// The commit waits for a standby that does not exist when the server ends.
+	// Both commits wait for a standby that does not exist when the server ends, and are repeated by nobody.
 	s[0].Exec(t, `ALTER SYSTEM SET synchronous_standby_names = 'nobody'`)
 	s[0].Exec(t, `SELECT pg_reload_conf()`)
-	done := make(chan error, 1)
-	go func() {
-		for { // until the setting is in force
-			err := pgfollow.Retry(t.Context(), pool, func(tx pgx.Tx) error {
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close()
+	retried, plain := make(chan error, 1), make(chan error, 1)
+	for done, insert := range map[chan error]func() error{
+		retried: func() error {
+			return pgfollow.Retry(t.Context(), pool, func(tx pgx.Tx) error {
 				_, err := tx.Exec(t.Context(), `INSERT INTO rows VALUES (3)`)
 				return err
 			})
-			if err != nil {
-				done <- err
-				return
+		},
+		plain: func() error {
+			_, err := db.ExecContext(t.Context(), `INSERT INTO rows VALUES (4)`)
+			return err
+		},
+	} {
+		go func() {
+			var err error
+			for err == nil { // until the setting is in force
+				err = insert()
 			}
-		}
-	}()
-	pgtest.WaitFor(t, "the commit to wait", func(context.Context) error {
-		if n := s[0].QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`); n != "1" {
+			done <- err
+		}()
+	}
+	pgtest.WaitFor(t, "the commits to wait", func(context.Context) error {
+		if n := s[0].QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`); n != "2" {
 			return fmt.Errorf("%s wait", n)
 		}
 		return nil
 	})
+	before := s[0].QueryString(t, `SELECT count(*) FROM rows WHERE id > 2`)
 	s[0].Stop("fast")
 	var unknown *pgfollow.CommitUnknownError
-	require.ErrorAs(t, within(t, done), &unknown)
+	require.ErrorAs(t, within(t, retried), &unknown)
 	require.NotZero(t, unknown.Xid)
+	require.Error(t, within(t, plain))
+	s[0].StartAgain()
+	require.Equal(t, before+" and 2", s[0].QueryString(t, `SELECT count(*) - 2 || ' and 2' FROM rows WHERE id > 2`))
 }
 
 func TestNew_Refuses(t *testing.T) {

@@ -86,7 +86,7 @@ func once(ctx context.Context, pool *pgxpool.Pool, f func(pgx.Tx) error) (again 
 	switch {
 	case err == nil, errors.Is(err, pgx.ErrTxCommitRollback):
 		return false, err
-	case pgconn.SafeToRetry(err): // nothing was sent
+	case pgconn.SafeToRetry(err): // nothing was sent; before pgx 5.13 a lost answer passed for that, too
 		return true, fmt.Errorf("%w: %w", ErrNotCommitted, err)
 	case errors.As(err, &answer) && answer.SeverityUnlocalized == "ERROR" && !ended(answer): // a deferred constraint, for example
 		return false, err
