@@ -50,7 +50,7 @@ func Judge(r *Node, recs []registry.Record) {
 	slots := map[string]registry.Slot{}
 	for _, s := range r.Status.Slots {
 		slots[s.Name] = s
-		if s.Physical && !s.Active && !s.Temporary {
+		if s.Physical && !s.Active && !s.Temporary && s.Name != registry.HandoverSlot { // which is there for a moment; doctor names one that stayed
 			r.InactiveSlots = append(r.InactiveSlots, s.Name)
 		}
 	}
