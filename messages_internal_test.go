@@ -67,12 +67,6 @@ func TestPauseResult_Warn(t *testing.T) {
 			require.Contains(t, res.Warning, test.want)
 		}
 	}
-	for quorum, want := range map[bool]string{true: "its commits wait", false: "synchronous_mode=off"} {
-		var found report.Findings
-		ServiceNode{Monitor: &Announcement{Mode: FailoverAutomatic, CanFence: new(false), Unable: "why"}}.findings(true, quorum, &found)
-		require.Contains(t, found[0].Text, want)
-		require.Equal(t, !quorum, found[0].Text != "" && bytes.Contains([]byte(found[0].Text), []byte("synchronous_mode=off")))
-	}
 }
 
 func TestBringsBack(t *testing.T) {

@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/pgrepmgr/repmgr/ballot"
@@ -124,38 +122,11 @@ func (c *Cluster) withNode(ctx context.Context, p probe, f func(*registry.Server
 	return f(n)
 }
 
-// ServiceStatus is every registered node with what its Monitor says, and the
-// rule that is in force.
-type ServiceStatus struct {
-	Nodes    []ServiceNode  `json:"nodes"`
-	Rule     *election.Rule `json:"rule"`     // the newest that any node has; nil: none was ever written
-	Issues   []string       `json:"issues"`   // empty: all is well
-	Findings []Finding      `json:"findings"` // the issues, each with a code that stays the same
-
-	Durability Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
-}
-
-// OnePrimary reports whether exactly one node is the primary. One that lives and rejects the login is; one that was deposed is not.
-func (s ServiceStatus) OnePrimary() bool {
-	return !report.Findings(s.Findings).Has(FindingNoPrimary, FindingTwoPrimaries, FindingDeposed)
-}
+// ServiceStatus is every registered node with what its Monitor says, and the rule that is in force.
+type ServiceStatus = report.ServiceStatus
 
 // ServiceNode is a registered node with what was seen of its Monitor.
-type ServiceNode struct {
-	NodeView
-	Foreign   *ForeignDaemon `json:"repmgr5_daemon"`      // a daemon of repmgr 5 that runs there; nil: none does
-	Monitored *bool          `json:"monitored"`           // whether a Monitor runs there; nil: not known
-	Monitor   *Announcement  `json:"monitor"`             // what it says; nil: none runs, or not known
-	Paused    *bool          `json:"paused"`              // nil: not known
-	Ballot    *ballot.Ballot `json:"ballot"`              // the vote in its server, which may be another node's that a clone brought; nil: none, or not known
-	Rule      *election.Rule `json:"rule"`                // the newest that it has; nil: none, or not known
-	NoPledge  string         `json:"no_pledge,omitempty"` // why it could not pledge itself in an election; empty: it could, or not known
-
-	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
-
-	pauseSeq      int64
-	secondDaemons []int32 // the process IDs of further Monitors of this node
-}
+type ServiceNode = report.ServiceNode
 
 // ServiceStatus asks all registered nodes at once for what runs there. It takes no longer than
 // [Cluster.Status]. Each node's answers are read at once and not after a slower node's, because
@@ -178,19 +149,19 @@ func (c *Cluster) serviceStatus(ctx context.Context, ask ...followUp) (ServiceSt
 	}
 	var word ServiceNode // the node with the newest pause or unpause
 	for _, n := range st.Nodes {
-		if n.pauseSeq > word.pauseSeq {
+		if n.PauseSeq > word.PauseSeq {
 			word = n
 		}
 	}
 	for i, n := range st.Nodes {
-		if n.Paused != nil && n.pauseSeq < word.pauseSeq {
+		if n.Paused != nil && n.PauseSeq < word.PauseSeq {
 			st.Nodes[i].Paused = word.Paused
 		}
 		if n.Rule != nil && (st.Rule == nil || n.Rule.Compare(*st.Rule) > 0) {
 			st.Rule = n.Rule
 		}
 	}
-	found := st.serviceFindings(c.cfg.Failover == FailoverAutomatic)
+	found := st.Find(c.cfg.Failover == FailoverAutomatic)
 	st.Issues, st.Findings = append(st.Issues, found.Texts()...), append(st.Findings, found...)
 	return st, probes, nil
 }
@@ -244,7 +215,7 @@ func readService(ctx context.Context, n *registry.Server, r Record, s *ServiceNo
 	}
 	var says string
 	var rule *string
-	if err := n.Conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.secondDaemons, &rule); err != nil {
+	if err := n.Conn.QueryRow(ctx, fmt.Sprintf(serviceSQL, from)).Scan(&says, &s.SecondDaemons, &rule); err != nil {
 		return n.QueryError("read the monitor", err)
 	}
 	all, err := registry.ParseAnnouncements(says)
@@ -282,137 +253,11 @@ func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode)
 		return nil
 	}
 	paused, seq := registry.ParsePaused(set[registry.PausedSetting], id)
-	s.Paused, s.pauseSeq = &paused, seq
+	s.Paused, s.PauseSeq = &paused, seq
 	if b.Term > 0 {
 		s.Ballot = &b
 	}
 	return nil
-}
-
-// serviceFindings are what keeps the cluster from failing over by itself. automatic reports
-// whether our own configuration asks for failover. Where it does not, a node without a daemon
-// lacks nothing but its lag samples, which the table shows.
-func (s ServiceStatus) serviceFindings(automatic bool) (found report.Findings) {
-	names := map[FailoverMode][]string{}
-	var paused, foreign []string
-	var recs []Record
-	for _, n := range s.Nodes {
-		recs = append(recs, n.Record)
-	}
-	for _, r := range recs {
-		if problem := registry.NameProblem(r, recs); problem != "" {
-			found.Add(FindingName, r.ID, "%s", problem)
-		}
-	}
-	for _, n := range s.Nodes {
-		if n.Paused != nil && *n.Paused {
-			paused = append(paused, n.Name)
-		}
-		if n.Foreign != nil {
-			foreign = append(foreign, n.Name)
-		}
-		if n.Monitor != nil {
-			names[n.Monitor.Mode] = append(names[n.Monitor.Mode], n.Name)
-		}
-	}
-	manual, auto := names[FailoverManual], names[FailoverAutomatic]
-	automatic = automatic || len(auto) > 0
-	for _, n := range s.Nodes {
-		n.findings(automatic, s.Rule != nil && s.Rule.Quorum, &found)
-		if automatic && n.Monitored != nil && n.Monitor == nil && n.Foreign == nil {
-			found.Add(FindingDaemonMissing, n.ID, "repmgrd is not running on %s", n.Record)
-		}
-	}
-	if len(paused) > 0 && automatic {
-		found.Add(FindingPaused, 0, "failover is paused on %s; to end that: repmgr service unpause", strings.Join(paused, ", "))
-	}
-	if len(manual) > 0 && len(auto) > 0 {
-		found.Add(FindingMixedFailover, 0, "failover is automatic on %s, manual on %s", strings.Join(auto, ", "), strings.Join(manual, ", "))
-	}
-	if len(foreign) > 0 && len(manual)+len(auto) > 0 {
-		found.Add(FindingForeignDaemon, 0, "a repmgrd of repmgr 5 runs on %s, ours on %s: ours only watch, until those are stopped", strings.Join(foreign, ", "), strings.Join(append(manual, auto...), ", "))
-	}
-	if issue := s.voteIssue(); issue != "" && automatic {
-		found.Add(FindingCanNotFailOver, 0, "%s", issue)
-	}
-	return found
-}
-
-// findings are what is wrong with one node's part in a failover. Where there is no automatic
-// failover, it does not matter that this login may not read votes.
-func (n ServiceNode) findings(automatic, quorum bool, found *report.Findings) {
-	if n.ServiceError != "" && (automatic || n.Monitored == nil) {
-		found.Add(FindingDaemonUnknown, n.ID, "what runs on %s is not all known: %s", n.Record, n.ServiceError)
-	}
-	if n.NoPledge != "" && automatic {
-		found.Add(FindingNoPledge, n.ID, "%s could not pledge itself in an election: %s", n.Record, n.NoPledge)
-	}
-	if len(n.secondDaemons) > 0 {
-		found.Add(FindingSecondDaemon, n.ID, "%s has more than one repmgrd: stop those with PID %s, which change nothing while another one runs", n.Record, strings.Trim(fmt.Sprint(n.secondDaemons), "[]"))
-	}
-	m := n.Monitor
-	if m == nil {
-		return
-	}
-	if m.Mode == FailoverAutomatic && n.Role != RoleWitness {
-		switch {
-		case m.CanFence == nil:
-			found.Add(FindingCanNotFence, n.ID, "repmgrd on %s has not shown that it can stop its server: it has just started, or is of an older version", n.Record)
-		case !*m.CanFence && quorum:
-			found.Add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server: as a primary that is cut off it would go on answering, though its commits wait: %s", n.Record, m.Unable)
-		case !*m.CanFence:
-			found.Add(FindingCanNotFence, n.ID, "repmgrd on %s can not stop its server, so with synchronous_mode=off nobody is promoted in its place unless it is known to be dead: %s", n.Record, m.Unable)
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(m.NoStream)) {
-		found.Add(FindingNoStream, n.ID, "%s could not stream from the node with ID %s, if that were the primary: %s", n.Record, id, m.NoStream[id])
-	}
-	if text := m.Lease(); text != "" {
-		found.Add(FindingLeaseRunsOut, n.ID, "%s %s", n.Record, text)
-	}
-	if m.Error != "" {
-		found.Add(FindingDaemonTrouble, n.ID, "repmgrd on %s: %s", n.Record, m.Error)
-	}
-	if m.Rejected != "" {
-		found.Add(FindingDaemonTrouble, n.ID, "repmgrd on %s has rejected the configuration in its file, goes on with the former one, and would not start anew; mend the file, and send it HUP: %s", n.Record, m.Rejected)
-	}
-	if m.Age > registry.PresenceSilent.Seconds() {
-		found.Add(FindingDaemonSilent, n.ID, "repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)
-	}
-}
-
-// voteIssue is the reason why the loss of the primary could not lead to a failover.
-func (s ServiceStatus) voteIssue() string {
-	var rule election.Rule
-	if s.Rule != nil {
-		rule = *s.Rule
-	}
-	var others, answering []int32
-	candidates := 0
-	if slices.Contains(rule.Voters, election.Arbiter) {
-		others, answering = append(others, election.Arbiter), append(answering, election.Arbiter)
-	}
-	for _, n := range s.Nodes {
-		if s.Rule == nil {
-			rule.Voters = append(rule.Voters, int32(n.ID))
-			if n.Role == RolePrimary && n.Active {
-				rule.Primary = int32(n.ID)
-			}
-		}
-	}
-	for _, n := range s.Nodes {
-		if int32(n.ID) == rule.Primary {
-			continue
-		}
-		others = append(others, int32(n.ID))
-		if n.Reach == postgres.ReachOK {
-			answering = append(answering, int32(n.ID))
-		}
-		if n.Role != RoleWitness {
-			candidates++
-		}
-	}
-	return report.VoteIssue(rule, others, answering, candidates)
 }
 
 // durability is the configured durability, where any commit is synchronous.
@@ -421,19 +266,6 @@ func (c *Cluster) durability() Durability {
 		return ""
 	}
 	return c.cfg.Durability
-}
-
-// RuleText is the rule in one line, such as "term 3: primary node2; votes 3;
-// commits wait for 1 of node1, node3". Empty: there is no rule.
-func (s ServiceStatus) RuleText() string {
-	if s.Rule == nil {
-		return ""
-	}
-	names := map[int32]string{}
-	for _, n := range s.Nodes {
-		names[int32(n.ID)] = n.Name
-	}
-	return report.RuleText(*s.Rule, string(s.Durability), names)
 }
 
 // ForeignDaemon is a repmgrd of repmgr 5, the version written in C, as its extension shows it

@@ -365,8 +365,8 @@ func (w *world) operate(f fault, h *host, undo func(time.Duration, func())) {
 				undo(f.d, s.start)
 			}
 		}
-	case "switchover":
-		w.askHandover(f.b)
+	case "switchover", "restart":
+		w.askHandover(f.b, f.kind == "restart")
 	case "sync on":
 		w.mixed = w.mixed || !w.policy.Quorum
 		w.policy.Quorum = true // what was acknowledged before is not covered: to the judge it stays off

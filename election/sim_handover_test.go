@@ -11,28 +11,41 @@ import (
 
 const shutdownLimit = 2 * time.Second // of a handover
 
-// plotHandover adds a switchover to some clusters, and alone to a few. It has dice of its own, so that the other
-// clusters stay what they were.
+// plotHandover adds a switchover, or a restart of the primary in its place, to some clusters, and alone to a few;
+// and after it another one, which may come in the same term. It has dice of its own, so that the other clusters
+// stay what they were.
 func (w *world) plotHandover() {
-	if w.seed%5 != 2 || w.name == "harmless" {
+	kind, ok := map[uint64]string{2: "switchover", 3: "restart"}[w.seed%5]
+	if !ok || w.name == "harmless" {
 		return
 	}
 	dice := rand.New(rand.NewPCG(w.seed, 11))
 	somebody := func() int32 { return w.hosts[dice.IntN(len(w.hosts))].id }
-	if dice.IntN(4) == 0 {
-		w.plan, w.name = nil, "switchover"
+	alone := dice.IntN(4) == 0
+	if alone {
+		w.plan, w.name = nil, kind
 	}
-	w.plan = append(w.plan, fault{kind: "switchover", at: 2*time.Second + time.Duration(dice.IntN(7000))*time.Millisecond, a: 1, b: somebody()})
-	if w.name != "switchover" && dice.IntN(2) == 0 {
+	first := fault{kind: kind, at: 2*time.Second + time.Duration(dice.IntN(7000))*time.Millisecond, a: 1, b: somebody()}
+	w.plan = append(w.plan, first)
+	if !alone && dice.IntN(2) == 0 {
 		w.plan = append(w.plan, fault{
 			kind: stepFault[dice.IntN(len(stepFault))], step: []string{"noticed", "stopped", "received"}[dice.IntN(3)], a: int32(dice.IntN(4)),
 			d: time.Duration(200+dice.IntN(6000)) * time.Millisecond,
 		})
 	}
+	if dice.IntN(2) == 0 {
+		first.at += time.Duration(300+dice.IntN(5000)) * time.Millisecond
+		first.kind, first.b = []string{"switchover", "restart"}[dice.IntN(2)], somebody()
+		if alone { // it is to be known what came of it
+			first.kind = kind
+		}
+		w.plan = append(w.plan, first)
+	}
 }
 
-// askHandover is an operator who asks the primary to hand over to a node, or to another one where that can not be.
-func (w *world) askHandover(to int32) {
+// askHandover is an operator who asks the primary to hand over to a node, or to another one where that can not be; or
+// to restart in its place, so that the node is elected only where that does not work.
+func (w *world) askHandover(to int32, restart bool) {
 	for _, o := range w.hosts {
 		s := o.s
 		if !s.up || !s.primary() || s.starting || s.closing || s.hung(w.now) || s.rogue || s.handover.ID != "" && s.handover.Term == s.rule().Term {
@@ -46,9 +59,10 @@ func (w *world) askHandover(to int32) {
 			to = w.hosts[i].id
 		}
 		w.seq++
+		w.asked++
 		now := w.clock(o)
-		s.handover = election.Handover{ID: fmt.Sprint(w.seq), Term: s.rule().Term, Target: to, Start: now, Until: now.Add(10 * time.Second), Limit: shutdownLimit}
-		w.logf("node %d is asked to hand over to node %d", o.id, to)
+		s.handover = election.Handover{ID: fmt.Sprint(w.seq), Term: s.rule().Term, Target: to, Start: now, Until: now.Add(10 * time.Second), Limit: shutdownLimit, Restart: restart}
+		w.logf("node %d is asked to hand over to node %d, restart %v", o.id, to, restart)
 		return
 	}
 }
@@ -89,10 +103,10 @@ func (m *monitor) handOver() {
 	target := m.view[h.Target]
 	switch {
 	case h.LeftBehind(r):
-		m.forget(func() { m.did(election.HandOver, "left behind") })
+		m.forget(h.ID, func() { m.did(election.HandOver, "left behind") })
 		return
 	case target == nil, target.Answer != election.Answers, !target.Receiving, m.p.Fit(r, *target) != "":
-		m.forget(func() { m.did(election.HandOver, "the target is not fit") })
+		m.forget(h.ID, func() { m.did(election.HandOver, "the target is not fit") })
 		return
 	}
 	began := m.w.now
@@ -100,14 +114,14 @@ func (m *monitor) handOver() {
 	told := false
 	m.note(s, h, func(ok bool) {
 		if !ok {
-			m.forget(func() { m.did(election.HandOver, "its own server does not answer") })
+			m.forget(h.ID, func() { m.did(election.HandOver, "its own server does not answer") })
 			return
 		}
 		each(m.others(), func(id int32, done func()) {
 			m.note(m.w.host(id).s, h, func(ok bool) { told = told || ok && id == h.Target; done() })
 		}, func() {
 			if !told || m.w.now-began > m.p.Silence {
-				m.forget(func() { m.did(election.HandOver, "the target was not told in time") })
+				m.forget(h.ID, func() { m.did(election.HandOver, "the target was not told in time") })
 				return
 			}
 			m.at("noticed", h, func() { m.stop(h) })
@@ -132,10 +146,18 @@ func (m *monitor) note(s *server, h election.Handover, done func(ok bool)) {
 	}, func(a election.Answer) { done(a == election.Answers) })
 }
 
-// forget removes the request and the notices.
-func (m *monitor) forget(then func()) {
-	each(append(m.others(), m.h.id), func(id int32, done func()) {
-		m.note(m.w.host(id).s, election.Handover{}, func(bool) { done() })
+// forget removes the request, and its notices: those of a later one stay.
+func (m *monitor) forget(id string, then func()) {
+	each(append(m.others(), m.h.id), func(of int32, done func()) {
+		s := m.w.host(of).s
+		m.w.rpc(&m.proc, m.h, s, m.p.Silence, func(ret func()) {
+			m.w.after(&s.proc, s.fsync(), func() {
+				if of == m.h.id || s.handover.ID == id {
+					s.handover = election.Handover{}
+				}
+				ret()
+			})
+		}, func(election.Answer) { done() })
 	}, then)
 }
 
@@ -148,9 +170,9 @@ func (m *monitor) stop(h election.Handover) {
 	wait = func() {
 		switch {
 		case !s.up && len(s.wal) > 0 && s.wal[len(s.wal)-1].stop:
-			m.at("stopped", h, func() { m.receive(h, m.w.now+m.p.Silence) })
+			m.at("stopped", h, func() { m.afterStop(h) })
 		case !s.up, m.w.now > late:
-			m.goOn("the server did not end in order")
+			m.goOn(h, "the server did not end in order")
 		default:
 			m.w.sleep(m.h, &m.proc, 20*time.Millisecond, wait)
 		}
@@ -165,7 +187,7 @@ func (m *monitor) receive(h election.Handover, late time.Duration) {
 		case m.view[h.Target].ShutDown && m.view[m.h.id].Answer == election.Refused:
 			m.at("received", h, func() { m.electTarget(h) })
 		case m.w.now > late:
-			m.goOn("the target lacks the shutdown")
+			m.goOn(h, "the target lacks the shutdown")
 		default:
 			m.w.sleep(m.h, &m.proc, 25*time.Millisecond, func() { m.receive(h, late) })
 		}
@@ -180,9 +202,9 @@ func (m *monitor) electTarget(h election.Handover) {
 		m.hold(p, false, func(pledged bool, why string) {
 			switch {
 			case why == "":
-				m.forget(func() { m.handedOver("") })
+				m.forget(h.ID, func() { m.handedOver("") })
 			case !pledged && !m.h.s.up:
-				m.goOn(why)
+				m.goOn(h, why)
 			default:
 				m.handedOver(why)
 			}
@@ -230,10 +252,48 @@ func (m *monitor) handedOver(why string) {
 	m.did(election.HandOver, why)
 }
 
+// afterStop starts a server again that was only to be restarted. Where it may not run, or does not start, the target is elected.
+func (m *monitor) afterStop(h election.Handover) {
+	receive := func() { m.receive(h, m.w.now+m.p.Silence) }
+	if !h.Restart {
+		receive()
+		return
+	}
+	m.mayRun(func(may bool) {
+		if !may || m.w.rng.IntN(8) == 0 {
+			receive()
+			return
+		}
+		m.runAgain(h, func() { m.w.restarts++; m.did(election.HandOver, "") })
+	})
+}
+
 // goOn starts the server again as the primary, if nobody else can have been elected.
-func (m *monitor) goOn(why string) {
+func (m *monitor) goOn(h election.Handover, why string) {
+	m.h.s.crash() // a shutdown that hangs can not be taken back
+	m.mayRun(func(may bool) {
+		if !may {
+			m.handedOver(why)
+			return
+		}
+		m.runAgain(h, func() { m.did(election.HandOver, why) })
+	})
+}
+
+// runAgain starts the server as the primary. Its lease counts again.
+func (m *monitor) runAgain(h election.Handover, then func()) {
+	m.h.s.start()
+	m.w.sleep(m.h, &m.proc, 250*time.Millisecond, func() {
+		m.forget(h.ID, func() {
+			m.handing = m.w.bug == "no lease after a handover"
+			then()
+		})
+	})
+}
+
+// mayRun says whether the server, which is down, may be started as the primary: nobody else can have been elected.
+func (m *monitor) mayRun(then func(may bool)) {
 	s := m.h.s
-	s.crash() // a shutdown that hangs can not be taken back
 	var ids []int32
 	for _, h := range m.w.hosts {
 		if h != m.h {
@@ -251,17 +311,7 @@ func (m *monitor) goOn(why string) {
 		for _, id := range ids {
 			views = append(views, *m.view[id])
 		}
-		if m.p.Screen(m.now(), own, known, m.w.voters(), views) != election.ScreenedClear || s.up {
-			m.handedOver(why)
-			return
-		}
-		s.start()
-		m.w.sleep(m.h, &m.proc, 250*time.Millisecond, func() {
-			m.forget(func() {
-				m.handing = m.w.bug == "no lease after a handover"
-				m.did(election.HandOver, why)
-			})
-		})
+		then(m.w.bug == "restarts without a look" || m.p.Screen(m.now(), own, known, m.w.voters(), views) == election.ScreenedClear && !s.up)
 	})
 }
 

@@ -54,6 +54,7 @@ var planted = map[string]string{
 
 	"a handover is forgotten":   "nobody serves",
 	"no lease after a handover": "nobody serves", // but the one that is cut off
+	"restarts without a look":   "both accepted writes",
 }
 
 const forGood = time.Hour
@@ -127,6 +128,10 @@ var stages = map[string]stage{
 	// The target stands still during the shutdown, so that the primary goes on; then it is cut off.
 	"no lease after a handover": {nodes: 3, served: another, plan: []fault{
 		{kind: "switchover", at: 2 * time.Second, a: 1, b: 2}, {kind: "hang", step: "noticed", a: 0, d: 4 * time.Second}, {kind: "isolate", at: 7 * time.Second, a: 1, d: forGood},
+	}},
+	// The host of the primary stands still while its server is down, and another node is elected.
+	"restarts without a look": {nodes: 3, served: another, strict: 500 * time.Millisecond, plan: []fault{
+		{kind: "restart", at: 3 * time.Second, a: 1, b: 2}, {kind: "host hang", step: "stopped", a: 1, d: 12 * time.Second},
 	}},
 	// The host of the primary stands still, and its network is not back when it wakes up.
 	"monotonic lease": {nodes: 3, served: another, strict: 1200 * time.Millisecond, plan: []fault{

@@ -55,8 +55,8 @@ func (w *world) run() []string {
 			well = w.now
 		case w.now-well > 1500*time.Millisecond:
 			w.judge.close(one)
-			if w.name == "switchover" && w.judge.lost > 0 {
-				w.judge.break_("a switchover has lost %d commits", w.judge.lost)
+			if (w.name == "switchover" || w.name == "restart") && w.judge.lost > 0 {
+				w.judge.break_("a %s has lost %d commits", w.name, w.judge.lost)
 			}
 			if w.name == "harmless" && w.judge.failover > 0 {
 				w.judge.break_("a failover although only a standby or a minority was hurt")
@@ -110,7 +110,8 @@ func TestSim(t *testing.T) {
 		return
 	}
 	var mu sync.Mutex
-	var failovers, apart, lost, acks, bad, asked, handed int
+	var failovers, apart, lost, acks, bad int
+	asked, done := map[string]int{}, map[string]int{}
 	first := count("SIM_FROM", 1)
 	seeds := count("SIM_SEEDS", 1500)
 	each := func(from uint64) {
@@ -120,8 +121,9 @@ func TestSim(t *testing.T) {
 			broken := w.run()
 			mu.Lock()
 			failovers, apart, lost, acks = failovers+w.judge.failover, apart+w.judge.apart, lost+w.judge.lost, acks+len(w.judge.acks)
-			if w.name == "switchover" {
-				asked, handed = asked+1, handed+w.judge.failover
+			if w.name == "switchover" || w.name == "restart" {
+				asked[w.name] += w.asked
+				done[w.name] += map[string]int{"switchover": w.judge.failover, "restart": w.restarts}[w.name]
 			}
 			if len(broken) > 0 {
 				if bad++; bad <= 10 {
@@ -135,8 +137,11 @@ func TestSim(t *testing.T) {
 	wg.Go(func() { each(first) })
 	wg.Go(func() { each(first + 1) })
 	wg.Wait()
-	if handed*3 < asked*2 {
-		t.Errorf("of %d switchovers beside which nothing went wrong %d were done", asked, handed)
+	for what, all := range asked {
+		t.Logf("of %d times %s beside which nothing went wrong %d were done", all, what, done[what])
+		if done[what]*3 < all*2 {
+			t.Errorf("%s: too few were done", what)
+		}
 	}
 	t.Logf("%d clusters: %d failovers, %d commits acknowledged, %d lost (synchronous_mode=off), %d times two servers accepted writes while one was stopped or back by itself, %d broken", seeds, failovers, acks, lost, apart, bad)
 }

@@ -80,6 +80,8 @@ type world struct {
 	healed   time.Duration      // when all faults were over; 0: not yet
 	plan     []fault
 	points   map[string][]func(c *election1)
+	asked    int // requests to hand over, or to restart the primary in its place, that were written
+	restarts int // that were done
 	tracing  bool
 	trace    strings.Builder
 	judge    judge

@@ -7,9 +7,9 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// RuleText is a rule in one line. durability is the configured one; names are those of the
+// ruleText is a rule in one line. durability is the configured one; names are those of the
 // registered nodes.
-func RuleText(r election.Rule, durability string, names map[int32]string) string {
+func ruleText(r election.Rule, durability string, names map[int32]string) string {
 	name := func(id int32) string {
 		if n, ok := names[id]; ok {
 			return n
@@ -36,10 +36,10 @@ func RuleText(r election.Rule, durability string, names map[int32]string) string
 	return text + fmt.Sprintf("; commits wait for %d of %s%s", r.Acks, strings.Join(sync, ", "), durability)
 }
 
-// VoteIssue is the reason why the loss of the primary could not lead to a failover; empty: it
+// voteIssue is the reason why the loss of the primary could not lead to a failover; empty: it
 // could. others are the voters beside the primary, answering those of them that answer,
 // candidates the number of standbys.
-func VoteIssue(r election.Rule, others, answering []int32, candidates int) string {
+func voteIssue(r election.Rule, others, answering []int32, candidates int) string {
 	have, all := r.Votes(answering)
 	switch {
 	case candidates == 0:

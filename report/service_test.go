@@ -1,0 +1,52 @@
+package report_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/report"
+)
+
+// A lease that runs out, or is over while the server runs, is a finding; one that is
+// renewed all the time is none, however old what was said of it is.
+func TestServiceNode_Lease(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		left, age float64
+		runsOut   bool
+		want      bool
+	}{
+		{2.4, 0.3, false, false},
+		{2.0, 1.9, false, false},
+		{1.6, 7, false, false},
+		{1.2, 0.3, true, true},
+		{-0.5, 2, true, true},
+		{-0.3, 0.3, true, true},
+		{0, 3, false, true}, // of a former version
+	} {
+		yes := true
+		n := report.ServiceNode{NodeView: report.NodeView{Record: registry.Record{ID: 7, Name: "node7", Role: registry.RolePrimary}}, Monitor: &registry.Announcement{PID: 4711, Mode: registry.FailoverAutomatic, LeaseLeft: &test.left, Age: test.age, RunsOut: test.runsOut, CanFence: &yes}}
+		found := report.ServiceStatus{Nodes: []report.ServiceNode{n}}.Find(true)
+		if found.Has(report.LeaseRunsOut) != test.want || len(found) > 2 || !found.Has(report.CanNotFailOver) { // there is no standby
+			t.Errorf("%+v: found %v", test, found)
+		}
+	}
+}
+
+// A daemon that can not stop its server is said to be one, with what that means in each mode.
+func TestServiceStatus_Find(t *testing.T) {
+	t.Parallel()
+	for quorum, want := range map[bool]string{true: "its commits wait", false: "synchronous_mode=off"} {
+		found := report.ServiceStatus{Rule: &election.Rule{Quorum: quorum}, Nodes: []report.ServiceNode{
+			{Monitor: &registry.Announcement{Mode: registry.FailoverAutomatic, CanFence: new(false), Unable: "why"}},
+		}}.Find(true)
+		i := slices.IndexFunc(found, func(f report.Finding) bool { return f.Code == report.CanNotFence })
+		require.Contains(t, found[i].Text, want)
+		require.Equal(t, !quorum, strings.Contains(found[i].Text, "synchronous_mode=off"))
+	}
+}
