@@ -141,9 +141,10 @@ func writeNode(e *exposition, v health.View) {
 	}
 	e.gauge("repmgr_server_version_num", "The version of PostgreSQL of a node with data, as server_version_num has it.", v.Local.VersionNum)
 	e.gauge("repmgr_pending_restart", "How many settings of the server wait for its restart.", v.Local.PendingRestart)
-	if mode := v.Local.Settings.ArchiveMode; mode == "always" || mode == "on" && v.Runs() == election.Primary { // else a server archives nothing
-		e.gauge("repmgr_archive_failing", "Whether the newest attempt to archive WAL has failed.", v.Local.Archiver.Failing())
-		e.counter("repmgr_archive_failures_total", "The attempts to archive WAL that have failed, as PostgreSQL counts them.", v.Local.Archiver.Failed)
+	// With archive_mode=on a standby archives nothing.
+	if a := v.Local.Archiver; a != nil && (v.Runs() == election.Primary || v.Local.Settings.ArchiveMode == "always") {
+		e.gauge("repmgr_archive_failing", "Whether the newest attempt to archive WAL has failed, or the server is told of no way to archive it.", registry.ArchiveFails(v.Local))
+		e.counter("repmgr_archive_failures_total", "The attempts to archive WAL that have failed, as PostgreSQL counts them.", a.Failed)
 	}
 }
 

@@ -38,7 +38,8 @@ func ready(t *testing.T, id registry.NodeID) health.View {
 	v := view(id)
 	dir := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "pg_wal"), 0o700))
-	v.Local.Settings.DataDirectory, v.Local.Settings.ArchiveMode = dir, "on"
+	v.Local.Settings.DataDirectory, v.Local.Settings.ArchiveMode, v.Local.Settings.ArchiveCommand = dir, "on", "cp"
+	v.Local.Archiver = &registry.Archiver{}
 	kept := int64(2000)
 	v.Local.Slots = []registry.Slot{{Name: "repmgr_slot_2", Physical: true, Active: true, WALStatus: "reserved", Kept: &kept}, {Name: "pg_basebackup_99", Temporary: true, WALStatus: "reserved"}}
 	for i := range v.Peers {

@@ -195,7 +195,7 @@ var faults = map[string]func(*testing.T, *fleet){
 	"RepmgrSyncUnproven":   func(t *testing.T, f *fleet) { f.tell(t, 1, repmgr.Event{Type: repmgr.EventSyncUnproven}) },
 	"RepmgrRestartPending": func(_ *testing.T, f *fleet) { f.views[1].Local.PendingRestart = 2 },
 	"RepmgrArchiveFailing": func(_ *testing.T, f *fleet) {
-		f.views[0].Local.Archiver = registry.Archiver{Failed: 3, FailedAt: &f.views[0].At}
+		f.views[0].Local.Archiver = &registry.Archiver{Failed: 3, FailedAt: &f.views[0].At}
 	},
 	"RepmgrForeignDaemon": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) { v.Peers[2].Foreign = true })
