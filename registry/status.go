@@ -121,7 +121,8 @@ type Settings struct {
 	DataChecksums      string `json:"data_checksums"`
 	ArchiveMode        string `json:"archive_mode"`
 	ArchiveCommand     string `json:"archive_command"`
-	ArchiveLibrary     string `json:"archive_library"` // from PostgreSQL 15 on
+	ArchiveLibrary     string `json:"archive_library"`          // from PostgreSQL 15 on
+	ApplyDelay         int    `json:"recovery_min_apply_delay"` // in ms
 	DataDirectory      string `json:"data_directory"`
 	DataDirectoryMode  string `json:"data_directory_mode"`
 	ConfigFile         string `json:"config_file"`
@@ -163,7 +164,7 @@ SELECT json_build_object(
 ) FROM (SELECT pg_is_in_recovery() AS rec) r CROSS JOIN ` + postgres.IdleSQL + ` d CROSS JOIN (
   SELECT json_object_agg(name, CASE WHEN vartype = 'integer' AND name <> 'data_directory_mode' THEN to_json(setting::bigint) ELSE to_json(setting) END)
         FILTER (WHERE name IN ('port', 'wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
-        'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'archive_library', 'data_directory', 'data_directory_mode', 'config_file',
+        'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'archive_library', 'recovery_min_apply_delay', 'data_directory', 'data_directory_mode', 'config_file',
         'hba_file', 'ident_file', 'primary_slot_name', 'synchronous_standby_names')) AS settings,
       count(*) FILTER (WHERE pending_restart) AS pending, max(setting) FILTER (WHERE name = 'primary_conninfo') AS conninfo
     FROM pg_settings) g`

@@ -212,7 +212,7 @@ func TestTally(t *testing.T) {
 	for _, want := range [][]string{
 		{"1", "repmgr_events_total", "event", "standby_failure", "success", "0"},
 		{"2", "repmgr_events_total", "event", "repmgrd_failover_promote", "success", "1"},
-		{"0", "repmgr_events_total", "event", "repmgrd_fence", "success", "1"},
+		{"none", "repmgr_events_total", "event", "repmgrd_fence", "success", "1"},
 		{"2", "repmgr_failovers_total", "outcome", "promoted"},
 		{"1", "repmgr_failovers_total", "outcome", "refused"},
 		{"0", "repmgr_failovers_total", "outcome", "aborted"},
