@@ -108,7 +108,7 @@ func TestGrafanaDashboard(t *testing.T) {
 	require.NoError(t, json.Unmarshal(text, &d))
 	require.Len(t, d.Templating.List, 2)
 	assert.Equal(t, []string{"datasource", "cluster"}, []string{d.Templating.List[0].Name, d.Templating.List[1].Name})
-	ids := map[int]bool{}
+	ids, rules := map[int]bool{}, "groups:\n  - name: board\n    rules:\n"
 	for _, p := range d.Panels {
 		assert.False(t, ids[p.ID], p.Title)
 		ids[p.ID] = true
@@ -118,10 +118,14 @@ func TestGrafanaDashboard(t *testing.T) {
 		}
 		assert.Equal(t, "${datasource}", p.Datasource.UID, p.Title)
 		assert.NotEmpty(t, p.Targets, p.Title)
-		for _, q := range p.Targets {
+		for i, q := range p.Targets {
 			assert.Contains(t, q.Expr, `cluster="$cluster"`, p.Title)
+			rules += fmt.Sprintf("      - {record: panel_%d_%d, expr: %q}\n", p.ID, i, strings.NewReplacer("$__rate_interval", "1m", "$__range", "1h").Replace(q.Expr))
 		}
 	}
+	path := filepath.Join(t.TempDir(), "board.yml")
+	require.NoError(t, os.WriteFile(path, []byte(rules), 0o600))
+	promtool(t, "", "check", "rules", path)
 }
 
 // fleet is a cluster of three nodes as their daemons see it.
