@@ -174,6 +174,7 @@ func writeNode(e *exposition, v health.View) {
 	standby := v.Runs() == election.Standby
 	if standby {
 		e.gauge("repmgr_standby_delay_seconds", "How much later than it could a standby applies WAL on purpose (recovery_min_apply_delay).", float64(v.Local.Settings.ApplyDelay)/1000, "standby", v.Node)
+		e.gauge("repmgr_standby_wal_gone", "Whether a standby needs WAL that its upstream does not have any more.", v.WALGone, "standby", v.Node)
 	}
 	if !v.Automatic { // else writeCluster knows more
 		e.gauge(primariesSeen, primariesSeenHelp, !standby || v.Upstream.ID != 0)

@@ -181,7 +181,7 @@ var faults = map[string]func(*testing.T, *fleet){
 	"RepmgrStandbyNotStreaming": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) { v.Peers[2].Receiving = false })
 	},
-	"RepmgrStandbyWALGone": func(t *testing.T, f *fleet) { f.tell(t, 2, repmgr.Event{Type: repmgr.EventWALGone}) },
+	"RepmgrStandbyWALGone": func(_ *testing.T, f *fleet) { f.views[1].WALGone = true },
 	"RepmgrSlotLost":       func(_ *testing.T, f *fleet) { f.views[0].Local.Slots = []registry.Slot{{Name: "a", WALStatus: "lost"}} },
 	"RepmgrPausedForLong": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) { v.Peers[0].Paused, v.Peers[0].PauseSeq = true, 1 })
