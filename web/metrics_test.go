@@ -368,7 +368,9 @@ func TestScrapesFree(t *testing.T) {
 func TestTally_OutageWithoutEnd(t *testing.T) {
 	t.Parallel()
 	begin := time.Unix(1700000000, 0)
-	for name, v := range map[string]health.View{"the primary came back": view(2), "another daemon has promoted this node": view(1)} {
+	promoted := view(1)
+	promoted.Phase = election.AsPrimary
+	for name, v := range map[string]health.View{"the primary came back": view(2), "another daemon has promoted this node": promoted} {
 		var events Events
 		h := newHandler(nil, Options{Events: &events})
 		note := func(kind repmgr.EventType, success bool, at time.Time) {

@@ -87,9 +87,9 @@ func (t *tally) took(phase string, from, to time.Time) {
 }
 
 // settle forgets an outage of the primary that has ended without an event: it came back before anything was done about it, or
-// another daemon has promoted this node.
+// another daemon has promoted this node. A daemon tells what it has done before it enters these phases.
 func (t *tally) settle(v health.View) {
-	if v.Primary().OK || v.Phase == election.AsStandby && v.Streams() {
+	if v.Phase == election.AsPrimary || v.Phase == election.AsStandby && v.Streams() {
 		t.upstreamGone = time.Time{}
 	}
 }
