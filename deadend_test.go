@@ -107,6 +107,7 @@ func TestLostWAL(t *testing.T) {
 		}
 		return nil
 	})
+	require.True(t, m.View().WALGone)
 	cancel()
 	require.NoError(t, <-done)
 

@@ -272,7 +272,7 @@ func (m *Monitor) publish(now time.Time) {
 	m.control.view = View{
 		LookedAt: now, Automatic: !m.manual(), Phase: s.Phase, Reason: s.Reason, Rule: s.Rule, Records: m.node.Records,
 		Yields: m.presence.yielding, Local: m.node.Status, LocalAnswer: m.node.LocalAnswer, LocalSeenAt: m.node.LocalSeenAt,
-		Upstream: health.Upstream{ID: m.node.PrimaryRecord.ID, SeenAt: m.node.PrimarySeen, LSN: m.node.PrimaryLSN},
+		Upstream: health.Upstream{ID: m.node.PrimaryRecord.ID, SeenAt: m.node.PrimarySeen, LSN: m.node.PrimaryLSN}, WALGone: m.trouble.Has("replication"),
 	}
 }
 

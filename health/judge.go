@@ -24,9 +24,14 @@ func No(format string, args ...any) Verdict { return Verdict{Why: fmt.Sprintf(fo
 // that it waits for has a deadline.
 const turnLimit = 15 * time.Second
 
+// Lately reports whether what a Monitor does in each turn was done in one of the last ones. The zero time was never.
+func (v View) Lately(t time.Time) bool {
+	return !t.IsZero() && v.At.Sub(t) <= 2*v.Interval+turnLimit
+}
+
 // Alive says whether the Monitor itself works, whatever its server does.
 func (v View) Alive() Verdict {
-	if limit := 2*v.Interval + turnLimit; v.LookedAt.IsZero() || v.At.Sub(v.LookedAt) > limit {
+	if !v.Lately(v.LookedAt) {
 		return No("this daemon has not completed a look at its server %s", v.since(v.LookedAt, "it was started"))
 	}
 	return yes()

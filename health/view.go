@@ -30,6 +30,7 @@ type View struct {
 	Rule      election.Rule     // the newest that is known
 	Records   []registry.Record // the registered nodes
 	Upstream  Upstream          // of a standby
+	WALGone   bool              // of a standby: its upstream does not have the WAL any more that it needs next
 
 	Local       registry.NodeStatus // the server of the node as it was last seen
 	LocalAnswer election.Answer     // in the last turn

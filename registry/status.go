@@ -37,7 +37,7 @@ type NodeStatus struct {
 	Slots            []Slot       `json:"slots"`
 	Settings         Settings     `json:"settings"`
 	PendingRestart   int          `json:"pending_restart"` // the settings that wait for a restart
-	Archiver         Archiver     `json:"archiver"`
+	Archiver         *Archiver    `json:"archiver"`        // nil: the server archives nothing, or is older than PostgreSQL 15
 
 	next    wal.LSN // the WAL position that a standby asks its upstream for next; 0: not known
 	archive bool    // a standby has a restore_command
@@ -95,16 +95,18 @@ type Slot struct {
 	Former    bool   `json:"former,omitempty"` // of a standby: a logical slot with failover of the time when it was the primary (PostgreSQL 17)
 }
 
-// Archiver is what pg_stat_archiver says of the archiving of WAL.
+// Archiver is what pg_stat_archiver says of the archiving of WAL. Before PostgreSQL 15 a process keeps these numbers that
+// may not answer for ten seconds, so they are not asked for: whoever looks at a server would take it for dead meanwhile.
 type Archiver struct {
 	Failed     int64      `json:"failed_count"`
 	FailedAt   *time.Time `json:"last_failed"`   // nil: it has never failed
 	ArchivedAt *time.Time `json:"last_archived"` // nil: nothing was archived yet
 }
 
-// Failing reports whether the newest attempt to archive has failed.
-func (a Archiver) Failing() bool {
-	return a.FailedAt != nil && (a.ArchivedAt == nil || a.FailedAt.After(*a.ArchivedAt))
+// ArchiveFails reports whether a server that archives WAL has failed in its newest attempt, or is told of no way to do it.
+func ArchiveFails(s NodeStatus) bool {
+	a := s.Archiver
+	return a != nil && (s.Settings.ArchiveCommand == "" && s.Settings.ArchiveLibrary == "" || a.FailedAt != nil && (a.ArchivedAt == nil || a.FailedAt.After(*a.ArchivedAt)))
 }
 
 // Settings are the server settings that decide whether replication can work.
@@ -119,6 +121,8 @@ type Settings struct {
 	DataChecksums      string `json:"data_checksums"`
 	ArchiveMode        string `json:"archive_mode"`
 	ArchiveCommand     string `json:"archive_command"`
+	ArchiveLibrary     string `json:"archive_library"`          // from PostgreSQL 15 on
+	ApplyDelay         int    `json:"recovery_min_apply_delay"` // in ms
 	DataDirectory      string `json:"data_directory"`
 	DataDirectoryMode  string `json:"data_directory_mode"`
 	ConfigFile         string `json:"config_file"`
@@ -155,11 +159,12 @@ SELECT json_build_object(
   'slots', (SELECT coalesce(json_agg(json_build_object('slot_name', slot_name, 'physical', slot_type = 'physical', 'active', active,
         'temporary', temporary, 'wal_status', wal_status, 'kept', pg_wal_lsn_diff(CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::int8, 'former', ` + postgres.FormerSlotSQL + `) ORDER BY slot_name), '[]') FROM pg_replication_slots s),
   'settings', g.settings, 'pending_restart', g.pending, 'primary_conninfo', g.conninfo,
-  'archiver', (SELECT json_build_object('failed_count', failed_count, 'last_failed', last_failed_time, 'last_archived', last_archived_time) FROM pg_stat_archiver)
+  'archiver', CASE WHEN current_setting('server_version_num')::int >= 150000 AND current_setting('archive_mode') <> 'off' THEN
+      (SELECT json_build_object('failed_count', failed_count, 'last_failed', last_failed_time, 'last_archived', last_archived_time) FROM pg_stat_archiver) END
 ) FROM (SELECT pg_is_in_recovery() AS rec) r CROSS JOIN ` + postgres.IdleSQL + ` d CROSS JOIN (
   SELECT json_object_agg(name, CASE WHEN vartype = 'integer' AND name <> 'data_directory_mode' THEN to_json(setting::bigint) ELSE to_json(setting) END)
         FILTER (WHERE name IN ('port', 'wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'full_page_writes',
-        'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'data_directory', 'data_directory_mode', 'config_file',
+        'wal_log_hints', 'data_checksums', 'archive_mode', 'archive_command', 'archive_library', 'recovery_min_apply_delay', 'data_directory', 'data_directory_mode', 'config_file',
         'hba_file', 'ident_file', 'primary_slot_name', 'synchronous_standby_names')) AS settings,
       count(*) FILTER (WHERE pending_restart) AS pending, max(setting) FILTER (WHERE name = 'primary_conninfo') AS conninfo
     FROM pg_settings) g`

@@ -5,8 +5,10 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,21 +90,40 @@ type scrapes struct {
 	mu      sync.Mutex
 	wrote   wrote
 	looking atomic.Bool // at the disk
+	room    atomic.Pointer[room]
 }
 
+// room is how much could be written at a moment.
+type room struct {
+	at    time.Time
+	bytes *int64 // nil: not known
+}
+
+// roomKept is how long a request that does not look at the disk itself believes one that has.
+const roomKept = time.Minute
+
 // free is how much may still be written where the WAL of the local server is; nil: not known. A disk that does not answer holds
-// up one request only: the others go on without it.
+// up one request only: the others say what was seen before.
 func (s *scrapes) free(dataDirectory string) *int64 {
-	if dataDirectory == "" || !s.looking.CompareAndSwap(false, true) {
-		return nil
+	if dataDirectory != "" && s.looking.CompareAndSwap(false, true) {
+		s.room.Store(&room{time.Now(), doctor.FreeOn(filepath.Join(dataDirectory, "pg_wal"))})
+		s.looking.Store(false)
 	}
-	defer s.looking.Store(false)
-	return doctor.FreeOn(filepath.Join(dataDirectory, "pg_wal"))
+	if r := s.room.Load(); r != nil && time.Since(r.at) < roomKept {
+		return r.bytes
+	}
+	return nil
 }
 
 // metrics answers /metrics.
 func (h *handler) metrics(w http.ResponseWriter, v health.View) {
 	free := h.scrapes.free(v.Local.Settings.DataDirectory)
+	if !v.Lately(v.LocalSeenAt) { // what a server said before it went down is not how it is
+		v.Local = registry.NodeStatus{}
+	}
+	if !v.Lately(v.Upstream.SeenAt) {
+		v.Upstream = health.Upstream{}
+	}
 	var b bytes.Buffer
 	e := &exposition{w: &b, base: fmt.Sprintf("cluster=%s,node=%s,node_id=%s", quote(scope(v)), quote(v.Node), quote(v.NodeID.String()))}
 	writeNode(e, v)
@@ -116,6 +137,7 @@ func (h *handler) metrics(w http.ResponseWriter, v health.View) {
 	h.scrapes.mu.Unlock()
 	if all := h.o.Events; all != nil {
 		all.mu.Lock()
+		all.tally.settle(v)
 		all.tally.write(e)
 		all.mu.Unlock()
 	}
@@ -129,33 +151,59 @@ func (h *handler) metrics(w http.ResponseWriter, v health.View) {
 // writeNode writes what every daemon knows.
 func writeNode(e *exposition, v health.View) {
 	e.gauge("repmgr_build_info", "The version of repmgr.", 1, "version", repmgr.Version)
+	e.gauge("repmgr_daemon_alive", "Whether this daemon itself works: it looks again and again, whatever its server does.", v.Alive().OK)
+	e.gauge("repmgr_nodes", "How many nodes are registered.", len(v.Records))
+	e.gauge("repmgr_automatic", "Whether this daemon fails over by itself. Where it does not, what it would need for that is not written.", v.Automatic)
+	if v.NodeID == 0 { // it has no server
+		return
+	}
 	e.gauge("repmgr_up", "Whether the server of this node answers.", v.Running().OK)
-	e.gauge("repmgr_daemon_looked_timestamp_seconds", "When this daemon last completed a look at its server.", v.LookedAt)
 	e.gauge("repmgr_is_primary", "Whether this node is the primary, by its rule and its lease.", v.Primary().OK)
 	e.gauge("repmgr_is_standby", "Whether this node is a standby that answers queries.", v.Standby().OK)
 	e.gauge("repmgr_timeline", "The timeline of the server of this node.", v.Timeline())
-	e.gauge("repmgr_nodes", "How many nodes are registered.", len(v.Records))
-	e.gauge("repmgr_automatic", "Whether this daemon fails over by itself. Where it does not, what it would need for that is not written.", v.Automatic)
 	if v.Local.VersionNum == 0 || v.Record().Role == registry.RoleWitness {
 		return
 	}
 	e.gauge("repmgr_server_version_num", "The version of PostgreSQL of a node with data, as server_version_num has it.", v.Local.VersionNum)
 	e.gauge("repmgr_pending_restart", "How many settings of the server wait for its restart.", v.Local.PendingRestart)
-	if mode := v.Local.Settings.ArchiveMode; mode == "always" || mode == "on" && v.Runs() == election.Primary { // else a server archives nothing
-		e.gauge("repmgr_archive_failing", "Whether the newest attempt to archive WAL has failed.", v.Local.Archiver.Failing())
-		e.counter("repmgr_archive_failures_total", "The attempts to archive WAL that have failed, as PostgreSQL counts them.", v.Local.Archiver.Failed)
+	// With archive_mode=on a standby archives nothing.
+	if a := v.Local.Archiver; a != nil && (v.Runs() == election.Primary || v.Local.Settings.ArchiveMode == "always") {
+		e.gauge("repmgr_archive_failing", "Whether the newest attempt to archive WAL has failed, or the server is told of no way to archive it.", registry.ArchiveFails(v.Local))
+		e.counter("repmgr_archive_failures_total", "The attempts to archive WAL that have failed, as PostgreSQL counts them.", a.Failed)
+	}
+	standby := v.Runs() == election.Standby
+	if standby {
+		e.gauge("repmgr_standby_delay_seconds", "How much later than it could a standby applies WAL on purpose (recovery_min_apply_delay).", float64(v.Local.Settings.ApplyDelay)/1000, "standby", v.Node)
+		e.gauge("repmgr_standby_wal_gone", "Whether a standby needs WAL that its upstream does not have any more.", v.WALGone, "standby", v.Node)
+	}
+	if !v.Automatic { // else writeCluster knows more
+		e.gauge(primariesSeen, primariesSeenHelp, !standby || v.Upstream.ID != 0)
+		if standby {
+			e.gauge(standbyStreaming, standbyStreamingHelp, v.Streams(), "standby", v.Node)
+		}
 	}
 }
 
+// What daemons of both kinds write.
+const (
+	primariesSeen        = "repmgr_primaries_seen"
+	primariesSeenHelp    = "How many nodes run as a primary, as this node sees it. With failover=manual it looks at its own server and at its primary."
+	standbyStreaming     = "repmgr_standby_streaming"
+	standbyStreamingHelp = "Whether a standby receives WAL, as this node sees it. With failover=manual it looks at its own server."
+)
+
 // writeCluster writes what a daemon knows that takes part in elections.
 func writeCluster(e *exposition, v health.View) {
-	e.gauge("repmgr_primaries_seen", "How many nodes run as a primary, as this node sees it.", len(v.Primaries()))
-	e.gauge("repmgr_primary_node_id", "The node that the newest rule names as the primary; 0: there is no rule.", v.Rule.Primary)
-	e.gauge("repmgr_term", "The newest term that this node knows of.", v.Rule.Term)
+	e.gauge(primariesSeen, primariesSeenHelp, len(v.Primaries()))
+	if v.Rule.Known() {
+		e.gauge("repmgr_primary_node_id", "The node that the newest rule names as the primary.", v.Rule.Primary)
+		e.gauge("repmgr_term", "The newest term that this node knows of.", v.Rule.Term)
+	}
 	e.gauge("repmgr_paused", "Whether failover is paused.", v.Paused())
 	e.gauge("repmgr_fenced", "Whether this daemon has stopped its server, because another node may be the primary.", v.Phase == election.Fenced)
 	e.gauge("repmgr_voters", "How many voters the newest rule has.", len(v.Rule.Voters))
-	e.gauge("repmgr_voters_reachable", "How many voters answer this node, itself included.", len(v.Reachable()))
+	reachable := slices.DeleteFunc(v.Reachable(), func(p election.Peer) bool { return !slices.Contains(v.Rule.Voters, p.ID) })
+	e.gauge("repmgr_voters_reachable", "How many of them answer this node, itself included.", len(reachable))
 	e.gauge("repmgr_synchronous_standbys", "How many standbys commits may wait for.", len(v.Rule.Sync))
 	e.gauge("repmgr_synchronous_acks", "How many of them must have a commit before it is acknowledged.", v.Rule.Acks)
 	foreign := slices.DeleteFunc(v.Reachable(), func(p election.Peer) bool { return !p.Foreign })
@@ -167,8 +215,10 @@ func writeCluster(e *exposition, v health.View) {
 		e.gauge("repmgr_can_fence", "Whether this daemon has shown that it can stop its server.", p.CanFence)
 	}
 	for _, p := range v.Peers {
-		if p.Role == election.Standby {
-			e.gauge("repmgr_standby_streaming", "Whether a standby receives WAL, as this node sees it.", p.Answer == election.Answers && p.Receiving, "standby", v.Name(p.ID))
+		r, _ := registry.ByID(v.Records, registry.NodeID(p.ID))
+		namesake := func(o registry.Record) bool { return o.ID != r.ID && o.Name == r.Name } // a row that is not active may have the name of another
+		if p.Role == election.Standby && (r.Active || !slices.ContainsFunc(v.Records, namesake)) {
+			e.gauge(standbyStreaming, standbyStreamingHelp, p.Answer == election.Answers && p.Receiving, "standby", v.Name(p.ID))
 		}
 	}
 }
@@ -236,21 +286,52 @@ func writeDisk(e *exposition, v health.View, free *int64) {
 	if free != nil {
 		e.gauge("repmgr_wal_volume_free_bytes", "How much may still be written where the WAL of this node is.", *free)
 	}
-	for _, s := range v.Local.Slots {
-		if !s.Temporary {
-			e.gauge("repmgr_slot_active", "Whether somebody streams through a replication slot of this node.", s.Active, "slot", s.Name)
-		}
+	all := slots(v.Local.Slots)
+	for _, s := range all {
+		e.gauge("repmgr_slot_active", "Whether somebody streams through a replication slot of this node.", s.Active, "slot", s.Name)
 	}
-	for _, s := range v.Local.Slots {
-		if !s.Temporary && s.Kept != nil {
+	for _, s := range all {
+		if s.Kept != nil {
 			e.gauge("repmgr_slot_retained_bytes", "How much WAL a replication slot of this node keeps.", max(0, *s.Kept), "slot", s.Name)
 		}
 	}
-	for _, s := range v.Local.Slots {
-		if !s.Temporary && s.WALStatus != "" {
+	for _, s := range all {
+		if s.WALStatus != "" {
 			e.gauge("repmgr_slot_wal_status", "What wal_status says of a replication slot: reserved, extended, unreserved or lost. The value is 1.", 1, "slot", s.Name, "status", s.WALStatus)
 		}
 	}
+}
+
+const (
+	slotsWritten = 100       // bounds the number of series
+	tableSync    = "pg_sync" // the slots of the first copies of tables that are subscribed to, each with a name that never comes again
+)
+
+var tableSyncName = regexp.MustCompile(`^pg_\d+_sync_\d+_\d+$`)
+
+// slots are the permanent slots that are written: those that keep the most WAL, those that have lost it first. Of the slots of tableSync it is one.
+func slots(all []registry.Slot) (written []registry.Slot) {
+	kept := func(s registry.Slot) int64 {
+		switch {
+		case s.WALStatus == "lost":
+			return math.MaxInt64
+		case s.Kept == nil:
+			return -1
+		}
+		return *s.Kept
+	}
+	syncs := false
+	for _, s := range slices.SortedStableFunc(slices.Values(all), func(a, b registry.Slot) int { return cmp.Compare(kept(b), kept(a)) }) {
+		isSync := tableSyncName.MatchString(s.Name)
+		if s.Temporary || isSync && syncs || len(written) == slotsWritten {
+			continue
+		}
+		if isSync {
+			syncs, s.Name = true, tableSync
+		}
+		written = append(written, s)
+	}
+	return written
 }
 
 // stage is how far a standby has come.

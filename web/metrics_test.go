@@ -38,7 +38,8 @@ func ready(t *testing.T, id registry.NodeID) health.View {
 	v := view(id)
 	dir := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "pg_wal"), 0o700))
-	v.Local.Settings.DataDirectory, v.Local.Settings.ArchiveMode = dir, "on"
+	v.Local.Settings.DataDirectory, v.Local.Settings.ArchiveMode, v.Local.Settings.ArchiveCommand = dir, "on", "cp"
+	v.Local.Archiver = &registry.Archiver{}
 	kept := int64(2000)
 	v.Local.Slots = []registry.Slot{{Name: "repmgr_slot_2", Physical: true, Active: true, WALStatus: "reserved", Kept: &kept}, {Name: "pg_basebackup_99", Temporary: true, WALStatus: "reserved"}}
 	for i := range v.Peers {
@@ -211,7 +212,7 @@ func TestTally(t *testing.T) {
 	for _, want := range [][]string{
 		{"1", "repmgr_events_total", "event", "standby_failure", "success", "0"},
 		{"2", "repmgr_events_total", "event", "repmgrd_failover_promote", "success", "1"},
-		{"0", "repmgr_events_total", "event", "repmgrd_fence", "success", "1"},
+		{"none", "repmgr_events_total", "event", "repmgrd_fence", "success", "1"},
 		{"2", "repmgr_failovers_total", "outcome", "promoted"},
 		{"1", "repmgr_failovers_total", "outcome", "refused"},
 		{"0", "repmgr_failovers_total", "outcome", "aborted"},
@@ -267,4 +268,120 @@ func TestWrote(t *testing.T) {
 	assert.Equal(t, []string{"500ms", "1m0s"}, []string{since(&w, 1001995), since(&w, 1001400)})
 	w.note(second(200000), 500) // another primary, which had less
 	assert.Len(t, w.marks, 1)
+}
+
+// What a server said before it went down is not written as if it were so now, and neither is what a standby knows of a primary
+// that it has lost.
+func TestMetricsOfServersThatAreGone(t *testing.T) {
+	t.Parallel()
+	names := func(v health.View) []string {
+		var names []string
+		for series := range parsed(t, scrape(t, newHandler(nil, Options{}), v)) {
+			name, _, _ := strings.Cut(series, "{")
+			names = append(names, name)
+		}
+		return names
+	}
+	ofServer := []string{"repmgr_replication_lag_bytes", "repmgr_replication_lag_seconds", "repmgr_slot_retained_bytes", "repmgr_archive_failing", "repmgr_pending_restart"}
+	primary := ready(t, 1)
+	assert.Subset(t, names(primary), ofServer)
+	primary.LocalSeenAt = primary.At.Add(-time.Minute)
+	for _, name := range ofServer {
+		assert.NotContains(t, names(primary), name)
+	}
+	assert.Contains(t, names(primary), "repmgr_wal_volume_free_bytes", "the disk is still there, and may be why the server is down")
+
+	standby := ready(t, 2)
+	assert.Subset(t, names(standby), ofServer[:2])
+	standby.Upstream.SeenAt = standby.At.Add(-time.Minute)
+	assert.NotContains(t, names(standby), ofServer[0])
+	assert.NotContains(t, names(standby), ofServer[1])
+}
+
+func TestMetricsOfManual(t *testing.T) {
+	t.Parallel()
+	v := ready(t, 2)
+	v.Automatic, v.Peers = false, nil
+	look := func() []string {
+		all := parsed(t, scrape(t, newHandler(nil, Options{}), v))
+		return []string{at(all, 2, "repmgr_standby_streaming", "standby", "node2"), at(all, 2, "repmgr_primaries_seen"), at(all, 2, "repmgr_standby_delay_seconds", "standby", "node2")}
+	}
+	assert.Equal(t, []string{"0", "1", "0"}, look())
+	v.Local.Receiver, v.Local.Settings.ApplyDelay = &registry.WALReceiver{Status: "streaming"}, 1500
+	v.Upstream.SeenAt = time.Time{}
+	assert.Equal(t, []string{"1", "0", "1.5"}, look())
+}
+
+func TestMetricsOfVotersAndNamesakes(t *testing.T) {
+	t.Parallel()
+	v := ready(t, 1)
+	v.Peers[2].Answer = election.Silent
+	newcomer, former := v.Peers[1], v.Peers[1]
+	newcomer.ID, former.ID = 4, 5
+	v.Peers = append(v.Peers, newcomer, former)
+	v.Records = append(v.Records, registry.Record{ID: 4, Name: "node4", Active: true}, registry.Record{ID: 5, Name: "node2"})
+	v.Peers[1].Receiving = false
+	all := parsed(t, scrape(t, newHandler(nil, Options{}), v))
+	assert.Equal(t, []string{"3", "2"}, []string{at(all, 1, "repmgr_voters"), at(all, 1, "repmgr_voters_reachable")})
+	assert.Equal(t, "0", at(all, 1, "repmgr_standby_streaming", "standby", "node2"), "the row that is active counts")
+	v.Rule = election.Rule{}
+	all = parsed(t, scrape(t, newHandler(nil, Options{}), v))
+	assert.Equal(t, "none", at(all, 1, "repmgr_term"), "a daemon that has just started has no term yet")
+}
+
+func TestSlots(t *testing.T) {
+	t.Parallel()
+	var all []registry.Slot
+	for i := range int64(1000) {
+		kept := i
+		all = append(all, registry.Slot{Name: fmt.Sprintf("slot_%d", i), Kept: &kept}, registry.Slot{Name: fmt.Sprintf("pg_16385_sync_%d_7", i), Kept: &kept})
+	}
+	all = append(all, registry.Slot{Name: "lost", WALStatus: "lost"}, registry.Slot{Name: "backup", Temporary: true, WALStatus: "lost"})
+	written := slots(all)
+	var names []string
+	for _, s := range written {
+		names = append(names, s.Name)
+	}
+	assert.Equal(t, []string{"lost", "slot_999", tableSync, "slot_998"}, names[:4])
+	assert.Len(t, names, slotsWritten)
+	assert.Equal(t, int64(999), *written[2].Kept)
+	assert.Equal(t, "pg_16385_sync_0_7", all[1].Name, "what was given is as it was")
+}
+
+// A request during which another one looks at the disk says what was seen before.
+func TestScrapesFree(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "pg_wal"), 0o700))
+	var s scrapes
+	s.looking.Store(true)
+	assert.Nil(t, s.free(dir))
+	s.looking.Store(false)
+	require.NotNil(t, s.free(dir))
+	s.looking.Store(true)
+	assert.NotNil(t, s.free(dir))
+	s.room.Store(&room{time.Now().Add(-roomKept), s.room.Load().bytes})
+	assert.Nil(t, s.free(dir), "that is too old")
+}
+
+// An outage that has ended without an event is not taken for one that lasts until the next event.
+func TestTally_OutageWithoutEnd(t *testing.T) {
+	t.Parallel()
+	begin := time.Unix(1700000000, 0)
+	promoted := view(1)
+	promoted.Phase = election.AsPrimary
+	for name, v := range map[string]health.View{"the primary came back": view(2), "another daemon has promoted this node": promoted} {
+		var events Events
+		h := newHandler(nil, Options{Events: &events})
+		note := func(kind repmgr.EventType, success bool, at time.Time) {
+			require.NoError(t, events.Notify(t.Context(), repmgr.Event{NodeID: v.NodeID, Type: kind, Success: success, At: at}))
+		}
+		took := func() string {
+			return at(parsed(t, scrape(t, h, v)), int(v.NodeID), "repmgr_outage_seconds_count", "phase", phaseFollow)
+		}
+		note(repmgr.EventUpstreamDisconnect, false, begin)
+		took()
+		note(repmgr.EventFailoverFollow, true, begin.Add(1000*time.Hour))
+		assert.Equal(t, "0", took(), name)
+	}
 }

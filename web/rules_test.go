@@ -57,7 +57,7 @@ func TestNamesOfMetrics(t *testing.T) {
 	blocked.Peers[1].Answer = election.Silent
 	var events Events
 	require.NoError(t, events.Notify(t.Context(), repmgr.Event{Type: repmgr.EventFailoverPromote, Success: true, At: time.Now()}))
-	text := scrape(t, newHandler(nil, Options{Events: &events}), ready(t, 1)) + scrape(t, newHandler(nil, Options{}), blocked)
+	text := scrape(t, newHandler(nil, Options{Events: &events}), ready(t, 1)) + scrape(t, newHandler(nil, Options{}), blocked) + scrape(t, newHandler(nil, Options{}), ready(t, 2))
 	series, families := map[string]bool{}, map[string]bool{}
 	for line := range strings.Lines(text) {
 		if name, ok := strings.CutPrefix(line, "# HELP "); ok {
@@ -108,7 +108,7 @@ func TestGrafanaDashboard(t *testing.T) {
 	require.NoError(t, json.Unmarshal(text, &d))
 	require.Len(t, d.Templating.List, 2)
 	assert.Equal(t, []string{"datasource", "cluster"}, []string{d.Templating.List[0].Name, d.Templating.List[1].Name})
-	ids := map[int]bool{}
+	ids, rules := map[int]bool{}, "groups:\n  - name: board\n    rules:\n"
 	for _, p := range d.Panels {
 		assert.False(t, ids[p.ID], p.Title)
 		ids[p.ID] = true
@@ -118,17 +118,21 @@ func TestGrafanaDashboard(t *testing.T) {
 		}
 		assert.Equal(t, "${datasource}", p.Datasource.UID, p.Title)
 		assert.NotEmpty(t, p.Targets, p.Title)
-		for _, q := range p.Targets {
+		for i, q := range p.Targets {
 			assert.Contains(t, q.Expr, `cluster="$cluster"`, p.Title)
+			rules += fmt.Sprintf("      - {record: panel_%d_%d, expr: %q}\n", p.ID, i, strings.NewReplacer("$__rate_interval", "1m", "$__range", "1h").Replace(q.Expr))
 		}
 	}
+	path := filepath.Join(t.TempDir(), "board.yml")
+	require.NoError(t, os.WriteFile(path, []byte(rules), 0o600))
+	promtool(t, "", "check", "rules", path)
 }
 
 // fleet is a cluster of three nodes as their daemons see it.
 type fleet struct {
-	views  [3]health.View
-	events [3]*Events
-	gone   [3]bool // Prometheus does not reach this daemon
+	views  []health.View
+	events []*Events
+	gone   map[int]bool // Prometheus does not reach this daemon
 }
 
 // each changes the views of all nodes.
@@ -150,16 +154,17 @@ func (f *fleet) loses(node int) {
 
 // faults are what each alert has to find. What needs a course of many values, or many hours, is in rulesTestFile only.
 var faults = map[string]func(*testing.T, *fleet){
-	"RepmgrNoPrimary": func(_ *testing.T, f *fleet) { f.gone[0] = true; f.loses(1) },
+	"RepmgrNoPrimary":          func(_ *testing.T, f *fleet) { f.gone[0] = true; f.loses(1) },
+	"RepmgrPrimaryUnconfirmed": func(_ *testing.T, f *fleet) { f.gone[0] = true },
 	"RepmgrTwoPrimaries": func(_ *testing.T, f *fleet) {
 		f.views[2].Peers[1].Running = election.Primary
 	},
 	"RepmgrFailoverNotPossible": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) { v.Peers[1].Priority, v.Peers[2].Priority = 0, 0 })
 	},
-	"RepmgrLeaseRunsOut": func(_ *testing.T, f *fleet) { f.views[0].Lease.Left = time.Second / 2 },
-	"RepmgrCanNotFence":  func(_ *testing.T, f *fleet) { f.views[1].Peers[1].CanFence = false },
-	"RepmgrFenced":       func(_ *testing.T, f *fleet) { f.views[0].Phase = election.Fenced },
+	"RepmgrPrimaryNotStopped": func(_ *testing.T, f *fleet) { f.views[0].Lease.Left = -time.Second },
+	"RepmgrCanNotFence":       func(_ *testing.T, f *fleet) { f.views[1].Peers[1].CanFence = false },
+	"RepmgrFenced":            func(_ *testing.T, f *fleet) { f.views[0].Phase = election.Fenced },
 	"RepmgrAtRiskHigh": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) {
 			v.Rule.Quorum = false
@@ -176,7 +181,7 @@ var faults = map[string]func(*testing.T, *fleet){
 	"RepmgrStandbyNotStreaming": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) { v.Peers[2].Receiving = false })
 	},
-	"RepmgrStandbyWALGone": func(t *testing.T, f *fleet) { f.tell(t, 2, repmgr.Event{Type: repmgr.EventWALGone}) },
+	"RepmgrStandbyWALGone": func(_ *testing.T, f *fleet) { f.views[1].WALGone = true },
 	"RepmgrSlotLost":       func(_ *testing.T, f *fleet) { f.views[0].Local.Slots = []registry.Slot{{Name: "a", WALStatus: "lost"}} },
 	"RepmgrPausedForLong": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) { v.Peers[0].Paused, v.Peers[0].PauseSeq = true, 1 })
@@ -185,20 +190,44 @@ var faults = map[string]func(*testing.T, *fleet){
 	"RepmgrVoterNotReachable": func(_ *testing.T, f *fleet) { f.views[0].Peers[2].Answer = election.Silent },
 	"RepmgrDaemonSilent":      func(_ *testing.T, f *fleet) { f.views[1].LookedAt = f.views[1].At.Add(-2 * time.Minute) },
 	"RepmgrDaemonMissing":     func(_ *testing.T, f *fleet) { f.gone[2] = true },
-	"RepmgrNotScraped":        func(_ *testing.T, f *fleet) { f.gone = [3]bool{true, true, true} },
+	"RepmgrNotScraped":        func(_ *testing.T, f *fleet) { f.gone = map[int]bool{0: true, 1: true, 2: true} },
 	"RepmgrFailover": func(t *testing.T, f *fleet) {
 		f.tell(t, 2, repmgr.Event{Type: repmgr.EventFailoverPromote, Success: true})
 	},
-	"RepmgrFailoverFailed": func(t *testing.T, f *fleet) { f.tell(t, 2, repmgr.Event{Type: repmgr.EventFailoverRefused}) },
 	"RepmgrVoteLost":       func(t *testing.T, f *fleet) { f.tell(t, 3, repmgr.Event{Type: repmgr.EventVoteLost}) },
 	"RepmgrDuplicateNode":  func(t *testing.T, f *fleet) { f.tell(t, 1, repmgr.Event{Type: repmgr.EventDuplicateNode}) },
 	"RepmgrSyncUnproven":   func(t *testing.T, f *fleet) { f.tell(t, 1, repmgr.Event{Type: repmgr.EventSyncUnproven}) },
 	"RepmgrRestartPending": func(_ *testing.T, f *fleet) { f.views[1].Local.PendingRestart = 2 },
 	"RepmgrArchiveFailing": func(_ *testing.T, f *fleet) {
-		f.views[0].Local.Archiver = registry.Archiver{Failed: 3, FailedAt: &f.views[0].At}
+		f.views[0].Local.Archiver = &registry.Archiver{Failed: 3, FailedAt: &f.views[0].At}
 	},
 	"RepmgrForeignDaemon": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) { v.Peers[2].Foreign = true })
+	},
+}
+
+// healthy are the kinds of clusters in which no alert may fire.
+var healthy = map[string]func(*testing.T, *fleet){
+	"three nodes": func(*testing.T, *fleet) {},
+	"and an observer": func(t *testing.T, f *fleet) {
+		t.Helper()
+		v := ready(t, 0)
+		v.Node, v.Local, v.LocalSeenAt, v.Upstream = "", registry.NodeStatus{}, time.Time{}, health.Upstream{}
+		f.views, f.events = append(f.views, v), append(f.events, &Events{})
+	},
+	"one of them a witness": func(_ *testing.T, f *fleet) {
+		f.each(func(v *health.View) { v.Records[2].Role, v.Peers[2].Role = registry.RoleWitness, election.Witness })
+		f.views[2].Local.InRecovery = false
+	},
+	"manual": func(_ *testing.T, f *fleet) {
+		f.each(func(v *health.View) {
+			v.Automatic, v.Peers, v.Lease, v.Local.Receiver = false, nil, health.Lease{}, &registry.WALReceiver{Status: "streaming"}
+		})
+	},
+	"a daemon that yields to another": func(_ *testing.T, f *fleet) {
+		v := f.views[0]
+		v.Automatic, v.Yields, v.Peers, v.Lease = false, true, nil, health.Lease{}
+		f.views, f.events = append(f.views, v), append(f.events, &Events{})
 	},
 }
 
@@ -219,9 +248,11 @@ func TestAlertsFireAtFaults(t *testing.T) {
 	require.NoError(t, err)
 	var b strings.Builder
 	fmt.Fprintf(&b, "rule_files: [%q]\nevaluation_interval: 1m\ntests:\n", path)
-	faultTest(t, &b, "", func(*testing.T, *fleet) {})
+	for _, kind := range slices.Sorted(maps.Keys(healthy)) {
+		faultTest(t, &b, "", healthy[kind], func(*testing.T, *fleet) {})
+	}
 	for _, alert := range slices.Sorted(maps.Keys(faults)) {
-		faultTest(t, &b, alert, faults[alert])
+		faultTest(t, &b, alert, healthy["three nodes"], faults[alert])
 	}
 	test := filepath.Join(t.TempDir(), "faults.yml")
 	require.NoError(t, os.WriteFile(test, []byte(b.String()), 0o600))
@@ -234,19 +265,24 @@ const (
 )
 
 // faultTest writes a test for promtool: five minutes without a fault, and eighty minutes with it. alert must fire then; empty: none may.
-func faultTest(t *testing.T, b *strings.Builder, alert string, fault func(*testing.T, *fleet)) {
+func faultTest(t *testing.T, b *strings.Builder, alert string, kind, fault func(*testing.T, *fleet)) {
 	t.Helper()
-	f := &fleet{}
-	var handlers [3]*handler
-	for i := range f.views {
-		f.views[i], f.events[i] = ready(t, registry.NodeID(i+1)), &Events{}
-		handlers[i] = newHandler(nil, Options{Events: f.events[i]})
+	f := &fleet{gone: map[int]bool{}}
+	for id := registry.NodeID(1); id <= 3; id++ {
+		f.views, f.events = append(f.views, ready(t, id)), append(f.events, &Events{})
+	}
+	kind(t, f)
+	var handlers []*handler
+	for _, events := range f.events {
+		handlers = append(handlers, newHandler(nil, Options{Events: events}))
 	}
 	look := func() map[string]string {
 		all := map[string]string{}
 		for i, v := range f.views {
 			if !f.gone[i] {
-				maps.Copy(all, parsed(t, scrape(t, handlers[i], v)))
+				for series, value := range parsed(t, scrape(t, handlers[i], v)) {
+					all[strings.Replace(series, "{", fmt.Sprintf(`{instance="%d",`, i), 1)] = value
+				}
 			}
 		}
 		return all
@@ -279,7 +315,7 @@ func course(series, value string, zero time.Time, from, count int) string {
 	seconds, err := strconv.ParseFloat(value, 64)
 	switch {
 	case value == "" && from == 0:
-		return fmt.Sprintf("_x%d", count)
+		return fmt.Sprintf("_x%d", count+1) // a value comes once more than it is repeated
 	case value == "":
 		return "stale"
 	case err == nil && strings.HasSuffix(name, "_timestamp_seconds"):

@@ -7,11 +7,14 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/health"
 )
 
 // tally counts the events of a daemon, and keeps how long outages took by its own events. The zero value is ready for use.
 type tally struct {
 	counts   map[outcome]int
+	told     map[outcome]time.Time // the last time
 	outages  map[string]*histogram // by phase
 	promoted time.Time             // when this daemon last told of a failover that it held
 
@@ -32,12 +35,6 @@ const (
 	otherEvent   = "other" // any event after that
 )
 
-// alarming are the events that an alert looks for. Their counters are there from the beginning: Prometheus does not see the
-// first increase of a counter that begins with it.
-var alarming = []repmgr.EventType{
-	repmgr.EventFence, repmgr.EventWALGone, repmgr.EventDuplicateNode, repmgr.EventVoteLost, repmgr.EventSettingsLost, repmgr.EventEventsDropped, repmgr.EventSyncUnproven,
-}
-
 // The phases of an outage, each from what a daemon tells first until what it tells at its end.
 const (
 	phasePromote = "promote" // the primary is gone, until this daemon has promoted another node
@@ -50,13 +47,14 @@ var phases = []string{phasePromote, phaseFollow, phaseReturn}
 // note takes an event.
 func (t *tally) note(e repmgr.Event) {
 	if t.counts == nil {
-		t.counts, t.outages = map[outcome]int{}, map[string]*histogram{}
+		t.counts, t.told, t.outages = map[outcome]int{}, map[outcome]time.Time{}, map[string]*histogram{}
 	}
 	o := outcome{e.Type, e.Success}
 	if _, known := t.counts[o]; !known && len(t.counts) >= outcomesKept {
 		o.event = otherEvent
 	}
 	t.counts[o]++
+	t.told[o] = time.Now()
 	switch {
 	case e.Type == repmgr.EventUpstreamDisconnect:
 		t.node, t.upstreamGone = e.NodeID, e.At
@@ -88,24 +86,29 @@ func (t *tally) took(phase string, from, to time.Time) {
 	t.outages[phase].observe(to.Sub(from).Seconds())
 }
 
-// write writes the counters, those that alerts look for also where they are zero.
+// settle forgets an outage of the primary that has ended without an event: it came back before anything was done about it, or
+// another daemon has promoted this node. A daemon tells what it has done before it enters these phases.
+func (t *tally) settle(v health.View) {
+	if v.Phase == election.AsPrimary || v.Phase == election.AsStandby && v.Streams() {
+		t.upstreamGone = time.Time{}
+	}
+}
+
+// write writes the counters.
 func (t *tally) write(e *exposition) {
-	events := maps.Clone(t.counts)
-	if events == nil {
-		events = map[outcome]int{}
-	}
-	for _, kind := range alarming {
-		events[outcome{kind, true}] += 0
-		events[outcome{kind, false}] += 0
-	}
+	events := t.counts
 	order := slices.SortedFunc(maps.Keys(events), func(a, b outcome) int {
 		if c := strings.Compare(string(a.event), string(b.event)); c != 0 || a.success == b.success {
 			return c
 		}
 		return map[bool]int{true: -1, false: 1}[a.success]
 	})
+	success := map[bool]string{true: "1", false: "0"}
 	for _, o := range order {
-		e.counter("repmgr_events_total", "The events that this daemon has told since it was started.", events[o], "event", string(o.event), "success", map[bool]string{true: "1", false: "0"}[o.success])
+		e.counter("repmgr_events_total", "The events that this daemon has told since it was started.", events[o], "event", string(o.event), "success", success[o.success])
+	}
+	for _, o := range order {
+		e.gauge("repmgr_event_age_seconds", "How long ago this daemon last told such an event.", time.Since(t.told[o]).Seconds(), "event", string(o.event), "success", success[o.success])
 	}
 	const failovers, switchovers = "repmgr_failovers_total", "repmgr_switchovers_total"
 	const held = "The failovers that this daemon has held since it was started: promoted; aborted, because the election got no further; refused, because it would be unsafe."
