@@ -7,9 +7,9 @@ import (
 	"github.com/pgrepmgr/repmgr/election"
 )
 
-// ruleText is a rule in one line. durability is the configured one; names are those of the
+// RuleText is a rule in one line. durability is the configured one; names are those of the
 // registered nodes.
-func ruleText(r election.Rule, durability string, names map[int32]string) string {
+func RuleText(r election.Rule, durability string, names map[int32]string) string {
 	name := func(id int32) string {
 		if n, ok := names[id]; ok {
 			return n

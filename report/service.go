@@ -181,5 +181,5 @@ func (s ServiceStatus) RuleText() string {
 	for _, n := range s.Nodes {
 		names[int32(n.ID)] = n.Name
 	}
-	return ruleText(*s.Rule, string(s.Durability), names)
+	return RuleText(*s.Rule, string(s.Durability), names)
 }
