@@ -145,17 +145,19 @@ type note struct {
 	Asked      time.Time
 }
 
-// asks are the questions that the dashboard shows the answers of, and how old these may be.
-var asks = []struct {
+// dashboardQuestion is one that the dashboard shows the answer of.
+type dashboardQuestion struct {
 	path   string
-	serves time.Duration
-}{{"v1/explain", 10 * time.Second}, {"v1/why", 10 * time.Second}, {"v1/failovers", 30 * time.Second}, {"v1/doctor", time.Minute}}
+	serves time.Duration // how old the answer may be
+}
+
+var asks = []dashboardQuestion{{"v1/explain", 10 * time.Second}, {"v1/why", 10 * time.Second}, {"v1/failovers", 30 * time.Second}, {"v1/doctor", time.Minute}}
 
 // askTogether leaves room for the questions of others.
 const askTogether = askAtOnce / 2
 
-// memory keeps the newest answer to each question that the dashboard shows: it is still of use when no node answers any
-// more. It is safe for concurrent use.
+// memory keeps the newest answer to each question: it is still of use when no node answers any more. It is safe for
+// concurrent use.
 type memory struct {
 	mu      sync.Mutex
 	answers map[string]remembered
@@ -163,7 +165,7 @@ type memory struct {
 
 type remembered struct {
 	Document any       // nil: there was no answer yet
-	At       time.Time // when it was asked for
+	At       time.Time // when it was begun to be asked for
 	Tried    time.Time // when the question was last asked
 	Failed   string    // why the last attempt had no answer; empty: it had one
 }
@@ -174,47 +176,54 @@ func (m *memory) get(path string) remembered {
 	return m.answers[path]
 }
 
-func (m *memory) put(path string, code int, document any, now time.Time) {
+// put takes the answer to a question that was asked at a time, or why there was none.
+func (m *memory) put(path string, document any, err error, asked time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.answers == nil {
 		m.answers = map[string]remembered{}
 	}
-	a := m.answers[path]
-	a.Tried = now
-	if f, failed := document.(failure); failed || code != http.StatusOK {
-		a.Failed = strings.TrimSpace(f.Error + "\n" + f.Hint)
-	} else {
-		a = remembered{Document: document, At: now, Tried: now}
+	if asked.Before(m.answers[path].Tried) {
+		return
+	}
+	a := remembered{Document: document, At: asked, Tried: asked}
+	if err != nil {
+		a = m.answers[path]
+		a.Tried, a.Failed = asked, strings.TrimSpace(err.Error()+"\n"+repmgr.Hint(err))
 	}
 	m.answers[path] = a
 }
 
 // refresh asks the questions of the dashboard whose answers are too old, or of before the newest event, and waits for the
-// answers.
+// answers. However many look at pages, a few questions at a time are asked for these.
 func (h *handler) refresh(w http.ResponseWriter, r *http.Request, v health.View) {
 	if h.o.Cluster == nil {
 		return
 	}
 	patient(w)
 	var wg sync.WaitGroup
-	turn := make(chan struct{}, askTogether)
-	var event time.Time
-	if h.o.Events != nil {
-		for _, e := range h.o.Events.latest(1) {
-			event = e.At
-		}
-	}
+	_, event := h.o.Events.last()
 	for _, s := range asks {
-		if tried := h.memory.get(s.path).Tried; time.Since(tried) >= s.serves || tried.Before(event) {
-			wg.Go(func() {
-				turn <- struct{}{}
-				defer func() { <-turn }()
+		wg.Go(func() {
+			select {
+			case h.refreshing <- struct{}{}:
+				defer func() { <-h.refreshing }()
+			case <-r.Context().Done():
+				return
+			}
+			if due(h.memory.get(s.path), s, event, time.Now()) {
 				_, _ = h.answerTo(r.Context(), v, s.path, nil)
-			})
-		}
+			}
+		})
 	}
 	wg.Wait()
+}
+
+// due reports whether a question is to be asked again: its answer is too old, or of before the newest event. A node that
+// comes and goes makes an event every few seconds, so that an answer serves a third of its time whatever happens.
+func due(a remembered, s dashboardQuestion, event, now time.Time) bool {
+	age := now.Sub(a.Tried)
+	return age >= s.serves || a.Tried.Before(event) && age >= s.serves/3
 }
 
 // patient lets an answer take as long as questions may.
@@ -223,7 +232,7 @@ func patient(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(limit + writeWithin))
 }
 
-// answerTo asks a question, and remembers the answer where the dashboard shows it.
+// answerTo asks a question.
 func (h *handler) answerTo(ctx context.Context, v health.View, path string, q url.Values) (code int, document any) {
 	if h.o.Cluster == nil {
 		return http.StatusNotFound, failure{"this handler answers health checks only", ""}
@@ -232,14 +241,7 @@ func (h *handler) answerTo(ctx context.Context, v health.View, path string, q ur
 	if err != nil {
 		return http.StatusBadRequest, failure{err.Error(), ""}
 	}
-	began := time.Now() // what happened after that, the answer need not know
-	code, document = h.questions.ask(ctx, key, question)
-	for _, s := range asks {
-		if s.path == path && ctx.Err() == nil { // who goes away early knows nothing
-			h.memory.put(path, code, document, began)
-		}
-	}
-	return code, document
+	return h.questions.ask(ctx, key, question)
 }
 
 // failoverPage shows a failover by its term. The ones that are remembered are shown although no node answers now.

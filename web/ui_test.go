@@ -1,6 +1,8 @@
 package web
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -154,7 +156,7 @@ func TestPagesEscape(t *testing.T) {
 	require.NoError(t, h.o.Events.Notify(t.Context(), repmgr.Event{Type: evil, Node: evil, Details: evil, At: time.Now()}))
 	f := failoversOf(time.Now())
 	f[0].Former, f[0].Reason, f[0].Coordinator, f[0].Steps[0].Evidence, f[0].Steps[0].Step = evil, evil, evil, evil, evil
-	h.memory.put("v1/failovers", 200, f, time.Now())
+	h.memory.put("v1/failovers", f, nil, time.Now())
 	for _, path := range []string{"/ui", "/ui/failovers/5", "/ui/failovers/4", "/ui/" + strings.ReplaceAll(evil, " ", ""), "/ui/topology.svg"} {
 		body := visit(t, h, "GET", path).Body.String()
 		assert.NotContains(t, strings.ReplaceAll(body, `<script type="module" src="/ui/live.js">`, ""), "<script", path)
@@ -213,11 +215,71 @@ func TestMemory(t *testing.T) {
 	t.Parallel()
 	var m memory
 	now := time.Now()
-	m.put("q", 200, "yes", now)
-	m.put("q", 503, failure{"nobody answers", "Start one."}, now.Add(time.Second))
-	assert.Equal(t, remembered{Document: "yes", At: now, Tried: now.Add(time.Second), Failed: "nobody answers\nStart one."}, m.get("q"))
-	m.put("q", 200, "no", now.Add(2*time.Second))
+	m.put("q", "yes", nil, now)
+	m.put("q", nil, errors.New("nobody answers"), now.Add(time.Second))
+	want := remembered{Document: "yes", At: now, Tried: now.Add(time.Second), Failed: "nobody answers"}
+	assert.Equal(t, want, m.get("q"))
+	m.put("q", "older", nil, now.Add(-time.Second)) // it took longer than the next one
+	assert.Equal(t, want, m.get("q"))
+	m.put("q", "no", nil, now.Add(2*time.Second))
 	assert.Empty(t, m.get("q").Failed)
+}
+
+// An answer is as old as the question, whoever waits for it. Who goes away, or is turned away, does not spoil what is
+// remembered; and a panic in a question is the end of that question only.
+func TestQuestionsAreRemembered(t *testing.T) {
+	t.Parallel()
+	h := newHandler(func() health.View { return view(1) }, Options{})
+	asked, release := make(chan time.Time, 1), make(chan struct{})
+	slow := h.remembering("q", func(context.Context) (any, error) {
+		asked <- time.Now()
+		<-release
+		return "yes", nil
+	})
+	first, leave := context.WithCancel(t.Context())
+	answers := make(chan any, 2)
+	go func() { _, a := h.questions.ask(first, "q", slow); answers <- a }()
+	began := <-asked
+	leave() // it is asked to the end all the same
+	go func() { _, a := h.questions.ask(t.Context(), "q", slow); answers <- a }()
+	close(release)
+	assert.Equal(t, []any{"yes", "yes"}, []any{<-answers, <-answers})
+	got := h.memory.get("q")
+	assert.Equal(t, "yes", got.Document)
+	assert.False(t, got.At.After(began))
+
+	for range askAtOnce {
+		h.questions.free <- struct{}{}
+	}
+	code, _ := h.questions.ask(t.Context(), "other", slow)
+	assert.Equal(t, 503, code)
+	assert.Equal(t, got, h.memory.get("q"))
+	for range askAtOnce {
+		<-h.questions.free
+	}
+	code, document := h.questions.ask(t.Context(), "panics", h.remembering("q", func(context.Context) (any, error) { panic("a fault") }))
+	assert.Equal(t, 503, code)
+	assert.Contains(t, document.(failure).Error, "see the log of repmgrd")
+	assert.Equal(t, "yes", h.memory.get("q").Document)
+	assert.Contains(t, h.memory.get("q").Failed, "see the log of repmgrd")
+}
+
+// Events make a question be asked again, and many events do not make it be asked all the time. Clocks of other machines
+// play no part.
+func TestDue(t *testing.T) {
+	t.Parallel()
+	q, now := dashboardQuestion{"q", 9 * time.Second}, time.Now()
+	tried := func(ago int) remembered { return remembered{Tried: now.Add(-time.Duration(ago) * time.Second)} }
+	assert.True(t, due(remembered{}, q, time.Time{}, now))
+	assert.True(t, due(tried(9), q, time.Time{}, now))
+	assert.False(t, due(tried(8), q, now.Add(-10*time.Second), now))
+	assert.True(t, due(tried(3), q, now.Add(-time.Second), now))
+	assert.False(t, due(tried(2), q, now.Add(-time.Second), now))
+	var all Events
+	require.NoError(t, all.Notify(t.Context(), repmgr.Event{At: now.Add(time.Hour)}))
+	number, at := all.last()
+	assert.Equal(t, int64(1), number)
+	assert.WithinDuration(t, now, at, time.Minute)
 }
 
 // Who is not on this machine, and shows no password, sees nothing. A password is asked for over TLS only.

@@ -31,21 +31,22 @@ func newHandler(look func() health.View, o Options) *handler {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{o: o, look: look, guesses: make(chan struct{}, guessesAtOnce), questions: newQuestions()}
+	h := &handler{o: o, look: look, guesses: make(chan struct{}, guessesAtOnce), questions: newQuestions(), refreshing: make(chan struct{}, askTogether)}
 	h.token.path = o.TokenFile
 	return h
 }
 
 type handler struct {
-	o         Options
-	look      func() health.View
-	seen      atomic.Pointer[health.View]
-	token     secret
-	guesses   chan struct{} // taken by each answer to a wrong password
-	questions *questions
-	scrapes   scrapes
-	memory    memory
-	changing  atomic.Bool // a change is under way
+	o          Options
+	look       func() health.View
+	seen       atomic.Pointer[health.View]
+	token      secret
+	guesses    chan struct{} // taken by each answer to a wrong password
+	questions  *questions
+	refreshing chan struct{} // taken by each question that is asked for the dashboard
+	scrapes    scrapes
+	memory     memory
+	changing   atomic.Bool // a change is under way
 }
 
 // viewFor is how long one view answers all requests, so that a flood of them does not disturb the Monitor.
