@@ -39,6 +39,7 @@ type dashboard struct {
 	Failovers failovers
 	Doctor    examination
 
+	Event    int64 // the number of the newest: when it changes, the page asks again
 	Events   []repmgr.Event
 	Commands []fact
 	Targets  []node // the standbys that a switchover could lead to
@@ -72,7 +73,7 @@ func (h *handler) dashboard(v health.View) dashboard {
 	d.Mood, d.Office = office(v)
 	d.Title += ": " + d.Office
 	d.Picture = template.HTML(pictureOf(v, d.Base).SVG()) // all text in it is escaped there
-	if h.o.Events != nil {
+	if d.Event, _ = h.o.Events.last(); d.Event != 0 {
 		d.Events = h.o.Events.latest(eventsShown)
 	}
 	for i, n := range d.Nodes {

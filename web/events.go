@@ -24,8 +24,8 @@ const (
 // Config.Notifiers. The zero value is ready for use, by any number of goroutines.
 type Events struct {
 	mu      sync.Mutex
-	epoch   int64 // of the numbers: they begin anew with each process
-	newest  int64 // the number of the newest event
+	epoch   int64     // of the numbers: they begin anew with each process
+	newest  int64     // the number of the newest event
 	at      time.Time // when it came, by our clock: the time in an event is that of the primary
 	events  []repmgr.Event
 	changed chan struct{} // closed when there is another event

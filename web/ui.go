@@ -53,7 +53,6 @@ func browses(r *http.Request) bool {
 // frame is what all pages have.
 type frame struct {
 	Base    string // before the path of each page: /ui, behind the prefix
-	Stream  string // the path of /events
 	Title   string
 	Cluster string
 	Node    string // whose daemon this is
@@ -61,7 +60,7 @@ type frame struct {
 }
 
 func (h *handler) frame(v health.View, title string) frame {
-	return frame{Base: h.o.Prefix + "/ui", Stream: h.o.Prefix + "/events", Title: title, Cluster: scope(v), Node: v.Node, At: v.At}
+	return frame{Base: h.o.Prefix + "/ui", Title: title, Cluster: scope(v), Node: v.Node, At: v.At}
 }
 
 // ui answers /ui/...: pages for people. They change nothing.
@@ -85,12 +84,9 @@ func (h *handler) ui(w http.ResponseWriter, r *http.Request, v health.View, path
 	first, rest, _ := strings.Cut(path, "/")
 	switch first {
 	case "":
-		if r.URL.Query().Has("ask") { // of a browser that runs no script
-			h.refresh(w, r, v)
-		}
 		h.page(w, http.StatusOK, "dashboard", h.dashboard(v))
 	case "ask":
-		h.refresh(w, r, v)
+		h.refresh(w, r, v) // also where no script runs: it is an image then
 		w.WriteHeader(http.StatusNoContent)
 	case "topology.svg":
 		secure(w, "image/svg+xml")

@@ -84,6 +84,9 @@ func TestPages(t *testing.T) {
 			}
 			done[path] = true
 			w := visit(t, h, "GET", path, "Accept", browser)
+			if w.Code == 204 {
+				continue // /ui/ask has no content
+			}
 			body := w.Body.String()
 			assert.Contains(t, []int{200, 404}, w.Code, "%s %s: %s", name, path, body) // 404: there is no cluster to ask
 			assert.Equal(t, policy, w.Header().Get("Content-Security-Policy"), path)
@@ -94,7 +97,7 @@ func TestPages(t *testing.T) {
 			if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") {
 				continue
 			}
-			assert.Contains(t, body, `data-base="/repmgr/ui" data-events="/repmgr/events"`, path)
+			assert.Contains(t, body, `data-base="/repmgr/ui"`, path)
 			assert.NotRegexp(t, `<style|<script>| style=| on[a-z]+="`, body, path)
 			for _, link := range links.FindAllStringSubmatch(body, -1) {
 				require.True(t, strings.HasPrefix(link[1], "/repmgr/ui"), "%s: %s", path, link[1])
@@ -110,7 +113,7 @@ func TestPages(t *testing.T) {
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string][]string{
-		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2", `content="5; url=/ui?ask=1"`, "standby: all is well"},
+		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2", `<noscript><img src="/ui/ask"`, `<main data-event="3">`, "standby: all is well"},
 		"lagging": {"312 MB", "300 MB", "disk_fills", "accepted until 2026-12-31", "the disk is full in 31 hours"},
 		"cascade": {"witness", "node4", "5 of 5 answer"},
 		"paused":  {"Failover is paused", "repmgr -f /etc/repmgr.conf service unpause", `id="forecast" class="bad"`, "refuses connections, last seen 3 min ago"},
