@@ -124,6 +124,7 @@ func play(t *testing.T, s scene, prefix string) *handler {
 	} {
 		e.At = s.view.At.Add(time.Duration(i-3) * time.Minute)
 		require.NoError(t, events.Notify(t.Context(), e))
+		events.at = e.At
 	}
 	h := newHandler(func() health.View { return later(s.view) }, Options{Prefix: prefix, Events: &events})
 	e, err := explain.Answer(explain.Question{

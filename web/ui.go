@@ -164,6 +164,7 @@ type remembered struct {
 	At       time.Time // when it was begun to be asked for
 	Tried    time.Time // when the question was last asked
 	Failed   string    // why the last attempt had no answer; empty: it had one
+	Old      bool      // it may not be true any more
 }
 
 func (m *memory) get(path string) remembered {
@@ -188,6 +189,19 @@ func (m *memory) put(path string, document any, err error, asked time.Time) {
 		a.Tried, a.Failed = asked, strings.TrimSpace(err.Error()+"\n"+repmgr.Hint(err))
 	}
 	m.answers[path] = a
+}
+
+// recall is the answer to a question of the dashboard. It is old where it should long have been asked again, and where
+// something has happened since.
+func (h *handler) recall(path string, now time.Time) remembered {
+	a := h.memory.get(path)
+	_, event := h.o.Events.last()
+	for _, s := range asks {
+		if s.path == path {
+			a.Old = a.At.Before(event) || now.Sub(a.At) > 3*s.serves
+		}
+	}
+	return a
 }
 
 // refresh asks the questions of the dashboard whose answers are too old, or of before the newest event, and waits for the

@@ -117,7 +117,7 @@ func TestDashboard(t *testing.T) {
 		"lagging": {"312 MB", "300 MB", "disk_fills", "accepted until 2026-12-31", "the disk is full in 31 hours"},
 		"cascade": {"witness", "node4", "5 of 5 answer"},
 		"paused":  {"Failover is paused", "repmgr -f /etc/repmgr.conf service unpause", `id="forecast" class="bad"`, "refuses connections, last seen 3 min ago"},
-		"down":    {"No node answers this daemon.", "No primary is in office. The last one was node1, of term 5, last seen 12 min ago.", "Asked 12 min ago.", `class="bad old"`, "The last attempt had no answer: connect to node &#34;node1&#34;", "Term 4"},
+		"down":    {"No node answers this daemon.", "No primary is in office. The last one was node1, of term 5, last seen 12 min ago.", "Asked 12 min ago: it may be otherwise now.", "As this daemon sees it, nobody would take its place: ", "What was so 12 min ago", `class="bad old"`, "The last attempt had no answer: connect to node &#34;node1&#34;", "Term 4"},
 	} {
 		body := visit(t, play(t, scenes()[name], ""), "GET", "/ui").Body.String()
 		for _, text := range want {
@@ -136,11 +136,101 @@ func TestLeaseText(t *testing.T) {
 		said *repmgr.Announcement
 	}{
 		"this primary may write until": {1, nil}, "the daemon of node1 keeps it": {2, nil},
-		"its daemon said that node1 may write for 2.1 s": {2, &repmgr.Announcement{LeaseLeft: &left}},
-		"node1 has no contact to a majority any more":    {2, &repmgr.Announcement{LeaseLeft: &over}},
+		"5 s ago its daemon said that node1 may write for 2.1 s": {2, &repmgr.Announcement{LeaseLeft: &left}},
+		"node1 has no contact to a majority any more":            {2, &repmgr.Announcement{LeaseLeft: &over}},
 	} {
-		assert.Contains(t, leaseText(view(c.node), c.said), want)
+		v := view(c.node)
+		why := remembered{Document: repmgr.Reasoning{Monitors: []repmgr.MonitorWord{{ID: 1, Name: "node1", Monitor: c.said}}}, At: v.At.Add(-5 * time.Second)}
+		assert.Contains(t, leaseText(v, why), want)
+		if why.Old = true; c.said != nil {
+			assert.Equal(t, "not known now: the daemon of node1 was asked 5 s ago", leaseText(v, why))
+		}
 	}
+	v := view(1)
+	v.Automatic, v.Peers = false, nil
+	assert.Equal(t, "none: this daemon takes no part in elections", leaseText(v, remembered{}))
+}
+
+// What was answered long ago, or before an event, or what is refuted by what this daemon sees, is not shown as of now.
+func TestForecastIsOfNow(t *testing.T) {
+	t.Parallel()
+	node2Dies := func(v *health.View) { v.Peers[1].Answer = election.Refused }
+	pause := func(v *health.View) {
+		for i := range v.Peers {
+			v.Peers[i].Paused, v.Peers[i].PauseSeq = true, 4
+		}
+	}
+	for name, c := range map[string]struct {
+		asked  time.Duration
+		event  bool
+		change func(v *health.View)
+		old    bool
+		mood   topology.Mood
+		now    string
+	}{
+		"just now":         {5 * time.Second, false, func(*health.View) {}, false, topology.Well, ""},
+		"long ago":         {time.Hour, false, func(*health.View) {}, true, topology.Unknown, "As this daemon sees it, node2 would win."},
+		"before an event":  {5 * time.Second, true, func(*health.View) {}, true, topology.Unknown, "node2 would win"},
+		"then paused":      {5 * time.Second, false, pause, true, topology.Bad, "As this daemon sees it, nobody would take its place: failover is paused"},
+		"the winner died":  {5 * time.Second, false, node2Dies, true, topology.Bad, "nobody would take its place"},
+		"by hand since":    {time.Hour, false, func(v *health.View) { v.Automatic, v.Peers = false, nil }, true, topology.Unknown, ""},
+		"of another term":  {5 * time.Second, false, func(v *health.View) { v.Rule.Term++ }, true, topology.Unknown, "node2 would win"},
+		"no rule is known": {time.Hour, false, func(v *health.View) { v.Rule = election.Rule{} }, true, topology.Unknown, ""},
+	} {
+		s := scenes()["healthy"]
+		s.asked = c.asked
+		h := play(t, s, "")
+		v := later(s.view)
+		c.change(&v)
+		if c.event {
+			h.o.Events.at = v.At
+		}
+		f := newForecast(h.recall("v1/explain", v.At), v, h.foresee(v))
+		assert.Equal(t, c.old, f.Old, name)
+		assert.Equal(t, c.mood, f.Mood, name)
+		assert.Contains(t, f.Now, c.now, name)
+		assert.Equal(t, c.now == "", f.Now == "", name)
+		why := h.recall("v1/why", v.At)
+		assert.Equal(t, c.asked > time.Minute || c.event, why.Old, name)
+	}
+	s := scenes()["healthy"]
+	v := s.view
+	h := newHandler(func() health.View { return v }, Options{})
+	assert.Equal(t, "As this daemon sees it, node2 would win.", newForecast(h.recall("v1/explain", v.At), v, h.foresee(v)).Now, "before it was asked")
+}
+
+// What a daemon says that takes no part in elections, that has just been started, and that of a witness.
+func TestFactsAndBanners(t *testing.T) {
+	t.Parallel()
+	said := func(v health.View) (all string) {
+		for _, b := range banners(v, repmgr.Explanation{}) {
+			all += b.Text + "\n"
+		}
+		for _, f := range facts(v, remembered{}, nodesOf(v)) {
+			all += f.Name + ": " + f.Text + "\n"
+		}
+		return all
+	}
+	v := view(1)
+	assert.Contains(t, said(v), "Votes: 3 of 3 answer")
+	v.Peers[2].SeenAt = v.At.Add(-time.Minute) // this process did not run
+	assert.Contains(t, said(v), "Votes: 2 of 3 answer")
+	v.Automatic, v.Peers = false, nil
+	assert.Contains(t, said(v), "takes no part in elections. It sees")
+	assert.NotContains(t, said(v), "Votes:")
+	assert.Contains(t, banners(v, repmgr.Explanation{Manual: true})[0].Text, "Nobody takes over by itself.")
+	v.LookedAt = time.Time{}
+	assert.NotContains(t, said(v), "failover=manual")
+
+	w := view(3)
+	w.Records[2].Role, w.Peers[2].Role, w.Peers[2].Running = registry.RoleWitness, election.Witness, election.Primary
+	w.Peers[0].Answer, w.Peers[0].SeenAt = election.Refused, w.At.Add(-20*time.Second)
+	_, text := office(w)
+	assert.Equal(t, "No primary is in office. The last one was node1, of term 5, last seen 20 s ago.", text)
+	assert.Equal(t, "nobody is known to have one", leaseText(w, remembered{}))
+
+	assert.Contains(t, daemonText(map[int32]repmgr.MonitorWord{1: {Monitor: &repmgr.Announcement{Phase: "standby", Reason: "all is well", Age: 90}}}, 1), "has said nothing for 1m30s; before that: standby")
+	assert.Equal(t, "all of it: there is no standby", riskText(v, nil))
 }
 
 // Names and texts of other machines stay text.
@@ -318,6 +408,11 @@ func TestOffice(t *testing.T) {
 		"2 nodes run as a primary: node1, node2.": func(v *health.View) { v.Peers[1].Running = election.Primary },
 		"No primary is in office: the lease of this primary has run out: no majority of the voters answers.": func(v *health.View) { v.Lease.Left = 0 },
 		"No primary is in office. The last one was node1, of term 5, last seen just now.":                    func(v *health.View) { v.Peers[0].Answer = election.Refused },
+		"node2 was the primary, last seen 60 s ago.": func(v *health.View) {
+			*v = view(1)
+			v.Rule.Primary, v.Peers[1].Running, v.Peers[0].Running = 2, election.Primary, election.Standby
+			v.Peers[1].SeenAt = v.At.Add(-time.Minute)
+		},
 		"No primary is seen.": func(v *health.View) {
 			v.Rule, v.Peers = election.Rule{}, nil
 		},
