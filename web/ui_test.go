@@ -21,6 +21,7 @@ import (
 	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -398,6 +399,52 @@ func TestPictureByHand(t *testing.T) {
 	assert.Equal(t, []string{"answers", "answers", "not asked: failover=manual"}, []string{nodes[0].Seen, nodes[1].Seen, nodes[2].Seen})
 	assert.True(t, nodes[0].Writes)
 	assert.Equal(t, int64(2000), nodes[1].Unplayed)
+
+	v = view(1) // it was promoted, and its former primary had written more
+	v.Automatic, v.Peers, v.Rule, v.Upstream.LSN = false, nil, election.Rule{}, 9000
+	v.Records[1].UpstreamID = 1
+	v.Local.Senders = []registry.WALSender{{ApplicationName: "node2", State: "streaming", FlushedLSN: 4900, ReplayedLSN: 4900}}
+	assert.Equal(t, int64(100), nodesOf(v)[1].Behind)
+}
+
+// How far a standby is behind is known only while it and the primary are seen, and where its WAL is a part of that of the
+// primary. Otherwise it might be taken for a standby that has everything.
+func TestBehindIsKnownOrNot(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(v *health.View, p *election.Peer)
+		behind int64
+		risk   string
+	}{
+		"it streams": {func(*health.View, *election.Peer) {}, 1000, "1000 bytes of WAL that no standby had"},
+		"it has WAL that the primary has not": {func(v *health.View, p *election.Peer) {
+			v.Rule.Line = wal.Lineage{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 3500}}}
+			v.Peers[0].Position.Timeline, p.Position.LSN, p.Receiving = 2, 6000, false
+		}, -1, "not known now"},
+		"it has not switched to the timeline yet": {func(v *health.View, _ *election.Peer) {
+			v.Rule.Line = wal.Lineage{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 4500}}}
+			v.Peers[0].Position.Timeline = 2
+		}, 1000, "1000 bytes"},
+		"the primary is dead":      {func(v *health.View, _ *election.Peer) { v.Peers[0].Answer = election.Refused }, -1, "not known now"},
+		"the primary is old":       {func(v *health.View, _ *election.Peer) { v.Peers[0].SeenAt = v.At.Add(-time.Minute) }, -1, "not known now"},
+		"it rejects logins":        {func(_ *health.View, p *election.Peer) { p.Answer = election.Rejects }, -1, "not known now"},
+		"it is old":                {func(v *health.View, p *election.Peer) { p.SeenAt = v.At.Add(-time.Minute) }, -1, "not known now"},
+		"its end is not known":     {func(_ *health.View, p *election.Peer) { p.PositionUnknown = true }, -1, "not known now"},
+		"its replay is paused":     {func(_ *health.View, p *election.Peer) { p.ReplayPaused = true }, 1000, "1000 bytes"},
+		"its replay can not go on": {func(_ *health.View, p *election.Peer) { p.ReplayBlocked = election.UnfitTarget }, 1000, "1000 bytes"},
+	} {
+		v := view(1)
+		v.Records, v.Peers = v.Records[:2], v.Peers[:2]
+		v.Records[1].UpstreamID, v.Peers[1].Position.LSN = 1, 4000
+		v.Peers[0].Position.Timeline, v.Peers[1].Position.Timeline = 1, 1
+		c.change(&v, &v.Peers[1])
+		nodes := nodesOf(v)
+		assert.Equal(t, c.behind, nodes[1].Behind, name)
+		assert.Contains(t, riskText(v, nodes), c.risk, name)
+		if name == "its replay can not go on" {
+			assert.Equal(t, []string{"doubt", string(election.UnfitTarget)}, []string{string(nodes[1].Mood), nodes[1].Seen})
+		}
+	}
 }
 
 // The first sentence of the dashboard.
