@@ -74,7 +74,7 @@ func (h *handler) question(v health.View, path string, q url.Values) (key string
 		ask = func(ctx context.Context) (any, error) { return c.Why(ctx) }
 	case "v1/why-not":
 		if node == 0 {
-			return "", nil, fmt.Errorf("which node? /repmgr/v1/why-not?node=NAME")
+			return "", nil, fmt.Errorf("which node? Add ?node=NAME")
 		}
 		ask = func(ctx context.Context) (any, error) { return c.WhyNot(ctx, node) }
 	case "v1/failovers":

@@ -6,6 +6,7 @@ import (
 	"embed"
 	"fmt"
 	"html/template"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -37,17 +38,14 @@ func seconds(s float64) string { return fmt.Sprintf("%.1f s", s) }
 
 func dayAndClock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 
-// browses reports whether a request wants to see a page. What load balancers and curl send does not.
-func browses(r *http.Request) bool {
-	if r.Method != http.MethodGet {
-		return false
-	}
-	for part := range strings.SplitSeq(r.Header.Get("Accept"), ",") {
-		if kind, _, _ := strings.Cut(part, ";"); strings.EqualFold(strings.TrimSpace(kind), "text/html") {
-			return true
-		}
-	}
-	return false
+// browses reports whether a browser opens an address. No load balancer and no monitoring says that.
+func browses(r *http.Request) bool { return r.Header.Get("Sec-Fetch-Dest") == "document" }
+
+// otherOrigin reports whether a page of another origin lets a browser ask: it could not read the answer, but have all nodes asked, take
+// the readers of /events, and measure the picture. Whoever opens an address may come from anywhere.
+func otherOrigin(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return (site == "cross-site" || site == "same-site") && !browses(r)
 }
 
 // frame is what all pages have.
@@ -78,7 +76,7 @@ func (h *handler) ui(w http.ResponseWriter, r *http.Request, v health.View, path
 	}
 	if refused, code := h.mayLook(w, r); refused != "" {
 		h.page(w, code, "note", note{h.frame(v, "Not allowed"), refused, "This page is for clients on the same machine, and for those with the password (over TLS) or a client certificate: docs/http.md. " +
-			"From elsewhere: ssh -L 8008:127.0.0.1:8008 HOST, then http://127.0.0.1:8008/ui", v.At})
+			fmt.Sprintf("From elsewhere: ssh -L %[1]s:127.0.0.1:%[1]s HOST, then http://127.0.0.1:%[1]s%s/ui", portOf(r), h.o.Prefix), v.At})
 		return
 	}
 	first, rest, _ := strings.Cut(path, "/")
@@ -115,8 +113,18 @@ func (h *handler) mayLook(w http.ResponseWriter, r *http.Request) (refused strin
 	return refused, code
 }
 
+// portOf is the port that a request came to.
+func portOf(r *http.Request) string {
+	at, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if tcp, ok := at.(*net.TCPAddr); ok {
+		return strconv.Itoa(tcp.Port)
+	}
+	return "8008"
+}
+
 func secure(w http.ResponseWriter, kind string) {
 	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Cross-Origin-Opener-Policy", "same-origin")
 	w.Header().Set("Content-Security-Policy", policy)
 	w.Header().Set("Referrer-Policy", "no-referrer")
 }
@@ -258,7 +266,7 @@ func (h *handler) answerTo(ctx context.Context, v health.View, path string, q ur
 func (h *handler) failoverPage(w http.ResponseWriter, r *http.Request, v health.View, term string) {
 	number, err := strconv.ParseInt(term, 10, 64)
 	if err != nil {
-		h.page(w, http.StatusNotFound, "note", note{h.frame(v, "No such failover"), "A failover has the number of its term: /ui/failovers/7.", "", v.At})
+		h.page(w, http.StatusNotFound, "note", note{h.frame(v, "No such failover"), "A failover has the number of its term: " + h.o.Prefix + "/ui/failovers/7.", "", v.At})
 		return
 	}
 	find := func(document any) *failoverRow {

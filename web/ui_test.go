@@ -24,8 +24,6 @@ import (
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
-const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
-
 // visit asks a handler as a client on this machine does.
 func visit(t *testing.T, h http.Handler, method, path string, header ...string) *httptest.ResponseRecorder {
 	t.Helper()
@@ -45,7 +43,11 @@ func visit(t *testing.T, h http.Handler, method, path string, header ...string) 
 func TestRootIsAHealthCheckForAllButBrowsers(t *testing.T) {
 	t.Parallel()
 	h := play(t, scenes()["healthy"], "")
-	for name, header := range map[string][]string{"no Accept": nil, "curl": {"Accept", "*/*"}, "JSON": {"Accept", "application/json, text/*"}, "a browser elsewhere": {"Accept", browser, "From", "10.0.0.9:4711"}} {
+	for name, header := range map[string][]string{
+		"no Accept": nil, "curl": {"Accept", "*/*"}, "JSON": {"Accept", "application/json, text/*"},
+		"a monitoring that takes HTML, with a password of its own": {"Accept", "text/html, image/gif, */*; q=.2", "Authorization", "Basic eDp5"},
+		"a script in a page": {"Accept", "text/html", "Sec-Fetch-Dest", "empty"}, "a browser elsewhere": {"Sec-Fetch-Dest", "document", "From", "10.0.0.9:4711"},
+	} {
 		w := visit(t, h, "GET", "/", header...)
 		assert.Equal(t, 200, w.Code, name)
 		assert.Equal(t, "application/json", w.Header().Get("Content-Type"), name)
@@ -53,17 +55,17 @@ func TestRootIsAHealthCheckForAllButBrowsers(t *testing.T) {
 		assert.Empty(t, w.Header().Get("Content-Security-Policy"), name)
 	}
 	for _, method := range []string{"HEAD", "OPTIONS"} {
-		assert.NotContains(t, visit(t, h, method, "/", "Accept", browser).Header().Get("Content-Type"), "html", method)
+		assert.NotContains(t, visit(t, h, method, "/", "Sec-Fetch-Dest", "document").Header().Get("Content-Type"), "html", method)
 	}
-	w := visit(t, h, "GET", "/", "Accept", browser)
+	w := visit(t, h, "GET", "/", "Sec-Fetch-Dest", "document")
 	assert.Equal(t, 200, w.Code)
 	assert.Contains(t, w.Body.String(), "node1 is the primary of term 5.")
 	standby := newHandler(func() health.View { return view(2) }, Options{})
-	w = visit(t, standby, "GET", "/", "Accept", browser)
+	w = visit(t, standby, "GET", "/", "Sec-Fetch-Dest", "document")
 	assert.Equal(t, 503, w.Code)
-	assert.Contains(t, w.Body.String(), "<main>")
+	assert.Contains(t, w.Body.String(), `<main data-event="0">`)
 	assert.Equal(t, 200, visit(t, standby, "GET", "/ui").Code)
-	assert.Contains(t, visit(t, h, "GET", "/primary", "Accept", browser).Body.String(), `"patroni"`)
+	assert.Contains(t, visit(t, h, "GET", "/primary", "Sec-Fetch-Dest", "document").Body.String(), `"patroni"`)
 }
 
 var (
@@ -84,7 +86,7 @@ func TestPages(t *testing.T) {
 				continue
 			}
 			done[path] = true
-			w := visit(t, h, "GET", path, "Accept", browser)
+			w := visit(t, h, "GET", path)
 			if w.Code == 204 {
 				continue // /ui/ask has no content
 			}
@@ -386,6 +388,24 @@ func TestPagesAreForThoseWhoMayAsk(t *testing.T) {
 		assert.NotContains(t, w.Body.String(), "node2", path)
 		assert.Empty(t, w.Header().Get("WWW-Authenticate"), path)
 	}
+	assert.Contains(t, visit(t, h, "GET", "/ui", "From", "10.0.0.9:4711").Body.String(), "http://127.0.0.1:8008/ui")
+	for _, path := range []string{"/ui", "/ui/doctor", "/ui/topology.svg", "/events", "/repmgr/v1/monitor"} {
+		for header, code := range map[[2]string]int{{"cross-site", "image"}: 403, {"same-site", "empty"}: 403, {"cross-site", "iframe"}: 403, {"same-origin", "empty"}: 200, {"none", "document"}: 200, {"cross-site", "document"}: 200, {}: 200} {
+			ctx, cancel := context.WithCancel(t.Context())
+			if cancel(); path == "/ui/doctor" && code == 200 {
+				code = 404 // there is no cluster to ask
+			}
+			r := httptest.NewRequestWithContext(ctx, "GET", "http://127.0.0.1:8008"+path, http.NoBody)
+			r.RemoteAddr = "127.0.0.1:4711"
+			r.Header.Set("Sec-Fetch-Site", header[0])
+			r.Header.Set("Sec-Fetch-Dest", header[1])
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			assert.Equal(t, code, w.Code, "%s %s", path, header)
+			assert.Equal(t, "same-origin", w.Header().Get("Cross-Origin-Resource-Policy"), path)
+		}
+	}
+	assert.Equal(t, 200, visit(t, h, "GET", "/primary", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Dest", "image").Code)
 	assert.Equal(t, 200, visit(t, h, "GET", "/ui/style.css", "From", "10.0.0.9:4711").Code)
 }
 

@@ -86,6 +86,14 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, path string) {
 	v := h.view()
 	first, rest, _ := strings.Cut(path, "/")
 	switch first {
+	case "ui", "events", "repmgr":
+		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin")
+		if otherOrigin(r) {
+			text(w, http.StatusForbidden, "a page of another origin may not ask this")
+			return
+		}
+	}
+	switch first {
 	case "role":
 		role(w, r, v)
 	case "patroni":
@@ -108,7 +116,7 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, path string) {
 		h.ui(w, r, v, rest)
 	default:
 		verdict := judge(v, path, r.URL.Query())
-		if path == "" && browses(r) && h.mayAsk(r) == "" {
+		if path == "" && r.Method == http.MethodGet && browses(r) && h.mayAsk(r) == "" {
 			h.page(w, statusOf(verdict), "dashboard", h.dashboard(v)) // the code stays: something may look at it alone
 			return
 		}
