@@ -211,7 +211,7 @@ func drawNode(out func(string, ...any), x, y int, n Node) {
 	out(`<rect class="box" x="%d" y="%d" width="%d" height="%d" rx="6" fill="#ffffff" stroke="%s" stroke-width="%s"/>`, x, y, boxWidth, boxHeight, stripe, border)
 	out(`<rect class="stripe" x="%d" y="%d" width="5" height="%d" rx="2" fill="%s"/>`, x, y, boxHeight, stripe)
 	out(`<svg x="%d" y="%d" width="%d" height="%d">`, x+8, y, boxWidth-16, boxHeight)
-	out(`<text class="name" x="6" y="21" font-size="14" font-weight="600" fill="#1f2328">%s</text>`, escape(shortenName(n.Name, 19)))
+	out(`<text class="name" x="6" y="21" font-size="14" font-weight="600" fill="#1f2328">%s</text>`, escape(shortenName(n.Name)))
 	weight := "400"
 	if n.Writes {
 		weight = "700"
@@ -232,10 +232,10 @@ func shorten(text string, most int) string {
 	return text
 }
 
-// shortenName is the same of a name. Names of nodes differ at the end more often than in the middle.
-func shortenName(name string, most int) string {
-	if r := []rune(name); len(r) > most {
-		return string(r[:(most-1)/2]) + "…" + string(r[len(r)-most/2:])
+// shortenName makes a name fit its box. Names of nodes differ at the end more often than in the middle.
+func shortenName(name string) string {
+	if r := []rune(name); len(r) > 19 {
+		return string(r[:9]) + "…" + string(r[len(r)-9:])
 	}
 	return name
 }
