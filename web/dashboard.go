@@ -171,7 +171,7 @@ func facts(v health.View, why remembered, nodes []node) []fact {
 		}
 		all = append(all, fact{"Rule", report.RuleText(v.Rule, "", names)})
 	}
-	if v.Rule.Known() && v.Automatic { // another daemon does not ask the voters
+	if v.Rule.Known() && v.Automatic { // a daemon that takes no part in elections does not ask the voters
 		answer := slices.DeleteFunc(v.Reachable(), func(p election.Peer) bool { mood, _ := seen(v, p); return mood != topology.Well })
 		have, votes := v.Rule.Votes(election.IDs(answer))
 		all = append(all, fact{"Votes", fmt.Sprintf("%d of %d answer, and %d are a majority", have, votes, votes/2+1)})
@@ -231,6 +231,8 @@ func leaseText(v health.View, why remembered) string {
 		return fmt.Sprintf("%s its daemon said that %s may write for %.1f s. Each contact to a majority gives it more time", when, name, *said.LeaseLeft)
 	case !own:
 		return "the daemon of " + name + " keeps it, and has said nothing of it"
+	case v.Yields:
+		return "the other repmgrd of this node keeps it"
 	case !v.Automatic:
 		return "none: this daemon takes no part in elections"
 	case !l.Known:

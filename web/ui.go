@@ -41,8 +41,8 @@ func dayAndClock(t time.Time) string { return t.Local().Format("2006-01-02 15:04
 // browses reports whether a browser opens an address. No load balancer and no monitoring says that.
 func browses(r *http.Request) bool { return r.Header.Get("Sec-Fetch-Dest") == "document" }
 
-// otherOrigin reports whether a page of another origin lets a browser ask: it could not read the answer, but have all nodes asked, take
-// the readers of /events, and measure the picture. Whoever opens an address may come from anywhere.
+// otherOrigin reports whether a page of another origin lets a browser ask: it could not read the answer, but have all nodes
+// asked, take the readers of /events, and measure the picture. Whoever opens an address may come from anywhere.
 func otherOrigin(r *http.Request) bool {
 	site := r.Header.Get("Sec-Fetch-Site")
 	return (site == "cross-site" || site == "same-site") && !browses(r)

@@ -152,6 +152,8 @@ func TestLeaseText(t *testing.T) {
 	v := view(1)
 	v.Automatic, v.Peers = false, nil
 	assert.Equal(t, "none: this daemon takes no part in elections", leaseText(v, remembered{}))
+	v.Yields = true
+	assert.Equal(t, "the other repmgrd of this node keeps it", leaseText(v, remembered{}))
 }
 
 // What was answered long ago, or before an event, or what is refuted by what this daemon sees, is not shown as of now.

@@ -20,10 +20,6 @@ import (
 func (cmd *clusterWatch) needsConfig() bool { return !cmd.given() }
 
 func (cmd *clusterWatch) Run(ctx context.Context, a *app) error {
-	c, err := a.clusterAt(cmd.connection)
-	if err != nil {
-		return err
-	}
 	var t *terminal
 	if !a.json {
 		t = openTerminal(a.in, a.out)
@@ -32,6 +28,10 @@ func (cmd *clusterWatch) Run(ctx context.Context, a *app) error {
 		return (&clusterShow{Compact: true, connection: cmd.connection}).Run(ctx, a)
 	}
 	defer t.close()
+	c, err := a.clusterAt(cmd.connection)
+	if err != nil {
+		return err
+	}
 	if err := t.draw("asking the nodes ..."); err != nil {
 		return fmt.Errorf("write to the terminal: %w", err)
 	}
