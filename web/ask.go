@@ -2,9 +2,11 @@ package web
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -72,7 +74,7 @@ func (h *handler) question(v health.View, path string, q url.Values) (key string
 		ask = func(ctx context.Context) (any, error) { return c.Why(ctx) }
 	case "v1/why-not":
 		if node == 0 {
-			return "", nil, fmt.Errorf("which node? /repmgr/v1/why-not?node=NAME")
+			return "", nil, fmt.Errorf("which node? Add ?node=NAME")
 		}
 		ask = func(ctx context.Context) (any, error) { return c.WhyNot(ctx, node) }
 	case "v1/failovers":
@@ -86,7 +88,26 @@ func (h *handler) question(v health.View, path string, q url.Values) (key string
 			return c.PlanSwitchover(ctx, repmgr.SwitchoverOptions{To: node})
 		}
 	}
+	if ask != nil {
+		ask = h.remembering(path, ask)
+	}
 	return path + "?" + node.String(), ask, nil
+}
+
+// remembering makes a question leave its answer where the dashboard finds it, whoever asks it. A panic in it ends the
+// question and not the daemon.
+func (h *handler) remembering(path string, ask func(context.Context) (any, error)) func(context.Context) (any, error) {
+	return func(ctx context.Context) (document any, err error) {
+		began := time.Now() // what happened after that, the answer need not know
+		defer func() {
+			if p := recover(); p != nil {
+				h.o.Logger.Error("a question was not answered because of an error in this program", "path", path, "panic", p, "stack", string(debug.Stack()))
+				err = errors.New("the question was not answered: see the log of repmgrd")
+			}
+			h.memory.put(path, document, err, began)
+		}()
+		return ask(ctx)
+	}
 }
 
 // nodeOf finds a node by its name or its id. Empty: 0.
@@ -127,14 +148,11 @@ func newQuestions() *questions {
 func (q *questions) ask(ctx context.Context, key string, ask func(context.Context) (any, error)) (code int, document any) {
 	a, mine := q.join(key)
 	if mine {
-		a.code, a.document = http.StatusInternalServerError, failure{Error: "the question was not answered"} // where asking it panics
-		defer func() {
-			q.mu.Lock()
-			a.at = time.Now()
-			q.mu.Unlock()
-			close(a.done)
-		}()
 		a.code, a.document = q.answer(ctx, ask)
+		q.mu.Lock()
+		a.at = time.Now()
+		q.mu.Unlock()
+		close(a.done)
 		return a.code, a.document
 	}
 	select {

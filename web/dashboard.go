@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"html/template"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,7 @@ type dashboard struct {
 	Failovers failovers
 	Doctor    examination
 
+	Event    int64 // the number of the newest: when it changes, the page asks again
 	Events   []repmgr.Event
 	Commands []fact
 	Targets  []node // the standbys that a switchover could lead to
@@ -55,13 +57,13 @@ type banner struct {
 type fact struct{ Name, Text string }
 
 func (h *handler) dashboard(v health.View) dashboard {
-	why := h.memory.get("v1/why")
-	said := daemons(why)
+	why, explained, nodes := h.recall("v1/why", v.At), h.recall("v1/explain", v.At), nodesOf(v)
+	said, e := daemons(why), explained.Document
 	d := dashboard{
-		frame: h.frame(v, scope(v)), Banners: banners(v), Facts: facts(v, said), Nodes: nodesOf(v), Daemons: newAge(why, v.At),
-		Forecast:  newForecast(h.memory.get("v1/explain"), v.At),
-		Failovers: newFailovers(h.memory.get("v1/failovers"), v.At),
-		Doctor:    newExamination(h.memory.get("v1/doctor"), v.At),
+		frame: h.frame(v, scope(v)), Banners: banners(v, e), Facts: facts(v, why, nodes), Nodes: nodes, Daemons: newAge(why, v.At),
+		Forecast:  newForecast(explained, v, h.foresee(v)),
+		Failovers: newFailovers(h.recall("v1/failovers", v.At), v.At),
+		Doctor:    newExamination(h.recall("v1/doctor", v.At), v.At),
 		Commands: []fact{
 			{"Move the primary on purpose, as a test first", command(v, "standby switchover --dry-run")},
 			{"Keep all daemons from acting, and let them again", command(v, "service pause") + "\n" + command(v, "service unpause")},
@@ -72,7 +74,7 @@ func (h *handler) dashboard(v health.View) dashboard {
 	d.Mood, d.Office = office(v)
 	d.Title += ": " + d.Office
 	d.Picture = template.HTML(pictureOf(v, d.Base).SVG()) // all text in it is escaped there
-	if h.o.Events != nil {
+	if d.Event, _ = h.o.Events.last(); d.Event != 0 {
 		d.Events = h.o.Events.latest(eventsShown)
 	}
 	for i, n := range d.Nodes {
@@ -95,6 +97,8 @@ func command(v health.View, words string) string {
 // office says who may write now, as this node sees it.
 func office(v health.View) (topology.Mood, string) {
 	lead, running := leader(v), v.Primaries()
+	p := peerOfView(v, registry.Record{ID: registry.NodeID(lead)}, lead)
+	mood, how := seen(v, p)
 	var names []string
 	for _, id := range running {
 		names = append(names, v.Name(id))
@@ -102,11 +106,13 @@ func office(v health.View) (topology.Mood, string) {
 	switch {
 	case len(running) > 1:
 		return topology.Bad, fmt.Sprintf("%d nodes run as a primary: %s.", len(running), strings.Join(names, ", "))
+	case lead != 0 && lead != int32(v.NodeID) && mood != topology.Well:
+		return topology.Doubt, fmt.Sprintf("%s was the primary, %s.", v.Name(lead), how)
 	case lead != 0 && v.Rule.Known():
 		return topology.Well, fmt.Sprintf("%s is the primary of term %d.", v.Name(lead), v.Rule.Term)
 	case lead != 0:
 		return topology.Well, v.Name(lead) + " is the primary."
-	case v.Runs() == election.Primary && v.Running().OK:
+	case runsPrimary(v) && v.Running().OK:
 		return topology.Bad, fmt.Sprintf("No primary is in office: %s.", v.Primary().Why)
 	case v.Rule.Known():
 		text := fmt.Sprintf("No primary is in office. The last one was %s, of term %d", v.Name(v.Rule.Primary), v.Rule.Term)
@@ -118,7 +124,12 @@ func office(v health.View) (topology.Mood, string) {
 	return topology.Bad, "No primary is seen."
 }
 
-func banners(v health.View) (all []banner) {
+// runsPrimary reports whether the server of this node runs as a primary of the cluster. That of a witness runs as one always.
+func runsPrimary(v health.View) bool {
+	return v.Runs() == election.Primary && v.Record().Role != registry.RoleWitness
+}
+
+func banners(v health.View, explained any) (all []banner) {
 	add := func(m topology.Mood, command, format string, args ...any) {
 		all = append(all, banner{m, fmt.Sprintf(format, args...), command})
 	}
@@ -137,8 +148,12 @@ func banners(v health.View) (all []banner) {
 	if v.Yields {
 		add(topology.Doubt, "", "Another repmgrd acts for this node. This one only watches.")
 	}
-	if !v.Automatic && !v.Yields {
-		add(topology.Unknown, "", "failover=manual: nobody takes over by itself. This daemon sees its own server, who streams from that, and the primary.")
+	if !v.Automatic && !v.Yields && !v.LookedAt.IsZero() {
+		nobody := ""
+		if e, _ := explained.(repmgr.Explanation); e.Manual {
+			nobody = " Nobody takes over by itself."
+		}
+		add(topology.Unknown, "", "failover=manual on this node: its daemon takes no part in elections.%s It sees its own server, who streams from that, and the primary, and not whether another node runs as a primary too.", nobody)
 	}
 	if election.Foreign(v.Peers) {
 		add(topology.Doubt, "", "Daemons of repmgr 5 run in this cluster, which fail over by rules of their own.")
@@ -147,7 +162,7 @@ func banners(v health.View) (all []banner) {
 }
 
 // facts are who may write, until when, and by whose votes.
-func facts(v health.View, said map[int32]repmgr.MonitorWord) []fact {
+func facts(v health.View, why remembered, nodes []node) []fact {
 	all := []fact{{"This node", fmt.Sprintf("%s, %s: %s", cmp.Or(v.Node, "without a node of its own"), cmp.Or(v.Phase, "starting"), cmp.Or(v.Reason, "it has not looked yet"))}}
 	if v.Rule.Known() {
 		names := map[int32]string{election.Arbiter: "etcd"}
@@ -155,11 +170,13 @@ func facts(v health.View, said map[int32]repmgr.MonitorWord) []fact {
 			names[int32(r.ID)] = r.Name
 		}
 		all = append(all, fact{"Rule", report.RuleText(v.Rule, "", names)})
-		have, votes := v.Rule.Votes(election.IDs(v.Reachable()))
+	}
+	if v.Rule.Known() && v.Automatic { // a daemon that takes no part in elections does not ask the voters
+		answer := slices.DeleteFunc(v.Reachable(), func(p election.Peer) bool { mood, _ := seen(v, p); return mood != topology.Well })
+		have, votes := v.Rule.Votes(election.IDs(answer))
 		all = append(all, fact{"Votes", fmt.Sprintf("%d of %d answer, and %d are a majority", have, votes, votes/2+1)})
 	}
-	all = append(all, fact{"Lease", leaseText(v, said[leader(v)].Monitor)}, fact{"At risk", riskText(v)})
-	return all
+	return append(all, fact{"Lease", leaseText(v, why)}, fact{"At risk", riskText(v, nodes)})
 }
 
 // daemons are what the daemon of each node has said, by the id of the node.
@@ -186,6 +203,9 @@ func daemonText(said map[int32]repmgr.MonitorWord, id int32) string {
 		return "none runs"
 	}
 	text := cmp.Or(m.Monitor.Phase, "it runs") + ": " + m.Monitor.Reason
+	if age := time.Duration(m.Monitor.Age * float64(time.Second)); age > registry.PresenceSilent {
+		text = "has said nothing for " + wording.Duration(age).String() + "; before that: " + text
+	}
 	if m.Monitor.Mode == repmgr.FailoverManual {
 		text += "; failover=manual"
 	}
@@ -196,37 +216,49 @@ func daemonText(said map[int32]repmgr.MonitorWord, id int32) string {
 }
 
 // leaseText says until when the primary may write. Other daemons know that from what its own has said.
-func leaseText(v health.View, said *repmgr.Announcement) string {
-	switch l := v.Lease; {
-	case v.Runs() != election.Primary && said != nil && said.Lease() != "":
-		return v.Name(leader(v)) + " " + said.Lease()
-	case v.Runs() != election.Primary && said != nil && said.LeaseLeft != nil:
-		return fmt.Sprintf("its daemon said that %s may write for %.1f s. Each contact to a majority gives it more time", v.Name(leader(v)), *said.LeaseLeft)
-	case v.Runs() != election.Primary && leader(v) != 0:
-		return "the daemon of " + v.Name(leader(v)) + " keeps it, and has said nothing of it"
-	case v.Runs() != election.Primary:
+func leaseText(v health.View, why remembered) string {
+	lead, l := leader(v), v.Lease
+	said := daemons(why)[lead].Monitor
+	name, when := v.Name(lead), ago(v.At.Sub(why.At))
+	switch own := runsPrimary(v); {
+	case !own && lead == 0:
 		return "nobody is known to have one"
+	case !own && said != nil && why.Old:
+		return fmt.Sprintf("not known now: the daemon of %s was asked %s", name, when)
+	case !own && said != nil && said.Lease() != "":
+		return fmt.Sprintf("%s its daemon said: %s %s", when, name, said.Lease())
+	case !own && said != nil && said.LeaseLeft != nil:
+		return fmt.Sprintf("%s its daemon said that %s may write for %.1f s. Each contact to a majority gives it more time", when, name, *said.LeaseLeft)
+	case !own:
+		return "the daemon of " + name + " keeps it, and has said nothing of it"
+	case v.Yields:
+		return "the other repmgrd of this node keeps it"
+	case !v.Automatic:
+		return "none: this daemon takes no part in elections"
 	case !l.Known:
 		return "not known now"
 	case !l.Needed:
 		return "this primary needs none now: no other node can be elected"
 	case l.Left <= 0:
 		return "it has run out: this primary may not write"
-	default:
-		return fmt.Sprintf("this primary may write until %s, for %.1f s. Each contact to a majority gives it more time", v.At.Add(l.Left).Local().Format("15:04:05.0"), l.Left.Seconds())
 	}
+	return fmt.Sprintf("this primary may write until %s, for %.1f s. Each contact to a majority gives it more time", v.At.Add(l.Left).Local().Format("15:04:05.0"), l.Left.Seconds())
 }
 
 // riskText says how much WAL of the primary no standby has got.
-func riskText(v health.View) string {
-	least, best := int64(-1), ""
-	for _, n := range nodesOf(v) {
+func riskText(v health.View, nodes []node) string {
+	least, best, standbys := int64(-1), "", false
+	for _, n := range nodes {
+		standbys = standbys || n.Stream != nil
 		if n.Stream != nil && n.Behind >= 0 && (least < 0 || n.Behind < least) {
 			least, best = n.Behind, n.Name
 		}
 	}
-	if least < 0 {
-		return "not known: the position of the primary, or of each standby, was not seen"
+	switch {
+	case !standbys:
+		return "all of it: there is no standby"
+	case least < 0:
+		return "not known now: the position of the primary, or of each standby, is not seen"
 	}
 	text := fmt.Sprintf("%s of WAL that no standby had at the last look (%s has most)", wording.Bytes(least), best)
 	if v.Rule.Quorum && v.Rule.Acks > 0 {
@@ -240,6 +272,7 @@ type forecast struct {
 	age
 	Known    bool
 	Mood     topology.Mood
+	Now      string // what this daemon foresees itself, where the answer is old; empty: it does not
 	Verdict  []string
 	Loss     string
 	Outages  []fact
@@ -255,39 +288,75 @@ type age struct {
 	Failed string // empty: the last attempt had an answer
 }
 
-// oldAfter is how long an answer is shown as if it were of now.
-const oldAfter = 3 * time.Minute
-
 func newAge(a remembered, now time.Time) age {
 	n := age{Failed: a.Failed}
 	if !a.At.IsZero() {
-		n.Ago, n.Old = ago(now.Sub(a.At)), now.Sub(a.At) > oldAfter
+		n.Ago, n.Old = ago(now.Sub(a.At)), a.Old
 	}
 	return n
 }
 
-func newForecast(a remembered, now time.Time) forecast {
-	f := forecast{age: newAge(a, now), Question: "If the primary died now"}
+// foresee is what would happen if the primary died, as this daemon sees it now; nil: it does not know.
+func (h *handler) foresee(v health.View) *election.Forecast {
+	if !v.Automatic || !v.Rule.Known() {
+		return nil
+	}
+	f := h.policy(v).Forecast(v.At, v.Rule, v.Peers, v.Rule.Primary)
+	return &f
+}
+
+// newForecast shows an answer, and what this daemon foresees itself where that answer is old, or not true any more.
+func newForecast(a remembered, v health.View, now *election.Forecast) forecast {
+	f := forecast{age: newAge(a, v.At), Question: "If the primary died now", Mood: topology.Unknown}
 	e, ok := a.Document.(repmgr.Explanation)
-	if !ok {
+	if ok {
+		f.Known, f.Mood, f.Question = true, topology.Well, "If "+e.Lost.Name+" died now"
+		f.Verdict, f.Loss, f.Blocked, f.AtRisk = strings.Split(e.Verdict(), "\n"), e.LossText(), e.Blocked, e.AtRisk
+		for _, o := range e.Outages {
+			text := wording.Duration(o.Total).String()
+			if o.Least {
+				text += " or more"
+			}
+			f.Outages = append(f.Outages, fact{text, "if " + o.Case})
+		}
+		switch {
+		case len(e.Blocked) > 0 || e.Forecast.Winner == 0:
+			f.Mood = topology.Bad
+		case e.Manual || len(e.AtRisk) > 0:
+			f.Mood = topology.Doubt
+		}
+	}
+	f.Old = f.Old || ok && now != nil && refuted(e, v, *now)
+	if ok && !f.Old {
 		return f
 	}
-	f.Known, f.Mood, f.Question = true, topology.Well, "If "+e.Lost.Name+" died now"
-	f.Verdict, f.Loss, f.Blocked, f.AtRisk = strings.Split(e.Verdict(), "\n"), e.LossText(), e.Blocked, e.AtRisk
-	for _, o := range e.Outages {
-		text := wording.Duration(o.Total).String()
-		if o.Least {
-			text += " or more"
-		}
-		f.Outages = append(f.Outages, fact{text, "if " + o.Case})
+	f.Mood = topology.Unknown
+	if now == nil {
+		return f
 	}
-	switch {
-	case len(e.Blocked) > 0 || e.Forecast.Winner == 0:
-		f.Mood = topology.Bad
-	case e.Manual || len(e.AtRisk) > 0:
-		f.Mood = topology.Doubt
+	f.Question = "If " + v.Name(v.Rule.Primary) + " died now"
+	f.Now = fmt.Sprintf("As this daemon sees it, %s would win.", v.Name(now.Winner))
+	if now.Winner == 0 {
+		f.Mood, f.Now = topology.Bad, fmt.Sprintf("As this daemon sees it, nobody would take its place: %s.", refusalText(*now))
 	}
 	return f
+}
+
+// refuted reports whether an answer is not true any more, as this daemon sees it. Which of two nodes is a little ahead of the
+// other, and so would win, changes all the time.
+func refuted(e repmgr.Explanation, v health.View, now election.Forecast) bool {
+	if e.Forecast.Refusal == election.RefusedTooMany { // which needs the table of failovers
+		return false
+	}
+	winner := v.Peer(e.Forecast.Winner)
+	return e.Rule.Term != v.Rule.Term || (e.Forecast.Winner == 0) != (now.Winner == 0) || winner.ID != 0 && winner.Answer != election.Answers
+}
+
+func refusalText(f election.Forecast) string {
+	if f.Refusal == election.RefusedHealth {
+		return string(f.Health)
+	}
+	return string(f.Refusal)
 }
 
 // failovers are those that took place.

@@ -24,8 +24,9 @@ const (
 // Config.Notifiers. The zero value is ready for use, by any number of goroutines.
 type Events struct {
 	mu      sync.Mutex
-	epoch   int64 // of the numbers: they begin anew with each process
-	newest  int64 // the number of the newest event
+	epoch   int64     // of the numbers: they begin anew with each process
+	newest  int64     // the number of the newest event
+	at      time.Time // when it came, by our clock: the time in an event is that of the primary
 	events  []repmgr.Event
 	changed chan struct{} // closed when there is another event
 	readers int
@@ -37,7 +38,7 @@ func (e *Events) Notify(_ context.Context, event repmgr.Event) error {
 	event.PeerConninfo = "" // nobody who reads events over HTTP needs to know how to log in
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.newest++
+	e.newest, e.at = e.newest+1, time.Now()
 	e.tally.note(event)
 	e.events = append(e.events, event)
 	if len(e.events) > eventsKept {
@@ -60,6 +61,16 @@ func (e *Events) after(number int64) (events []repmgr.Event, first int64, more <
 	oldest := e.newest - int64(len(e.events)) + 1
 	first = max(oldest, number+1)
 	return append([]repmgr.Event(nil), e.events[min(first-oldest, int64(len(e.events))):]...), first, e.changed
+}
+
+// last returns the number of the newest event, and when it came; zero: there was none.
+func (e *Events) last() (number int64, at time.Time) {
+	if e == nil {
+		return 0, time.Time{}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.newest, e.at
 }
 
 // latest returns so many of the newest events, the newest first.

@@ -108,12 +108,14 @@ func nodeOfView(v health.View, r registry.Record, lead int32) node {
 		return n
 	case p.ReplayPaused && n.Mood == topology.Well:
 		n.Mood, n.Seen = topology.Doubt, "its replay is paused"
+	case p.ReplayBlocked != "" && n.Mood == topology.Well:
+		n.Mood, n.Seen = topology.Doubt, string(p.ReplayBlocked)
 	case p.NoPledge != "" && n.Mood == topology.Well:
 		n.Mood, n.Seen = topology.Doubt, "it can not vote: "+p.NoPledge
 	}
-	end, received, replayed := progress(v, r, cmp.Or(lead, v.Rule.Primary))
+	end, received, replayed := progress(v, r, lead)
 	n.LSN = received
-	if n.Mood == topology.Bad { // it may have more by now, and the primary too
+	if !measurable(v, p, lead) {
 		end = 0
 	}
 	if end != 0 && received != 0 {
@@ -133,6 +135,18 @@ func nodeOfView(v health.View, r registry.Record, lead int32) node {
 	n.Sync = cmp.Or(n.Sync, "async")
 	n.Stream = streamTo(r, p, n)
 	return n
+}
+
+// measurable reports whether a standby can be behind the primary in office, or not: both are seen now, and the WAL of the
+// standby is a part of that of the primary.
+func measurable(v health.View, standby election.Peer, lead int32) bool {
+	primary := peerOfView(v, registry.Record{ID: registry.NodeID(lead)}, lead)
+	for _, p := range []election.Peer{standby, primary} {
+		if mood, _ := seen(v, p); mood != topology.Well {
+			return false
+		}
+	}
+	return lead != 0 && !standby.PositionUnknown && (!v.Automatic || standby.On(v.Rule))
 }
 
 // peerOfView is what is known of a node. A daemon that takes no part in elections sees its own server, the primary, and who
@@ -160,8 +174,12 @@ func peerOfView(v health.View, r registry.Record, lead int32) election.Peer {
 func progress(v health.View, r registry.Record, lead int32) (end, received, replayed wal.LSN) {
 	p := peerOfView(v, r, lead)
 	end, received, replayed = v.Peer(lead).Position.LSN, p.Position.LSN, p.Replayed
-	if !v.Automatic {
-		end = max(v.Local.CurrentLSN, v.Upstream.LSN)
+	switch {
+	case v.Automatic:
+	case v.Runs() == election.Primary: // where the former one was is of no matter
+		end = v.Local.CurrentLSN
+	default:
+		end = v.Upstream.LSN
 	}
 	if r.ID == v.NodeID {
 		end, received, replayed = max(end, v.Upstream.LSN), max(received, v.Local.ReceivedLSN), v.Local.ReplayedLSN

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -123,6 +124,7 @@ func play(t *testing.T, s scene, prefix string) *handler {
 	} {
 		e.At = s.view.At.Add(time.Duration(i-3) * time.Minute)
 		require.NoError(t, events.Notify(t.Context(), e))
+		events.at = e.At
 	}
 	h := newHandler(func() health.View { return later(s.view) }, Options{Prefix: prefix, Events: &events})
 	e, err := explain.Answer(explain.Question{
@@ -132,8 +134,8 @@ func play(t *testing.T, s scene, prefix string) *handler {
 	})
 	require.NoError(t, err)
 	asked := time.Now().Add(-s.asked)
-	h.memory.put("v1/explain", 200, e, asked)
-	h.memory.put("v1/failovers", 200, failoversOf(s.view.At), asked)
+	h.memory.put("v1/explain", e, nil, asked)
+	h.memory.put("v1/failovers", failoversOf(s.view.At), nil, asked)
 	why, left := repmgr.Reasoning{At: s.view.At}, 2.1
 	for _, r := range s.view.Records {
 		m := repmgr.MonitorWord{ID: r.ID, Name: r.Name, Monitor: &repmgr.Announcement{Phase: string(r.Role), Reason: "all is well", Mode: repmgr.FailoverAutomatic}}
@@ -142,11 +144,11 @@ func play(t *testing.T, s scene, prefix string) *handler {
 		}
 		why.Monitors = append(why.Monitors, m)
 	}
-	h.memory.put("v1/why", 200, why, asked)
-	h.memory.put("v1/doctor", 200, s.doctor, asked)
+	h.memory.put("v1/why", why, nil, asked)
+	h.memory.put("v1/doctor", s.doctor, nil, asked)
 	if s.failed != "" {
 		for _, a := range asks {
-			h.memory.put(a.path, 503, failure{s.failed, ""}, time.Now())
+			h.memory.put(a.path, nil, errors.New(s.failed), time.Now())
 		}
 	}
 	return h

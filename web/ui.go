@@ -6,6 +6,7 @@ import (
 	"embed"
 	"fmt"
 	"html/template"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -37,23 +38,19 @@ func seconds(s float64) string { return fmt.Sprintf("%.1f s", s) }
 
 func dayAndClock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 
-// browses reports whether a request wants to see a page. What load balancers and curl send does not.
-func browses(r *http.Request) bool {
-	if r.Method != http.MethodGet {
-		return false
-	}
-	for part := range strings.SplitSeq(r.Header.Get("Accept"), ",") {
-		if kind, _, _ := strings.Cut(part, ";"); strings.EqualFold(strings.TrimSpace(kind), "text/html") {
-			return true
-		}
-	}
-	return false
+// browses reports whether a browser opens an address. No load balancer and no monitoring says that.
+func browses(r *http.Request) bool { return r.Header.Get("Sec-Fetch-Dest") == "document" }
+
+// otherOrigin reports whether a page of another origin lets a browser ask: it could not read the answer, but have all nodes
+// asked, take the readers of /events, and measure the picture. Whoever opens an address may come from anywhere.
+func otherOrigin(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return (site == "cross-site" || site == "same-site") && !browses(r)
 }
 
 // frame is what all pages have.
 type frame struct {
 	Base    string // before the path of each page: /ui, behind the prefix
-	Stream  string // the path of /events
 	Title   string
 	Cluster string
 	Node    string // whose daemon this is
@@ -61,7 +58,7 @@ type frame struct {
 }
 
 func (h *handler) frame(v health.View, title string) frame {
-	return frame{Base: h.o.Prefix + "/ui", Stream: h.o.Prefix + "/events", Title: title, Cluster: scope(v), Node: v.Node, At: v.At}
+	return frame{Base: h.o.Prefix + "/ui", Title: title, Cluster: scope(v), Node: v.Node, At: v.At}
 }
 
 // ui answers /ui/...: pages for people. They change nothing.
@@ -79,18 +76,15 @@ func (h *handler) ui(w http.ResponseWriter, r *http.Request, v health.View, path
 	}
 	if refused, code := h.mayLook(w, r); refused != "" {
 		h.page(w, code, "note", note{h.frame(v, "Not allowed"), refused, "This page is for clients on the same machine, and for those with the password (over TLS) or a client certificate: docs/http.md. " +
-			"From elsewhere: ssh -L 8008:127.0.0.1:8008 HOST, then http://127.0.0.1:8008/ui", v.At})
+			fmt.Sprintf("From elsewhere: ssh -L %[1]s:127.0.0.1:%[1]s HOST, then http://127.0.0.1:%[1]s%s/ui", portOf(r), h.o.Prefix), v.At})
 		return
 	}
 	first, rest, _ := strings.Cut(path, "/")
 	switch first {
 	case "":
-		if r.URL.Query().Has("ask") { // of a browser that runs no script
-			h.refresh(w, r, v)
-		}
 		h.page(w, http.StatusOK, "dashboard", h.dashboard(v))
 	case "ask":
-		h.refresh(w, r, v)
+		h.refresh(w, r, v) // also where no script runs: it is an image then
 		w.WriteHeader(http.StatusNoContent)
 	case "topology.svg":
 		secure(w, "image/svg+xml")
@@ -119,8 +113,18 @@ func (h *handler) mayLook(w http.ResponseWriter, r *http.Request) (refused strin
 	return refused, code
 }
 
+// portOf is the port that a request came to.
+func portOf(r *http.Request) string {
+	at, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if tcp, ok := at.(*net.TCPAddr); ok {
+		return strconv.Itoa(tcp.Port)
+	}
+	return "8008"
+}
+
 func secure(w http.ResponseWriter, kind string) {
 	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Cross-Origin-Opener-Policy", "same-origin")
 	w.Header().Set("Content-Security-Policy", policy)
 	w.Header().Set("Referrer-Policy", "no-referrer")
 }
@@ -145,17 +149,19 @@ type note struct {
 	Asked      time.Time
 }
 
-// asks are the questions that the dashboard shows the answers of, and how old these may be.
-var asks = []struct {
+// dashboardQuestion is one that the dashboard shows the answer of.
+type dashboardQuestion struct {
 	path   string
-	serves time.Duration
-}{{"v1/explain", 10 * time.Second}, {"v1/why", 10 * time.Second}, {"v1/failovers", 30 * time.Second}, {"v1/doctor", time.Minute}}
+	serves time.Duration // how old the answer may be
+}
+
+var asks = []dashboardQuestion{{"v1/explain", 10 * time.Second}, {"v1/why", 10 * time.Second}, {"v1/failovers", 30 * time.Second}, {"v1/doctor", time.Minute}}
 
 // askTogether leaves room for the questions of others.
 const askTogether = askAtOnce / 2
 
-// memory keeps the newest answer to each question that the dashboard shows: it is still of use when no node answers any
-// more. It is safe for concurrent use.
+// memory keeps the newest answer to each question: it is still of use when no node answers any more. It is safe for
+// concurrent use.
 type memory struct {
 	mu      sync.Mutex
 	answers map[string]remembered
@@ -163,9 +169,10 @@ type memory struct {
 
 type remembered struct {
 	Document any       // nil: there was no answer yet
-	At       time.Time // when it was asked for
+	At       time.Time // when it was begun to be asked for
 	Tried    time.Time // when the question was last asked
 	Failed   string    // why the last attempt had no answer; empty: it had one
+	Old      bool      // it may not be true any more
 }
 
 func (m *memory) get(path string) remembered {
@@ -174,47 +181,67 @@ func (m *memory) get(path string) remembered {
 	return m.answers[path]
 }
 
-func (m *memory) put(path string, code int, document any, now time.Time) {
+// put takes the answer to a question that was asked at a time, or why there was none.
+func (m *memory) put(path string, document any, err error, asked time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.answers == nil {
 		m.answers = map[string]remembered{}
 	}
-	a := m.answers[path]
-	a.Tried = now
-	if f, failed := document.(failure); failed || code != http.StatusOK {
-		a.Failed = strings.TrimSpace(f.Error + "\n" + f.Hint)
-	} else {
-		a = remembered{Document: document, At: now, Tried: now}
+	if asked.Before(m.answers[path].Tried) {
+		return
+	}
+	a := remembered{Document: document, At: asked, Tried: asked}
+	if err != nil {
+		a = m.answers[path]
+		a.Tried, a.Failed = asked, strings.TrimSpace(err.Error()+"\n"+repmgr.Hint(err))
 	}
 	m.answers[path] = a
 }
 
+// recall is the answer to a question of the dashboard. It is old where it should long have been asked again, and where
+// something has happened since.
+func (h *handler) recall(path string, now time.Time) remembered {
+	a := h.memory.get(path)
+	_, event := h.o.Events.last()
+	for _, s := range asks {
+		if s.path == path {
+			a.Old = a.At.Before(event) || now.Sub(a.At) > 3*s.serves
+		}
+	}
+	return a
+}
+
 // refresh asks the questions of the dashboard whose answers are too old, or of before the newest event, and waits for the
-// answers.
+// answers. However many look at pages, a few questions at a time are asked for these.
 func (h *handler) refresh(w http.ResponseWriter, r *http.Request, v health.View) {
 	if h.o.Cluster == nil {
 		return
 	}
 	patient(w)
 	var wg sync.WaitGroup
-	turn := make(chan struct{}, askTogether)
-	var event time.Time
-	if h.o.Events != nil {
-		for _, e := range h.o.Events.latest(1) {
-			event = e.At
-		}
-	}
+	_, event := h.o.Events.last()
 	for _, s := range asks {
-		if tried := h.memory.get(s.path).Tried; time.Since(tried) >= s.serves || tried.Before(event) {
-			wg.Go(func() {
-				turn <- struct{}{}
-				defer func() { <-turn }()
+		wg.Go(func() {
+			select {
+			case h.refreshing <- struct{}{}:
+				defer func() { <-h.refreshing }()
+			case <-r.Context().Done():
+				return
+			}
+			if due(h.memory.get(s.path), s, event, time.Now()) {
 				_, _ = h.answerTo(r.Context(), v, s.path, nil)
-			})
-		}
+			}
+		})
 	}
 	wg.Wait()
+}
+
+// due reports whether a question is to be asked again: its answer is too old, or of before the newest event. A node that
+// comes and goes makes an event every few seconds, so that an answer serves a third of its time whatever happens.
+func due(a remembered, s dashboardQuestion, event, now time.Time) bool {
+	age := now.Sub(a.Tried)
+	return age >= s.serves || a.Tried.Before(event) && age >= s.serves/3
 }
 
 // patient lets an answer take as long as questions may.
@@ -223,7 +250,7 @@ func patient(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(limit + writeWithin))
 }
 
-// answerTo asks a question, and remembers the answer where the dashboard shows it.
+// answerTo asks a question.
 func (h *handler) answerTo(ctx context.Context, v health.View, path string, q url.Values) (code int, document any) {
 	if h.o.Cluster == nil {
 		return http.StatusNotFound, failure{"this handler answers health checks only", ""}
@@ -232,21 +259,14 @@ func (h *handler) answerTo(ctx context.Context, v health.View, path string, q ur
 	if err != nil {
 		return http.StatusBadRequest, failure{err.Error(), ""}
 	}
-	began := time.Now() // what happened after that, the answer need not know
-	code, document = h.questions.ask(ctx, key, question)
-	for _, s := range asks {
-		if s.path == path && ctx.Err() == nil { // who goes away early knows nothing
-			h.memory.put(path, code, document, began)
-		}
-	}
-	return code, document
+	return h.questions.ask(ctx, key, question)
 }
 
 // failoverPage shows a failover by its term. The ones that are remembered are shown although no node answers now.
 func (h *handler) failoverPage(w http.ResponseWriter, r *http.Request, v health.View, term string) {
 	number, err := strconv.ParseInt(term, 10, 64)
 	if err != nil {
-		h.page(w, http.StatusNotFound, "note", note{h.frame(v, "No such failover"), "A failover has the number of its term: /ui/failovers/7.", "", v.At})
+		h.page(w, http.StatusNotFound, "note", note{h.frame(v, "No such failover"), "A failover has the number of its term: " + h.o.Prefix + "/ui/failovers/7.", "", v.At})
 		return
 	}
 	find := func(document any) *failoverRow {

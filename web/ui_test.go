@@ -1,6 +1,8 @@
 package web
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -19,9 +21,8 @@ import (
 	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/report"
+	"github.com/pgrepmgr/repmgr/wal"
 )
-
-const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 // visit asks a handler as a client on this machine does.
 func visit(t *testing.T, h http.Handler, method, path string, header ...string) *httptest.ResponseRecorder {
@@ -42,7 +43,11 @@ func visit(t *testing.T, h http.Handler, method, path string, header ...string) 
 func TestRootIsAHealthCheckForAllButBrowsers(t *testing.T) {
 	t.Parallel()
 	h := play(t, scenes()["healthy"], "")
-	for name, header := range map[string][]string{"no Accept": nil, "curl": {"Accept", "*/*"}, "JSON": {"Accept", "application/json, text/*"}, "a browser elsewhere": {"Accept", browser, "From", "10.0.0.9:4711"}} {
+	for name, header := range map[string][]string{
+		"no Accept": nil, "curl": {"Accept", "*/*"}, "JSON": {"Accept", "application/json, text/*"},
+		"a monitoring that takes HTML, with a password of its own": {"Accept", "text/html, image/gif, */*; q=.2", "Authorization", "Basic eDp5"},
+		"a script in a page": {"Accept", "text/html", "Sec-Fetch-Dest", "empty"}, "a browser elsewhere": {"Sec-Fetch-Dest", "document", "From", "10.0.0.9:4711"},
+	} {
 		w := visit(t, h, "GET", "/", header...)
 		assert.Equal(t, 200, w.Code, name)
 		assert.Equal(t, "application/json", w.Header().Get("Content-Type"), name)
@@ -50,17 +55,17 @@ func TestRootIsAHealthCheckForAllButBrowsers(t *testing.T) {
 		assert.Empty(t, w.Header().Get("Content-Security-Policy"), name)
 	}
 	for _, method := range []string{"HEAD", "OPTIONS"} {
-		assert.NotContains(t, visit(t, h, method, "/", "Accept", browser).Header().Get("Content-Type"), "html", method)
+		assert.NotContains(t, visit(t, h, method, "/", "Sec-Fetch-Dest", "document").Header().Get("Content-Type"), "html", method)
 	}
-	w := visit(t, h, "GET", "/", "Accept", browser)
+	w := visit(t, h, "GET", "/", "Sec-Fetch-Dest", "document")
 	assert.Equal(t, 200, w.Code)
 	assert.Contains(t, w.Body.String(), "node1 is the primary of term 5.")
 	standby := newHandler(func() health.View { return view(2) }, Options{})
-	w = visit(t, standby, "GET", "/", "Accept", browser)
+	w = visit(t, standby, "GET", "/", "Sec-Fetch-Dest", "document")
 	assert.Equal(t, 503, w.Code)
-	assert.Contains(t, w.Body.String(), "<main>")
+	assert.Contains(t, w.Body.String(), `<main data-event="0">`)
 	assert.Equal(t, 200, visit(t, standby, "GET", "/ui").Code)
-	assert.Contains(t, visit(t, h, "GET", "/primary", "Accept", browser).Body.String(), `"patroni"`)
+	assert.Contains(t, visit(t, h, "GET", "/primary", "Sec-Fetch-Dest", "document").Body.String(), `"patroni"`)
 }
 
 var (
@@ -81,7 +86,10 @@ func TestPages(t *testing.T) {
 				continue
 			}
 			done[path] = true
-			w := visit(t, h, "GET", path, "Accept", browser)
+			w := visit(t, h, "GET", path)
+			if w.Code == 204 {
+				continue // /ui/ask has no content
+			}
 			body := w.Body.String()
 			assert.Contains(t, []int{200, 404}, w.Code, "%s %s: %s", name, path, body) // 404: there is no cluster to ask
 			assert.Equal(t, policy, w.Header().Get("Content-Security-Policy"), path)
@@ -92,7 +100,7 @@ func TestPages(t *testing.T) {
 			if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") {
 				continue
 			}
-			assert.Contains(t, body, `data-base="/repmgr/ui" data-events="/repmgr/events"`, path)
+			assert.Contains(t, body, `data-base="/repmgr/ui"`, path)
 			assert.NotRegexp(t, `<style|<script>| style=| on[a-z]+="`, body, path)
 			for _, link := range links.FindAllStringSubmatch(body, -1) {
 				require.True(t, strings.HasPrefix(link[1], "/repmgr/ui"), "%s: %s", path, link[1])
@@ -108,11 +116,11 @@ func TestPages(t *testing.T) {
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string][]string{
-		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2", `content="5; url=/ui?ask=1"`, "standby: all is well"},
+		"healthy": {"node1 is the primary of term 5.", "If node1 died now, node2 would win", "this primary may write until", "3 of 3 answer, and 2 are a majority", "59 checks: all is well.", "Term 4", "standby_recovery", "/ui/plan?node=node2", `<noscript><img src="/ui/ask"`, `<main data-event="3">`, "standby: all is well"},
 		"lagging": {"312 MB", "300 MB", "disk_fills", "accepted until 2026-12-31", "the disk is full in 31 hours"},
 		"cascade": {"witness", "node4", "5 of 5 answer"},
 		"paused":  {"Failover is paused", "repmgr -f /etc/repmgr.conf service unpause", `id="forecast" class="bad"`, "refuses connections, last seen 3 min ago"},
-		"down":    {"No node answers this daemon.", "No primary is in office. The last one was node1, of term 5, last seen 12 min ago.", "Asked 12 min ago.", `class="bad old"`, "The last attempt had no answer: connect to node &#34;node1&#34;", "Term 4"},
+		"down":    {"No node answers this daemon.", "No primary is in office. The last one was node1, of term 5, last seen 12 min ago.", "Asked 12 min ago: it may be otherwise now.", "As this daemon sees it, nobody would take its place: ", "What was so 12 min ago", `class="bad old"`, "The last attempt had no answer: connect to node &#34;node1&#34;", "Term 4"},
 	} {
 		body := visit(t, play(t, scenes()[name], ""), "GET", "/ui").Body.String()
 		for _, text := range want {
@@ -131,11 +139,103 @@ func TestLeaseText(t *testing.T) {
 		said *repmgr.Announcement
 	}{
 		"this primary may write until": {1, nil}, "the daemon of node1 keeps it": {2, nil},
-		"its daemon said that node1 may write for 2.1 s": {2, &repmgr.Announcement{LeaseLeft: &left}},
-		"node1 has no contact to a majority any more":    {2, &repmgr.Announcement{LeaseLeft: &over}},
+		"5 s ago its daemon said that node1 may write for 2.1 s": {2, &repmgr.Announcement{LeaseLeft: &left}},
+		"node1 has no contact to a majority any more":            {2, &repmgr.Announcement{LeaseLeft: &over}},
 	} {
-		assert.Contains(t, leaseText(view(c.node), c.said), want)
+		v := view(c.node)
+		why := remembered{Document: repmgr.Reasoning{Monitors: []repmgr.MonitorWord{{ID: 1, Name: "node1", Monitor: c.said}}}, At: v.At.Add(-5 * time.Second)}
+		assert.Contains(t, leaseText(v, why), want)
+		if why.Old = true; c.said != nil {
+			assert.Equal(t, "not known now: the daemon of node1 was asked 5 s ago", leaseText(v, why))
+		}
 	}
+	v := view(1)
+	v.Automatic, v.Peers = false, nil
+	assert.Equal(t, "none: this daemon takes no part in elections", leaseText(v, remembered{}))
+	v.Yields = true
+	assert.Equal(t, "the other repmgrd of this node keeps it", leaseText(v, remembered{}))
+}
+
+// What was answered long ago, or before an event, or what is refuted by what this daemon sees, is not shown as of now.
+func TestForecastIsOfNow(t *testing.T) {
+	t.Parallel()
+	node2Dies := func(v *health.View) { v.Peers[1].Answer = election.Refused }
+	pause := func(v *health.View) {
+		for i := range v.Peers {
+			v.Peers[i].Paused, v.Peers[i].PauseSeq = true, 4
+		}
+	}
+	for name, c := range map[string]struct {
+		asked  time.Duration
+		event  bool
+		change func(v *health.View)
+		old    bool
+		mood   topology.Mood
+		now    string
+	}{
+		"just now":         {5 * time.Second, false, func(*health.View) {}, false, topology.Well, ""},
+		"long ago":         {time.Hour, false, func(*health.View) {}, true, topology.Unknown, "As this daemon sees it, node2 would win."},
+		"before an event":  {5 * time.Second, true, func(*health.View) {}, true, topology.Unknown, "node2 would win"},
+		"then paused":      {5 * time.Second, false, pause, true, topology.Bad, "As this daemon sees it, nobody would take its place: failover is paused"},
+		"the winner died":  {5 * time.Second, false, node2Dies, true, topology.Bad, "nobody would take its place"},
+		"by hand since":    {time.Hour, false, func(v *health.View) { v.Automatic, v.Peers = false, nil }, true, topology.Unknown, ""},
+		"of another term":  {5 * time.Second, false, func(v *health.View) { v.Rule.Term++ }, true, topology.Unknown, "node2 would win"},
+		"no rule is known": {time.Hour, false, func(v *health.View) { v.Rule = election.Rule{} }, true, topology.Unknown, ""},
+	} {
+		s := scenes()["healthy"]
+		s.asked = c.asked
+		h := play(t, s, "")
+		v := later(s.view)
+		c.change(&v)
+		if c.event {
+			h.o.Events.at = v.At
+		}
+		f := newForecast(h.recall("v1/explain", v.At), v, h.foresee(v))
+		assert.Equal(t, c.old, f.Old, name)
+		assert.Equal(t, c.mood, f.Mood, name)
+		assert.Contains(t, f.Now, c.now, name)
+		assert.Equal(t, c.now == "", f.Now == "", name)
+		why := h.recall("v1/why", v.At)
+		assert.Equal(t, c.asked > time.Minute || c.event, why.Old, name)
+	}
+	s := scenes()["healthy"]
+	v := s.view
+	h := newHandler(func() health.View { return v }, Options{})
+	assert.Equal(t, "As this daemon sees it, node2 would win.", newForecast(h.recall("v1/explain", v.At), v, h.foresee(v)).Now, "before it was asked")
+}
+
+// What a daemon says that takes no part in elections, that has just been started, and that of a witness.
+func TestFactsAndBanners(t *testing.T) {
+	t.Parallel()
+	said := func(v health.View) (all string) {
+		for _, b := range banners(v, repmgr.Explanation{}) {
+			all += b.Text + "\n"
+		}
+		for _, f := range facts(v, remembered{}, nodesOf(v)) {
+			all += f.Name + ": " + f.Text + "\n"
+		}
+		return all
+	}
+	v := view(1)
+	assert.Contains(t, said(v), "Votes: 3 of 3 answer")
+	v.Peers[2].SeenAt = v.At.Add(-time.Minute) // this process did not run
+	assert.Contains(t, said(v), "Votes: 2 of 3 answer")
+	v.Automatic, v.Peers = false, nil
+	assert.Contains(t, said(v), "takes no part in elections. It sees")
+	assert.NotContains(t, said(v), "Votes:")
+	assert.Contains(t, banners(v, repmgr.Explanation{Manual: true})[0].Text, "Nobody takes over by itself.")
+	v.LookedAt = time.Time{}
+	assert.NotContains(t, said(v), "failover=manual")
+
+	w := view(3)
+	w.Records[2].Role, w.Peers[2].Role, w.Peers[2].Running = registry.RoleWitness, election.Witness, election.Primary
+	w.Peers[0].Answer, w.Peers[0].SeenAt = election.Refused, w.At.Add(-20*time.Second)
+	_, text := office(w)
+	assert.Equal(t, "No primary is in office. The last one was node1, of term 5, last seen 20 s ago.", text)
+	assert.Equal(t, "nobody is known to have one", leaseText(w, remembered{}))
+
+	assert.Contains(t, daemonText(map[int32]repmgr.MonitorWord{1: {Monitor: &repmgr.Announcement{Phase: "standby", Reason: "all is well", Age: 90}}}, 1), "has said nothing for 1m30s; before that: standby")
+	assert.Equal(t, "all of it: there is no standby", riskText(v, nil))
 }
 
 // Names and texts of other machines stay text.
@@ -154,7 +254,7 @@ func TestPagesEscape(t *testing.T) {
 	require.NoError(t, h.o.Events.Notify(t.Context(), repmgr.Event{Type: evil, Node: evil, Details: evil, At: time.Now()}))
 	f := failoversOf(time.Now())
 	f[0].Former, f[0].Reason, f[0].Coordinator, f[0].Steps[0].Evidence, f[0].Steps[0].Step = evil, evil, evil, evil, evil
-	h.memory.put("v1/failovers", 200, f, time.Now())
+	h.memory.put("v1/failovers", f, nil, time.Now())
 	for _, path := range []string{"/ui", "/ui/failovers/5", "/ui/failovers/4", "/ui/" + strings.ReplaceAll(evil, " ", ""), "/ui/topology.svg"} {
 		body := visit(t, h, "GET", path).Body.String()
 		assert.NotContains(t, strings.ReplaceAll(body, `<script type="module" src="/ui/live.js">`, ""), "<script", path)
@@ -213,11 +313,71 @@ func TestMemory(t *testing.T) {
 	t.Parallel()
 	var m memory
 	now := time.Now()
-	m.put("q", 200, "yes", now)
-	m.put("q", 503, failure{"nobody answers", "Start one."}, now.Add(time.Second))
-	assert.Equal(t, remembered{Document: "yes", At: now, Tried: now.Add(time.Second), Failed: "nobody answers\nStart one."}, m.get("q"))
-	m.put("q", 200, "no", now.Add(2*time.Second))
+	m.put("q", "yes", nil, now)
+	m.put("q", nil, errors.New("nobody answers"), now.Add(time.Second))
+	want := remembered{Document: "yes", At: now, Tried: now.Add(time.Second), Failed: "nobody answers"}
+	assert.Equal(t, want, m.get("q"))
+	m.put("q", "older", nil, now.Add(-time.Second)) // it took longer than the next one
+	assert.Equal(t, want, m.get("q"))
+	m.put("q", "no", nil, now.Add(2*time.Second))
 	assert.Empty(t, m.get("q").Failed)
+}
+
+// An answer is as old as the question, whoever waits for it. Who goes away, or is turned away, does not spoil what is
+// remembered; and a panic in a question is the end of that question only.
+func TestQuestionsAreRemembered(t *testing.T) {
+	t.Parallel()
+	h := newHandler(func() health.View { return view(1) }, Options{})
+	asked, release := make(chan time.Time, 1), make(chan struct{})
+	slow := h.remembering("q", func(context.Context) (any, error) {
+		asked <- time.Now()
+		<-release
+		return "yes", nil
+	})
+	first, leave := context.WithCancel(t.Context())
+	answers := make(chan any, 2)
+	go func() { _, a := h.questions.ask(first, "q", slow); answers <- a }()
+	began := <-asked
+	leave() // it is asked to the end all the same
+	go func() { _, a := h.questions.ask(t.Context(), "q", slow); answers <- a }()
+	close(release)
+	assert.Equal(t, []any{"yes", "yes"}, []any{<-answers, <-answers})
+	got := h.memory.get("q")
+	assert.Equal(t, "yes", got.Document)
+	assert.False(t, got.At.After(began))
+
+	for range askAtOnce {
+		h.questions.free <- struct{}{}
+	}
+	code, _ := h.questions.ask(t.Context(), "other", slow)
+	assert.Equal(t, 503, code)
+	assert.Equal(t, got, h.memory.get("q"))
+	for range askAtOnce {
+		<-h.questions.free
+	}
+	code, document := h.questions.ask(t.Context(), "panics", h.remembering("q", func(context.Context) (any, error) { panic("a fault") }))
+	assert.Equal(t, 503, code)
+	assert.Contains(t, document.(failure).Error, "see the log of repmgrd")
+	assert.Equal(t, "yes", h.memory.get("q").Document)
+	assert.Contains(t, h.memory.get("q").Failed, "see the log of repmgrd")
+}
+
+// Events make a question be asked again, and many events do not make it be asked all the time. Clocks of other machines
+// play no part.
+func TestDue(t *testing.T) {
+	t.Parallel()
+	q, now := dashboardQuestion{"q", 9 * time.Second}, time.Now()
+	tried := func(ago int) remembered { return remembered{Tried: now.Add(-time.Duration(ago) * time.Second)} }
+	assert.True(t, due(remembered{}, q, time.Time{}, now))
+	assert.True(t, due(tried(9), q, time.Time{}, now))
+	assert.False(t, due(tried(8), q, now.Add(-10*time.Second), now))
+	assert.True(t, due(tried(3), q, now.Add(-time.Second), now))
+	assert.False(t, due(tried(2), q, now.Add(-time.Second), now))
+	var all Events
+	require.NoError(t, all.Notify(t.Context(), repmgr.Event{At: now.Add(time.Hour)}))
+	number, at := all.last()
+	assert.Equal(t, int64(1), number)
+	assert.WithinDuration(t, now, at, time.Minute)
 }
 
 // Who is not on this machine, and shows no password, sees nothing. A password is asked for over TLS only.
@@ -230,6 +390,24 @@ func TestPagesAreForThoseWhoMayAsk(t *testing.T) {
 		assert.NotContains(t, w.Body.String(), "node2", path)
 		assert.Empty(t, w.Header().Get("WWW-Authenticate"), path)
 	}
+	assert.Contains(t, visit(t, h, "GET", "/ui", "From", "10.0.0.9:4711").Body.String(), "http://127.0.0.1:8008/ui")
+	for _, path := range []string{"/ui", "/ui/doctor", "/ui/topology.svg", "/events", "/repmgr/v1/monitor"} {
+		for header, code := range map[[2]string]int{{"cross-site", "image"}: 403, {"same-site", "empty"}: 403, {"cross-site", "iframe"}: 403, {"same-origin", "empty"}: 200, {"none", "document"}: 200, {"cross-site", "document"}: 200, {}: 200} {
+			ctx, cancel := context.WithCancel(t.Context())
+			if cancel(); path == "/ui/doctor" && code == 200 {
+				code = 404 // there is no cluster to ask
+			}
+			r := httptest.NewRequestWithContext(ctx, "GET", "http://127.0.0.1:8008"+path, http.NoBody)
+			r.RemoteAddr = "127.0.0.1:4711"
+			r.Header.Set("Sec-Fetch-Site", header[0])
+			r.Header.Set("Sec-Fetch-Dest", header[1])
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			assert.Equal(t, code, w.Code, "%s %s", path, header)
+			assert.Equal(t, "same-origin", w.Header().Get("Cross-Origin-Resource-Policy"), path)
+		}
+	}
+	assert.Equal(t, 200, visit(t, h, "GET", "/primary", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Dest", "image").Code)
 	assert.Equal(t, 200, visit(t, h, "GET", "/ui/style.css", "From", "10.0.0.9:4711").Code)
 }
 
@@ -243,6 +421,52 @@ func TestPictureByHand(t *testing.T) {
 	assert.Equal(t, []string{"answers", "answers", "not asked: failover=manual"}, []string{nodes[0].Seen, nodes[1].Seen, nodes[2].Seen})
 	assert.True(t, nodes[0].Writes)
 	assert.Equal(t, int64(2000), nodes[1].Unplayed)
+
+	v = view(1) // it was promoted, and its former primary had written more
+	v.Automatic, v.Peers, v.Rule, v.Upstream.LSN = false, nil, election.Rule{}, 9000
+	v.Records[1].UpstreamID = 1
+	v.Local.Senders = []registry.WALSender{{ApplicationName: "node2", State: "streaming", FlushedLSN: 4900, ReplayedLSN: 4900}}
+	assert.Equal(t, int64(100), nodesOf(v)[1].Behind)
+}
+
+// How far a standby is behind is known only while it and the primary are seen, and where its WAL is a part of that of the
+// primary. Otherwise it might be taken for a standby that has everything.
+func TestBehindIsKnownOrNot(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(v *health.View, p *election.Peer)
+		behind int64
+		risk   string
+	}{
+		"it streams": {func(*health.View, *election.Peer) {}, 1000, "1000 bytes of WAL that no standby had"},
+		"it has WAL that the primary has not": {func(v *health.View, p *election.Peer) {
+			v.Rule.Line = wal.Lineage{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 3500}}}
+			v.Peers[0].Position.Timeline, p.Position.LSN, p.Receiving = 2, 6000, false
+		}, -1, "not known now"},
+		"it has not switched to the timeline yet": {func(v *health.View, _ *election.Peer) {
+			v.Rule.Line = wal.Lineage{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 4500}}}
+			v.Peers[0].Position.Timeline = 2
+		}, 1000, "1000 bytes"},
+		"the primary is dead":      {func(v *health.View, _ *election.Peer) { v.Peers[0].Answer = election.Refused }, -1, "not known now"},
+		"the primary is old":       {func(v *health.View, _ *election.Peer) { v.Peers[0].SeenAt = v.At.Add(-time.Minute) }, -1, "not known now"},
+		"it rejects logins":        {func(_ *health.View, p *election.Peer) { p.Answer = election.Rejects }, -1, "not known now"},
+		"it is old":                {func(v *health.View, p *election.Peer) { p.SeenAt = v.At.Add(-time.Minute) }, -1, "not known now"},
+		"its end is not known":     {func(_ *health.View, p *election.Peer) { p.PositionUnknown = true }, -1, "not known now"},
+		"its replay is paused":     {func(_ *health.View, p *election.Peer) { p.ReplayPaused = true }, 1000, "1000 bytes"},
+		"its replay can not go on": {func(_ *health.View, p *election.Peer) { p.ReplayBlocked = election.UnfitTarget }, 1000, "1000 bytes"},
+	} {
+		v := view(1)
+		v.Records, v.Peers = v.Records[:2], v.Peers[:2]
+		v.Records[1].UpstreamID, v.Peers[1].Position.LSN = 1, 4000
+		v.Peers[0].Position.Timeline, v.Peers[1].Position.Timeline = 1, 1
+		c.change(&v, &v.Peers[1])
+		nodes := nodesOf(v)
+		assert.Equal(t, c.behind, nodes[1].Behind, name)
+		assert.Contains(t, riskText(v, nodes), c.risk, name)
+		if name == "its replay can not go on" {
+			assert.Equal(t, []string{"doubt", string(election.UnfitTarget)}, []string{string(nodes[1].Mood), nodes[1].Seen})
+		}
+	}
 }
 
 // The first sentence of the dashboard.
@@ -253,6 +477,11 @@ func TestOffice(t *testing.T) {
 		"2 nodes run as a primary: node1, node2.": func(v *health.View) { v.Peers[1].Running = election.Primary },
 		"No primary is in office: the lease of this primary has run out: no majority of the voters answers.": func(v *health.View) { v.Lease.Left = 0 },
 		"No primary is in office. The last one was node1, of term 5, last seen just now.":                    func(v *health.View) { v.Peers[0].Answer = election.Refused },
+		"node2 was the primary, last seen 60 s ago.": func(v *health.View) {
+			*v = view(1)
+			v.Rule.Primary, v.Peers[1].Running, v.Peers[0].Running = 2, election.Primary, election.Standby
+			v.Peers[1].SeenAt = v.At.Add(-time.Minute)
+		},
 		"No primary is seen.": func(v *health.View) {
 			v.Rule, v.Peers = election.Rule{}, nil
 		},

@@ -31,21 +31,22 @@ func newHandler(look func() health.View, o Options) *handler {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{o: o, look: look, guesses: make(chan struct{}, guessesAtOnce), questions: newQuestions()}
+	h := &handler{o: o, look: look, guesses: make(chan struct{}, guessesAtOnce), questions: newQuestions(), refreshing: make(chan struct{}, askTogether)}
 	h.token.path = o.TokenFile
 	return h
 }
 
 type handler struct {
-	o         Options
-	look      func() health.View
-	seen      atomic.Pointer[health.View]
-	token     secret
-	guesses   chan struct{} // taken by each answer to a wrong password
-	questions *questions
-	scrapes   scrapes
-	memory    memory
-	changing  atomic.Bool // a change is under way
+	o          Options
+	look       func() health.View
+	seen       atomic.Pointer[health.View]
+	token      secret
+	guesses    chan struct{} // taken by each answer to a wrong password
+	questions  *questions
+	refreshing chan struct{} // taken by each question that is asked for the dashboard
+	scrapes    scrapes
+	memory     memory
+	changing   atomic.Bool // a change is under way
 }
 
 // viewFor is how long one view answers all requests, so that a flood of them does not disturb the Monitor.
@@ -85,6 +86,14 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, path string) {
 	v := h.view()
 	first, rest, _ := strings.Cut(path, "/")
 	switch first {
+	case "ui", "events", "repmgr":
+		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin")
+		if otherOrigin(r) {
+			text(w, http.StatusForbidden, "a page of another origin may not ask this")
+			return
+		}
+	}
+	switch first {
 	case "role":
 		role(w, r, v)
 	case "patroni":
@@ -107,7 +116,7 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, path string) {
 		h.ui(w, r, v, rest)
 	default:
 		verdict := judge(v, path, r.URL.Query())
-		if path == "" && browses(r) && h.mayAsk(r) == "" {
+		if path == "" && r.Method == http.MethodGet && browses(r) && h.mayAsk(r) == "" {
 			h.page(w, statusOf(verdict), "dashboard", h.dashboard(v)) // the code stays: something may look at it alone
 			return
 		}

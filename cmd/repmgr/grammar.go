@@ -463,8 +463,8 @@ type clusterWatch struct {
 }
 
 func (clusterWatch) Help() string {
-	return `Every node is asked again at each look. q or Ctrl-C ends it. Where the output is no
-terminal, it is written once, as by cluster show --compact.
+	return `Every node is asked again at each look. q or Ctrl-C ends it. Where the input or the output
+is no terminal, it is written once, as by cluster show --compact.
 
 Example:
   repmgr -f /etc/repmgr.conf cluster watch`

@@ -2,66 +2,78 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/cli"
 )
 
 func (cmd *clusterWatch) needsConfig() bool { return !cmd.given() }
 
 func (cmd *clusterWatch) Run(ctx context.Context, a *app) error {
-	c, err := a.clusterAt(cmd.connection)
-	if err != nil {
-		return err
-	}
 	var t *terminal
 	if !a.json {
 		t = openTerminal(a.in, a.out)
 	}
 	if t == nil {
-		st, err := c.Status(ctx)
-		if err != nil {
-			return err
-		}
-		return a.answer(st, func(w io.Writer) { fmt.Fprint(w, watchText(st, nil)) })
+		return (&clusterShow{Compact: true, connection: cmd.connection}).Run(ctx, a)
 	}
 	defer t.close()
+	c, err := a.clusterAt(cmd.connection)
+	if err != nil {
+		return err
+	}
+	if err := t.draw("asking the nodes ..."); err != nil {
+		return fmt.Errorf("write to the terminal: %w", err)
+	}
 	for {
 		st, err := c.Status(ctx)
 		if ctx.Err() != nil {
-			return nil // Ctrl-C is how it is ended
+			return ended(ctx)
 		}
 		head := fmt.Sprintf("%s, every %d s; q ends it\n\n", time.Now().Format(time.DateTime), cmd.Interval)
 		if err := t.draw(head + watchText(st, err)); err != nil {
 			return fmt.Errorf("write to the terminal: %w", err)
 		}
 		if t.quit(ctx, time.Duration(cmd.Interval)*time.Second) {
-			return nil
+			return ended(ctx)
 		}
 	}
 }
 
-// watchText is what cluster show --compact prints, with what is wrong below it.
+// ended says why it is over: q and Ctrl-C are no failure.
+func ended(ctx context.Context) error {
+	var signal *cli.SignalError
+	if errors.As(context.Cause(ctx), &signal) && signal.Signal == unix.SIGINT {
+		return nil
+	}
+	return context.Cause(ctx)
+}
+
+// watchText is what is wrong, and then what cluster show --compact prints: the screen may be too small for all of it.
 func watchText(st repmgr.ClusterStatus, err error) string {
 	var b strings.Builder
 	if err != nil {
 		fmt.Fprintf(&b, "%v\n%s\n", err, repmgr.Hint(err))
 		return b.String()
 	}
-	show := clusterShow{Compact: true}
-	show.print(&b, st)
-	for i, issue := range st.Issues {
-		if i == 0 {
-			b.WriteString("\n")
-		}
+	for _, issue := range st.Issues {
 		fmt.Fprintf(&b, "- %s\n", issue)
 	}
+	if len(st.Issues) > 0 {
+		b.WriteString("\n")
+	}
+	show := clusterShow{Compact: true}
+	show.print(&b, st)
 	return b.String()
 }
 
@@ -69,6 +81,8 @@ func watchText(st repmgr.ClusterStatus, err error) string {
 type terminal struct {
 	in, out *os.File
 	before  *unix.Termios
+	drawn   unix.Winsize   // the size that was drawn for
+	signals chan os.Signal // of those that would end the program before it gives the terminal back; the context has seen the first
 }
 
 // openTerminal takes the terminal of the program over, without an echo and without waiting for ends of lines; nil: it has none.
@@ -86,36 +100,51 @@ func openTerminal(in io.Reader, out io.Writer) *terminal {
 		return nil
 	}
 	raw := *before
-	raw.Lflag &^= unix.ICANON | unix.ECHO // Ctrl-C stays a signal
+	raw.Lflag &^= unix.ICANON | unix.ECHO         // Ctrl-C stays a signal
+	raw.Cc[unix.VSUSP], raw.Cc[unix.VQUIT] = 0, 0 // Ctrl-Z and Ctrl-\ would leave the terminal as it is
 	if unix.IoctlSetTermios(int(i.Fd()), unix.TCSETS, &raw) != nil {
 		return nil
 	}
 	fmt.Fprint(o, "\x1b[?1049h\x1b[?25l") // a screen of its own, without a cursor
-	return &terminal{i, o, before}
+	t := &terminal{in: i, out: o, before: before, signals: make(chan os.Signal, 1)}
+	signal.Notify(t.signals, unix.SIGINT, unix.SIGTERM)
+	return t
 }
 
-// draw replaces what is on the screen, without a flicker. What is too much for it is left out.
+// size is that of the screen; zero: not known.
+func (t *terminal) size() unix.Winsize {
+	if size, err := unix.IoctlGetWinsize(int(t.out.Fd()), unix.TIOCGWINSZ); err == nil {
+		return *size
+	}
+	return unix.Winsize{}
+}
+
+// draw replaces what is on the screen, without a flicker. The last line says how much has no room.
 func (t *terminal) draw(text string) error {
 	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
-	if size, err := unix.IoctlGetWinsize(int(t.out.Fd()), unix.TIOCGWINSZ); err == nil && size.Row > 0 {
-		lines = lines[:min(len(lines), int(size.Row))]
-		for i, line := range lines {
-			if r := []rune(line); len(r) > int(size.Col) {
-				lines[i] = string(r[:size.Col])
-			}
-		}
+	t.drawn = t.size()
+	if rows := int(t.drawn.Row); rows > 0 && len(lines) > rows {
+		lines = append(lines[:rows-1], fmt.Sprintf("... and %d more lines", len(lines)-rows+1))
 	}
 	for i, line := range lines {
-		lines[i] = printable(line) + "\x1b[K"
+		r := []rune(printable(line))
+		if columns := int(t.drawn.Col); columns > 0 && len(r) > columns {
+			r = r[:columns]
+		}
+		erase := "\x1b[K" // first: behind a full line it would take the last character
+		if i == len(lines)-1 {
+			erase = "\x1b[J"
+		}
+		lines[i] = erase + string(r)
 	}
-	_, err := fmt.Fprint(t.out, "\x1b[H"+strings.Join(lines, "\n")+"\x1b[J")
+	_, err := fmt.Fprint(t.out, "\x1b[H"+strings.Join(lines, "\n"))
 	return err
 }
 
-// printable takes control characters out of what other machines have said.
+// printable takes control characters, also those of the direction of writing, out of what other machines have said.
 func printable(line string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
+		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
 			return '?'
 		}
 		return r
@@ -125,9 +154,9 @@ func printable(line string) string {
 // keyEvery is how long a press of a key, or a signal, may be noticed late.
 const keyEvery = 100 * time.Millisecond
 
-// quit waits so long for somebody who ends it.
+// quit waits so long for somebody who ends it, and no longer where the screen has another size now.
 func (t *terminal) quit(ctx context.Context, d time.Duration) bool {
-	for until := time.Now().Add(d); time.Now().Before(until); {
+	for until := time.Now().Add(d); time.Now().Before(until) && t.size() == t.drawn; {
 		ready := []unix.PollFd{{Fd: int32(t.in.Fd()), Events: unix.POLLIN}}
 		n, _ := unix.Poll(ready, int(keyEvery.Milliseconds())) // a signal may interrupt it
 		if ctx.Err() != nil {
@@ -148,4 +177,5 @@ func (t *terminal) quit(ctx context.Context, d time.Duration) bool {
 func (t *terminal) close() {
 	fmt.Fprint(t.out, "\x1b[?25h\x1b[?1049l")
 	_ = unix.IoctlSetTermios(int(t.in.Fd()), unix.TCSETS, t.before)
+	signal.Stop(t.signals)
 }

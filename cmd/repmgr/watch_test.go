@@ -13,14 +13,26 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/internal/cli"
 )
 
 func TestWatchText(t *testing.T) {
 	t.Parallel()
 	st := repmgr.ClusterStatus{Nodes: []repmgr.NodeView{node(1, "node1", repmgr.RolePrimary, "", "* running")}, Issues: []string{"one", "two"}}
-	require.Regexp(t, `(?s)^ ID .* node1 .*\n\n- one\n- two\n$`, watchText(st, nil))
+	require.Regexp(t, `(?s)^- one\n- two\n\n ID .* node1 .*\n$`, watchText(st, nil))
 	require.Equal(t, "nobody answers\n\n", watchText(st, errors.New("nobody answers")))
-	require.Equal(t, "a?b?c?", printable("a\x1bb\u009bc\x7f"))
+	require.Equal(t, "a?b?c?d?e?", printable("a\x1bb\u009bc\x7fd\u202ee\u2028"))
+}
+
+// A signal other than that of Ctrl-C is told by the exit code.
+func TestEnded(t *testing.T) {
+	t.Parallel()
+	for signal, want := range map[unix.Signal]bool{unix.SIGINT: false, unix.SIGTERM: true} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		require.NoError(t, ended(ctx))
+		cancel(&cli.SignalError{Signal: signal})
+		require.Equal(t, want, ended(ctx) != nil)
+	}
 }
 
 // On a terminal the table is drawn on a screen of its own; a key ends it, and the terminal is as it was.
@@ -44,6 +56,20 @@ func TestTerminal(t *testing.T) {
 	require.NotNil(t, term)
 	require.NoError(t, term.draw("first line\nsecond\nthird\nfourth\n"))
 	require.False(t, term.quit(t.Context(), 10*time.Millisecond))
+	raw, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	require.NoError(t, err)
+	require.Equal(t, []byte{0, 0}, []byte{raw.Cc[unix.VSUSP], raw.Cc[unix.VQUIT]})
+	for range 2 { // a second Ctrl-C does not end the program before the terminal is as it was
+		require.NoError(t, unix.Kill(os.Getpid(), unix.SIGINT))
+		select {
+		case <-term.signals:
+		case <-time.After(10 * time.Second):
+			require.Fail(t, "the signal did not come")
+		}
+	}
+	require.NoError(t, unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 4, Col: 5}))
+	require.False(t, term.quit(t.Context(), time.Minute), "what was drawn does not fit any more")
+	term.drawn = term.size()
 	_, err = screen.WriteString("xq")
 	require.NoError(t, err)
 	require.True(t, term.quit(t.Context(), time.Minute))
@@ -57,5 +83,5 @@ func TestTerminal(t *testing.T) {
 	drawn := make([]byte, 4096)
 	n, err := screen.Read(drawn)
 	require.NoError(t, err)
-	require.Contains(t, string(drawn[:n]), "\x1b[Hfirst\x1b[K\r\nsecon\x1b[K\r\nthird\x1b[K\x1b[J")
+	require.Contains(t, string(drawn[:n]), "\x1b[H\x1b[Kfirst\r\n\x1b[Ksecon\r\n\x1b[J... a")
 }

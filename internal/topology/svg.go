@@ -211,7 +211,7 @@ func drawNode(out func(string, ...any), x, y int, n Node) {
 	out(`<rect class="box" x="%d" y="%d" width="%d" height="%d" rx="6" fill="#ffffff" stroke="%s" stroke-width="%s"/>`, x, y, boxWidth, boxHeight, stripe, border)
 	out(`<rect class="stripe" x="%d" y="%d" width="5" height="%d" rx="2" fill="%s"/>`, x, y, boxHeight, stripe)
 	out(`<svg x="%d" y="%d" width="%d" height="%d">`, x+8, y, boxWidth-16, boxHeight)
-	out(`<text class="name" x="6" y="21" font-size="14" font-weight="600" fill="#1f2328">%s</text>`, escape(shorten(n.Name, 19)))
+	out(`<text class="name" x="6" y="21" font-size="14" font-weight="600" fill="#1f2328">%s</text>`, escape(shortenName(n.Name)))
 	weight := "400"
 	if n.Writes {
 		weight = "700"
@@ -230,6 +230,14 @@ func shorten(text string, most int) string {
 		return string(r[:most-1]) + "…"
 	}
 	return text
+}
+
+// shortenName makes a name fit its box. Names of nodes differ at the end more often than in the middle.
+func shortenName(name string) string {
+	if r := []rune(name); len(r) > 19 {
+		return string(r[:9]) + "…" + string(r[len(r)-9:])
+	}
+	return name
 }
 
 // escape makes a text one of XML. What XML can not hold becomes a replacement character.

@@ -109,6 +109,14 @@ func TestSVG_DrawsEachNodeOnce(t *testing.T) {
 	}
 }
 
+// Two long names do not become the same.
+func TestShortenName(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, "db-prod-eu-west-1-a", shortenName("db-prod-eu-west-1-a"))
+	require.Equal(t, "db-produc…-west-1-a", shortenName("db-production-eu-west-1-a"))
+	require.Equal(t, "db-produc…-west-1-b", shortenName("db-production-eu-west-1-b"))
+}
+
 // The primary comes first, its standbys below it, and who only votes comes last.
 func TestRows(t *testing.T) {
 	t.Parallel()

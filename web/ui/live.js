@@ -1,16 +1,33 @@
-// Keeps the dashboard fresh: it is drawn by the server, and fetched again after each event and every few seconds.
+// Keeps the dashboard fresh: it is drawn by the server, and fetched again every few seconds.
 const root = document.documentElement;
 const base = root.dataset.base;
-const drawEvery = 2000, drawWithin = 8000, askEvery = 10000, askWithin = 60000, settleFor = 1000, listenAgain = 5000;
+const lost = document.getElementById('lost');
+const drawEvery = 2000, drawWithin = 8000, askEvery = 10000, askWithin = 60000, holdFor = 10000;
 
-const get = (path, within) => fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(within) });
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const selecting = () => !document.getSelection().isCollapsed; // somebody copies a command
-let drawing = false, again = false, asking = false;
+let drawing = false, asking = false, refused = false;
+let drawn = Date.now(); // when what is shown was fetched
+let event = document.querySelector('main').dataset.event; // the number of the newest event
+let askedAt; // the event at which the other nodes were asked last
+
+function show(isLost) {
+  root.classList.toggle('lost', isLost);
+  lost.hidden = !isLost;
+}
+
+async function get(path, within) {
+  const answer = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(within) });
+  if (answer.status === 401 || answer.status === 403) {
+    refused = true; // to go on would be to guess passwords
+    lost.textContent = 'This daemon does not take the password any more: reload the page. What is below is what it said last.';
+    show(true);
+  }
+  if (!answer.ok) throw new Error(answer.status);
+  return answer;
+}
 
 // replace puts what was fetched in the place of what is shown, and leaves the reader in the same place.
 function replace(old, fresh) {
-  if (!fresh) throw new Error('this is no dashboard');
   if (old.innerHTML === fresh.innerHTML) return;
   const boxes = '.wide, .events';
   const scrolled = [...old.querySelectorAll(boxes)].map((box) => [box.scrollLeft, box.scrollTop]);
@@ -20,63 +37,35 @@ function replace(old, fresh) {
   if (focus) [...fresh.querySelectorAll('a')].find((a) => a.getAttribute('href') === focus)?.focus({ preventScroll: true });
 }
 
+// draw fetches the page. What is selected stays for a while, and no longer: it would be taken for the present.
 async function draw() {
-  if (drawing) {
-    again = true;
-    return;
-  }
-  if (document.hidden || selecting()) return;
+  if (drawing || refused || document.hidden) return;
   drawing = true;
+  if (Date.now() - drawn > 2 * holdFor) root.classList.add('lost'); // nobody looked for long: what is shown is old until the answer is there
   try {
-    const answer = await get(base, drawWithin);
-    if (!answer.ok) throw new Error(answer.status);
-    const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
-    for (const name of ['header', 'main']) replace(document.querySelector(name), page.querySelector(name));
-    document.title = page.title;
-    root.classList.remove('lost');
-    document.getElementById('lost').hidden = true;
+    const page = new DOMParser().parseFromString(await (await get(base, drawWithin)).text(), 'text/html');
+    event = page.querySelector('main').dataset.event;
+    if (!selecting() || Date.now() - drawn > holdFor) {
+      for (const name of ['header', 'main']) replace(document.querySelector(name), page.querySelector(name));
+      document.title = page.title;
+      drawn = Date.now();
+    }
+    show(false);
   } catch {
-    root.classList.add('lost');
-    document.getElementById('lost').hidden = false;
+    show(true);
   }
   drawing = false;
-  if (again) {
-    again = false;
-    draw();
-  }
+  if (event !== askedAt) ask();
 }
 
-// The answers to questions for which the daemon has to ask other nodes.
+// ask has the daemon put the questions for which it has to ask other nodes.
 async function ask() {
-  if (asking || document.hidden) return;
+  if (asking || refused || document.hidden) return;
   asking = true;
+  askedAt = event;
   await get(`${base}/ask`, askWithin).catch(() => {});
   asking = false;
   draw();
-}
-
-// The events, whatever their names are: EventSource would want to know these. Where there are none, the page is drawn
-// every few seconds all the same.
-async function listen() {
-  while (true) {
-    const stream = new AbortController();
-    try {
-      const hide = () => document.hidden && stream.abort(); // a browser has few connections to a server
-      document.addEventListener('visibilitychange', hide, { signal: stream.signal });
-      const answer = document.hidden ? null : await fetch(root.dataset.events, { headers: { Accept: 'text/event-stream' }, signal: stream.signal });
-      if (answer?.status === 404) return;
-      const reader = answer?.ok ? answer.body.pipeThrough(new TextDecoderStream()).getReader() : null;
-      for (let part = await reader?.read(); part && !part.done; part = await reader.read()) {
-        if (!part.value.includes('event:')) continue; // a sign of life
-        draw();
-        setTimeout(ask, settleFor);
-      }
-    } catch {
-      // the daemon went, or the page is hidden
-    }
-    stream.abort();
-    await pause(listenAgain);
-  }
 }
 
 root.dataset.live = 'yes';
@@ -84,4 +73,3 @@ document.addEventListener('visibilitychange', draw);
 setInterval(draw, drawEvery);
 setInterval(ask, askEvery);
 ask();
-listen();
