@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"time"
 
 	"github.com/pgrepmgr/repmgr"
 )
@@ -238,6 +239,28 @@ func ExampleNotifier() {
 		}),
 		repmgr.WebhookNotifier{URL: "https://pager.example/hook", Types: []repmgr.EventType{repmgr.EventStandbyFailure}},
 	}
+	if _, err := repmgr.NewMonitor(cfg); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A trace of each failover and switchover, by the Monitor that held the election: span stands for the tracer of the
+// service, such as that of OpenTelemetry.
+func ExampleEvent_failover() {
+	span := func(name string, from, to time.Time, attributes ...string) { log.Print(name, from, to, attributes) }
+	cfg := cfg // a copy
+	cfg.Notifiers = []repmgr.Notifier{repmgr.NotifierFunc(func(_ context.Context, e repmgr.Event) error {
+		if f := e.Failover; f != nil {
+			from := f.StartedAt
+			for _, s := range f.Steps {
+				to := f.StartedAt.Add(s.After)
+				span(s.Step, from, to, "evidence", s.Evidence)
+				from = to
+			}
+			span(string(e.Type), f.StartedAt, from, "former", f.Former, "primary", f.Primary, "reason", string(f.Reason))
+		}
+		return nil
+	})}
 	if _, err := repmgr.NewMonitor(cfg); err != nil {
 		log.Fatal(err)
 	}

@@ -91,6 +91,15 @@ func explainsThePast(t *testing.T, nodes []*node) {
 	require.True(t, f.Reason.Lost(), f.Reason)
 	require.WithinDuration(t, time.Now(), f.StartedAt, 30*time.Second)
 	require.Less(t, f.Outage, 20*time.Second)
+	told := make(chan repmgr.Event, 1) // by the Monitor that held the election
+	for _, n := range nodes[1:] {
+		if strings.HasPrefix(f.Coordinator, n.cfg.NodeName+".") {
+			told <- n.events.wait(t, repmgr.EventFailoverPromote)
+		}
+	}
+	e := <-told
+	e.Failover.StartedAt, e.Failover.Outage = f.StartedAt, f.Outage // the server keeps microseconds, and its time zone
+	require.Equal(t, f, *e.Failover)
 	require.Equal(t, "surveyed", f.Steps[0].Step)
 	require.Equal(t, "ruled", f.Steps[len(f.Steps)-1].Step)
 
@@ -106,10 +115,10 @@ func explainsThePast(t *testing.T, nodes []*node) {
 	not, err := nodes[2].WhyNot(t.Context(), 2)
 	require.NoError(t, err)
 	require.True(t, not.IsPrimary)
-	e, err := nodes[2].Explain(t.Context(), repmgr.ExplainOptions{})
+	after, err := nodes[2].Explain(t.Context(), repmgr.ExplainOptions{})
 	require.NoError(t, err)
-	t.Logf("after:\n%s", e)
-	require.Equal(t, repmgr.NodeID(2), e.Lost.ID)
+	t.Logf("after:\n%s", after)
+	require.Equal(t, repmgr.NodeID(2), after.Lost.ID)
 	not, err = nodes[2].WhyNot(t.Context(), 1)
 	require.NoError(t, err)
 	t.Logf("why not node1: %q", not.Reasons)

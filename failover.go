@@ -174,12 +174,13 @@ func (c *Cluster) recordFailover(ctx context.Context, w *voters.Watch, res Failo
 func (c *Cluster) recordOnWinner(ctx context.Context, w *voters.Watch, res FailoverResult, e Event) {
 	ctx, cancel := context.WithTimeout(ctx, postgres.DefaultConnectTimeout)
 	defer cancel()
+	e.Failover = &FailoverRecord{
+		Term: res.Term, FormerID: res.Former.ID, Former: res.Former.Name, PrimaryID: res.Winner.ID, Primary: res.Winner.Name,
+		Coordinator: c.candidate(), Reason: res.Health, StartedAt: res.StartedAt, Outage: res.Outage, LostBytes: res.LostBytes, Steps: res.Steps,
+	}
 	err := w.Voter(int32(res.Winner.ID)).RunNow(ctx, func(n *registry.Server) error {
 		c.emit(ctx, n, e)
-		return n.RecordFailover(ctx, registry.FailoverRecord{
-			Term: res.Term, FormerID: res.Former.ID, PrimaryID: res.Winner.ID, Coordinator: c.candidate(), Reason: res.Health,
-			StartedAt: res.StartedAt, Outage: res.Outage, LostBytes: res.LostBytes, Steps: res.Steps,
-		})
+		return n.RecordFailover(ctx, *e.Failover)
 	})
 	if err != nil {
 		c.log.Warn("the failover is not in repmgr.failovers", "err", err)

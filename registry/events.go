@@ -84,6 +84,10 @@ type Event struct {
 	Peer         string `json:"peer_node_name,omitempty" db:"-"`
 	PeerConninfo string `json:"peer_conninfo,omitempty" db:"-"`
 
+	// Of a failover and a switchover, to the notifiers of the Monitor that held the election: its steps, each with its
+	// time, as in [FailoverRecord]. Spans of a trace are made from them.
+	Failover *FailoverRecord `json:"failover,omitempty" db:"-"`
+
 	written bool // it is in repmgr.events
 }
 

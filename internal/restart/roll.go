@@ -206,7 +206,11 @@ func (r *Roll) Run(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", r.Watch.Record(id), err)
 		}
 		done.Took = time.Since(began)
-		r.Log.Info(fmt.Sprintf("%s was restarted", r.Watch.Record(id)), "how", string(done.How), "down", done.Down.Round(time.Millisecond), "elapsed", done.Took.Round(time.Millisecond))
+		about := []any{"how", string(done.How), "elapsed", done.Took.Round(time.Millisecond)}
+		if done.Down > 0 { // it is not known of a switchover
+			about = append(about, "down", done.Down.Round(time.Millisecond))
+		}
+		r.Log.Info(fmt.Sprintf("%s was restarted", r.Watch.Record(id)), about...)
 		r.Done = append(r.Done, done)
 	}
 	return r.tell(ctx, ended+strings.Join(names, ", "))

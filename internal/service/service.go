@@ -109,6 +109,8 @@ func (c Commands) Run(ctx context.Context, a Action, o Options) (Result, error) 
 	switch {
 	case a == Promote:
 		return res, failure.WithHint(failure.Of(failure.ErrRefused, "a promotion needs checks that this command does not make"), "Run repmgr standby promote, or repmgr standby switchover.")
+	case a == Start && c.Server.StartCommand == "" && c.Server.Runs(): // pg_ctl would say that another one might run
+		return res, failure.WithHint(failure.Of(failure.ErrRefused, "the server in %s runs already", c.Server.Dir), "To start it anew: repmgr node service --action=restart. How it is: repmgr node status.")
 	case (a == Start || a == Restart) && !c.Server.Runs(): // pg_ctl restart starts a server that is down
 		if err := c.Screen(ctx, o.DryRun); err != nil {
 			return res, err
