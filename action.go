@@ -17,6 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/task"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/report"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // startTask starts a long action in a goroutine of its own. Only one runs at a time. Where one
@@ -101,7 +102,13 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 		}
 	}
 	mark, _ := srv.ReadMark()
-	res, err := c.Rejoin(ctx, RejoinOptions{Target: c.dialInfo(target), DataDirectory: srv.Dir, slotOptional: true, hold: func(firm bool) error { return act.Hold(ctx, firm) }})
+	res, err := c.Rejoin(ctx, RejoinOptions{
+		Target: c.dialInfo(target), DataDirectory: srv.Dir, slotOptional: true, hold: func(firm bool) error { return act.Hold(ctx, firm) },
+		elsewhere: func(upTo wal.Position) Record {
+			peers := m.watch.Peers()
+			return m.watch.Record(election.WALSource(voters.NewestRule(peers), peers, int32(c.cfg.NodeID), upTo))
+		},
+	})
 	if err != nil && res.Method == "" {
 		return rejoinNotStarted{err}
 	}

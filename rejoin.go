@@ -27,8 +27,9 @@ type RejoinOptions struct {
 
 	Progress func(CopyProgress) // of a new clone
 
-	slotOptional bool             // a Monitor brings it back: it streams without a slot where none can be made, and has a vote meanwhile
-	hold         func(bool) error // called when a part that must not be interrupted begins (true) and ends; an error keeps it from beginning
+	slotOptional bool                      // a Monitor brings it back: it streams without a slot where none can be made, and has a vote meanwhile
+	elsewhere    func(wal.Position) Record // the standby that has all WAL up to a position; none: the zero Record. Nil: it is not known
+	hold         func(bool) error          // called when a part that must not be interrupted begins (true) and ends; an error keeps it from beginning
 }
 
 // RejoinMethod is the way in which a node came back.
@@ -110,6 +111,14 @@ func (c *Cluster) Rejoin(ctx context.Context, o RejoinOptions) (RejoinResult, er
 		},
 		Clone: r.clone, Step: r.step, Again: r.again,
 	}}
+	if o.elsewhere != nil {
+		r.work.Elsewhere = func(upTo wal.Position) (from Record, set map[string]string, err error) {
+			if from = o.elsewhere(upTo); from.ID != 0 {
+				set, err = c.login().Settings(from, r.work.Node.Name, "")
+			}
+			return from, set, err
+		}
+	}
 	defer r.work.Close()
 	err := r.run(ctx)
 	r.res.Elapsed = time.Since(start)

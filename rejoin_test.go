@@ -327,6 +327,40 @@ func TestRejoin_PrimaryHasRecycledTheWAL(t *testing.T) {
 	c.requireEqualEverywhere(t)
 }
 
+// The primary is lost when pg_rewind is done with a node, whose server then lets nobody in, because the rest of the WAL that it needs
+// is to come from that primary: it comes from the other standby, and both elect the next primary.
+func TestRejoin_SourceIsLostAfterTheRewind(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	nodes := startNodes(t, 3, repmgr.SynchronousOff)
+	bin := t.TempDir()
+	require.NoError(t, os.Chmod(bin, 0o755))
+	programs, err := filepath.Glob(filepath.Join(nodes[2].BinDir, "*"))
+	require.NoError(t, err)
+	for _, p := range programs {
+		require.NoError(t, os.Symlink(p, filepath.Join(bin, filepath.Base(p))))
+	}
+	rewound, goOn := filepath.Join(bin, "rewound"), filepath.Join(bin, "go-on")
+	script := fmt.Sprintf("#!/bin/sh\n%s \"$@\" || exit\ntouch %s\nuntil [ -e %s ]; do sleep .01; done\n", filepath.Join(nodes[2].BinDir, "pg_rewind"), rewound, goOn)
+	require.NoError(t, os.Remove(filepath.Join(bin, "pg_rewind")))
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "pg_rewind"), []byte(script), 0o700))
+	nodes[2].cfg.PgBindir = bin
+	startMonitors(t, nodes)
+	waitReady(t, nodes, 3, repmgr.SynchronousOff)
+	nodes[2].Exec(t, `SELECT pg_promote(false)`) // by hand
+	pgtest.WaitFor(t, "node3 to be rewound", func(context.Context) error {
+		_, err := os.Stat(rewound)
+		return err
+	})
+	nodes[0].Exec(t, `CREATE TABLE since (i int)`)
+	waitSame(t, nodes[0], nodes[1])
+	nodes[0].Kill()
+	require.NoError(t, os.WriteFile(goOn, nil, 0o600))
+	require.Equal(t, nodes[1], waitPrimary(t, nodes[1]))
+	nodes[1].Exec(t, `CREATE TABLE later (i int)`)
+	waitSame(t, nodes[1], nodes[2])
+}
+
 // pg_rewind that is killed in the middle leaves data that nobody can start: not
 // we, not pg_ctl. A new clone helps.
 func TestRejoin_InterruptedRewindIsNotStarted(t *testing.T) {

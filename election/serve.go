@@ -3,6 +3,8 @@ package election
 import (
 	"cmp"
 	"slices"
+
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // Capacity is how many standbys a server can serve. The zero value means not known.
@@ -133,4 +135,17 @@ func (p Policy) unserved(r Rule, peers []Peer) []Unserved {
 		}
 	}
 	return all
+}
+
+// WALSource is the standby that has all WAL on the line of the rule up to a position, and the most of it: from it another standby
+// gets what it needs when the primary is lost. 0: there is none.
+func WALSource(r Rule, peers []Peer, self int32, upTo wal.Position) int32 {
+	var best Peer
+	for _, p := range peers {
+		has := p.Answer == Answers && p.Running == Standby && p.data() && !p.PositionUnknown && p.On(r) && p.Position.Timeline == upTo.Timeline && p.Position.LSN >= upTo.LSN
+		if has && p.ID != self && (best.ID == 0 || p.Position.LSN > best.Position.LSN) {
+			best = p
+		}
+	}
+	return best.ID
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 func room(senders, slots int) func(*election.Peer) {
@@ -115,5 +116,37 @@ func TestPolicy_Forecast_Unserved(t *testing.T) {
 	}
 	if peers[1].Capacity.Senders, peers[1].Capacity.Slots, peers[2].NoStream = 5, 5, nil; len(failoverPolicy.Forecast(start, r, peers, 1).Unserved) != 0 {
 		t.Errorf("all can serve: got %+v", f.Unserved)
+	}
+}
+
+// A node is fed by the standby that has most, if that has what it needs.
+func TestWALSource(t *testing.T) {
+	t.Parallel()
+	r := election.Rule{Term: 2, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3, 4}}
+	standby := func(id int32, timeline wal.Timeline, at wal.LSN) election.Peer {
+		return election.Peer{ID: id, Role: election.Standby, Running: election.Standby, Answer: election.Answers, Position: wal.Position{Timeline: timeline, LSN: at}}
+	}
+	lost := standby(2, 5, 900)
+	lost.Answer = election.Silent
+	unknown := standby(2, 5, 900)
+	unknown.PositionUnknown = true
+	for name, test := range map[string]struct {
+		peers []election.Peer
+		want  int32
+	}{
+		"nobody":                    {nil, 0},
+		"itself":                    {[]election.Peer{standby(4, 5, 900)}, 0},
+		"one that has it":           {[]election.Peer{standby(2, 5, 500)}, 2},
+		"one that lacks a byte":     {[]election.Peer{standby(2, 5, 499)}, 0},
+		"the one that has most":     {[]election.Peer{standby(2, 5, 600), standby(3, 5, 700)}, 3},
+		"one of another timeline":   {[]election.Peer{standby(2, 6, 900)}, 0},
+		"one that does not answer":  {[]election.Peer{lost, standby(3, 5, 500)}, 3},
+		"one that is not known":     {[]election.Peer{unknown}, 0},
+		"a primary":                 {[]election.Peer{{ID: 2, Role: election.Standby, Running: election.Primary, Answer: election.Answers, Position: wal.Position{Timeline: 5, LSN: 900}}}, 0},
+		"a witness has no such WAL": {[]election.Peer{{ID: 2, Role: election.Witness, Running: election.Standby, Answer: election.Answers, Position: wal.Position{Timeline: 5, LSN: 900}}}, 0},
+	} {
+		if got := election.WALSource(r, test.peers, 4, wal.Position{Timeline: 5, LSN: 500}); got != test.want {
+			t.Errorf("%s: node %d", name, got)
+		}
 	}
 }

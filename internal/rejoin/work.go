@@ -44,7 +44,9 @@ type Options struct {
 	History      func(context.Context, registry.Record, wal.Timeline) (wal.History, error)                         // of a timeline of that node
 	Clone        func(ctx context.Context, beforehand bool) (bytes int64, err error)                               // of the primary, into the data directory; beforehand: only look whether it can begin
 	Step         func(ctx context.Context, name string, do func(context.Context) (detail string, err error)) error // runs one named step and notes it
-	Again        func(options string) string                                                                       // the command line that tries it another time, with these options
+	// Elsewhere names another standby that has all WAL up to a position, and the settings to stream from it. No record: none is known. Nil: none is sought.
+	Elsewhere func(wal.Position) (registry.Record, map[string]string, error)
+	Again     func(options string) string // the command line that tries it another time, with these options
 }
 
 // Work is one server that is to come back, and the primary that it comes back to. The
@@ -258,5 +260,5 @@ func (w *Work) Start(ctx context.Context, set map[string]string) error {
 	if err := w.release(); err != nil {
 		return err
 	}
-	return w.Server.Start(ctx)
+	return w.startWatched(ctx)
 }
