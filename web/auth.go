@@ -8,12 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"strings"
-	"sync"
 	"time"
-
-	"github.com/pgrepmgr/repmgr/internal/durable"
 )
 
 const (
@@ -21,44 +17,37 @@ const (
 	guessFor      = time.Second // how long each of them is held back
 )
 
-// secret is the content of a file, read again when that has changed.
-type secret struct {
-	path string
+// secret is the token in a file.
+type secret struct{ made[[]byte] }
 
-	mu    sync.Mutex
-	value []byte
-	of    os.FileInfo
+func newSecret(path string) *secret {
+	return &secret{made[[]byte]{paths: []string{path}, from: tokenOf}}
 }
 
 // read returns the secret; an error where there is none now.
 func (s *secret) read() ([]byte, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	info, err := os.Stat(s.path)
+	value, err := s.get()
 	if err != nil {
 		return nil, err
 	}
-	if s.of != nil && durable.Unchanged(s.of, info) {
-		return s.value, nil
-	}
-	content, err := os.ReadFile(s.path)
-	if err != nil {
-		return nil, err
-	}
-	value := bytes.TrimSpace(content)
+	return value, nil
+}
+
+func tokenOf(files []file) ([]byte, error) {
+	f := files[0]
+	value := bytes.TrimSpace(f.content)
 	switch {
-	case info.Mode().Perm()&0o007 != 0:
-		return nil, fmt.Errorf("%s can be read by everybody: chmod o= %s", s.path, s.path)
+	case f.mode.Perm()&0o007 != 0:
+		return nil, fmt.Errorf("%s can be read by everybody: chmod o= %s", f.path, f.path)
 	case len(value) < 16:
-		return nil, fmt.Errorf("%s holds %d characters, and 16 are the least: openssl rand -hex 32", s.path, len(value))
+		return nil, fmt.Errorf("%s holds %d characters, and 16 are the least: openssl rand -hex 32", f.path, len(value))
 	}
-	s.value, s.of = value, info
 	return value, nil
 }
 
 // CheckToken says what is wrong with the file of a token.
 func CheckToken(path string) error {
-	_, err := (&secret{path: path}).read()
+	_, err := newSecret(path).read()
 	return err
 }
 
@@ -84,7 +73,8 @@ func (h *handler) known(r *http.Request) (refused string, code int) {
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		return "", http.StatusOK
 	}
-	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	scheme, given, ok := strings.Cut(r.Header.Get("Authorization"), " ")
+	ok = ok && strings.EqualFold(scheme, "Bearer")
 	if _, password, basic := r.BasicAuth(); basic {
 		given, ok = password, true
 	}

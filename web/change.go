@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -119,7 +120,12 @@ func decode(content []byte, into any) error {
 	if len(content) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(content, into); err != nil {
+	err := json.Unmarshal(content, into)
+	var other *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &other):
+		return refuse(http.StatusBadRequest, "the body is not the JSON that is wanted: %s must not be a JSON %s", cmp.Or(other.Field, "it"), other.Value)
+	case err != nil:
 		return refuse(http.StatusBadRequest, "the body is not the JSON that is wanted: %v", err)
 	}
 	return nil

@@ -10,8 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -55,14 +55,16 @@ func (s *Server) Serve(ctx context.Context, ready func(net.Addr)) error {
 	if err != nil {
 		return fmt.Errorf("http_listen %s: %w", s.Listen, err)
 	}
+	handler := s.Handler
 	if config == nil {
 		l = hostlessListener{l}
 	} else {
-		l = tls.NewListener(l, config)
+		l = tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return config() }})
+		handler = verifying(config, handler)
 	}
 	open := &openConns{conns: map[net.Conn]connState{}}
 	server := &http.Server{
-		Handler: s.Handler, ReadHeaderTimeout: headWithin, ReadTimeout: bodyWithin, WriteTimeout: writeWithin, IdleTimeout: idleFor, MaxHeaderBytes: headBytes,
+		Handler: handler, ReadHeaderTimeout: headWithin, ReadTimeout: bodyWithin, WriteTimeout: writeWithin, IdleTimeout: idleFor, MaxHeaderBytes: headBytes,
 		ConnState: open.note, ErrorLog: log.New(debugLog{s.logger()}, "", 0), DisableGeneralOptionsHandler: true,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // so that the readers of events are let go at the end
 	}
@@ -94,71 +96,74 @@ func (d debugLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (s *Server) tls() (*tls.Config, error) {
+// tls makes the configuration of TLS from files, again when they have changed. Where they can not be read then, the earlier
+// ones stay in force. nil: without TLS.
+func (s *Server) tls() (func() (*tls.Config, error), error) {
 	if s.Cert == "" && s.Key == "" {
 		return nil, nil
 	}
-	f := &tlsFiles{cert: s.Cert, key: s.Key, ca: s.ClientCA, log: s.logger()}
-	if _, err := f.config(nil); err != nil {
-		return nil, err
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: f.config}, nil
-}
-
-// tlsFiles makes the configuration of TLS from files, again when they have changed. Where they can not be read then, the
-// earlier ones stay in force.
-type tlsFiles struct {
-	cert, key, ca string
-	log           *slog.Logger
-
-	mu   sync.Mutex
-	have *tls.Config
-	of   [3]time.Time // when the files were changed
-}
-
-func (f *tlsFiles) config(*tls.ClientHelloInfo) (*tls.Config, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var of [3]time.Time
-	for i, path := range []string{f.cert, f.key, f.ca} {
-		if info, err := os.Stat(path); err == nil {
-			of[i] = info.ModTime()
+	files := &made[*tls.Config]{paths: []string{s.Cert, s.Key, s.ClientCA}, from: configOf}
+	var told atomic.Value
+	config := func() (*tls.Config, error) {
+		have, err := files.get()
+		if have == nil {
+			return nil, err
 		}
+		said := ""
+		if err != nil {
+			said = err.Error()
+		}
+		if before, _ := told.Swap(said).(string); said != "" && said != before {
+			s.logger().Error("the certificates can not be read again: the earlier ones stay in force", "err", err)
+		}
+		return have, nil
 	}
-	if f.have != nil && of == f.of {
-		return f.have, nil
-	}
-	config, err := f.load()
-	switch {
-	case err == nil:
-		f.have = config
-	case f.have == nil:
-		return nil, err
-	default:
-		f.log.Error("the certificates can not be read again: the earlier ones stay in force", "err", err)
-	}
-	f.of = of
-	return f.have, nil
+	_, err := config()
+	return config, err
 }
 
-func (f *tlsFiles) load() (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+func configOf(files []file) (*tls.Config, error) {
+	cert, key, ca := files[0], files[1], files[2]
+	pair, err := tls.X509KeyPair(cert.content, key.content)
 	if err != nil {
-		return nil, fmt.Errorf("http_cert %s, http_key %s: %w", f.cert, f.key, err)
+		return nil, fmt.Errorf("http_cert %s, http_key %s: %w", cert.path, key.path, err)
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}
-	if f.ca == "" {
+	if ca.path == "" {
 		return config, nil
 	}
-	pem, err := os.ReadFile(f.ca)
-	if err != nil {
-		return nil, fmt.Errorf("http_client_ca: %w", err)
-	}
 	config.ClientCAs, config.ClientAuth = x509.NewCertPool(), tls.VerifyClientCertIfGiven
-	if !config.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("http_client_ca %s: there is no certificate in it", f.ca)
+	if !config.ClientCAs.AppendCertsFromPEM(ca.content) {
+		return nil, fmt.Errorf("http_client_ca %s: there is no certificate in it", ca.path)
 	}
 	return config, nil
+}
+
+// verifying takes a client for one without a certificate where its certificate is not valid any more: a connection may outlive it,
+// and its authority.
+func verifying(config func() (*tls.Config, error), next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.TLS.PeerCertificates) > 0 && !verified(config, r.TLS.PeerCertificates) {
+			state := *r.TLS
+			state.VerifiedChains = nil
+			r.TLS = &state
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func verified(config func() (*tls.Config, error), certs []*x509.Certificate) bool {
+	now, err := config()
+	if err != nil || now.ClientCAs == nil {
+		return false
+	}
+	between := x509.NewCertPool()
+	for _, c := range certs[1:] {
+		between.AddCert(c)
+	}
+	_, err = certs[0].Verify(x509.VerifyOptions{Roots: now.ClientCAs, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return err == nil
 }
 
 // openConns closes a connection where there are too many: one that is idle keeps nobody out.

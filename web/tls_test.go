@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -88,11 +89,44 @@ func TestTLS(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "first", name)
 	issue(t, dir, "second")
-	name, _, err = ask("POST")
-	require.NoError(t, err)
-	require.Equal(t, "second", name)
+	require.Eventually(t, func() bool {
+		name, _, err = ask("POST")
+		return err == nil && name == "second"
+	}, 20*time.Second, time.Millisecond)
 
 	require.ErrorContains(t, (&Server{Cert: cert, Key: clientKey}).Serve(t.Context(), nil), "private key does not match")
 	require.ErrorContains(t, (&Server{Cert: cert, Key: key, ClientCA: key}).Serve(t.Context(), nil), "no certificate in it")
 	require.ErrorContains(t, (&Server{Listen: strings.TrimPrefix(at, "x"), Handler: http.NotFoundHandler()}).Serve(t.Context(), nil), "address already in use")
+}
+
+// A connection that outlives the authority of its certificate loses what that allows.
+func TestClientCertificateOfAFormerAuthority(t *testing.T) {
+	t.Parallel()
+	dir, clients := t.TempDir(), t.TempDir()
+	cert, key := issue(t, dir, "server")
+	clientCert, clientKey := issue(t, clients, "client")
+	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
+	require.NoError(t, err)
+	c, err := repmgr.New(repmgr.Config{NodeID: 1, Conninfo: "host=127.0.0.1 port=1 dbname=none user=none"})
+	require.NoError(t, err)
+	v := view(1)
+	at := listen(t, &Server{Cert: cert, Key: key, ClientCA: clientCert, Handler: newHandler(func() health.View { return later(v) }, Options{Cluster: func() *repmgr.Cluster { return c }})})
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}}, Timeout: 20 * time.Second}
+	ask := func() (code int, closes bool) {
+		r, err := http.NewRequestWithContext(t.Context(), "POST", "https://"+at+"/switchover", strings.NewReader("{}"))
+		require.NoError(t, err)
+		res, err := client.Do(r)
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, res.Body)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		return res.StatusCode, res.Close
+	}
+	for range 2 {
+		code, closes := ask()
+		require.Equal(t, []any{http.StatusBadRequest, false}, []any{code, closes})
+	}
+	issue(t, clients, "another authority")
+	code, closes := ask()
+	require.Equal(t, []any{http.StatusForbidden, true}, []any{code, closes})
 }

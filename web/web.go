@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -31,8 +32,7 @@ func newHandler(look func() health.View, o Options) *handler {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{o: o, look: look, guesses: make(chan struct{}, guessesAtOnce), questions: newQuestions(), refreshing: make(chan struct{}, askTogether)}
-	h.token.path = o.TokenFile
+	h := &handler{o: o, look: look, token: newSecret(o.TokenFile), guesses: make(chan struct{}, guessesAtOnce), questions: newQuestions(), refreshing: make(chan struct{}, askTogether)}
 	return h
 }
 
@@ -40,7 +40,7 @@ type handler struct {
 	o          Options
 	look       func() health.View
 	seen       atomic.Pointer[health.View]
-	token      secret
+	token      *secret
 	guesses    chan struct{} // taken by each answer to a wrong password
 	questions  *questions
 	refreshing chan struct{} // taken by each question that is asked for the dashboard
@@ -92,6 +92,11 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, path string) {
 			text(w, http.StatusForbidden, "a page of another origin may not ask this")
 			return
 		}
+	}
+	if r.Method == http.MethodOptions && slices.Contains([]string{"metrics", "events", "repmgr", "ui"}, first) { // these are no health checks
+		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
+		answer(w, r, http.StatusOK, nil)
+		return
 	}
 	switch first {
 	case "role":

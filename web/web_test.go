@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -191,6 +192,9 @@ func TestDocuments(t *testing.T) {
 		assert.Contains(t, text, line+"\n")
 	}
 	assert.NotContains(t, text, "e+")
+	for _, path := range []string{"/metrics", "/events", "/ui", "/repmgr/v1/doctor"} {
+		assert.Regexp(t, `(?s)^HTTP/1.0 200 .*\r\n\r\n$`, raw(t, at, "OPTIONS "+path+" HTTP/1.0\r\nHost: localhost\r\n\r\n"), path)
+	}
 	assert.Equal(t, strings.Count(text, "# TYPE "), strings.Count(text, "# HELP "))
 }
 
@@ -209,30 +213,34 @@ func TestWhoMay(t *testing.T) {
 		code                    int
 		text                    string
 	}{
-		"no token is set":         {closed, "POST", "/switchover", `{"leader":"node1"}`, nil, 403, "http_token_file"},
-		"no password":             {open, "POST", "/switchover", `{"leader":"node1"}`, nil, 401, "needs a password"},
-		"wrong password":          {open, "POST", "/switchover", `{"leader":"node1"}`, []string{"Authorization", "Bearer x"}, 401, "is wrong"},
-		"another origin":          {open, "POST", "/switchover", `{"leader":"node1"}`, []string{"Authorization", "Bearer 0123456789abcdef", "Origin", "http://evil.example"}, 403, "origin"},
-		"a foreign name":          {open, "GET", "/repmgr/v1/status", "", []string{"Host", "evil.example"}, 403, "password"},
-		"events, a foreign name":  {open, "GET", "/events", "", []string{"Host", "evil.example"}, 403, "password"},
-		"a health check may":      {open, "GET", "/primary", "", []string{"Host", "evil.example"}, 200, "node1"},
-		"basic":                   {open, "POST", "/switchover", "", []string{"Authorization", "Basic eDowMTIzNDU2Nzg5YWJjZGVm"}, 400, "leader is missing"},
-		"wrong leader":            {open, "POST", "/switchover", `{"leader":"node2"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `the primary is "node1"`},
-		"unknown candidate":       {open, "POST", "/switchover", `{"leader":"node1","candidate":"x"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `no node is called "x"`},
-		"itself":                  {open, "POST", "/switchover", `{"leader":"node1","candidate":"node1"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "already"},
-		"in the past":             {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"2020-01-01T00:00:00+00:00"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 422, "past"},
-		"without a zone":          {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"2030-01-01T00:00:00"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "zone"},
-		"no time":                 {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"soon"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 422, "soon"},
-		"no JSON":                 {open, "POST", "/switchover", `leader`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "JSON"},
-		"failover of nobody":      {open, "POST", "/failover", `{}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "candidate is missing"},
-		"a schedule stays":        {open, "DELETE", "/switchover", "", []string{"Authorization", "Bearer 0123456789abcdef"}, 501, "taken back"},
-		"failover to nobody":      {open, "POST", "/failover", `{"candidate":"typo"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `no node is called "typo"`},
-		"other settings":          {open, "PATCH", "/config", `{"ttl":10}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "ALTER SYSTEM"},
-		"huge":                    {open, "POST", "/switchover", strings.Repeat(" ", 70<<10), []string{"Authorization", "Bearer 0123456789abcdef"}, 413, "65536"},
-		"unknown change":          {open, "POST", "/reinitialize", "{}", []string{"Authorization", "Bearer 0123456789abcdef"}, 501, "/reinitialize"},
-		"unknown question":        {open, "GET", "/repmgr/v1/nothing", "", nil, 404, "/repmgr/v1/status"},
-		"question without a node": {open, "GET", "/repmgr/v1/why-not", "", nil, 400, "which node"},
-		"nobody answers":          {open, "GET", "/repmgr/v1/status", "", nil, 503, "error"},
+		"no token is set":           {closed, "POST", "/switchover", `{"leader":"node1"}`, nil, 403, "http_token_file"},
+		"no password":               {open, "POST", "/switchover", `{"leader":"node1"}`, nil, 401, "needs a password"},
+		"wrong password":            {open, "POST", "/switchover", `{"leader":"node1"}`, []string{"Authorization", "Bearer x"}, 401, "is wrong"},
+		"another origin":            {open, "POST", "/switchover", `{"leader":"node1"}`, []string{"Authorization", "Bearer 0123456789abcdef", "Origin", "http://evil.example"}, 403, "origin"},
+		"a foreign name":            {open, "GET", "/repmgr/v1/status", "", []string{"Host", "evil.example"}, 403, "password"},
+		"events, a foreign name":    {open, "GET", "/events", "", []string{"Host", "evil.example"}, 403, "password"},
+		"a health check may":        {open, "GET", "/primary", "", []string{"Host", "evil.example"}, 200, "node1"},
+		"bearer":                    {open, "POST", "/switchover", "", []string{"Authorization", "bearer 0123456789abcdef"}, 400, "leader is missing"},
+		"a number as a name":        {open, "POST", "/switchover", `{"leader":7}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "wanted: leader must not be a JSON number\n"},
+		"a list":                    {open, "POST", "/switchover", `[]`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "wanted: it must not be a JSON array\n"},
+		"the methods of a question": {open, "OPTIONS", "/repmgr/v1/status", "", nil, 200, ""},
+		"basic":                     {open, "POST", "/switchover", "", []string{"Authorization", "Basic eDowMTIzNDU2Nzg5YWJjZGVm"}, 400, "leader is missing"},
+		"wrong leader":              {open, "POST", "/switchover", `{"leader":"node2"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `the primary is "node1"`},
+		"unknown candidate":         {open, "POST", "/switchover", `{"leader":"node1","candidate":"x"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `no node is called "x"`},
+		"itself":                    {open, "POST", "/switchover", `{"leader":"node1","candidate":"node1"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "already"},
+		"in the past":               {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"2020-01-01T00:00:00+00:00"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 422, "past"},
+		"without a zone":            {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"2030-01-01T00:00:00"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "zone"},
+		"no time":                   {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"soon"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 422, "soon"},
+		"no JSON":                   {open, "POST", "/switchover", `leader`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "JSON"},
+		"failover of nobody":        {open, "POST", "/failover", `{}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "candidate is missing"},
+		"a schedule stays":          {open, "DELETE", "/switchover", "", []string{"Authorization", "Bearer 0123456789abcdef"}, 501, "taken back"},
+		"failover to nobody":        {open, "POST", "/failover", `{"candidate":"typo"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `no node is called "typo"`},
+		"other settings":            {open, "PATCH", "/config", `{"ttl":10}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "ALTER SYSTEM"},
+		"huge":                      {open, "POST", "/switchover", strings.Repeat(" ", 70<<10), []string{"Authorization", "Bearer 0123456789abcdef"}, 413, "65536"},
+		"unknown change":            {open, "POST", "/reinitialize", "{}", []string{"Authorization", "Bearer 0123456789abcdef"}, 501, "/reinitialize"},
+		"unknown question":          {open, "GET", "/repmgr/v1/nothing", "", nil, 404, "/repmgr/v1/status"},
+		"question without a node":   {open, "GET", "/repmgr/v1/why-not", "", nil, 400, "which node"},
+		"nobody answers":            {open, "GET", "/repmgr/v1/status", "", nil, 503, "error"},
 	} {
 		t.Run(name, func(t *testing.T) { // one after the other, as one change at a time may be under way
 			code, text := request(t, q.method, q.url+q.path, q.body, q.header...)
@@ -245,7 +253,7 @@ func TestWhoMay(t *testing.T) {
 func TestTokenFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "token")
-	s := &secret{path: path}
+	s := newSecret(path)
 	_, err := s.read()
 	require.ErrorContains(t, err, "no such file")
 	for content, want := range map[string]string{"short\n": "16 are the least", "": "16 are the least"} {
@@ -265,6 +273,40 @@ func TestTokenFile(t *testing.T) {
 	value, err = s.read()
 	require.NoError(t, err)
 	require.Equal(t, "another one that is longer", string(value))
+	require.NoError(t, os.Chmod(path, 0o644))
+	_, err = s.read()
+	require.ErrorContains(t, err, "chmod", "its time and its size are the same")
+}
+
+// A file that can not be read to its end holds nobody up: what was made before stays in force, and the next state of the file counts.
+func TestFilesThatBlock(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, syscall.Mkfifo(path, 0o600))
+	require.ErrorContains(t, CheckToken(path), "is no regular file")
+
+	require.NoError(t, os.Remove(path))
+	require.NoError(t, os.WriteFile(path, []byte("first"), 0o600))
+	blocked, release := make(chan struct{}), make(chan struct{})
+	m := &made[string]{paths: []string{path}, from: func(files []file) (string, error) {
+		if string(files[0].content) == "blocks" {
+			close(blocked)
+			<-release
+		}
+		return string(files[0].content), nil
+	}}
+	value, err := m.get()
+	require.NoError(t, err)
+	require.Equal(t, "first", value)
+	require.NoError(t, os.WriteFile(path, []byte("blocks"), 0o600))
+	for range 100 {
+		value, err = m.get()
+		require.NoError(t, err)
+		require.Equal(t, "first", value)
+	}
+	<-blocked
+	close(release)
+	require.Eventually(t, func() bool { value, err = m.get(); return err == nil && value == "blocks" }, 20*time.Second, time.Millisecond)
 }
 
 // Idle connections keep nobody out, and a reader that does not read holds nothing up.
