@@ -414,8 +414,10 @@ func TestRetry(t *testing.T) {
 	var unknown *pgfollow.CommitUnknownError
 	require.ErrorAs(t, within(t, retried), &unknown)
 	require.NotZero(t, unknown.Xid)
+	require.ErrorContains(t, unknown, "the connection was lost while the answer to COMMIT was awaited")
 	require.Error(t, within(t, plain))
 	s[0].StartAgain()
+	require.Equal(t, "committed", s[0].QueryString(t, fmt.Sprintf(`SELECT pg_xact_status('%d'::xid8)`, unknown.Xid)))
 	require.Equal(t, before+" and 2", s[0].QueryString(t, `SELECT count(*) - 2 || ' and 2' FROM rows WHERE id > 2`))
 }
 

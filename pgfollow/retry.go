@@ -15,17 +15,18 @@ import (
 // CommitUnknownError is the error of a transaction whose COMMIT was sent, and not answered: it may have
 // taken effect, now or in a moment. Never repeat it without a look at the data.
 type CommitUnknownError struct {
-	// Xid is the transaction's id, of pg_current_xact_id(). 0: it had written nothing. On another primary
-	// the same id may be that of another transaction.
+	// Xid is the transaction's id, of pg_current_xact_id(). 0: it had written nothing. On the same primary
+	// pg_xact_status(xid8) says what became of it; on another one the same id may be that of another transaction.
 	Xid uint64
 	Err error
 }
 
 func (e *CommitUnknownError) Error() string {
-	if e.Xid == 0 {
-		return fmt.Sprintf("whether the transaction was committed is not known: %v", e.Err)
+	which := "the transaction"
+	if e.Xid != 0 {
+		which = fmt.Sprintf("transaction %d", e.Xid)
 	}
-	return fmt.Sprintf("whether transaction %d was committed is not known: %v", e.Xid, e.Err)
+	return fmt.Sprintf("the connection was lost while the answer to COMMIT was awaited: whether %s was committed is not known: %v", which, e.Err)
 }
 
 func (e *CommitUnknownError) Unwrap() error { return e.Err }

@@ -3,6 +3,7 @@ package pgfollow
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -163,7 +164,7 @@ func (s *state) describe() string {
 		is := "is a standby"
 		switch {
 		case l.err != nil:
-			is = l.err.Error()
+			is = oneLine(l.err)
 		case s.stale(i):
 			is = "is a former primary"
 		case !l.standby:
@@ -172,6 +173,17 @@ func (s *state) describe() string {
 		all = append(all, s.names[i]+": "+is)
 	}
 	return strings.Join(all, "; ")
+}
+
+// oneLine is the text of an error in one line, with each line of it once: a node that is tried with TLS and without often gives the same twice.
+func oneLine(err error) string {
+	var all []string
+	for line := range strings.Lines(err.Error()) {
+		if line = strings.TrimSpace(line); !slices.Contains(all, line) {
+			all = append(all, line)
+		}
+	}
+	return strings.Join(all, " ")
 }
 
 // parseBallot is the term of repmgr's election that a primary won, by its setting repmgr.ballot:

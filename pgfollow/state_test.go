@@ -184,3 +184,11 @@ func TestNodes(t *testing.T) {
 	require.Nil(t, nodes[0].ways[1].TLSConfig)
 	require.Len(t, nodes[2].ways, 1)
 }
+
+// Each attempt to log in to a node that is down ends in the same way. It is told once.
+func TestState_DescribesErrorsOnce(t *testing.T) {
+	t.Parallel()
+	s := newState([]string{"a:1"}, time.Now(), time.Second)
+	s.nodes[0].err = errors.New("failed to connect:\n\ta:1: connection refused\n\tb:1: no route\n\ta:1: connection refused")
+	require.Equal(t, "a:1: failed to connect: a:1: connection refused b:1: no route", s.describe())
+}

@@ -3,6 +3,7 @@ package web
 import (
 	"cmp"
 	"fmt"
+	"hash/crc32"
 	"html/template"
 	"slices"
 	"strings"
@@ -23,6 +24,7 @@ import (
 const (
 	eventsShown    = 20
 	failoversShown = 8
+	otherShades    = 5 // of steps without a colour of their own
 )
 
 // dashboard is the main page: what the daemon knows now, and the newest answers to questions for which other nodes were asked.
@@ -116,7 +118,7 @@ func office(v health.View) (topology.Mood, string) {
 		return topology.Bad, fmt.Sprintf("No primary is in office: %s.", v.Primary().Why)
 	case v.Rule.Known():
 		text := fmt.Sprintf("No primary is in office. The last one was %s, of term %d", v.Name(v.Rule.Primary), v.Rule.Term)
-		if at := v.Peer(v.Rule.Primary).SeenAt; !at.IsZero() {
+		if at := peerOfView(v, registry.Record{ID: registry.NodeID(v.Rule.Primary)}, lead).SeenAt; !at.IsZero() {
 			text += ", last seen " + ago(v.At.Sub(at))
 		}
 		return topology.Bad, text + "."
@@ -174,7 +176,12 @@ func facts(v health.View, why remembered, nodes []node) []fact {
 	if v.Rule.Known() && v.Automatic { // a daemon that takes no part in elections does not ask the voters
 		answer := slices.DeleteFunc(v.Reachable(), func(p election.Peer) bool { mood, _ := seen(v, p); return mood != topology.Well })
 		have, votes := v.Rule.Votes(election.IDs(answer))
-		all = append(all, fact{"Votes", fmt.Sprintf("%d of %d answer, and %d are a majority", have, votes, votes/2+1)})
+		text := fmt.Sprintf("%d of %d answer, and %d are a majority", have, votes, votes/2+1)
+		if lead := leader(v); lead != 0 {
+			without, _ := v.Rule.Votes(election.IDs(slices.DeleteFunc(answer, func(p election.Peer) bool { return p.ID == lead })))
+			text += fmt.Sprintf("; without %s it would be %d", v.Name(lead), without)
+		}
+		all = append(all, fact{"Votes", text})
 	}
 	return append(all, fact{"Lease", leaseText(v, why)}, fact{"At risk", riskText(v, nodes)})
 }
@@ -223,14 +230,18 @@ func leaseText(v health.View, why remembered) string {
 	switch own := runsPrimary(v); {
 	case !own && lead == 0:
 		return "nobody is known to have one"
+	case !own && said != nil && said.Mode == repmgr.FailoverManual:
+		return "none: failover=manual on " + name
 	case !own && said != nil && why.Old:
 		return fmt.Sprintf("not known now: the daemon of %s was asked %s", name, when)
 	case !own && said != nil && said.Lease() != "":
 		return fmt.Sprintf("%s its daemon said: %s %s", when, name, said.Lease())
 	case !own && said != nil && said.LeaseLeft != nil:
 		return fmt.Sprintf("%s its daemon said that %s may write for %.1f s. Each contact to a majority gives it more time", when, name, *said.LeaseLeft)
+	case v.Paused() && (!own || !l.Known):
+		return "none while failover is paused"
 	case !own:
-		return "the daemon of " + name + " keeps it, and has said nothing of it"
+		return "not known: the daemon of " + name + " has said nothing of one"
 	case v.Yields:
 		return "the other repmgrd of this node keeps it"
 	case !v.Automatic:
@@ -311,7 +322,11 @@ func newForecast(a remembered, v health.View, now *election.Forecast) forecast {
 	e, ok := a.Document.(repmgr.Explanation)
 	if ok {
 		f.Known, f.Mood, f.Question = true, topology.Well, "If "+e.Lost.Name+" died now"
-		f.Verdict, f.Loss, f.Blocked, f.AtRisk = strings.Split(e.Verdict(), "\n"), e.LossText(), e.Blocked, e.AtRisk
+		f.Verdict, f.Loss, f.AtRisk = strings.Split(presumed(v, e.Lost.Name, e.Verdict()), "\n"), e.LossText(), e.AtRisk
+		for _, b := range e.Blocked {
+			b.Reason = presumed(v, e.Lost.Name, b.Reason)
+			f.Blocked = append(f.Blocked, b)
+		}
 		for _, o := range e.Outages {
 			text := wording.Duration(o.Total).String()
 			if o.Least {
@@ -337,7 +352,7 @@ func newForecast(a remembered, v health.View, now *election.Forecast) forecast {
 	f.Question = "If " + v.Name(v.Rule.Primary) + " died now"
 	f.Now = fmt.Sprintf("As this daemon sees it, %s would win.", v.Name(now.Winner))
 	if now.Winner == 0 {
-		f.Mood, f.Now = topology.Bad, fmt.Sprintf("As this daemon sees it, nobody would take its place: %s.", refusalText(*now))
+		f.Mood, f.Now = topology.Bad, fmt.Sprintf("As this daemon sees it, nobody would take its place: %s.", presumed(v, v.Name(v.Rule.Primary), refusalText(*now)))
 	}
 	return f
 }
@@ -350,6 +365,14 @@ func refuted(e repmgr.Explanation, v health.View, now election.Forecast) bool {
 	}
 	winner := v.Peer(e.Forecast.Winner)
 	return e.Rule.Term != v.Rule.Term || (e.Forecast.Winner == 0) != (now.Winner == 0) || winner.ID != 0 && winner.Answer != election.Answers
+}
+
+// presumed makes it plain that a majority is there now, and would not be without the primary that is presumed to be lost.
+func presumed(v health.View, lost, text string) string {
+	if lead := leader(v); lead == 0 || v.Name(lead) != lost {
+		return text
+	}
+	return strings.ReplaceAll(text, string(election.RefusedNoMajority), "without "+lost+" no majority of the voters would answer")
 }
 
 func refusalText(f election.Forecast) string {
@@ -389,6 +412,17 @@ var phaseNames = map[string]string{
 	"promoted": "promotion", "repointed": "telling the others", "ruled": "first commit",
 }
 
+// shades are the steps in the order of their colours. The first colour is of what comes before all steps.
+var shades = []string{"", "surveyed", "recruited", "chosen", "waited", "drained", "promoted", "repointed", "ruled"}
+
+// shadeOf is the colour of a step, the same in all bars. Steps of other names share the last few.
+func shadeOf(step string) int {
+	if i := slices.Index(shades, step); i >= 0 {
+		return i
+	}
+	return len(shades) + int(crc32.ChecksumIEEE([]byte(step))%otherShades)
+}
+
 func newFailovers(a remembered, now time.Time) failovers {
 	f := failovers{age: newAge(a, now)}
 	all, ok := a.Document.([]repmgr.FailoverRecord)
@@ -414,7 +448,8 @@ func newFailoverRow(f repmgr.FailoverRecord) failoverRow {
 		r.Phases = append(r.Phases, phase{Name: "noticing", Evidence: string(f.Reason), Took: notice})
 	}
 	last := time.Duration(0)
-	for _, s := range f.Steps {
+	byTime := func(a, b repmgr.FailoverStep) int { return cmp.Compare(a.After, b.After) }
+	for _, s := range slices.SortedStableFunc(slices.Values(f.Steps), byTime) {
 		r.Phases = append(r.Phases, phase{Name: cmp.Or(phaseNames[s.Step], s.Step), Step: s.Step, Evidence: s.Evidence, Took: max(0, s.After-last)})
 		last = max(last, s.After)
 	}
@@ -425,7 +460,7 @@ func newFailoverRow(f repmgr.FailoverRecord) failoverRow {
 	end := time.Duration(0)
 	for i := range r.Phases {
 		p := &r.Phases[i]
-		p.X, p.Shade = int(1000*end/max(1, total)), i%7
+		p.X, p.Shade = int(1000*end/max(1, total)), shadeOf(p.Step)
 		end += p.Took
 		p.End, p.Width = wording.Duration(end), int(1000*end/max(1, total))-p.X
 	}

@@ -118,10 +118,11 @@ func (s *scrapes) free(dataDirectory string) *int64 {
 // metrics answers /metrics.
 func (h *handler) metrics(w http.ResponseWriter, v health.View) {
 	free := h.scrapes.free(v.Local.Settings.DataDirectory)
-	if !v.Lately(v.LocalSeenAt) { // what a server said before it went down is not how it is
+	if !v.Running().OK || v.LocalAnswer != election.Answers || !v.Lately(v.LocalSeenAt) { // what a server said before it went down is not how it is
 		v.Local = registry.NodeStatus{}
 	}
-	if !v.Lately(v.Upstream.SeenAt) {
+	moved := (v.Rule.Known() || !v.Automatic) && leader(v) != int32(v.Upstream.ID)
+	if moved || !v.Lately(v.Upstream.SeenAt) {
 		v.Upstream = health.Upstream{}
 	}
 	var b bytes.Buffer
@@ -160,7 +161,9 @@ func writeNode(e *exposition, v health.View) {
 	e.gauge("repmgr_up", "Whether the server of this node answers.", v.Running().OK)
 	e.gauge("repmgr_is_primary", "Whether this node is the primary, by its rule and its lease.", v.Primary().OK)
 	e.gauge("repmgr_is_standby", "Whether this node is a standby that answers queries.", v.Standby().OK)
-	e.gauge("repmgr_timeline", "The timeline of the server of this node.", v.Timeline())
+	if v.Local.VersionNum != 0 {
+		e.gauge("repmgr_timeline", "The timeline of the server of this node.", v.Timeline())
+	}
 	if v.Local.VersionNum == 0 || v.Record().Role == registry.RoleWitness {
 		return
 	}

@@ -291,8 +291,24 @@ func TestMetricsOfServersThatAreGone(t *testing.T) {
 	}
 	assert.Contains(t, names(primary), "repmgr_wal_volume_free_bytes", "the disk is still there, and may be why the server is down")
 
+	for name, gone := range map[string]func(v *health.View){
+		"the last turn had no answer":      func(v *health.View) { v.LocalAnswer = election.Refused },
+		"the last heartbeat had no answer": func(v *health.View) { v.Peers[0].Answer = election.Refused },
+	} {
+		primary := ready(t, 1)
+		gone(&primary)
+		for _, of := range append(ofServer, "repmgr_timeline", "repmgr_slot_active", "repmgr_server_version_num") {
+			assert.NotContains(t, names(primary), of, name)
+		}
+	}
+
 	standby := ready(t, 2)
 	assert.Subset(t, names(standby), ofServer[:2])
+	standby.Peers[0].Answer = election.Refused
+	assert.NotContains(t, names(standby), ofServer[0], "the primary has just gone")
+	standby = ready(t, 2)
+	standby.Rule = election.Rule{}
+	assert.Contains(t, names(standby), ofServer[0], "nothing was elected yet")
 	standby.Upstream.SeenAt = standby.At.Add(-time.Minute)
 	assert.NotContains(t, names(standby), ofServer[0])
 	assert.NotContains(t, names(standby), ofServer[1])
@@ -308,7 +324,7 @@ func TestMetricsOfManual(t *testing.T) {
 	}
 	assert.Equal(t, []string{"0", "1", "0"}, look())
 	v.Local.Receiver, v.Local.Settings.ApplyDelay = &registry.WALReceiver{Status: "streaming"}, 1500
-	v.Upstream.SeenAt = time.Time{}
+	v.Upstream.SeenAt = v.At.Add(-10 * time.Second)
 	assert.Equal(t, []string{"1", "0", "1.5"}, look())
 }
 

@@ -104,6 +104,9 @@ func nodeOfView(v health.View, r registry.Record, lead int32) node {
 	case p.Running == election.Primary && !n.Writes && n.Mood == topology.Well:
 		n.Mood, n.Seen = topology.Bad, "runs as a primary that is not in office"
 		return n
+	case p.Running == election.Primary && v.Rule.Known() && v.Rule.Primary != p.ID && !n.Writes:
+		n.Runs = "was primary"
+		return n
 	case p.Running == election.Primary || n.Writes:
 		return n
 	case p.ReplayPaused && n.Mood == topology.Well:
@@ -162,6 +165,8 @@ func peerOfView(v health.View, r registry.Record, lead int32) election.Peer {
 		p.Receiving, p.Replayed, p.ReplayPaused = v.Streams(), v.Local.ReplayedLSN, v.Local.ReplayPaused
 	case int32(r.ID) == lead:
 		p.Answer, p.SeenAt, p.Running, p.Position.LSN = election.Answers, v.Upstream.SeenAt, election.Primary, v.Upstream.LSN
+	case !runsPrimary(v) && (r.ID == v.Upstream.ID || v.Upstream.ID == 0 && r.Role == registry.RolePrimary): // it was asked
+		p.Answer, p.SeenAt, p.Running = "does not answer as primary", v.Upstream.SeenAt, election.Primary
 	case len(registry.SendersOf(v.Local, r.Name)) > 0 && v.LocalAnswer == election.Answers:
 		s := registry.SendersOf(v.Local, r.Name)[0]
 		p.Answer, p.SeenAt, p.Running, p.Receives, p.Receiving = election.Answers, v.LocalSeenAt, election.Standby, int32(v.NodeID), true

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -138,7 +139,7 @@ func TestLeaseText(t *testing.T) {
 		node registry.NodeID
 		said *repmgr.Announcement
 	}{
-		"this primary may write until": {1, nil}, "the daemon of node1 keeps it": {2, nil},
+		"this primary may write until": {1, nil}, "the daemon of node1 has said nothing of one": {2, nil},
 		"5 s ago its daemon said that node1 may write for 2.1 s": {2, &repmgr.Announcement{LeaseLeft: &left}},
 		"node1 has no contact to a majority any more":            {2, &repmgr.Announcement{LeaseLeft: &over}},
 	} {
@@ -217,7 +218,7 @@ func TestFactsAndBanners(t *testing.T) {
 		return all
 	}
 	v := view(1)
-	assert.Contains(t, said(v), "Votes: 3 of 3 answer")
+	assert.Contains(t, said(v), "Votes: 3 of 3 answer, and 2 are a majority; without node1 it would be 2\n")
 	v.Peers[2].SeenAt = v.At.Add(-time.Minute) // this process did not run
 	assert.Contains(t, said(v), "Votes: 2 of 3 answer")
 	v.Automatic, v.Peers = false, nil
@@ -306,6 +307,59 @@ func TestFailoverRow(t *testing.T) {
 	assert.Equal(t, 1000, at)
 	assert.Equal(t, 148*time.Millisecond, r.Phases[6].End)
 	assert.Empty(t, newFailoverRow(failoversOf(time.Now())[2]).Phases)
+	f := repmgr.FailoverRecord{Steps: []repmgr.FailoverStep{{Step: "ruled", After: 400}, {Step: "another", After: 300}, {Step: "surveyed", After: 100}}}
+	other := newFailoverRow(f)
+	assert.Equal(t, []string{"surveyed", "another", "ruled"}, []string{other.Phases[0].Step, other.Phases[1].Step, other.Phases[2].Step})
+	assert.Equal(t, []time.Duration{100, 200, 100}, []time.Duration{other.Phases[0].Took, other.Phases[1].Took, other.Phases[2].Took})
+	assert.Equal(t, r.Phases[6].Shade, other.Phases[2].Shade, "the same phase has the same colour everywhere")
+	style, err := uiFiles.ReadFile("ui/style.css")
+	require.NoError(t, err)
+	for i := range len(shades) + otherShades {
+		assert.Contains(t, string(style), fmt.Sprintf(".shade%d {", i))
+	}
+}
+
+// Where there is no lease, none is spoken of.
+func TestLease(t *testing.T) {
+	t.Parallel()
+	says := func(mode repmgr.FailoverMode) remembered {
+		return remembered{At: time.Now(), Document: repmgr.Reasoning{Monitors: []repmgr.MonitorWord{{ID: 1, Monitor: &repmgr.Announcement{Mode: mode}}}}}
+	}
+	paused := func(id registry.NodeID) health.View {
+		v := view(id)
+		v.Peers[1].Paused = true
+		return v
+	}
+	assert.Equal(t, "none: failover=manual on node1", leaseText(view(2), says(repmgr.FailoverManual)))
+	assert.Equal(t, "not known: the daemon of node1 has said nothing of one", leaseText(view(2), says(repmgr.FailoverAutomatic)))
+	assert.Equal(t, "none while failover is paused", leaseText(paused(2), says(repmgr.FailoverAutomatic)))
+	v := paused(1)
+	assert.Contains(t, leaseText(v, remembered{}), "may write until", "it was paused on too few nodes")
+	v.Lease = health.Lease{}
+	assert.Equal(t, "none while failover is paused", leaseText(v, remembered{}))
+}
+
+// A majority that is there now, and would not be without the primary, is not said to be missing.
+func TestMajorityWithoutThePrimary(t *testing.T) {
+	t.Parallel()
+	s := scenes()["healthy"]
+	s.view.Peers[2].Answer, s.view.Peers[2].SeenAt = election.Refused, s.view.At.Add(-time.Minute)
+	body := visit(t, play(t, s, ""), "GET", "/ui").Body.String()
+	assert.Contains(t, body, "without node1 no majority of the voters would answer")
+	assert.NotContains(t, body, "no majority of the voters answers")
+	assert.Contains(t, body, "2 of 3 answer, and 2 are a majority; without node1 it would be 1")
+}
+
+// There is one primary on a page, also where a former one is down.
+func TestFormerPrimary(t *testing.T) {
+	t.Parallel()
+	v := view(3)
+	v.Rule.Primary, v.Peers[1].Running, v.Peers[0].Answer = 2, election.Primary, election.NotAccepting
+	nodes := nodesOf(v)
+	assert.Equal(t, []string{"was primary", "primary", "standby"}, []string{nodes[0].Runs, nodes[1].Runs, nodes[2].Runs})
+	assert.Contains(t, string(pictureOf(v, "").SVG()), ">was primary<")
+	v.Rule.Primary, v.Peers[1].Running = 1, election.Standby
+	assert.Equal(t, "primary", nodesOf(v)[0].Runs, "nobody has taken its place")
 }
 
 // A failed question does not take away the last answer.
@@ -421,6 +475,15 @@ func TestPictureByHand(t *testing.T) {
 	assert.Equal(t, []string{"answers", "answers", "not asked: failover=manual"}, []string{nodes[0].Seen, nodes[1].Seen, nodes[2].Seen})
 	assert.True(t, nodes[0].Writes)
 	assert.Equal(t, int64(2000), nodes[1].Unplayed)
+
+	v.Upstream.SeenAt = v.At.Add(-time.Minute) // it was asked, and does not answer
+	nodes = nodesOf(v)
+	assert.Equal(t, []string{"bad", "does not answer as primary, last seen 60 s ago"}, []string{string(nodes[0].Mood), nodes[0].Seen})
+	v.Rule = election.Rule{Term: 5, Primary: 1, Voters: []int32{1, 2, 3}}
+	_, text := office(v)
+	assert.Contains(t, text, "The last one was node1, of term 5, last seen 60 s ago")
+	v.Upstream = health.Upstream{} // the daemon was started since
+	assert.Equal(t, "does not answer as primary, never seen", nodesOf(v)[0].Seen)
 
 	v = view(1) // it was promoted, and its former primary had written more
 	v.Automatic, v.Peers, v.Rule, v.Upstream.LSN = false, nil, election.Rule{}, 9000

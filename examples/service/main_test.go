@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -15,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-// The primary is stopped and a standby promoted; the service goes on counting.
+// The primary is stopped and a standby promoted while two clients count; each number is given once.
 func TestService(t *testing.T) {
 	primary := pgtest.Start(t, pgtest.Options{Name: "node1"})
 	standby := pgtest.NewStandby(t, primary, pgtest.Options{Name: "node2"})
@@ -26,30 +28,75 @@ func TestService(t *testing.T) {
 	go func() {
 		done <- run(ctx, []string{"-db", fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=%d,%d user=postgres dbname=postgres", primary.Port, standby.Port), "-port", fmt.Sprint(port)}, io.Discard)
 	}()
-	counted := func(want int) {
+	count := func(ctx context.Context) (int, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d/count", port), nil)
+		if err != nil {
+			return 0, err
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, err // it does not listen yet
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil {
+			return 0, err
+		}
+		if res.StatusCode != http.StatusOK {
+			return 0, fmt.Errorf("%s: %s", res.Status, text)
+		}
+		return strconv.Atoi(strings.TrimSpace(string(text)))
+	}
+	next := func() (n int) {
 		t.Helper()
-		pgtest.WaitFor(t, fmt.Sprint(want), func(ctx context.Context) error {
-			req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d/count", port), nil)
-			require.NoError(t, err)
-			res, err := http.DefaultClient.Do(req)
-			if err != nil {
-				return err // it does not listen yet
+		pgtest.WaitFor(t, "a number", func(ctx context.Context) (err error) {
+			n, err = count(ctx)
+			return err
+		})
+		return n
+	}
+	require.Equal(t, 1, next())
+
+	var mu sync.Mutex
+	given := map[int]int{}
+	counting := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(given)
+	}
+	clients, leave := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for clients.Err() == nil {
+				if n, err := count(clients); err == nil { // else it is not known, or the client leaves
+					mu.Lock()
+					given[n]++
+					mu.Unlock()
+				}
 			}
-			defer res.Body.Close()
-			text, err := io.ReadAll(res.Body)
-			require.NoError(t, err)
-			if res.StatusCode != http.StatusOK {
-				return fmt.Errorf("%s: %s", res.Status, text)
+		})
+	}
+	more := func(what string) {
+		t.Helper()
+		before := counting()
+		pgtest.WaitFor(t, what, func(context.Context) error {
+			if n := counting(); n < before+50 {
+				return fmt.Errorf("%d numbers were given", n)
 			}
-			require.Equal(t, fmt.Sprint(want), strings.TrimSpace(string(text)))
 			return nil
 		})
 	}
-	counted(1)
-	counted(2)
+	more("numbers of the first primary")
 	primary.Stop("fast")
 	standby.Exec(t, `SELECT pg_promote()`)
-	counted(3)
+	more("numbers of the second one")
+	leave()
+	wg.Wait()
+	for n, times := range given {
+		require.Equal(t, 1, times, "%d", n)
+	}
+	require.Greater(t, next(), len(given)+1)
 	cancel()
 	require.NoError(t, <-done)
 }

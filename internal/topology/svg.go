@@ -34,7 +34,7 @@ type Picture struct {
 type Node struct {
 	ID     int32
 	Name   string
-	Role   string // one word: primary, standby, witness
+	Role   string // a word or two: primary, standby, witness, was primary
 	Writes bool   // the one that may be written to: it is emphasized
 	Votes  bool   // it has no data, only a vote: it stands below the others
 	Mood   Mood
@@ -216,7 +216,7 @@ func drawNode(out func(string, ...any), x, y int, n Node) {
 	if n.Writes {
 		weight = "700"
 	}
-	out(`<text class="role" x="%d" y="21" font-size="11.5" font-weight="%s" text-anchor="end" fill="%s">%s</text>`, boxWidth-20, weight, stripe, escape(shorten(n.Role, 9)))
+	out(`<text class="role" x="%d" y="21" font-size="11.5" font-weight="%s" text-anchor="end" fill="%s">%s</text>`, boxWidth-20, weight, stripe, escape(shorten(n.Role, 11)))
 	lines := slices.DeleteFunc(slices.Clone(n.Lines), func(line string) bool { return line == "" })
 	for i, line := range lines[:min(2, len(lines))] {
 		out(`<text class="small" x="6" y="%d" font-size="11" fill="#59636e">%s</text>`, 38+15*i, escape(shorten(line, 35)))
