@@ -308,7 +308,7 @@ func (h *handler) answerPage(w http.ResponseWriter, r *http.Request, v health.Vi
 	case failure:
 		h.page(w, code, "note", note{f, d.Error, d.Hint, time.Now()})
 	case repmgr.Explanation:
-		h.page(w, code, "note", note{f, d.String(), "On the command line: repmgr cluster explain", d.At})
+		h.page(w, code, "note", note{f, presumed(v, d.Lost.Name, d.String()), "On the command line: repmgr cluster explain", d.At})
 	case repmgr.Reasoning:
 		h.page(w, code, "note", note{f, d.String(), "On the command line: repmgr cluster why", d.At})
 	case repmgr.WhyNotAnswer:
