@@ -506,7 +506,8 @@ func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Poli
 	if me.Handover.Restart && res.Winner == nil {
 		return nil
 	}
-	res.Steps, res.Health = append(h.Steps, res.Steps...), election.HealthHandedOver
+	res.StartedAt, res.Steps = h.Trace(res.StartedAt, res.Steps)
+	res.Health = election.HealthHandedOver
 	c.recordSwitchover(context.WithoutCancel(ctx), m.watch, res)
 	return nil
 }

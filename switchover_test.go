@@ -1,6 +1,7 @@
 package repmgr_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -45,6 +46,15 @@ func TestSwitchover(t *testing.T) {
 			}
 			w.Stop()
 			w.Verify(t, primary.Conninfo())
+			past, err := primary.Failovers(t.Context(), 1)
+			require.NoError(t, err)
+			at := map[string]time.Duration{}
+			for _, s := range past[0].Steps {
+				at[s.Step] = s.After
+			}
+			require.True(t, slices.IsSortedFunc(past[0].Steps, func(a, b repmgr.FailoverStep) int { return cmp.Compare(a.After, b.After) }), past[0])
+			require.Less(t, at["stopped"], at["promoted"], past[0])
+			require.Less(t, at["promoted"], at["elected"], past[0])
 		})
 	}
 }

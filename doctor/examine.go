@@ -36,6 +36,7 @@ var checks = []check{
 	{"senders_used_up", Critical, sendersUsedUp},
 	{"slots_used_up", Critical, slotsUsedUp},
 	{"nobody_may_win", Critical, nobodyMayWin},
+	{"too_many_failovers", Critical, tooManyFailovers},
 	{"one_more_loss", Warning, oneMoreLoss},
 	{"two_voters", Warning, twoVoters},
 	{"archive_fails", Critical, archiveFails},
@@ -224,6 +225,13 @@ func (f Facts) others() (count int) {
 		}
 	}
 	return count - 1
+}
+
+func tooManyFailovers(f Facts, say tell) {
+	if f.Automatic && f.TooMany > 0 {
+		say(nil, "repmgr cluster failovers says why each came. Where more are wanted: failovers_per_hour in repmgr.conf, and HUP. When the primary is lost: repmgr cluster failover --force",
+			"there were %d failovers within the last hour, as many as failovers_per_hour allows: no further one comes by itself", f.TooMany)
+	}
 }
 
 func nobodyMayWin(f Facts, tell tell) {

@@ -21,6 +21,7 @@ type Facts struct {
 	Findings  []report.Finding // what cluster show and service status say
 	Automatic bool             // failover=automatic, here or on a node
 	Required  bool             // durability=required
+	TooMany   int              // failovers_per_hour, where so many failovers were within the last hour; 0: less
 	Waivers   []Waiver
 
 	ids []string // of all checks

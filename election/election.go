@@ -121,6 +121,8 @@ const (
 	NotMyTurn       Reason = "primary is lost: another monitor goes first"
 	OthersElect     Reason = "primary is lost: another election is going on"
 	WaitingToRetry  Reason = "primary is lost: the next election comes soon"
+	HeldByPause     Reason = "primary is lost: failover is paused"
+	HeldByLimit     Reason = "primary is lost: too many failovers in the last hour"
 	Electing        Reason = "primary is lost: electing"
 	GivingWay       Reason = "primary is lost: ending what is under way"
 	HeldBack        Reason = "primary hands over: its own monitor holds the election"
@@ -386,7 +388,7 @@ func (p Policy) orphaned(s State, o Observation) Decision {
 
 func (p Policy) standby(s State, o Observation) Decision {
 	actions := p.returned(s, o)
-	if s.Phase == Orphaned {
+	if s.Phase == Orphaned || s.Phase == Failover {
 		actions = append(actions, Action{Verb: Notify, Event: UpstreamReconnect})
 	}
 	if p.Automatic {

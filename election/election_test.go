@@ -125,6 +125,11 @@ func TestPolicy_Step(t *testing.T) {
 			see:   election.Observation{Local: standby, RowKnown: true, Node: row(election.Standby, true), Upstream: primary},
 			phase: election.AsStandby, reason: election.WatchingStandby, actions: []election.Action{tell(election.UpstreamReconnect), do(election.Sample)},
 		},
+		"a standby that lost its primary in an election finds one": {
+			state: watched(election.Failover, election.Standby),
+			see:   election.Observation{Local: standby, RowKnown: true, Node: row(election.Standby, true), Upstream: primary},
+			phase: election.AsStandby, reason: election.WatchingStandby, actions: []election.Action{tell(election.UpstreamReconnect), do(election.Sample)},
+		},
 		"a registered primary that runs as a standby is registered anew": {
 			see:   election.Observation{Local: standby, RowKnown: true, Node: row(election.Primary, false), Upstream: primary},
 			phase: election.AsStandby, reason: election.NowStandby, actions: []election.Action{do(election.Adopt), tell(election.StandbyReconnect)},

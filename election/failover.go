@@ -241,10 +241,21 @@ func (p Policy) elect(s State, o Observation) Decision {
 	case o.Now.Sub(s.TurnsAt) < p.turn(o):
 		return d(NotMyTurn, p.turn(o)-o.Now.Sub(s.TurnsAt))
 	case p.waits(o, Elect, after):
-		return d(WaitingToRetry, after)
+		return d(retrying(o), after)
 	default:
 		return d(Electing, p.Interval, Action{Verb: Elect})
 	}
+}
+
+// retrying is why no election follows at once on one that came to nothing.
+func retrying(o Observation) Reason {
+	switch {
+	case Paused(o.Peers):
+		return HeldByPause
+	case o.Last.Reason == Reason(RefusedTooMany):
+		return HeldByLimit
+	}
+	return WaitingToRetry
 }
 
 // winnerPending reports whether the node that the newest rule names is a standby that is about

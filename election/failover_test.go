@@ -1,6 +1,7 @@
 package election_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -128,6 +129,18 @@ func TestPolicy_Step_Automatic(t *testing.T) {
 			failoverPolicy, longAgo, of(func(o *election.Observation) {
 				o.Last = election.Outcome{Verb: election.Elect, At: start, Reason: election.Reason(election.RefusedNoMajority)}
 			}, lost...), election.WaitingToRetry, "",
+		},
+		"lost, and it was one failover too many": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) {
+				o.Last = election.Outcome{Verb: election.Elect, At: start, Reason: election.Reason(election.RefusedTooMany)}
+			}, lost...), election.HeldByLimit, "",
+		},
+		"lost, and paused": {
+			failoverPolicy, longAgo, of(func(o *election.Observation) {
+				o.Last = election.Outcome{Verb: election.Elect, At: start, Reason: election.Reason(election.RefusedPaused)}
+				o.Peers = slices.Clone(o.Peers)
+				o.Peers[1].Paused, o.Peers[1].PauseSeq = true, 1
+			}, lost...), election.HeldByPause, "",
 		},
 		"a follow that only waits gives way": {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy, o.Interruptible = true, true }, lost...), election.GivingWay, election.Interrupt},
 		"what must not be ended does not":    {failoverPolicy, longAgo, of(func(o *election.Observation) { o.Busy = true }, lost...), "", ""},

@@ -42,7 +42,7 @@ type Stuck struct {
 // [failure.ErrNotRegistered] where there is no such node.
 func Answer(q Question) (Explanation, error) {
 	now, recs, peers, policy := q.At, q.Nodes, q.Peers, q.Policy
-	policy.TooMany = q.tooMany()
+	policy.TooMany = TooMany(now, q.Past, q.MostPerHour)
 	rule := voters.NewestRule(peers)
 	manual := !policy.Automatic && !slices.ContainsFunc(peers, func(p election.Peer) bool { return p.Answer == election.Answers && p.Automatic })
 	policy.OnShutdown = policy.OnShutdown || manual
@@ -77,14 +77,15 @@ func Answer(q Question) (Explanation, error) {
 	return e, nil
 }
 
-func (q Question) tooMany() bool {
+// TooMany reports whether there were so many failovers within the last hour that the next one needs an operator. most below 0: there is no limit.
+func TooMany(now time.Time, past []registry.FailoverRecord, most int) bool {
 	recent := 0
-	for _, f := range q.Past {
-		if q.At.Sub(f.StartedAt) <= time.Hour && f.Reason != election.HealthHandedOver { // a switchover is no failover
+	for _, f := range past {
+		if now.Sub(f.StartedAt) <= time.Hour && f.Reason != election.HealthHandedOver { // a switchover is no failover
 			recent++
 		}
 	}
-	return q.MostPerHour >= 0 && recent >= q.MostPerHour
+	return most >= 0 && recent >= most
 }
 
 // lost is the node that dies: the one in the question, else the primary.

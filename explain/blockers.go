@@ -31,6 +31,9 @@ func (e Explanation) blockers() (all []Blocker) {
 			if h := healthHints[health]; h != "" {
 				b.Remedy = h
 			}
+			if health == election.HealthUnknown && !slices.ContainsFunc(e.Voters, func(v Voter) bool { return v.Answer == election.Answers }) {
+				b = Blocker{"no server answers, so that it is not known which rule is in force", "Start the servers. The daemons know which of them may be the primary (repmgr node screen says it on each machine); where several are started, they keep it to one."}
+			}
 		case election.RefusedNoMajority, election.RefusedPledges:
 			b.Reason = fmt.Sprintf("%s: %d of %d votes would be left, a majority is %d", r, e.votesLeft(), e.Votes.All, e.Votes.Majority)
 		case election.RefusedNoPledge:

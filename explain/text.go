@@ -193,6 +193,8 @@ func (e Explanation) waits() string {
 		return now + "; from the first one on they always will (durability=required)."
 	case e.Durability == election.DurabilityRequired:
 		return now + "; with none of them left, writes wait until one is back (durability=required)."
+	case e.Rule.Acks == 0 && e.Manual:
+		return now + ", because no repmgrd with failover=automatic keeps synchronous_standby_names."
 	case e.Rule.Acks == 0:
 		return now + ", because none is healthy (durability=preferred)."
 	default:

@@ -24,7 +24,7 @@ type FailoverRecord struct {
 	Reason      election.Health `json:"reason" db:"reason"`           // the verdict on the former primary
 	StartedAt   time.Time       `json:"started_at" db:"started_at"`
 	Outage      time.Duration   `json:"outage_ns,omitempty" db:"outage"`      // from the last sign of life of the former primary until the new one's first commit; 0: not known
-	LostBytes   *int64          `json:"lost_bytes,omitempty" db:"lost_bytes"` // WAL that the former primary had beyond the new one; nil: not known
+	LostBytes   *int64          `json:"lost_bytes,omitempty" db:"lost_bytes"` // WAL that the former primary was seen to have beyond the new one, which it may have had more of; nil: not known
 	Steps       []FailoverStep  `json:"steps" db:"steps"`
 }
 
@@ -102,8 +102,12 @@ func NameOf(id NodeID, name string) string {
 func (f FailoverRecord) String() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, f.Line())
-	if f.LostBytes != nil {
-		fmt.Fprintf(&b, "  The former primary had %s of WAL that the new one never got.\n", wording.Bytes(*f.LostBytes))
+	switch lost := f.LostBytes; {
+	case lost == nil:
+	case *lost == 0:
+		fmt.Fprintln(&b, "  As far as it was seen, the former primary had no WAL that the new one never got.")
+	default:
+		fmt.Fprintf(&b, "  The former primary was seen to have %s of WAL that the new one never got.\n", wording.Bytes(*lost))
 	}
 	for _, s := range f.Steps {
 		fmt.Fprintf(&b, "  %8s  %-10s %s\n", wording.Duration(s.After), s.Step, s.Evidence)

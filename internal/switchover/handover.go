@@ -1,6 +1,7 @@
 package switchover
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,18 @@ type Handover struct {
 // New prepares a handover. [Handover.Run] carries it out.
 func New(o Options) *Handover {
 	return &Handover{Options: o, start: time.Now(), Steps: []registry.FailoverStep{}}
+}
+
+// Trace are the steps of the whole switchover in the order of time, each from when it began: those of this handover, and
+// those of the election that it held, which began later.
+func (h *Handover) Trace(elected time.Time, steps []registry.FailoverStep) (began time.Time, all []registry.FailoverStep) {
+	all = slices.Clone(h.Steps)
+	for _, s := range steps {
+		s.After += elected.Sub(h.start)
+		all = append(all, s)
+	}
+	slices.SortStableFunc(all, func(a, b registry.FailoverStep) int { return cmp.Compare(a.After, b.After) })
+	return h.start, all
 }
 
 func (h *Handover) done(step, evidence string, args ...any) {
