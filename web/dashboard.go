@@ -3,7 +3,6 @@ package web
 import (
 	"cmp"
 	"fmt"
-	"hash/crc32"
 	"html/template"
 	"slices"
 	"strings"
@@ -24,7 +23,6 @@ import (
 const (
 	eventsShown    = 20
 	failoversShown = 8
-	otherShades    = 5 // of steps without a colour of their own
 )
 
 // dashboard is the main page: what the daemon knows now, and the newest answers to questions for which other nodes were asked.
@@ -410,17 +408,19 @@ type phase struct {
 var phaseNames = map[string]string{
 	"surveyed": "looking at all nodes", "recruited": "pledges", "chosen": "choice of the winner", "waited": "waiting for the old primary", "drained": "replay",
 	"promoted": "promotion", "repointed": "telling the others", "ruled": "first commit",
+	"checked": "checks", "checkpointed": "checkpoint", "noticed": "telling the daemons", "stopped": "stop of the old primary", "received": "the rest of its WAL",
+	"elected": "looking who won", "restarted": "start of the old primary",
 }
 
 // shades are the steps in the order of their colours. The first colour is of what comes before all steps.
-var shades = []string{"", "surveyed", "recruited", "chosen", "waited", "drained", "promoted", "repointed", "ruled"}
+var shades = []string{"", "surveyed", "recruited", "chosen", "waited", "drained", "promoted", "repointed", "ruled", "checked", "checkpointed", "noticed", "stopped", "received", "elected", "restarted"}
 
-// shadeOf is the colour of a step, the same in all bars. Steps of other names share the last few.
+// shadeOf is the colour of a step, the same in all bars. Steps of other names share the last one.
 func shadeOf(step string) int {
 	if i := slices.Index(shades, step); i >= 0 {
 		return i
 	}
-	return len(shades) + int(crc32.ChecksumIEEE([]byte(step))%otherShades)
+	return len(shades)
 }
 
 func newFailovers(a remembered, now time.Time) failovers {
@@ -441,8 +441,12 @@ func newFailoverRow(f repmgr.FailoverRecord) failoverRow {
 	if f.Outage > 0 {
 		r.Took = wording.Duration(f.Outage).String()
 	}
-	if f.LostBytes != nil {
-		r.Lost = wording.Bytes(*f.LostBytes)
+	switch lost := f.LostBytes; {
+	case lost == nil:
+	case *lost == 0:
+		r.Lost = "no WAL was left behind, as far as it was seen"
+	default:
+		r.Lost = wording.Bytes(*lost) + " of WAL or more were left behind"
 	}
 	if notice := f.Outage - registry.StepTime(f, "ruled"); f.Outage > 0 && notice > 0 && registry.StepTime(f, "ruled") > 0 {
 		r.Phases = append(r.Phases, phase{Name: "noticing", Evidence: string(f.Reason), Took: notice})
