@@ -182,3 +182,18 @@ func TestSwitchover_KeepsTheLastWAL(t *testing.T) {
 		require.Equal(t, "0", n.QueryString(t, `SELECT count(*) FROM pg_replication_slots`), "it keeps WAL for nobody")
 	}
 }
+
+// What the daemons announced of replication logins may be of before a change: the primary's own tries it again before it stops anything.
+func TestSwitchover_TriesTheLogin(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 2, repmgr.SynchronousOff)
+	waitStreams(t, nodes[0], nodes[1])
+	hba := filepath.Join(nodes[1].Dir, "pg_hba.conf")
+	old, err := os.ReadFile(hba)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(hba, append([]byte("host replication all all reject\n"), old...), 0o600))
+	nodes[1].Exec(t, `SELECT pg_reload_conf()`)
+	_, err = nodes[0].Switchover(t.Context(), repmgr.SwitchoverOptions{To: 2})
+	requireError(t, err, repmgr.ErrRefused, "node1", "it could not stream from the target")
+	require.Equal(t, "f", nodes[0].QueryString(t, `SELECT pg_is_in_recovery()`))
+}

@@ -82,6 +82,19 @@ func TestPolicy_Diagnose(t *testing.T) {
 		election.HealthSilent:  {{gone(election.Silent), two}, {gone(election.Silent), answers(2, election.Primary, 100), answers(3, election.Standby, 100)}, {gone(election.Silent), answers(2, election.Standby, 100, streams, func(p *election.Peer) { p.Heard = time.Hour })}},
 		election.HealthHangs:   {{gone(election.Hangs), two}},
 	}
+	successor := three(false) // of a primary that was shut down in order, as in a switchover
+	successor.Line = wal.Lineage{Timeline: 2, Past: wal.History{{Timeline: 1, SwitchLSN: 500}}}
+	ends := func(timeline wal.Timeline, at wal.LSN) election.Peer {
+		return answers(2, election.Standby, 100, func(p *election.Peer) { p.ShutDown, p.Position = true, wal.Position{Timeline: timeline, LSN: at} })
+	}
+	if got := failoverPolicy.Diagnose(start, successor, []election.Peer{gone(election.Refused, ended), ends(1, 500)}); got != election.HealthDead {
+		t.Errorf("the shutdown was that of its predecessor: got %q", got)
+	}
+	own := ends(2, 600)
+	own.Past = successor.Line.Past
+	if got := failoverPolicy.Diagnose(start, successor, []election.Peer{gone(election.Refused, ended), own, ends(1, 500)}); got != election.HealthShutDown {
+		t.Errorf("the shutdown was its own: got %q", got)
+	}
 	tests[election.HealthDoubtful][0][0].SeenAt = start.Add(-time.Second)
 	fresh := func(found time.Duration) election.Peer { // of a monitor that was just started
 		return gone(election.Silent, func(p *election.Peer) { p.Since = start.Add(-found) })

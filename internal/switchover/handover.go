@@ -36,6 +36,8 @@ type Options struct {
 
 	// Connect opens a connection to the server.
 	Connect func(context.Context) (*registry.Server, error)
+	// LogIn logs in to a node for replication, as the server would as a standby of it.
+	LogIn func(context.Context, registry.Record) error
 	// Suspend leaves starting and stopping the server to the handover, until resume is called. A
 	// lease is not kept meanwhile, so it is called when the server is told to end.
 	Suspend func() (resume func())
@@ -145,6 +147,15 @@ func (h *Handover) check(ctx context.Context, n *registry.Server) error {
 		return err
 	}
 	facts.InPlace = h.Request.Restart
+	limited, cancel := context.WithTimeout(ctx, h.Watch.Settings().SilenceTimeout)
+	defer cancel()
+	if err := h.LogIn(limited, h.target); err != nil { // what was announced may be of before a change
+		for i := range facts.Peers {
+			if facts.Peers[i].ID == int32(h.Self.ID) {
+				facts.Peers[i].NoStream = map[int32]string{int32(h.target.ID): postgres.Cause(err)}
+			}
+		}
+	}
 	p := facts.Plan(h.Policy, h.Limits)
 	for _, w := range p.Warnings {
 		h.Log.Warn("switchover: "+w.String(), "hint", w.Hint)
