@@ -76,8 +76,8 @@ func (f *Follower) attach(cfg *pgxpool.Config, r *route) {
 		cfg.ConnConfig.ConnectTimeout = 2 * f.silence
 	}
 	before, prepare, release, ping := cfg.BeforeConnect, cfg.PrepareConn, cfg.AfterRelease, cfg.ShouldPing
-	if old := cfg.BeforeAcquire; prepare == nil && old != nil {
-		prepare = func(ctx context.Context, c *pgx.Conn) (bool, error) { return old(ctx, c), nil }
+	if old := cfg.BeforeAcquire; prepare == nil && old != nil { //nolint:staticcheck // it is deprecated, and in use
+		prepare = func(ctx context.Context, c *pgx.Conn) (bool, error) { return old(ctx, c), nil } //nolint:unparam // the type asks for it
 	}
 	if cfg.PingTimeout == 0 {
 		cfg.PingTimeout = f.silence
