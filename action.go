@@ -106,7 +106,11 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 		Target: c.dialInfo(target), DataDirectory: srv.Dir, slotOptional: true, hold: func(firm bool) error { return act.Hold(ctx, firm) },
 		elsewhere: func(upTo wal.Position) Record {
 			peers := m.watch.Peers()
-			return m.watch.Record(election.WALSource(voters.NewestRule(peers), peers, int32(c.cfg.NodeID), upTo))
+			r := voters.NewestRule(peers)
+			if !m.policy().Diagnose(time.Now(), r, peers).Lost() {
+				return Record{}
+			}
+			return m.watch.Record(election.WALSource(r, peers, int32(c.cfg.NodeID), upTo))
 		},
 	})
 	if err != nil && res.Method == "" {
@@ -115,10 +119,22 @@ func (m *Monitor) rejoin(ctx context.Context, c *Cluster, act *task.Task, target
 	if err != nil {
 		return err
 	}
+	if err := m.unmarkRejoin(); err != nil {
+		return err
+	}
+	return srv.Unmark(mark)
+}
+
+// unmarkRejoin removes the mark of a rejoin that is complete.
+func (m *Monitor) unmarkRejoin() error {
+	srv, err := m.cluster.localServer(m.guard.DataDirectory())
+	if err != nil {
+		return err
+	}
 	if err := os.Remove(filepath.Join(srv.Dir, postmaster.RejoinMark)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unmark the rejoin: %w", err)
 	}
-	return srv.Unmark(mark)
+	return nil
 }
 
 // collectOutcome takes the result of a long action that has ended.

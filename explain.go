@@ -385,9 +385,8 @@ func (c *Cluster) Doctor(ctx context.Context, waivers ...doctor.Waiver) (doctor.
 		Now: time.Now(), Rule: voters.NewestRule(peers), Findings: st.Findings, Waivers: waivers,
 		Automatic: c.cfg.Failover == FailoverAutomatic, Required: c.cfg.Durability == DurabilityRequired,
 	}
-	if past, err := c.failovers(ctx, recs, 0); err == nil && explain.TooMany(f.Now, past, c.cfg.FailoversPerHour) {
-		f.TooMany = max(1, c.cfg.FailoversPerHour)
-	}
+	past, _ := c.failovers(ctx, recs, 0) // without them, none is known
+	f.TooMany = explain.TooMany(f.Now, past, c.cfg.FailoversPerHour)
 	for _, p := range probes {
 		n := doctor.Node{Record: p.Record, Answer: p.Err == nil && p.unread == nil, Failed: p.unread, Status: p.Status, Server: p.server, Peer: voters.PeerOf(peers, int32(p.Record.ID))}
 		if p.Record.ID == c.cfg.NodeID && n.Answer && p.Status.Settings.DataDirectory != "" {

@@ -179,8 +179,9 @@ func (c *Cluster) recordOnWinner(ctx context.Context, w *voters.Watch, res Failo
 		Coordinator: c.candidate(), Reason: res.Health, StartedAt: res.StartedAt, Outage: res.Outage, LostBytes: res.LostBytes, Steps: res.Steps,
 	}
 	err := w.Voter(int32(res.Winner.ID)).RunNow(ctx, func(n *registry.Server) error {
+		err := n.RecordFailover(ctx, *e.Failover)
 		c.emit(ctx, n, e)
-		return n.RecordFailover(ctx, *e.Failover)
+		return err
 	})
 	if err != nil {
 		c.log.Warn("the failover is not in repmgr.failovers", "err", err)

@@ -28,7 +28,7 @@ type RejoinOptions struct {
 	Progress func(CopyProgress) // of a new clone
 
 	slotOptional bool                      // a Monitor brings it back: it streams without a slot where none can be made, and has a vote meanwhile
-	elsewhere    func(wal.Position) Record // the standby that has all WAL up to a position; none: the zero Record. Nil: it is not known
+	elsewhere    func(wal.Position) Record // where the primary is lost, a standby that has all WAL up to a position; none: the zero Record. Nil: it is not known
 	hold         func(bool) error          // called when a part that must not be interrupted begins (true) and ends; an error keeps it from beginning
 }
 
@@ -112,11 +112,13 @@ func (c *Cluster) Rejoin(ctx context.Context, o RejoinOptions) (RejoinResult, er
 		Clone: r.clone, Step: r.step, Again: r.again,
 	}}
 	if o.elsewhere != nil {
-		r.work.Elsewhere = func(upTo wal.Position) (from Record, set map[string]string, err error) {
-			if from = o.elsewhere(upTo); from.ID != 0 {
-				set, err = c.login().Settings(from, r.work.Node.Name, "")
+		r.work.Elsewhere = func(upTo wal.Position) (Record, map[string]string) {
+			from := o.elsewhere(upTo)
+			set, err := c.login().Settings(from, r.work.Node.Name, "")
+			if from.ID == 0 || err != nil {
+				return Record{}, nil
 			}
-			return from, set, err
+			return from, set
 		}
 	}
 	defer r.work.Close()

@@ -359,6 +359,12 @@ func TestRejoin_SourceIsLostAfterTheRewind(t *testing.T) {
 	require.Equal(t, nodes[1], waitPrimary(t, nodes[1]))
 	nodes[1].Exec(t, `CREATE TABLE later (i int)`)
 	waitSame(t, nodes[1], nodes[2])
+	pgtest.WaitFor(t, "the rejoin to be over", func(context.Context) error {
+		if _, err := os.Stat(filepath.Join(nodes[2].Dir, "repmgr_rejoining")); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("its mark is there, %w", err)
+		}
+		return nil
+	})
 }
 
 // pg_rewind that is killed in the middle leaves data that nobody can start: not

@@ -285,6 +285,9 @@ func (m *Monitor) clearResolved(d election.Decision) {
 	asked := func(v string) bool {
 		return slices.ContainsFunc(d.Actions, func(a election.Action) bool { return string(a.Verb) == v })
 	}
+	if settled && phase == election.AsStandby && m.rejoinUnfinished() { // somebody else has pointed it to the primary
+		m.tasks.failed[election.Rejoin] = m.unmarkRejoin()
+	}
 	if m.state.LostAt.IsZero() {
 		m.trouble.News(string(election.Elect), "")
 		m.trouble.Moot(string(election.Elect)) // the primary is seen again, so it does not matter why a failover failed

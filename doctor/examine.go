@@ -228,9 +228,9 @@ func (f Facts) others() (count int) {
 }
 
 func tooManyFailovers(f Facts, say tell) {
-	if f.Automatic && f.TooMany > 0 {
+	if f.Automatic && f.TooMany {
 		say(nil, "repmgr cluster failovers says why each came. Where more are wanted: failovers_per_hour in repmgr.conf, and HUP. When the primary is lost: repmgr cluster failover --force",
-			"there were %d failovers within the last hour, as many as failovers_per_hour allows: no further one comes by itself", f.TooMany)
+			"there were as many failovers within the last hour as failovers_per_hour allows: no further one comes by itself")
 	}
 }
 

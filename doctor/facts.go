@@ -21,7 +21,7 @@ type Facts struct {
 	Findings  []report.Finding // what cluster show and service status say
 	Automatic bool             // failover=automatic, here or on a node
 	Required  bool             // durability=required
-	TooMany   int              // failovers_per_hour, where so many failovers were within the last hour; 0: less
+	TooMany   bool             // there were as many failovers within the last hour as failovers_per_hour allows
 	Waivers   []Waiver
 
 	ids []string // of all checks

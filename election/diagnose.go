@@ -165,8 +165,8 @@ func upstream(o Peer, peers []Peer) int32 {
 // shutDown reports whether the WAL of the most advanced standby on the line of the rule ends
 // with the checkpoint of a clean shutdown: then nothing was committed after it. Nodes on
 // another branch do not count. Where several are equally advanced one of them is enough,
-// because the others may have been seen shortly before they received that record. What ends on an
-// earlier timeline is the shutdown of an earlier primary, as in a switchover.
+// because the others may have been seen shortly before they received that record. What ends where
+// the line of the rule begins is the shutdown of an earlier primary, as in a switchover.
 func shutDown(r Rule, peers []Peer) bool {
 	var best Peer
 	for _, o := range peers {
@@ -180,5 +180,6 @@ func shutDown(r Rule, peers []Peer) bool {
 			best.ShutDown = best.ShutDown || o.ShutDown
 		}
 	}
-	return best.ShutDown && (!r.Line.Known() || best.Position.Timeline == r.Line.Timeline)
+	past := r.Line.Past
+	return best.ShutDown && (len(past) == 0 || best.Position.LSN > past[len(past)-1].SwitchLSN)
 }

@@ -53,12 +53,16 @@ func situations(now time.Time) (all []Observation) {
 							won.Peers = slices.Clone(peers)
 							won.Peers[0].WonElection, won.Peers[0].Term = true, r.Term+1
 							failed.Last = Outcome{Verb: Elect, At: now.Add(-100 * time.Millisecond)}
+							limited, paused := failed, failed
+							limited.Last.Reason = Reason(RefusedTooMany)
+							paused.Peers = slices.Clone(peers)
+							paused.Peers[0].Paused, paused.Peers[0].PauseSeq = true, 1
 							forked.Diverged = true
 							pledged.Peers = slices.Clone(peers)
 							for i := range pledged.Peers {
 								pledged.Peers[i].Term, pledged.Peers[i].Candidate, pledged.Peers[i].Detached = r.Term+1, "node9.1", true
 							}
-							all = append(all, o, failed, forked, pledged, waiting, won, Observation{Now: now, Observer: true, Rule: r, Peers: peers})
+							all = append(all, o, failed, limited, paused, forked, pledged, waiting, won, Observation{Now: now, Observer: true, Rule: r, Peers: peers})
 						}
 					}
 				}

@@ -142,8 +142,9 @@ func (p Policy) unserved(r Rule, peers []Peer) []Unserved {
 func WALSource(r Rule, peers []Peer, self int32, upTo wal.Position) int32 {
 	var best Peer
 	for _, p := range peers {
-		has := p.Answer == Answers && p.Running == Standby && p.data() && !p.PositionUnknown && p.On(r) && p.Position.Timeline == upTo.Timeline && p.Position.LSN >= upTo.LSN
-		if has && p.ID != self && (best.ID == 0 || p.Position.LSN > best.Position.LSN) {
+		serves := p.Answer == Answers && p.Running == Standby && p.data() && p.ReplayBlocked == "" && find(peers, self).NoStream[p.ID] == ""
+		has := !p.PositionUnknown && p.On(r) && p.Position.Timeline == upTo.Timeline && p.Position.LSN >= upTo.LSN
+		if serves && has && p.ID != self && (best.ID == 0 || p.Position.LSN > best.Position.LSN) {
 			best = p
 		}
 	}

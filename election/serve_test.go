@@ -128,6 +128,8 @@ func TestWALSource(t *testing.T) {
 	}
 	lost := standby(2, 5, 900)
 	lost.Answer = election.Silent
+	strange, refused := standby(2, 5, 900), standby(4, 5, 0)
+	strange.ReplayBlocked, refused.NoStream = election.UnfitOwnWAL, map[int32]string{2: "rejected"}
 	unknown := standby(2, 5, 900)
 	unknown.PositionUnknown = true
 	for name, test := range map[string]struct {
@@ -141,6 +143,8 @@ func TestWALSource(t *testing.T) {
 		"the one that has most":     {[]election.Peer{standby(2, 5, 600), standby(3, 5, 700)}, 3},
 		"one of another timeline":   {[]election.Peer{standby(2, 6, 900)}, 0},
 		"one that does not answer":  {[]election.Peer{lost, standby(3, 5, 500)}, 3},
+		"one with WAL of its own":   {[]election.Peer{strange, standby(3, 5, 500)}, 3},
+		"one that rejects it":       {[]election.Peer{standby(2, 5, 900), standby(3, 5, 500), refused}, 3},
 		"one that is not known":     {[]election.Peer{unknown}, 0},
 		"a primary":                 {[]election.Peer{{ID: 2, Role: election.Standby, Running: election.Primary, Answer: election.Answers, Position: wal.Position{Timeline: 5, LSN: 900}}}, 0},
 		"a witness has no such WAL": {[]election.Peer{{ID: 2, Role: election.Witness, Running: election.Standby, Answer: election.Answers, Position: wal.Position{Timeline: 5, LSN: 900}}}, 0},

@@ -170,7 +170,7 @@ func (m *monitor) stop(h election.Handover) {
 	wait = func() {
 		switch {
 		case !s.up && len(s.wal) > 0 && s.wal[len(s.wal)-1].stop:
-			m.at("stopped", h, func() { m.afterStop(h) })
+			m.at("stopped", h, func() { m.receive(h, m.w.now+m.p.Silence) })
 		case !s.up, m.w.now > late:
 			m.goOn(h, "the server did not end in order")
 		default:
@@ -185,7 +185,7 @@ func (m *monitor) receive(h election.Handover, late time.Duration) {
 	each([]int32{h.Target, m.h.id}, func(id int32, done func()) { m.look(id, done) }, func() {
 		switch {
 		case m.view[h.Target].ShutDown && m.view[m.h.id].Answer == election.Refused:
-			m.at("received", h, func() { m.electTarget(h) })
+			m.at("received", h, func() { m.afterStop(h) })
 		case m.w.now > late:
 			m.goOn(h, "the target lacks the shutdown")
 		default:
@@ -252,19 +252,26 @@ func (m *monitor) handedOver(why string) {
 	m.did(election.HandOver, why)
 }
 
-// afterStop starts a server again that was only to be restarted. Where it may not run, or does not start, the target is elected.
+// afterStop starts a server again that was only to be restarted. Where it may not run, or ends again, the target is elected.
 func (m *monitor) afterStop(h election.Handover) {
-	receive := func() { m.receive(h, m.w.now+m.p.Silence) }
 	if !h.Restart {
-		receive()
+		m.electTarget(h)
 		return
 	}
 	m.mayRun(func(may bool) {
-		if !may || m.w.rng.IntN(8) == 0 {
-			receive()
-			return
+		switch {
+		case !may:
+			m.electTarget(h)
+		case m.w.rng.IntN(8) == 0:
+			m.w.name += ", and a crash" // which may lose what was committed between
+			m.h.s.start()
+			m.w.sleep(m.h, &m.proc, 200*time.Millisecond, func() {
+				m.h.s.crash()
+				m.electTarget(h)
+			})
+		default:
+			m.runAgain(h, func() { m.w.restarts++; m.did(election.HandOver, "") })
 		}
-		m.runAgain(h, func() { m.w.restarts++; m.did(election.HandOver, "") })
 	})
 }
 

@@ -139,7 +139,7 @@ func TestSim(t *testing.T) {
 	wg.Wait()
 	for what, all := range asked {
 		t.Logf("of %d times %s beside which nothing went wrong %d were done", all, what, done[what])
-		if done[what]*3 < all*2 {
+		if all > 10 && done[what]*3 < all*2 {
 			t.Errorf("%s: too few were done", what)
 		}
 	}

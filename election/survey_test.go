@@ -87,13 +87,16 @@ func TestPolicy_Diagnose(t *testing.T) {
 	ends := func(timeline wal.Timeline, at wal.LSN) election.Peer {
 		return answers(2, election.Standby, 100, func(p *election.Peer) { p.ShutDown, p.Position = true, wal.Position{Timeline: timeline, LSN: at} })
 	}
-	if got := failoverPolicy.Diagnose(start, successor, []election.Peer{gone(election.Refused, ended), ends(1, 500)}); got != election.HealthDead {
-		t.Errorf("the shutdown was that of its predecessor: got %q", got)
-	}
 	own := ends(2, 600)
 	own.Past = successor.Line.Past
-	if got := failoverPolicy.Diagnose(start, successor, []election.Peer{gone(election.Refused, ended), own, ends(1, 500)}); got != election.HealthShutDown {
-		t.Errorf("the shutdown was its own: got %q", got)
+	for _, timeline := range []wal.Timeline{2, 0} { // a rule that was announced before the promotion has no number
+		successor.Line.Timeline = timeline
+		if got := failoverPolicy.Diagnose(start, successor, []election.Peer{gone(election.Refused, ended), ends(1, 500)}); got != election.HealthDead {
+			t.Errorf("the shutdown was that of its predecessor: got %q", got)
+		}
+		if got := failoverPolicy.Diagnose(start, successor, []election.Peer{gone(election.Refused, ended), own, ends(1, 500)}); got != election.HealthShutDown {
+			t.Errorf("the shutdown was its own: got %q", got)
+		}
 	}
 	tests[election.HealthDoubtful][0][0].SeenAt = start.Add(-time.Second)
 	fresh := func(found time.Duration) election.Peer { // of a monitor that was just started

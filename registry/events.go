@@ -85,7 +85,7 @@ type Event struct {
 	PeerConninfo string `json:"peer_conninfo,omitempty" db:"-"`
 
 	// Of a failover and a switchover, to the notifiers of the Monitor that held the election: its steps, each with its
-	// time, as in [FailoverRecord]. Spans of a trace are made from them.
+	// time, as in [FailoverRecord]. Spans of a trace are made from them. All notifiers have the same one: it is not to be changed.
 	Failover *FailoverRecord `json:"failover,omitempty" db:"-"`
 
 	written bool // it is in repmgr.events

@@ -298,8 +298,9 @@ func progress(p Look, looks []Look) (sync string, lag *int64) {
 			sync = senders[0].SyncState
 		}
 	}
-	if found := Primaries(looks); len(found) == 1 && p.Err == nil && p.Status.InRecovery && p.Status.ReceivedLSN != 0 {
-		n := max(0, found[0].Status.CurrentLSN.Bytes(p.Status.ReceivedLSN))
+	has := max(p.Status.ReceivedLSN, p.Status.ReplayedLSN) // from an archive it receives nothing
+	if found := Primaries(looks); len(found) == 1 && p.Err == nil && p.Status.InRecovery && has != 0 && p.Apart == nil && p.Status.Timeline == found[0].Status.Timeline {
+		n := max(0, found[0].Status.CurrentLSN.Bytes(has))
 		lag = &n
 	}
 	return sync, lag

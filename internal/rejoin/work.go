@@ -44,8 +44,9 @@ type Options struct {
 	History      func(context.Context, registry.Record, wal.Timeline) (wal.History, error)                         // of a timeline of that node
 	Clone        func(ctx context.Context, beforehand bool) (bytes int64, err error)                               // of the primary, into the data directory; beforehand: only look whether it can begin
 	Step         func(ctx context.Context, name string, do func(context.Context) (detail string, err error)) error // runs one named step and notes it
-	// Elsewhere names another standby that has all WAL up to a position, and the settings to stream from it. No record: none is known. Nil: none is sought.
-	Elsewhere func(wal.Position) (registry.Record, map[string]string, error)
+	// Elsewhere is another standby that has all WAL up to a position, with the settings to stream from it, where the primary is lost.
+	// No record: it is not, or none is known. Nil: none is sought.
+	Elsewhere func(upTo wal.Position) (registry.Record, map[string]string)
 	Again     func(options string) string // the command line that tries it another time, with these options
 }
 
@@ -260,5 +261,5 @@ func (w *Work) Start(ctx context.Context, set map[string]string) error {
 	if err := w.release(); err != nil {
 		return err
 	}
-	return w.startWatched(ctx)
+	return w.startWatched(ctx, set)
 }

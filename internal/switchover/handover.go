@@ -149,11 +149,13 @@ func (h *Handover) check(ctx context.Context, n *registry.Server) error {
 	facts.InPlace = h.Request.Restart
 	limited, cancel := context.WithTimeout(ctx, h.Watch.Settings().SilenceTimeout)
 	defer cancel()
-	if err := h.LogIn(limited, h.target); err != nil { // what was announced may be of before a change
-		for i := range facts.Peers {
-			if facts.Peers[i].ID == int32(h.Self.ID) {
-				facts.Peers[i].NoStream = map[int32]string{int32(h.target.ID): postgres.Cause(err)}
-			}
+	failed := map[int32]string{} // what was announced may be of before a change
+	if err := h.LogIn(limited, h.target); err != nil {
+		failed[int32(h.target.ID)] = postgres.Cause(err)
+	}
+	for i := range facts.Peers {
+		if facts.Peers[i].ID == int32(h.Self.ID) {
+			facts.Peers[i].NoStream = failed
 		}
 	}
 	p := facts.Plan(h.Policy, h.Limits)
