@@ -76,8 +76,11 @@ func waitReady(t *testing.T, all []*node, nodes int, mode repmgr.SynchronousMode
 				return fmt.Errorf("the daemon of %s sees: %s (%s), primary %q", n.cfg.NodeName, s.Phase, s.Error, s.Health)
 			}
 			// The row of a rule waits for nobody. Whoever has only the rule before does not replace a primary on whose standbys no commit waited.
-			const newest = `SELECT format('%s/%s', term, seq) ` + newestRule
-			if rule := primary.QueryString(t, newest); n.QueryString(t, `SELECT pg_is_in_recovery()`) == "t" && n.QueryString(t, newest) != rule {
+			const newest = `SELECT coalesce((SELECT format('%s/%s', term, seq) ` + newestRule + `), 'none')`
+			if n == primary || sync == 0 {
+				continue
+			}
+			if rule := primary.QueryString(t, newest); n.QueryString(t, newest) != rule {
 				return fmt.Errorf("%s lacks rule %s", n.cfg.NodeName, rule)
 			}
 		}

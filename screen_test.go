@@ -45,6 +45,7 @@ func TestScreen_FormerPrimary(t *testing.T) {
 	nodes[0].Exec(t, `CREATE TABLE t (i int)`)
 	waitSame(t, nodes[0], nodes[1])
 	waitSame(t, nodes[0], nodes[2])
+	waitLooked(t, nodes[1:]) // only who has a connection sees it die
 
 	nodes[0].Kill()
 	winner := waitPrimary(t, nodes[1:]...)

@@ -85,6 +85,7 @@ func (e *ConnectError) Is(target error) bool { return target == failure.ErrConne
 const (
 	CodeInsufficientPrivilege = "42501"
 	CodeUndefinedTable        = "42P01"
+	CodeNotInState            = "55000" // object_not_in_prerequisite_state: such as a function for recovery on a primary
 	CodeInvalidSchema         = "3F000"
 	codeUniqueViolation       = "23505"
 	codeTooManyConnections    = "53300"

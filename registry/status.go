@@ -172,7 +172,11 @@ SELECT json_build_object(
 // Status reads the server's state in one statement.
 func (n *Server) Status(ctx context.Context) (NodeStatus, error) {
 	var text []byte
-	if err := n.Conn.QueryRow(ctx, nodeStatusSQL).Scan(&text); err != nil {
+	err := n.Conn.QueryRow(ctx, nodeStatusSQL).Scan(&text)
+	if postgres.SQLState(err) == postgres.CodeNotInState { // its promotion ended within the statement
+		err = n.Conn.QueryRow(ctx, nodeStatusSQL).Scan(&text)
+	}
+	if err != nil {
 		return NodeStatus{}, n.QueryError("read the status", err)
 	}
 	var s struct {

@@ -129,8 +129,13 @@ func (h *Handover) prepare(ctx context.Context) error {
 	if err := n.SetHandover(ctx, h.Request); err != nil {
 		return err
 	}
-	h.Watch.Refresh(ctx, h.Watch.Settings().SilenceTimeout/2)
-	if err := h.check(ctx, n); err != nil {
+	for range 2 { // a node that was just restarted may not answer in time at first
+		h.Watch.Refresh(ctx, h.Watch.Settings().SilenceTimeout/2)
+		if err = h.check(ctx, n); err == nil {
+			break
+		}
+	}
+	if err != nil {
 		return err
 	}
 	if err := h.checkpoint(ctx, n); err != nil {
