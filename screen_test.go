@@ -30,7 +30,7 @@ func (n *node) screen(t *testing.T, o repmgr.ScreenOptions) repmgr.ScreenResult 
 func TestScreen_FormerPrimary(t *testing.T) {
 	t.Parallel()
 	needRejoin(t)
-	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
 	signal := filepath.Join(nodes[0].Dir, "standby.signal")
 	require.Empty(t, nodes[0].screen(t, repmgr.ScreenOptions{}).As, "it runs")
 
