@@ -16,15 +16,22 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
-// The status says what fills the disk and what waits for a restart.
-func TestStatus_SlotsArchiveAndRestart(t *testing.T) {
-	t.Parallel()
+// startArchiving starts a server whose archive_command fails, and looks at it.
+func startArchiving(t *testing.T) (*pgtest.Server, *Server, NodeStatus) {
+	t.Helper()
 	server := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"archive_mode": "on", "archive_command": "false"}})
 	n, err := Connect(t.Context(), "", server.Conninfo())
 	require.NoError(t, err)
-	defer n.Close()
+	t.Cleanup(n.Close)
 	s, err := n.Status(t.Context())
 	require.NoError(t, err)
+	return server, n, s
+}
+
+// The status says what fills the disk and what waits for a restart.
+func TestStatus_SlotsArchiveAndRestart(t *testing.T) {
+	t.Parallel()
+	server, n, s := startArchiving(t)
 	require.Zero(t, s.PendingRestart)
 	require.Equal(t, "on", s.Settings.ArchiveMode)
 	require.NotZero(t, s.Settings.MaxSlots)
@@ -35,7 +42,7 @@ func TestStatus_SlotsArchiveAndRestart(t *testing.T) {
 	server.Exec(t, `SELECT pg_logical_emit_message(false, 'x', repeat('x', 100000))`)
 	server.Exec(t, `SELECT pg_switch_wal()`)
 	known := s.VersionNum >= 150000
-	pgtest.WaitFor(t, "a setting that waits for a restart, and an archive that fails", func(ctx context.Context) error {
+	pgtest.WaitFor(t, "a setting that waits for a restart, and an archive that fails", func(ctx context.Context) (err error) {
 		if s, err = n.Status(ctx); err == nil && (s.PendingRestart != 1 || ArchiveFails(s) != known || known && s.Archiver.Failed == 0) {
 			err = errors.New("not yet")
 		}
@@ -50,12 +57,7 @@ func TestStatus_SlotsArchiveAndRestart(t *testing.T) {
 // A statistics collector that does not answer, which PostgreSQL has until version 14, does not hold a look at the server up.
 func TestStatus_StatisticsCollectorHangs(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"archive_mode": "on", "archive_command": "false"}})
-	n, err := Connect(t.Context(), "", server.Conninfo())
-	require.NoError(t, err)
-	defer n.Close()
-	s, err := n.Status(t.Context())
-	require.NoError(t, err)
+	server, n, s := startArchiving(t)
 	if s.VersionNum >= 150000 {
 		t.Skip("this PostgreSQL has no statistics collector")
 	}
@@ -74,7 +76,7 @@ func TestStatus_StatisticsCollectorHangs(t *testing.T) {
 	require.NoError(t, os.RemoveAll(filepath.Join(server.Dir, "pg_stat_tmp"))) // what it wrote lately would do
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)             // PostgreSQL waits for 10 s for its collector
 	defer cancel()
-	_, err = n.Status(ctx)
+	_, err := n.Status(ctx)
 	require.NoError(t, err)
 }
 

@@ -129,13 +129,8 @@ func (h *Handover) prepare(ctx context.Context) error {
 	if err := n.SetHandover(ctx, h.Request); err != nil {
 		return err
 	}
-	for range 2 { // a node that was just restarted may not answer in time at first
-		h.Watch.Refresh(ctx, h.Watch.Settings().SilenceTimeout/2)
-		if err = h.check(ctx, n); err == nil {
-			break
-		}
-	}
-	if err != nil {
+	h.Watch.RefreshAll(ctx, h.Watch.Settings().SilenceTimeout/2) // one that was silent may just have been restarted
+	if err := h.check(ctx, n); err != nil {
 		return err
 	}
 	if err := h.checkpoint(ctx, n); err != nil {
