@@ -46,6 +46,7 @@ const (
 	DefaultRejoin                        = RejoinRewind
 	DefaultEtcdPrefix                    = "/repmgr/"
 	DefaultMetricsCompat                 = MetricsOwn
+	DefaultRouterHAProxyBackend          = "primary"
 	DefaultReconnectAttempts             = 0
 	DefaultReconnectInterval             = 10 * time.Second
 	DefaultDegradedMonitoringTimeout     = -1 * time.Second
@@ -400,6 +401,21 @@ type Config struct {
 	HTTPTokenFile string
 	// MetricsCompat gives metrics under the names of another tool, too. Key metrics_compat, none or patroni. Defaults to none.
 	MetricsCompat MetricsCompat
+	// RouterHAProxySocket are the runtime sockets of HAProxy that are told where the primary is: paths, or addresses
+	// and ports, joined by commas. Key router_haproxy_socket.
+	RouterHAProxySocket string
+	// RouterHAProxyBackend is the backend of HAProxy for the primary; its servers are named as the nodes. Key
+	// router_haproxy_backend. Defaults to primary.
+	RouterHAProxyBackend string
+	// RouterPgBouncer is the conninfo of the console of a PgBouncer, of one of its admin_users. Key router_pgbouncer.
+	RouterPgBouncer string
+	// RouterPgBouncerFile is a file with databases of that PgBouncer, one in a line, which get the host and the port of
+	// the primary. Key router_pgbouncer_file.
+	RouterPgBouncerFile string
+	// RouterVIP is an address that is on the machine of the primary. Key router_vip, such as 192.0.2.10/24.
+	RouterVIP string
+	// RouterVIPInterface is the network interface for it. Key router_vip_interface.
+	RouterVIPInterface string
 	// PromoteCommand promotes this node in a failover. Empty: the daemon does it itself. If the command fails, or
 	// takes longer than PromoteCheckTimeout, the election ends, and the next one promotes without it. Key
 	// promote_command.
@@ -532,6 +548,10 @@ type Config struct {
 	Notifiers []Notifier
 	// Arbiter votes with the nodes. The programs make it from the keys etcd_*. Defaults to none.
 	Arbiter Arbiter
+	// HoldClients is called by the Monitor of the primary before it stops its server for a switchover: it holds queries
+	// back, and waits for those under way. The switchover waits for it; release is called when that is over. The
+	// programs make it from the keys router_*. Defaults to none.
+	HoldClients func(context.Context) (release func())
 
 	// What LoadConfig found out.
 

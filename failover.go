@@ -482,7 +482,7 @@ func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Poli
 	var res FailoverResult
 	h := switchover.New(switchover.Options{
 		Request: me.Handover, Self: m.watch.Record(me.ID), Server: &srv.Server, Watch: m.watch, Policy: policy, Limits: switchover.Limits{Archive: c.cfg.ArchiveReadyCritical}, Log: c.log, Connect: c.connectLocal,
-		LogIn: c.loginAsStandby, Suspend: m.guard.Suspend,
+		LogIn: c.loginAsStandby, HoldClients: c.cfg.HoldClients, Suspend: m.guard.Suspend,
 		MayRun: func(ctx context.Context) (bool, error) {
 			as, _, err := c.screen(ctx, srv)
 			return as == RolePrimary, err

@@ -132,3 +132,42 @@ func TestStandby(t *testing.T) {
 	assert.Contains(t, with(view(2), func(v *health.View, _ *election.Peer) { v.Upstream = health.Upstream{} }).Within(900, 100).Why, "not known")
 	assert.Contains(t, v.Within(wal.LSN(0), 100).Why, "not known")
 }
+
+func TestWriter(t *testing.T) {
+	t.Parallel()
+	type change = func(v *health.View, primary *election.Peer)
+	for name, c := range map[string]struct {
+		change change
+		want   registry.NodeID
+	}{
+		"in office":             {func(*health.View, *election.Peer) {}, 1},
+		"lost":                  {func(_ *health.View, p *election.Peer) { p.Answer = election.Refused }, 0},
+		"silent for long":       {func(_ *health.View, p *election.Peer) { p.SeenAt = now.Add(-3 * time.Second) }, 0},
+		"not promoted yet":      {func(_ *health.View, p *election.Peer) { p.Running = election.Standby }, 0},
+		"promoted by hand":      {func(_ *health.View, p *election.Peer) { p.Rule.Primary = 3 }, 0},
+		"elected, row not seen": {func(_ *health.View, p *election.Peer) { p.Rule.Primary, p.WonElection, p.Term = 3, true, 6 }, 1},
+		"deposed":               {func(v *health.View, _ *election.Peer) { v.Peers[2].Rule = election.Rule{Term: 6, Primary: 3} }, 0},
+		"deposed, its successor is there": {func(v *health.View, _ *election.Peer) {
+			v.Peers[2].Rule, v.Peers[2].Running = election.Rule{Term: 6, Primary: 3}, election.Primary
+		}, 3},
+		"no majority": {func(v *health.View, _ *election.Peer) { v.Rule.Voters = []int32{1, 2, 3, 4, 5}; v.Peers = v.Peers[:2] }, 0},
+		"a witness":   {func(v *health.View, p *election.Peer) { p.Role = election.Witness }, 0},
+		"by hand":     {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers = false, nil }, 1},
+		"by hand, not seen": {func(v *health.View, _ *election.Peer) {
+			v.Automatic, v.Peers, v.Upstream.SeenAt = false, nil, now.Add(-time.Minute)
+		}, 0},
+		"by hand, cascaded": {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Upstream.ID = false, nil, 3 }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := view(2)
+			c.change(&v, &v.Peers[0])
+			assert.Equal(t, c.want, v.Writer())
+		})
+	}
+	assert.Equal(t, registry.NodeID(1), view(1).Writer())
+	assert.Zero(t, with(view(1), func(v *health.View, _ *election.Peer) { v.Lease.Left = 0 }).Writer(), "the lease is over")
+	v := view(1)
+	v.NodeID, v.Node = 0, "" // an observer
+	assert.Equal(t, registry.NodeID(1), v.Writer())
+}

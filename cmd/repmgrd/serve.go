@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/cli"
+	"github.com/pgrepmgr/repmgr/router"
 )
 
 // stopLimit is how long the end of the monitor may take: its last words to the
@@ -46,6 +48,11 @@ func (d *daemon) serve(ctx context.Context) error {
 	defer shut()
 	var http httpService
 	http.prepare(&d.cfg)
+	routers, err := router.FromConfig(d.cfg, logs.logger)
+	if err != nil {
+		return err
+	}
+	d.cfg.HoldClients = routers.HoldClients()
 	monitor, err := repmgr.NewMonitor(d.cfg)
 	if err != nil {
 		return err
@@ -70,7 +77,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	dog := watchdogKeeper{log: logs.logger, args: append(d.backgroundArgs(), "--watchdog")}
 	monitor.TellWatchdog(&dog.pipe)
 	dog.keep(ctx, d.cfg)
-	defer func() { cancel(nil); dog.wg.Wait(); http.wg.Wait() }()
+	var routing sync.WaitGroup
+	defer func() { cancel(nil); dog.wg.Wait(); http.wg.Wait(); routing.Wait() }()
+	routing.Go(func() { routers.Run(ctx, monitor.View) })
 	if err := http.start(ctx, d.cfg, monitor, logs.logger); err != nil {
 		return err
 	}
@@ -151,7 +160,7 @@ func (d *daemon) reload(monitor *repmgr.Monitor, http *httpService, logs *logOut
 	var restart []string
 	cfg, err := d.load()
 	if err == nil {
-		cfg.Logger, cfg.Arbiter = logs.logger, d.cfg.Arbiter
+		cfg.Logger, cfg.Arbiter, cfg.HoldClients = logs.logger, d.cfg.Arbiter, d.cfg.HoldClients
 		restart, err = monitor.Reload(cfg)
 	} else {
 		monitor.Rejected(err)

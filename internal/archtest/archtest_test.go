@@ -38,14 +38,14 @@ var floors = [][]string{
 	{"internal/coordinator", "internal/switchover", "internal/reconcile", "explain", "report", "internal/observer"},
 	{"doctor", "internal/restart", "internal/adopt", "internal/topology"},
 	{"."},
-	{"etcd", "web"},
+	{"etcd", "web", "router"},
 	{"internal/cli"},
 	{"cmd/*", "examples/*"},
-	{"internal/manual", "internal/bench", "internal/compat", "internal/compat/debian"}, // tests of the programs as a whole
+	{"internal/manual", "internal/bench", "internal/compat", "internal/compat/debian", "internal/surfaces"}, // tests of the programs as a whole
 }
 
 // onlyForTests may be imported by _test.go files alone.
-var onlyForTests = []string{"internal/pgtest", "internal/archtest", "internal/chaos"}
+var onlyForTests = []string{"internal/pgtest", "internal/daemontest", "internal/archtest", "internal/chaos"}
 
 // leaves import the standard library and wal, nothing else. The pure ones have
 // no clock and do no I/O besides: time may only be arithmetic. pgcontrol reads

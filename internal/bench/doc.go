@@ -15,7 +15,7 @@
 //     to none.
 //   - REPMGR_BENCH_PAGE: the file for the page of the manual, where everything was
 //     measured. Defaults to none. Its text is testdata/page.md.
-//   - REPMGR_BENCH_LONG=1: the status views over 30 million rows, too.
+//   - REPMGR_BENCH_LONG=1: the status views over 30 million rows, too, and 100 kills under the eyes of clients.
 //   - TMPDIR: where servers and copies live. "make bench" sets it to a new
 //     directory in REPMGR_BENCH_DIR, by default /var/tmp: a real disk.
 package bench

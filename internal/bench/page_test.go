@@ -24,7 +24,7 @@ func (r *table) page(path string) error {
 	for _, f := range r.figures {
 		sections[f.Section] = true
 	}
-	for _, s := range []string{startUp, showing, viewing, idling, failingOver, cloning, switchingOver} {
+	for _, s := range []string{startUp, showing, viewing, idling, failingOver, cloning, switchingOver, clientsSee} {
 		if !sections[s] {
 			fmt.Fprintf(os.Stderr, "bench: no page: nothing was measured for %q\n", s)
 			return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -21,12 +22,12 @@ import (
 // shows a clone, typed as the image types it.
 func TestReadinessProbe(t *testing.T) {
 	t.Parallel()
-	source := newHost(t, 1, pgtest.Start(t, pgtest.Options{Name: "node1"}))
-	source.must(t, "repmgr -f $C primary register -F")
-	target := newHost(t, 2, &pgtest.Server{Name: "node2", Dir: filepath.Join(t.TempDir(), "data"), Port: pgtest.Port(t), BinDir: source.BinDir})
+	source := daemontest.NewHost(t, 1, pgtest.Start(t, pgtest.Options{Name: "node1"}))
+	source.Must(t, "repmgr -f $C primary register -F")
+	target := daemontest.NewHost(t, 2, &pgtest.Server{Name: "node2", Dir: filepath.Join(t.TempDir(), "data"), Port: pgtest.Port(t), BinDir: source.BinDir})
 	probe := func() bool { // the brackets keep grep from finding itself; other tests may clone, too
-		out, _ := source.sh(t, `ps waux | grep "[d]ata standby clone"`)
-		return strings.Contains(out, " repmgr -f "+target.conf()+" ") && strings.Contains(out, " -D "+target.Dir+" standby clone --fast-checkpoint --force\n")
+		out, _ := source.Sh(t, `ps waux | grep "[d]ata standby clone"`)
+		return strings.Contains(out, " repmgr -f "+target.Conf()+" ") && strings.Contains(out, " -D "+target.Dir+" standby clone --fast-checkpoint --force\n")
 	}
 	require.False(t, probe(), "nothing runs yet")
 
@@ -36,7 +37,7 @@ func TestReadinessProbe(t *testing.T) {
 	require.NoError(t, syscall.Kill(checkpointer, syscall.SIGSTOP))
 	ctx, cancel := context.WithTimeout(t.Context(), pgtest.Timeout(2*time.Minute))
 	defer cancel()
-	clone := exec.CommandContext(ctx, filepath.Join(os.Getenv(binEnv), "repmgr"), "-f", target.conf(), "-h", "127.0.0.1", "-p", fmt.Sprint(source.Port), "-U", "postgres",
+	clone := exec.CommandContext(ctx, filepath.Join(os.Getenv(daemontest.BinEnv), "repmgr"), "-f", target.Conf(), "-h", "127.0.0.1", "-p", fmt.Sprint(source.Port), "-U", "postgres",
 		"-d", fmt.Sprintf("dbname=postgres host=127.0.0.1 port=%d connect_timeout=5", source.Port), "-D", target.Dir, "standby", "clone", "--fast-checkpoint", "--force")
 	clone.Args[0] = "repmgr"
 	var out bytes.Buffer

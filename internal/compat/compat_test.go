@@ -5,156 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
-const binEnv = "REPMGR_COMPAT_BIN"
-
-// TestMain builds the programs before the tests run as another OS user, who has no cache to build with.
-func TestMain(m *testing.M) {
-	if os.Getenv(binEnv) != "" {
-		pgtest.Main(m)
-	}
-	dir, err := os.MkdirTemp("", "repmgr-compat-")
-	if err == nil {
-		err = errors.Join(os.Chmod(dir, 0o755), os.Setenv(binEnv, dir))
-	}
-	if err == nil {
-		cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "../../cmd/repmgr", "../../cmd/repmgrd")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		cmd.Stderr = os.Stderr
-		err = cmd.Run()
-	}
-	code := 1
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "compat:", err)
-	} else {
-		code = pgtest.Runner{M: m}.Run()
-	}
-	_ = os.RemoveAll(dir)
-	os.Exit(code)
-}
-
-// host is a node with the directory that scripts start in, where repmgr.conf is.
-type host struct {
-	*pgtest.Server
-	dir  string
-	stop func() // the daemon; nil: none was started
-}
-
-func newHost(t *testing.T, id int, s *pgtest.Server, extra ...string) *host {
-	t.Helper()
-	h := &host{Server: s, dir: t.TempDir()}
-	lines := append([]string{
-		fmt.Sprintf("node_id=%d\t# this node", id), fmt.Sprintf("node_name='node%d'", id), fmt.Sprintf("conninfo='%s connect_timeout=2'", s.Conninfo()),
-		fmt.Sprintf("data_directory='%s'", s.Dir), fmt.Sprintf("pg_bindir='%s'", s.BinDir),
-		"failover=automatic        # as the playbooks of edb-ansible write it", "monitor_interval_secs=1", "silence_timeout=1",
-	}, extra...)
-	require.NoError(t, os.WriteFile(h.conf(), []byte(strings.Join(lines, "\n")+"\n"), 0o600))
-	return h
-}
-
-func (h *host) conf() string { return filepath.Join(h.dir, "repmgr.conf") }
-
-// sh runs a line as a script on this host would. C is the configuration file.
-func (h *host) sh(t *testing.T, line string) (out string, code int) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", "-c", line)
-	cmd.Dir = h.dir
-	cmd.Env = append(os.Environ(), "PATH="+os.Getenv(binEnv)+":"+os.Getenv("PATH"), "C="+h.conf())
-	text, err := cmd.Output()
-	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		t.Fatalf("%s: %v", line, err)
-	}
-	require.NoError(t, ctx.Err(), line)
-	return string(text), cmd.ProcessState.ExitCode()
-}
-
-func (h *host) must(t *testing.T, line string) string {
-	t.Helper()
-	out, code := h.sh(t, line+" 2>&1")
-	require.Zero(t, code, "%s: %s", line, out)
-	return out
-}
-
-// watch starts repmgrd as containers do.
-func (h *host) watch(t *testing.T) {
-	t.Helper()
-	cmd := exec.Command(filepath.Join(os.Getenv(binEnv), "repmgrd"), "--pid-file="+filepath.Join(h.dir, "pid"), "-f", h.conf(), "--daemonize=false")
-	cmd.Dir = h.dir
-	end := begin(t, cmd)
-	h.stop = func() {
-		if !end() {
-			t.Error("repmgrd did not end within 30 s of SIGTERM")
-		}
-	}
-	t.Cleanup(h.stop)
-}
-
-// begin starts a daemon. end tells it to stop, waits for that, and reports whether it did.
-func begin(t *testing.T, cmd *exec.Cmd) (end func() bool) {
-	t.Helper()
-	require.NoError(t, cmd.Start())
-	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }() // end waits for it
-	return func() bool {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-ended:
-			return true
-		case <-time.After(30 * time.Second):
-			_ = cmd.Process.Kill()
-			<-ended
-			return false
-		}
-	}
-}
-
-// cluster is a primary and its standbys, registered and watched.
-func cluster(t *testing.T, count int, extra ...string) []*host {
-	t.Helper()
-	return clusterOf(t, count, func(int) []string { return extra })
-}
-
-// clusterOf is a cluster whose nodes have further lines of their own in repmgr.conf.
-func clusterOf(t *testing.T, count int, extra func(id int) []string) (all []*host) {
-	t.Helper()
-	primary := newHost(t, 1, pgtest.Start(t, pgtest.Options{Name: "node1"}), extra(1)...)
-	primary.must(t, "repmgr -f $C primary register -F")
-	all = append(all, primary)
-	for id := 2; id <= count; id++ {
-		h := newHost(t, id, pgtest.NewStandby(t, primary.Server, pgtest.Options{Name: fmt.Sprintf("node%d", id)}), extra(id)...)
-		h.must(t, "repmgr -f $C standby register -F --wait-sync=30")
-		all = append(all, h)
-	}
-	for _, h := range all {
-		h.watch(t)
-	}
-	pgtest.WaitFor(t, "all daemons", func(context.Context) error {
-		if out, code := primary.sh(t, `repmgr service status --csv | awk -F, '$5 == 1 && $6 > 0'`); code != 0 || strings.Count(out, "\n") < count {
-			return fmt.Errorf("%d: %s", code, out)
-		}
-		if count > 2 {
-			if out, code := all[1].sh(t, "repmgr -f $C standby switchover --dry-run 2>&1"); code != 0 {
-				return errors.New(out)
-			}
-		}
-		return nil
-	})
-	return all
-}
+func TestMain(m *testing.M) { daemontest.Main(m) }
 
 // upstream is how a container finds out, before it starts its server, who the primary is: the
 // connection strings of the active nodes without an upstream, as each member that answers has them.
@@ -163,11 +25,11 @@ const upstream = `SELECT conninfo FROM repmgr.show_nodes WHERE (upstream_node_na
 // What scripts ask of a healthy cluster, and what they make of the answers.
 func TestLines(t *testing.T) {
 	t.Parallel()
-	nodes := cluster(t, 3)
+	nodes := daemontest.Cluster(t, 3)
 	primary, standby := nodes[0], nodes[1]
-	other := newHost(t, 9, pgtest.Start(t, pgtest.Options{Name: "unregistered"}))
+	other := daemontest.NewHost(t, 9, pgtest.Start(t, pgtest.Options{Name: "unregistered"}))
 	for name, l := range map[string]struct {
-		on   *host
+		on   *daemontest.Host
 		line string
 		want string // all of the output; a text that begins with ^ is a regular expression
 		code int
@@ -194,7 +56,7 @@ func TestLines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			out, code := l.on.sh(t, l.line)
+			out, code := l.on.Sh(t, l.line)
 			require.Equal(t, l.code, code, out)
 			if pattern, ok := strings.CutPrefix(l.want, "^"); ok {
 				require.Regexp(t, regexp.MustCompile(pattern), out)
@@ -208,11 +70,11 @@ func TestLines(t *testing.T) {
 // A row that somebody else changes while repmgrd runs stays as it was changed.
 func TestSlotNameByHand(t *testing.T) {
 	t.Parallel()
-	nodes := cluster(t, 2)
+	nodes := daemontest.Cluster(t, 2)
 	nodes[0].Exec(t, `UPDATE repmgr.nodes SET slot_name = 'by_hand' WHERE node_id = 2`)
-	nodes[1].stop()
-	nodes[1].watch(t)
-	nodes[1].must(t, "repmgr -f $C service status")
+	nodes[1].EndDaemon()
+	nodes[1].Watch(t)
+	nodes[1].Must(t, "repmgr -f $C service status")
 	pgtest.WaitFor(t, "the slot", func(context.Context) error {
 		if got := nodes[0].QueryString(t, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'by_hand'`); got != "1" {
 			return errors.New(got)
@@ -225,8 +87,8 @@ func TestSlotNameByHand(t *testing.T) {
 // One node is dark: checks say so by their exit codes.
 func TestOneNodeDark(t *testing.T) {
 	t.Parallel()
-	nodes := cluster(t, 3)
-	nodes[2].stop()
+	nodes := daemontest.Cluster(t, 3)
+	nodes[2].EndDaemon()
 	nodes[2].Stop("fast")
 	for line, want := range map[string]int{
 		"repmgr cluster show --csv":       25,
@@ -236,13 +98,13 @@ func TestOneNodeDark(t *testing.T) {
 		"repmgr node check --downstream":  2,
 	} {
 		pgtest.WaitFor(t, line, func(context.Context) error {
-			if out, code := nodes[0].sh(t, line); code != want {
+			if out, code := nodes[0].Sh(t, line); code != want {
 				return fmt.Errorf("%d: %s", code, out)
 			}
 			return nil
 		})
 	}
-	out, _ := nodes[0].sh(t, "repmgr cluster show --csv")
+	out, _ := nodes[0].Sh(t, "repmgr cluster show --csv")
 	require.Regexp(t, `(?m)^3,-1,-1$`, out)
 }
 
@@ -252,16 +114,16 @@ func TestOneNodeDark(t *testing.T) {
 func TestWhoIsThePrimary(t *testing.T) {
 	t.Parallel()
 	hook := filepath.Join(t.TempDir(), "events")
-	nodes := cluster(t, 3, "failover_on_shutdown=yes", "rejoin=rewind", fmt.Sprintf(`event_notification_command='echo "%%n %%e %%s" >> %s'`, hook))
+	nodes := daemontest.Cluster(t, 3, "failover_on_shutdown=yes", "rejoin=rewind", fmt.Sprintf(`event_notification_command='echo "%%n %%e %%s" >> %s'`, hook))
 	said := func() (all []string) {
 		for _, n := range nodes {
-			if out, code := n.sh(t, fmt.Sprintf(`psql -At '%s connect_timeout=2' -c "%s"`, n.Conninfo(), upstream)); code == 0 {
+			if out, code := n.Sh(t, fmt.Sprintf(`psql -At '%s connect_timeout=2' -c "%s"`, n.Conninfo(), upstream)); code == 0 {
 				all = append(all, strings.TrimSpace(out))
 			}
 		}
 		return all
 	}
-	agree := func(on *host) error {
+	agree := func(on *daemontest.Host) error {
 		for _, conninfo := range said() {
 			if !strings.Contains(conninfo, fmt.Sprintf("port=%d ", on.Port)) || strings.Contains(conninfo, "\n") {
 				return fmt.Errorf("want port %d, got %q", on.Port, conninfo)
@@ -270,9 +132,9 @@ func TestWhoIsThePrimary(t *testing.T) {
 		return nil
 	}
 	require.NoError(t, agree(nodes[0]))
-	nodes[0].stop()       // the whole container ends
+	nodes[0].EndDaemon()  // the whole container ends
 	nodes[0].Stop("fast") // pre-stop
-	var winner *host
+	var winner *daemontest.Host
 	pgtest.WaitFor(t, "another primary", func(context.Context) error {
 		for _, n := range nodes[1:] {
 			if n.QueryString(t, `SELECT pg_is_in_recovery()`) == "f" {
@@ -282,14 +144,14 @@ func TestWhoIsThePrimary(t *testing.T) {
 		}
 		return errors.New("none yet")
 	})
-	nodes[0].watch(t) // its daemon brings it back
+	nodes[0].Watch(t) // its daemon brings it back
 	pgtest.WaitFor(t, "the former primary", func(context.Context) error {
 		if len(said()) < 3 {
 			return errors.New("it is down")
 		}
 		return agree(winner)
 	})
-	id := map[*host]int{nodes[1]: 2, nodes[2]: 3}[winner]
+	id := map[*daemontest.Host]int{nodes[1]: 2, nodes[2]: 3}[winner]
 	pgtest.WaitFor(t, "the hooks", func(context.Context) error {
 		text, err := os.ReadFile(hook)
 		for _, want := range []string{fmt.Sprintf("%d repmgrd_failover_promote 1", id), "1 node_rejoin 1"} {

@@ -3,7 +3,6 @@
 // the package debian below it: the init script of Debian, and pg_wrapper.
 //
 // Not here, because their other half can not be had on a test machine or is not built yet: Fly's agent, and
-// check_patroni, whose paths and fields package web tests; vip-manager, of which Debian has a version that
-// asks etcd and Consul only; and the unit of the RPMs, with the variables REPMGRDCONF and PIDFILE and the drop-in of edb-ansible
+// check_patroni, whose paths and fields package web tests; what package surfaces tests; and the unit of the RPMs, with the variables REPMGRDCONF and PIDFILE and the drop-in of edb-ansible
 // that sets them: it comes with our packages.
 package compat

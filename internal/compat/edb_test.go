@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -102,10 +103,10 @@ func TestAnsible(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{Name: "pgnode1"})
 	s.Exec(t, `CREATE ROLE repmgr LOGIN SUPERUSER; CREATE ROLE repuser LOGIN REPLICATION`)
 	s.Exec(t, `CREATE DATABASE repmgr OWNER repmgr`)
-	h := newHost(t, 1, s)
-	log := filepath.Join(h.dir, "repmgr.log")
+	h := daemontest.NewHost(t, 1, s)
+	log := filepath.Join(h.Home, "repmgr.log")
 	text := fmt.Sprintf(rendered, s.Port, s.Dir, log, s.BinDir, s.BinDir, s.BinDir, s.BinDir)
-	require.NoError(t, os.WriteFile(h.conf(), []byte(text), 0o600))
+	require.NoError(t, os.WriteFile(h.Conf(), []byte(text), 0o600))
 	silent := func(path string) {
 		t.Helper()
 		said, err := os.ReadFile(path)
@@ -113,26 +114,26 @@ func TestAnsible(t *testing.T) {
 		require.NotContains(t, string(said), "WARNING")
 	}
 
-	_, code := h.sh(t, `repmgr -f $C primary register -F &>> register.log`)
-	silent(filepath.Join(h.dir, "register.log"))
+	_, code := h.Sh(t, `repmgr -f $C primary register -F &>> register.log`)
+	silent(filepath.Join(h.Home, "register.log"))
 	require.Zero(t, code)
-	h.watch(t)
+	h.Watch(t)
 	pgtest.WaitFor(t, "the daemon", func(context.Context) error {
-		if out, _ := h.sh(t, `repmgr -f $C service status --csv 2>errors | awk -F, '$5 == 1'`); out == "" {
+		if out, _ := h.Sh(t, `repmgr -f $C service status --csv 2>errors | awk -F, '$5 == 1'`); out == "" {
 			return errors.New("it does not run")
 		}
 		return nil
 	})
-	silent(filepath.Join(h.dir, "errors"))
+	silent(filepath.Join(h.Home, "errors"))
 	silent(log)
 	for line, want := range map[string]string{
 		`repmgr -f $C node status 2>errors`:  `Node "pgnode1":`,
 		`repmgr -f $C node check 2>errors`:   "OK",
 		`repmgr -f $C cluster show 2>errors`: "* running",
 	} {
-		out, code := h.sh(t, line)
+		out, code := h.Sh(t, line)
 		require.Zero(t, code, out)
 		require.Contains(t, out, want)
-		silent(filepath.Join(h.dir, "errors"))
+		silent(filepath.Join(h.Home, "errors"))
 	}
 }

@@ -38,6 +38,8 @@ type Options struct {
 	Connect func(context.Context) (*registry.Server, error)
 	// LogIn logs in to a node for replication, as the server would as a standby of it.
 	LogIn func(context.Context, registry.Record) error
+	// HoldClients holds queries back while the primary changes, until release is called. nil: nothing does.
+	HoldClients func(context.Context) (release func())
 	// Suspend leaves starting and stopping the server to the handover, until resume is called. A
 	// lease is not kept meanwhile, so it is called when the server is told to end.
 	Suspend func() (resume func())
@@ -56,13 +58,14 @@ type Handover struct {
 
 	start, noticed time.Time
 	resume         func() // of Suspend
+	release        func() // of HoldClients
 	target         registry.Record
 	rule           election.Rule
 }
 
 // New prepares a handover. [Handover.Run] carries it out.
 func New(o Options) *Handover {
-	return &Handover{Options: o, start: time.Now(), Steps: []registry.FailoverStep{}}
+	return &Handover{Options: o, start: time.Now(), Steps: []registry.FailoverStep{}, release: func() {}}
 }
 
 // Trace are the steps of the whole switchover in the order of time, each from when it began: those of this handover, and
@@ -90,6 +93,7 @@ func (h *Handover) Run(ctx context.Context) error {
 		h.forget(ctx)
 		return failure.Of(failure.ErrRefused, "the daemon that had begun it ended before it stopped the server; %s goes on as the primary", h.Self)
 	}
+	defer func() { h.release() }()
 	if err := h.prepare(ctx); err != nil {
 		h.forget(ctx)
 		return err
@@ -135,6 +139,10 @@ func (h *Handover) prepare(ctx context.Context) error {
 	}
 	if err := h.checkpoint(ctx, n); err != nil {
 		return err
+	}
+	if h.HoldClients != nil {
+		h.release = h.HoldClients(ctx)
+		h.done(StepHeld, "clients wait")
 	}
 	return h.notice(ctx, n)
 }

@@ -16,6 +16,7 @@ import (
 const (
 	StepChecked      = "checked"
 	StepCheckpointed = "checkpointed"
+	StepHeld         = "held" // only where there is a router that can do that
 	StepNoticed      = "noticed"
 	StepStopped      = "stopped"
 	StepReceived     = "received"

@@ -1,4 +1,4 @@
-package compat
+package surfaces
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -39,12 +40,9 @@ type haproxy struct {
 	ports  map[string]int
 }
 
-func startHAProxy(t *testing.T, nodes []*host, http []int) *haproxy {
+func startHAProxy(t *testing.T, nodes []*daemontest.Host, http []int) *haproxy {
 	t.Helper()
-	program, err := exec.LookPath("haproxy")
-	if err != nil {
-		program = "/usr/sbin/haproxy"
-	}
+	program := program(t, "haproxy")
 	dir, err := os.MkdirTemp("", "haproxy") // a short path, as a socket needs it
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -62,7 +60,7 @@ func startHAProxy(t *testing.T, nodes []*host, http []int) *haproxy {
 	require.NoError(t, os.WriteFile(file, []byte(conf.String()), 0o600))
 	out, err := exec.Command(program, "-c", "-f", file).CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	end := begin(t, exec.Command(program, "-db", "-f", file))
+	end := daemontest.Begin(t, exec.Command(program, "-db", "-f", file))
 	t.Cleanup(func() { end() })
 	return p
 }
@@ -84,7 +82,7 @@ func (p *haproxy) up(section string) (names []string, err error) {
 	}
 	status := 17 // the column of the state, by the manual of HAProxy
 	for _, row := range rows {
-		if len(row) > status && row[0] == section && strings.HasPrefix(row[1], "node") && strings.HasPrefix(row[status], "UP") {
+		if len(row) > status && row[0] == section && strings.HasPrefix(row[1], "node") && (strings.HasPrefix(row[status], "UP") || row[status] == "no check") {
 			names = append(names, row[1])
 		}
 	}
@@ -115,7 +113,7 @@ func (p *haproxy) agree(t *testing.T, primary string, standbys ...string) {
 func TestHAProxy(t *testing.T) {
 	t.Parallel()
 	http := []int{pgtest.Port(t), pgtest.Port(t), pgtest.Port(t)}
-	nodes := clusterOf(t, 3, func(id int) []string {
+	nodes := daemontest.ClusterOf(t, 3, func(id int) []string {
 		return []string{fmt.Sprintf("http_listen='127.0.0.1:%d'", http[id-1]), "metrics_compat=patroni", "rejoin=rewind"}
 	})
 	p := startHAProxy(t, nodes, http)
@@ -149,7 +147,7 @@ func TestHAProxy(t *testing.T) {
 
 	// Each "no" says why, and a daemon that has ended is no primary.
 	require.Contains(t, get(t, http[0], "/primary"), fmt.Sprintf("node%d is the primary of term", winner))
-	nodes[winner-1].stop()
+	nodes[winner-1].EndDaemon()
 	pgtest.WaitFor(t, "no primary without its daemon", func(context.Context) error {
 		up, err := p.up("no_host")
 		if err == nil && len(up) > 0 {

@@ -1,4 +1,4 @@
-package compat
+package surfaces
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -17,7 +18,7 @@ import (
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	ports := []int{pgtest.Port(t), pgtest.Port(t), pgtest.Port(t)}
-	nodes := clusterOf(t, 3, func(id int) []string {
+	nodes := daemontest.ClusterOf(t, 3, func(id int) []string {
 		return []string{fmt.Sprintf("http_listen='127.0.0.1:%d'", ports[id-1]), "rejoin=rewind"}
 	})
 	shows := func(port int, path string, words ...string) error {
@@ -44,7 +45,7 @@ func TestDashboard(t *testing.T) {
 	} {
 		require.NoError(t, shows(ports[2], "/ui/"+path, word))
 	}
-	picture, code := nodes[1].sh(t, "repmgr -f $C cluster show --svg")
+	picture, code := nodes[1].Sh(t, "repmgr -f $C cluster show --svg")
 	require.Equal(t, 0, code, picture)
 	require.Equal(t, 2, strings.Count(picture, `class="stream well"`), picture)
 

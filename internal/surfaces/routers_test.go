@@ -1,0 +1,240 @@
+package surfaces
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/internal/daemontest"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
+)
+
+// client writes a row in a transaction, again and again, over one connection as long as that lasts.
+type client struct {
+	conninfo string
+	from, to int64 // its rows
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+
+	mu     sync.Mutex
+	acks   []int64
+	failed []error
+}
+
+func startClient(t *testing.T, conninfo string, number int64) *client {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &client{conninfo: conninfo, from: number * 1_000_000, to: (number + 1) * 1_000_000, cancel: cancel}
+	c.wg.Go(func() { c.run(ctx) })
+	t.Cleanup(c.stop)
+	c.goesOn(t)
+	return c
+}
+
+func (c *client) stop() { c.cancel(); c.wg.Wait() }
+
+func (c *client) run(ctx context.Context) {
+	var conn *pgx.Conn
+	drop := func() {
+		if conn != nil {
+			limited, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+			_ = conn.Close(limited)
+			cancel()
+		}
+		conn = nil
+	}
+	defer drop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for id := c.from; id < c.to && ctx.Err() == nil; id++ {
+		err := func() (err error) {
+			limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+			defer cancel()
+			if conn == nil {
+				if conn, err = pgx.Connect(limited, c.conninfo); err != nil {
+					return err
+				}
+			}
+			return pgx.BeginFunc(limited, conn, func(tx pgx.Tx) error {
+				_, err := tx.Exec(limited, `INSERT INTO clients VALUES ($1)`, id)
+				return err
+			})
+		}()
+		c.mu.Lock()
+		if err == nil {
+			c.acks = append(c.acks, id)
+		} else if ctx.Err() == nil {
+			c.failed = append(c.failed, err)
+		}
+		c.mu.Unlock()
+		if err != nil {
+			drop()
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+}
+
+func (c *client) state() (acks int, failed []error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.acks), c.failed
+}
+
+// goesOn waits until the client has written again.
+func (c *client) goesOn(t *testing.T) {
+	t.Helper()
+	before, _ := c.state()
+	pgtest.WaitFor(t, "commits over "+c.conninfo, func(context.Context) error {
+		now, failed := c.state()
+		if now < before+5 {
+			return fmt.Errorf("%d more, after the errors %w", now-before, errors.Join(failed...))
+		}
+		return nil
+	})
+}
+
+// The daemons push to a HAProxy without any health check, and to a PgBouncer: both lead to the primary after it was killed, after it
+// has stopped to answer, and after a switchover, of which the clients of PgBouncer see no error.
+func TestRouters(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "routers") // a short path, as a socket needs it
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket, databases, console := filepath.Join(dir, "socket"), filepath.Join(dir, "databases.ini"), pgtest.Port(t)
+	require.NoError(t, os.WriteFile(databases, []byte("app = dbname=postgres user=postgres\n"), 0o600))
+	nodes := daemontest.ClusterOf(t, 3, func(int) []string {
+		return []string{
+			"synchronous_mode=quorum", "rejoin=rewind", "hang_timeout=3", "router_haproxy_socket=" + socket, "router_haproxy_backend=pushed",
+			fmt.Sprintf("router_pgbouncer='host=127.0.0.1 port=%d user=postgres'", console), "router_pgbouncer_file=" + databases,
+		}
+	})
+	nodes[0].Exec(t, `CREATE TABLE clients (id bigint PRIMARY KEY)`)
+
+	// The routers are started after the daemons, which try again.
+	front := pgtest.Port(t)
+	var conf strings.Builder
+	fmt.Fprintf(&conf, "global\n stats socket %s mode 600 level admin\n maxconn 100\ndefaults\n mode tcp\n timeout connect 2s\n timeout client 1m\n timeout server 1m\nlisten pushed\n bind 127.0.0.1:%d\n", socket, front)
+	for i, n := range nodes {
+		fmt.Fprintf(&conf, " server node%d 127.0.0.1:%d\n", i+1, n.Port)
+	}
+	file := filepath.Join(dir, "haproxy.cfg")
+	require.NoError(t, os.WriteFile(file, []byte(conf.String()), 0o600))
+	endHAProxy := daemontest.Begin(t, exec.Command(program(t, "haproxy"), "-db", "-f", file))
+	t.Cleanup(func() { endHAProxy() })
+	bouncer := filepath.Join(dir, "pgbouncer.ini")
+	require.NoError(t, os.WriteFile(bouncer, fmt.Appendf(nil, "[databases]\n%%include %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\nadmin_users = postgres\nlogfile = %s/pgbouncer.log\n", databases, console, dir), 0o600))
+	endBouncer := daemontest.Begin(t, exec.Command(program(t, "pgbouncer"), "-q", bouncer))
+	t.Cleanup(func() { endBouncer() })
+	p := &haproxy{socket: socket}
+	leadTo := func(want ...int) (primary int) {
+		t.Helper()
+		pgtest.WaitFor(t, fmt.Sprintf("a primary of %v behind HAProxy", want), func(context.Context) error {
+			up, err := p.up("pushed")
+			if err != nil || len(up) != 1 {
+				return errors.Join(err, fmt.Errorf("up are %v", up))
+			}
+			for _, primary = range want {
+				if up[0] == fmt.Sprintf("node%d", primary) {
+					return nil
+				}
+			}
+			return fmt.Errorf("up are %v", up)
+		})
+		return primary
+	}
+	leadTo(1)
+	through := fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=postgres connect_timeout=2", front)
+	pooled := fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=app connect_timeout=10 default_query_exec_mode=exec", console)
+	clients := []*client{startClient(t, through, 1), startClient(t, pooled, 2), startClient(t, pooled, 3)}
+	all := func() {
+		t.Helper()
+		for _, c := range clients {
+			c.goesOn(t)
+		}
+	}
+
+	// A switchover: the clients of PgBouncer wait.
+	nodes[1].Must(t, "repmgr -f $C standby switchover")
+	leadTo(2)
+	all()
+	for _, c := range clients[1:] {
+		_, failed := c.state()
+		require.Empty(t, failed, "PgBouncer holds its clients back")
+	}
+	pgtest.WaitFor(t, "the former primary as a standby", func(ctx context.Context) error { return nodes[1].StreamsTo(ctx, "node1") })
+
+	// The machine of the primary stops: nothing ends the sessions but HAProxy, which is told to.
+	idle, err := pgx.Connect(t.Context(), through)
+	require.NoError(t, err)
+	defer idle.Close(context.Background())
+	nodes[1].EndDaemon() // it would kill the server
+	nodes[1].Freeze()
+	primary := leadTo(1, 3)
+	ended := make(chan error, 1) // 1: the test may have failed before it is read
+	go func() {
+		_, err := idle.Exec(context.Background(), "SELECT pg_sleep(60)")
+		ended <- err
+	}()
+	pgtest.WaitFor(t, "the end of a session with a server that hangs", func(context.Context) error {
+		select {
+		case err := <-ended:
+			require.Error(t, err)
+			return nil
+		default:
+			return errors.New("it waits")
+		}
+	})
+	clients[0].goesOn(t)
+	nodes[1].Kill()
+	nodes[1].Watch(t)
+	all()
+
+	// The primary is killed.
+	pgtest.WaitFor(t, "the other standby", func(ctx context.Context) error {
+		return nodes[primary-1].StreamsTo(ctx, fmt.Sprintf("node%d", 4-primary))
+	})
+	pgtest.WaitFor(t, "the former primary as a standby", func(ctx context.Context) error { return nodes[primary-1].StreamsTo(ctx, "node2") })
+	nodes[primary-1].Kill()
+	next := leadTo(2, 4-primary)
+	all()
+
+	// What was acknowledged is there, and no router that is gone holds anything up.
+	for _, c := range clients {
+		c.stop()
+		for _, id := range c.acks {
+			require.Equal(t, "1", nodes[next-1].QueryString(t, `SELECT count(*) FROM clients WHERE id = $1`, id))
+		}
+	}
+	endHAProxy()
+	endBouncer()
+	pgtest.WaitFor(t, "three nodes", func(ctx context.Context) error {
+		return errors.Join(nodes[next-1].StreamsTo(ctx, fmt.Sprintf("node%d", primary)), nodes[next-1].StreamsTo(ctx, fmt.Sprintf("node%d", 6-primary-next)))
+	})
+	nodes[primary-1].Must(t, "repmgr -f $C standby switchover")
+	text, err := os.ReadFile(databases)
+	require.NoError(t, err)
+	require.Contains(t, string(text), fmt.Sprintf("port=%d dbname=postgres user=postgres", nodes[primary-1].Port))
+}
+
+func program(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/" + name)
+	}
+	require.NoError(t, err)
+	return path
+}

@@ -1,0 +1,64 @@
+package router
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestRewrite(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ from, want string }{
+		"host and port":  {"app = host=old port=1 dbname=app", "app = host=b port=2 dbname=app"},
+		"none so far":    {"app = dbname=app", "app = host=b port=2 dbname=app"},
+		"nothing at all": {"app =", "app = host=b port=2"},
+		"fallback":       {"* = host=old", "* = host=b port=2"},
+		"blanks":         {"  app=user=x  host = old   pool_size=5", "  app= host=b port=2 user=x   pool_size=5"},
+		"a quoted name":  {`"my = db" = host=old`, `"my = db" = host=b port=2`},
+		"a host in what is quoted": {
+			"app = host='old' connect_query='select ''host=x'' , port=3' port=9",
+			"app = host=b port=2 connect_query='select ''host=x'' , port=3'",
+		},
+		"hostaddr is another word": {"app = xhost=1 port=2", "app = host=b port=2 xhost=1"},
+		"what is no database":      {"; app = host=old\n# x = host=old\n[databases]\n%include x.ini\n", "; app = host=old\n# x = host=old\n[databases]\n%include x.ini\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, _ := rewrite(c.from, "b", "2")
+			require.Equal(t, c.want, got)
+			again, _ := rewrite(got, "b", "2")
+			require.Equal(t, got, again)
+		})
+	}
+}
+
+func TestRewriteFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "real.ini"), filepath.Join(dir, "link.ini")
+	require.NoError(t, os.WriteFile(file, []byte("[databases]\napp = dbname=app\n"), 0o640))
+	require.NoError(t, os.Symlink(file, link))
+	changed, err := rewriteFile(link, "/run/postgresql", "5432")
+	require.NoError(t, err)
+	require.True(t, changed)
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, "[databases]\napp = host=/run/postgresql port=5432 dbname=app\n", string(text))
+	info, err := os.Stat(file)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o640), info.Mode())
+	changed, err = rewriteFile(link, "/run/postgresql", "5432")
+	require.NoError(t, err)
+	require.False(t, changed)
+
+	require.NoError(t, os.WriteFile(file, []byte("; nothing here\n"), 0o640))
+	_, err = rewriteFile(file, "b", "2")
+	require.ErrorContains(t, err, "has no line of a database")
+	_, err = rewriteFile(filepath.Join(dir, "none"), "b", "2")
+	require.ErrorIs(t, err, os.ErrNotExist)
+	left, err := filepath.Glob(filepath.Join(dir, "*.repmgr"))
+	require.NoError(t, err)
+	require.Empty(t, left)
+}

@@ -1,0 +1,169 @@
+package router
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// VIP is an address that is on a network interface of this machine as long as its node is the primary. The kernel itself
+// removes it when the lease is over, whatever has become of the daemon: it is given to the interface for
+// so many seconds as the lease lasts, again and again. It needs CAP_NET_ADMIN and CAP_NET_RAW.
+type VIP struct {
+	Address   netip.Prefix
+	Interface string
+
+	shownUntil time.Time // until then the neighbours are told where the address is
+}
+
+const (
+	vipRenew = 250 * time.Millisecond
+	showFor  = 3 * time.Second // a message may get lost
+)
+
+func (v *VIP) String() string { return fmt.Sprintf("address %s on %s", v.Address, v.Interface) }
+
+func (v *VIP) renewAfter(Destination) time.Duration { return vipRenew }
+
+// Point gives the address to the interface, or takes it away.
+func (v *VIP) Point(_ context.Context, d Destination) error {
+	i, err := net.InterfaceByName(v.Interface)
+	if err != nil {
+		return err
+	}
+	has, err := v.isOn(i)
+	if err != nil {
+		return err
+	}
+	if !d.Here {
+		if has {
+			err = v.set(i, unix.RTM_DELADDR, 0, 0)
+		}
+		return err
+	}
+	seconds := uint32(min(d.Left, time.Hour) / time.Second)
+	if d.Left < time.Second { // what the interface was told last holds for as long as the lease
+		return nil
+	}
+	if err := v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seconds); err != nil {
+		return err
+	}
+	now := time.Now()
+	if !has {
+		v.shownUntil = now.Add(showFor)
+	}
+	if now.Before(v.shownUntil) {
+		return v.show(i)
+	}
+	return nil
+}
+
+func (v *VIP) isOn(i *net.Interface) (bool, error) {
+	all, err := i.Addrs()
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == v.Address.Addr() {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// set sends a message of rtnetlink(7) about the address, and waits for its acknowledgement.
+func (v *VIP) set(i *net.Interface, kind, flags uint16, seconds uint32) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}); err != nil {
+		return err
+	}
+	family, preferred := byte(unix.AF_INET), seconds
+	if v.Address.Addr().Is6() {
+		family, preferred = unix.AF_INET6, 0 // no connection from here is to use it
+	}
+	order := binary.NativeEndian
+	body := []byte{family, byte(v.Address.Bits()), 0, unix.RT_SCOPE_UNIVERSE}
+	body = order.AppendUint32(body, uint32(i.Index))
+	attribute := func(kind uint16, value []byte) { // all values here have a multiple of 4 bytes
+		body = order.AppendUint16(body, uint16(4+len(value)))
+		body = append(order.AppendUint16(body, kind), value...)
+	}
+	attribute(unix.IFA_LOCAL, v.Address.Addr().AsSlice())
+	attribute(unix.IFA_ADDRESS, v.Address.Addr().AsSlice())
+	if kind == unix.RTM_NEWADDR {
+		attribute(unix.IFA_CACHEINFO, append(order.AppendUint32(order.AppendUint32(nil, preferred), seconds), make([]byte, 8)...))
+		attribute(unix.IFA_FLAGS, order.AppendUint32(nil, unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE))
+	}
+	message := order.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
+	message = order.AppendUint16(message, kind)
+	message = order.AppendUint16(message, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags)
+	message = append(message, make([]byte, 8)...) // number and port: there is one message on this socket
+	if err := unix.Sendto(fd, append(message, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, answer, 0)
+	if err != nil {
+		return err
+	}
+	if n < unix.SizeofNlMsghdr+4 || order.Uint16(answer[4:]) != unix.NLMSG_ERROR {
+		return errors.New("the kernel gave an answer that is none")
+	}
+	switch code := unix.Errno(-int32(order.Uint32(answer[unix.SizeofNlMsghdr:]))); code {
+	case 0:
+		return nil
+	case unix.EADDRNOTAVAIL:
+		if kind == unix.RTM_DELADDR { // it is gone already
+			return nil
+		}
+		return code
+	case unix.EPERM:
+		return fmt.Errorf("%w: repmgrd needs CAP_NET_ADMIN and CAP_NET_RAW for router_vip", code)
+	default:
+		return code
+	}
+}
+
+// show tells the neighbours that the address is here: by a gratuitous ARP, or an unsolicited neighbour advertisement.
+func (v *VIP) show(i *net.Interface) error {
+	if len(i.HardwareAddr) != 6 { // lo has no neighbours
+		return nil
+	}
+	if v.Address.Addr().Is6() {
+		return v.advertise(i)
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%w: repmgrd needs CAP_NET_RAW for router_vip", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	ip := v.Address.Addr().AsSlice()
+	packet := []byte{0, 1, 8, 0, 6, 4, 0, 1} // Ethernet, IPv4, their lengths, a request: RFC 826, and RFC 5227 section 3
+	packet = append(append(packet, i.HardwareAddr...), ip...)
+	packet = append(append(packet, 0, 0, 0, 0, 0, 0), ip...)
+	to := &unix.SockaddrLinklayer{Protocol: binary.NativeEndian.Uint16([]byte{8, 6}), Ifindex: i.Index, Halen: 6, Addr: [8]byte{255, 255, 255, 255, 255, 255}} // ETH_P_ARP
+	return unix.Sendto(fd, packet, 0, to)
+}
+
+func (v *VIP) advertise(i *net.Interface) error {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+	if err != nil {
+		return fmt.Errorf("%w: repmgrd needs CAP_NET_RAW for router_vip", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, i.Index),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255)) // others are ignored
+	if err != nil {
+		return err
+	}
+	packet := append([]byte{136, 0, 0, 0, 0x20, 0, 0, 0}, v.Address.Addr().AsSlice()...) // override what is known: RFC 4861 section 4.4; the kernel adds the checksum
+	packet = append(append(packet, 2, 1), i.HardwareAddr...)
+	return unix.Sendto(fd, packet, 0, &unix.SockaddrInet6{ZoneId: uint32(i.Index), Addr: netip.MustParseAddr("ff02::1").As16()})
+}

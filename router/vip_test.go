@@ -1,0 +1,99 @@
+package router_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/router"
+)
+
+// The address is on the interface while the lease lasts, no longer, and the neighbours learn where it is. The test makes
+// two network namespaces, which end with it.
+func TestVIP(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("only root may make network namespaces")
+	}
+	runtime.LockOSThread() // and never unlock: the thread ends with the test
+	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
+	neighbour := exec.Command("unshare", "--net", "sleep", "600")
+	neighbour.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	require.NoError(t, neighbour.Start())
+	t.Cleanup(func() { _ = neighbour.Process.Kill(); _ = neighbour.Wait() })
+	there := fmt.Sprintf("--target=%d", neighbour.Process.Pid)
+
+	sh := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%v: %s", args, out)
+		return string(out)
+	}
+	await := func(what string, ok func() bool) {
+		t.Helper()
+		for limit := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+			require.True(t, time.Now().Before(limit), what)
+		}
+	}
+	await("the namespace of the neighbour", func() bool {
+		mine, _ := os.Readlink("/proc/thread-self/ns/net")
+		its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", neighbour.Process.Pid))
+		return err == nil && its != mine && strings.Contains(its, "net:") && commandOf(neighbour.Process.Pid) == "sleep"
+	})
+	sh("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far", "netns", fmt.Sprint(neighbour.Process.Pid))
+	sh("ip", "addr", "add", "192.0.2.1/24", "dev", "eth0")
+	sh("ip", "link", "set", "eth0", "up")
+	sh("nsenter", there, "--net", "ip", "addr", "add", "192.0.2.2/24", "dev", "far")
+	sh("nsenter", there, "--net", "ip", "link", "set", "far", "up")
+	mac := strings.TrimSpace(sh("cat", "/sys/class/net/eth0/address"))
+	if !strings.Contains(mac, ":") || !strings.Contains(sh("ip", "link", "show", "eth0"), mac) { // /sys shows the namespace in which it was mounted
+		mac = strings.Fields(strings.SplitAfter(sh("ip", "link", "show", "eth0"), "link/ether ")[1])[0]
+	}
+
+	here := router.Destination{Primary: registry.Record{ID: 1, Name: "node1"}, Here: true, Left: 1900 * time.Millisecond}
+	for _, address := range []string{"192.0.2.10/24", "2001:db8::10/64"} {
+		v := &router.VIP{Address: netip.MustParsePrefix(address), Interface: "eth0"}
+		ip := v.Address.Addr().String()
+		on := func() bool { return strings.Contains(sh("ip", "addr", "show", "eth0"), ip+"/") }
+		sh("nsenter", there, "--net", "ip", "neigh", "replace", ip, "lladdr", "02:00:00:00:00:99", "dev", "far", "nud", "stale")
+
+		require.NoError(t, v.Point(t.Context(), router.Destination{}), "a node that never had it")
+		require.False(t, on())
+		require.NoError(t, v.Point(t.Context(), here))
+		require.True(t, on())
+		require.Regexp(t, `valid_lft [12]sec`, sh("ip", "addr", "show", "eth0"))
+		await("the neighbour knows where it is", func() bool {
+			require.NoError(t, v.Point(context.Background(), here)) // as it is renewed
+			return strings.Contains(sh("nsenter", there, "--net", "ip", "neigh", "show", ip), mac)
+		})
+
+		last := here
+		last.Left = 900 * time.Millisecond // no whole second: what was said last holds
+		require.NoError(t, v.Point(t.Context(), last))
+		require.True(t, on())
+		await("the end of the lease, without a word of the daemon", func() bool { return !on() })
+
+		require.NoError(t, v.Point(t.Context(), here))
+		require.True(t, on())
+		require.NoError(t, v.Point(t.Context(), router.Destination{Primary: registry.Record{ID: 2, Name: "node2"}}))
+		require.False(t, on(), "another node is the primary")
+		require.NoError(t, v.Point(t.Context(), router.Destination{}), "a second time")
+	}
+	v := &router.VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth9"}
+	require.ErrorContains(t, v.Point(t.Context(), here), "no such network interface")
+}
+
+func commandOf(pid int) string {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(text))
+}
