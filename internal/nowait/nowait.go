@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -83,6 +84,7 @@ func call(number, fd uintptr, b []byte) (int, syscall.Errno) {
 type conn struct {
 	net.Conn
 	file File
+	over atomic.Pointer[error] // of the first read that failed
 }
 
 // Conn wraps c so that it reads and writes by a [File]. A connection without a file descriptor
@@ -90,7 +92,7 @@ type conn struct {
 func Conn(c net.Conn) net.Conn {
 	if s, ok := c.(syscall.Conn); ok {
 		if f, err := Of(s); err == nil {
-			return &conn{c, f}
+			return &conn{Conn: c, file: f}
 		}
 	}
 	return c
@@ -98,7 +100,24 @@ func Conn(c net.Conn) net.Conn {
 
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.file.Read(b)
-	return n, c.failed("read", err)
+	if err = c.failed("read", err); err != nil {
+		c.over.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+// Ended reports whether the other side has ended a connection in order, whatever became of it later: the
+// first read that failed met its end. It knows that of a [Conn], also under TLS.
+func Ended(c net.Conn) bool {
+	if under, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = under.NetConn()
+	}
+	own, ok := c.(*conn)
+	if !ok {
+		return false
+	}
+	err := own.over.Load()
+	return err != nil && *err == io.EOF //nolint:errorlint // it is never wrapped
 }
 
 func (c *conn) Write(b []byte) (written int, err error) {

@@ -2,6 +2,7 @@ package nowait
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -108,4 +109,42 @@ func TestBootTime(t *testing.T) {
 	first := BootTime()
 	require.Positive(t, first)
 	require.GreaterOrEqual(t, BootTime(), first)
+}
+
+// How a connection has ended is known by its first read that failed.
+func TestEnded(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	for name, c := range map[string]struct {
+		do   func(t *testing.T, ours net.Conn, theirs *net.TCPConn)
+		want bool
+	}{
+		"in order": {func(_ *testing.T, _ net.Conn, theirs *net.TCPConn) { _ = theirs.Close() }, true},
+		"by a reset": {func(_ *testing.T, _ net.Conn, theirs *net.TCPConn) {
+			_, _ = theirs.SetLinger(0), theirs.Close()
+		}, false},
+		"by us": {func(_ *testing.T, ours net.Conn, _ *net.TCPConn) { _ = ours.Close() }, false},
+		"in order, after a time limit of ours": {func(t *testing.T, ours net.Conn, theirs *net.TCPConn) {
+			_ = ours.SetDeadline(time.Unix(1, 0))
+			_, err := ours.Read(make([]byte, 1))
+			require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+			_, _ = ours.SetDeadline(time.Time{}), theirs.Close()
+		}, false},
+	} {
+		direct, err := net.Dial("tcp", l.Addr().String())
+		require.NoError(t, err)
+		other, err := l.Accept()
+		require.NoError(t, err)
+		ours := Conn(direct)
+		c.do(t, ours, other.(*net.TCPConn))
+		require.False(t, Ended(ours) && c.want, "%s: nobody has read it yet", name)
+		_, err = ours.Read(make([]byte, 1))
+		require.Error(t, err, name)
+		require.Equal(t, c.want, Ended(ours), name)
+		require.Equal(t, c.want, Ended(tls.Client(ours, nil)), name)
+		require.False(t, Ended(direct), "%s: not one of ours", name)
+		_, _ = ours.Close(), other.Close()
+	}
 }

@@ -17,11 +17,18 @@ import (
 
 	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/pgfollow"
 )
 
-// client writes a row in a transaction, again and again, over one connection as long as that lasts.
+// database is a connection, or a pool.
+type database interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
+// client writes a row in a transaction, again and again, over one connection as long as that lasts, or over a pool.
 type client struct {
-	conninfo string
+	name     string
+	open     func(ctx context.Context) (db database, drop func(), err error)
 	from, to int64 // its rows
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
@@ -31,10 +38,10 @@ type client struct {
 	failed []error
 }
 
-func startClient(t *testing.T, conninfo string, number int64) *client {
+func startClient(t *testing.T, name string, number int64, open func(context.Context) (database, func(), error)) *client {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &client{conninfo: conninfo, from: number * 1_000_000, to: (number + 1) * 1_000_000, cancel: cancel}
+	c := &client{name: name, open: open, from: number * 1_000_000, to: (number + 1) * 1_000_000, cancel: cancel}
 	c.wg.Go(func() { c.run(ctx) })
 	t.Cleanup(c.stop)
 	c.goesOn(t)
@@ -44,28 +51,22 @@ func startClient(t *testing.T, conninfo string, number int64) *client {
 func (c *client) stop() { c.cancel(); c.wg.Wait() }
 
 func (c *client) run(ctx context.Context) {
-	var conn *pgx.Conn
-	drop := func() {
-		if conn != nil {
-			limited, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-			_ = conn.Close(limited)
-			cancel()
-		}
-		conn = nil
-	}
-	defer drop()
+	var db database
+	drop := func() {}
+	defer func() { drop() }()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for id := c.from; id < c.to && ctx.Err() == nil; id++ {
 		err := func() (err error) {
 			limited, cancel := context.WithTimeout(ctx, 20*time.Second)
 			defer cancel()
-			if conn == nil {
-				if conn, err = pgx.Connect(limited, c.conninfo); err != nil {
+			if db == nil {
+				if db, drop, err = c.open(limited); err != nil {
+					db, drop = nil, func() {}
 					return err
 				}
 			}
-			return pgx.BeginFunc(limited, conn, func(tx pgx.Tx) error {
+			return pgx.BeginFunc(limited, db, func(tx pgx.Tx) error {
 				_, err := tx.Exec(limited, `INSERT INTO clients VALUES ($1)`, id)
 				return err
 			})
@@ -79,11 +80,24 @@ func (c *client) run(ctx context.Context) {
 		c.mu.Unlock()
 		if err != nil {
 			drop()
+			db, drop = nil, func() {}
 		}
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 		}
+	}
+}
+
+// over opens connections to conninfo.
+func over(conninfo string) func(context.Context) (database, func(), error) {
+	return func(ctx context.Context) (database, func(), error) {
+		conn, err := pgx.Connect(ctx, conninfo)
+		return conn, func() {
+			limited, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+			defer cancel()
+			_ = conn.Close(limited)
+		}, err
 	}
 }
 
@@ -97,7 +111,7 @@ func (c *client) state() (acks int, failed []error) {
 func (c *client) goesOn(t *testing.T) {
 	t.Helper()
 	before, _ := c.state()
-	pgtest.WaitFor(t, "commits over "+c.conninfo, func(context.Context) error {
+	pgtest.WaitFor(t, "commits of "+c.name, func(context.Context) error {
 		now, failed := c.state()
 		if now < before+5 {
 			return fmt.Errorf("%d more, after the errors %w", now-before, errors.Join(failed...))
@@ -158,7 +172,20 @@ func TestRouters(t *testing.T) {
 	leadTo(1)
 	through := fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=postgres connect_timeout=2", front)
 	pooled := fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=app connect_timeout=10 default_query_exec_mode=exec", console)
-	clients := []*client{startClient(t, through, 1), startClient(t, pooled, 2), startClient(t, pooled, 3)}
+	hosts, ports := make([]string, len(nodes)), make([]string, len(nodes))
+	for i, n := range nodes {
+		hosts[i], ports[i] = "127.0.0.1", fmt.Sprint(n.Port)
+	}
+	follower, err := pgfollow.New(fmt.Sprintf("host=%s port=%s user=postgres dbname=postgres", strings.Join(hosts, ","), strings.Join(ports, ",")), pgfollow.Hold(20*time.Second))
+	require.NoError(t, err)
+	t.Cleanup(follower.Close)
+	pool, err := follower.Pool(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	clients := []*client{
+		startClient(t, "HAProxy", 1, over(through)), startClient(t, "PgBouncer", 2, over(pooled)), startClient(t, "PgBouncer", 3, over(pooled)),
+		startClient(t, "pgfollow", 4, func(context.Context) (database, func(), error) { return pool, func() {}, nil }),
+	}
 	all := func() {
 		t.Helper()
 		for _, c := range clients {
@@ -170,7 +197,7 @@ func TestRouters(t *testing.T) {
 	nodes[1].Must(t, "repmgr -f $C standby switchover")
 	leadTo(2)
 	all()
-	for _, c := range clients[1:] {
+	for _, c := range clients[1:3] {
 		_, failed := c.state()
 		require.Empty(t, failed, "PgBouncer holds its clients back")
 	}

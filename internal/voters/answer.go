@@ -6,7 +6,10 @@ import (
 	"io"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/nowait"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
@@ -53,7 +56,7 @@ func (n *Voter) noteEnded(node *session, err error) {
 	node.Close()
 	n.Mu.Lock()
 	delete(n.conns, node.Server)
-	if endsServer(err) {
+	if endsServer(err) || errors.Is(err, pgconn.ErrConnClosed) && nowait.Ended(node.Conn.PgConn().Conn()) { // the driver does not always say how the connection was closed
 		n.shutdownSaidAt = time.Now()
 	}
 	over := !n.shutdownSaidAt.IsZero() && len(n.conns) == 0

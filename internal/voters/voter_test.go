@@ -2,12 +2,14 @@ package voters
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
@@ -56,6 +58,60 @@ func TestVoter_EndedIsTheServer(t *testing.T) {
 	require.True(t, n.Peer().Ended)
 	n.noteAnswer(election.Silent, time.Now(), nil)
 	require.False(t, n.Peer().Ended, "a port that falls silent and refuses later may be a firewall's")
+}
+
+// The end of a server is seen also by whoever waits for the answer to a statement: the driver then says of some only that
+// the connection is closed.
+func TestVoter_EndedDuringAStatement(t *testing.T) {
+	t.Parallel()
+	const statement = `SELECT pg_sleep(60) WHERE $1`
+	for name, ask := range map[string]func(context.Context, *registry.Server) error{
+		"a row": func(ctx context.Context, n *registry.Server) error {
+			var none string
+			return n.Conn.QueryRow(ctx, statement, true).Scan(&none)
+		},
+		"a command": func(ctx context.Context, n *registry.Server) error {
+			_, err := n.Conn.Exec(ctx, statement, true)
+			return err
+		},
+		"several at once": func(ctx context.Context, n *registry.Server) error {
+			b := &pgx.Batch{}
+			b.Queue(`SELECT 1`)
+			b.Queue(statement, true)
+			b.Queue(`SELECT 2`)
+			return n.Conn.SendBatch(ctx, b).Close()
+		},
+		"without a plan": func(ctx context.Context, n *registry.Server) error {
+			_, err := n.Conn.Exec(ctx, `SELECT 1; SELECT pg_sleep(60)`, pgx.QueryExecModeSimpleProtocol)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := pgtest.Start(t, pgtest.Options{Name: "node1"})
+			n := &Voter{w: &Watch{wake: func() {}}}
+			node, err := registry.Connect(t.Context(), "", s.Conninfo())
+			require.NoError(t, err)
+			one := &session{Server: node}
+			n.opened(one)
+			ctx, cancel := context.WithTimeout(t.Context(), pgtest.Timeout(30*time.Second))
+			defer cancel()
+			ended := make(chan error, 1) // 1: the test may have failed before it is read
+			go func() { ended <- ask(ctx, node) }()
+			pgtest.WaitFor(t, "the statement", func(context.Context) error {
+				if got := s.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'`, int32(node.Conn.PgConn().PID())); got != "1" {
+					return errors.New("it does not run")
+				}
+				return nil
+			})
+			s.Kill()
+			err = <-ended
+			require.Error(t, err)
+			require.NoError(t, ctx.Err())
+			n.noteEnded(one, err)
+			require.True(t, n.Peer().Ended, "%v", err)
+		})
+	}
 }
 
 // A standby's Monitor that sees its primary leaves out every second question to
