@@ -409,10 +409,10 @@ type Config struct {
 	RouterHAProxyBackend string
 	// RouterPgBouncer is the conninfo of the console of a PgBouncer, of one of its admin_users. Key router_pgbouncer.
 	RouterPgBouncer string
-	// RouterPgBouncerFile is a file with databases of that PgBouncer, one in a line, which get the host and the port of
-	// the primary. Key router_pgbouncer_file.
+	// RouterPgBouncerFile is the file with the databases of that PgBouncer, which get the host and the port of the
+	// primary: pgbouncer.ini, or what it includes. Key router_pgbouncer_file.
 	RouterPgBouncerFile string
-	// RouterVIP is an address that is on the machine of the primary. Key router_vip, such as 192.0.2.10/24.
+	// RouterVIP is an address that is on the machine of the primary, with failover automatic. Key router_vip, such as 192.0.2.10/24.
 	RouterVIP string
 	// RouterVIPInterface is the network interface for it. Key router_vip_interface.
 	RouterVIPInterface string
@@ -548,10 +548,10 @@ type Config struct {
 	Notifiers []Notifier
 	// Arbiter votes with the nodes. The programs make it from the keys etcd_*. Defaults to none.
 	Arbiter Arbiter
-	// HoldClients is called by the Monitor of the primary before it stops its server for a switchover: it holds queries
-	// back, and waits for those under way. The switchover waits for it; release is called when that is over. The
-	// programs make it from the keys router_*. Defaults to none.
-	HoldClients func(context.Context) (release func())
+	// HoldClients is called by the Monitor of the primary before it stops its server for a switchover: it holds
+	// transactions back, and waits for those under way. The switchover waits for it, and goes on also after an error; then release
+	// is called. The programs make it from the keys router_*, with package router. Defaults to none.
+	HoldClients func(context.Context) (release func(), err error)
 
 	// What LoadConfig found out.
 

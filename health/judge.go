@@ -76,7 +76,7 @@ func (v View) Primary() Verdict {
 		return No("this node is a standby%s", v.inOffice())
 	case v.Yields:
 		return No("another repmgrd acts for this node: ask that one")
-	case !v.acts():
+	case !v.Decides():
 		return v.primaryByHand()
 	}
 	p := v.self()

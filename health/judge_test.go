@@ -171,3 +171,40 @@ func TestWriter(t *testing.T) {
 	v.NodeID, v.Node = 0, "" // an observer
 	assert.Equal(t, registry.NodeID(1), v.Writer())
 }
+
+// Whether a node is certainly not the primary: not to know it is not enough.
+func TestGone(t *testing.T) {
+	t.Parallel()
+	type change = func(v *health.View, self *election.Peer)
+	for name, c := range map[string]struct {
+		change change
+		want   bool
+	}{
+		"in office":           {func(*health.View, *election.Peer) {}, false},
+		"down":                {func(_ *health.View, p *election.Peer) { p.Answer = election.Refused }, true},
+		"shutting down":       {func(_ *health.View, p *election.Peer) { p.Answer = election.NotAccepting }, true},
+		"silent":              {func(_ *health.View, p *election.Peer) { p.Answer = election.Silent }, false},
+		"silent, lease over":  {func(v *health.View, p *election.Peer) { p.Answer, v.Lease.Left = election.Silent, 0 }, true},
+		"lease over":          {func(v *health.View, _ *election.Peer) { v.Lease.Left = 0 }, true},
+		"lease not known":     {func(v *health.View, _ *election.Peer) { v.Lease = health.Lease{} }, false},
+		"lease not needed":    {func(v *health.View, _ *election.Peer) { v.Lease = health.Lease{Known: true} }, false},
+		"deposed":             {func(v *health.View, _ *election.Peer) { v.Peers[1].Rule = election.Rule{Term: 6, Primary: 2} }, true},
+		"a standby":           {func(_ *health.View, p *election.Peer) { p.Running = election.Standby }, true},
+		"never seen":          {func(v *health.View, p *election.Peer) { *p, v.Lease = election.Peer{ID: 1}, health.Lease{} }, false},
+		"another daemon acts": {func(v *health.View, p *election.Peer) { v.Yields, p.Answer = true, election.Refused }, false},
+		"this daemon hangs":   {func(v *health.View, p *election.Peer) { v.LookedAt, p.Answer = now.Add(-time.Minute), election.Refused }, false},
+		"just made automatic": {func(v *health.View, _ *election.Peer) {
+			v.Peers, v.Rule, v.Lease = nil, election.Rule{}, health.Lease{}
+		}, false},
+		"by hand": {func(v *health.View, _ *election.Peer) { v.Automatic, v.Peers, v.Lease = false, nil, health.Lease{} }, false},
+		"by hand, down": {func(v *health.View, _ *election.Peer) {
+			v.Automatic, v.Peers, v.LocalAnswer = false, nil, election.Refused
+		}, true},
+		"without a node": {func(v *health.View, p *election.Peer) { v.NodeID, p.Answer = 0, election.Refused }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			assert.Equal(t, c.want, with(view(1), c.change).Gone())
+		})
+	}
+}

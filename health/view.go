@@ -83,8 +83,8 @@ func (v View) Name(id int32) string {
 	return registry.NodeID(id).String()
 }
 
-// acts reports whether elections decide who is the primary. Beside a daemon of repmgr 5 they do not.
-func (v View) acts() bool { return v.Automatic && !election.Foreign(v.Peers) }
+// Decides reports whether elections decide who is the primary. Beside a daemon of repmgr 5 they do not.
+func (v View) Decides() bool { return v.Automatic && !election.Foreign(v.Peers) }
 
 // Paused reports whether failover is paused.
 func (v View) Paused() bool { return election.Paused(v.Peers) }

@@ -1,10 +1,13 @@
 package router
 
 import (
+	"cmp"
+	"fmt"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -12,19 +15,24 @@ import (
 type Destination struct {
 	Primary registry.Record   // the zero value: no node is known to be the primary
 	Others  []registry.Record // all other nodes
+	Self    registry.Record   // the node of this daemon; the zero value: it has none
+	Decided bool              // elections decide who the primary is
 	Here    bool              // the primary is the node of this daemon
-	Left    time.Duration     // with Here: how long that is certain without further contact to the voters
+	Until   time.Time         // with Here: how long that is certain without further contact to the voters
+	Gone    bool              // the node of this daemon is certainly not the primary
 }
 
-// destination is where the clients belong by what a Monitor knows.
-func destination(v health.View) (d Destination) {
+// aloneFor is how long this node is taken for the primary without a further look, where nobody else can be elected.
+const aloneFor = 10 * time.Second
+
+func destination(v health.View) Destination {
 	id := v.Writer()
-	d.Here, d.Left = id != 0 && id == v.NodeID, v.Lease.Left
-	if d.Here && !v.Lease.Needed { // nobody else can be elected
-		d.Left = 2*v.Interval + time.Minute
+	d := Destination{Self: v.Record(), Decided: v.Decides(), Here: id != 0 && id == v.NodeID, Gone: v.Gone(), Until: v.At.Add(aloneFor)}
+	if v.Lease.Needed {
+		d.Until = v.At.Add(v.Lease.Left)
 	}
 	for _, r := range v.Records {
-		if r.ID == id && id != 0 {
+		if r.ID == id {
 			d.Primary = r
 		} else {
 			d.Others = append(d.Others, r)
@@ -38,25 +46,15 @@ func (d Destination) same(o Destination) bool {
 	return d.Primary.ID == o.Primary.ID && d.Primary.Conninfo == o.Primary.Conninfo && d.Here == o.Here
 }
 
-func (d Destination) name() string {
-	if d.Primary.ID == 0 {
-		return "none"
-	}
-	return d.Primary.Name
-}
-
 // at is where a node listens.
-func at(r registry.Record) (host, port string) {
+func at(r registry.Record) (host, port string, err error) {
 	params, err := conninfo.Parse(r.Conninfo)
 	if err != nil {
-		return "", ""
+		return "", "", fmt.Errorf("the conninfo of %s: %w", r, err)
 	}
-	host, port = params["host"], params["port"]
+	host = cmp.Or(params["hostaddr"], params["host"])
 	if host == "" {
-		host = params["hostaddr"]
+		return "", "", failure.WithHint(fmt.Errorf("the conninfo of %s names no host", r), "Set conninfo in its repmgr.conf, and register it again with --force.")
 	}
-	if port == "" {
-		port = "5432"
-	}
-	return host, port
+	return host, cmp.Or(params["port"], "5432"), nil
 }

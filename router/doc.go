@@ -2,13 +2,18 @@
 // socket of HAProxy, by the configuration and the console of PgBouncer, or by an address that moves to the
 // primary.
 //
-//	routers, err := router.FromConfig(cfg)
-//	routers.Run(ctx, monitor.View, log) // until ctx ends
+//	routers, err := router.FromConfig(cfg, log)
+//	cfg.HoldClients = routers.HoldClients()
+//	monitor, err := repmgr.NewMonitor(cfg)
+//	go routers.Run(ctx, monitor.View) // until ctx ends, beside monitor.Run
 //
-// Each daemon tells its routers what it knows itself, which [health.View.Writer] says, from its memory. Nothing
-// waits for a router: each has a goroutine of its own, and every word to it a deadline. A router that does not
-// answer is tried again, once a second. What was told is not told again before it changes, so that the health
-// checks of HAProxy have the last word.
+// Each daemon tells its routers what it knows itself, which [health.View.Writer] says, from its memory. What is not
+// known is not told. Nothing waits for a router: each has a goroutine of its own, and every word to it a deadline. A router that
+// does not answer is tried again, once a second. What was told is not told again before it changes, or was out
+// of sight, so that the health checks of HAProxy have the last word.
+//
+// Where an operator decides who is the primary (failover=manual), a daemon tells only of a change that it has seen: of the promotion
+// of its own node, or of another primary that its standby follows. A former primary that is started again says nothing.
 //
 // In a switchover PgBouncer holds the clients back while the primary changes: [Routers.HoldClients].
 package router

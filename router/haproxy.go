@@ -28,30 +28,41 @@ func (h *HAProxy) String() string { return "HAProxy at " + h.Address }
 // Point makes the primary the only server of the backend, and ends the sessions of the others.
 func (h *HAProxy) Point(ctx context.Context, d Destination) error {
 	servers, err := h.servers(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
+		return err
+	case !slices.Contains(servers, d.Primary.Name):
+		return failure.WithHint(fmt.Errorf("backend %q has no server %q, but %s", h.Backend, d.Primary.Name, strings.Join(servers, ", ")), "Name its servers as the nodes.")
+	}
+	var down, cut []string
+	for _, r := range d.Others {
+		if slices.Contains(servers, r.Name) {
+			down, cut = append(down, h.set(r, "down")), append(cut, h.cut(r))
+		}
+	}
+	return h.do(ctx, slices.Concat(down, []string{h.set(d.Primary, "up")}, cut))
+}
+
+// Leave makes a node no server of the backend, and ends its sessions.
+func (h *HAProxy) Leave(ctx context.Context, former registry.Record) error {
+	servers, err := h.servers(ctx)
+	if err != nil || !slices.Contains(servers, former.Name) {
 		return err
 	}
-	has := func(r registry.Record) bool { return slices.Contains(servers, r.Name) }
-	set := func(r registry.Record, state string) string {
-		return fmt.Sprintf("set server %s/%s health %s", h.Backend, r.Name, state)
-	}
-	var down, up, cut []string
-	for _, r := range d.Others {
-		if has(r) {
-			down, cut = append(down, set(r, "down")), append(cut, fmt.Sprintf("shutdown sessions server %s/%s", h.Backend, r.Name))
-		}
-	}
-	if d.Primary.ID != 0 {
-		if !has(d.Primary) {
-			return failure.WithHint(fmt.Errorf("backend %q has no server %q, but %s", h.Backend, d.Primary.Name, strings.Join(servers, ", ")), "Name its servers as the nodes.")
-		}
-		up = []string{set(d.Primary, "up")}
-	}
-	all := slices.Concat(down, up, cut)
-	if len(all) == 0 {
-		return nil
-	}
-	said, err := h.ask(ctx, strings.Join(all, "; "))
+	return h.do(ctx, []string{h.set(former, "down"), h.cut(former)})
+}
+
+func (h *HAProxy) set(r registry.Record, state string) string {
+	return fmt.Sprintf("set server %s/%s health %s", h.Backend, r.Name, state)
+}
+
+func (h *HAProxy) cut(r registry.Record) string {
+	return fmt.Sprintf("shutdown sessions server %s/%s", h.Backend, r.Name)
+}
+
+// do sends commands that have no answer where they succeed.
+func (h *HAProxy) do(ctx context.Context, commands []string) error {
+	said, err := h.ask(ctx, strings.Join(commands, "; "))
 	if said = strings.Join(strings.Fields(said), " "); err == nil && said != "" {
 		err = fmt.Errorf("it says: %s", said)
 		if strings.Contains(said, "denied") {
@@ -102,9 +113,13 @@ func (h *HAProxy) ask(ctx context.Context, commands string) (said string, err er
 		_ = c.SetDeadline(limit)
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
-	if _, err := io.WriteString(c, commands+"\n"); err != nil {
-		return "", err
+	if _, err = io.WriteString(c, commands+"\n"); err == nil {
+		var text []byte
+		text, err = io.ReadAll(io.LimitReader(c, sayLimit))
+		said = string(text)
 	}
-	text, err := io.ReadAll(io.LimitReader(c, sayLimit))
-	return string(text), err
+	if op, ok := errors.AsType[*net.OpError](err); ok { // without the port of our own, which differs each time
+		err = fmt.Errorf("%s: %w", op.Op, op.Err)
+	}
+	return said, err
 }

@@ -1,82 +1,150 @@
 package router
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"os"
-	"path/filepath"
-	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrepmgr/repmgr/conninfo"
-	"github.com/pgrepmgr/repmgr/internal/durable"
 	"github.com/pgrepmgr/repmgr/internal/failure"
-	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // PgBouncer is one that reads its databases from a file of this machine, and whose console is told to read it again.
 type PgBouncer struct {
-	Console string // conninfo of its database "pgbouncer", as one of admin_users
-	File    string // lines of [databases], whose host and port are written here; pgbouncer.ini includes it with %include. Empty: nothing is written
+	Console string // conninfo of one of its admin_users; the database is pgbouncer
+	File    string // its databases, whose host and port are written here: pgbouncer.ini, or a file that it includes
 
-	nodes []registry.Record // all, as Point has seen them
+	host, port string          // of the primary, as it was last told
+	paused     map[string]bool // by Hold
 }
 
 func (p *PgBouncer) String() string {
 	params, _ := conninfo.Parse(p.Console)
-	return "PgBouncer at " + net.JoinHostPort(params["host"], params["port"])
+	return "PgBouncer at " + net.JoinHostPort(cmp.Or(params["host"], params["hostaddr"]), cmp.Or(params["port"], "5432"))
 }
 
-// loginRetry is how long PgBouncer shall wait, in seconds, after a connection to a server has failed: it would go on to do so, by default for 15 s, when
-// the server of the database is another one already.
-const loginRetry = 0.1
+const (
+	// loginRetry is how long PgBouncer shall wait, in seconds, after a connection to a server has failed: it would go on to do
+	// so, by default for 15 s, when the server of the database is another one already.
+	loginRetry = 0.1
+	// pauseAtOnce is how many databases are paused at the same time, each over a connection of its own.
+	pauseAtOnce = 20
+)
 
-// Point writes the file, makes PgBouncer read it, and lets clients go on that Hold has stopped.
-func (p *PgBouncer) Point(ctx context.Context, d Destination) error {
-	if d.Primary.ID == 0 { // its clients wait until there is one
-		return nil
+// Point writes the file, makes PgBouncer read it, and lets clients go on that Hold has stopped. A connection to another node
+// is closed when its transaction has ended.
+func (p *PgBouncer) Point(ctx context.Context, d Destination) (err error) {
+	if p.host, p.port, err = at(d.Primary); err != nil {
+		return err
 	}
-	p.nodes = append(slices.Clone(d.Others), d.Primary)
-	changed := false
-	if p.File != "" {
-		host, port := at(d.Primary)
-		var err error
-		if changed, err = rewriteFile(p.File, host, port); err != nil {
-			return err
-		}
+	names, err := rewriteFile(p.File, p.host, p.port)
+	if err != nil {
+		return err
 	}
 	c, err := p.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close(context.WithoutCancel(ctx)) }()
-	if p.File != "" {
-		if _, err := run(ctx, c, "RELOAD"); err != nil {
-			return err
-		}
+	if _, err := run(ctx, c, "RELOAD"); err != nil {
+		return err
 	}
-	databases, err := p.databases(ctx, c)
+	if err := hurry(ctx, c); err != nil {
+		return err
+	}
+	databases, err := p.databases(ctx, c, names)
 	if err != nil {
 		return err
 	}
-	if err := p.hurry(ctx, c); err != nil {
+	if err := p.leads(databases, names); err != nil {
 		return err
 	}
+	return p.resume(ctx, c, databases)
+}
+
+// leads says which databases of the file PgBouncer has with another address, or not at all: it may have read another file,
+// or none.
+func (p *PgBouncer) leads(databases []database, names map[string]bool) error {
+	hint := fmt.Sprintf("Does pgbouncer.ini include %s, may PgBouncer read it, and what does its log say?", p.File)
+	for _, b := range databases {
+		if names[b.name] && (b.host != p.host || b.port != p.port) {
+			return failure.WithHint(fmt.Errorf("its database %q has the host %s and the port %s after RELOAD, and the primary is at %s and %s", b.name, b.host, b.port, p.host, p.port), "%s", hint)
+		}
+		delete(names, b.name)
+	}
+	delete(names, "*") // it makes databases when clients ask for them
+	for name := range names {
+		return failure.WithHint(fmt.Errorf("it has no database %q after RELOAD, and %s has", name, p.File), "%s", hint)
+	}
+	return nil
+}
+
+// Hold pauses the databases, and waits until no transaction is under way. What goes on longer than ctx goes on;
+// new transactions wait all the same.
+func (p *PgBouncer) Hold(ctx context.Context) error {
+	names, err := databasesOf(p.File)
+	if err != nil {
+		return err
+	}
+	c, err := p.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(context.WithoutCancel(ctx)) }()
+	databases, err := p.databases(ctx, c, names)
+	if err != nil {
+		return err
+	}
+	p.paused = map[string]bool{}
+	var failed []error
+	if len(databases) > pauseAtOnce {
+		failed = append(failed, fmt.Errorf("%d of its %d databases are not held back: %d are the most", len(databases)-pauseAtOnce, len(databases), pauseAtOnce))
+		databases = databases[:pauseAtOnce]
+	}
+	outcomes := make([]error, len(databases))
+	var wg sync.WaitGroup
+	for i, b := range databases {
+		if b.paused { // by somebody else
+			continue
+		}
+		p.paused[b.name] = true
+		wg.Go(func() { // PgBouncer answers when all are idle
+			c, err := p.connect(ctx)
+			if err == nil {
+				_, err = run(ctx, c, "PAUSE "+quoted(b.name))
+				_ = c.Close(context.WithoutCancel(ctx))
+			}
+			outcomes[i] = err
+		})
+	}
+	wg.Wait()
+	return errors.Join(append(failed, outcomes...)...)
+}
+
+// Release lets the databases go on that Hold has paused.
+func (p *PgBouncer) Release(ctx context.Context) error {
+	c, err := p.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(context.WithoutCancel(ctx)) }()
+	databases, err := p.databases(ctx, c, p.paused)
+	if err != nil {
+		return err
+	}
+	return p.resume(ctx, c, databases)
+}
+
+func (p *PgBouncer) resume(ctx context.Context, c *pgconn.PgConn, databases []database) error {
 	var failed []error
 	for _, b := range databases {
-		if !changed && p.File == "" { // it points to a name that leads elsewhere now
-			_, err := run(ctx, c, "RECONNECT "+quoted(b.name))
-			failed = append(failed, err)
-		}
 		if b.paused {
 			_, err := run(ctx, c, "RESUME "+quoted(b.name))
 			failed = append(failed, err)
@@ -85,94 +153,59 @@ func (p *PgBouncer) Point(ctx context.Context, d Destination) error {
 	return errors.Join(failed...)
 }
 
-// hurry makes PgBouncer try a server again at once.
-func (p *PgBouncer) hurry(ctx context.Context, c *pgconn.PgConn) error {
-	rows, err := run(ctx, c, "SHOW CONFIG")
-	if err != nil {
-		return err
+// database is a row of SHOW DATABASES.
+type database struct {
+	name, host, port string
+	paused           bool
+}
+
+// databases are those that are named, or that lead to the primary: made by a "*" of the file.
+func (p *PgBouncer) databases(ctx context.Context, c *pgconn.PgConn, named map[string]bool) (all []database, err error) {
+	rows, err := run(ctx, c, "SHOW DATABASES")
+	for _, row := range rows {
+		b := database{row["name"], row["host"], row["port"], row["paused"] == "1"}
+		if named[b.name] || b.host != "" && b.host == p.host && b.port == p.port {
+			all = append(all, b)
+		}
 	}
+	return all, err
+}
+
+// hurry makes PgBouncer try a server again at once.
+func hurry(ctx context.Context, c *pgconn.PgConn) error {
+	rows, err := run(ctx, c, "SHOW CONFIG")
 	for _, row := range rows {
 		if row["key"] == "server_login_retry" {
-			if now, err := strconv.ParseFloat(row["value"], 64); err != nil || now > loginRetry {
+			if now, bad := strconv.ParseFloat(row["value"], 64); bad != nil || now > loginRetry {
 				_, err = run(ctx, c, fmt.Sprintf("SET server_login_retry = '%g'", loginRetry))
-				return err
 			}
 		}
 	}
-	return nil
-}
-
-// Hold pauses the databases whose servers are nodes, and waits until no transaction is under way. What goes
-// on longer than ctx goes on; new ones wait all the same.
-func (p *PgBouncer) Hold(ctx context.Context) error {
-	c, err := p.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close(context.WithoutCancel(ctx)) }()
-	databases, err := p.databases(ctx, c)
-	if err != nil {
-		return err
-	}
-	var wg sync.WaitGroup
-	failed := make([]error, len(databases))
-	for i, b := range databases {
-		wg.Go(func() { // each waits for its own transactions
-			c, err := p.connect(ctx)
-			if err == nil {
-				_, err = run(ctx, c, "PAUSE "+quoted(b.name))
-				_ = c.Close(context.WithoutCancel(ctx))
-			}
-			failed[i] = err
-		})
-	}
-	wg.Wait()
-	return errors.Join(failed...)
-}
-
-// database is one that leads to a node.
-type database struct {
-	name   string
-	paused bool
-}
-
-// databases are those of PgBouncer that lead to a node, or that the file names.
-func (p *PgBouncer) databases(ctx context.Context, c *pgconn.PgConn) (all []database, err error) {
-	rows, err := run(ctx, c, "SHOW DATABASES")
-	if err != nil {
-		return nil, err
-	}
-	ours := map[string]bool{}
-	for _, r := range p.nodes {
-		host, port := at(r)
-		ours[net.JoinHostPort(host, port)] = true
-	}
-	for _, row := range rows {
-		if ours[net.JoinHostPort(row["host"], row["port"])] {
-			all = append(all, database{row["name"], row["paused"] == "1"})
-		}
-	}
-	if len(all) == 0 {
-		return nil, failure.WithHint(errors.New("none of its databases has the host and the port of a node"), "Set router_pgbouncer_file to a file with databases that pgbouncer.ini includes with %%include.")
-	}
-	return all, nil
+	return err
 }
 
 func (p *PgBouncer) connect(ctx context.Context) (*pgconn.PgConn, error) {
-	text, err := conninfo.ForPGX(p.Console)
+	params, err := conninfo.Parse(p.Console)
+	if err != nil {
+		return nil, err
+	}
+	params["dbname"] = "pgbouncer" // the only one of the console, and the one of its line in a passfile
+	text, err := conninfo.ForPGX(conninfo.Format(params))
 	if err != nil {
 		return nil, err
 	}
 	cfg, err := pgconn.ParseConfig(text)
 	if err != nil {
-		return nil, fmt.Errorf("router_pgbouncer: %w", err)
+		return nil, errors.New("router_pgbouncer can not be used as a conninfo") // the text of the error may contain the password
 	}
-	if cfg.Database == "" || cfg.Database == cfg.User {
-		cfg.Database = "pgbouncer"
-	}
-	c, err := pgconn.ConnectConfig(ctx, cfg)
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) {
-		return nil, failure.WithHint(err, "Is %q one of admin_users in pgbouncer.ini, and is its password in the passfile?", cfg.User)
+	limited, cancel := context.WithTimeoutCause(ctx, dialLimit, fmt.Errorf("no answer within %s", dialLimit))
+	defer cancel()
+	c, err := pgconn.ConnectConfig(limited, cfg)
+	switch pg, refused := errors.AsType[*pgconn.PgError](err); {
+	case refused:
+		return nil, failure.WithHint(fmt.Errorf("%s", pg.Message), "Is %q one of admin_users in pgbouncer.ini, and is its password in the passfile?", cfg.User)
+	case err != nil && limited.Err() != nil:
+		return nil, context.Cause(limited)
 	}
 	return c, err
 }
@@ -196,81 +229,3 @@ func run(ctx context.Context, c *pgconn.PgConn, command string) (rows []map[stri
 }
 
 func quoted(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
-
-var (
-	databaseLine = regexp.MustCompile(`^(\s*(?:"(?:[^"]|"")*"|[^"\s=;#\[%]+)\s*=)(.*)$`)
-	pairOfLine   = regexp.MustCompile(`\s*\b(\w+)\s*=\s*(?:'(?:[^']|'')*'|[^\s']*)`)
-)
-
-// rewrite gives each database of a text the host and the port of the primary. What else a line says stays.
-func rewrite(text, host, port string) (out string, databases int) {
-	if strings.ContainsAny(host, " '") {
-		host = "'" + strings.ReplaceAll(host, "'", "''") + "'"
-	}
-	lines := strings.Split(text, "\n")
-	for i, line := range lines {
-		m := databaseLine.FindStringSubmatch(line)
-		if m == nil {
-			continue
-		}
-		databases++
-		rest := pairOfLine.ReplaceAllStringFunc(m[2], func(pair string) string {
-			if key, _, _ := strings.Cut(pair, "="); slices.Contains([]string{"host", "port"}, strings.TrimSpace(key)) {
-				return ""
-			}
-			return pair
-		})
-		if rest != "" && rest[0] > ' ' {
-			rest = " " + rest
-		}
-		lines[i] = fmt.Sprintf("%s host=%s port=%s%s", m[1], host, port, rest)
-	}
-	return strings.Join(lines, "\n"), databases
-}
-
-// rewriteFile is rewrite for a file, which keeps its mode and its group.
-func rewriteFile(path, host, port string) (changed bool, err error) {
-	if path, err = filepath.EvalSymlinks(path); err != nil {
-		return false, err
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return false, err
-	}
-	now, databases := rewrite(string(text), host, port)
-	switch {
-	case databases == 0:
-		return false, fmt.Errorf("%s has no line of a database, such as: app = dbname=app", path)
-	case now == string(text):
-		return false, nil
-	}
-	return true, replace(path, []byte(now))
-}
-
-// replace writes a file anew, so that a reader finds the old one or the new one.
-func replace(path string, data []byte) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	tmp := path + ".repmgr"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	if err = os.Chmod(tmp, info.Mode().Perm()); err == nil {
-		if s, ok := info.Sys().(*syscall.Stat_t); ok {
-			err = os.Chown(tmp, -1, int(s.Gid))
-		}
-		if errors.Is(err, fs.ErrPermission) && info.Mode().Perm()&0o004 != 0 { // everybody may read it
-			err = nil
-		}
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-		return err
-	}
-	return durable.SyncDir(filepath.Dir(path))
-}

@@ -23,6 +23,11 @@ func TestRewrite(t *testing.T) {
 		},
 		"hostaddr is another word": {"app = xhost=1 port=2", "app = host=b port=2 xhost=1"},
 		"what is no database":      {"; app = host=old\n# x = host=old\n[databases]\n%include x.ini\n", "; app = host=old\n# x = host=old\n[databases]\n%include x.ini\n"},
+		"a whole pgbouncer.ini": {
+			"[databases]\napp = dbname=app\n\n[pgbouncer]\nlisten_port = 6432\nauth_file = users.txt\n[users]\nx = pool_mode=session\n[databases]\nb=\n",
+			"[databases]\napp = host=b port=2 dbname=app\n\n[pgbouncer]\nlisten_port = 6432\nauth_file = users.txt\n[users]\nx = pool_mode=session\n[databases]\nb= host=b port=2\n",
+		},
+		"a quote that is not at the beginning": {"app = password=a'host=b user=x", "app = host=b port=2 password=a'host=b user=x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -40,18 +45,20 @@ func TestRewriteFile(t *testing.T) {
 	file, link := filepath.Join(dir, "real.ini"), filepath.Join(dir, "link.ini")
 	require.NoError(t, os.WriteFile(file, []byte("[databases]\napp = dbname=app\n"), 0o640))
 	require.NoError(t, os.Symlink(file, link))
-	changed, err := rewriteFile(link, "/run/postgresql", "5432")
+	names, err := rewriteFile(link, "/run/postgresql", "5432")
 	require.NoError(t, err)
-	require.True(t, changed)
+	require.Equal(t, map[string]bool{"app": true}, names)
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
 	require.Equal(t, "[databases]\napp = host=/run/postgresql port=5432 dbname=app\n", string(text))
 	info, err := os.Stat(file)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o640), info.Mode())
-	changed, err = rewriteFile(link, "/run/postgresql", "5432")
+	_, err = rewriteFile(link, "/run/postgresql", "5432")
 	require.NoError(t, err)
-	require.False(t, changed)
+	again, err := os.Stat(file)
+	require.NoError(t, err)
+	require.True(t, os.SameFile(info, again), "nothing has changed")
 
 	require.NoError(t, os.WriteFile(file, []byte("; nothing here\n"), 0o640))
 	_, err = rewriteFile(file, "b", "2")

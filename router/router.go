@@ -2,20 +2,24 @@ package router
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/internal/wait"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 const (
+	dialLimit  = time.Second           // how long a connection may take
 	tellLimit  = 2 * time.Second       // how long a router may take for what it is told
-	holdLimit  = 5 * time.Second       // how long queries under way are waited for before a switchover
+	holdLimit  = 5 * time.Second       // how long transactions under way are waited for before a switchover
 	retryAfter = time.Second           // after an attempt that failed
 	lookEvery  = 25 * time.Millisecond // how often the memory of the Monitor is looked at
 )
@@ -23,21 +27,32 @@ const (
 // A Router is something that clients reach the primary through. Its methods are not called at the same time.
 type Router interface {
 	fmt.Stringer
-	// Point sends clients to the primary, and cuts those that are connected elsewhere. It may be called again for the same
-	// destination. Without a primary it is called where the node of this daemon was it last: its clients are sent away.
+	// Point sends new clients to the primary of d, and those that are connected elsewhere as far as it can. It may be called again for
+	// the same destination, and by several daemons.
 	Point(ctx context.Context, d Destination) error
+}
+
+// A Leaver is a Router that can send clients away from a node that is certainly not the primary any more,
+// where it is not known yet who is. It must leave every other node as it is.
+type Leaver interface {
+	Leave(ctx context.Context, former registry.Record) error
 }
 
 // A Holder is a Router that can hold clients back.
 type Holder interface {
-	// Hold holds new queries back, and returns when those under way have ended, or with ctx. The next Point ends that.
+	// Hold holds new transactions back, and returns when those under way have ended, or with ctx. The next Point ends that.
 	Hold(ctx context.Context) error
+	// Release lets go on what Hold has held back, wherever that leads.
+	Release(ctx context.Context) error
 }
 
 // renewer is a Router that forgets what it was told, unless it is told again in time.
 type renewer interface {
-	renewAfter(d Destination) time.Duration
+	renewAfter() time.Duration
 }
+
+// partial is the error of a Router that has done what it was told, but for something.
+type partial struct{ error }
 
 // Routers are those of one daemon.
 type Routers struct {
@@ -49,7 +64,7 @@ type Routers struct {
 func New(log *slog.Logger, all ...Router) *Routers {
 	r := &Routers{log: log}
 	for _, one := range all {
-		r.all = append(r.all, &keeper{Router: one})
+		r.all = append(r.all, &keeper{Router: one, troubles: trouble.Log{Logger: log, Hint: repmgr.Hint}})
 	}
 	return r
 }
@@ -58,14 +73,19 @@ func New(log *slog.Logger, all ...Router) *Routers {
 func (r *Routers) Run(ctx context.Context, look func() health.View) {
 	var wg sync.WaitGroup
 	for _, k := range r.all {
-		wg.Go(func() { k.run(ctx, look, trouble.Log{Logger: r.log, Hint: repmgr.Hint}) })
+		wg.Go(func() {
+			for wait.Pause(ctx, lookEvery) == nil {
+				k.tell(ctx, k.destination(look()))
+			}
+			k.end(context.WithoutCancel(ctx), look)
+		})
 	}
 	wg.Wait()
 }
 
 // HoldClients is for [repmgr.Config.HoldClients]: it holds clients back for a switchover, and waits for at most 5
 // seconds for their transactions. Those that take longer are cut by the shutdown of the primary. nil: no router can do that.
-func (r *Routers) HoldClients() func(ctx context.Context) (release func()) {
+func (r *Routers) HoldClients() func(ctx context.Context) (release func(), err error) {
 	var able []*keeper
 	for _, k := range r.all {
 		if _, ok := k.Router.(Holder); ok {
@@ -75,102 +95,154 @@ func (r *Routers) HoldClients() func(ctx context.Context) (release func()) {
 	if len(able) == 0 {
 		return nil
 	}
-	return func(ctx context.Context) (release func()) {
+	return func(ctx context.Context) (release func(), err error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, holdLimit, fmt.Errorf("transactions are still under way after %s", holdLimit))
 		defer cancel()
 		var wg sync.WaitGroup
-		for _, k := range able {
-			wg.Go(func() {
-				if err := k.hold(ctx); err != nil {
-					r.log.Warn("the switchover goes on although clients are not all held back", "router", k.String(), "err", err)
-				}
-			})
+		failed := make([]error, len(able))
+		for i, k := range able {
+			wg.Go(func() { failed[i] = k.hold(ctx) })
 		}
 		wg.Wait()
 		return func() {
 			for _, k := range able {
 				k.release()
 			}
-		}
+		}, errors.Join(failed...)
 	}
 }
 
 // keeper is one router, and what it was told.
 type keeper struct {
 	Router
+	standby bool // of the goroutine of Run: the local server was last seen as a standby, and has run since
 
-	mu      sync.Mutex // held while the router is told something
-	told    Destination
-	known   bool // told was told, and holds
-	held    bool // Hold was called, and Point not since
-	handing bool // a switchover is under way: this node is the primary, and will soon not be
-	next    time.Time
+	mu       sync.Mutex // held while the router is told something
+	troubles trouble.Log
+	told     Destination // the last one
+	current  bool        // told is in force, as far as this daemon knows
+	here     bool        // clients may come to this node because of us
+	held     bool        // Hold was called, and Point not since
+	handing  bool        // a switchover is under way: this node is the primary, and will soon not be
+	retryAt  time.Time
+	renewAt  time.Time
 }
 
-func (k *keeper) run(ctx context.Context, look func() health.View, troubles trouble.Log) {
-	for wait.Pause(ctx, lookEvery) == nil {
-		k.tell(ctx, destination(look()), &troubles)
+// destination is where the clients belong by what a Monitor knows. Where no election decides, this node is the primary only
+// if it was promoted while this daemon watched it.
+func (k *keeper) destination(v health.View) Destination {
+	switch v.LocalAnswer { //nolint:exhaustive // what is not known changes nothing
+	case election.Refused, election.NotAccepting:
+		k.standby = false
+	case election.Answers:
+		k.standby = k.standby || v.Local.InRecovery
 	}
-	k.release()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.held { // whoever ends must not leave the clients waiting
-		_ = k.point(context.WithoutCancel(ctx), k.told)
+	d := destination(v)
+	if d.Here && !d.Decided && !k.standby {
+		d.Primary, d.Here = registry.Record{}, false
 	}
+	return d
 }
 
-// tell points the router to a destination where that is due.
-func (k *keeper) tell(ctx context.Context, d Destination, troubles *trouble.Log) {
+// tell tells the router of a destination where that is due.
+func (k *keeper) tell(ctx context.Context, d Destination) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	begun := time.Now()
-	if !k.due(d, begun) {
+	switch {
+	case d.Primary.ID == 0:
+		k.outOfSight(ctx, d, begun)
+		return
+	case !d.Decided && k.told.Primary.ID == 0: // it was so before this daemon was started
+		k.told, k.current = d, true
+		return
+	case !k.due(d, begun):
 		return
 	}
-	news := !k.known || d.Primary.ID != k.told.Primary.ID
-	err := k.point(ctx, d)
-	if ctx.Err() != nil {
-		return
-	}
-	if troubles.Report(k.String(), err); err != nil {
-		k.next = time.Now().Add(retryAfter)
+	news := d.Primary.ID != k.told.Primary.ID || !k.current
+	k.here = k.here || d.Here // also where the attempt fails half-way
+	err := k.limited(ctx, func(ctx context.Context) error { return k.Point(ctx, d) })
+	if !k.done(ctx, err) {
 		return
 	}
 	if news {
-		troubles.Logger.Log(ctx, repmgr.LevelNotice, "a router was told where the primary is", "router", k.String(), "primary", d.name(), "within", time.Since(begun).Round(time.Millisecond))
+		k.troubles.Logger.Log(ctx, repmgr.LevelNotice, "a router was told where the primary is", "router", k.String(), "primary", d.Primary.Name, "within", time.Since(begun).Round(time.Millisecond))
 	}
-	k.told, k.known, k.next = d, true, time.Time{}
-	if r, ok := k.Router.(renewer); ok && d.Here {
-		k.next = begun.Add(r.renewAfter(d))
+	k.told, k.current, k.here, k.held = d, true, d.Here, false
+	if r, ok := k.Router.(renewer); ok {
+		k.renewAt = begun.Add(r.renewAfter())
 	}
 }
 
-// due reports whether the router is to be told of a destination now.
+// outOfSight is tell where no primary is known: clients of this node are sent away when that is certainly none. Others stay: whether their
+// node serves them is not known here. When a primary is seen again the router is told again.
+func (k *keeper) outOfSight(ctx context.Context, d Destination, now time.Time) {
+	if d.Decided && !k.handing {
+		k.current = false
+	}
+	if !d.Gone || !k.here || now.Before(k.retryAt) {
+		return
+	}
+	if l, ok := k.Router.(Leaver); ok {
+		if !k.done(ctx, k.limited(ctx, func(ctx context.Context) error { return l.Leave(ctx, d.Self) })) {
+			return
+		}
+		k.troubles.Logger.Log(ctx, repmgr.LevelNotice, "a router was told that this node is not the primary", "router", k.String(), "within", time.Since(now).Round(time.Millisecond))
+	}
+	k.here, k.current = false, false
+}
+
+// due reports whether the router is to be told of a primary now.
 func (k *keeper) due(d Destination, now time.Time) bool {
-	_, renews := k.Router.(renewer)
-	same := k.known && k.told.same(d)
+	same := k.current && k.told.same(d)
 	switch {
-	case k.handing && same:
+	case now.Before(k.retryAt), same && k.handing:
 		return false
-	case d.Primary.ID == 0 && !k.told.Here: // clients of another node stay: whether it serves them is not known here
-		return false
-	case !same || k.held:
-		return !now.Before(k.next)
+	case !same, k.held:
+		return true
 	}
-	return renews && d.Here && !now.Before(k.next)
+	_, renews := k.Router.(renewer)
+	return renews && d.Here && !now.Before(k.renewAt)
 }
 
-func (k *keeper) point(ctx context.Context, d Destination) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, tellLimit, fmt.Errorf("no answer within %s", tellLimit))
+// done reports whether an attempt was successful, and says so where that is news.
+func (k *keeper) done(ctx context.Context, err error) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	k.troubles.Report(k.String(), err)
+	if _, ok := errors.AsType[partial](err); err == nil || ok {
+		k.retryAt = time.Time{}
+		return true
+	}
+	after := retryAfter
+	if r, ok := k.Router.(renewer); ok {
+		after = r.renewAfter()
+	}
+	k.retryAt = time.Now().Add(after)
+	return false
+}
+
+// limited runs what a router is told, with the deadline for that.
+func (k *keeper) limited(ctx context.Context, do func(context.Context) error) error {
+	limited, cancel := context.WithTimeoutCause(ctx, tellLimit, fmt.Errorf("no answer within %s", tellLimit))
 	defer cancel()
-	err := k.Point(ctx, d)
-	switch {
-	case err == nil:
-		k.held = k.held && d.Primary.ID == 0
-	case ctx.Err() != nil:
-		err = context.Cause(ctx)
+	err := do(limited)
+	if err != nil && limited.Err() != nil {
+		return context.Cause(limited)
 	}
 	return err
+}
+
+// end is called once, when nobody calls tell any more: clients are not left waiting, and not left with a server that is down.
+func (k *keeper) end(ctx context.Context, look func() health.View) {
+	k.release()
+	k.tell(ctx, k.destination(look()))
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if h, ok := k.Router.(Holder); ok && k.held {
+		k.done(ctx, k.limited(ctx, h.Release))
+	}
 }
 
 func (k *keeper) hold(ctx context.Context) error {
@@ -178,8 +250,11 @@ func (k *keeper) hold(ctx context.Context) error {
 	defer k.mu.Unlock()
 	k.held, k.handing = true, true
 	err := k.Router.(Holder).Hold(ctx)
-	if ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", k, err)
 	}
 	return err
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
-	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -24,52 +23,76 @@ type recorder struct {
 
 func (r *recorder) String() string { return "recorder" }
 
-func (r *recorder) Point(_ context.Context, d Destination) error {
+func (r *recorder) say(what string) error {
 	if r.fail == nil {
-		r.told = append(r.told, d.name())
+		r.told = append(r.told, what)
 	}
 	return r.fail
 }
 
-func (r *recorder) Hold(context.Context) error {
-	r.told = append(r.told, "hold")
-	return nil
+func (r *recorder) Point(_ context.Context, d Destination) error { return r.say(d.Primary.Name) }
+
+func (r *recorder) Leave(_ context.Context, former registry.Record) error {
+	return r.say("leave " + former.Name)
 }
+
+func (r *recorder) Hold(context.Context) error    { return r.say("hold") }
+func (r *recorder) Release(context.Context) error { return r.say("release") }
+
+// lasting is one that has to be told again and again.
+type lasting struct{ recorder }
+
+func (*lasting) renewAfter() time.Duration { return time.Hour }
 
 var (
 	node1   = registry.Record{ID: 1, Name: "node1", Conninfo: "host=a port=5433 dbname=x"}
 	node2   = registry.Record{ID: 2, Name: "node2", Conninfo: "host=b dbname=x"}
-	nowhere = Destination{Others: []registry.Record{node1, node2}}
-	toOne   = Destination{Primary: node1, Others: []registry.Record{node2}}
-	toTwo   = Destination{Primary: node2, Others: []registry.Record{node1}}
-	here    = Destination{Primary: node1, Others: []registry.Record{node2}, Here: true}
+	unknown = Destination{Self: node1, Decided: true, Others: []registry.Record{node1, node2}}
+	gone    = Destination{Self: node1, Decided: true, Others: []registry.Record{node1, node2}, Gone: true}
+	toOne   = Destination{Self: node2, Decided: true, Primary: node1, Others: []registry.Record{node2}, Gone: true}
+	toTwo   = Destination{Self: node1, Decided: true, Primary: node2, Others: []registry.Record{node1}, Gone: true}
+	here    = Destination{Self: node1, Decided: true, Primary: node1, Others: []registry.Record{node2}, Here: true}
 )
+
+func byHand(d Destination) Destination {
+	d.Decided = false
+	return d
+}
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // What a router is told, and what it is not told again.
 func TestKeeper(t *testing.T) {
 	t.Parallel()
+	moved := toTwo
+	moved.Primary.Conninfo = "host=c dbname=x"
 	for name, c := range map[string]struct {
 		seen []Destination
 		want []string
 	}{
-		"once":                      {[]Destination{toOne, toOne, toOne}, []string{"node1"}},
-		"nothing is known":          {[]Destination{nowhere, nowhere}, nil},
-		"another primary":           {[]Destination{toOne, toTwo, toTwo}, []string{"node1", "node2"}},
-		"out of sight":              {[]Destination{toOne, nowhere, toOne}, []string{"node1"}},
-		"out of sight, and another": {[]Destination{toOne, nowhere, toTwo}, []string{"node1", "node2"}},
-		"this node no more":         {[]Destination{here, nowhere, nowhere}, []string{"node1", "none"}},
-		"this node, and again":      {[]Destination{here, nowhere, here}, []string{"node1", "none", "node1"}},
-		"this node, then another":   {[]Destination{here, nowhere, toTwo}, []string{"node1", "none", "node2"}},
-		"another address":           {[]Destination{toTwo, {Primary: registry.Record{ID: 2, Name: "node2", Conninfo: "host=c dbname=x"}}}, []string{"node2", "node2"}},
+		"once":                             {[]Destination{toOne, toOne, toOne}, []string{"node1"}},
+		"nothing is known":                 {[]Destination{unknown, gone, unknown}, nil},
+		"another primary":                  {[]Destination{toOne, toTwo, toTwo}, []string{"node1", "node2"}},
+		"out of sight, and again":          {[]Destination{toTwo, unknown, unknown, toTwo, toTwo}, []string{"node2", "node2"}},
+		"out of sight, and another":        {[]Destination{toOne, unknown, toTwo}, []string{"node1", "node2"}},
+		"another node is lost":             {[]Destination{toTwo, gone, gone}, []string{"node2"}},
+		"this node, nothing is known":      {[]Destination{here, unknown, unknown}, []string{"node1"}},
+		"this node no more":                {[]Destination{here, gone, gone}, []string{"node1", "leave node1"}},
+		"this node, and again":             {[]Destination{here, gone, here}, []string{"node1", "leave node1", "node1"}},
+		"this node, then another":          {[]Destination{here, gone, toTwo}, []string{"node1", "leave node1", "node2"}},
+		"this node, then another at once":  {[]Destination{here, toTwo, gone}, []string{"node1", "node2"}},
+		"another address":                  {[]Destination{toTwo, moved}, []string{"node2", "node2"}},
+		"by hand, as before the start":     {[]Destination{byHand(here), byHand(unknown), byHand(here)}, nil},
+		"by hand, a standby that follows":  {[]Destination{byHand(toOne), byHand(unknown), byHand(toOne), byHand(toTwo)}, []string{"node2"}},
+		"by hand, promoted":                {[]Destination{byHand(toTwo), byHand(here), byHand(here)}, []string{"node1"}},
+		"by hand, promoted, then it ended": {[]Destination{byHand(toTwo), byHand(here), byHand(gone), byHand(gone)}, []string{"node1", "leave node1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := &recorder{}
 			k := New(quiet(), r).all[0]
 			for _, d := range c.seen {
-				k.tell(t.Context(), d, &trouble.Log{Logger: quiet()})
+				k.tell(t.Context(), d)
 			}
 			require.Equal(t, c.want, r.told)
 		})
@@ -81,16 +104,38 @@ func TestKeeper_TriesAgain(t *testing.T) {
 	t.Parallel()
 	r := &recorder{fail: errors.New("no answer")}
 	k := New(quiet(), r).all[0]
-	log := &trouble.Log{Logger: quiet(), Hint: func(error) string { return "" }}
-	k.tell(t.Context(), toOne, log)
-	require.True(t, log.Has("recorder"))
+	k.tell(t.Context(), here)
+	require.True(t, k.troubles.Has("recorder"))
 	r.fail = nil
-	k.tell(t.Context(), toTwo, log)
+	k.tell(t.Context(), toTwo)
 	require.Empty(t, r.told, "it is not asked again at once")
-	k.next = time.Time{}
-	k.tell(t.Context(), toTwo, log)
-	require.Equal(t, []string{"node2"}, r.told)
-	require.False(t, log.Has("recorder"))
+	k.retryAt = time.Time{}
+	k.tell(t.Context(), gone)
+	require.Equal(t, []string{"leave node1"}, r.told, "it may have been done")
+	k.tell(t.Context(), toTwo)
+	require.Equal(t, []string{"leave node1", "node2"}, r.told)
+	require.False(t, k.troubles.Has("recorder"))
+
+	r.fail = partial{errors.New("but for something")}
+	k.tell(t.Context(), here)
+	require.True(t, k.troubles.Has("recorder"))
+	require.True(t, k.current, "the rest is done")
+	require.Zero(t, k.retryAt)
+}
+
+// What has to be told again and again does not wait for that where there is something else to tell.
+func TestKeeper_Renews(t *testing.T) {
+	t.Parallel()
+	r := &lasting{}
+	k := New(quiet(), r).all[0]
+	k.tell(t.Context(), here)
+	k.tell(t.Context(), here)
+	require.Equal(t, []string{"node1"}, r.told)
+	k.renewAt = time.Time{}
+	k.tell(t.Context(), here)
+	k.tell(t.Context(), gone)
+	k.tell(t.Context(), here)
+	require.Equal(t, []string{"node1", "node1", "leave node1", "node1"}, r.told)
 }
 
 // Clients that are held back go on where the primary is afterwards, also where that is the same.
@@ -102,57 +147,116 @@ func TestKeeper_Hold(t *testing.T) {
 	}{
 		"handed over":              {toTwo, toTwo, []string{"node1", "hold", "node2"}},
 		"nothing came of it":       {here, here, []string{"node1", "hold", "node1"}},
-		"restarted in place":       {nowhere, here, []string{"node1", "hold", "none", "node1"}},
-		"without a primary so far": {nowhere, toTwo, []string{"node1", "hold", "none", "node2"}},
+		"restarted in place":       {gone, here, []string{"node1", "hold", "leave node1", "node1"}},
+		"without a primary so far": {gone, toTwo, []string{"node1", "hold", "leave node1", "node2"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := &recorder{}
 			all := New(quiet(), r)
-			k, log := all.all[0], &trouble.Log{Logger: quiet()}
-			k.tell(t.Context(), here, log)
-			release := all.HoldClients()(t.Context())
-			k.tell(t.Context(), here, log) // the server is not stopped yet
-			k.tell(t.Context(), c.during, log)
+			k := all.all[0]
+			k.tell(t.Context(), here)
+			release, err := all.HoldClients()(t.Context())
+			require.NoError(t, err)
+			k.tell(t.Context(), here) // the server is not stopped yet
+			k.tell(t.Context(), c.during)
 			release()
-			k.tell(t.Context(), c.after, log)
+			k.tell(t.Context(), c.after)
+			k.tell(t.Context(), c.after)
 			require.Equal(t, c.want, r.told)
 		})
 	}
 	require.Nil(t, New(quiet(), &HAProxy{}).HoldClients())
+	r := &recorder{fail: errors.New("no answer")}
+	_, err := New(quiet(), r).HoldClients()(t.Context())
+	require.EqualError(t, err, "recorder: no answer")
 }
 
-// A daemon that ends does not leave the clients waiting.
-func TestRouters_RunEndsAHold(t *testing.T) {
+// A daemon that ends leaves no client waiting, and none with a server that is down.
+func TestRouters_End(t *testing.T) {
 	t.Parallel()
-	r := &recorder{}
-	all := New(quiet(), r)
-	all.all[0].told, all.all[0].known = here, true
-	all.HoldClients()(t.Context())
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	all.Run(ctx, func() health.View { return health.View{} })
-	require.Equal(t, []string{"hold", "node1"}, r.told)
+	for name, c := range map[string]struct {
+		before []Destination
+		v      health.View
+		want   []string
+	}{
+		"nothing is known":         {[]Destination{here}, health.View{}, []string{"node1", "hold", "release"}},
+		"after the server's end":   {[]Destination{here, gone}, health.View{}, []string{"node1", "leave node1", "hold", "release"}},
+		"there is another primary": {[]Destination{here}, viewOf(2), []string{"node1", "hold", "node2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := &recorder{}
+			all := New(quiet(), r)
+			for _, d := range c.before {
+				all.all[0].tell(t.Context(), d)
+			}
+			_, err := all.HoldClients()(t.Context())
+			require.NoError(t, err)
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			all.Run(ctx, func() health.View { return c.v })
+			require.Equal(t, c.want, r.told)
+		})
+	}
+}
+
+// viewOf is the view of node1 in a cluster whose primary is another one, or itself.
+func viewOf(primary int32) health.View {
+	rule := election.Rule{Term: 1, Primary: primary, Voters: []int32{1, 2}}
+	v := health.View{Records: []registry.Record{node1, node2}, NodeID: 1, At: time.Now(), LookedAt: time.Now(), Interval: time.Second, Automatic: true, Silence: 2 * time.Second, Rule: rule, LocalAnswer: election.Answers}
+	for id := int32(1); id <= 2; id++ {
+		runs := election.Standby
+		if id == primary {
+			runs = election.Primary
+		}
+		v.Peers = append(v.Peers, election.Peer{ID: id, Answer: election.Answers, SeenAt: v.At, Running: runs, Rule: rule})
+	}
+	return v
 }
 
 func TestDestination(t *testing.T) {
 	t.Parallel()
-	v := health.View{Records: []registry.Record{node1, node2}, NodeID: 2, At: time.Now(), LookedAt: time.Now(), Interval: time.Second}
-	require.Equal(t, nowhere, destination(v))
+	require.Equal(t, toTwo, with(destination(viewOf(2)), func(d *Destination) { d.Until = time.Time{} }))
 
-	rule := election.Rule{Term: 1, Primary: 1, Voters: []int32{1, 2}}
-	v.Automatic, v.Silence, v.Rule = true, 2*time.Second, rule
-	v.Peers = []election.Peer{
-		{ID: 1, Answer: election.Answers, SeenAt: v.At, Running: election.Primary, Rule: rule},
-		{ID: 2, Answer: election.Answers, SeenAt: v.At, Running: election.Standby, Rule: rule},
-	}
-	require.Equal(t, toOne, destination(v))
-
-	v.NodeID, v.Lease = 1, health.Lease{Known: true, Needed: true, Proven: true, Left: 1500 * time.Millisecond}
+	v := viewOf(1)
+	require.False(t, destination(v).Here, "the lease is not known")
+	require.False(t, destination(v).Gone, "that is no proof")
+	v.Lease = health.Lease{Known: true, Needed: true, Proven: true, Left: 1500 * time.Millisecond}
 	d := destination(v)
 	require.True(t, d.Here)
-	require.Equal(t, 1500*time.Millisecond, d.Left)
+	require.Equal(t, v.At.Add(1500*time.Millisecond), d.Until)
+	v.Lease.Needed = false
+	require.Equal(t, v.At.Add(aloneFor), destination(v).Until)
 
-	host, port := at(node2)
+	host, port, err := at(node2)
+	require.NoError(t, err)
 	require.Equal(t, []string{"b", "5432"}, []string{host, port})
+	_, _, err = at(registry.Record{ID: 3, Name: "node3", Conninfo: "service=x"})
+	require.ErrorContains(t, err, "names no host")
+}
+
+func with(d Destination, change func(*Destination)) Destination {
+	change(&d)
+	return d
+}
+
+// Where no election decides, this node is the primary for its routers only if it was promoted under the eyes of this daemon.
+func TestKeeper_DestinationByHand(t *testing.T) {
+	t.Parallel()
+	k := &keeper{}
+	see := func(answer election.Answer, standby bool) bool {
+		v := viewOf(1)
+		v.Automatic, v.Peers, v.LocalAnswer, v.LocalSeenAt = false, nil, answer, v.At
+		v.Records = []registry.Record{node1, node2}
+		v.Records[0].Role = registry.RolePrimary
+		v.Local = registry.NodeStatus{StartedAt: v.At, InRecovery: standby}
+		return k.destination(v).Here
+	}
+	require.False(t, see(election.Answers, false), "it was one before")
+	require.False(t, see(election.Answers, true))
+	require.True(t, see(election.Answers, false), "it was promoted")
+	require.True(t, see(election.Answers, false))
+	require.False(t, see(election.Refused, false))
+	require.False(t, see(election.Answers, false), "it was started again, and another node may have been promoted")
 }

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // VIP is an address that is on a network interface of this machine as long as its node is the primary. The kernel itself
@@ -19,63 +22,81 @@ type VIP struct {
 	Address   netip.Prefix
 	Interface string
 
-	shownUntil time.Time // until then the neighbours are told where the address is
+	taken, shown time.Time // when it was taken, and when the neighbours were last told where it is
 }
 
 const (
-	vipRenew = 250 * time.Millisecond
-	showFor  = 3 * time.Second // a message may get lost
+	vipRenew  = 250 * time.Millisecond
+	vipMargin = 300 * time.Millisecond // the kernel removes an address up to 0.25 s late
+	showFor   = 3 * time.Second        // the neighbours are told each time that it is renewed: a message may get lost
+	showEvery = 10 * time.Second       // afterwards
 )
 
 func (v *VIP) String() string { return fmt.Sprintf("address %s on %s", v.Address, v.Interface) }
 
-func (v *VIP) renewAfter(Destination) time.Duration { return vipRenew }
+func (v *VIP) renewAfter() time.Duration { return vipRenew }
 
 // Point gives the address to the interface, or takes it away.
-func (v *VIP) Point(_ context.Context, d Destination) error {
-	i, err := net.InterfaceByName(v.Interface)
-	if err != nil {
-		return err
-	}
-	has, err := v.isOn(i)
-	if err != nil {
-		return err
-	}
+func (v *VIP) Point(ctx context.Context, d Destination) error {
 	if !d.Here {
-		if has {
-			err = v.set(i, unix.RTM_DELADDR, 0, 0)
-		}
+		return v.Leave(ctx, d.Self)
+	}
+	i, have, err := v.find()
+	if err != nil {
 		return err
 	}
-	seconds := uint32(min(d.Left, time.Hour) / time.Second)
-	if d.Left < time.Second { // what the interface was told last holds for as long as the lease
+	seconds := uint32(max(0, time.Until(d.Until)-vipMargin) / time.Second)
+	switch {
+	case seconds > 0:
+	case have.IsValid(): // what the interface was told last holds for as long as the lease
 		return nil
+	default:
+		return failure.WithHint(fmt.Errorf("%s is not taken: the lease of this primary lasts for less than a second", v), "Set silence_timeout to 3 s or more.")
 	}
-	if err := v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seconds); err != nil {
+	if err := v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, v.Address, seconds); err != nil {
 		return err
 	}
 	now := time.Now()
-	if !has {
-		v.shownUntil = now.Add(showFor)
+	if now.After(d.Until) { // this process stood still before the kernel began to count
+		return v.Leave(ctx, d.Self)
 	}
-	if now.Before(v.shownUntil) {
-		return v.show(i)
+	if !have.IsValid() {
+		v.taken, v.shown = now, time.Time{}
+	}
+	if now.Sub(v.taken) < showFor || now.Sub(v.shown) > showEvery {
+		v.shown = now
+		if err := v.show(i); err != nil {
+			return partial{fmt.Errorf("the neighbours are not told of it: %w", err)}
+		}
 	}
 	return nil
 }
 
-func (v *VIP) isOn(i *net.Interface) (bool, error) {
+// Leave takes the address away.
+func (v *VIP) Leave(context.Context, registry.Record) error {
+	i, have, err := v.find()
+	if err == nil && have.IsValid() {
+		err = v.set(i, unix.RTM_DELADDR, 0, have, 0)
+	}
+	return err
+}
+
+// find returns the interface, and the address as it is on that; the zero value: it is not.
+func (v *VIP) find() (i *net.Interface, have netip.Prefix, err error) {
+	if i, err = net.InterfaceByName(v.Interface); err != nil {
+		return nil, have, fmt.Errorf("interface %s: %w", v.Interface, err)
+	}
 	all, err := i.Addrs()
 	for _, a := range all {
 		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == v.Address.Addr() {
-			return true, nil
+			have = p
 		}
 	}
-	return false, err
+	return i, have, err
 }
 
 // set sends a message of rtnetlink(7) about the address, and waits for its acknowledgement.
-func (v *VIP) set(i *net.Interface, kind, flags uint16, seconds uint32) error {
+func (v *VIP) set(i *net.Interface, kind, flags uint16, address netip.Prefix, seconds uint32) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -89,7 +110,7 @@ func (v *VIP) set(i *net.Interface, kind, flags uint16, seconds uint32) error {
 		family, preferred = unix.AF_INET6, 0 // no connection from here is to use it
 	}
 	order := binary.NativeEndian
-	body := []byte{family, byte(v.Address.Bits()), 0, unix.RT_SCOPE_UNIVERSE}
+	body := []byte{family, byte(address.Bits()), 0, unix.RT_SCOPE_UNIVERSE}
 	body = order.AppendUint32(body, uint32(i.Index))
 	attribute := func(kind uint16, value []byte) { // all values here have a multiple of 4 bytes
 		body = order.AppendUint16(body, uint16(4+len(value)))
@@ -110,6 +131,9 @@ func (v *VIP) set(i *net.Interface, kind, flags uint16, seconds uint32) error {
 	}
 	answer := make([]byte, 4096)
 	n, _, err := unix.Recvfrom(fd, answer, 0)
+	for errors.Is(err, unix.EINTR) {
+		n, _, err = unix.Recvfrom(fd, answer, 0)
+	}
 	if err != nil {
 		return err
 	}

@@ -55,42 +55,48 @@ func TestVIP(t *testing.T) {
 	sh("ip", "link", "set", "eth0", "up")
 	sh("nsenter", there, "--net", "ip", "addr", "add", "192.0.2.2/24", "dev", "far")
 	sh("nsenter", there, "--net", "ip", "link", "set", "far", "up")
-	mac := strings.TrimSpace(sh("cat", "/sys/class/net/eth0/address"))
-	if !strings.Contains(mac, ":") || !strings.Contains(sh("ip", "link", "show", "eth0"), mac) { // /sys shows the namespace in which it was mounted
-		mac = strings.Fields(strings.SplitAfter(sh("ip", "link", "show", "eth0"), "link/ether ")[1])[0]
-	}
+	mac := strings.Fields(strings.SplitAfter(sh("ip", "link", "show", "eth0"), "link/ether ")[1])[0]
 
-	here := router.Destination{Primary: registry.Record{ID: 1, Name: "node1"}, Here: true, Left: 1900 * time.Millisecond}
+	left := func(d time.Duration) router.Destination {
+		return router.Destination{Primary: registry.Record{ID: 1, Name: "node1"}, Here: true, Until: time.Now().Add(d)}
+	}
+	const lease = 2900 * time.Millisecond
 	for _, address := range []string{"192.0.2.10/24", "2001:db8::10/64"} {
 		v := &router.VIP{Address: netip.MustParsePrefix(address), Interface: "eth0"}
 		ip := v.Address.Addr().String()
 		on := func() bool { return strings.Contains(sh("ip", "addr", "show", "eth0"), ip+"/") }
 		sh("nsenter", there, "--net", "ip", "neigh", "replace", ip, "lladdr", "02:00:00:00:00:99", "dev", "far", "nud", "stale")
 
-		require.NoError(t, v.Point(t.Context(), router.Destination{}), "a node that never had it")
+		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "a node that never had it")
 		require.False(t, on())
-		require.NoError(t, v.Point(t.Context(), here))
+		require.ErrorContains(t, v.Point(t.Context(), left(1200*time.Millisecond)), "less than a second", "the kernel may be late")
+		require.False(t, on())
+		require.NoError(t, v.Point(t.Context(), left(lease)))
 		require.True(t, on())
 		require.Regexp(t, `valid_lft [12]sec`, sh("ip", "addr", "show", "eth0"))
 		await("the neighbour knows where it is", func() bool {
-			require.NoError(t, v.Point(context.Background(), here)) // as it is renewed
+			require.NoError(t, v.Point(context.Background(), left(lease))) // as it is renewed
 			return strings.Contains(sh("nsenter", there, "--net", "ip", "neigh", "show", ip), mac)
 		})
 
-		last := here
-		last.Left = 900 * time.Millisecond // no whole second: what was said last holds
+		last := left(1900 * time.Millisecond)
+		require.NoError(t, v.Point(t.Context(), last))
+		last.Until = last.Until.Add(-time.Second) // no whole second: what was said last holds
 		require.NoError(t, v.Point(t.Context(), last))
 		require.True(t, on())
 		await("the end of the lease, without a word of the daemon", func() bool { return !on() })
 
-		require.NoError(t, v.Point(t.Context(), here))
+		require.NoError(t, v.Point(t.Context(), left(lease)))
 		require.True(t, on())
 		require.NoError(t, v.Point(t.Context(), router.Destination{Primary: registry.Record{ID: 2, Name: "node2"}}))
 		require.False(t, on(), "another node is the primary")
-		require.NoError(t, v.Point(t.Context(), router.Destination{}), "a second time")
+		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "a second time")
+		sh("ip", "addr", "add", ip+"/"+fmt.Sprint(v.Address.Addr().BitLen()), "dev", "eth0")
+		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "somebody else has added it in another way")
+		require.False(t, on())
 	}
 	v := &router.VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth9"}
-	require.ErrorContains(t, v.Point(t.Context(), here), "no such network interface")
+	require.ErrorContains(t, v.Point(t.Context(), left(lease)), "interface eth9: ")
 }
 
 func commandOf(pid int) string {

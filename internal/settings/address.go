@@ -45,7 +45,7 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 // BadPrefix returns what is wrong with the address of one machine.
 func BadPrefix(s string) string {
 	p, err := ParsePrefix(s)
-	if a := p.Addr(); s != "" && (err != nil || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback()) {
+	if a := p.Addr(); s != "" && (err != nil || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Is4In6()) {
 		return "must be an address of one machine, such as 192.0.2.10/24 or 2001:db8::10/64"
 	}
 	return ""

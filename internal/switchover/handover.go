@@ -39,7 +39,7 @@ type Options struct {
 	// LogIn logs in to a node for replication, as the server would as a standby of it.
 	LogIn func(context.Context, registry.Record) error
 	// HoldClients holds queries back while the primary changes, until release is called. nil: nothing does.
-	HoldClients func(context.Context) (release func())
+	HoldClients func(context.Context) (release func(), err error)
 	// Suspend leaves starting and stopping the server to the handover, until resume is called. A
 	// lease is not kept meanwhile, so it is called when the server is told to end.
 	Suspend func() (resume func())
@@ -141,8 +141,13 @@ func (h *Handover) prepare(ctx context.Context) error {
 		return err
 	}
 	if h.HoldClients != nil {
-		h.release = h.HoldClients(ctx)
-		h.done(StepHeld, "clients wait")
+		said := "clients wait"
+		var err error
+		if h.release, err = h.HoldClients(ctx); err != nil {
+			said = "not all clients wait: " + err.Error()
+			h.Log.Warn("switchover: not all clients are held back", "err", err, "hint", failure.Hint(err))
+		}
+		h.done(StepHeld, "%s", said)
 	}
 	return h.notice(ctx, n)
 }
