@@ -152,8 +152,8 @@ func TestClients(t *testing.T) {
 	extra := func() []string {
 		http = append(http, pgtest.Port(t))
 		return []string{
-			"failover=automatic", "synchronous_mode=quorum", "failovers_per_hour=-1", fmt.Sprintf("http_listen='127.0.0.1:%d'", http[len(http)-1]), "router_haproxy_socket=" + socket,
-			fmt.Sprintf("router_pgbouncer='host=127.0.0.1 port=%d user=postgres'", bouncer), "router_pgbouncer_file=" + databases,
+			"failover=automatic", "synchronous_mode=quorum", "failovers_per_hour=-1", fmt.Sprintf("http_listen='127.0.0.1:%d'", http[len(http)-1]), "router_haproxy_socket='" + socket + "'",
+			fmt.Sprintf("router_pgbouncer='host=127.0.0.1 port=%d user=postgres'", bouncer), "router_pgbouncer_file='" + databases + "'",
 		}
 	}
 	settings := map[string]string{"wal_log_hints": "on"}
