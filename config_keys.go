@@ -374,7 +374,7 @@ func (c Config) conflicts(bad map[string]bool) []conffile.Fault {
 		settings.Expect(c.HTTPClientCA == "" || c.HTTPCert != "", "http_client_ca", "needs also", "http_cert", "clients show certificates only over TLS"),
 		settings.Expect((c.RouterPgBouncer == "") == (c.RouterPgBouncerFile == ""), "router_pgbouncer", "needs also", "router_pgbouncer_file", "set both, or neither"),
 		settings.Expect(c.RouterVIP == "" || c.Failover == FailoverAutomatic, "router_vip", "does not work with", "failover", "set failover = automatic: without elections nobody can say that two machines do not have it"),
-		settings.Expect(c.RouterVIP == "" || c.SilenceTimeout >= 2*time.Second, "router_vip", "does not work with", "silence_timeout", "set 2 s or more, better 3: the kernel counts in whole seconds how long the address stays"),
+		settings.Expect(c.RouterVIP == "" || c.SilenceTimeout >= 3*time.Second, "router_vip", "does not work with", "silence_timeout", "set silence_timeout = 3 or more, and fence_timeout no less: the kernel counts in whole seconds how long the address stays"),
 		settings.Expect((c.RouterVIP == "") == (c.RouterVIPInterface == ""), "router_vip", "needs also", "router_vip_interface", "set both, or neither"),
 		settings.Expect(c.BarmanHost == "" || c.BarmanServer != "", "barman_host", "needs also", "barman_server", "set both, or neither"),
 		settings.Expect(c.BarmanServer == "" || c.BarmanHost != "", "barman_server", "needs also", "barman_host", "set both, or neither"),

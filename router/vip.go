@@ -23,6 +23,7 @@ type VIP struct {
 	Interface string
 
 	taken, shown time.Time // when it was taken, and when the neighbours were last told where it is
+	refused      error     // by the kernel, when it was last asked
 }
 
 const (
@@ -50,11 +51,13 @@ func (v *VIP) Point(ctx context.Context, d Destination) error {
 	case seconds > 0:
 	case have.IsValid(): // what the interface was told last holds for as long as the lease
 		return nil
+	case v.refused != nil:
+		return v.refused
 	default:
-		return failure.WithHint(fmt.Errorf("%s is not taken: the lease of this primary lasts for less than a second", v), "Set silence_timeout to 3 s or more.")
+		return failure.WithHint(errors.New("the address is not taken: the lease of this primary lasts for less than a second"), "Set silence_timeout to more than it is.")
 	}
-	if err := v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, v.Address, seconds); err != nil {
-		return err
+	if v.refused = v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, v.Address, seconds); v.refused != nil {
+		return v.refused
 	}
 	now := time.Now()
 	if now.After(d.Until) { // this process stood still before the kernel began to count
