@@ -73,10 +73,11 @@ func run(ctx context.Context, args []string, out, logTo io.Writer) error {
 		}
 		monitors = append(monitors, monitor)
 	}
+	o.monitor = monitors[0]
 
 	ctx, cancel := context.WithCancel(ctx)
 	mux := http.NewServeMux()
-	mux.Handle("/cluster/", web.Handler(monitors[0], web.Options{Prefix: "/cluster", Cluster: func() *repmgr.Cluster { return o.cluster }, Events: events, Logger: log}))
+	mux.Handle("/cluster/", web.Handler(o.monitor, web.Options{Prefix: "/cluster", Cluster: func() *repmgr.Cluster { return o.cluster }, Events: events, Logger: log}))
 	mux.HandleFunc("POST /move", func(w http.ResponseWriter, r *http.Request) { o.move(ctx, w, r) })
 	// No page of another site may move the primary through the browser of somebody who can.
 	server := &web.Server{Listen: *listen, Handler: http.NewCrossOriginProtection().Handler(mux), Logger: log}
@@ -93,7 +94,8 @@ func run(ctx context.Context, args []string, out, logTo io.Writer) error {
 }
 
 type orchestrator struct {
-	cluster *repmgr.Cluster
+	cluster *repmgr.Cluster // as seen from the first node
+	monitor *repmgr.Monitor // of that
 	calm    time.Duration
 
 	mu    sync.Mutex
@@ -149,17 +151,12 @@ func (o *orchestrator) move(ctx context.Context, w http.ResponseWriter, r *http.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(limit))
 	var choice repmgr.SwitchoverOptions
 	if name := r.FormValue("to"); name != "" {
-		nodes, err := o.cluster.Nodes(ctx)
-		for _, n := range nodes {
+		for _, n := range o.monitor.View().Records { // from its memory, also while its server is down
 			if n.Name == name {
 				choice.To = n.ID
 			}
 		}
-		switch {
-		case err != nil:
-			answer(w, http.StatusServiceUnavailable, map[string]any{"error": err.Error()})
-			return
-		case choice.To == 0:
+		if choice.To == 0 {
 			answer(w, http.StatusNotFound, map[string]any{"error": "there is no node " + name})
 			return
 		}
