@@ -117,7 +117,7 @@ func (c *Cluster) add(t testing.TB, id repmgr.NodeID, o Options) {
 	cfg := repmgr.DefaultConfig()
 	cfg.NodeID, cfg.NodeName, cfg.ClusterName, cfg.Conninfo, cfg.DataDirectory = id, n.Name, "repmgrtest", n.ConnString, dir
 	cfg.Failover, cfg.SynchronousMode = repmgr.FailoverAutomatic, cmp.Or(o.SynchronousMode, repmgr.SynchronousQuorum)
-	cfg.MonitorInterval, cfg.HangTimeout = monitorInterval, hangTimeout
+	cfg.MonitorInterval, cfg.HangTimeout, cfg.FailoversPerHour = monitorInterval, hangTimeout, -1
 	cfg.Logger = slog.New(slog.NewTextHandler(c.log, nil)).With("monitor", n.Name)
 	cfg.PgBindir = c.bin
 	if o.Configure != nil {
