@@ -47,7 +47,16 @@ func Main(m *testing.M) {
 //	if err := repmgrtest.Available(); err != nil {
 //		t.Skip(err)
 //	}
-func Available() error { return pgtest.Usable("") }
+func Available() error { return usable("") }
+
+func usable(binDir string) error {
+	for _, name := range []string{"PGTARGETSESSIONATTRS", "PGSERVICE"} {
+		if os.Getenv(name) != "" {
+			return fmt.Errorf("the environment has %s, which leads connections elsewhere than to the node that is meant: unset it", name)
+		}
+	}
+	return pgtest.Usable(binDir)
+}
 
 // Cluster is a primary with standbys, and a Monitor for each, which elect another primary when the old one is lost. Make one with [Start].
 type Cluster struct {
@@ -79,7 +88,7 @@ func Start(t testing.TB, o Options) *Cluster {
 	if o.Nodes < 3 {
 		t.Fatalf("repmgrtest: a cluster of %d nodes can not fail over: a majority of the nodes must be left; use 3 or more", o.Nodes)
 	}
-	err := pgtest.Usable(o.BinDir)
+	err := usable(o.BinDir)
 	if err == nil {
 		err = pgtest.Guard()
 	}

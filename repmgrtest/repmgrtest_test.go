@@ -233,6 +233,9 @@ func TestStart_Refuses(t *testing.T) {
 	require.Contains(t, failure(t, func(tb testing.TB) { repmgrtest.Start(tb, repmgrtest.Options{Nodes: 2}) }), "a cluster of 2 nodes can not fail over")
 	require.Contains(t, failure(t, func(tb testing.TB) { repmgrtest.Start(tb, repmgrtest.Options{BinDir: "/nowhere"}) }), "ask the PostgreSQL server in /nowhere for its version")
 	require.NoError(t, repmgrtest.Available())
+	t.Setenv("PGTARGETSESSIONATTRS", "read-write")
+	require.ErrorContains(t, repmgrtest.Available(), "unset it")
+	t.Setenv("PGTARGETSESSIONATTRS", "")
 	t.Setenv("REPMGR_PG_BINDIR", "/nowhere")
 	require.ErrorContains(t, repmgrtest.Available(), "/nowhere")
 }

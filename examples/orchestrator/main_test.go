@@ -45,7 +45,7 @@ func newNode(t *testing.T, id int, s *pgtest.Server) (conf string) {
 // start runs the program, and returns its address and what it prints.
 func start(t *testing.T, args ...string) (at string, lines <-chan line) {
 	t.Helper()
-	at = fmt.Sprintf("127.0.0.1:%d", pgtest.Port(t))
+	listen := fmt.Sprintf("127.0.0.1:%d", pgtest.Port(t))
 	read, write := io.Pipe()
 	said := make(chan line, 100)
 	go func() {
@@ -60,13 +60,13 @@ func start(t *testing.T, args ...string) (at string, lines <-chan line) {
 	}()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, append([]string{"-listen", at}, args...), write, t.Output()) }()
+	go func() { done <- run(ctx, append([]string{"-listen", listen}, args...), write, t.Output()) }()
 	t.Cleanup(func() {
 		cancel()
 		require.NoError(t, <-done)
 		_ = write.Close()
 	})
-	return "http://" + at, said
+	return "http://" + listen, said
 }
 
 // next is the next line, but for those of one kind.
