@@ -6,7 +6,11 @@
 //	curl -d to=node2 http://127.0.0.1:8090/move
 //	curl http://127.0.0.1:8090/cluster/primary
 //
-// and http://127.0.0.1:8090/cluster/ui in a browser. A file with conninfo and failover=automatic, but without a node, makes an observer, for a
+// and http://127.0.0.1:8090/cluster/ui in a browser. A line that it prints:
+//
+//	{"at":"...","what":"failover","from":"node2","to":"node1","term":3,"outage_ms":266.154,"reason":"primary is dead: ...","steps":[{"step":"surveyed","ms":22.777}, ...]}
+//
+// A file with conninfo and failover=automatic, but without a node, makes an observer, for a
 // machine without PostgreSQL: it answers the same, and holds an election when the repmgrd of the nodes are gone.
 package main
 
