@@ -13,21 +13,19 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/repmgrtest"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) { repmgrtest.Main(m) }
 
-// The primary is stopped and a standby promoted while two clients count; each number is given once.
+// The primary is killed while two clients count; each number is given once.
 func TestService(t *testing.T) {
-	primary := pgtest.Start(t, pgtest.Options{Name: "node1"})
-	standby := pgtest.NewStandby(t, primary, pgtest.Options{Name: "node2"})
+	cluster := repmgrtest.Start(t, repmgrtest.Options{})
 	port := pgtest.Port(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
-	go func() {
-		done <- run(ctx, []string{"-db", fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=%d,%d user=postgres dbname=postgres", primary.Port, standby.Port), "-port", fmt.Sprint(port)}, io.Discard)
-	}()
+	go func() { done <- run(ctx, []string{"-db", cluster.ConnString(), "-port", fmt.Sprint(port)}, io.Discard) }()
 	count := func(ctx context.Context) (int, error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d/count", port), nil)
 		if err != nil {
@@ -88,9 +86,11 @@ func TestService(t *testing.T) {
 		})
 	}
 	more("numbers of the first primary")
-	primary.Stop("fast")
-	standby.Exec(t, `SELECT pg_promote()`)
+	cluster.KillPrimary(t)
+	cluster.WaitForPrimary(t)
 	more("numbers of the second one")
+	cluster.Switchover(t)
+	more("numbers of the third one")
 	leave()
 	wg.Wait()
 	for n, times := range given {

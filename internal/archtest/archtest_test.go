@@ -38,14 +38,17 @@ var floors = [][]string{
 	{"internal/coordinator", "internal/switchover", "internal/reconcile", "explain", "report", "internal/observer"},
 	{"doctor", "internal/restart", "internal/adopt", "internal/topology"},
 	{"."},
-	{"etcd", "web", "router"},
+	{"etcd", "web", "router", "repmgrtest"},
 	{"internal/cli"},
 	{"cmd/*", "examples/*"},
 	{"internal/manual", "internal/bench", "internal/compat", "internal/compat/debian", "internal/surfaces"}, // tests of the programs as a whole
 }
 
-// onlyForTests may be imported by _test.go files alone.
-var onlyForTests = []string{"internal/pgtest", "internal/daemontest", "internal/archtest", "internal/chaos"}
+// onlyForTests may be imported by _test.go files alone, and pgtest also by forTestsElsewhere.
+var onlyForTests = []string{"internal/pgtest", "internal/daemontest", "internal/archtest", "internal/chaos", forTestsElsewhere}
+
+// forTestsElsewhere is what the tests of other modules import.
+const forTestsElsewhere = "repmgrtest"
 
 // leaves import the standard library and wal, nothing else. The pure ones have
 // no clock and do no I/O besides: time may only be arithmetic. pgcontrol reads
@@ -58,8 +61,11 @@ var (
 type pkg struct {
 	ImportPath, Dir, Name, Doc string
 	Standard                   bool
-	Module                     *struct{ Main bool }
-	GoFiles, Imports, Deps     []string
+	Module                     *struct {
+		Path string
+		Main bool
+	}
+	GoFiles, Imports, Deps []string
 }
 
 func (p pkg) own() bool { return p.Module != nil && p.Module.Main }
@@ -121,7 +127,7 @@ func TestImportsPointDown(t *testing.T) {
 	all := packages(t)
 	for _, p := range all {
 		from := place(p.ImportPath)
-		if !p.own() || slices.Contains(onlyForTests, from) {
+		if !p.own() || slices.Contains(onlyForTests, from) && from != forTestsElsewhere {
 			continue
 		}
 		if floor(from) < 0 {
@@ -131,7 +137,7 @@ func TestImportsPointDown(t *testing.T) {
 		for _, i := range p.Imports {
 			to := place(i)
 			switch {
-			case !all[i].own():
+			case !all[i].own(), from == forTestsElsewhere && to == "internal/pgtest":
 			case slices.Contains(onlyForTests, to):
 				t.Errorf("%s imports %s outside of its tests", from, to)
 			case floor(to) >= floor(from):
@@ -209,6 +215,30 @@ func TestProgramsHoldNoTestCode(t *testing.T) {
 			if d == "testing" || strings.HasPrefix(d, "github.com/stretchr/testify") || strings.HasPrefix(d, "github.com/prometheus/") || slices.Contains(onlyForTests, place(d)) {
 				t.Errorf("%s needs %s, which is for tests", place(p.ImportPath), d)
 			}
+		}
+	}
+}
+
+// Whoever tests a service with repmgrtest gets no module but those that the library itself needs.
+func TestTestsElsewhereGetNoFurtherModule(t *testing.T) {
+	t.Parallel()
+	all := packages(t)
+	modules := func(place string) (found []string) {
+		for _, d := range all[strings.TrimSuffix(module+"/"+place, "/")].Deps {
+			if m := all[d].Module; m != nil && !slices.Contains(found, m.Path) {
+				found = append(found, m.Path)
+			}
+		}
+		return found
+	}
+	own := modules(forTestsElsewhere)
+	if len(own) < 2 {
+		t.Fatalf("%s needs %v: this test does not see what it needs", forTestsElsewhere, own)
+	}
+	library := modules("")
+	for _, m := range own {
+		if !slices.Contains(library, m) {
+			t.Errorf("%s needs %s, which the library does not", forTestsElsewhere, m)
 		}
 	}
 }

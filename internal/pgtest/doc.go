@@ -19,13 +19,17 @@
 // by a panic or SIGKILL, its parent ends and removes; a run that passed but
 // left a process running fails.
 //
-// Only _test.go files import this package. It needs Linux, and of PostgreSQL
-// only initdb and postgres.
+// Where TestMain belongs to somebody else, as in the packages that use repmgrtest,
+// Guard does the most of that without it.
+//
+// Only _test.go files import this package, and repmgrtest. It needs Linux, and of
+// PostgreSQL only initdb and postgres.
 //
 // # Environment
 //
-//   - REPMGR_PG_BINDIR: the directory of the server binaries. Defaults to the
-//     newest /usr/lib/postgresql/*/bin, else to what pg_config says.
+//   - REPMGR_PG_BINDIR: the directory of the server binaries. Defaults to that
+//     of postgres in PATH, else to the newest of /usr/lib/postgresql/*/bin and
+//     /usr/pgsql-*/bin, else to what pg_config says.
 //   - REPMGR_TEST_TIMEOUT_SCALE: a factor for every deadline here. Defaults to 1.
 //
 // # Files

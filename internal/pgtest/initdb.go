@@ -21,17 +21,20 @@ type install struct {
 	major   int
 }
 
-// findInstall takes dir, else REPMGR_PG_BINDIR, else the newest server of this
-// machine.
+// findInstall takes dir, else REPMGR_PG_BINDIR, else the server in PATH, else the newest one of
+// this machine.
 func findInstall(dir string) (install, error) {
 	if dir == "" {
 		dir = os.Getenv("REPMGR_PG_BINDIR")
 	}
 	if dir == "" {
+		dir = binDirInPath()
+	}
+	if dir == "" {
 		dir = newestBinDir()
 	}
 	if dir == "" {
-		return install{}, errors.New("no PostgreSQL server found: install the package postgresql (scripts/deps does), or let REPMGR_PG_BINDIR name the directory of initdb and postgres")
+		return install{}, errors.New("no PostgreSQL server found: install the package postgresql, or let REPMGR_PG_BINDIR name the directory of initdb and postgres")
 	}
 	out, err := exec.Command(filepath.Join(dir, "postgres"), "-V").Output()
 	if err != nil {
@@ -65,11 +68,28 @@ func NeedPrograms(t testing.TB, names ...string) {
 	}
 }
 
+// binDirInPath is where PATH has postgres, with initdb beside it; empty: nowhere.
+func binDirInPath() string {
+	path, err := exec.LookPath("postgres")
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path) // as in /usr/local/bin
+	}
+	if err == nil {
+		_, err = os.Stat(filepath.Join(filepath.Dir(path), "initdb"))
+	}
+	if err != nil {
+		return ""
+	}
+	return filepath.Dir(path)
+}
+
+// newestBinDir looks where Debian and the packages of postgresql.org for Red Hat put the servers.
 func newestBinDir() (dir string) {
 	newest := 0
 	dirs, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
-	for _, d := range dirs {
-		n, _ := strconv.Atoi(filepath.Base(filepath.Dir(d)))
+	others, _ := filepath.Glob("/usr/pgsql-*/bin")
+	for _, d := range append(dirs, others...) {
+		n, _ := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(d)), "pgsql-"))
 		if _, err := os.Stat(d + "/postgres"); err == nil && n > newest {
 			newest, dir = n, d
 		}
@@ -121,7 +141,7 @@ func initdb(in install, dir string, args []string) error {
 // cacheDir is where the directories made by initdb are kept between runs. The
 // place has a well-known name, so it must be ours and closed to others.
 func cacheDir() (string, error) {
-	dir := filepath.Join(filepath.Dir(os.Getenv(baseEnv)), fmt.Sprintf("repmgr-pgtest-%d", os.Getuid()))
+	dir := filepath.Join(filepath.Dir(base()), fmt.Sprintf("repmgr-pgtest-%d", os.Getuid()))
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("make cache of data directories: %w", err)
 	}

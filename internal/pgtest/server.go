@@ -98,7 +98,7 @@ func Prepare(t testing.TB, dir string, o Options) *Server {
 
 func newServer(t testing.TB, o Options) (*Server, install) {
 	t.Helper()
-	base := os.Getenv(baseEnv)
+	base := base()
 	if base == "" {
 		t.Fatal("pgtest: the package's TestMain must call pgtest.Main")
 	}
@@ -372,6 +372,13 @@ func (s *Server) Started() bool { return len(running(s.Dir)) > 0 }
 // Freeze stops all processes of the server, also those that it forks meanwhile.
 func (s *Server) Freeze() {
 	s.t.Helper()
+	if err := s.TryFreeze(); err != nil {
+		s.t.Fatalf("pgtest: %v", err)
+	}
+}
+
+// TryFreeze is Freeze with an error.
+func (s *Server) TryFreeze() error {
 	stopped := map[int]bool{}
 	for more := true; more; {
 		more = false
@@ -382,8 +389,9 @@ func (s *Server) Freeze() {
 		}
 	}
 	if len(stopped) == 0 {
-		s.t.Fatalf("pgtest: freeze %s: it does not run", s.Name)
+		return fmt.Errorf("freeze %s: it does not run", s.Name)
 	}
+	return nil
 }
 
 // Thaw lets them go on.
@@ -418,23 +426,42 @@ func (s *Server) signal(signal syscall.Signal) error {
 // pg_ctl's: smart, fast or immediate.
 func (s *Server) Stop(mode string) {
 	s.t.Helper()
+	if err := s.TryStop(mode); err != nil {
+		s.t.Fatalf("pgtest: %v", err)
+	}
+}
+
+// TryStop is Stop with an error.
+func (s *Server) TryStop(mode string) error {
 	signal, ok := map[string]syscall.Signal{"smart": syscall.SIGTERM, "fast": syscall.SIGINT, "immediate": syscall.SIGQUIT}[mode]
 	if !ok {
-		s.t.Fatalf("pgtest: stop mode is %q, want smart, fast or immediate", mode)
+		return fmt.Errorf("stop mode is %q, want smart, fast or immediate", mode)
 	}
-	s.Signal(signal)
-	if err := s.gone(func([]int) {}); err != nil {
-		s.t.Fatalf("pgtest: stop %s (%s): %v", s.Name, mode, err)
+	err := s.signal(signal)
+	if err == nil {
+		err = s.gone(func([]int) {})
 	}
+	if err != nil {
+		return fmt.Errorf("stop %s (%s): %w", s.Name, mode, err)
+	}
+	return nil
 }
 
 // Kill sends SIGKILL to every process of the server and waits until all are
 // gone, as after a power cut.
 func (s *Server) Kill() {
 	s.t.Helper()
-	if err := s.gone(killAll); err != nil {
-		s.t.Fatalf("pgtest: kill %s: %v", s.Name, err)
+	if err := s.TryKill(); err != nil {
+		s.t.Fatalf("pgtest: %v", err)
 	}
+}
+
+// TryKill is Kill with an error.
+func (s *Server) TryKill() error {
+	if err := s.gone(killAll); err != nil {
+		return fmt.Errorf("kill %s: %w", s.Name, err)
+	}
+	return nil
 }
 
 func killAll(pids []int) {

@@ -20,6 +20,9 @@ func Timeout(d time.Duration) time.Duration {
 // patience is how long anything here may take.
 func patience() time.Duration { return Timeout(30 * time.Second) }
 
+// Poll is [WaitFor] for whoever has something to do about an error, and a limit of its own.
+func Poll(limit time.Duration, ok func(context.Context) error) error { return poll(limit, ok) }
+
 // poll calls ok every few milliseconds until it returns nil, or d is over: then
 // it returns the last error. ok's context ends with d.
 func poll(d time.Duration, ok func(context.Context) error) error {

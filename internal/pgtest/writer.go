@@ -134,7 +134,7 @@ func ofThisRun(c *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("prove whose server it is: %w", err)
 	}
-	base, err := filepath.EvalSymlinks(os.Getenv(baseEnv))
+	base, err := filepath.EvalSymlinks(base())
 	if err == nil && !strings.HasPrefix(dir, base+"/") {
 		err = fmt.Errorf("a server that works in %s is none of this run, which has its files in %s", dir, base)
 	}
