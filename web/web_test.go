@@ -274,12 +274,16 @@ func TestRefusalsAsJSON(t *testing.T) {
 		"JSON is not":     {refuse(404, "none"), []string{"text/plain, application/json;q=0"}, 404, "none\n"},
 		"another JSON":    {refuse(404, "none"), []string{"application/problem+json"}, 404, "none\n"},
 		"obstacles": {
-			&inTheWay{repmgr.WithHint(repmgr.ErrRefused, "wait"), stuck}, []string{"application/json"}, 412,
+			&inTheWay{repmgr.WithHint(repmgr.ErrRefused, "wait"), stuck},
+			[]string{"application/json"},
+			412,
 			`{"error":"refused","hint":"wait","obstacles":[{"code":"target_lags","node":"node2","text":"it is far behind","hint":"Wait for it.","force_overrides":true}]}` + "\n",
 		},
 		"no obstacle": {&inTheWay{errors.New("no answer"), nil}, []string{"text/html", "Application/JSON; charset=utf-8"}, 503, `{"error":"no answer"}` + "\n"},
 		"a failover": {
-			repmgr.WithHint(&repmgr.RefusalError{Refusal: election.RefusedNoMajority, Health: election.HealthSilent, Detail: "1 of 3"}, "start them"), []string{"text/html;q=0.9,application/json;q=0.5"}, 412,
+			repmgr.WithHint(&repmgr.RefusalError{Refusal: election.RefusedNoMajority, Health: election.HealthSilent, Detail: "1 of 3"}, "start them"),
+			[]string{"text/html;q=0.9,application/json;q=0.5"},
+			412,
 			`{"error":"no failover: ` + string(election.RefusedNoMajority) + ` (1 of 3)","hint":"start them","refusal":"` + string(election.RefusedNoMajority) + `","health":"` + string(election.HealthSilent) + `"}` + "\n",
 		},
 	} {
@@ -315,11 +319,25 @@ func TestAllowlist(t *testing.T) {
 		from string
 		may  bool
 	}{
-		{nil, "192.0.2.9:5", true}, {nil, "[::ffff:192.0.2.9]:5", true}, {nil, "192.0.3.9:5", false}, {nil, "127.0.0.1:5", false}, {nil, "@", false}, {nil, "", false},
-		{of("10.0.0.7/32", "fd00::/8"), "10.0.0.7:5", true}, {of("10.0.0.7/32", "fd00::/8"), "10.0.0.8:5", false}, {of("10.0.0.7/32", "fd00::/8"), "[fd12::1]:5", true}, {of("10.0.0.7/32"), "192.0.2.9:5", false},
-		{of("fe80::/10"), "[fe80::1%eth0]:5", true}, {of("::/0"), "[2001:db8::1]:5", true}, {of("::/0"), "10.0.0.7:5", false}, {of("0.0.0.0/0"), "[::ffff:10.0.0.7]:5", true}, {of("0.0.0.0/0"), "[::1]:5", false},
-		{[]netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)}, "10.1.2.3:5", true}, {[]netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)}, "11.1.2.3:5", false},
-		{of("10.1.2.3/8"), "10.9.9.9:5", true}, {[]netip.Prefix{{}}, "10.9.9.9:5", false},
+		{nil, "192.0.2.9:5", true},
+		{nil, "[::ffff:192.0.2.9]:5", true},
+		{nil, "192.0.3.9:5", false},
+		{nil, "127.0.0.1:5", false},
+		{nil, "@", false},
+		{nil, "", false},
+		{of("10.0.0.7/32", "fd00::/8"), "10.0.0.7:5", true},
+		{of("10.0.0.7/32", "fd00::/8"), "10.0.0.8:5", false},
+		{of("10.0.0.7/32", "fd00::/8"), "[fd12::1]:5", true},
+		{of("10.0.0.7/32"), "192.0.2.9:5", false},
+		{of("fe80::/10"), "[fe80::1%eth0]:5", true},
+		{of("::/0"), "[2001:db8::1]:5", true},
+		{of("::/0"), "10.0.0.7:5", false},
+		{of("0.0.0.0/0"), "[::ffff:10.0.0.7]:5", true},
+		{of("0.0.0.0/0"), "[::1]:5", false},
+		{[]netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)}, "10.1.2.3:5", true},
+		{[]netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)}, "11.1.2.3:5", false},
+		{of("10.1.2.3/8"), "10.9.9.9:5", true},
+		{[]netip.Prefix{{}}, "10.9.9.9:5", false},
 	} {
 		h := newHandler(func() health.View { return view(1) }, Options{Cluster: func() *repmgr.Cluster { return c }, TokenFile: token, Allowlist: test.list})
 		ask := func(method, path, password string) (int, string) {

@@ -151,8 +151,8 @@ func clock(ctx context.Context, n *registry.Server) (now time.Time, err error) {
 }
 
 // Cancel takes back the switchover that the primary was asked for, if it has not begun, and returns it with the
-// primary in From and the new one in Target. With dryRun it is only looked for. done is called while it is known on which
-// server that was. The error is [failure.ErrNotScheduled] where there is none, and [failure.ErrRefused] where it has begun.
+// primary in From and the new one in Target. With dryRun it is only looked for. done is called with the server that it was
+// taken from. The error is [failure.ErrNotScheduled] where there is none, and [failure.ErrRefused] where it has begun.
 func (a *Ask) Cancel(ctx context.Context, dryRun bool, done func(*registry.Server, election.Handover)) (taken election.Handover, err error) {
 	peers, rule, err := a.findPrimary(ctx)
 	if err != nil {
@@ -164,7 +164,7 @@ func (a *Ask) Cancel(ctx context.Context, dryRun bool, done func(*registry.Serve
 	if h, told := election.Noticed(rule, peers); told && voters.PeerOf(peers, rule.Primary).Answer != election.Answers { // its server has been stopped for it
 		return taken, takeBack(h, time.Time{}, rule)
 	}
-	return taken, a.onPrimary(ctx, func(n *registry.Server) error {
+	err = a.onPrimary(ctx, func(n *registry.Server) error {
 		now, err := clock(ctx, n)
 		if err != nil {
 			return err
@@ -181,6 +181,7 @@ func (a *Ask) Cancel(ctx context.Context, dryRun bool, done func(*registry.Serve
 		}
 		return err
 	})
+	return taken, err
 }
 
 // takeBack says why a request can not be taken back; nil: it can.
