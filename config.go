@@ -3,6 +3,7 @@ package repmgr
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
@@ -399,6 +400,9 @@ type Config struct {
 	// HTTPTokenFile is the file of the password of requests that change something; it is read again when it has changed.
 	// Key http_token_file. Empty: only clients with a certificate may.
 	HTTPTokenFile string
+	// HTTPAllowlist is from where something may be changed over HTTP, beside the password or the certificate: addresses and
+	// networks, joined by commas. Key http_allowlist. Empty: from everywhere. This machine, too, must then be in it.
+	HTTPAllowlist []netip.Prefix
 	// MetricsCompat gives metrics under the names of another tool, too. Key metrics_compat, none or patroni. Defaults to none.
 	MetricsCompat MetricsCompat
 	// RouterHAProxySocket are the runtime sockets of HAProxy that are told where the primary is: paths, or addresses

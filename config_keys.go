@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -97,6 +98,7 @@ var confKeys = settings.Table[Config]{
 	settings.Path("http_key", func(c *Config) *string { return &c.HTTPKey }),
 	settings.Path("http_client_ca", func(c *Config) *string { return &c.HTTPClientCA }),
 	settings.Path("http_token_file", func(c *Config) *string { return &c.HTTPTokenFile }),
+	settings.Networks("http_allowlist", func(c *Config) *[]netip.Prefix { return &c.HTTPAllowlist }).OnReload(),
 	settings.Enum("metrics_compat", DefaultMetricsCompat, func(c *Config) *MetricsCompat { return &c.MetricsCompat }, MetricsOwn, MetricsPatroni),
 	settings.Checked("router_haproxy_socket", "", func(c *Config) *string { return &c.RouterHAProxySocket }, settings.BadSockets),
 	settings.Checked("router_haproxy_backend", DefaultRouterHAProxyBackend, func(c *Config) *string { return &c.RouterHAProxyBackend }, settings.BadWord),

@@ -122,6 +122,7 @@ func TestLoadConfig_AllFaultsAtOnce(t *testing.T) {
 		`faults.conf:13: key "password": syntax error at column 18: unexpected text after the value`,
 		`faults.conf:14: key "event_webhook_url" = "ftp://hooks.example/***": must be an address that begins with http:// or https://`,
 		`faults.conf:17: key "include" = "absent.conf": cannot be read: no such file or directory`,
+		`faults.conf:19: key "http_allowlist" = "10.0.0.1,db1.example": must be addresses and networks joined by commas, such as 192.168.1.7,10.0.0.0/24,fd00::/8, and "db1.example" is neither: of a host give the address, because names are not looked up, and of a network how many bits count`,
 		`faults.conf:11: key "archive_ready_warning" = "200": must be less than "archive_ready_critical" = "128"`,
 		`faults.conf:18: key "standby_reconnect_timeout" = "10": must not be less than "node_rejoin_timeout" = "60"`,
 	}, "\n")

@@ -123,7 +123,7 @@ func TestConfig_KeysDefaultsAndLimitsAreThoseOfRepmgr5(t *testing.T) {
 		"cluster", "upstream_node_id", "log_format", "clone_method", "clone_command",
 		"monitoring_history_retention", "events_retention", "event_notification_timeout", "event_webhook_url",
 		"silence_timeout", "fence_timeout", "hang_timeout", "watchdog_device", "watchdog_required", "primary_start_timeout", "maximum_lag_on_failover", "failover_on_shutdown", "failovers_per_hour", "synchronous_mode", "durability", "synchronous_node_count",
-		"rejoin", "salvage_directory", "etcd_endpoints", "etcd_prefix", "etcd_cacert", "etcd_cert", "etcd_key", "http_listen", "http_cert", "http_key", "http_client_ca", "http_token_file", "metrics_compat",
+		"rejoin", "salvage_directory", "etcd_endpoints", "etcd_prefix", "etcd_cacert", "etcd_cert", "etcd_key", "http_listen", "http_cert", "http_key", "http_client_ca", "http_token_file", "http_allowlist", "metrics_compat",
 		"router_haproxy_socket", "router_haproxy_backend", "router_pgbouncer", "router_pgbouncer_file", "router_vip", "router_vip_interface",
 	}
 	def := DefaultConfig()

@@ -105,7 +105,9 @@ func (m *Monitor) catchUpPause(ctx context.Context, o election.Observation) erro
 	}
 	ctx, cancel := observer.Limit(ctx)
 	defer cancel()
-	return m.node.Local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), word)
+	by := election.PausedBy(o.Peers)
+	by.Seq = word
+	return m.node.Local.SetPaused(ctx, NodeID(o.Self), election.Paused(o.Peers), by)
 }
 
 // checkPauseHolds reports an error where failover is paused on too few nodes, so that the

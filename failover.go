@@ -224,12 +224,13 @@ type SwitchoverOptions struct {
 // SwitchoverResult is the result of a switchover.
 type SwitchoverResult struct {
 	Plan      plan.Plan     `json:"plan"`
-	From      Record        `json:"from"`       // the primary before
-	To        Record        `json:"to"`         // the primary after it
-	Term      int64         `json:"term"`       // of the new primary; 0: there is none yet
-	Returned  bool          `json:"returned"`   // the former primary streams from the new one
-	Scheduled bool          `json:"scheduled"`  // it begins later, and was not waited for
-	Elapsed   time.Duration `json:"elapsed_ns"` // until the new primary was in office
+	From      Record        `json:"from"`        // the primary before
+	To        Record        `json:"to"`          // the primary after it
+	Term      int64         `json:"term"`        // of the new primary; 0: there is none yet
+	Returned  bool          `json:"returned"`    // the former primary streams from the new one
+	Scheduled bool          `json:"scheduled"`   // it begins later, and was not waited for
+	At        time.Time     `json:"at,omitzero"` // of one that is scheduled, or was taken back: the earliest time to begin
+	Elapsed   time.Duration `json:"elapsed_ns"`  // until the new primary was in office
 	DryRun    bool          `json:"dry_run,omitempty"`
 }
 
@@ -311,12 +312,31 @@ func (c *Cluster) switchOver(ctx context.Context, start time.Time, ask switchove
 		return res, err
 	}
 	if res.Scheduled = ask.Later; res.Scheduled {
+		res.At = o.At
 		return res, nil
 	}
 	res.Term, res.To, err = ask.Await(ctx)
 	if res.Elapsed = time.Since(start); err == nil {
 		res.Returned = res.To.ID == res.From.ID || ask.AwaitReturn(ctx, c.cfg.NodeRejoinTimeout)
 	}
+	return res, err
+}
+
+// CancelSwitchover takes a switchover back that was asked for and has not begun: either it is taken back, and nothing of it
+// happens, or the error is [ErrRefused], because it has begun. [ErrNotScheduled] says that there is none. It may be called on
+// any machine that reaches the primary, which alone has the request. Only DryRun of the options counts.
+func (c *Cluster) CancelSwitchover(ctx context.Context, o SwitchoverOptions) (SwitchoverResult, error) {
+	res := SwitchoverResult{DryRun: o.DryRun}
+	w, recs, err := c.watchAll(ctx)
+	if err != nil {
+		return res, err
+	}
+	defer w.Close()
+	ask := c.askSwitchover(w, recs, SwitchoverOptions{})
+	h, err := ask.Cancel(ctx, o.DryRun, func(n *registry.Server, h election.Handover) {
+		c.emit(ctx, n, Event{NodeID: ask.From.ID, Node: ask.From.Name, Type: EventSwitchover, Details: "request " + h.ID + ": it was taken back before it began"})
+	})
+	res.From, res.To, res.At = ask.From, ask.Target, h.Start
 	return res, err
 }
 

@@ -146,6 +146,8 @@ var (
 	ErrTimeout = failure.ErrTimeout
 	// ErrServerControl: the server of this machine could not be started or stopped.
 	ErrServerControl = failure.ErrServerControl
+	// ErrNotScheduled: there is no switchover that could be taken back.
+	ErrNotScheduled = failure.ErrNotScheduled
 )
 
 // Hint returns what to do about err, or "" where no advice is known.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
@@ -19,7 +20,8 @@ import (
 
 // PauseOptions are the choices of [Cluster.Pause] and [Cluster.Unpause].
 type PauseOptions struct {
-	DryRun bool // only ask every node whether it could be paused or unpaused
+	DryRun bool   // only ask every node whether it could be paused or unpaused
+	By     string // who pauses, for those who look at it later. Defaults to the user and the host of this process.
 }
 
 // PauseResult says what became of each registered node, in the order of their ids.
@@ -96,7 +98,8 @@ func (c *Cluster) setPaused(ctx context.Context, paused bool, o PauseOptions) (P
 	})
 	seq := slices.Max(seqs) + 1
 	if !o.DryRun {
-		each(func(i int, n *registry.Server) error { return n.SetPaused(ctx, probes[i].Record.ID, paused, seq) })
+		by := election.Pause{Seq: seq, Since: time.Now().UTC(), By: cmp.Or(o.By, registry.Caller())}
+		each(func(i int, n *registry.Server) error { return n.SetPaused(ctx, probes[i].Record.ID, paused, by) })
 	}
 	for i, p := range probes {
 		n := PausedNode{ID: p.Record.ID, Name: p.Record.Name}
@@ -149,9 +152,12 @@ func (c *Cluster) serviceStatus(ctx context.Context, ask ...followUp) (ServiceSt
 	}
 	var word ServiceNode // the node with the newest pause or unpause
 	for _, n := range st.Nodes {
-		if n.PauseSeq > word.PauseSeq {
+		if n.PauseSeq > word.PauseSeq || n.PauseSeq == word.PauseSeq && n.PausedBy.Seq == n.PauseSeq {
 			word = n
 		}
+	}
+	if word.PauseSeq > 0 && *word.Paused && word.PausedBy.Seq == word.PauseSeq {
+		st.PausedBy = &word.PausedBy
 	}
 	for i, n := range st.Nodes {
 		if n.Paused != nil && n.PauseSeq < word.PauseSeq {
@@ -253,7 +259,7 @@ func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode)
 		return nil
 	}
 	paused, seq := registry.ParsePaused(set[registry.PausedSetting], id)
-	s.Paused, s.PauseSeq = &paused, seq
+	s.Paused, s.PauseSeq, s.PausedBy = &paused, seq, registry.ParsePausedBy(set[registry.PausedBySetting])
 	if b.Term > 0 {
 		s.Ballot = &b
 	}

@@ -14,7 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/registry"
 )
 
 // announce lets a node look as if its Monitor ran.
@@ -155,24 +157,37 @@ func TestPause(t *testing.T) {
 	_, err := node1.Pause(t.Context(), repmgr.PauseOptions{DryRun: true})
 	require.NoError(t, err)
 	require.Equal(t, "true false", paused())
+	by := func() *election.Pause {
+		st, err := node1.ServiceStatus(t.Context())
+		require.NoError(t, err)
+		return st.PausedBy
+	}
+	require.Nil(t, by(), "no pause of this program")
 	res, err := node2.Pause(t.Context(), repmgr.PauseOptions{})
 	require.NoError(t, err)
 	require.Equal(t, []repmgr.PausedNode{{ID: 1, Name: "node1"}, {ID: 2, Name: "node2"}}, res.Nodes)
 	require.Equal(t, "true true", paused())
+	require.WithinDuration(t, time.Now(), by().Since, time.Minute)
+	require.Equal(t, registry.Caller(), by().By)
+	require.Regexp(t, `.+@.+`, by().By)
 	node2.Restart()
 	require.Equal(t, "true true", paused(), "it survives a restart")
 	_, err = node2.Unpause(t.Context(), repmgr.PauseOptions{})
 	require.NoError(t, err)
 	require.Equal(t, "false false", paused())
+	require.Nil(t, by())
 
 	node2.Stop("fast")
-	res, err = node1.Pause(t.Context(), repmgr.PauseOptions{})
+	res, err = node1.Pause(t.Context(), repmgr.PauseOptions{By: "it's \"Ada\"\n\u00e9 " + strings.Repeat("x", 300)})
 	require.ErrorIs(t, err, repmgr.ErrConnect)
 	require.Empty(t, res.Nodes[0].Error)
 	require.Contains(t, res.Nodes[1].Error, "connection refused")
 	require.Equal(t, "true ?", paused(), "the others stay changed")
 	node2.StartAgain()
 	require.Equal(t, "true true", paused(), "the newest word counts for all")
+	require.Regexp(t, `^it's "Ada"\?\?+ x+$`, by().By, "it is one line that every encoding has")
+	node1.Exec(t, `ALTER SYSTEM RESET repmgr.paused_by`)
+	require.Nil(t, by(), "a node may not say it")
 }
 
 func TestServiceStatus(t *testing.T) {
@@ -279,7 +294,13 @@ func TestFailoverPrivileges(t *testing.T) {
 	node1.Exec(t, `UPDATE repmgr.nodes SET conninfo = conninfo || ' user=''re-p'''`)
 	waitSame(t, node1, node2)
 	_, err = as.Pause(t.Context(), repmgr.PauseOptions{})
+	require.NoError(t, err, "who paused is noted by those who may")
+	require.Equal(t, "0", node1.QueryString(t, `SELECT count(*) FROM pg_file_settings WHERE name = 'repmgr.paused_by'`))
+	node1.Exec(t, `GRANT ALTER SYSTEM ON PARAMETER repmgr.paused_by TO "re-p"`)
+	waitSame(t, node1, node2)
+	_, err = as.Pause(t.Context(), repmgr.PauseOptions{})
 	require.NoError(t, err)
+	require.Equal(t, "1", node1.QueryString(t, `SELECT count(*) FROM pg_file_settings WHERE name = 'repmgr.paused_by'`))
 	node1.Exec(t, `REVOKE ALL ON PARAMETER repmgr.paused FROM "re-p"; REVOKE ALL ON pg_file_settings FROM "re-p"`)
 	res, err := as.Unpause(t.Context(), repmgr.PauseOptions{})
 	require.ErrorIs(t, err, repmgr.ErrQuery)

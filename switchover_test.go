@@ -3,6 +3,7 @@ package repmgr_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"syscall"
@@ -110,6 +111,78 @@ func TestSwitchover_Refused(t *testing.T) {
 	waitLooked(t, nodes)
 	_, err = nodes[2].Switchover(ctx, repmgr.SwitchoverOptions{})
 	require.ErrorContains(t, err, "failover is paused")
+}
+
+// A switchover that was asked for is taken back on any node until it begins, and then nothing of it happens: never both. Meanwhile
+// all daemons know of it, and another one is refused.
+func TestSwitchover_TakenBack(t *testing.T) {
+	t.Parallel()
+	nodes, monitors := startCluster(t, 3, repmgr.SynchronousQuorum)
+	ctx := t.Context()
+	_, err := nodes[2].CancelSwitchover(ctx, repmgr.SwitchoverOptions{})
+	require.ErrorIs(t, err, repmgr.ErrNotScheduled)
+	at := time.Now().Add(time.Hour)
+	res, err := nodes[1].Switchover(ctx, repmgr.SwitchoverOptions{At: at})
+	require.NoError(t, err)
+	require.True(t, res.Scheduled)
+	_, err = nodes[2].Switchover(ctx, repmgr.SwitchoverOptions{At: at})
+	require.ErrorContains(t, err, "another one was asked for")
+	pgtest.WaitFor(t, "all daemons to know of it", func(context.Context) error {
+		for _, m := range monitors {
+			if h, ok := m.View().Scheduled(); !ok || h.Target != 2 {
+				return fmt.Errorf("%s sees %v", m.View().Node, h)
+			}
+		}
+		return nil
+	})
+	for _, dry := range []bool{true, false} {
+		res, err = nodes[2].CancelSwitchover(ctx, repmgr.SwitchoverOptions{DryRun: dry})
+		require.NoError(t, err)
+		require.Equal(t, []any{repmgr.NodeID(1), repmgr.NodeID(2), dry}, []any{res.From.ID, res.To.ID, res.DryRun})
+		require.WithinDuration(t, at, res.At, time.Second)
+	}
+	require.Equal(t, "1", nodes[0].QueryString(t, `SELECT count(*) FROM repmgr.events WHERE event = 'standby_switchover' AND NOT successful AND details LIKE 'request %: it was taken back before it began'`))
+	_, err = nodes[2].CancelSwitchover(ctx, repmgr.SwitchoverOptions{})
+	require.ErrorIs(t, err, repmgr.ErrNotScheduled)
+	waitLooked(t, nodes)
+	_, scheduled := monitors[1].View().Scheduled()
+	require.False(t, scheduled)
+
+	primary, term := 0, 1
+	for range 4 { // now they meet: the one that waits for its outcome is told who was first
+		to := (primary + 1) % 3
+		outcome := make(chan error, 1)
+		go func() {
+			_, err := nodes[to].Switchover(ctx, repmgr.SwitchoverOptions{})
+			outcome <- err
+		}()
+		back := errors.New("not tried")
+		var failed error
+		pgtest.WaitFor(t, "the outcome", func(ctx context.Context) error {
+			select {
+			case failed = <-outcome:
+				return nil
+			default:
+			}
+			if back != nil {
+				_, back = nodes[(primary+2)%3].CancelSwitchover(ctx, repmgr.SwitchoverOptions{})
+			}
+			return errors.New("none yet")
+		})
+		if back == nil {
+			require.ErrorIs(t, failed, repmgr.ErrRefused)
+			require.ErrorContains(t, failed, "taken back")
+		} else {
+			require.NoError(t, failed)
+			primary, term = to, term+1
+		}
+		require.Equal(t, fmt.Sprint(term), nodes[primary].QueryString(t, `SELECT max(term) FROM repmgr.rules`))
+		for i, n := range nodes {
+			if i != primary {
+				waitStreams(t, nodes[primary], n)
+			}
+		}
+	}
 }
 
 // A shutdown that hangs is given up: the primary goes on, and the error says why.

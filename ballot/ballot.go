@@ -113,7 +113,7 @@ func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballo
 	var text, fault string
 	var inRecovery bool
 	read := func(row pgx.Row) error { return row.Scan(&text, &fault, &inRecovery) }
-	return withLock(ctx, conn, `SELECT `+SettingsSQL+`, coalesce(`+faultSQL+`, ''), pg_catalog.pg_is_in_recovery()`, read, func(err error) error {
+	return withLock(ctx, conn, lockKey, `SELECT `+SettingsSQL+`, coalesce(`+faultSQL+`, ''), pg_catalog.pg_is_in_recovery()`, read, func(err error) error {
 		if err != nil {
 			return fmt.Errorf("read ballot: %w", unreadable(err))
 		}
@@ -132,23 +132,43 @@ func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballo
 	})
 }
 
+// requestKey is the advisory lock around a request to a daemon.
+const requestKey = 0x7265706d72657175 // "repmrequ"
+
+// LockedRequests calls f with our settings in the file of ALTER SYSTEM, while nobody else changes a request
+// to a daemon in this way. The wait for the lock ends with ctx.
+func LockedRequests(ctx context.Context, conn *pgx.Conn, f func(map[string]string) error) error {
+	var text string
+	read := func(row pgx.Row) error { return row.Scan(&text) }
+	return withLock(ctx, conn, requestKey, `SELECT `+SettingsSQL, read, func(err error) error {
+		if err != nil {
+			return unreadable(err)
+		}
+		set, err := Settings(text)
+		if err != nil {
+			return err
+		}
+		return f(set)
+	})
+}
+
 // withLock takes the lock, runs sql in the same round trip, and calls f with the error of
 // reading its row. The lock is held until f returns.
-func withLock(ctx context.Context, conn *pgx.Conn, sql string, read func(pgx.Row) error, f func(error) error) (err error) {
+func withLock(ctx context.Context, conn *pgx.Conn, key int64, sql string, read func(pgx.Row) error, f func(error) error) (err error) {
 	var b pgx.Batch
-	b.Queue(lockSQL, int64(lockKey))
+	b.Queue(lockSQL, key)
 	b.Queue(sql)
 	res := conn.SendBatch(ctx, &b)
 	_, lockErr := res.Exec()
 	readErr := read(res.QueryRow())
 	if closeErr := res.Close(); lockErr != nil || conn.IsClosed() {
-		return fmt.Errorf("lock ballot: %w", cmp.Or(lockErr, readErr, closeErr))
+		return fmt.Errorf("lock our settings: %w", cmp.Or(lockErr, readErr, closeErr))
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		if _, unlockErr := conn.Exec(ctx, unlockSQL, int64(lockKey)); err == nil && unlockErr != nil {
-			err = fmt.Errorf("unlock ballot: %w", unlockErr)
+		if _, unlockErr := conn.Exec(ctx, unlockSQL, key); err == nil && unlockErr != nil {
+			err = fmt.Errorf("unlock our settings: %w", unlockErr)
 		}
 	}()
 	return f(readErr)
@@ -195,7 +215,7 @@ func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
 func Restore(ctx context.Context, conn *pgx.Conn, kept Ballot) error {
 	var text string
 	read := func(row pgx.Row) error { return row.Scan(&text) }
-	return withLock(ctx, conn, `SELECT `+SettingsSQL, read, func(err error) error {
+	return withLock(ctx, conn, lockKey, `SELECT `+SettingsSQL, read, func(err error) error {
 		b, err := parseFile(text, err)
 		if err != nil && !errors.Is(err, ErrMissing) || b.Term >= kept.Term {
 			return err

@@ -33,6 +33,11 @@ func (h Handover) Pending(now time.Time, r Rule) bool {
 	return h.ID != "" && h.Term == r.Term && (h.Begun || now.Before(h.Until))
 }
 
+// Requested reports whether this is a switchover that an operator has asked for, which has not begun and may still begin.
+func (h Handover) Requested(now time.Time, r Rule) bool {
+	return h.Pending(now, r) && h.Hold == 0 && !h.Begun && !h.Restart
+}
+
 // LeftBehind reports whether the handover was begun in the term of the rule, and not ended: the
 // monitor of the primary that carried it out ended first, while its server went on.
 func (h Handover) LeftBehind(r Rule) bool {

@@ -48,6 +48,37 @@ func TestPolicy_HandsOverWhenAsked(t *testing.T) {
 	}
 }
 
+// Only a switchover that has not begun, and may still begin, can be taken back.
+func TestHandover_Requested(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	rule := Rule{Term: 4, Primary: 1}
+	later := Handover{ID: "x", Term: 4, Target: 2, Start: now.Add(time.Hour), Until: now.Add(time.Hour + time.Second)}
+	require.True(t, later.Requested(now, rule))
+	for what, change := range map[string]func(*Handover){
+		"there is none":   func(h *Handover) { *h = Handover{} },
+		"another term":    func(h *Handover) { h.Term = 3 },
+		"it is over":      func(h *Handover) { h.Start, h.Until = now.Add(-time.Minute), now },
+		"it has begun":    func(h *Handover) { h.Begun = true },
+		"it is a notice":  func(h *Handover) { h.Hold = time.Minute },
+		"it is a restart": func(h *Handover) { h.Restart = true },
+	} {
+		h := later
+		change(&h)
+		require.False(t, h.Requested(now, rule), what)
+	}
+}
+
+// Who paused is known only of the newest pause, and only while it lasts.
+func TestPausedBy(t *testing.T) {
+	t.Parallel()
+	by := Pause{Seq: 2, By: "ada@desk"}
+	require.Equal(t, by, PausedBy([]Peer{{PauseSeq: 1, Paused: true, PausedBy: Pause{Seq: 1, By: "old"}}, {PauseSeq: 2, Paused: true}, {PauseSeq: 2, Paused: true, PausedBy: by}}))
+	require.Zero(t, PausedBy([]Peer{{PauseSeq: 3}, {PauseSeq: 2, Paused: true, PausedBy: by}}), "it was unpaused")
+	require.Zero(t, PausedBy([]Peer{{PauseSeq: 3, Paused: true, PausedBy: by}}), "an older program has paused again")
+	require.Zero(t, PausedBy(nil))
+}
+
 // The other monitors leave the election to the one that carries the handover out, for a limited
 // time. After that the shutdown of the primary is followed by an election.
 func TestPolicy_LeavesTheElectionToAHandover(t *testing.T) {

@@ -64,6 +64,7 @@ type Peer struct {
 	Handover        Handover      // the planned change of the primary that it was asked for, or told of
 	Paused          bool
 	PauseSeq        int64            // the number of the last pause or unpause that it knows of
+	PausedBy        Pause            // who paused, as it was told; of another number: that is not known
 	Started         time.Time        // when its server was started
 	Monitored       bool             // a monitor of its own runs
 	Automatic       bool             // its monitor runs with failover=automatic

@@ -146,6 +146,24 @@ func Paused(peers []Peer) bool {
 	return slices.ContainsFunc(peers, func(o Peer) bool { return o.Paused && o.PauseSeq == newest })
 }
 
+// Pause says who has paused failover, and when. The zero value: that is not known.
+type Pause struct {
+	Seq   int64     `json:"seq"`            // the number of the pause
+	Since time.Time `json:"since,omitzero"` // by the clock of whoever paused
+	By    string    `json:"by,omitempty"`   // such as postgres@node1
+}
+
+// PausedBy says who has given the newest pause; the zero value where nothing is paused, or nobody has noted it.
+func PausedBy(peers []Peer) Pause {
+	newest := LastPause(peers)
+	for _, o := range peers {
+		if o.Paused && o.PauseSeq == newest && o.PausedBy.Seq == newest {
+			return o.PausedBy
+		}
+	}
+	return Pause{}
+}
+
 // LastPause is the number of the newest pause or unpause that any peer knows of.
 func LastPause(peers []Peer) (newest int64) {
 	for _, o := range peers {

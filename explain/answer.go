@@ -67,6 +67,9 @@ func Answer(q Question) (Explanation, error) {
 			e.Command = e.command(recs)
 		}
 	}
+	if by := election.PausedBy(peers); by.Seq != 0 {
+		e.PausedBy = &by
+	}
 	e.Votes = e.count()
 	e.Blocked = append(e.Blocked, e.blockers()...)
 	e.AtRisk = append(e.risks(), e.stuck(q.Stuck)...)

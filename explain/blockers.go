@@ -36,6 +36,10 @@ func (e Explanation) blockers() (all []Blocker) {
 			}
 		case election.RefusedNoMajority, election.RefusedPledges:
 			b.Reason = fmt.Sprintf("%s: %d of %d votes would be left, a majority is %d", r, e.votesLeft(), e.Votes.All, e.Votes.Majority)
+		case election.RefusedPaused:
+			if p := e.PausedBy; p != nil {
+				b.Reason += wording.PausedBy(p.Since, p.By)
+			}
 		case election.RefusedNoPledge:
 			b.Reason += e.noPledge()
 		case election.RefusedSync:

@@ -82,7 +82,10 @@ func TestExplanation_String(t *testing.T) {
 		{"nobody but the primary and a standby", true, 0, nil, func(w *world) {
 			w.peers[2].Answer, w.peers[3].Answer, w.peers[4].Answer = election.Silent, election.Refused, election.NotAccepting
 		}},
-		{"paused", false, 0, nil, func(w *world) { w.peers[4].Paused = true }},
+		{"paused", false, 0, nil, func(w *world) {
+			p := &w.peers[4]
+			p.Paused, p.PauseSeq, p.PausedBy = true, 1, election.Pause{Seq: 1, By: "ada@desk"}
+		}},
 		{"daemons with failover=manual", false, 0, nil, func(w *world) {
 			for i := range w.peers {
 				w.peers[i].Automatic = false

@@ -22,6 +22,7 @@ type Explanation struct {
 	Blocked  []Blocker         `json:"blocked_by"`       // empty: nothing
 	AtRisk   []Blocker         `json:"at_risk"`          // what would keep a node that may be promoted from serving the others, and the standbys that can not go on
 
+	PausedBy   *election.Pause     `json:"paused_by,omitempty"`  // who has paused failover, and when; nil: nobody has, or that is not known
 	Durability election.Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
 
 	// Manual: nobody takes over by itself, because neither the configuration nor any

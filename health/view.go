@@ -89,6 +89,13 @@ func (v View) Decides() bool { return v.Automatic && !election.Foreign(v.Peers) 
 // Paused reports whether failover is paused.
 func (v View) Paused() bool { return election.Paused(v.Peers) }
 
+// Scheduled is the switchover that the primary was asked for and has not begun. ok is false where there is none, or where that is
+// not known.
+func (v View) Scheduled() (h election.Handover, ok bool) {
+	h = v.Peer(v.Rule.Primary).Handover
+	return h, v.Rule.Known() && h.Requested(v.At, v.Rule)
+}
+
 // Runs is what the local server runs as; empty: it was not seen yet.
 func (v View) Runs() election.Role {
 	switch {

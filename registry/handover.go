@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
@@ -26,12 +27,37 @@ func (n *Server) SetHandover(ctx context.Context, h election.Handover) error {
 	return setRequest(ctx, n, HandoverSetting, h)
 }
 
+// changeWithin is how long a change of a request may take, with the wait for another one who changes it.
+const changeWithin = 10 * time.Second
+
+// ChangeHandover reads the setting, and writes what change makes of it. Of several who do that one after the other
+// gets the setting, so that a request is either begun or taken back. An error of change leaves the setting as it is.
+func (n *Server) ChangeHandover(ctx context.Context, change func(now election.Handover) (election.Handover, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, changeWithin)
+	defer cancel()
+	var failed error
+	err := ballot.LockedRequests(ctx, n.Conn, func(set map[string]string) error {
+		old := ParseHandover(set[HandoverSetting])
+		var next election.Handover
+		if next, failed = change(old); failed == nil && next != old {
+			failed = n.SetHandover(ctx, next)
+		}
+		return nil
+	})
+	if failed == nil && err != nil {
+		failed = n.QueryError("change "+HandoverSetting, err)
+	}
+	return failed
+}
+
 // DropHandover removes the handover of that id. Another one, which was written since, stays.
 func (n *Server) DropHandover(ctx context.Context, id string) error {
-	if now, err := n.Handover(ctx); err != nil || now.ID != id {
-		return err
-	}
-	return n.SetHandover(ctx, election.Handover{})
+	return n.ChangeHandover(ctx, func(now election.Handover) (election.Handover, error) {
+		if now.ID == id {
+			now = election.Handover{}
+		}
+		return now, nil
+	})
 }
 
 // setRequest writes a request to a daemon as JSON into the file of ALTER SYSTEM. The zero value

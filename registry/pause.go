@@ -2,11 +2,15 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"os"
+	"os/user"
 	"strconv"
 	"strings"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
@@ -38,13 +42,37 @@ func (n *Server) PauseSeq(ctx context.Context, id NodeID) (int64, error) {
 	return seq, nil
 }
 
+// PausedBySetting is the server setting that says who paused failover, and when: an [election.Pause] as JSON. It is for
+// people only, so a login that may not write it pauses all the same.
+const PausedBySetting = "repmgr.paused_by"
+
+// ParsePausedBy parses the value of that setting. What can not be parsed says nothing.
+func ParsePausedBy(text string) election.Pause {
+	p := parseRequest[election.Pause](text)
+	p.Since = p.Since.UTC() // so that two of them can be compared
+	return p
+}
+
+// Caller is who runs this process: the user and the host, as in "postgres@node1".
+func Caller() string {
+	name := strconv.Itoa(os.Geteuid())
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	host, _ := os.Hostname()
+	return name + "@" + host
+}
+
 // SetPaused writes the setting of node id on its server, and pauses or unpauses a daemon of
-// repmgr 5 there. Repeating it is harmless.
-func (n *Server) SetPaused(ctx context.Context, id NodeID, paused bool, seq int64) error {
+// repmgr 5 there. Repeating it is harmless. by says who pauses; its number is that of the pause or unpause.
+func (n *Server) SetPaused(ctx context.Context, id NodeID, paused bool, by election.Pause) error {
 	if err := n.MayAlterSystem(ctx, []string{PausedSetting}); err != nil {
 		return err
 	}
-	value := fmt.Sprintf("%d/%s/%d", id, map[bool]string{true: "on", false: "off"}[paused], seq)
+	if n.MayAlterSystem(ctx, []string{PausedBySetting}) == nil {
+		n.notePause(ctx, paused, by)
+	}
+	value := fmt.Sprintf("%d/%s/%d", id, map[bool]string{true: "on", false: "off"}[paused], by.Seq)
 	if err := ballot.Store(ctx, n.Conn, PausedSetting, value); err != nil {
 		return n.QueryError("set "+PausedSetting, err)
 	}
@@ -54,3 +82,22 @@ func (n *Server) SetPaused(ctx context.Context, id NodeID, paused bool, seq int6
 	}
 	return n.PauseForeign(ctx, paused)
 }
+
+// notePause writes who pauses, or removes it where nobody does, or that is not known. Letters that the server may not have in its encoding are left out.
+func (n *Server) notePause(ctx context.Context, paused bool, by election.Pause) {
+	if !paused || by.By == "" {
+		_ = ballot.Remove(ctx, n.Conn, PausedBySetting)
+		return
+	}
+	by.By = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, by.By[:min(len(by.By), longestName)])
+	if text, err := json.Marshal(by); err == nil {
+		_ = ballot.Store(ctx, n.Conn, PausedBySetting, string(text))
+	}
+}
+
+const longestName = 200 // of whoever pauses

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/wording"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -20,6 +21,7 @@ type ServiceStatus struct {
 	Issues   []string       `json:"issues"`   // empty: all is well
 	Findings []Finding      `json:"findings"` // the issues, each with a code that stays the same
 
+	PausedBy   *election.Pause     `json:"paused_by,omitempty"`  // who has paused failover, and when; nil: nobody has, or that is not known
 	Durability election.Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
 }
 
@@ -41,8 +43,9 @@ type ServiceNode struct {
 
 	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
 
-	PauseSeq      int64   `json:"-"` // the number of the pause or unpause that it knows
-	SecondDaemons []int32 `json:"-"` // the process IDs of further Monitors of this node
+	PauseSeq      int64          `json:"-"` // the number of the pause or unpause that it knows
+	PausedBy      election.Pause `json:"-"` // who paused, as it was told
+	SecondDaemons []int32        `json:"-"` // the process IDs of further Monitors of this node
 }
 
 // Find says what keeps the cluster from failing over by itself. automatic reports whether our own
@@ -80,7 +83,11 @@ func (s ServiceStatus) Find(automatic bool) (found Findings) {
 		}
 	}
 	if len(paused) > 0 && automatic {
-		found.Add(Paused, 0, "failover is paused on %s; to end that: repmgr service unpause", strings.Join(paused, ", "))
+		by := ""
+		if s.PausedBy != nil {
+			by = wording.PausedBy(s.PausedBy.Since, s.PausedBy.By)
+		}
+		found.Add(Paused, 0, "failover is paused on %s%s; to end that: repmgr service unpause", strings.Join(paused, ", "), by)
 	}
 	if len(manual) > 0 && len(auto) > 0 {
 		found.Add(MixedFailover, 0, "failover is automatic on %s, manual on %s", strings.Join(auto, ", "), strings.Join(manual, ", "))

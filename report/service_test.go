@@ -50,3 +50,15 @@ func TestServiceStatus_Find(t *testing.T) {
 		require.Equal(t, !quorum, strings.Contains(found[i].Text, "synchronous_mode=off"))
 	}
 }
+
+// A pause says since when, and by whom, where that is known.
+func TestServiceStatus_PausedBy(t *testing.T) {
+	t.Parallel()
+	st := report.ServiceStatus{Nodes: []report.ServiceNode{{NodeView: report.NodeView{Record: registry.Record{Name: "node1"}}, Paused: new(true), Monitor: &registry.Announcement{Mode: registry.FailoverAutomatic}}}}
+	for want, by := range map[string]*election.Pause{"failover is paused on node1;": nil, "failover is paused on node1 by ada@desk;": {Seq: 1, By: "ada@desk"}} {
+		st.PausedBy = by
+		found := st.Find(true)
+		i := slices.IndexFunc(found, func(f report.Finding) bool { return f.Code == report.Paused })
+		require.Contains(t, found[i].Text, want)
+	}
+}

@@ -43,6 +43,8 @@ func (h *handler) ask(w http.ResponseWriter, r *http.Request, v health.View, pat
 		answer(w, r, http.StatusBadRequest, failure{err.Error(), ""})
 	case question == nil:
 		text(w, http.StatusNotFound, "there is no "+r.URL.Path+": see /repmgr/v1/status, cluster, explain, why, why-not, failovers, doctor, matrix, plan, monitor")
+	case r.Method == http.MethodHead: // whoever wants no answer has nobody asked
+		answer(w, r, http.StatusOK, nil)
 	default:
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(askLimit + writeWithin))
 		code, document := h.questions.ask(r.Context(), key, question)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -128,16 +129,43 @@ func (h *handler) mayAsk(r *http.Request) (refused string) {
 // mayChange refuses a request that may not change anything.
 func (h *handler) mayChange(w http.ResponseWriter, r *http.Request) bool {
 	if err := http.NewCrossOriginProtection().Check(r); err != nil {
-		text(w, http.StatusForbidden, "a page of another origin may not change anything here")
+		refused(w, r, refuse(http.StatusForbidden, "a page of another origin may not change anything here"))
 		return false
 	}
-	refused, code := h.known(r)
-	if refused == "" {
+	if !h.listed(r) { // before the password: whoever is not listed can not try any
+		h.o.Logger.Warn("a change was refused because http_allowlist does not have the address", "from", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
+		refused(w, r, refuse(http.StatusForbidden, "the address %s may not change anything here: it is not in http_allowlist", r.RemoteAddr))
+		return false
+	}
+	why, code := h.known(r)
+	if why == "" {
 		return true
 	}
 	if code == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Basic realm="repmgr"`)
 	}
-	text(w, code, refused)
+	refused(w, r, refuse(code, "%s", why))
 	return false
+}
+
+// listed reports whether the address of a client is one that may change something. One that can not be read is not listed.
+func (h *handler) listed(r *http.Request) bool {
+	allowed := h.o.Allowlist
+	if h.o.Cluster != nil && len(allowed) == 0 {
+		allowed = h.o.Cluster().Config().HTTPAllowlist
+	}
+	if len(allowed) == 0 {
+		return true
+	}
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && slices.ContainsFunc(allowed, func(p netip.Prefix) bool { return within(p, from.Addr()) })
+}
+
+// within reports whether a network has an address. An IPv4 address is the same one where it is written as IPv6, as a socket for
+// both shows it.
+func within(p netip.Prefix, a netip.Addr) bool {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Contains(a.Unmap().WithZone(""))
 }

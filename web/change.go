@@ -7,11 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/plan"
 )
 
 const (
@@ -22,13 +28,29 @@ const (
 // refusal is an answer that is no success.
 type refusal struct {
 	code int
-	text string
+	error
 }
 
-func (r *refusal) Error() string { return r.text }
+func (r *refusal) Unwrap() error { return r.error }
 
 func refuse(code int, format string, args ...any) error {
-	return &refusal{code, fmt.Sprintf(format, args...)}
+	return &refusal{code, fmt.Errorf(format, args...)}
+}
+
+// inTheWay is an error with everything that stands in the way of a change.
+type inTheWay struct {
+	error
+	obstacles []plan.Obstacle
+}
+
+func (e *inTheWay) Unwrap() error { return e.error }
+
+// no is the document of a change that was not made.
+type no struct {
+	failure
+	Obstacles []plan.Obstacle  `json:"obstacles,omitempty"` // of a switchover or a restart that can not begin
+	Refusal   election.Refusal `json:"refusal,omitempty"`   // of a failover
+	Health    election.Health  `json:"health,omitempty"`    // of the primary, with refusal
 }
 
 // change carries out what changes something, with the paths, codes and words of Patroni. One change runs at a time.
@@ -43,27 +65,29 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request, path string) {
 		"POST failover": func(ctx context.Context, v health.View, b []byte) (int, any, error) {
 			return h.switchover(ctx, v, b, true)
 		},
-		"DELETE switchover": neverTakenBack,
-		"DELETE restart":    neverTakenBack,
+		"DELETE switchover": h.takeBack,
+		"DELETE restart":    noRestart,
 		"POST restart":      h.restart,
 		"POST reload":       h.reload,
-		"PATCH config":      h.pause,
+		"PATCH config": func(ctx context.Context, _ health.View, b []byte) (int, any, error) {
+			return h.pause(ctx, b, client(r))
+		},
 	}[r.Method+" "+path]
 	switch {
 	case h.o.Cluster == nil:
-		text(w, http.StatusNotImplemented, "this handler only answers questions")
+		refused(w, r, refuse(http.StatusNotImplemented, "this handler only answers questions"))
 		return
 	case do == nil:
-		text(w, http.StatusNotImplemented, fmt.Sprintf("%s /%s is not known here", r.Method, path))
+		refused(w, r, refuse(http.StatusNotImplemented, "%s /%s is not known here", r.Method, path))
 		return
 	}
 	content, err := readBody(w, r)
 	if err != nil {
-		h.refused(w, err)
+		refused(w, r, err)
 		return
 	}
 	if !h.changing.CompareAndSwap(false, true) {
-		text(w, http.StatusServiceUnavailable, "another change is under way")
+		refused(w, r, refuse(http.StatusServiceUnavailable, "another change is under way"))
 		return
 	}
 	defer h.changing.Store(false)
@@ -73,7 +97,7 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request, path string) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(changeLimit + writeWithin))
 	code, said, err := do(ctx, h.look(), content)
 	if err != nil {
-		h.refused(w, err)
+		refused(w, r, err)
 		return
 	}
 	if line, ok := said.(string); ok {
@@ -83,21 +107,40 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request, path string) {
 	answer(w, r, code, said)
 }
 
-// refused answers an error, with what to do about it.
-func (h *handler) refused(w http.ResponseWriter, err error) {
-	said := err.Error()
-	if hint := repmgr.Hint(err); hint != "" {
-		said += "\n" + hint
-	}
-	var r *refusal
+// refused answers an error, with what to do about it: as text, and as JSON with the evidence to whoever accepts that.
+func refused(w http.ResponseWriter, r *http.Request, err error) {
 	code := http.StatusServiceUnavailable
+	var known *refusal
 	switch {
-	case errors.As(err, &r):
-		code = r.code
+	case errors.As(err, &known):
+		code = known.code
 	case errors.Is(err, repmgr.ErrRefused), errors.Is(err, repmgr.ErrPaused):
 		code = http.StatusPreconditionFailed
 	}
-	text(w, code, said)
+	hint := repmgr.Hint(err)
+	if !acceptsJSON(r) {
+		text(w, code, strings.TrimSuffix(err.Error()+"\n"+hint, "\n"))
+		return
+	}
+	document := no{failure: failure{err.Error(), hint}}
+	if e := (*inTheWay)(nil); errors.As(err, &e) {
+		document.Obstacles = e.obstacles
+	}
+	if e := (*repmgr.RefusalError)(nil); errors.As(err, &e) {
+		document.Refusal, document.Health = e.Refusal, e.Health
+	}
+	answer(w, r, code, document)
+}
+
+// acceptsJSON reports whether a request names JSON among what it accepts. That it accepts everything, as most clients say, does not count.
+func acceptsJSON(r *http.Request) bool {
+	for accepted := range strings.SplitSeq(strings.Join(r.Header.Values("Accept"), ","), ",") {
+		kind, params, err := mime.ParseMediaType(accepted)
+		if weight, bad := strconv.ParseFloat(params["q"], 64); err == nil && kind == "application/json" && (bad != nil || weight > 0) {
+			return true
+		}
+	}
+	return false
 }
 
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
@@ -131,8 +174,23 @@ func decode(content []byte, into any) error {
 	return nil
 }
 
-func neverTakenBack(context.Context, health.View, []byte) (int, any, error) {
-	return 0, nil, refuse(http.StatusNotImplemented, "what is scheduled can not be taken back over HTTP")
+// noRestart takes no restart back: none can be scheduled.
+func noRestart(context.Context, health.View, []byte) (int, any, error) {
+	return 0, nil, refuse(http.StatusNotFound, "no restart is scheduled")
+}
+
+// takeBack takes back a switchover that has not begun.
+func (h *handler) takeBack(ctx context.Context, _ health.View, _ []byte) (int, any, error) {
+	res, err := h.o.Cluster().CancelSwitchover(ctx, repmgr.SwitchoverOptions{})
+	switch {
+	case errors.Is(err, repmgr.ErrNotScheduled):
+		return 0, nil, &refusal{http.StatusNotFound, err}
+	case errors.Is(err, repmgr.ErrRefused):
+		return 0, nil, &refusal{http.StatusConflict, err}
+	case err != nil:
+		return 0, nil, err
+	}
+	return http.StatusOK, fmt.Sprintf("The switchover from %q to %q was taken back", res.From.Name, res.To.Name), nil
 }
 
 // switchover hands the primary over. As a failover it may be asked for where there is no primary, too.
@@ -178,7 +236,7 @@ func (h *handler) switchover(ctx context.Context, v health.View, content []byte,
 	res, err := h.o.Cluster().Switchover(ctx, o)
 	switch {
 	case err != nil:
-		return 0, nil, err
+		return 0, nil, &inTheWay{err, res.Plan.Standing(o.Force)}
 	case res.Scheduled:
 		return http.StatusAccepted, "Switchover scheduled", nil
 	case ask.Candidate != "" && res.To.Name != ask.Candidate:
@@ -255,7 +313,7 @@ func (h *handler) restart(ctx context.Context, v health.View, content []byte) (i
 	res, err := h.o.Cluster().RollingRestart(ctx, repmgr.RestartOptions{Nodes: []repmgr.NodeID{v.NodeID}, Pending: ask.Pending, Primary: repmgr.RestartInPlace})
 	switch {
 	case err != nil:
-		return 0, nil, err
+		return 0, nil, &inTheWay{err, res.Plan.Standing(false)}
 	case len(res.Restarted) == 0:
 		return 0, nil, refuse(http.StatusServiceUnavailable, "nothing was restarted: no setting of this node waits for a restart")
 	}
@@ -268,8 +326,18 @@ func (h *handler) reload(ctx context.Context, _ health.View, _ []byte) (int, any
 	return http.StatusAccepted, "reload scheduled", err
 }
 
+// client is who asks: the name in the certificate or before the password, where there is one, and the address.
+func client(r *http.Request) string {
+	name, _, _ := r.BasicAuth()
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		name = r.TLS.PeerCertificates[0].Subject.CommonName
+	}
+	from, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return strings.TrimSpace(name + " over HTTP from " + from.Addr().Unmap().String())
+}
+
 // pause pauses failover, and ends that: the only setting of a cluster that is changed over HTTP.
-func (h *handler) pause(ctx context.Context, _ health.View, content []byte) (int, any, error) {
+func (h *handler) pause(ctx context.Context, content []byte, by string) (int, any, error) {
 	var ask map[string]*bool
 	err := json.Unmarshal(content, &ask)
 	pause, given := ask["pause"]
@@ -280,7 +348,7 @@ func (h *handler) pause(ctx context.Context, _ health.View, content []byte) (int
 	if pause != nil && *pause {
 		do = h.o.Cluster().Pause
 	}
-	res, err := do(ctx, repmgr.PauseOptions{})
+	res, err := do(ctx, repmgr.PauseOptions{By: by})
 	if err != nil {
 		return 0, nil, err
 	}

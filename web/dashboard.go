@@ -140,7 +140,11 @@ func banners(v health.View, explained any) (all []banner) {
 		add(topology.Bad, command(v, "cluster explain"), "No node answers this daemon. What is below is what was seen last.")
 	}
 	if v.Paused() {
-		add(topology.Doubt, command(v, "service unpause"), "Failover is paused: no daemon acts by itself until it is unpaused.")
+		by := election.PausedBy(v.Peers)
+		add(topology.Doubt, command(v, "service unpause"), "Failover is paused%s: no daemon acts by itself until it is unpaused.", wording.PausedBy(by.Since, by.By))
+	}
+	if h, ok := v.Scheduled(); ok {
+		add(topology.Unknown, command(v, "standby switchover --cancel"), "%s", scheduledText(v, h))
 	}
 	if v.Phase == election.Fenced {
 		add(topology.Bad, "", "The server of this node was stopped by its daemon: %s.", v.Reason)
@@ -534,6 +538,14 @@ type planPage struct {
 	frame
 	Plan    plan.Plan
 	Command string
+
+	Scheduled string // one that was asked for already; empty: there is none
+	Cancel    string // what takes it back
+}
+
+// scheduledText says which switchover is to begin, and when.
+func scheduledText(v health.View, h election.Handover) string {
+	return fmt.Sprintf("A switchover from %s to %s is scheduled. It begins at %s.", v.Name(v.Rule.Primary), v.Name(h.Target), dayAndClock(h.Start))
 }
 
 // matrixPage is a table: which node reaches which.

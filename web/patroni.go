@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/conninfo"
@@ -70,6 +71,9 @@ type own struct {
 	Reason string         `json:"reason"`
 	Rule   *election.Rule `json:"rule,omitempty"`
 	Lease  *float64       `json:"lease_left_seconds,omitempty"` // of a primary that needs a lease
+
+	PausedSince time.Time `json:"paused_since,omitzero"`
+	PausedBy    string    `json:"paused_by,omitempty"`
 }
 
 // scope is the name of the cluster for those that must have one.
@@ -90,6 +94,8 @@ func newBody(v health.View, why string) body {
 	if v.Rule.Known() {
 		b.Repmgr.Rule = &v.Rule
 	}
+	by := election.PausedBy(v.Peers)
+	b.Repmgr.PausedSince, b.Repmgr.PausedBy = by.Since, by.By
 	if l := v.Lease; l.Known && l.Needed {
 		left := l.Left.Seconds()
 		b.Repmgr.Lease = &left
@@ -105,7 +111,10 @@ func newBody(v health.View, why string) body {
 	return b
 }
 
-const patroniTime = "2006-01-02 15:04:05.000000+00:00"
+const (
+	patroniTime = "2006-01-02 15:04:05.000000+00:00"
+	patroniISO  = "2006-01-02T15:04:05-07:00"
+)
 
 func xlog(v health.View) any {
 	end := v.Peer(int32(v.NodeID)).Position.LSN // newer than the last turn
@@ -211,6 +220,15 @@ type members struct {
 	Members []member `json:"members"`
 	Scope   string   `json:"scope"`
 	Pause   bool     `json:"pause,omitempty"`
+
+	Scheduled *scheduledSwitchover `json:"scheduled_switchover,omitempty"`
+}
+
+// scheduledSwitchover is one that has not begun.
+type scheduledSwitchover struct {
+	At   string `json:"at"`
+	From string `json:"from"`
+	To   string `json:"to"`
 }
 
 type member struct {
@@ -231,6 +249,9 @@ type member struct {
 
 func newMembers(v health.View) members {
 	all := members{Members: []member{}, Scope: scope(v), Pause: v.Paused()}
+	if h, ok := v.Scheduled(); ok {
+		all.Scheduled = &scheduledSwitchover{h.Start.Format(patroniISO), v.Name(v.Rule.Primary), v.Name(h.Target)}
+	}
 	lead := leader(v)
 	for _, r := range v.Records {
 		if r.Role != registry.RoleWitness {

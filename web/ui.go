@@ -323,7 +323,11 @@ func (h *handler) answerPage(w http.ResponseWriter, r *http.Request, v health.Vi
 		if id, err := nodeOf(v, r.URL.Query().Get("node")); err == nil && id != 0 {
 			f.Title, to = "The plan of a switchover to "+v.Name(int32(id)), " --to="+id.String()
 		}
-		h.page(w, code, "plan", planPage{f, d, command(v, "standby switchover"+to)})
+		page := planPage{frame: f, Plan: d, Command: command(v, "standby switchover"+to), Cancel: command(v, "standby switchover --cancel")}
+		if asked, ok := v.Scheduled(); ok {
+			page.Scheduled = scheduledText(v, asked)
+		}
+		h.page(w, code, "plan", page)
 	}
 }
 

@@ -270,11 +270,11 @@ func TestAnswerPages(t *testing.T) {
 	h := newHandler(func() health.View { return v }, Options{})
 	f := h.frame(v, "title")
 	w := httptest.NewRecorder()
-	h.page(w, 200, "plan", planPage{f, plan.Plan{
+	h.page(w, 200, "plan", planPage{frame: f, Plan: plan.Plan{
 		Steps:     []plan.Step{{Name: "stop", Node: "node1", Effect: "its server is shut down", Check: "it is down", Undo: "it is started again"}},
 		Obstacles: []plan.Obstacle{{Code: "lag", Node: "node2", Text: "it is far behind", Hint: "Wait for it.", Force: true}}, Warnings: []plan.Obstacle{{Text: "no archive"}},
-	}, command(v, "standby switchover --to=2")})
-	for _, text := range []string{"its server is shut down", "node2: it is far behind", "Wait for it.", "--force overrides it", "no archive", "repmgr standby switchover --to=2"} {
+	}, Command: command(v, "standby switchover --to=2"), Scheduled: "One is asked for already.", Cancel: command(v, "standby switchover --cancel")})
+	for _, text := range []string{"One is asked for already.", "repmgr standby switchover --cancel", "its server is shut down", "node2: it is far behind", "Wait for it.", "--force overrides it", "no archive", "repmgr standby switchover --to=2"} {
 		assert.Contains(t, w.Body.String(), text)
 	}
 	w = httptest.NewRecorder()

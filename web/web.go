@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -20,6 +21,7 @@ type Options struct {
 	Cluster   func() *repmgr.Cluster // the cluster now, for /repmgr/v1/... and for changes; nil: there are neither
 	Events    *Events                // a notifier of the same Monitor, for /events; nil: there is no such path
 	TokenFile string                 // holds the password of a request that changes something; empty: only a client certificate allows it
+	Allowlist []netip.Prefix         // from where something may be changed, beside the password or the certificate; empty: as HTTPAllowlist of the cluster's configuration
 	Metrics   repmgr.MetricsCompat   // whose names /metrics gives beside ours
 	Logger    *slog.Logger           // for what is changed, and for wrong passwords; nil: none
 }

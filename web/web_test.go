@@ -4,11 +4,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +26,7 @@ import (
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -233,7 +238,11 @@ func TestWhoMay(t *testing.T) {
 		"no time":                   {open, "POST", "/switchover", `{"leader":"node1","scheduled_at":"soon"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 422, "soon"},
 		"no JSON":                   {open, "POST", "/switchover", `leader`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "JSON"},
 		"failover of nobody":        {open, "POST", "/failover", `{}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "candidate is missing"},
-		"a schedule stays":          {open, "DELETE", "/switchover", "", []string{"Authorization", "Bearer 0123456789abcdef"}, 501, "taken back"},
+		"no restart is scheduled":   {open, "DELETE", "/restart", "", []string{"Authorization", "Bearer 0123456789abcdef"}, 404, "no restart is scheduled"},
+		"taken back by anybody":     {open, "DELETE", "/switchover", "", nil, 401, "needs a password"},
+		"nobody is asked for HEAD":  {open, "HEAD", "/repmgr/v1/status", "", nil, 200, ""},
+		"HEAD of nothing":           {open, "HEAD", "/repmgr/v1/nothing", "", nil, 404, ""},
+		"HEAD, a foreign name":      {open, "HEAD", "/repmgr/v1/status", "", []string{"Host", "evil.example"}, 403, ""},
 		"failover to nobody":        {open, "POST", "/failover", `{"candidate":"typo"}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 412, `no node is called "typo"`},
 		"other settings":            {open, "PATCH", "/config", `{"ttl":10}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "ALTER SYSTEM"},
 		"huge":                      {open, "POST", "/switchover", strings.Repeat(" ", 70<<10), []string{"Authorization", "Bearer 0123456789abcdef"}, 413, "65536"},
@@ -247,6 +256,133 @@ func TestWhoMay(t *testing.T) {
 			assert.Equal(t, q.code, code, text)
 			assert.Contains(t, text, q.text)
 		})
+	}
+}
+
+// To a client that names JSON, a change that is refused says why in fields; to all others it says the same in sentences.
+func TestRefusalsAsJSON(t *testing.T) {
+	t.Parallel()
+	stuck := []plan.Obstacle{{Code: "target_lags", Node: "node2", Text: "it is far behind", Hint: "Wait for it.", Force: true}}
+	for name, test := range map[string]struct {
+		err    error
+		accept []string
+		code   int
+		want   string
+	}{
+		"text":            {&inTheWay{repmgr.WithHint(repmgr.ErrRefused, "wait"), stuck}, nil, 412, "refused\nwait\n"},
+		"all is accepted": {refuse(404, "none"), []string{"*/*"}, 404, "none\n"},
+		"JSON is not":     {refuse(404, "none"), []string{"text/plain, application/json;q=0"}, 404, "none\n"},
+		"another JSON":    {refuse(404, "none"), []string{"application/problem+json"}, 404, "none\n"},
+		"obstacles": {
+			&inTheWay{repmgr.WithHint(repmgr.ErrRefused, "wait"), stuck},
+			[]string{"application/json"},
+			412,
+			`{"error":"refused","hint":"wait","obstacles":[{"code":"target_lags","node":"node2","text":"it is far behind","hint":"Wait for it.","force_overrides":true}]}` + "\n",
+		},
+		"no obstacle": {&inTheWay{errors.New("no answer"), nil}, []string{"text/html", "Application/JSON; charset=utf-8"}, 503, `{"error":"no answer"}` + "\n"},
+		"a failover": {
+			repmgr.WithHint(&repmgr.RefusalError{Refusal: election.RefusedNoMajority, Health: election.HealthSilent, Detail: "1 of 3"}, "start them"),
+			[]string{"text/html;q=0.9,application/json;q=0.5"},
+			412,
+			`{"error":"no failover: ` + string(election.RefusedNoMajority) + ` (1 of 3)","hint":"start them","refusal":"` + string(election.RefusedNoMajority) + `","health":"` + string(election.HealthSilent) + `"}` + "\n",
+		},
+	} {
+		w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", "/switchover", http.NoBody)
+		for _, a := range test.accept {
+			r.Header.Add("Accept", a)
+		}
+		refused(w, r, test.err)
+		assert.Equal(t, test.code, w.Code, name)
+		assert.Equal(t, test.want, w.Body.String(), name)
+	}
+	at := serve(t, view(1), Options{})
+	_, text := request(t, "POST", "http://"+at+"/switchover", "", "Accept", "application/json")
+	assert.JSONEq(t, `{"error":"this is not allowed to anybody: set http_token_file, or http_client_ca"}`, text)
+}
+
+// Only listed addresses change anything, with the right password, and whoever is not listed can not try any. Questions stay open.
+func TestAllowlist(t *testing.T) {
+	t.Parallel()
+	token := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(token, []byte("0123456789abcdef\n"), 0o600))
+	of := func(list ...string) (all []netip.Prefix) {
+		for _, text := range list {
+			all = append(all, netip.MustParsePrefix(text))
+		}
+		return all
+	}
+	configured := repmgr.Config{NodeID: 1, Conninfo: "host=127.0.0.1 port=1 dbname=none user=none", HTTPAllowlist: of("192.0.2.0/24")}
+	c, err := repmgr.New(configured)
+	require.NoError(t, err)
+	for _, test := range []struct {
+		list []netip.Prefix // none: that of the cluster
+		from string
+		may  bool
+	}{
+		{nil, "192.0.2.9:5", true},
+		{nil, "[::ffff:192.0.2.9]:5", true},
+		{nil, "192.0.3.9:5", false},
+		{nil, "127.0.0.1:5", false},
+		{nil, "@", false},
+		{nil, "", false},
+		{of("10.0.0.7/32", "fd00::/8"), "10.0.0.7:5", true},
+		{of("10.0.0.7/32", "fd00::/8"), "10.0.0.8:5", false},
+		{of("10.0.0.7/32", "fd00::/8"), "[fd12::1]:5", true},
+		{of("10.0.0.7/32"), "192.0.2.9:5", false},
+		{of("fe80::/10"), "[fe80::1%eth0]:5", true},
+		{of("::/0"), "[2001:db8::1]:5", true},
+		{of("::/0"), "10.0.0.7:5", false},
+		{of("0.0.0.0/0"), "[::ffff:10.0.0.7]:5", true},
+		{of("0.0.0.0/0"), "[::1]:5", false},
+		{[]netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)}, "10.1.2.3:5", true},
+		{[]netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)}, "11.1.2.3:5", false},
+		{of("10.1.2.3/8"), "10.9.9.9:5", true},
+		{[]netip.Prefix{{}}, "10.9.9.9:5", false},
+	} {
+		h := newHandler(func() health.View { return view(1) }, Options{Cluster: func() *repmgr.Cluster { return c }, TokenFile: token, Allowlist: test.list})
+		ask := func(method, path, password string) (int, string) {
+			w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader("{}"))
+			r.RemoteAddr, r.TLS = test.from, &tls.ConnectionState{}
+			r.Header.Set("Authorization", "Bearer "+password)
+			h.ServeHTTP(w, r)
+			return w.Code, w.Body.String()
+		}
+		what := fmt.Sprint(test)
+		code, text := ask("POST", "/switchover", "0123456789abcdef")
+		if test.may {
+			assert.Equal(t, 400, code, what+text) // it has named no leader
+		} else {
+			assert.Equal(t, 403, code, what+text)
+			assert.Contains(t, text, "http_allowlist", what)
+			code, _ = ask("POST", "/switchover", "wrong")
+			assert.Equal(t, 403, code, what)
+		}
+		code, _ = ask("GET", "/primary", "")
+		assert.Equal(t, 200, code, what)
+	}
+}
+
+// What is scheduled, and who has paused, is seen by all nodes.
+func TestScheduledAndPaused(t *testing.T) {
+	t.Parallel()
+	start := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	for id := registry.NodeID(1); id <= 3; id++ {
+		v := view(id)
+		v.Peers[0].Handover = election.Handover{ID: "x", Term: 5, Target: 3, Start: start, Until: start.Add(time.Second)}
+		for i := range v.Peers {
+			v.Peers[i].Paused, v.Peers[i].PauseSeq, v.Peers[i].PausedBy = true, 4, election.Pause{Seq: 4, Since: start, By: "ada@desk"}
+		}
+		assert.Equal(t, &scheduledSwitchover{"2030-01-02T03:04:05+00:00", "node1", "node3"}, newMembers(v).Scheduled)
+		b := newBody(v, "")
+		assert.Equal(t, []any{start, "ada@desk"}, []any{b.Repmgr.PausedSince, b.Repmgr.PausedBy})
+		shown := fmt.Sprint(banners(v, nil))
+		assert.Contains(t, shown, "Failover is paused since "+dayAndClock(start)+" by ada@desk:")
+		assert.Contains(t, shown, "A switchover from node1 to node3 is scheduled. It begins at "+dayAndClock(start))
+		v.Peers[0].Handover.Begun = true
+		v.Peers[0].PauseSeq, v.Peers[0].Paused = 5, false
+		assert.Nil(t, newMembers(v).Scheduled)
+		b = newBody(v, "")
+		assert.Empty(t, b.Repmgr.PausedBy)
 	}
 }
 

@@ -38,6 +38,7 @@ var commandCodes = map[string][]codeFor{
 	"standby switchover": {
 		{repmgr.ErrTimeout, cli.ExitSwitchover},
 		{repmgr.ErrRefused, cli.ExitSwitchover},
+		{repmgr.ErrNotScheduled, cli.ExitSwitchover},
 	},
 	"node drain": {
 		{repmgr.ErrTimeout, cli.ExitSwitchover},

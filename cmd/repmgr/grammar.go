@@ -305,6 +305,7 @@ type standbySwitchover struct {
 	dryRun
 	To                  string       `placeholder:"NODE" help:"id or name of the new primary (default: this standby)"`
 	At                  string       `placeholder:"TIME" help:"begin then, and do not wait for it (2006-01-02 15:04:05, or 15:04)"`
+	Cancel              bool         `help:"take back the one that was asked for, if it has not begun"`
 	Timeout             int          `placeholder:"SECONDS" min:"1" max:"86400" help:"how long the shutdown of the primary may take (default:\nshutdown_check_timeout)"`
 	RemoteUser          string       `short:"R" placeholder:"USERNAME" help:"operating system user for ssh, where no repmgrd runs"`
 	AlwaysPromote       bool         `hidden:"" noeffect:"nobody is promoted beside a primary that may run"`
@@ -319,6 +320,8 @@ func (standbySwitchover) Help() string {
 	return `The repmgrd of the primary carries it out, so it must run with failover=automatic. Where
 none runs there, one is started over ssh on each node without one, until all is done.
 All other standbys follow the new primary.
+
+One that was asked for with --at is taken back by --cancel, on any node, until it begins.
 
 Example, on the standby that is to be the primary:
   repmgr -f /etc/repmgr.conf standby switchover --dry-run`

@@ -92,7 +92,7 @@ func TestCommandLineErrors(t *testing.T) {
 		"standby clone", "standby clone node1 -h node2 --upstream-node-id=1 --upstream-conninfo=x", "standby clone node1 -p 1 -p 2 -p 3", "standby clone -h",
 		"standby follow -w -W", "standby follow --wait=soon", "standby follow --wa", "standby follow --force=1",
 		"-L LOUD cluster show", "cluster show --node", "cluster show", "-f /nowhere/repmgr.conf cluster show",
-		"standby switchover --siblings-follow", "witness", "witness register", "service pause --dry-run", "daemon start -w -W", "node check --nagios", "node check --role --csv", "node control",
+		"standby switchover --siblings-follow", "standby switchover --cancel --to=2", "witness", "witness register", "service pause --dry-run", "daemon start -w -W", "node check --nagios", "node check --role --csv", "node control",
 		"completion", "completion csh", "-q standby clone", "-t standby clone",
 	} {
 		out, errs, code := try(t, strings.Fields(line)...)

@@ -190,6 +190,9 @@ func (cmd *standbySwitchover) check() (faults []string) {
 			faults = append(faults, fmt.Sprintf("option --at: %v", err))
 		}
 	}
+	if cmd.Cancel && (cmd.To != "" || cmd.At != "" || cmd.Timeout != 0 || cmd.Force) {
+		faults = append(faults, "option --cancel takes no other option of a switchover than --dry-run")
+	}
 	return faults
 }
 
@@ -237,6 +240,9 @@ func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	if cmd.Cancel {
+		return cmd.cancel(ctx, a, c)
+	}
 	o := repmgr.SwitchoverOptions{Timeout: time.Duration(cmd.Timeout) * time.Second, Force: cmd.Force, DryRun: cmd.DryRun, RemoteUser: cmd.RemoteUser}
 	if cmd.At != "" {
 		if o.At, err = parseTime(cmd.At, time.Now()); err != nil {
@@ -268,7 +274,7 @@ func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
 		}
 		a.log.Info("prerequisites for executing STANDBY SWITCHOVER are met")
 	case res.Scheduled:
-		a.notice(fmt.Sprintf("switchover from %s to %s begins at %s", res.From, res.To, o.At.Format(time.DateTime)), "hint", "Its outcome: repmgr cluster event --event=standby_switchover")
+		a.notice(fmt.Sprintf("switchover from %s to %s begins at %s", res.From, res.To, o.At.Format(time.DateTime)), "hint", "Its outcome: repmgr cluster event --event=standby_switchover. To take it back: repmgr standby switchover --cancel")
 	default:
 		a.notice("switchover was successful", "detail", fmt.Sprintf("%s is the primary now, in term %d", res.To, res.Term))
 		if !res.Returned {
@@ -279,6 +285,21 @@ func (cmd *standbySwitchover) Run(ctx context.Context, a *app) error {
 			return &exitError{code: cli.ExitSwitchoverIncomplete}
 		}
 		a.notice("STANDBY SWITCHOVER has completed successfully", "detail", fmt.Sprintf("%s streams from it; the new primary was there after %s", res.From, res.Elapsed.Round(time.Millisecond)))
+	}
+	return a.answer(res, nil)
+}
+
+// cancel takes back the switchover that was asked for.
+func (cmd *standbySwitchover) cancel(ctx context.Context, a *app, c *repmgr.Cluster) error {
+	res, err := c.CancelSwitchover(ctx, repmgr.SwitchoverOptions{DryRun: cmd.DryRun})
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("the switchover from %s to %s, which was to begin at %s, ", res.From, res.To, res.At.Local().Format(time.DateTime))
+	if res.DryRun {
+		a.log.Info(what + "would be taken back")
+	} else {
+		a.notice(what + "was taken back")
 	}
 	return a.answer(res, nil)
 }

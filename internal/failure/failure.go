@@ -33,6 +33,7 @@ var (
 	ErrRejoin           = errors.New("rejoin did not complete")
 	ErrTimeout          = errors.New("timed out")
 	ErrServerControl    = errors.New("server not started or stopped")
+	ErrNotScheduled     = errors.New("nothing is scheduled")
 )
 
 // Hint returns what the reader of err could do about it, or "".

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"regexp"
@@ -289,6 +290,54 @@ func Names[T any, V ~string](name string, at func(*T) *[]V) Key[T] {
 		},
 		check: func(*T) string { return "" },
 		copy:  func(dst, src *T) { *at(dst) = slices.Clone(*at(src)) },
+	}
+}
+
+// Networks is a key of a list of addresses and networks, joined by commas. An address is a network of one. Names are
+// refused: they would have to be looked up for each request, and whoever answers for them would say who is allowed.
+func Networks[T any](name string, at func(*T) *[]netip.Prefix) Key[T] {
+	return Key[T]{
+		Name: name,
+		fill: func(*T) {},
+		Set: func(c *T, text string) string {
+			var all []netip.Prefix
+			for item := range strings.SplitSeq(text, ",") {
+				if item = strings.TrimSpace(item); item == "" {
+					continue
+				}
+				p, err := netip.ParsePrefix(item)
+				if addr, errAddr := netip.ParseAddr(item); errAddr == nil && addr.Zone() == "" {
+					p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+				}
+				if err != nil {
+					return fmt.Sprintf("must be addresses and networks joined by commas, such as 192.168.1.7,10.0.0.0/24,fd00::/8, and %q is neither: of a host give the address, because names are not looked up, and of a network how many bits count", item)
+				}
+				all = append(all, p)
+			}
+			if text != "" && len(all) == 0 {
+				return "must have an address or a network, such as 192.168.1.7 or 10.0.0.0/24: an empty list would allow all, and is written as nothing"
+			}
+			*at(c) = all
+			return ""
+		},
+		Get: func(c *T) string {
+			var all []string
+			for _, p := range *at(c) {
+				if p.IsSingleIP() {
+					all = append(all, p.Addr().String())
+				} else {
+					all = append(all, p.String())
+				}
+			}
+			return strings.Join(all, ",")
+		},
+		check: func(c *T) string {
+			if slices.ContainsFunc(*at(c), func(p netip.Prefix) bool { return !p.IsValid() }) {
+				return "has a network that is not valid"
+			}
+			return ""
+		},
+		copy: func(dst, src *T) { *at(dst) = slices.Clone(*at(src)) },
 	}
 }
 

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -70,4 +71,26 @@ func TestRedactURL_ShowsTheHostOnly(t *testing.T) {
 			t.Errorf("redactURL(%q) = %q, want %q", address, got, want)
 		}
 	}
+}
+
+// Addresses and networks are taken as they are written; what is neither is refused with what to write instead.
+func TestNetworks(t *testing.T) {
+	t.Parallel()
+	type door struct{ From []netip.Prefix }
+	k := Networks("from", func(d *door) *[]netip.Prefix { return &d.From })
+	var d door
+	for text, want := range map[string]string{
+		"": "", "192.168.1.7": "192.168.1.7", " 10.0.0.0/24 , ::1,fd00::/8,": "10.0.0.0/24,::1,fd00::/8", "::ffff:10.0.0.7": "::ffff:10.0.0.7", "0.0.0.0/0": "0.0.0.0/0",
+	} {
+		require.Empty(t, k.Set(&d, text), text)
+		require.Equal(t, want, k.Get(&d), text)
+	}
+	before := k.Get(&d)
+	for _, text := range []string{"db1.example", "10.0.0.1,localhost", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "fe80::1%eth0", "fe80::%eth0/64", "10.0.0", "10.0.0.1-10.0.0.9", "*", "[::1]"} {
+		require.Contains(t, k.Set(&d, text), "names are not looked up", text)
+	}
+	require.Contains(t, k.Set(&d, " , "), "an empty list would allow all")
+	require.Equal(t, before, k.Get(&d), "what is wrong changes nothing")
+	require.NotEmpty(t, k.check(&door{[]netip.Prefix{{}}}))
+	require.Empty(t, k.check(&d))
 }

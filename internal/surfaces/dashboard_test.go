@@ -53,8 +53,13 @@ func TestDashboard(t *testing.T) {
 	link := regexp.MustCompile(`/ui/failovers/\d+`)
 	pgtest.WaitFor(t, "the failover on the dashboard", func(context.Context) error {
 		get(t, ports[1], "/ui/ask")
-		if err := shows(ports[1], "/ui", "is the primary of term", "repmgrd_failover"); err != nil {
+		if err := shows(ports[1], "/ui", "is the primary of term"); err != nil {
 			return err
+		}
+		if shows(ports[1], "/ui", "repmgrd_failover") != nil { // then the other one has held it
+			if err := shows(ports[2], "/ui", "repmgrd_failover"); err != nil {
+				return err
+			}
 		}
 		return shows(ports[1], link.FindString(get(t, ports[1], "/ui")), "first commit", "pledges", "node1 &rarr; node")
 	})

@@ -57,10 +57,9 @@ func (a *Ask) Look(ctx context.Context) error {
 	if err := CheckLimit("the switchover", a.Limit); err != nil {
 		return err
 	}
-	peers, unheard := a.hear(ctx)
-	rule := voters.NewestRule(peers)
-	if !rule.Known() && unheard.ID != 0 {
-		return failure.WithHint(failure.Of(failure.ErrTimeout, "no switchover: who the primary is is not known: %s %s", a.Watch.Record(unheard.ID), unheard.Answer), "Try again. repmgr cluster show says which nodes answer.")
+	peers, rule, err := a.findPrimary(ctx)
+	if err != nil {
+		return err
 	}
 	if !rule.Known() {
 		return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: no daemon has written a rule, so none can carry it out"),
@@ -69,7 +68,7 @@ func (a *Ask) Look(ctx context.Context) error {
 	if now := voters.PeerOf(peers, rule.Primary); now.Answer == election.Answers && now.Running == election.Standby {
 		return failure.WithHint(failure.Of(failure.ErrNoPrimary, "no switchover: %s, the primary of term %d, runs as a standby", a.Watch.Record(rule.Primary), rule.Term), "See repmgr cluster explain, which says how a primary is made.")
 	}
-	if a.From = a.Watch.Record(rule.Primary); a.To == 0 {
+	if a.To == 0 {
 		a.To = Choose(a.Policy, rule, peers)
 	}
 	if a.Target = a.Watch.Record(a.To); a.Target.Conninfo == "" {
@@ -84,6 +83,16 @@ func (a *Ask) Look(ctx context.Context) error {
 		a.Plan = f.Plan(a.Policy, a.Limits)
 		return err
 	})
+}
+
+// findPrimary finds the primary of the newest rule, and sets From.
+func (a *Ask) findPrimary(ctx context.Context) ([]election.Peer, election.Rule, error) {
+	peers, unheard := a.hear(ctx)
+	rule := voters.NewestRule(peers)
+	if a.From = a.Watch.Record(rule.Primary); !rule.Known() && unheard.ID != 0 {
+		return peers, rule, failure.WithHint(failure.Of(failure.ErrTimeout, "no switchover: who the primary is is not known: %s %s", a.Watch.Record(unheard.ID), unheard.Answer), "Try again. repmgr cluster show says which nodes answer.")
+	}
+	return peers, rule, nil
 }
 
 // hear waits until a rule is known, or every node has answered. unheard is one that has not.
@@ -115,25 +124,75 @@ func (a *Ask) onPrimary(ctx context.Context, f func(*registry.Server) error) err
 func (a *Ask) Request(ctx context.Context) error {
 	term := voters.NewestRule(a.Watch.Peers()).Term
 	return a.onPrimary(ctx, func(n *registry.Server) error {
-		var now time.Time
-		if err := n.Conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
-			return n.QueryError("read the clock", err)
-		}
-		old, err := n.Handover(ctx)
+		now, err := clock(ctx, n)
 		if err != nil {
 			return err
 		}
-		if old.Term == term && (old.Hold > 0 || old.Begun || now.Before(old.Until)) && !a.Force {
-			return failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: another one was asked for (request %s, not before %s)", old.ID, old.Start.Local().Format(time.DateTime)),
-				"Wait for its outcome: repmgr cluster event. Or use --force: yours takes its place.")
-		}
-		begin := now
-		if a.At.After(now) {
-			begin, a.Later = a.At, a.At.Sub(now) > BeginWithin
-		}
-		a.sent = election.Handover{ID: strings.ToLower(rand.Text()[:8]), Term: term, Target: a.To, Start: begin, Until: begin.Add(BeginWithin), Limit: a.Limit, Force: a.Force, Restart: a.Restart}
-		return n.SetHandover(ctx, a.sent)
+		return n.ChangeHandover(ctx, func(old election.Handover) (election.Handover, error) {
+			if old.Term == term && (old.Hold > 0 || old.Begun || now.Before(old.Until)) && !a.Force {
+				return old, failure.WithHint(failure.Of(failure.ErrRefused, "no switchover: another one was asked for (request %s, not before %s)", old.ID, old.Start.Local().Format(time.DateTime)),
+					"Wait for its outcome: repmgr cluster event. Take it back: repmgr standby switchover --cancel. Or use --force: yours takes its place.")
+			}
+			begin := now
+			if a.At.After(now) {
+				begin, a.Later = a.At, a.At.Sub(now) > BeginWithin
+			}
+			a.sent = election.Handover{ID: strings.ToLower(rand.Text()[:8]), Term: term, Target: a.To, Start: begin, Until: begin.Add(BeginWithin), Limit: a.Limit, Force: a.Force, Restart: a.Restart}
+			return a.sent, nil
+		})
 	})
+}
+
+func clock(ctx context.Context, n *registry.Server) (now time.Time, err error) {
+	if err = n.Conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
+		err = n.QueryError("read the clock", err)
+	}
+	return now, err
+}
+
+// Cancel takes back the switchover that the primary was asked for, if it has not begun, and returns it with the
+// primary in From and the new one in Target. With dryRun it is only looked for. done is called with the server that it was
+// taken from. The error is [failure.ErrNotScheduled] where there is none, and [failure.ErrRefused] where it has begun.
+func (a *Ask) Cancel(ctx context.Context, dryRun bool, done func(*registry.Server, election.Handover)) (taken election.Handover, err error) {
+	peers, rule, err := a.findPrimary(ctx)
+	if err != nil {
+		return taken, err
+	}
+	if !rule.Known() {
+		return taken, failure.Of(failure.ErrNotScheduled, "no switchover is scheduled: no daemon has written a rule, so none can carry it out")
+	}
+	if h, told := election.Noticed(rule, peers); told && voters.PeerOf(peers, rule.Primary).Answer != election.Answers { // its server has been stopped for it
+		return taken, takeBack(h, time.Time{}, rule)
+	}
+	err = a.onPrimary(ctx, func(n *registry.Server) error {
+		now, err := clock(ctx, n)
+		if err != nil {
+			return err
+		}
+		err = n.ChangeHandover(ctx, func(h election.Handover) (election.Handover, error) {
+			err := takeBack(h, now, rule)
+			if taken, a.Target = h, a.Watch.Record(h.Target); err != nil || dryRun {
+				return h, err
+			}
+			return election.Handover{}, nil
+		})
+		if err == nil && !dryRun {
+			done(n, taken)
+		}
+		return err
+	})
+	return taken, err
+}
+
+// takeBack says why a request can not be taken back; nil: it can.
+func takeBack(h election.Handover, now time.Time, r election.Rule) error {
+	switch {
+	case h.Requested(now, r):
+		return nil
+	case h.LeftBehind(r) && !h.Restart:
+		return failure.WithHint(failure.Of(failure.ErrRefused, "the switchover has begun, and is not taken back any more (request %s)", h.ID), "Wait for its outcome: repmgr cluster event.")
+	}
+	return failure.Of(failure.ErrNotScheduled, "no switchover is scheduled in term %d", r.Term)
 }
 
 // Await waits for the outcome, and returns the new primary and its term.

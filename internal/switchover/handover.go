@@ -93,6 +93,12 @@ func (h *Handover) Run(ctx context.Context) error {
 		h.forget(ctx)
 		return failure.Of(failure.ErrRefused, "the daemon that had begun it ended before it stopped the server; %s goes on as the primary", h.Self)
 	}
+	if err := h.begin(ctx); errors.Is(err, errTakenBack) {
+		return err // what is in its place now is not ours
+	} else if err != nil {
+		h.forget(ctx)
+		return err
+	}
 	defer func() { h.release() }()
 	if err := h.prepare(ctx); err != nil {
 		h.forget(ctx)
@@ -122,6 +128,27 @@ func (h *Handover) Run(ctx context.Context) error {
 	return h.giveUp(ctx, err)
 }
 
+var errTakenBack = failure.Of(failure.ErrRefused, "it was taken back, or another one took its place, before it began")
+
+// begin marks the request as begun: from then on nobody takes it back. Where it was taken back first, nothing is done.
+func (h *Handover) begin(ctx context.Context) error {
+	silence := h.Watch.Settings().SilenceTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, silence, fmt.Errorf("the request could not be marked as begun within silence_timeout (%s)", silence))
+	defer cancel()
+	n, err := h.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	return n.ChangeHandover(ctx, func(now election.Handover) (election.Handover, error) {
+		if now.ID != h.Request.ID {
+			return now, errTakenBack
+		}
+		h.Request.Begun, now.Begun = true, true
+		return now, nil
+	})
+}
+
 // prepare makes all checks and does everything that can be done while the primary serves.
 func (h *Handover) prepare(ctx context.Context) error {
 	n, err := h.Connect(ctx)
@@ -129,10 +156,6 @@ func (h *Handover) prepare(ctx context.Context) error {
 		return err
 	}
 	defer n.Close()
-	h.Request.Begun = true
-	if err := n.SetHandover(ctx, h.Request); err != nil {
-		return err
-	}
 	h.Watch.RefreshAll(ctx, h.Watch.Settings().SilenceTimeout/2) // one that was silent may just have been restarted
 	if err := h.check(ctx, n); err != nil {
 		return err
@@ -470,7 +493,7 @@ func (h *Handover) forget(ctx context.Context) {
 	defer cancel()
 	n, err := h.Connect(ctx)
 	if err == nil {
-		err = n.SetHandover(ctx, election.Handover{})
+		err = n.DropHandover(ctx, h.Request.ID)
 		h.dropSlot(ctx, n)
 		n.Close()
 	}

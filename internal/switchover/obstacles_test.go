@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/plan"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -95,4 +96,30 @@ func TestFacts_Plan(t *testing.T) {
 	f := healthy()
 	f.Peers[2].Answer, f.Peers[1].NoPledge = election.Silent, "a full disk"
 	require.Contains(t, codes(f.Plan(p, limits).Obstacles), "no_majority")
+}
+
+// What was asked for is taken back, or the error says whether it has begun, or that there is nothing.
+func TestTakeBack(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	rule := election.Rule{Term: 3, Primary: 1}
+	asked := election.Handover{ID: "x", Term: 3, Target: 2, Start: now.Add(time.Hour), Until: now.Add(time.Hour + BeginWithin)}
+	require.NoError(t, takeBack(asked, now, rule))
+	for what, test := range map[string]struct {
+		change func(*election.Handover)
+		want   error
+	}{
+		"it has begun":               {func(h *election.Handover) { h.Begun = true }, failure.ErrRefused},
+		"the others were told":       {func(h *election.Handover) { h.Begun, h.Hold = true, time.Minute }, failure.ErrRefused},
+		"there is none":              {func(h *election.Handover) { *h = election.Handover{} }, failure.ErrNotScheduled},
+		"its time is over":           {func(h *election.Handover) { h.Until = now }, failure.ErrNotScheduled},
+		"the primary has changed":    {func(h *election.Handover) { h.Term = 2 }, failure.ErrNotScheduled},
+		"it began in another term":   {func(h *election.Handover) { h.Term, h.Begun = 2, true }, failure.ErrNotScheduled},
+		"the primary is restarted":   {func(h *election.Handover) { h.Restart = true }, failure.ErrNotScheduled},
+		"the restart of it is begun": {func(h *election.Handover) { h.Restart, h.Begun = true, true }, failure.ErrNotScheduled},
+	} {
+		h := asked
+		test.change(&h)
+		require.ErrorIs(t, takeBack(h, now, rule), test.want, what)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/registry"
 )
@@ -52,7 +53,7 @@ func TestGlance_ShowsWhatChanged(t *testing.T) {
 		{"a ballot on a primary", []*session{p}, func() error {
 			return ballot.Pledge(ctx, on(primary).Conn, ballot.Ballot{Node: 1, Term: 3, Candidate: "a.1"}, ballot.Primary)
 		}},
-		{"a pause", []*session{p}, func() error { return on(primary).SetPaused(ctx, 1, true, 7) }},
+		{"a pause", []*session{p}, func() error { return on(primary).SetPaused(ctx, 1, true, election.Pause{Seq: 7}) }},
 		{"a rule", []*session{p, s}, func() error {
 			_, err := on(primary).Conn.Exec(ctx, `INSERT INTO repmgr.rules (term, seq, primary_node_id, voters, quorum, sync_standbys, acks) VALUES (3, 1, 1, '{1,2}', false, '{}', 0)`)
 			return err

@@ -124,6 +124,7 @@ func (n *session) peerView(ctx context.Context, w *Watch, rec registry.Record) (
 	}
 	v.Misnamed = registry.NameProblem(rec, w.Records()) != ""
 	v.Paused, v.PauseSeq = registry.ParsePaused(set[registry.PausedSetting], rec.ID)
+	v.PausedBy = registry.ParsePausedBy(set[registry.PausedBySetting])
 	v.Handover, v.Restart = registry.ParseHandover(set[registry.HandoverSetting]), registry.ParseRestart(set[registry.RestartSetting])
 	v.Feeds, v.NeedsSlot = w.fed(s.Senders), rec.SlotName != ""
 	v.Capacity = election.Capacity{Known: true, Senders: s.SendersFree + len(v.Feeds), Slots: s.SlotsFree + w.ofNodes(s.Slots)}

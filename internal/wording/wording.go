@@ -30,6 +30,17 @@ func Duration(d time.Duration) time.Duration {
 	}
 }
 
+// PausedBy goes on after "failover is paused": since when, and by whom. A part that is not known is left out.
+func PausedBy(since time.Time, by string) (text string) {
+	if !since.IsZero() {
+		text = " since " + since.Local().Format("2006-01-02 15:04:05 MST")
+	}
+	if by != "" {
+		text += " by " + by
+	}
+	return text
+}
+
 // Count is a number with its noun, such as "1 vote" and "3 votes".
 func Count(n int, what string) string {
 	if n == 1 {
