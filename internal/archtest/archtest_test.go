@@ -40,8 +40,8 @@ var floors = [][]string{
 	{"."},
 	{"etcd", "web"},
 	{"internal/cli"},
-	{"cmd/*", "examples/*"},
-	{"internal/manual", "internal/bench", "internal/compat", "internal/compat/debian"}, // tests of the programs as a whole
+	{"cmd/*", "examples/*", "packaging/*"},
+	{"internal/manual", "internal/bench", "internal/compat", "internal/compat/debian", "internal/compat/packages"}, // tests of the programs as a whole
 }
 
 // onlyForTests may be imported by _test.go files alone.

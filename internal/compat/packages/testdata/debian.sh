@@ -24,7 +24,7 @@ snapshot() {
 theirs() {
 	same "$(dpkg-query -W -f '${Status} ' repmgr-common "postgresql-$major-repmgr")" "install ok installed install ok installed " "the packages of repmgr 5"
 	(cd / && md5sum --quiet -c "/var/lib/dpkg/info/postgresql-$major-repmgr.md5sums.rest") || fail "a file of postgresql-$major-repmgr has changed"
-	has "$("$bin/repmgr.repmgr5" --version)" "repmgr 5."
+	has "$("$bin/repmgr.repmgr5" --version)" "repmgr5 5."
 	apt-get check >/tmp/log 2>&1 || { cat /tmp/log; fail "dependencies are broken"; }
 }
 ours() {
@@ -59,9 +59,10 @@ same "$(enabled)" enabled "an old install that was switched on"
 
 echo "== installed again, and its scripts run again"
 install "$deb"
-/var/lib/dpkg/info/repmgr-go.preinst upgrade 0.1.0
-/var/lib/dpkg/info/repmgr-go.postinst configure 0.1.0
-/var/lib/dpkg/info/repmgr-go.postinst triggered /usr/lib/postgresql
+script() { DPKG_MAINTSCRIPT_PACKAGE=repmgr-go "/var/lib/dpkg/info/repmgr-go.$1" "${@:2}"; }
+script preinst upgrade 0.1.0
+script postinst configure 0.1.0
+script postinst triggered /usr/lib/postgresql
 ours
 theirs
 systemctl --root=/ disable repmgrd.service 2>/dev/null
@@ -90,7 +91,7 @@ echo "== it starts repmgrd as the file says, and stops it"
 cat >/etc/repmgr.conf <<END
 node_id=1
 conninfo='host=/nonexistent user=postgres dbname=postgres connect_timeout=2'
-log_file=/tmp/repmgrd.log
+log_file='/tmp/repmgrd.log'
 END
 cp /tmp/default /etc/default/repmgrd
 mkdir -m 755 /run/postgresql
@@ -102,7 +103,7 @@ same "$(cat /run/repmgrd.pid)" $pid "REPMGRD_PIDFILE"
 same "$(ps -o user=,comm= -p $pid | xargs)" "postgres repmgrd" "the process"
 has "$(tr '\0' ' ' </proc/$pid/cmdline)" "/usr/bin/repmgrd --config-file=/etc/repmgr.conf --daemonize --verbose --daemonize=false"
 has "$(tr '\0' ' ' </proc/$pid/environ)" "HOME=$(getent passwd postgres | cut -d: -f6) "
-same "$(id -Gn postgres)" "$(ps -o supgrp= -p $pid | tr , ' ' | xargs)" "its groups"
+same "$(ps -o supgrp= -p $pid | tr , '\n' | sort | xargs)" "$(id -Gn postgres | tr ' ' '\n' | sort | xargs)" "its groups"
 $service stop
 [ ! -e /proc/$pid ] || grep -q '^State:.Z' /proc/$pid/status || fail "it still runs"
 grep -q 'repmgrd stopped' /tmp/repmgrd.log || { cat /tmp/repmgrd.log; fail "it was killed"; }

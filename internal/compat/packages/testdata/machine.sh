@@ -17,7 +17,7 @@ else
 	mount -t overlay overlay -o "lowerdir=/,upperdir=$dir/changes/upper,workdir=$dir/changes/work" "$root" || exit 77
 fi
 mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
+for there in dev sys; do mount --rbind "/$there" "$root/$there"; done
 for tmp in run tmp; do mount -t tmpfs -o mode=1777 tmpfs "$root/$tmp"; done
 chmod 755 "$root/run"
 mkdir "$root/packages"
