@@ -216,7 +216,8 @@ func TestEntrypoint(t *testing.T) {
 			[]string{
 				"node_id|1008", "node_name|pg-08", "failover|automatic", "failover_on_shutdown|true", "use_replication_slots|true", "data_directory|/data",
 				`conninfo|user='o\'b\\c' host='pg-08.pg.svc' dbname='repmgr' port=5432 connect_timeout=5 passfile='` + dir + `/.pgpass'`,
-			}, 0,
+			},
+			0,
 		},
 		"everything said": {
 			[]string{
@@ -229,7 +230,8 @@ func TestEntrypoint(t *testing.T) {
 				"node_id|3", "conninfo|user='repmgr' host='three' dbname='db' port=5433 connect_timeout=2", "location|dc1", "priority|50", "log_level|NOTICE", "use_replication_slots|false",
 				"failover|manual", "reconnect_attempts|2", "reconnect_interval|3", "async_query_timeout|20", "degraded_monitoring_timeout|5", "primary_visibility_consensus|true",
 				"monitoring_history|true", "monitor_interval_secs|1", "child_nodes_check_interval|6", "child_nodes_connected_min_count|1", "child_nodes_disconnect_timeout|31", "rejoin|rewind",
-			}, 0,
+			},
+			0,
 		},
 		"a file of one's own":     {[]string{"REPMGR_NODE_NAME=pg-1", "REPMGR_MOUNTED_CONF_DIR=" + mounted}, []string{"node_id|7", "conninfo|host=mine"}, 0},
 		"no number":               {[]string{"REPMGR_NODE_NAME=primary"}, []string{"entrypoint: REPMGR_NODE_NAME=primary does not end in a number: set REPMGR_NODE_ID"}, 1},
