@@ -37,9 +37,9 @@ test: ## everything, on the installed PostgreSQL or on REPMGR_PG_BINDIR
 	$(GO) test -count=1 -timeout 60m ./election
 	$(GO) test $(RACE) -p 1 -count=1 -timeout 60m $$($(GO) list ./... | grep -v /election$$)
 
-test-packages: ## install the packages in a bare Debian, as root, with the network; REPMGR_PACKAGES_SUITE=trixie
+test-packages: ## install the packages in a bare Debian, and boot one, as root, with the network; REPMGR_PACKAGES_SUITE=trixie
 	@scripts/deps packages
-	REPMGR_PACKAGES_CHROOT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestDebian|TestRPM' ./internal/compat/packages
+	REPMGR_PACKAGES_CHROOT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestDebian|TestRPM|TestSystemd' ./internal/compat/packages
 
 test-matrix: ## the tests on each of MAJORS (13 to 18), fetched once
 	@scripts/deps matrix

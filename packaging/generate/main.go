@@ -1,11 +1,11 @@
 // Command generate writes those files of the packages that are made from the programs and from the repository: the manual
 // pages, the list of what is in the programs (SBOM), and the licences of it. scripts/packages runs it in the root of the repository:
 //
-//	generate man DIR TIME      repmgr.1, repmgrd.1 and repmgr.conf.5, of the programs in bin
-//	generate sbom TIME         CycloneDX JSON, to standard output
-//	generate copyright         our licence, and those of the modules in the programs
+//	generate BIN man DIR TIME      repmgr.1, repmgrd.1 and repmgr.conf.5
+//	generate BIN sbom TIME         CycloneDX JSON, to standard output
+//	generate BIN copyright         our licence, and those of the modules in the programs
 //
-// TIME is in seconds since 1970. The same input makes the same bytes.
+// BIN is the directory of the programs, TIME is in seconds since 1970. The same input makes the same bytes.
 package main
 
 import (
@@ -28,7 +28,8 @@ import (
 	"time"
 )
 
-var programs = []string{"bin/repmgr", "bin/repmgrd"}
+// programs are repmgr and repmgrd, whose files are these.
+type programs struct{ tool, daemon string }
 
 func main() {
 	if err := run(os.Stdout, os.Args[1:]); err != nil {
@@ -38,23 +39,28 @@ func main() {
 }
 
 func run(out io.Writer, args []string) error {
-	switch {
+	usage := errors.New("usage: generate BIN man DIR TIME | BIN sbom TIME | BIN copyright")
+	if len(args) < 2 {
+		return usage
+	}
+	p := programs{filepath.Join(args[0], "repmgr"), filepath.Join(args[0], "repmgrd")}
+	switch args = args[1:]; {
 	case len(args) == 3 && args[0] == "man":
 		at, err := seconds(args[2])
 		if err != nil {
 			return err
 		}
-		return manuals(args[1], at)
+		return p.manuals(args[1], at)
 	case len(args) == 2 && args[0] == "sbom":
 		at, err := seconds(args[1])
 		if err != nil {
 			return err
 		}
-		return sbom(out, at)
+		return p.sbom(out, at)
 	case len(args) == 1 && args[0] == "copyright":
-		return copyright(out)
+		return p.copyright(out)
 	}
-	return errors.New("usage: generate man DIR TIME | sbom TIME | copyright")
+	return usage
 }
 
 func seconds(s string) (time.Time, error) {
@@ -66,8 +72,8 @@ func seconds(s string) (time.Time, error) {
 }
 
 // contents are the modules that were linked into the programs, by path, and the version of Go.
-func contents() (modules []*debug.Module, goVersion string, err error) {
-	for _, program := range programs {
+func (p programs) contents() (modules []*debug.Module, goVersion string, err error) {
+	for _, program := range []string{p.tool, p.daemon} {
 		info, err := buildinfo.ReadFile(program)
 		if err != nil {
 			return nil, "", fmt.Errorf("read what %s was built of: %w", program, err)
@@ -85,11 +91,11 @@ func contents() (modules []*debug.Module, goVersion string, err error) {
 }
 
 // version is what the program says of itself.
-func version() (string, error) {
-	out, err := exec.Command(programs[0], "--version").Output()
+func (p programs) version() (string, error) {
+	out, err := exec.Command(p.tool, "--version").Output()
 	words := strings.Fields(string(out))
 	if err != nil || len(words) < 2 {
-		return "", fmt.Errorf("ask %s for its version: %w, %q", programs[0], err, out)
+		return "", fmt.Errorf("ask %s for its version: %w, %q", p.tool, err, out)
 	}
 	return words[1], nil
 }
@@ -114,12 +120,12 @@ func golang(kind, path, version string) component {
 }
 
 // sbom lists every module of the programs, and the standard library.
-func sbom(out io.Writer, at time.Time) error {
-	modules, goVersion, err := contents()
+func (p programs) sbom(out io.Writer, at time.Time) error {
+	modules, goVersion, err := p.contents()
 	if err != nil {
 		return err
 	}
-	v, err := version()
+	v, err := p.version()
 	if err != nil {
 		return err
 	}
@@ -149,8 +155,8 @@ func sbom(out io.Writer, at time.Time) error {
 }
 
 // copyright prints the licences that have to go with the programs: ours, that of Go, and those of the modules.
-func copyright(out io.Writer) error {
-	modules, _, err := contents()
+func (p programs) copyright(out io.Writer) error {
+	modules, _, err := p.contents()
 	if err != nil {
 		return err
 	}
@@ -166,24 +172,24 @@ func copyright(out io.Writer) error {
 		}
 		parts = append(parts, struct{ name, dir string }{m.Path + " " + m.Version, strings.TrimSpace(string(dir))})
 	}
-	for _, p := range parts {
+	for _, part := range parts {
 		var files []string
 		for _, pattern := range []string{"LICEN[CS]E*", "COPYING*", "NOTICE*"} {
-			found, err := filepath.Glob(filepath.Join(p.dir, pattern))
+			found, err := filepath.Glob(filepath.Join(part.dir, pattern))
 			if err != nil {
 				return err
 			}
 			files = append(files, found...)
 		}
 		if len(files) == 0 {
-			return fmt.Errorf("%s has no licence in %s: say so in packaging/generate, or do without it", p.name, p.dir)
+			return fmt.Errorf("%s has no licence in %s: say so in packaging/generate, or do without it", part.name, part.dir)
 		}
 		for _, file := range files {
 			text, err := os.ReadFile(file)
 			if err != nil {
 				return err
 			}
-			if _, err := fmt.Fprintf(out, "=== %s: %s\n\n%s\n\n", p.name, filepath.Base(file), bytes.TrimSpace(text)); err != nil {
+			if _, err := fmt.Fprintf(out, "=== %s: %s\n\n%s\n\n", part.name, filepath.Base(file), bytes.TrimSpace(text)); err != nil {
 				return err
 			}
 		}

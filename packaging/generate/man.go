@@ -78,12 +78,12 @@ func ask(args ...string) (string, error) {
 var command = regexp.MustCompile(`(?m)^  ([a-z][a-z -]*[a-z])(?: \[HOST\]| bash\|zsh\|fish)? {2,}(\S.*)$`)
 
 // manuals writes the manual pages of the programs, from what they say of themselves, and of repmgr.conf, from the sample.
-func manuals(dir string, at time.Time) error {
-	v, err := version()
+func (p programs) manuals(dir string, at time.Time) error {
+	v, err := p.version()
 	if err != nil {
 		return err
 	}
-	overview, err := ask(programs[0], "--help")
+	overview, err := ask(p.tool, "--help")
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func manuals(dir string, at time.Time) error {
 	_, overview, _ = strings.Cut(overview, "\n\n")
 	tool.help(overview, ".SH")
 	for _, m := range command.FindAllStringSubmatch(overview, -1) {
-		text, err := ask(append(append([]string{programs[0]}, strings.Fields(m[1])...), "--help")...)
+		text, err := ask(append(append([]string{p.tool}, strings.Fields(m[1])...), "--help")...)
 		if err != nil {
 			return err
 		}
@@ -102,7 +102,7 @@ func manuals(dir string, at time.Time) error {
 	}
 	tool.line(".SH SEE ALSO\nrepmgrd(1), repmgr.conf(5), /usr/share/doc/repmgr\\-go")
 
-	text, err := ask(programs[1], "--help")
+	text, err := ask(p.daemon, "--help")
 	if err != nil {
 		return err
 	}
@@ -118,8 +118,8 @@ func manuals(dir string, at time.Time) error {
 	conf := newPage("repmgr.conf", 5, at, v, "configuration of repmgr and repmgrd")
 	conf.sample(string(sample))
 	conf.line(".SH SEE ALSO\nrepmgr(1), repmgrd(1), /usr/share/doc/repmgr\\-go/repmgr.conf.sample")
-	for name, p := range map[string]*page{"repmgr.1": tool, "repmgrd.1": daemon, "repmgr.conf.5": conf} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(p.String()), 0o644); err != nil {
+	for name, page := range map[string]*page{"repmgr.1": tool, "repmgrd.1": daemon, "repmgr.conf.5": conf} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(page.String()), 0o644); err != nil {
 			return err
 		}
 	}

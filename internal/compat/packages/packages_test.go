@@ -282,6 +282,15 @@ func TestRPM(t *testing.T) {
 	inside(t, "rpm.sh", file(t, ".rpm"))
 }
 
+// An operator takes a server over that Debian's repmgr 5 watches, and gives it back, on a Debian that has been booted.
+func TestSystemd(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("REPMGR_PACKAGES_CHROOT") == "" {
+		t.Skip("boots a Debian in a container: make test-packages does it")
+	}
+	inside(t, "systemd.sh", file(t, ".deb"))
+}
+
 // inside runs a script of testdata as root on a machine that is thrown away.
 func inside(t *testing.T, script, pkg string, args ...string) {
 	t.Helper()
@@ -299,6 +308,9 @@ func inside(t *testing.T, script, pkg string, args ...string) {
 		"--mount", "--ipc", "--pid", "--fork", "--kill-child", "bash", "testdata/machine.sh", dir, "bash", "/packages/" + script, "/packages/" + filepath.Base(pkg),
 	}, args...)...)
 	cmd.WaitDelay = 10 * time.Second
+	if script == "systemd.sh" {
+		cmd.Env = append(os.Environ(), "REPMGR_PACKAGES_BOOT=1")
+	}
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState != nil && cmd.ProcessState.ExitCode() == 77 {
 		t.Skipf("%s", out)

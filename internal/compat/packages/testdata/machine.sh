@@ -9,7 +9,7 @@ root=$dir/root
 mkdir "$root"
 if [ -n "${REPMGR_PACKAGES_CHROOT:-}" ]; then
 	mount -t tmpfs tmpfs "$root"
-	debootstrap --variant=minbase --include=init,rpm "${REPMGR_PACKAGES_SUITE:-bookworm}" "$root" http://deb.debian.org/debian >"$dir/log" 2>&1 || { tail -n 30 "$dir/log"; exit 1; }
+	debootstrap --variant=minbase --include=init,rpm,procps "${REPMGR_PACKAGES_SUITE:-bookworm}" "$root" http://deb.debian.org/debian >"$dir/log" 2>&1 || { tail -n 30 "$dir/log"; exit 1; }
 else
 	mkdir "$dir/changes"
 	mount -t tmpfs tmpfs "$dir/changes"
@@ -29,5 +29,24 @@ if [ -n "${REPMGR_PACKAGES_CHROOT:-}" ]; then
 	mkdir -p "$root/etc/postgresql-common"
 	echo 'create_main_cluster = false' >"$root/etc/postgresql-common/createcluster.conf"
 	chroot "$root" env DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends -o Dpkg::Options::=--force-confold install postgresql-15-repmgr >"$dir/log" 2>&1 || { tail -n 30 "$dir/log"; exit 1; }
+fi
+if [ -n "${REPMGR_PACKAGES_BOOT:-}" ]; then
+	rm "$root/usr/sbin/policy-rc.d"
+	cat >"$root/etc/systemd/system/typed.service" <<-END
+		[Unit]
+		Description=what is typed
+		[Service]
+		Type=oneshot
+		Environment=TERM=dumb LC_ALL=C
+		ExecStart=/bin/bash -c '$* >/packages/log 2>&1; echo \$\$? >/packages/code'
+		ExecStopPost=/bin/systemctl --no-block poweroff
+		[Install]
+		WantedBy=default.target
+	END
+	ln -s ../typed.service "$root/etc/systemd/system/multi-user.target.wants/typed.service"
+	umount -R "$root/proc" "$root/dev" "$root/sys" "$root/run" "$root/tmp"
+	SYSTEMD_LOG_LEVEL=warning systemd-nspawn --quiet --register=no --keep-unit --console=pipe --directory="$root" --boot --resolv-conf=off >"$dir/console" 2>&1 </dev/null || true
+	cat "$root/packages/log" || tail -n 50 "$dir/console"
+	exit "$(cat "$root/packages/code")"
 fi
 exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"
