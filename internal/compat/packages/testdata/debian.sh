@@ -66,7 +66,15 @@ script postinst triggered /usr/lib/postgresql
 ours
 theirs
 systemctl --root=/ disable repmgrd.service 2>/dev/null
-install "$deb"
+
+echo "== upgraded"
+dpkg-deb -R "$deb" /tmp/newer
+sed -i 's/^Version: .*/Version: 999/' /tmp/newer/DEBIAN/control
+dpkg-deb -Znone -b /tmp/newer /tmp/newer.deb >/dev/null
+install /tmp/newer.deb
+same "$(dpkg-query -W -f '${Version}' repmgr-go)" 999 "the version"
+ours
+theirs
 same "$(enabled)" disabled "what an operator has disabled"
 systemctl --root=/ enable repmgrd.service 2>/dev/null
 
