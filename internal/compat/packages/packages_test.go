@@ -10,10 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,7 +106,7 @@ func TestContents(t *testing.T) {
 	require.Equal(t, "-rw-r--r--", deb["/usr/lib/systemd/system/repmgrd.service"])
 	// Who would get rid of a package of repmgr 5 would get rid of repmgr.so.
 	for _, field := range []string{"Conflicts", "Replaces", "Breaks", "Provides"} {
-		require.Empty(t, run(t, "dpkg-deb", "-f", file(t, ".deb"), field))
+		require.Empty(t, strings.TrimSpace(run(t, "dpkg-deb", "-f", file(t, ".deb"), field)))
 	}
 
 	if _, err := exec.LookPath("rpm"); err != nil {
@@ -258,18 +258,35 @@ func TestEntrypoint(t *testing.T) {
 	}
 }
 
+// base is the machine that the tests change copies of, and throw away: this one, or a bare Debian.
+var base = sync.OnceValues(func() (string, error) {
+	if os.Getenv("REPMGR_PACKAGES_CHROOT") == "" {
+		return "/", nil
+	}
+	dir := filepath.Join(built, "base")
+	out, err := exec.Command("bash", "testdata/base.sh", dir).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("make a bare Debian: %w\n%s", err, out[max(0, len(out)-2000):])
+	}
+	return dir, err
+})
+
+// theirs is the version of PostgreSQL for which repmgr 5 is there, or empty.
+func theirs(t *testing.T) string {
+	t.Helper()
+	dir, err := base()
+	require.NoError(t, err)
+	found, _ := filepath.Glob(filepath.Join(dir, "usr/lib/postgresql/*/lib/repmgr.so"))
+	if len(found) == 0 {
+		t.Skip("Debian's repmgr 5 is not installed: scripts/deps bench does it")
+	}
+	return filepath.Base(filepath.Dir(filepath.Dir(found[0])))
+}
+
 // On a machine with Debian's repmgr 5 our package takes its place, leaves its configuration and repmgr.so, and gives everything back.
 func TestDebian(t *testing.T) {
 	t.Parallel()
-	major := "15"
-	if os.Getenv("REPMGR_PACKAGES_CHROOT") == "" {
-		theirs, _ := filepath.Glob("/usr/lib/postgresql/*/lib/repmgr.so")
-		if len(theirs) == 0 {
-			t.Skip("Debian's repmgr 5 is not installed: scripts/deps bench does it")
-		}
-		major = regexp.MustCompile(`\d+`).FindString(theirs[0])
-	}
-	inside(t, "debian.sh", file(t, ".deb"), major)
+	inside(t, "debian.sh", file(t, ".deb"), theirs(t))
 }
 
 // Where RPMs of PostgreSQL are, with those of repmgr 5 and without, the unit runs our program with the configuration that a playbook of
@@ -288,7 +305,7 @@ func TestSystemd(t *testing.T) {
 	if os.Getenv("REPMGR_PACKAGES_CHROOT") == "" {
 		t.Skip("boots a Debian in a container: make test-packages does it")
 	}
-	inside(t, "systemd.sh", file(t, ".deb"))
+	inside(t, "systemd.sh", file(t, ".deb"), theirs(t))
 }
 
 // inside runs a script of testdata as root on a machine that is thrown away.
@@ -300,7 +317,9 @@ func inside(t *testing.T, script, pkg string, args ...string) {
 	if out, err := exec.Command("unshare", "--mount", "--net", "true").CombinedOutput(); err != nil {
 		t.Skipf("this machine lets nobody make namespaces: %s", out)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	root, err := base()
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	dir := t.TempDir()
 	run(t, "cp", pkg, filepath.Join("testdata", script), dir)
@@ -308,8 +327,9 @@ func inside(t *testing.T, script, pkg string, args ...string) {
 		"--mount", "--ipc", "--pid", "--fork", "--kill-child", "bash", "testdata/machine.sh", dir, "bash", "/packages/" + script, "/packages/" + filepath.Base(pkg),
 	}, args...)...)
 	cmd.WaitDelay = 10 * time.Second
+	cmd.Env = append(os.Environ(), "REPMGR_PACKAGES_BASE="+root)
 	if script == "systemd.sh" {
-		cmd.Env = append(os.Environ(), "REPMGR_PACKAGES_BOOT=1")
+		cmd.Env = append(cmd.Env, "REPMGR_PACKAGES_BOOT=1")
 	}
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState != nil && cmd.ProcessState.ExitCode() == 77 {

@@ -102,7 +102,7 @@ conninfo='host=/nonexistent user=postgres dbname=postgres connect_timeout=2'
 log_file='/tmp/repmgrd.log'
 END
 cp /tmp/default /etc/default/repmgrd
-mkdir -m 755 /run/postgresql
+mkdir -p /run/postgresql
 chown postgres /run/postgresql
 $service start &
 pid=$!

@@ -1,8 +1,8 @@
 #!/bin/bash
-# systemd.sh DEB: a server that is watched by Debian's repmgr 5 is taken over, and given back, by an operator who types what
+# systemd.sh DEB MAJOR: a server that is watched by Debian's repmgr 5 is taken over, and given back, by an operator who types what
 # docs/packages.md says. It runs in a bare Debian that has been booted: systemd is process 1.
 set -euo pipefail
-deb=$1
+deb=$1 major=$2
 export DEBIAN_FRONTEND=noninteractive
 
 fail() {
@@ -15,22 +15,22 @@ fail() {
 same() { [ "$1" = "$2" ] || fail "$3: \"$1\", want \"$2\""; }
 until_true() { for _ in $(seq 300); do eval "$1" >/dev/null 2>&1 && return; read -rt 0.1 <> <(:) || true; done; fail "never true: $1"; }
 as() { runuser -u postgres -- bash -c "cd /; $1"; }
-types() { echo "# $1"; eval "$1" || fail "$1"; }
+types() { echo "# ${1//\$major/$major}"; eval "$1" || fail "$1"; }
 pid() { pgrep -o -x repmgrd || true; } # the daemon, and not its watchdog
 program() { readlink "/proc/$(pid)/exe"; }
 server() { as 'psql -XAtqc "SELECT 1"' >/dev/null || fail "the server does not run"; }
-theirs=/usr/lib/postgresql/15/bin/repmgrd.repmgr5
+theirs=/usr/lib/postgresql/$major/bin/repmgrd.repmgr5
 
 echo "== repmgr 5 watches a server"
-pg_createcluster 15 main -o shared_preload_libraries=repmgr -o fsync=off >/dev/null
-types 'systemctl start postgresql@15-main'
+pg_createcluster $major main -o shared_preload_libraries=repmgr -o fsync=off >/dev/null
+types 'systemctl start postgresql@$major-main'
 as 'createuser -s repmgr && createdb -O repmgr repmgr'
 cat >/etc/repmgr.conf <<END
 node_id=1
 node_name='node1'
 conninfo='host=/var/run/postgresql user=postgres dbname=repmgr connect_timeout=2'
-data_directory='/var/lib/postgresql/15/main'
-pg_bindir='/usr/lib/postgresql/15/bin'
+data_directory='/var/lib/postgresql/$major/main'
+pg_bindir='/usr/lib/postgresql/$major/bin'
 log_file='/var/log/postgresql/repmgrd.log'
 failover=automatic
 promote_command='/usr/bin/repmgr -f /etc/repmgr.conf standby promote'
@@ -43,20 +43,21 @@ REPMGRD_OPTS="--daemonize=false"
 END
 as 'repmgr -f /etc/repmgr.conf primary register'
 types 'systemctl restart repmgrd'
-until_true '[ "$(program)" = /usr/lib/postgresql/15/bin/repmgrd ]'
+until_true '[ "$(program)" = /usr/lib/postgresql/$major/bin/repmgrd ]'
 old=$(pid)
 
 echo "== ours is installed"
 types "apt-get install -y -q $deb >/tmp/log"
 same "$(pid) $(program)" "$old $theirs" "what runs"
-same "$(systemctl show -p FragmentPath --value repmgrd)" /usr/lib/systemd/system/repmgrd.service "the unit"
+same "$(realpath "$(systemctl show -p FragmentPath --value repmgrd)")" /usr/lib/systemd/system/repmgrd.service "the unit"
 same "$(systemctl is-enabled repmgrd)" enabled "the unit"
-types 'systemctl restart postgresql@15-main' # it needs repmgr.so
+types 'systemctl restart postgresql@$major-main' # it needs repmgr.so
 server
 until_true '[ "$(program)" = "$theirs" ]'
 
 echo "== the cluster is taken over"
-types "as 'repmgr -f /etc/repmgr.conf adopt --dry-run'" || true
+as 'repmgr -f /etc/repmgr.conf adopt --dry-run' >/tmp/log 2>&1 && fail "adopted beside a repmgrd of repmgr 5"
+grep 'a repmgrd of repmgr 5 runs there' /tmp/log || fail "$(cat /tmp/log)"
 types 'systemctl stop repmgrd'
 same "$(pid)" "" "what runs after systemctl stop"
 types "as 'repmgr -f /etc/repmgr.conf adopt'"
@@ -78,17 +79,15 @@ until_true 'systemctl is-active repmgrd'
 server
 
 echo "== a server that repmgrd has started outlives it"
-conf=/etc/repmgr.conf
-types 'systemctl stop repmgrd postgresql@15-main'
+types 'systemctl stop repmgrd postgresql@$major-main'
 types 'systemctl start repmgrd'
 until_true 'systemctl is-active repmgrd'
 # as repmgrd would, in its control group
-echo $$ >/tmp/me
-cgroup=$(sed -n 's/^0:://p; s/^1:name=systemd://p' "/proc/$(pid)/cgroup" | head -n 1)
-procs=$(ls -d /sys/fs/cgroup"$cgroup"/cgroup.procs /sys/fs/cgroup/systemd"$cgroup"/cgroup.procs 2>/dev/null | head -n 1)
-bash -c "echo \$\$ >$procs && exec runuser -u postgres -- /usr/lib/postgresql/15/bin/pg_ctl -D /var/lib/postgresql/15/main -o '-c config_file=/etc/postgresql/15/main/postgresql.conf' -l /tmp/server.log -w start" >/tmp/log || { cat /tmp/log /tmp/server.log; fail "pg_ctl"; }
+group=$(systemctl show -p ControlGroup --value repmgrd)
+for procs in /sys/fs/cgroup{/unified,/systemd,}"$group/cgroup.procs"; do [ ! -e "$procs" ] || break; done
+bash -c "echo \$\$ >$procs && exec runuser -u postgres -- /usr/lib/postgresql/$major/bin/pg_ctl -D /var/lib/postgresql/$major/main -o '-c config_file=/etc/postgresql/$major/main/postgresql.conf' -l /tmp/server.log -w start" >/tmp/log || { cat /tmp/log /tmp/server.log; fail "pg_ctl"; }
 server
-grep -q "^$(head -n 1 /var/lib/postgresql/15/main/postmaster.pid)\$" "$procs" || fail "it is not in the control group of repmgrd"
+grep -q "^$(head -n 1 /var/lib/postgresql/$major/main/postmaster.pid)\$" "$procs" || fail "it is not in the control group of repmgrd"
 types 'systemctl restart repmgrd'
 server
 types "apt-get install -y -q --reinstall $deb >/tmp/log" # an upgrade restarts what runs
@@ -111,10 +110,10 @@ echo "== it is removed"
 types 'apt-get remove -y -q repmgr-go >/tmp/log'
 same "$(pid)" "" "what runs"
 server
-same "$(dpkg-query -W -f '${Status}' postgresql-15-repmgr)" "install ok installed" "repmgr 5"
+same "$(dpkg-query -W -f '${Status}' postgresql-$major-repmgr)" "install ok installed" "repmgr 5"
 types 'systemctl start repmgrd'
-until_true '[ "$(program)" = /usr/lib/postgresql/15/bin/repmgrd ]'
+until_true '[ "$(program)" = /usr/lib/postgresql/$major/bin/repmgrd ]'
 same "$(systemctl show -p FragmentPath --value repmgrd)" /run/systemd/generator.late/repmgrd.service "the unit"
 types 'systemctl stop repmgrd'
-runuser -u postgres -- /usr/lib/postgresql/15/bin/pg_ctl -D /var/lib/postgresql/15/main -m fast stop >/dev/null
+runuser -u postgres -- /usr/lib/postgresql/$major/bin/pg_ctl -D /var/lib/postgresql/$major/main -m fast stop >/dev/null
 echo passed
