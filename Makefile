@@ -13,13 +13,16 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix bench chaos soak check fmt clean
+.PHONY: help build packages demo test test-packages test-matrix bench chaos soak check fmt clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 build: ## build bin/repmgr and bin/repmgrd
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+packages: ## a .deb, a .rpm and an SBOM into bin/packages, docs/packages.md
+	@scripts/packages
 
 demo: ## a real four-node cluster on this machine, through the manual's story
 	@scripts/deps
@@ -33,6 +36,10 @@ test: ## everything, on the installed PostgreSQL or on REPMGR_PG_BINDIR
 	$(GO) vet ./...
 	$(GO) test -count=1 -timeout 60m ./election
 	$(GO) test $(RACE) -p 1 -count=1 -timeout 60m $$($(GO) list ./... | grep -v /election$$)
+
+test-packages: ## install the packages in a bare Debian, and boot one, as root, with the network; REPMGR_PACKAGES_SUITE=trixie
+	@scripts/deps packages
+	REPMGR_PACKAGES_CHROOT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestDebian|TestRPM|TestSystemd' ./internal/compat/packages
 
 test-matrix: ## the tests on each of MAJORS (13 to 18), fetched once
 	@scripts/deps matrix

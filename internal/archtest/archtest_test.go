@@ -40,8 +40,8 @@ var floors = [][]string{
 	{"."},
 	{"etcd", "web", "router", "repmgrtest"},
 	{"internal/cli"},
-	{"cmd/*", "examples/*"},
-	{"internal/manual", "internal/bench", "internal/compat", "internal/compat/debian", "internal/surfaces"}, // tests of the programs as a whole
+	{"cmd/*", "examples/*", "packaging/*"},
+	{"internal/manual", "internal/bench", "internal/compat", "internal/compat/debian", "internal/compat/packages", "internal/surfaces"}, // tests of the programs as a whole
 }
 
 // onlyForTests may be imported by _test.go files alone, and pgtest also by forTestsElsewhere.
