@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/registry"
 	"github.com/pgrepmgr/repmgr/router"
 )
@@ -41,8 +42,10 @@ func TestVIP(t *testing.T) {
 	}
 	await := func(what string, ok func() bool) {
 		t.Helper()
-		for limit := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
-			require.True(t, time.Now().Before(limit), what)
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		for !ok() { // here, and not in another thread, which would be in another namespace
+			require.NoError(t, wait.Pause(ctx, 20*time.Millisecond), what)
 		}
 	}
 	await("the namespace of the neighbour", func() bool {
