@@ -28,19 +28,19 @@ func TestMain(m *testing.M) { os.Exit(start(m)) }
 func start(m *testing.M) int {
 	for _, tool := range []string{"go", "gzip", "sha256sum", "dpkg-deb"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			fmt.Println("skipped, every test:", err)
+			fmt.Fprintln(os.Stderr, "skipped, every test:", err)
 			return 0
 		}
 	}
 	dir, err := os.MkdirTemp("", "repmgr-packages-")
 	if err != nil {
-		fmt.Println(err)
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	built = dir
 	if out, err := build("../../..", dir); err != nil {
-		fmt.Printf("scripts/packages: %v\n%s\n", err, out)
+		fmt.Fprintf(os.Stderr, "scripts/packages: %v\n%s\n", err, out)
 		return 1
 	}
 	return m.Run()
