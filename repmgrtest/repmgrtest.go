@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,7 +21,7 @@ import (
 type Options struct {
 	Nodes           int                    // servers, 3 or more, because a majority of them elects. Defaults to 3.
 	SynchronousMode repmgr.SynchronousMode // Defaults to quorum: commits wait for a standby, and a failover loses none that was acknowledged.
-	Settings        map[string]string      // for postgresql.conf of all servers. They run without fsync and with small buffers; these win.
+	Settings        map[string]string      // for postgresql.conf of all servers. They run without fsync, with small buffers and wal_keep_size=128MB; these win.
 	BinDir          string                 // directory of the server's programs. Defaults to what the package's comment says.
 	Configure       func(*repmgr.Config)   // changes the configuration of each node before its Monitor is made, such as its Notifiers or its Logger; nil: nothing
 }
@@ -29,6 +30,7 @@ const (
 	limit           = time.Minute            // of each wait
 	monitorInterval = 250 * time.Millisecond // a cluster that lives for seconds is looked at more often than one that lives for years
 	hangTimeout     = 2 * time.Second        // until a primary that hangs is killed by its Monitor
+	keepWAL         = "128MB"                // a former primary of seconds needs WAL that a checkpoint after the promotion would recycle
 )
 
 // Main runs the tests of a package: call it from TestMain. Where root has started them it runs them in a child process, as the OS
@@ -118,7 +120,9 @@ func (c *Cluster) add(t testing.TB, id repmgr.NodeID, o Options) {
 	n := &Node{Name: fmt.Sprintf("node%d", id), cluster: c}
 	port, dir := pgtest.Port(t), filepath.Join(c.dir, n.Name)
 	n.ConnString = fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=postgres sslmode=disable", port)
-	server := pgtest.Options{Name: n.Name, Dir: dir, Port: port, BinDir: c.bin, Settings: o.Settings, Fresh: true}
+	settings := map[string]string{"wal_keep_size": keepWAL}
+	maps.Copy(settings, o.Settings)
+	server := pgtest.Options{Name: n.Name, Dir: dir, Port: port, BinDir: c.bin, Settings: settings, Fresh: true}
 	if id == 1 {
 		n.server = pgtest.Start(t, server)
 		c.bin = n.server.BinDir

@@ -2,6 +2,7 @@ package repmgrtest_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -274,12 +275,17 @@ func TestGuard(t *testing.T) {
 				}
 			}
 			cmd.Env = append(cmd.Env, bareEnv+"="+how)
+			var said bytes.Buffer
+			cmd.Stdout = &said
 			out, err := cmd.StderrPipe()
 			require.NoError(t, err)
 			require.NoError(t, cmd.Start())
-			var base string
+			var base, last string
 			for lines := bufio.NewScanner(out); lines.Scan(); {
 				t.Log(lines.Text())
+				if last == "" || strings.HasPrefix(lines.Text(), "panic: ") || lines.Text() == "hangs" {
+					last, _, _ = strings.Cut(lines.Text(), " ")
+				}
 				if dir, ok := strings.CutPrefix(lines.Text(), "ready "); ok {
 					base = filepath.Dir(filepath.Dir(dir))
 					require.Error(t, left(base))
@@ -289,7 +295,8 @@ func TestGuard(t *testing.T) {
 				}
 			}
 			err = cmd.Wait()
-			require.Equal(t, how == "end", err == nil, "%v", err)
+			require.Equal(t, how == "end", err == nil, "%v\n%s", err, &said)
+			require.Equal(t, map[string]string{"end": "ready", "panic": "panic:", "kill": "hangs"}[how], last, &said)
 			require.NotEmpty(t, base)
 			require.True(t, strings.HasPrefix(filepath.Base(base), "pgtest-"), base)
 			pgtest.WaitFor(t, "nothing to be left", func(context.Context) error { return left(base) })
