@@ -799,3 +799,33 @@ func TestRejoin_OwnWALPassed(t *testing.T) {
 	waitSame(t, primary, standby)
 	require.Equal(t, "t", standby.QueryString(t, `SELECT current_setting('repmgr.own_wal', true) IS NULL`))
 }
+
+// A primary that crashed behind a segment that it had left early, as at the end of a base backup, needs nothing of that segment from
+// the new one, which has removed it.
+func TestRejoin_BehindASegmentLeftEarly(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	primary := startPrimary(t)
+	standby := addStandby(t, primary, 2)
+	primary.cfg.DataDirectory = primary.Dir
+	primary.Exec(t, `CHECKPOINT`)
+	left := primary.QueryString(t, `SELECT right(pg_walfile_name(pg_current_wal_lsn()), 16)`)
+	primary.Exec(t, `SELECT pg_switch_wal()`)
+	primary.Exec(t, `CREATE TABLE later AS SELECT 1 AS i`)
+	waitSame(t, primary, standby)
+	primary.Kill()
+	_, err := standby.Promote(t.Context(), repmgr.PromoteOptions{})
+	require.NoError(t, err)
+	pgtest.WaitFor(t, "the segment to be removed", func(context.Context) error {
+		standby.Exec(t, `CHECKPOINT`)
+		if n := standby.QueryString(t, `SELECT count(*) FROM pg_ls_waldir() WHERE right(name, 16) = $1`, left); n != "0" {
+			return errors.New("it is there")
+		}
+		return nil
+	})
+	c, err := repmgr.New(primary.cfg)
+	require.NoError(t, err)
+	_, err = c.Rejoin(t.Context(), repmgr.RejoinOptions{Policy: repmgr.RejoinRewind, Target: standby.Conninfo()})
+	require.NoError(t, err)
+	waitSame(t, standby, primary)
+}

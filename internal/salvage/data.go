@@ -82,33 +82,43 @@ func (s *Server) Line(c pgcontrol.ControlFile) (wal.Timeline, wal.History, error
 }
 
 // WALEnd is approximately where the WAL of the server ends: behind the last whole page, counted
-// from the position in pg_control.
+// from the position in pg_control. A segment that was left early, as by the end of a base backup, has nothing
+// but zeros behind that.
 func (s *Server) WALEnd(c pgcontrol.ControlFile) wal.LSN {
-	const page = 8 << 10
 	size := wal.LSN(c.WALSegmentSize)
-	end := wal.PageStart(c.Position().LSN)
+	end := s.pagesFrom(wal.PageStart(c.Position().LSN), c.WALSegmentSize)
 	for {
-		start := end / size * size
-		name, ok := s.segment(start, c.WALSegmentSize)
-		if !ok {
+		next := (end + size - 1) / size * size
+		behind := s.pagesFrom(next, c.WALSegmentSize)
+		if behind == next {
 			return end
 		}
-		f, err := os.Open(name)
-		if err != nil {
-			return end
-		}
-		header := make([]byte, 16)
-		for end < start+size {
-			if _, err := f.ReadAt(header, int64(end-start)); err != nil || !wal.IsPage(header, end) {
-				break
-			}
-			end += page
-		}
-		_ = f.Close()
-		if end < start+size {
-			return end
-		}
+		end = behind
 	}
+}
+
+// pagesFrom is where the pages end that follow each other in one segment, from the page at an LSN on.
+func (s *Server) pagesFrom(at wal.LSN, segmentSize uint32) wal.LSN {
+	const page = 8 << 10
+	size := wal.LSN(segmentSize)
+	start := at / size * size
+	name, ok := s.segment(at, segmentSize)
+	if !ok {
+		return at
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return at
+	}
+	defer f.Close()
+	header := make([]byte, 16)
+	for at < start+size {
+		if _, err := f.ReadAt(header, int64(at-start)); err != nil || !wal.IsPage(header, at) {
+			break
+		}
+		at += page
+	}
+	return at
 }
 
 // KeepWAL saves the server's segments up to the fork in the directory to. Recovery of the

@@ -1,11 +1,15 @@
 package salvage
 
 import (
+	"encoding/binary"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
 	"github.com/pgrepmgr/repmgr/wal"
 )
 
@@ -42,5 +46,41 @@ func TestServer_MarkOwnWAL(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, noted)
 		require.EqualValues(t, 0x5000, got)
+	}
+}
+
+// Behind a segment that was left early the WAL goes on in the next one, unless that is an old one that was given a new name.
+func TestServer_WALEnd(t *testing.T) {
+	t.Parallel()
+	const size, page = 1 << 20, 8 << 10
+	for name, c := range map[string]struct {
+		pages map[wal.LSN]int // in each segment
+		want  wal.LSN
+	}{
+		"in one segment":         {map[wal.LSN]int{0x400000: 3}, 0x400000 + 3*page},
+		"over its end":           {map[wal.LSN]int{0x400000: size / page, 0x500000: 2}, 0x500000 + 2*page},
+		"at its end":             {map[wal.LSN]int{0x400000: size / page}, 0x500000},
+		"a segment left early":   {map[wal.LSN]int{0x400000: 2, 0x500000: 5, 0x600000: 1}, 0x600000 + page},
+		"one that is of old use": {map[wal.LSN]int{0x400000: 2, 0x500000: 0}, 0x400000 + 2*page},
+		"none":                   {nil, 0x400000},
+	} {
+		s := &Server{}
+		s.Dir = t.TempDir()
+		require.NoError(t, os.Mkdir(filepath.Join(s.Dir, "pg_wal"), 0o700))
+		for start, pages := range c.pages {
+			segment := make([]byte, size)
+			for i := range size / page {
+				at := start + wal.LSN(i*page)
+				if i >= pages {
+					at = 0
+					if pages == 0 {
+						at = 0x100000 + wal.LSN(i*page)
+					}
+				}
+				binary.LittleEndian.PutUint64(segment[i*page+8:], uint64(at))
+			}
+			require.NoError(t, os.WriteFile(filepath.Join(s.Dir, "pg_wal", wal.SegmentName(1, start, size)), segment, 0o600))
+		}
+		require.Equal(t, c.want, s.WALEnd(pgcontrol.ControlFile{WALSegmentSize: size, MinRecoveryPoint: 0x400100}), name)
 	}
 }
