@@ -48,7 +48,7 @@ test-matrix: ## the tests on each of MAJORS (13 to 18), fetched once
 		REPMGR_PG_BINDIR=$$bin $(GO) test -count=1 -timeout 30m ./... || failed="$$failed $$major"; \
 	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed"; exit 1; }
 
-bench: ## speed and size beside the peers, in 15 minutes, into docs/benchmarks.md; an error where a limit falls short; REPMGR_BENCH_LONG=1 for more
+bench: ## speed and size beside the peers, in half an hour, into docs/benchmarks.md; an error where a limit falls short; REPMGR_BENCH_LONG=1 for more
 	@scripts/deps bench
 	@set -e; code=0; dir=$$(mktemp -d -p "$${REPMGR_BENCH_DIR:-/var/tmp}" repmgr-bench-XXXX); trap 'rm -rf "$$dir"' EXIT; chmod 1777 "$$dir"; \
 	CGO_ENABLED=0 $(GO) build -trimpath -o "$$dir/bin/" ./cmd/...; $(GO) test -c -o "$$dir/bench.test" ./internal/bench; \

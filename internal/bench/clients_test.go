@@ -3,9 +3,11 @@ package bench
 import (
 	"bufio"
 	"context"
+	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -173,14 +175,14 @@ func TestClients(t *testing.T) {
 	polled, pushed := pgtest.Port(t), pgtest.Port(t)
 	var haproxy strings.Builder
 	fmt.Fprintf(&haproxy, "global\n stats socket %s mode 600 level admin\n maxconn 200\ndefaults\n mode tcp\n retries 2\n timeout client 30m\n timeout connect 4s\n timeout server 30m\n timeout check 5s\n", socket)
-	section := func(name string, port int, timers string) {
-		fmt.Fprintf(&haproxy, "listen %s\n bind 127.0.0.1:%d\n option httpchk HEAD /primary HTTP/1.0\n http-check expect status 200\n default-server %s on-marked-down shutdown-sessions\n", name, port, timers)
+	section := func(name string, port int, timers, more string) {
+		fmt.Fprintf(&haproxy, "listen %s\n bind 127.0.0.1:%d\n"+more+" option httpchk HEAD /primary HTTP/1.0\n http-check expect status 200\n default-server %s on-marked-down shutdown-sessions\n", name, port, timers)
 		for i, n := range servers {
 			fmt.Fprintf(&haproxy, " server node%d 127.0.0.1:%d check port %d\n", i+1, n.Port, http[i])
 		}
 	}
-	section("polled", polled, "inter 3s fall 3 rise 2") // the timers of Patroni's example
-	section("primary", pushed, "inter 2s fall 3 rise 1")
+	section("polled", polled, "inter 3s fall 3 rise 2", "") // the timers of Patroni's example
+	section("primary", pushed, "inter 1s fastinter 500ms fall 3 rise 1", " retries 0\n") // as in docs/routers.md
 	serveFile(t, dir, "haproxy", haproxy.String(), "-db", "-f")
 	serveFile(t, dir, "pgbouncer", fmt.Sprintf("[databases]\n%%include %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\nadmin_users = postgres\n", databases, bouncer), "-q")
 
@@ -212,10 +214,11 @@ func TestClients(t *testing.T) {
 	for _, disturbance := range []struct {
 		name  string
 		count int
+		limit limit
 		do    func(primary int)
 	}{
-		{"kill -9 of the primary", kills, func(primary int) { servers[primary].Kill() }},
-		{"a switchover", clientMoves, func(primary int) {
+		{"kill -9 of the primary", kills, limit{Value: 200}, func(primary int) { servers[primary].Kill() }},
+		{"a switchover", clientMoves, limit{}, func(primary int) {
 			s.must(t, s.repmgr, "-f", confs[(primary+1)%3], "standby", "switchover")
 		}},
 	} {
@@ -225,6 +228,7 @@ func TestClients(t *testing.T) {
 		}
 		for range disturbance.count {
 			primary := settled(t, servers, clients)
+			pgtest.WaitFor(t, "HAProxy to have one server up", func(ctx context.Context) error { return oneUp(ctx, socket, "polled") }) // for 9 s it takes the one before for one, too
 			from := time.Now()
 			disturbance.do(primary)
 			for _, c := range clients {
@@ -243,10 +247,10 @@ func TestClients(t *testing.T) {
 			ours, peer *client
 			limit      limit
 		}{
-			{following, libpq, limit{Value: 200}},
+			{following, libpq, disturbance.limit},
 			{following, plain, limit{}},
-			{viaPush, viaPoll, limit{}},
-			{viaBouncer, viaPoll, limit{}},
+			{viaPush, viaPoll, limit{Times: 0.5}},
+			{viaBouncer, viaPoll, limit{Times: 0.5}},
 		} {
 			results.add(figure{
 				Section: clientsSee, What: fmt.Sprintf("%s, %d times: %s", disturbance.name, disturbance.count, beside.ours.name), Unit: "ms",
@@ -288,6 +292,29 @@ func settled(t *testing.T, servers []*pgtest.Server, clients []*client) (primary
 		return nil
 	})
 	return primary
+}
+
+// oneUp returns nil where one server of a section of HAProxy gets connections.
+func oneUp(ctx context.Context, socket, section string) error {
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "show stat\n"); err != nil {
+		return err
+	}
+	rows, err := csv.NewReader(c).ReadAll()
+	up := 0
+	for _, row := range rows {
+		if status := 17; len(row) > status && row[0] == section && strings.HasPrefix(row[1], "node") && strings.HasPrefix(row[status], "UP") {
+			up++
+		}
+	}
+	if err == nil && up != 1 {
+		err = fmt.Errorf("%d are up", up)
+	}
+	return err
 }
 
 // serveFile runs a program with a configuration file until the test ends.
