@@ -181,7 +181,7 @@ func TestClients(t *testing.T) {
 			fmt.Fprintf(&haproxy, " server node%d 127.0.0.1:%d check port %d\n", i+1, n.Port, http[i])
 		}
 	}
-	section("polled", polled, "inter 3s fall 3 rise 2", "") // the timers of Patroni's example
+	section("polled", polled, "inter 3s fall 3 rise 2", "")                              // the timers of Patroni's example
 	section("primary", pushed, "inter 1s fastinter 500ms fall 3 rise 1", " retries 0\n") // as in docs/routers.md
 	serveFile(t, dir, "haproxy", haproxy.String(), "-db", "-f")
 	serveFile(t, dir, "pgbouncer", fmt.Sprintf("[databases]\n%%include %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\nadmin_users = postgres\n", databases, bouncer), "-q")
