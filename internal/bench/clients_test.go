@@ -3,11 +3,9 @@ package bench
 import (
 	"bufio"
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -228,7 +226,13 @@ func TestClients(t *testing.T) {
 		}
 		for range disturbance.count {
 			primary := settled(t, servers, clients)
-			pgtest.WaitFor(t, "HAProxy to have one server up", func(ctx context.Context) error { return oneUp(ctx, socket, "polled") }) // for 9 s it takes the one before for one, too
+			pgtest.WaitFor(t, "HAProxy to have one server up", func(context.Context) error {
+				up, err := pgtest.HAProxyUp(socket, "polled")
+				if err == nil && len(up) != 1 {
+					err = fmt.Errorf("up are %v", up)
+				}
+				return err
+			}) // for 9 s it takes the one before for one, too
 			from := time.Now()
 			disturbance.do(primary)
 			for _, c := range clients {
@@ -294,38 +298,13 @@ func settled(t *testing.T, servers []*pgtest.Server, clients []*client) (primary
 	return primary
 }
 
-// oneUp returns nil where one server of a section of HAProxy gets connections.
-func oneUp(ctx context.Context, socket, section string) error {
-	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if _, err := io.WriteString(c, "show stat\n"); err != nil {
-		return err
-	}
-	rows, err := csv.NewReader(c).ReadAll()
-	up := 0
-	for _, row := range rows {
-		if status := 17; len(row) > status && row[0] == section && strings.HasPrefix(row[1], "node") && strings.HasPrefix(row[status], "UP") {
-			up++
-		}
-	}
-	if err == nil && up != 1 {
-		err = fmt.Errorf("%d are up", up)
-	}
-	return err
-}
-
 // serveFile runs a program with a configuration file until the test ends.
 func serveFile(t *testing.T, dir, program, text string, args ...string) {
 	t.Helper()
 	file := filepath.Join(dir, program+".conf")
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
-	path, err := exec.LookPath(program)
-	if err != nil {
-		path = "/usr/sbin/" + program
-	}
+	path, err := pgtest.Program(program)
+	require.NoError(t, err)
 	cmd := exec.Command(path, append(args, file)...)
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {

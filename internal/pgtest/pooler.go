@@ -3,7 +3,6 @@ package pgtest
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,11 +13,9 @@ import (
 // the conninfo through it. Where there is no PgBouncer the test is skipped.
 func StartPooler(t testing.TB, s *Server, mode string, ignored ...string) (conninfo string) {
 	t.Helper()
-	path, err := exec.LookPath("pgbouncer")
+	path, err := Program("pgbouncer")
 	if err != nil {
-		if path, err = exec.LookPath("/usr/sbin/pgbouncer"); err != nil {
-			t.Skip("pgtest: no pgbouncer: install the package pgbouncer (scripts/deps does)")
-		}
+		t.Skip("pgtest: no pgbouncer: install the package pgbouncer (scripts/deps does)")
 	}
 	dir, port := t.TempDir(), Port(t)
 	config := fmt.Sprintf("[databases]\npostgres = host=127.0.0.1 port=%d dbname=postgres user=postgres\n"+

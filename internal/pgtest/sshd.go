@@ -27,12 +27,10 @@ type SSHD struct {
 // StartSSHD starts an sshd. It skips the test when there is none.
 func StartSSHD(t testing.TB) *SSHD {
 	t.Helper()
-	// sshd insists on its absolute path, and users do not have sbin in PATH.
-	path, err := exec.LookPath("sshd")
+	// sshd insists on its absolute path.
+	path, err := Program("sshd")
 	if err != nil {
-		if path, err = exec.LookPath("/usr/sbin/sshd"); err != nil {
-			t.Skip("pgtest: no sshd: install the package openssh-server (scripts/deps does)")
-		}
+		t.Skip("pgtest: no sshd: install the package openssh-server (scripts/deps does)")
 	}
 	me, err := user.Current()
 	if err != nil {

@@ -301,10 +301,7 @@ func Networks[T any](name string, at func(*T) *[]netip.Prefix) Key[T] {
 		fill: func(*T) {},
 		Set: func(c *T, text string) string {
 			var all []netip.Prefix
-			for item := range strings.SplitSeq(text, ",") {
-				if item = strings.TrimSpace(item); item == "" {
-					continue
-				}
+			for _, item := range List(text) {
 				p, err := netip.ParsePrefix(item)
 				if addr, errAddr := netip.ParseAddr(item); errAddr == nil && addr.Zone() == "" {
 					p, err = netip.PrefixFrom(addr, addr.BitLen()), nil

@@ -2,11 +2,9 @@ package surfaces
 
 import (
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -67,26 +65,7 @@ func startHAProxy(t *testing.T, nodes []*daemontest.Host, http []int) *haproxy {
 
 // up are the servers of a section that get connections.
 func (p *haproxy) up(section string) (names []string, err error) {
-	c, err := net.DialTimeout("unix", p.socket, time.Second)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
-	if _, err = io.WriteString(c, "show stat\n"); err != nil {
-		return nil, err
-	}
-	rows, err := csv.NewReader(c).ReadAll()
-	if err != nil {
-		return nil, err
-	}
-	status := 17 // the column of the state, by the manual of HAProxy
-	for _, row := range rows {
-		if len(row) > status && row[0] == section && strings.HasPrefix(row[1], "node") && (strings.HasPrefix(row[status], "UP") || row[status] == "no check") {
-			names = append(names, row[1])
-		}
-	}
-	return names, nil
+	return pgtest.HAProxyUp(p.socket, section)
 }
 
 // agree waits until each section has the servers that it should have.

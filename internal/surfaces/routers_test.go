@@ -257,10 +257,7 @@ func TestRouters(t *testing.T) {
 
 func program(t *testing.T, name string) string {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/" + name)
-	}
+	path, err := pgtest.Program(name)
 	require.NoError(t, err)
 	return path
 }
