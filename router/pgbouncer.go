@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/postgres"
 )
 
 // PgBouncer is one that reads its databases from a file of this machine, and whose console is told to read it again.
@@ -201,13 +202,15 @@ func (p *PgBouncer) connect(ctx context.Context) (*pgconn.PgConn, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, dialLimit, fmt.Errorf("no answer within %s", dialLimit))
 	defer cancel()
 	c, err := pgconn.ConnectConfig(limited, cfg)
-	switch pg, refused := errors.AsType[*pgconn.PgError](err); {
+	switch _, refused := errors.AsType[*pgconn.PgError](err); {
 	case refused:
-		return nil, failure.WithHint(fmt.Errorf("%s", pg.Message), "Is %q one of admin_users in pgbouncer.ini, and is its password in the passfile?", cfg.User)
+		return nil, failure.WithHint(errors.New(postgres.Cause(err)), "Is %q one of admin_users in pgbouncer.ini, and is its password in the passfile?", cfg.User)
 	case err != nil && limited.Err() != nil:
 		return nil, context.Cause(limited)
+	case err != nil:
+		return nil, errors.New(postgres.Cause(err))
 	}
-	return c, err
+	return c, nil
 }
 
 // run sends a command of the console, and returns its rows by the names of their columns.

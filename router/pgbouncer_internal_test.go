@@ -1,6 +1,8 @@
 package router
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -68,4 +70,16 @@ func TestRewriteFile(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(dir, "*.repmgr"))
 	require.NoError(t, err)
 	require.Empty(t, left)
+}
+
+// Where nobody listens the error is one line, with the address.
+func TestPgBouncer_NobodyThere(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	at := l.Addr().(*net.TCPAddr)
+	require.NoError(t, l.Close())
+	p := &PgBouncer{Console: fmt.Sprintf("host=127.0.0.1 port=%d user=x", at.Port)}
+	_, err = p.connect(t.Context())
+	require.EqualError(t, err, at.String()+": connect: connection refused")
 }
