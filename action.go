@@ -225,7 +225,7 @@ func (m *Monitor) tellElection(c *Cluster, reaffirmed bool, res FailoverResult, 
 	case err != nil && res.Winner != nil && len(res.Steps) >= 3 && !reaffirmed:
 		m.tellLater(Event{Type: EventFailoverAbort, Details: err.Error()})
 	case err != nil:
-	case reaffirmed:
+	case reaffirmed && res.Former == nil:
 		m.tellLater(Event{Type: EventTermReaffirmed, Success: true, Details: fmt.Sprintf("%s goes on as primary in term %d", res.Winner, res.Term)})
 	default:
 		c.recordFailover(context.Background(), m.watch, res)

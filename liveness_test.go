@@ -237,18 +237,31 @@ func TestFailover_HooksHang(t *testing.T) {
 }
 
 // A promote_command that hangs, or fails, costs its time once: the next election does without it.
-func TestFailover_PromoteCommandHangs(t *testing.T) {
-	for _, command := range []string{"sleep 1000", "false"} {
-		t.Run(command, func(t *testing.T) {
+// One that fails after it has promoted leaves a primary without a rule, which a later election
+// confirms: that is told and recorded as the failover that it is.
+func TestFailover_PromoteCommandFails(t *testing.T) {
+	for name, command := range map[string]func(n *node) string{
+		"hangs":           func(*node) string { return "sleep 1000" },
+		"fails":           func(*node) string { return "false" },
+		"promotes, fails": func(n *node) string { return filepath.Join(n.BinDir, "pg_ctl") + " -w -D " + n.Dir + " promote; false" },
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
 			for _, n := range nodes {
-				n.cfg.PromoteCommand, n.cfg.PromoteCheckTimeout = command, time.Second
+				n.cfg.PromoteCommand, n.cfg.PromoteCheckTimeout = command(n), time.Second
 				n.monitor(t)
 			}
 			waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
 			nodes[0].Kill()
-			waitPrimary(t, nodes[1:]...)
+			winner := waitPrimary(t, nodes[1:]...)
+			past := newestFailover(t, winner)
+			require.Equal(t, repmgr.NodeID(1), past.FormerID)
+			require.Positive(t, past.Outage)
+			require.NotNil(t, past.LostBytes)
+			t.Logf("\n%s", past)
+			require.Equal(t, "1", winner.QueryString(t, `SELECT count(*) FROM repmgr.failovers`))
+			waitValue(t, winner, "1", `SELECT count(*) FROM repmgr.events WHERE event = 'repmgrd_failover_promote' AND successful`)
 		})
 	}
 }

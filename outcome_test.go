@@ -315,6 +315,18 @@ func quiet(t *testing.T, nodes []*node) {
 // memory only.
 func (f foretold) loss(t *testing.T, e repmgr.Explanation, unflushed int64, winner *node) {
 	t.Helper()
+	past := newestFailover(t, winner)
+	require.Equal(t, f.winner, past.PrimaryID)
+	require.Equal(t, f.mode == quorum || e.Loss.Bytes == 0, winner.QueryString(t, `SELECT to_regclass('acknowledged') IS NOT NULL`) == "t")
+	require.NotNil(t, past.LostBytes)
+	if f.mode == off {
+		require.GreaterOrEqual(t, e.Loss.Bytes+unflushed, *past.LostBytes)
+	}
+}
+
+// newestFailover waits for a failover in the history of a new primary.
+func newestFailover(t *testing.T, winner *node) repmgr.FailoverRecord {
+	t.Helper()
 	var past []repmgr.FailoverRecord
 	pgtest.WaitFor(t, "the failover in the history", func(ctx context.Context) (err error) {
 		if past, err = winner.Failovers(ctx, 1); err == nil && len(past) == 0 {
@@ -322,12 +334,7 @@ func (f foretold) loss(t *testing.T, e repmgr.Explanation, unflushed int64, winn
 		}
 		return err
 	})
-	require.Equal(t, f.winner, past[0].PrimaryID)
-	require.Equal(t, f.mode == quorum || e.Loss.Bytes == 0, winner.QueryString(t, `SELECT to_regclass('acknowledged') IS NOT NULL`) == "t")
-	require.NotNil(t, past[0].LostBytes)
-	if f.mode == off {
-		require.GreaterOrEqual(t, e.Loss.Bytes+unflushed, *past[0].LostBytes)
-	}
+	return past[0]
 }
 
 // replayToTarget makes a standby one that stops its replay at a recovery target.

@@ -24,13 +24,14 @@ const (
 	HealthRefused      Health = "primary refuses connections, and nobody receives from it"
 	HealthSilent       Health = "primary is silent, and nobody receives from it"
 	HealthHangs        Health = "primary hangs, and nobody receives from it"
+	HealthInterrupted  Health = "primary was lost, and the election that promoted this node was interrupted: a later one confirmed it"
 	HealthHandedOver   Health = "primary handed over: it was a switchover"
 )
 
 // Lost reports whether the verdict justifies a failover.
 func (h Health) Lost() bool {
 	switch h {
-	case HealthStuck, HealthDemoted, HealthDead, HealthRefused, HealthSilent, HealthHangs:
+	case HealthStuck, HealthDemoted, HealthDead, HealthRefused, HealthSilent, HealthHangs, HealthInterrupted:
 		return true
 	}
 	return false

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -119,6 +120,20 @@ func (f FailoverRecord) String() string {
 func (n *Server) RecentFailovers(ctx context.Context) (count int, err error) {
 	err = n.Conn.QueryRow(ctx, `SELECT count(*) FROM repmgr.failovers WHERE started_at > now() - interval '1 hour' AND reason <> $1`, string(election.HealthHandedOver)).Scan(&count)
 	return count, err
+}
+
+// ReplacedUnrecorded returns the primary that was in office before this one, as the rules tell, where
+// no row of repmgr.failovers tells of its replacement. 0: there is none, or it was over an hour ago.
+func (n *Server) ReplacedUnrecorded(ctx context.Context, primary NodeID) (id NodeID, err error) {
+	if ok, err := n.HasSchema(ctx); !ok {
+		return 0, err
+	}
+	err = n.Conn.QueryRow(ctx, `SELECT primary_node_id FROM repmgr.rules r WHERE primary_node_id <> $1 AND NOT EXISTS (SELECT FROM repmgr.failovers f WHERE f.term > r.term)
+		AND NOT EXISTS (SELECT FROM repmgr.rules l WHERE (l.term, l.seq) > (r.term, r.seq) AND (l.primary_node_id <> $1 OR l.opened_at < now() - interval '1 hour'))`, int32(primary)).Scan(&id)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, n.QueryError("look for a failover that was not recorded", err)
+	}
+	return id, nil
 }
 
 // RecordFailover writes the row of a failover on the new primary. An existing row of the same

@@ -339,17 +339,45 @@ func (a *Election) commit(ctx context.Context) error {
 		}
 		wait = "on"
 	}
-	winner := int32(a.res.Winner.ID)
-	if err := n.InstallPrimary(ctx, winner, a.rule.Primary, a.followers(), wait); err != nil {
+	winner, former := int32(a.res.Winner.ID), a.rule.Primary
+	if a.Reaffirm {
+		if former, err = a.completes(ctx, n); err != nil {
+			return err
+		}
+	}
+	if err := n.InstallPrimary(ctx, winner, former, a.followers(), wait); err != nil {
 		return err
 	}
 	if err := ballot.EnableArchive(ctx, n.Conn); err != nil {
 		a.Log.Warn("restore_command is not given back", "node", n.Name, "err", err)
 	}
-	if seen := a.w.LastSign(a.rule.Primary); !a.Reaffirm && !seen.IsZero() && a.rule.Primary != winner {
+	if seen := a.w.LastSign(former); !seen.IsZero() && former != winner {
 		a.res.Outage = time.Since(seen)
 	}
 	return nil
+}
+
+// completes returns the primary that the winner of a reaffirmation has replaced, where no history
+// tells that yet: the election that promoted the winner had no outcome. Else it is the winner itself.
+func (a *Election) completes(ctx context.Context, n *registry.Server) (former int32, err error) {
+	id, err := n.ReplacedUnrecorded(ctx, a.res.Winner.ID)
+	switch {
+	case err != nil:
+		return 0, err
+	case id == 0:
+		return int32(a.res.Winner.ID), nil
+	case a.res.Former == nil:
+		r := a.w.Record(int32(id))
+		a.res.Former, a.res.Health = &r, election.HealthInterrupted
+	}
+	had := voters.PeerOf(a.w.Peers(), int32(id)).Position
+	for _, fork := range a.tally.Rule.Line.Past {
+		if fork.Timeline == had.Timeline {
+			lost := max(0, had.LSN.Bytes(fork.SwitchLSN))
+			a.res.LostBytes = &lost
+		}
+	}
+	return int32(id), nil
 }
 
 // followers are the data nodes that were made to follow the winner, including those that
