@@ -109,15 +109,27 @@ func (c *conn) Read(b []byte) (int, error) {
 // Ended reports whether the other side has ended a connection in order, whatever became of it later: the
 // first read that failed met its end. It knows that of a [Conn], also under TLS.
 func Ended(c net.Conn) bool {
-	if under, ok := c.(interface{ NetConn() net.Conn }); ok {
-		c = under.NetConn()
-	}
-	own, ok := c.(*conn)
+	own, ok := own(c)
 	if !ok {
 		return false
 	}
 	err := own.over.Load()
 	return err != nil && *err == io.EOF //nolint:errorlint // it is never wrapped
+}
+
+// GoesOn forgets the read that failed, after one that only waited for a time limit of ours on a connection that is still used.
+func GoesOn(c net.Conn) {
+	if own, ok := own(c); ok {
+		own.over.Store(nil)
+	}
+}
+
+func own(c net.Conn) (*conn, bool) {
+	if under, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = under.NetConn()
+	}
+	own, ok := c.(*conn)
+	return own, ok
 }
 
 func (c *conn) Write(b []byte) (written int, err error) {

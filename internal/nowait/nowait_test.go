@@ -132,6 +132,13 @@ func TestEnded(t *testing.T) {
 			require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 			_, _ = ours.SetDeadline(time.Time{}), theirs.Close()
 		}, false},
+		"in order, after a time limit after which it went on": {func(t *testing.T, ours net.Conn, theirs *net.TCPConn) {
+			_ = ours.SetDeadline(time.Unix(1, 0))
+			_, err := ours.Read(make([]byte, 1))
+			require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+			GoesOn(ours)
+			_, _ = ours.SetDeadline(time.Time{}), theirs.Close()
+		}, true},
 	} {
 		direct, err := net.Dial("tcp", l.Addr().String())
 		require.NoError(t, err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/nowait"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -428,6 +429,9 @@ func (n *Voter) listen() {
 	n.listener = e
 	n.wg.Go(func() {
 		_, err := e.node.Conn.WaitForNotification(ctx)
+		if !e.node.Conn.IsClosed() { // it was only told to stop listening
+			nowait.GoesOn(e.node.Conn.PgConn().Conn())
+		}
 		e.ended <- err
 	})
 }

@@ -89,11 +89,15 @@ func TestVoter_EndedDuringAStatement(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := pgtest.Start(t, pgtest.Options{Name: "node1"})
-			n := &Voter{w: &Watch{wake: func() {}}}
+			n := &Voter{w: &Watch{wake: func() {}}, ctx: t.Context()}
 			node, err := registry.Connect(t.Context(), "", s.Conninfo())
 			require.NoError(t, err)
 			one := &session{Server: node}
 			n.opened(one)
+			n.idle = []*session{one} // as most are, it was listened on while nobody used it
+			n.listen()
+			require.Equal(t, "idle", s.QueryString(t, `SELECT state FROM pg_stat_activity WHERE pid = $1`, int32(node.Conn.PgConn().PID())))
+			require.Equal(t, one, n.takeIdle())
 			ctx, cancel := context.WithTimeout(t.Context(), pgtest.Timeout(30*time.Second))
 			defer cancel()
 			ended := make(chan error, 1) // 1: the test may have failed before it is read
