@@ -201,6 +201,25 @@ func (f *Follower) rest() (calm context.Context, most time.Duration) {
 	return context.Background(), min(f.interval, 10*searchInterval)
 }
 
+// office is that of the primary that was seen last, and its timeline.
+func (f *Follower) office() (office, uint32) {
+	f.mu.Lock()
+	timeline := f.state.best.timeline
+	f.mu.Unlock()
+	return f.lastOffice(timeline), timeline
+}
+
+// lastOffice is in which office a timeline was seen to be written last.
+func (f *Follower) lastOffice(timeline uint32) (o office) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o, ok := f.state.offices[timeline]; ok {
+		o.f = f
+		return o
+	}
+	return office{}
+}
+
 // present is what is known of the primary at one moment.
 type present struct {
 	Primary // empty: there is none

@@ -51,6 +51,7 @@ type route struct {
 
 // origin is where and when a connection was made. The generation of one to a standby is 0.
 type origin struct {
+	f          *Follower
 	node       int
 	generation uint64
 }
@@ -126,7 +127,7 @@ func (f *Follower) connectTo(ctx context.Context, c *pgx.ConnConfig, r *route, b
 			return err
 		}
 		direct(c, r.ways[p.node])
-		first, err := f.reach(ctx, c, func() bool { return r.serves(origin{p.node, p.generation}) })
+		first, err := f.reach(ctx, c, func() bool { return r.serves(origin{f, p.node, p.generation}) })
 		if err != nil {
 			select {
 			case <-held.Done():
@@ -135,7 +136,7 @@ func (f *Follower) connectTo(ctx context.Context, c *pgx.ConnConfig, r *route, b
 				continue
 			}
 		}
-		f.use(c, r, origin{p.node, p.generation}, first)
+		f.use(c, r, origin{f, p.node, p.generation}, first)
 		if before != nil {
 			err = before(ctx, c)
 		}
