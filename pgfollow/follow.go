@@ -44,6 +44,10 @@ func Interval(d time.Duration) Option { return func(f *Follower) { f.interval = 
 // primary any more (default 1 s).
 func Silence(d time.Duration) Option { return func(f *Follower) { f.silence = d } }
 
+// Dial is how network connections are made, through a tunnel for example, by the Follower itself and by the
+// pools of [Follower.Pool] and [Follower.StandbyPool] (default: as pgx does).
+func Dial(d pgconn.DialFunc) Option { return func(f *Follower) { f.dial = d } }
+
 // Primary is the primary of a cluster.
 type Primary struct {
 	Node     string    // "host:port", as the connection string has it
@@ -78,6 +82,7 @@ type Follower struct {
 	connString              string
 	nodes                   []node
 	hold, interval, silence time.Duration
+	dial                    pgconn.DialFunc // nil: that of pgx
 
 	closed context.Context
 	end    func()
@@ -147,6 +152,9 @@ func (f *Follower) config(cfg *pgx.ConnConfig, node int) *pgx.ConnConfig {
 	c := cfg.Copy()
 	c.RuntimeParams["default_transaction_isolation"] = "read committed" // a standby refuses serializable
 	direct(c, f.nodes[node].ways)
+	if f.dial != nil {
+		c.DialFunc = f.dial
+	}
 	return c
 }
 

@@ -18,12 +18,20 @@ import (
 // Pool makes a pool that follows the primary, with the settings of the connection string. It is an
 // ordinary one, for everything that takes a pool; close it before the Follower.
 func (f *Follower) Pool(ctx context.Context) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(f.connString)
+	cfg, err := f.poolConfig()
 	if err != nil {
 		return nil, err
 	}
 	f.Attach(cfg)
 	return pgxpool.NewWithConfig(ctx, cfg)
+}
+
+func (f *Follower) poolConfig() (*pgxpool.Config, error) {
+	cfg, err := pgxpool.ParseConfig(f.connString)
+	if err == nil && f.dial != nil {
+		cfg.ConnConfig.DialFunc = f.dial
+	}
+	return cfg, err
 }
 
 // Attach makes the pool of a configuration follow the primary, before the pool is made. cfg names the
