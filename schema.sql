@@ -84,9 +84,10 @@ CREATE TABLE IF NOT EXISTS repmgr.rules (
     coordinator     text NOT NULL DEFAULT '',
     opened_at       timestamp with time zone NOT NULL DEFAULT CURRENT_TIMESTAMP,
     line            jsonb NULL, -- the primary's timeline, and the forks that it came through
+    first_xid       bigint NULL, -- the lowest transaction id whose end had not reached the primary when it was promoted; NULL: not known
     PRIMARY KEY (term, seq)
 );
-ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb;
+ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb, ADD COLUMN IF NOT EXISTS first_xid bigint;
 
 -- A sign of life, so that a standby's silence means something.
 CREATE TABLE IF NOT EXISTS repmgr.heartbeat (

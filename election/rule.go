@@ -32,6 +32,10 @@ type Rule struct {
 	// promotion the new timeline has no number yet. Line is unknown in rules that an
 	// older version wrote: then the number of the timeline decides.
 	Line wal.Lineage `json:"line,omitzero"`
+
+	// FirstXid is the lowest id of a transaction whose end had not reached the primary when it was promoted in this
+	// term: of that id and above, every transaction that it knows is of its own timeline. 0: not known. No decision depends on it.
+	FirstXid uint64 `json:"first_xid,omitempty"`
 }
 
 // Known reports whether there is a rule at all.

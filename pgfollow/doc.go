@@ -14,5 +14,13 @@
 // cluster, and a former primary that came back, which no target_session_attrs can tell from the real
 // one. Connections to a node that is not the primary any more are cut, with whatever runs on them.
 //
+// A COMMIT that got no answer, because the primary was lost, has an outcome nevertheless:
+//
+//	err := pgfollow.Retry(ctx, pool, func(tx pgx.Tx) error { ... })
+//	var unknown *pgfollow.CommitUnknownError
+//	if errors.As(err, &unknown) {
+//		outcome, why := pgfollow.OutcomeOf(ctx, pool, unknown.Transaction) // Committed, Aborted, Lost or Unknown
+//	}
+//
 // One Follower serves as many pools as a service has. For database/sql: stdlib.OpenDBFromPool.
 package pgfollow

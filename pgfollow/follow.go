@@ -44,6 +44,10 @@ func Interval(d time.Duration) Option { return func(f *Follower) { f.interval = 
 // primary any more (default 1 s).
 func Silence(d time.Duration) Option { return func(f *Follower) { f.silence = d } }
 
+// Dial is how network connections are made, through a tunnel for example, by the Follower itself and by the
+// pools of [Follower.Pool] and [Follower.StandbyPool] (default: as pgx does).
+func Dial(d pgconn.DialFunc) Option { return func(f *Follower) { f.dial = d } }
+
 // Primary is the primary of a cluster.
 type Primary struct {
 	Node     string    // "host:port", as the connection string has it
@@ -78,6 +82,7 @@ type Follower struct {
 	connString              string
 	nodes                   []node
 	hold, interval, silence time.Duration
+	dial                    pgconn.DialFunc // nil: that of pgx
 
 	closed context.Context
 	end    func()
@@ -147,6 +152,9 @@ func (f *Follower) config(cfg *pgx.ConnConfig, node int) *pgx.ConnConfig {
 	c := cfg.Copy()
 	c.RuntimeParams["default_transaction_isolation"] = "read committed" // a standby refuses serializable
 	direct(c, f.nodes[node].ways)
+	if f.dial != nil {
+		c.DialFunc = f.dial
+	}
 	return c
 }
 
@@ -199,6 +207,25 @@ func (f *Follower) rest() (calm context.Context, most time.Duration) {
 		return context.Background(), min(f.interval, searchInterval)
 	}
 	return context.Background(), min(f.interval, 10*searchInterval)
+}
+
+// office is that of the primary that was seen last, and its timeline.
+func (f *Follower) office() (office, uint32) {
+	f.mu.Lock()
+	timeline := f.state.best.timeline
+	f.mu.Unlock()
+	return f.lastOffice(timeline), timeline
+}
+
+// lastOffice is in which office a timeline was seen to be written last.
+func (f *Follower) lastOffice(timeline uint32) (o office) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o, ok := f.state.offices[timeline]; ok {
+		o.f = f
+		return o
+	}
+	return office{}
 }
 
 // present is what is known of the primary at one moment.

@@ -18,12 +18,20 @@ import (
 // Pool makes a pool that follows the primary, with the settings of the connection string. It is an
 // ordinary one, for everything that takes a pool; close it before the Follower.
 func (f *Follower) Pool(ctx context.Context) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(f.connString)
+	cfg, err := f.poolConfig()
 	if err != nil {
 		return nil, err
 	}
 	f.Attach(cfg)
 	return pgxpool.NewWithConfig(ctx, cfg)
+}
+
+func (f *Follower) poolConfig() (*pgxpool.Config, error) {
+	cfg, err := pgxpool.ParseConfig(f.connString)
+	if err == nil && f.dial != nil {
+		cfg.ConnConfig.DialFunc = f.dial
+	}
+	return cfg, err
 }
 
 // Attach makes the pool of a configuration follow the primary, before the pool is made. cfg names the
@@ -51,6 +59,7 @@ type route struct {
 
 // origin is where and when a connection was made. The generation of one to a standby is 0.
 type origin struct {
+	f          *Follower
 	node       int
 	generation uint64
 }
@@ -126,7 +135,7 @@ func (f *Follower) connectTo(ctx context.Context, c *pgx.ConnConfig, r *route, b
 			return err
 		}
 		direct(c, r.ways[p.node])
-		first, err := f.reach(ctx, c, func() bool { return r.serves(origin{p.node, p.generation}) })
+		first, err := f.reach(ctx, c, func() bool { return r.serves(origin{f, p.node, p.generation}) })
 		if err != nil {
 			select {
 			case <-held.Done():
@@ -135,7 +144,7 @@ func (f *Follower) connectTo(ctx context.Context, c *pgx.ConnConfig, r *route, b
 				continue
 			}
 		}
-		f.use(c, r, origin{p.node, p.generation}, first)
+		f.use(c, r, origin{f, p.node, p.generation}, first)
 		if before != nil {
 			err = before(ctx, c)
 		}

@@ -13,11 +13,10 @@ import (
 )
 
 // CommitUnknownError is the error of a transaction whose COMMIT was sent, and not answered: it may have
-// taken effect, now or in a moment. Never repeat it without a look at the data.
+// taken effect, now or in a moment. [OutcomeOf] its Transaction says which. Never repeat it before.
 type CommitUnknownError struct {
-	// Xid is the transaction's id, of pg_current_xact_id(). 0: it had written nothing. On the same primary
-	// pg_xact_status(xid8) says what became of it; on another one the same id may be that of another transaction.
-	Xid uint64
+	Transaction
+
 	Err error
 }
 
@@ -78,8 +77,8 @@ func once(ctx context.Context, pool *pgxpool.Pool, f func(pgx.Tx) error) (again 
 		_ = tx.Rollback(ctx) // otherwise the pool closes the connection, which is the same
 		return refused(conn, err)
 	}
-	var xid *uint64 // asked for before COMMIT, whose answer may be lost
-	if err := tx.QueryRow(ctx, `SELECT pg_catalog.pg_current_xact_id_if_assigned()::text::int8`).Scan(&xid); err != nil {
+	t, err := Identify(ctx, tx) // asked for before COMMIT, whose answer may be lost
+	if err != nil {
 		return refused(conn, err)
 	}
 	err = tx.Commit(ctx)
@@ -92,11 +91,7 @@ func once(ctx context.Context, pool *pgxpool.Pool, f func(pgx.Tx) error) (again 
 	case errors.As(err, &answer) && answer.SeverityUnlocalized == "ERROR" && !ended(answer): // a deferred constraint, for example
 		return false, err
 	}
-	unknown := &CommitUnknownError{Err: err}
-	if xid != nil {
-		unknown.Xid = *xid
-	}
-	return false, unknown
+	return false, &CommitUnknownError{Transaction: t, Err: err}
 }
 
 // refused is the error of a transaction that did not get as far as COMMIT. It may be repeated where the

@@ -21,7 +21,8 @@ type sentinel struct {
 const lookSQL = `SELECT r.standby, pg_catalog.pg_postmaster_start_time(), (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
 	CASE WHEN r.standby THEN '' ELSE pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) END,
 	pg_catalog.pg_wal_lsn_diff(CASE WHEN r.standby THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') ELSE pg_catalog.pg_current_wal_lsn() END, '0/0')::int8,
-	coalesce(pg_catalog.current_setting('repmgr.ballot', true), '')
+	coalesce(pg_catalog.current_setting('repmgr.ballot', true), ''),
+	CASE WHEN $1::int8 = 0 OR pg_catalog.current_setting('server_version_num')::int >= 150000 THEN ` + resetSQL + ` ELSE $1 END
 	FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby) r`
 
 func (s *sentinel) run(ctx context.Context) {
@@ -49,11 +50,13 @@ func (s *sentinel) watch(ctx context.Context) error {
 		return plain(err, s.f.silence)
 	}
 	defer s.hangUp(conn)
+	reset := int64(0)
 	for {
-		l, err := s.ask(ctx, conn)
+		l, err := s.ask(ctx, conn, reset)
 		if err != nil {
 			return plain(err, s.f.silence)
 		}
+		reset = l.reset
 		s.f.see(s.node, l)
 		if err := s.listen(ctx, conn); err != nil {
 			return plain(err, s.f.silence)
@@ -61,12 +64,13 @@ func (s *sentinel) watch(ctx context.Context) error {
 	}
 }
 
-func (s *sentinel) ask(ctx context.Context, conn *pgx.Conn) (look, error) {
+// ask takes the reset that was known before, and asks again only where that is cheap.
+func (s *sentinel) ask(ctx context.Context, conn *pgx.Conn, reset int64) (look, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.f.silence)
 	defer cancel()
 	l := look{at: time.Now()} // what it says may be as old as the question
 	var segment, ballot string
-	err := conn.QueryRow(ctx, lookSQL).Scan(&l.standby, &l.started, &l.system, &segment, &l.lsn, &ballot)
+	err := conn.QueryRow(ctx, lookSQL, reset).Scan(&l.standby, &l.started, &l.system, &segment, &l.lsn, &ballot, &l.reset)
 	if err != nil || l.standby {
 		return l, err
 	}

@@ -24,7 +24,7 @@ type Standbys struct {
 
 // StandbyPool makes a pool of connections to standbys, with the settings of the connection string.
 func (f *Follower) StandbyPool(ctx context.Context, s Standbys) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(f.connString)
+	cfg, err := f.poolConfig()
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,7 @@ type look struct {
 	timeline uint32    // of a primary
 	term     int64     // of the election that a primary won; 0: not known
 	lsn      int64     // of a primary: written; of a standby: replayed
+	reset    int64     // see office
 }
 
 // state is what is known of all nodes. Its functions have no effects, and belong to one owner at a time.
@@ -37,10 +38,11 @@ type state struct {
 	since   time.Time
 	// generation counts the primaries: connections that were made in an earlier one are stale.
 	generation uint64
+	offices    map[uint32]office // who wrote each timeline last
 }
 
 func newState(names []string, now time.Time, patience time.Duration) *state {
-	s := &state{names: names, nodes: make([]look, len(names)), standbyAt: make([]time.Time, len(names)), current: -1, since: now, decideAt: now.Add(patience)}
+	s := &state{names: names, nodes: make([]look, len(names)), standbyAt: make([]time.Time, len(names)), current: -1, since: now, offices: map[uint32]office{}, decideAt: now.Add(patience)}
 	for i := range s.nodes {
 		s.nodes[i].err = errNotSeen
 	}
@@ -49,6 +51,11 @@ func newState(names []string, now time.Time, patience time.Duration) *state {
 
 // see takes over what a node said. changed: there is another primary, or none any more, or one again.
 func (s *state) see(node int, l look) (changed bool) {
+	defer func() {
+		if s.up {
+			s.offices[s.best.timeline] = office{node: s.current, reset: s.best.reset}
+		}
+	}()
 	if s.current >= 0 && l.err == nil && l.system != s.best.system {
 		l.err = fmt.Errorf("it belongs to another cluster: its system identifier is %s, and not %s", l.system, s.best.system)
 	}

@@ -13,11 +13,11 @@ import (
 )
 
 // metadataSQL reads what is copied to a witness: the nodes, and the rules of the newest term,
-// but at least two. As jsonb with times in UTC, equal content is equal text.
+// but at least two. As jsonb with times in UTC, equal content is equal text. A witness needs no first_xid, and an older one has no place for it.
 const metadataSQL = `SELECT pg_is_in_recovery(), jsonb_build_object(
 	'cluster', (SELECT cluster_name FROM repmgr.metadata),
 	'nodes', (SELECT coalesce(jsonb_agg(to_jsonb(n) ORDER BY node_id), '[]') FROM repmgr.nodes n),
-	'rules', (SELECT coalesce(jsonb_agg(to_jsonb(r) || jsonb_build_object('opened_at', r.opened_at AT TIME ZONE 'UTC') ORDER BY term DESC, seq DESC), '[]')
+	'rules', (SELECT coalesce(jsonb_agg(to_jsonb(r) - 'first_xid' || jsonb_build_object('opened_at', r.opened_at AT TIME ZONE 'UTC') ORDER BY term DESC, seq DESC), '[]')
 		FROM (SELECT *, row_number() OVER (ORDER BY term DESC, seq DESC) AS age, max(term) OVER () AS newest FROM repmgr.rules) r
 		WHERE age <= 2 OR term = newest))::text`
 

@@ -302,7 +302,10 @@ func (c *cluster) copyTemplate(ctx context.Context, name string, n *node) error 
 
 const templateSQL = `CREATE ROLE repmgr SUPERUSER LOGIN; CREATE ROLE app LOGIN; CREATE DATABASE repmgr OWNER repmgr;`
 
-const tableSQL = `CREATE TABLE chaos (client int, id bigint, PRIMARY KEY (client, id)); GRANT ALL ON chaos TO app;`
+// tableSQL also makes the commits of an asker last for a moment, so that a fault finds some without an answer.
+const tableSQL = `CREATE TABLE chaos (client int, id bigint, PRIMARY KEY (client, id)); GRANT ALL ON chaos TO app; ` +
+	`CREATE FUNCTION chaos_pause() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(random() * 0.05);RETURN NULL;END'; ` +
+	`CREATE CONSTRAINT TRIGGER chaos_pause AFTER INSERT ON chaos DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.client >= 90) EXECUTE FUNCTION chaos_pause();`
 
 func (c *cluster) makeTemplate(ctx context.Context, name, template string, n *node) error {
 	err := n.run(ctx, filepath.Join(c.o.BinDir, "initdb"), "-D", n.data(), "--no-sync", "--data-checksums", "--auth=trust",

@@ -2,8 +2,8 @@
 // It is black box: it drives the programs repmgr and repmgrd with their
 // configuration files, real PostgreSQL and real etcd, and judges from outside:
 // by what clients were told, by which rows are there afterwards, and by what the
-// servers log of their promotions. It imports nothing of this module, and nothing
-// imports it.
+// servers log of their promotions. It imports nothing of this module but the library of one of its
+// clients, and nothing imports it.
 //
 //	make chaos                                   1,000 faults, about an hour
 //	make chaos CHAOSFLAGS="-faults 20 -v"        some
@@ -47,6 +47,10 @@
 // newest rows that had been acknowledged to the others before it asked. One that is missing
 // on a primary of the same or a later term counts, also where it is there in the end
 // (with synchronous_mode=off: of the same term).
+//
+// Two clients of package pgfollow, one of them on the first node's machine, commit a row every 50 ms, and ask after each fault what became of those whose
+// COMMIT got no answer, and of some that had one, those that are lost among them. Where it is told that a commit is committed the row must be
+// there, and where it is told that it was aborted or is lost, it must not. "Unknown" is counted.
 //
 // What a server acknowledges that somebody promoted by hand is nobody's promise: only
 // for how long it does so is judged.

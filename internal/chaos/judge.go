@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/pgfollow"
 )
 
 // What is judged here is judged from outside: by what clients were told and by
@@ -94,6 +96,20 @@ func without(ps []promotion, node int) []promotion {
 		return ps
 	}
 	return slices.Delete(slices.Clone(ps), i+1, i+2)
+}
+
+// contradicts says what is wrong with what the asker was told of a row, if the row is there or not. An
+// outcome that is unknown, or was not asked for, is never wrong.
+func contradicts(t try, outcome pgfollow.Outcome, there bool) string {
+	switch {
+	case !t.Acked && !t.Open && there:
+		return "it is there, and was said not to be committed"
+	case outcome == pgfollow.Committed && !there:
+		return "it was said to be committed, and is not there"
+	case (outcome == pgfollow.Aborted || outcome == pgfollow.Lost) && there:
+		return "it was said to be " + string(outcome) + ", and is there"
+	}
+	return ""
 }
 
 // apart takes out what a node acknowledged from then on.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgrepmgr/repmgr/pgfollow"
 )
 
 func at(ms int) time.Time { return time.UnixMilli(1_000_000 + int64(ms)) }
@@ -193,4 +195,29 @@ func TestRules(t *testing.T) {
 COMMIT
 `, n.rules("b"))
 	require.Equal(t, []way{{"a", "b"}, {"b", "a"}}, both([]string{"a"}, []string{"b", "a"}))
+}
+
+// A client that asked what became of a commit is told the truth, or that nobody knows.
+func TestContradicts(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		t       try
+		outcome pgfollow.Outcome
+		there   bool
+		wrong   bool
+	}{
+		{try{Open: true}, pgfollow.Committed, true, false},
+		{try{Open: true}, pgfollow.Committed, false, true},
+		{try{Open: true}, pgfollow.Aborted, false, false},
+		{try{Open: true}, pgfollow.Aborted, true, true},
+		{try{Open: true}, pgfollow.Lost, true, true},
+		{try{Acked: true}, pgfollow.Lost, false, false},
+		{try{Acked: true}, pgfollow.Lost, true, true},
+		{try{Acked: true}, "", false, false},
+		{try{Open: true}, pgfollow.Unknown, true, false},
+		{try{}, "", false, false},
+		{try{}, "", true, true},
+	} {
+		require.Equal(t, c.wrong, contradicts(c.t, c.outcome, c.there) != "", "%+v", c)
+	}
 }

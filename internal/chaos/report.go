@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pgrepmgr/repmgr/pgfollow"
 )
 
 // Report is what a whole run of the suite has found.
@@ -83,9 +86,26 @@ func (r Report) markdown() string {
 		}
 		p("| %s | %s | %s | %d | %d | %s | %d | %s | %d | %s | %s | %d |\n", s.Suite, s.Nemesis, s.Mode, s.N, s.Failovers, times(s.Outages), s.Lost, fenced, s.False, times(s.Follows), times(s.Healed), s.Fell)
 	}
-	p("\n%s", r.ratios())
+	p("\n%s", r.asked())
+	p("%s", r.ratios())
 	p("%s", r.short())
 	return b.String()
+}
+
+// asked says what became of the commits without an answer, as a client was told.
+func (r Report) asked() string {
+	var all answers
+	for _, res := range r.Results {
+		all.add(res.Asked)
+	}
+	line := func(m map[pgfollow.Outcome]int) string {
+		return fmt.Sprintf("%d committed, %d aborted, %d lost, %d unknown", m[pgfollow.Committed], m[pgfollow.Aborted], m[pgfollow.Lost], m[pgfollow.Unknown])
+	}
+	text := fmt.Sprintf("Commits without an answer, as pgfollow.OutcomeOf says afterwards: %s. Of acknowledged ones that are not there, and some around the others: %s. The rows contradict %d.\n\n", line(all.Outcomes), line(all.Others), len(all.Wrong))
+	for _, k := range slices.Sorted(maps.Keys(all.Why)) {
+		text += fmt.Sprintf("- unknown, %d: %s\n", all.Why[k], k)
+	}
+	return text + "\n"
 }
 
 // ratios compares with the peer, where it ran in the same run.

@@ -44,6 +44,7 @@ type Result struct {
 	Promotions    int     `json:"promotions"`    // servers promoted
 	TermBefore    int64   `json:"term_before"`
 	TermAfter     int64   `json:"term_after"`
+	Asked         answers `json:"asked,omitzero"` // what became of commits without an answer
 	FalseFailover bool    `json:"false_failover"` // a promotion where none was due
 	Helped        bool    `json:"helped"`         // a server had to be started by an operator
 	Rebuilt       bool    `json:"rebuilt"`        // the cluster did not heal: a new one was made
@@ -81,6 +82,7 @@ type runner struct {
 	sides   bool   // a client on every data node's machine, too
 	writers []*writer
 	reader  *reader
+	askers  []*asker
 	log     func(string, ...any)
 	emit    func(Result)
 }
@@ -137,6 +139,15 @@ func (r *runner) rebuild(ctx context.Context) error {
 		if r.reader, err = r.c.startReader(r.c.client, r.c.dataNodes(), r.writers); err != nil {
 			return err
 		}
+		if !r.c.o.Suite.Peer {
+			for i, m := range []*machine{r.c.client, r.c.dataNodes()[0].m} {
+				a, err := r.c.startAsker(askerID+i, m, r.c.dataNodes())
+				if err != nil {
+					return err
+				}
+				r.askers = append(r.askers, a)
+			}
+		}
 	}
 	return r.writes(ctx, 50)
 }
@@ -146,6 +157,10 @@ func (r *runner) stopWriters() {
 		r.reader.stop()
 		r.reader = nil
 	}
+	for _, a := range r.askers {
+		a.stop()
+	}
+	r.askers = nil
 	for _, w := range r.writers {
 		w.stop()
 	}
@@ -279,6 +294,9 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 			for _, w := range r.writers {
 				w.waits(5 * time.Second)
 			}
+			for _, a := range r.askers {
+				a.waits(5 * time.Second)
+			}
 		}
 	}
 	if len(list) == 1 {
@@ -326,6 +344,9 @@ func (r *runner) inject(ctx context.Context, later time.Duration, list []Nemesis
 	}
 	for _, w := range r.writers {
 		w.waits(tryLimit)
+	}
+	for _, a := range r.askers {
+		a.waits(tryLimit)
 	}
 	o.ended = time.Now()
 	return o.ended.Sub(held)
@@ -498,6 +519,13 @@ func (r *runner) rows(ctx context.Context, sc *scene, ps []promotion, o *observa
 	if r.c.o.Suite.Peer || res.Rebuilt {
 		return nil
 	}
+	for _, a := range r.askers {
+		found, err := a.take(ctx, s.Primary)
+		if res.Asked.add(found); err != nil {
+			return err
+		}
+	}
+	res.Problems = append(res.Problems, res.Asked.Wrong...)
 	return r.compare(ctx, s, o)
 }
 

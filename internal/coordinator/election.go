@@ -99,6 +99,7 @@ type Election struct {
 	tally      election.Tally
 	conn       *registry.Server           // a connection to the winner, for the first commit
 	probe      *syncrep.CommitProbe       // a connection that tests whether commits wait; nil: none is open
+	firstXid   uint64                     // what the winner had not heard of when it was promoted: see [election.Rule]; 0: not known
 	openValue  string                     // the synchronous_standby_names of the open term, once it is marked as ours; empty: not yet
 	slots      map[registry.NodeID]string // the slots on the winner for the nodes that follow it
 

@@ -106,6 +106,7 @@ func (a *Election) promote(ctx context.Context) error {
 			if a.Reaffirm {
 				return nil
 			}
+			a.readFirstXid(ctx, n)
 			return a.Promote(ctx, n, winner)
 		})
 	})
@@ -114,6 +115,14 @@ func (a *Election) promote(ctx context.Context) error {
 	}
 	a.logStep("promoted", "%s", winner)
 	return nil
+}
+
+// readFirstXid notes the first transaction that the winner has not heard the end of, for clients that ask what became of
+// theirs. In recovery that is the end of each snapshot. It holds where nothing is replayed any more: see commit.
+func (a *Election) readFirstXid(ctx context.Context, n *registry.Server) {
+	if err := n.Conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8 WHERE pg_is_in_recovery()`).Scan(&a.firstXid); err != nil {
+		a.Log.Warn("which transactions had reached the winner is not known", "err", err)
+	}
 }
 
 // markOpen marks the synchronous_standby_names of the open term as ours, beside the closed
@@ -310,6 +319,9 @@ func (a *Election) commit(ctx context.Context) error {
 	}
 	if line.Known() {
 		a.mu.Lock()
+		if n := len(line.Past); n > 0 && line.Past[n-1].SwitchLSN == voters.PeerOf(a.pledged, a.tally.Winner).Replayed { // that was read before firstXid, and nothing was replayed since
+			a.tally.Rule.FirstXid = a.firstXid
+		}
 		if past := a.tally.Rule.Line.Past; len(past) > 0 { // the winner's file may be that of another primary: see [rejoin.MendHistories]
 			line.Past = past
 		}

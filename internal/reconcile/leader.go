@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
+	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/syncrep"
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -81,6 +82,8 @@ type Leader struct {
 	lastErr     error     // why the last setting could not be put in force
 	retryAt     time.Time // when that is tried again
 
+	upgraded  bool // repmgr.rules has all its columns
+	untold    bool // clients could not be told of the timelines
 	leftovers leftovers
 }
 
@@ -101,7 +104,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 		}
 		first := election.Rule{Term: 1 + voters.HighestTerm(l.Watch.Peers()), Seq: 1, Primary: self, Voters: registered}
 		if first.Line, err = l.look.Server.RuleLine(ctx); err == nil {
-			err = addLineColumn(ctx, l.look.Server)
+			err = addColumns(ctx, l.look.Server)
 		}
 		if err != nil {
 			return err
@@ -126,6 +129,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	}
 	l.Before(before, membership.Held)
 	l.sendRule(ctx, rules[0], before, holders)
+	l.tellTimelines(ctx)
 	if l.Arbiter != nil {
 		l.Report("announcing the primary to "+l.Arbiter.Name(), l.Arbiter.Announce(ctx, rules[0], l.look.Self, l.AnnounceFor))
 	}
@@ -136,7 +140,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 		case line.Known(): // the rule was written by an older version, or by hand
 			next := rules[0]
 			next.Seq, next.Line = next.Seq+1, line
-			if err := addLineColumn(ctx, l.look.Server); err != nil {
+			if err := addColumns(ctx, l.look.Server); err != nil {
 				return err
 			}
 			return l.commitRule(ctx, rules[0], next)
@@ -339,15 +343,32 @@ func (l *Leader) sendRule(ctx context.Context, r, before election.Rule, holders 
 	}
 }
 
-// addLineColumn upgrades a repmgr.rules table of an older version.
-func addLineColumn(ctx context.Context, n *registry.Server) error {
-	var have bool
-	err := n.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname = 'line')`).Scan(&have)
-	if err == nil && !have {
-		_, err = n.Conn.Exec(ctx, `ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb`)
+// addColumns upgrades a repmgr.rules table of an older version.
+func addColumns(ctx context.Context, n *registry.Server) error {
+	var have int
+	err := n.Conn.QueryRow(ctx, `SELECT count(*) FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname IN ('line', 'first_xid')`).Scan(&have)
+	if err == nil && have < 2 {
+		_, err = n.Conn.Exec(ctx, `ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb, ADD COLUMN IF NOT EXISTS first_xid bigint`)
 	}
 	if err != nil {
 		return n.QueryError("add a column to repmgr.rules", err)
 	}
 	return nil
+}
+
+// tellTimelines keeps the setting that tells clients of the timelines. Where that fails, the outcome of some of their
+// commits stays unknown, and nothing else depends on it.
+func (l *Leader) tellTimelines(ctx context.Context) {
+	var err error
+	if !l.upgraded {
+		err = addColumns(ctx, l.look.Server)
+		l.upgraded = err == nil
+	}
+	if err == nil {
+		err = l.look.Server.TellTimelines(ctx)
+	}
+	if err != nil && !l.untold {
+		l.Log.Warn("clients can not be told of the timelines: the outcome of some of their commits will stay unknown", "err", err, "hint", failure.Hint(err))
+	}
+	l.untold = err != nil
 }

@@ -97,3 +97,18 @@ func TestSyncInForce_IdleSession(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, -1, set.Acks)
 }
+
+// Tables of an older version get their columns, once.
+func TestAddColumns(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Start(t, pgtest.Options{Name: "node1"})
+	s.Exec(t, `CREATE SCHEMA repmgr`)
+	s.Exec(t, `CREATE TABLE repmgr.rules (term bigint, seq integer)`)
+	n, err := registry.Connect(t.Context(), "node1", s.Conninfo())
+	require.NoError(t, err)
+	defer n.Close()
+	for range 2 {
+		require.NoError(t, addColumns(t.Context(), n))
+		require.Equal(t, "term,seq,line,first_xid", s.QueryString(t, `SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attnum > 0`))
+	}
+}
