@@ -82,8 +82,10 @@ type Leader struct {
 	lastErr     error     // why the last setting could not be put in force
 	retryAt     time.Time // when that is tried again
 
-	upgraded  bool // repmgr.rules has all its columns
-	untold    bool // clients could not be told of the timelines
+	upgraded  bool      // repmgr.rules has all its columns
+	toldTerm  int64     // clients were told of the timelines up to this term
+	toldAt    time.Time // when that was last looked after
+	untold    bool      // clients could not be told of the timelines
 	leftovers leftovers
 }
 
@@ -129,7 +131,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	}
 	l.Before(before, membership.Held)
 	l.sendRule(ctx, rules[0], before, holders)
-	l.tellTimelines(ctx)
+	l.tellTimelines(ctx, rules[0])
 	if l.Arbiter != nil {
 		l.Report("announcing the primary to "+l.Arbiter.Name(), l.Arbiter.Announce(ctx, rules[0], l.look.Self, l.AnnounceFor))
 	}
@@ -356,9 +358,16 @@ func addColumns(ctx context.Context, n *registry.Server) error {
 	return nil
 }
 
-// tellTimelines keeps the setting that tells clients of the timelines. Where that fails, the outcome of some of their
-// commits stays unknown, and nothing else depends on it.
-func (l *Leader) tellTimelines(ctx context.Context) {
+// timelinesInterval is how often the setting that tells clients of the timelines is looked after within a term: somebody may have removed it.
+const timelinesInterval = 30 * time.Second
+
+// tellTimelines keeps the setting that tells clients of the timelines, once the line of the newest rule is known. Where
+// that fails, the outcome of some of their commits stays unknown, and nothing else depends on it.
+func (l *Leader) tellTimelines(ctx context.Context, newest election.Rule) {
+	if !newest.Line.Known() || newest.Term == l.toldTerm && time.Since(l.toldAt) < timelinesInterval {
+		return
+	}
+	l.toldTerm, l.toldAt = newest.Term, time.Now()
 	var err error
 	if !l.upgraded {
 		err = addColumns(ctx, l.look.Server)
@@ -366,6 +375,9 @@ func (l *Leader) tellTimelines(ctx context.Context) {
 	}
 	if err == nil {
 		err = l.look.Server.TellTimelines(ctx)
+	}
+	if err != nil {
+		l.toldTerm = 0 // the next step tries it again
 	}
 	if err != nil && !l.untold {
 		l.Log.Warn("clients can not be told of the timelines: the outcome of some of their commits will stay unknown", "err", err, "hint", failure.Hint(err))
