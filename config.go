@@ -411,10 +411,10 @@ type Config struct {
 	// RouterHAProxyBackend is the backend of HAProxy for the primary; its servers are named as the nodes. Key
 	// router_haproxy_backend. Defaults to primary.
 	RouterHAProxyBackend string
-	// RouterPgBouncer is the conninfo of the console of a PgBouncer, of one of its admin_users. Key router_pgbouncer.
+	// RouterPgBouncer is the conninfo of the console of a PgBouncer, of one of its admin_users; of several, joined by commas. Key router_pgbouncer.
 	RouterPgBouncer string
-	// RouterPgBouncerFile is the file with the databases of that PgBouncer, which get the host and the port of the
-	// primary: pgbouncer.ini, or what it includes. Key router_pgbouncer_file.
+	// RouterPgBouncerFile has the databases of each PgBouncer without a file=PATH of its own, which get the host and the
+	// port of the primary: pgbouncer.ini, or what it includes. Key router_pgbouncer_file.
 	RouterPgBouncerFile string
 	// RouterVIP is an address that is on the machine of the primary, with failover automatic. Key router_vip, such as 192.0.2.10/24.
 	RouterVIP string

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
@@ -123,9 +124,12 @@ type keeper struct {
 	current  bool        // told is in force, as far as this daemon knows
 	here     bool        // clients may come to this node because of us
 	held     bool        // Hold was called, and Point not since
-	handing  bool        // a switchover is under way: this node is the primary, and will soon not be
 	retryAt  time.Time
 	renewAt  time.Time
+
+	// What does not wait for a router that is told something just now.
+	handing atomic.Bool           // a switchover is under way: this node is the primary, and will soon not be
+	failed  atomic.Pointer[error] // of the last attempt; nil: it was successful, or there was none
 }
 
 // destination is where the clients belong by what a Monitor knows. Where no election decides, this node is the primary only
@@ -177,7 +181,7 @@ func (k *keeper) tell(ctx context.Context, d Destination) {
 // outOfSight is tell where no primary is known: clients of this node are sent away when that is certainly none. Others stay: whether their
 // node serves them is not known here. When a primary is seen again the router is told again.
 func (k *keeper) outOfSight(ctx context.Context, d Destination, now time.Time) {
-	if d.Decided && !k.handing {
+	if d.Decided && !k.handing.Load() {
 		k.current = false
 	}
 	if !d.Gone || !k.here || now.Before(k.retryAt) {
@@ -196,7 +200,7 @@ func (k *keeper) outOfSight(ctx context.Context, d Destination, now time.Time) {
 func (k *keeper) due(d Destination, now time.Time) bool {
 	same := k.current && k.told.same(d)
 	switch {
-	case now.Before(k.retryAt), same && k.handing:
+	case now.Before(k.retryAt), same && k.handing.Load():
 		return false
 	case !same, k.held:
 		return true
@@ -211,6 +215,7 @@ func (k *keeper) done(ctx context.Context, err error) bool {
 		return false
 	}
 	k.troubles.Report(k.String(), err)
+	k.failed.Store(nil)
 	if _, ok := errors.AsType[partial](err); err == nil || ok {
 		k.retryAt = time.Time{}
 		return true
@@ -220,6 +225,7 @@ func (k *keeper) done(ctx context.Context, err error) bool {
 		after = r.renewAfter()
 	}
 	k.retryAt = time.Now().Add(after)
+	k.failed.Store(&err)
 	return false
 }
 
@@ -245,10 +251,15 @@ func (k *keeper) end(ctx context.Context, look func() health.View) {
 	}
 }
 
+// hold holds clients back. A router that did not take what it was told last is not waited for.
 func (k *keeper) hold(ctx context.Context) error {
+	if failed := k.failed.Load(); failed != nil {
+		return fmt.Errorf("%s: %w", k, *failed)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.held, k.handing = true, true
+	k.held = true
+	k.handing.Store(true)
 	err := k.Router.(Holder).Hold(ctx)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -259,8 +270,4 @@ func (k *keeper) hold(ctx context.Context) error {
 	return err
 }
 
-func (k *keeper) release() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.handing = false
-}
+func (k *keeper) release() { k.handing.Store(false) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -170,6 +172,52 @@ func TestKeeper_Hold(t *testing.T) {
 	r := &recorder{fail: errors.New("no answer")}
 	_, err := New(quiet(), r).HoldClients()(t.Context())
 	require.EqualError(t, err, "recorder: no answer")
+}
+
+// hanging is a Router that answers when the test lets it.
+type hanging struct{ asked, answer chan struct{} }
+
+func (*hanging) String() string { return "hanging" }
+
+func (h *hanging) Point(context.Context, Destination) error {
+	select {
+	case h.asked <- struct{}{}:
+	case <-h.answer: // closed: the test has ended
+	}
+	<-h.answer
+	return errors.New("no answer")
+}
+func (h *hanging) Hold(ctx context.Context) error    { return h.Point(ctx, Destination{}) }
+func (h *hanging) Release(ctx context.Context) error { return h.Point(ctx, Destination{}) }
+
+// A router that hangs holds up no other one, and no switchover once that is known.
+func TestRouters_OneHangs(t *testing.T) {
+	t.Parallel()
+	h, r := &hanging{make(chan struct{}), make(chan struct{})}, &recorder{}
+	all := New(quiet(), h, r)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { all.Run(ctx, func() health.View { return viewOf(2) }) })
+	<-h.asked
+	pgtest.WaitFor(t, "the other router is told", func(context.Context) error {
+		k := all.all[1]
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if !k.current {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	h.answer <- struct{}{}
+	<-h.asked // it is told a second time, and the first one has failed
+	release, err := all.HoldClients()(t.Context())
+	require.EqualError(t, err, "hanging: no answer")
+	release()
+	require.False(t, all.all[0].mu.TryLock(), "it hangs all the while")
+	cancel()
+	close(h.answer)
+	running.Wait()
+	require.Equal(t, []string{"node2", "hold", "node2"}, r.told)
 }
 
 // A daemon that ends leaves no client waiting, and none with a server that is down.
