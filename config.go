@@ -556,6 +556,9 @@ type Config struct {
 	// transactions back, and waits for those under way. The switchover waits for it, and goes on also after an error; then release
 	// is called. The programs make it from the keys router_*, with package router. Defaults to none.
 	HoldClients func(context.Context) (release func(), err error)
+	// RoutersFailing are the routers that did not take what they were told last, and why; the Monitor says it to
+	// everybody, and must not have to wait. The programs set it with package router. Defaults to none.
+	RoutersFailing func() map[string]string
 
 	// What LoadConfig found out.
 

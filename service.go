@@ -150,23 +150,7 @@ func (c *Cluster) serviceStatus(ctx context.Context, ask ...followUp) (ServiceSt
 		st.Nodes[i] = p.service
 		st.Nodes[i].NodeView, st.Nodes[i].Foreign = seen.Nodes[i], p.foreign
 	}
-	var word ServiceNode // the node with the newest pause or unpause
-	for _, n := range st.Nodes {
-		if n.PauseSeq > word.PauseSeq || n.PauseSeq == word.PauseSeq && n.PausedBy.Seq == n.PauseSeq {
-			word = n
-		}
-	}
-	if word.PauseSeq > 0 && *word.Paused && word.PausedBy.Seq == word.PauseSeq {
-		st.PausedBy = &word.PausedBy
-	}
-	for i, n := range st.Nodes {
-		if n.Paused != nil && n.PauseSeq < word.PauseSeq {
-			st.Nodes[i].Paused = word.Paused
-		}
-		if n.Rule != nil && (st.Rule == nil || n.Rule.Compare(*st.Rule) > 0) {
-			st.Rule = n.Rule
-		}
-	}
+	st.Settle()
 	found := st.Find(c.cfg.Failover == FailoverAutomatic)
 	st.Issues, st.Findings = append(st.Issues, found.Texts()...), append(st.Findings, found...)
 	return st, probes, nil

@@ -48,6 +48,27 @@ type ServiceNode struct {
 	SecondDaemons []int32        `json:"-"` // the process IDs of further Monitors of this node
 }
 
+// Settle makes of what each node says what counts for all: the newest pause or unpause, and the newest rule.
+func (s *ServiceStatus) Settle() {
+	var word ServiceNode // the node with the newest pause or unpause
+	for _, n := range s.Nodes {
+		if n.PauseSeq > word.PauseSeq || n.PauseSeq == word.PauseSeq && n.PausedBy.Seq == n.PauseSeq {
+			word = n
+		}
+	}
+	if word.PauseSeq > 0 && *word.Paused && word.PausedBy.Seq == word.PauseSeq {
+		s.PausedBy = &word.PausedBy
+	}
+	for i, n := range s.Nodes {
+		if n.Paused != nil && n.PauseSeq < word.PauseSeq {
+			s.Nodes[i].Paused = word.Paused
+		}
+		if n.Rule != nil && (s.Rule == nil || n.Rule.Compare(*s.Rule) > 0) {
+			s.Rule = n.Rule
+		}
+	}
+}
+
 // Find says what keeps the cluster from failing over by itself. automatic reports whether our own
 // configuration asks for failover. Where it does not, a node without a daemon lacks nothing but its lag
 // samples, which the table shows.
@@ -138,6 +159,9 @@ func (n ServiceNode) findings(automatic, quorum bool, found *Findings) {
 	}
 	if m.Rejected != "" {
 		found.Add(DaemonTrouble, n.ID, "repmgrd on %s has rejected the configuration in its file, goes on with the former one, and would not start anew; mend the file, and send it HUP: %s", n.Record, m.Rejected)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Routers)) {
+		found.Add(RouterFailing, n.ID, "repmgrd on %s: %s does not take what it is told, so its clients may be led to a node that is not the primary: %s", n.Record, name, m.Routers[name])
 	}
 	if m.Age > registry.PresenceSilent.Seconds() {
 		found.Add(DaemonSilent, n.ID, "repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)

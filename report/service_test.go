@@ -51,6 +51,16 @@ func TestServiceStatus_Find(t *testing.T) {
 	}
 }
 
+// A router that does not take what it is told is named, whatever decides about failovers.
+func TestServiceStatus_Routers(t *testing.T) {
+	t.Parallel()
+	n := report.ServiceNode{NodeView: report.NodeView{Record: registry.Record{ID: 7, Name: "node7"}}, Monitor: &registry.Announcement{Mode: registry.FailoverManual, Routers: map[string]string{"HAProxy at /b": "no answer", "HAProxy at /a": "refused"}}}
+	require.Equal(t, report.Findings{
+		{Code: report.RouterFailing, NodeID: 7, Text: `repmgrd on node "node7" (ID: 7): HAProxy at /a does not take what it is told, so its clients may be led to a node that is not the primary: refused`},
+		{Code: report.RouterFailing, NodeID: 7, Text: `repmgrd on node "node7" (ID: 7): HAProxy at /b does not take what it is told, so its clients may be led to a node that is not the primary: no answer`},
+	}, report.ServiceStatus{Nodes: []report.ServiceNode{n}}.Find(false))
+}
+
 // A pause says since when, and by whom, where that is known.
 func TestServiceStatus_PausedBy(t *testing.T) {
 	t.Parallel()

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -84,6 +85,45 @@ func (r *Routers) Run(ctx context.Context, look func() health.View) {
 	wg.Wait()
 }
 
+// State is whether each router took what it was told last. It waits for none of them.
+func (r *Routers) State() (all []health.Router) {
+	for _, k := range r.all {
+		one := health.Router{Name: k.String()}
+		one.Kind, one.Destination = place(k.Router)
+		if told := k.toldAt.Load(); told != nil {
+			one.Told = *told
+		}
+		if failed := k.failed.Load(); failed != nil {
+			one.Failed = (*failed).Error()
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+// Failing is for [repmgr.Config.RoutersFailing].
+func (r *Routers) Failing() map[string]string {
+	all := map[string]string{}
+	for _, one := range r.State() {
+		if one.Failed != "" {
+			all[one.Name] = one.Failed
+		}
+	}
+	return all
+}
+
+func place(r Router) (kind, destination string) {
+	switch r := r.(type) {
+	case *HAProxy:
+		return "haproxy", r.Address
+	case *PgBouncer:
+		return "pgbouncer", settings.PgBouncer{Conninfo: r.Console}.At()
+	case *VIP:
+		return "vip", r.Address.String()
+	}
+	return "other", r.String()
+}
+
 // HoldClients is for [repmgr.Config.HoldClients]: it holds clients back for a switchover, and waits for at most 5
 // seconds for their transactions. Those that take longer are cut by the shutdown of the primary. nil: no router can do that.
 func (r *Routers) HoldClients() func(ctx context.Context) (release func(), err error) {
@@ -130,6 +170,7 @@ type keeper struct {
 	// What does not wait for a router that is told something just now.
 	handing atomic.Bool           // a switchover is under way: this node is the primary, and will soon not be
 	failed  atomic.Pointer[error] // of the last attempt; nil: it was successful, or there was none
+	toldAt  atomic.Pointer[time.Time]
 }
 
 // destination is where the clients belong by what a Monitor knows. Where no election decides, this node is the primary only
@@ -216,8 +257,13 @@ func (k *keeper) done(ctx context.Context, err error) bool {
 	}
 	k.troubles.Report(k.String(), err)
 	k.failed.Store(nil)
+	if err != nil {
+		k.failed.Store(&err)
+	}
 	if _, ok := errors.AsType[partial](err); err == nil || ok {
+		now := time.Now()
 		k.retryAt = time.Time{}
+		k.toldAt.Store(&now)
 		return true
 	}
 	after := retryAfter
@@ -225,7 +271,6 @@ func (k *keeper) done(ctx context.Context, err error) bool {
 		after = r.renewAfter()
 	}
 	k.retryAt = time.Now().Add(after)
-	k.failed.Store(&err)
 	return false
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -108,6 +109,9 @@ func TestKeeper_TriesAgain(t *testing.T) {
 	k := New(quiet(), r).all[0]
 	k.tell(t.Context(), here)
 	require.True(t, k.troubles.Has("recorder"))
+	all := &Routers{all: []*keeper{k}}
+	require.Equal(t, []health.Router{{Kind: "other", Destination: "recorder", Name: "recorder", Failed: "no answer"}}, all.State())
+	require.Equal(t, map[string]string{"recorder": "no answer"}, all.Failing())
 	r.fail = nil
 	k.tell(t.Context(), toTwo)
 	require.Empty(t, r.told, "it is not asked again at once")
@@ -117,12 +121,26 @@ func TestKeeper_TriesAgain(t *testing.T) {
 	k.tell(t.Context(), toTwo)
 	require.Equal(t, []string{"leave node1", "node2"}, r.told)
 	require.False(t, k.troubles.Has("recorder"))
+	require.Empty(t, all.Failing())
+	require.WithinDuration(t, time.Now(), all.State()[0].Told, time.Minute)
 
 	r.fail = partial{errors.New("but for something")}
 	k.tell(t.Context(), here)
 	require.True(t, k.troubles.Has("recorder"))
 	require.True(t, k.current, "the rest is done")
+	require.NotEmpty(t, all.Failing())
 	require.Zero(t, k.retryAt)
+}
+
+func TestRouters_State(t *testing.T) {
+	t.Parallel()
+	all := New(quiet(), &HAProxy{Address: "/a"}, &PgBouncer{Console: "host=h port=6432 password=x"}, &VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth0"})
+	require.Equal(t, []health.Router{
+		{Kind: "haproxy", Destination: "/a", Name: "HAProxy at /a"},
+		{Kind: "pgbouncer", Destination: "h:6432", Name: "PgBouncer at h:6432"},
+		{Kind: "vip", Destination: "192.0.2.10/24", Name: "address 192.0.2.10/24 on eth0"},
+	}, all.State())
+	require.Empty(t, all.Failing(), "nothing was told yet")
 }
 
 // What has to be told again and again does not wait for that where there is something else to tell.

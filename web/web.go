@@ -23,6 +23,7 @@ type Options struct {
 	TokenFile string                 // holds the password of a request that changes something; empty: only a client certificate allows it
 	Allowlist []netip.Prefix         // from where something may be changed, beside the password or the certificate; empty: as HTTPAllowlist of the cluster's configuration
 	Metrics   repmgr.MetricsCompat   // whose names /metrics gives beside ours
+	Routers   func() []health.Router // those that the program tells where the primary is, for /metrics; nil: none
 	Logger    *slog.Logger           // for what is changed, and for wrong passwords; nil: none
 }
 

@@ -79,3 +79,16 @@ func TestEachHasFile(t *testing.T) {
 		require.Equal(t, c.want, EachHasFile(c.list, c.file), c)
 	}
 }
+
+func TestBadSockets(t *testing.T) {
+	t.Parallel()
+	for list, want := range map[string]string{
+		"":                    "",
+		"/a, 192.0.2.1:9999":  "",
+		"/a, 192.0.2.1":       "must be paths, such as /run/haproxy/admin.sock, or addresses and ports, such as 192.0.2.1:9999, joined by commas",
+		"/a, h:9999, /b,/a":   "names /a twice",
+		"h:9999 , /b, h:9999": "names h:9999 twice",
+	} {
+		require.Equal(t, want, BadSockets(list), list)
+	}
+}

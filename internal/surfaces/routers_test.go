@@ -282,8 +282,9 @@ func TestRouters_SeveralPgBouncers(t *testing.T) {
 	together, alone, hung, down := pgtest.Port(t), pgtest.Port(t), pgtest.Port(t), pgtest.Port(t)
 	list := fmt.Sprintf("host=%[1]s/a port=%[2]d user=postgres, host=%[1]s/b port=%[2]d user=postgres, host=127.0.0.1 port=%[3]d user=postgres file=%[4]s, host=%[1]s/d port=%[5]d user=postgres, port=%[6]d host=127.0.0.1 user=postgres",
 		dir, together, alone, own, hung, down)
-	nodes := daemontest.ClusterOf(t, 3, func(int) []string {
-		return []string{"synchronous_mode=quorum", "rejoin=rewind", "router_pgbouncer='" + list + "'", "router_pgbouncer_file='" + shared + "'"}
+	metrics := []int{pgtest.Port(t), pgtest.Port(t), pgtest.Port(t)}
+	nodes := daemontest.ClusterOf(t, 3, func(id int) []string {
+		return []string{"synchronous_mode=quorum", "rejoin=rewind", "router_pgbouncer='" + list + "'", "router_pgbouncer_file='" + shared + "'", fmt.Sprintf("http_listen='127.0.0.1:%d'", metrics[id-1])}
 	})
 	nodes[0].Exec(t, `CREATE TABLE clients (id bigint PRIMARY KEY)`)
 	startPgBouncer(t, dir+"/a", shared, together, "so_reuseport = 1")
@@ -300,6 +301,19 @@ func TestRouters_SeveralPgBouncers(t *testing.T) {
 	for _, c := range clients {
 		_, failed := c.state()
 		before[c] = len(failed)
+	}
+
+	// The one that is down is said to be, by the daemons of all nodes. The others were told.
+	failing := fmt.Sprintf("PgBouncer at 127.0.0.1:%d does not take what it is told, so its clients may be led to a node that is not the primary: 127.0.0.1:%[1]d: connect: connection refused", down)
+	pgtest.WaitFor(t, "doctor finds it", func(context.Context) error {
+		out, _ := nodes[0].Sh(t, "repmgr -f $C doctor")
+		if !strings.Contains(out, "router_failing") || strings.Count(out, failing) != 3 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	for destination, want := range map[string]string{fmt.Sprintf("127.0.0.1:%d", down): "1", fmt.Sprintf("127.0.0.1:%d", alone): "0"} {
+		require.Contains(t, get(t, metrics[0], "/metrics"), fmt.Sprintf(`repmgr_router_failing{cluster="repmgr",node="node1",node_id="1",router="pgbouncer",destination="%s"} %s`, destination, want))
 	}
 
 	nodes[1].Must(t, "repmgr -f $C standby switchover")
