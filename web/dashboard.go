@@ -545,7 +545,7 @@ type planPage struct {
 
 // scheduledText says which switchover is to begin, and when.
 func scheduledText(v health.View, h election.Handover) string {
-	return fmt.Sprintf("A switchover from %s to %s is scheduled. It begins at %s.", v.Name(v.Rule.Primary), v.Name(h.Target), dayAndClock(h.Start))
+	return wording.Scheduled(v.Name(v.Rule.Primary), v.Name(h.Target), h.Start)
 }
 
 // matrixPage is a table: which node reaches which.
