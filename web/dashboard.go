@@ -78,7 +78,7 @@ func (h *handler) dashboard(v health.View) dashboard {
 		d.Events = h.o.Events.latest(eventsShown)
 	}
 	for i, n := range d.Nodes {
-		d.Nodes[i].Daemon = daemonText(said, n.ID)
+		d.Nodes[i].Daemon, d.Nodes[i].Past = daemonText(said, n.ID), h.trail.of(n, v.At)
 		if !n.Votes && !n.Writes {
 			d.Targets = append(d.Targets, n)
 		}

@@ -49,6 +49,7 @@ type handler struct {
 	refreshing chan struct{} // taken by each question that is asked for the dashboard
 	scrapes    scrapes
 	memory     memory
+	trail      trail
 	changing   atomic.Bool // a change is under way
 }
 
@@ -61,6 +62,7 @@ func (h *handler) view() health.View {
 	}
 	v := h.look()
 	h.seen.Store(&v)
+	h.trail.note(v)
 	return v
 }
 
