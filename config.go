@@ -411,10 +411,10 @@ type Config struct {
 	// RouterHAProxyBackend is the backend of HAProxy for the primary; its servers are named as the nodes. Key
 	// router_haproxy_backend. Defaults to primary.
 	RouterHAProxyBackend string
-	// RouterPgBouncer is the conninfo of the console of a PgBouncer, of one of its admin_users. Key router_pgbouncer.
+	// RouterPgBouncer is the conninfo of the console of a PgBouncer, of one of its admin_users; of several, joined by commas. Key router_pgbouncer.
 	RouterPgBouncer string
-	// RouterPgBouncerFile is the file with the databases of that PgBouncer, which get the host and the port of the
-	// primary: pgbouncer.ini, or what it includes. Key router_pgbouncer_file.
+	// RouterPgBouncerFile has the databases of each PgBouncer without a file=PATH of its own, which get the host and the
+	// port of the primary: pgbouncer.ini, or what it includes. Key router_pgbouncer_file.
 	RouterPgBouncerFile string
 	// RouterVIP is an address that is on the machine of the primary, with failover automatic. Key router_vip, such as 192.0.2.10/24.
 	RouterVIP string
@@ -556,6 +556,9 @@ type Config struct {
 	// transactions back, and waits for those under way. The switchover waits for it, and goes on also after an error; then release
 	// is called. The programs make it from the keys router_*, with package router. Defaults to none.
 	HoldClients func(context.Context) (release func(), err error)
+	// RoutersFailing are the routers that did not take what they were told last, and why; the Monitor says it to
+	// everybody, and must not have to wait. The programs set it with package router. Defaults to none.
+	RoutersFailing func() map[string]string
 
 	// What LoadConfig found out.
 

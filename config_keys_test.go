@@ -131,6 +131,23 @@ func TestLoadConfig_AllFaultsAtOnce(t *testing.T) {
 	}
 }
 
+// A list of PgBouncers that is not one says which is wrong, and a pair is never made by position.
+func TestLoadConfig_PgBouncers(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"router_pgbouncer = 'port=1, port=2 file=/b.ini'\nrouter_pgbouncer_file = '/a.ini'": "",
+		"router_pgbouncer = 'port=1 file=/a.ini, port=2 file=/b.ini'":                       "",
+		"router_pgbouncer = 'port=1 file=/a.ini, port=2'":                                   `key "router_pgbouncer" = "port=1 file=/a.ini, port=2": needs also "router_pgbouncer_file" = ""`,
+		"router_pgbouncer_file = '/a.ini'":                                                  `key "router_pgbouncer": needs also "router_pgbouncer_file" = "/a.ini"`,
+		"router_pgbouncer = 'port=1 password=hunter2; port=2 user=x'":                       `key "router_pgbouncer" = "port=1 password=*** port=2 user=x": has "port" twice: join the conninfos of several PgBouncers by commas`,
+	} {
+		_, err := loadText(t, text)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasSuffix(err.Error(), want)) {
+			t.Errorf("%s: got\n%v\nwant\n%s", text, err, want)
+		}
+	}
+}
+
 // writeFiles makes files below a new directory, and returns it.
 func writeFiles(t *testing.T, files map[string]string) string {
 	t.Helper()

@@ -214,6 +214,9 @@ func (m *Monitor) announce(ctx context.Context) {
 	p := registry.Announcement{PID: os.Getpid(), Mode: m.cluster.cfg.Failover, Phase: string(s.Phase), Reason: s.Reason, Since: s.Since, Error: s.Error, Rejected: s.Rejected}
 	p.CanFence, p.LostVote = m.guard.CanFence(), m.stateFile.Lost()
 	p.NoStream, p.NotSeen = m.duties.streams.Failed(), voters.NotSeen(m.watch.Peers())
+	if failing := m.cluster.cfg.RoutersFailing; failing != nil {
+		p.Routers = failing()
+	}
 	if err := m.guard.Lacks(); err != nil {
 		p.Unable = err.Error()
 	}

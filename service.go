@@ -131,6 +131,9 @@ type ServiceStatus = report.ServiceStatus
 // ServiceNode is a registered node with what was seen of its Monitor.
 type ServiceNode = report.ServiceNode
 
+// ScheduledSwitchover is a switchover that was asked for, and has not begun.
+type ScheduledSwitchover = report.Scheduled
+
 // ServiceStatus asks all registered nodes at once for what runs there. It takes no longer than
 // [Cluster.Status]. Each node's answers are read at once and not after a slower node's, because
 // a lease may be over by then.
@@ -150,23 +153,7 @@ func (c *Cluster) serviceStatus(ctx context.Context, ask ...followUp) (ServiceSt
 		st.Nodes[i] = p.service
 		st.Nodes[i].NodeView, st.Nodes[i].Foreign = seen.Nodes[i], p.foreign
 	}
-	var word ServiceNode // the node with the newest pause or unpause
-	for _, n := range st.Nodes {
-		if n.PauseSeq > word.PauseSeq || n.PauseSeq == word.PauseSeq && n.PausedBy.Seq == n.PauseSeq {
-			word = n
-		}
-	}
-	if word.PauseSeq > 0 && *word.Paused && word.PausedBy.Seq == word.PauseSeq {
-		st.PausedBy = &word.PausedBy
-	}
-	for i, n := range st.Nodes {
-		if n.Paused != nil && n.PauseSeq < word.PauseSeq {
-			st.Nodes[i].Paused = word.Paused
-		}
-		if n.Rule != nil && (st.Rule == nil || n.Rule.Compare(*st.Rule) > 0) {
-			st.Rule = n.Rule
-		}
-	}
+	st.Settle(time.Now())
 	found := st.Find(c.cfg.Failover == FailoverAutomatic)
 	st.Issues, st.Findings = append(st.Issues, found.Texts()...), append(st.Findings, found...)
 	return st, probes, nil
@@ -260,6 +247,7 @@ func askVote(ctx context.Context, n *registry.Server, id NodeID, s *ServiceNode)
 	}
 	paused, seq := registry.ParsePaused(set[registry.PausedSetting], id)
 	s.Paused, s.PauseSeq, s.PausedBy = &paused, seq, registry.ParsePausedBy(set[registry.PausedBySetting])
+	s.Handover = registry.ParseHandover(set[registry.HandoverSetting])
 	if b.Term > 0 {
 		s.Ballot = &b
 	}

@@ -54,6 +54,7 @@ const (
 	FindingSlotsInactive     = report.SlotsInactive     // slots that nobody uses keep WAL
 	FindingDaemonMissing     = report.DaemonMissing     // no repmgrd runs, where failover is automatic
 	FindingDaemonTrouble     = report.DaemonTrouble     // what a repmgrd says of its own trouble
+	FindingRouterFailing     = report.RouterFailing     // a router does not take what a repmgrd tells it
 	FindingSecondDaemon      = report.SecondDaemon      // a second repmgrd of one node runs, which changes nothing
 	FindingDaemonSilent      = report.DaemonSilent      // a repmgrd has said nothing for long
 	FindingDaemonUnknown     = report.DaemonUnknown     // what runs there could not be read

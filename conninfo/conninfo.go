@@ -70,6 +70,39 @@ func Parse(conninfo string) (map[string]string, error) {
 	return params, nil
 }
 
+// List splits a list of connection strings that is joined by commas. A comma that belongs to a value is in quotes.
+func List(s string) (all []string) {
+	begin, quoted, last := 0, false, byte(0) // last: the last byte that is no space
+	for i := 0; i <= len(s); i++ {
+		switch {
+		case i == len(s), s[i] == ',' && !quoted:
+			if part := strings.Trim(s[begin:i], spaces); part != "" {
+				all = append(all, part)
+			}
+			begin, quoted = i+1, false
+		case s[i] == '\\':
+			i++ // what follows stands for itself
+		case s[i] == '\'':
+			quoted = !quoted && last == '='
+		}
+		if i < len(s) && strings.IndexByte(spaces, s[i]) < 0 {
+			last = s[i]
+		}
+	}
+	return all
+}
+
+// Repeated is the first keyword that a connection string has twice; empty: there is none.
+func Repeated(conninfo string) string {
+	pairs, _ := scan(conninfo)
+	for i, p := range pairs {
+		if slices.ContainsFunc(pairs[:i], func(q pair) bool { return q.key == p.key }) {
+			return p.key
+		}
+	}
+	return ""
+}
+
 // Format writes parameters as keyword and value pairs: host, hostaddr,
 // port, user and dbname first, then the others by name. It is the inverse of
 // [Parse]. An empty value is written as ”.

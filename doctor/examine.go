@@ -64,7 +64,7 @@ var known = map[report.FindingCode]Severity{
 	report.NoPrimary: Critical, report.TwoPrimaries: Critical, report.Deposed: Critical, report.Unreachable: Critical, report.Rejected: Critical,
 	report.Inactive: Warning, report.WrongRole: Critical, report.ReplayPaused: Warning, report.NotAttached: Critical, report.NotStreaming: Warning,
 	report.WrongUpstream: Warning, report.UpstreamUnreachable: Critical, report.WALGone: Critical, report.Diverged: Critical, report.SlotLost: Critical, report.UpstreamCircle: Critical,
-	report.Namesake: Critical, report.Name: Critical, report.DaemonMissing: Critical, report.DaemonTrouble: Warning, report.SecondDaemon: Warning,
+	report.Namesake: Critical, report.Name: Critical, report.DaemonMissing: Critical, report.DaemonTrouble: Warning, report.RouterFailing: Warning, report.SecondDaemon: Warning,
 	report.DaemonSilent: Critical, report.DaemonUnknown: Warning, report.LeaseRunsOut: Critical, report.CanNotFence: Critical, report.NoPledge: Critical,
 	report.NoStream: Critical, report.ForeignDaemon: Critical, report.Paused: Warning, report.MixedFailover: Warning, report.CanNotFailOver: Critical,
 }

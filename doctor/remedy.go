@@ -40,6 +40,8 @@ func (f Facts) remedy(one report.Finding) string {
 		return "On its machine, as the OS user of PostgreSQL: repmgrd" + follow.ConfOption(n.Record)
 	case report.DaemonSilent:
 		return "Look at its log. Where it hangs, end it (its PID is in repmgr service status), and start it again."
+	case report.RouterFailing:
+		return "Is it up, may the user of repmgrd reach it, and do its names and files fit (docs/routers.md)? The log of repmgrd says more. It is told again every second."
 	case report.ReplayPaused:
 		switch {
 		case n.Peer.ReplayBlocked == election.UnfitTarget:

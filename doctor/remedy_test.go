@@ -29,6 +29,7 @@ func TestRemedy(t *testing.T) {
 		"replay that somebody has paused":        {report.ReplayPaused, func(_ *Facts, n *Node) { n.Peer.SeenAt = now }, "pg_wal_replay_resume", ""},
 		"replay at a recovery target":            {report.ReplayPaused, func(_ *Facts, n *Node) { n.Peer.SeenAt, n.Peer.ReplayBlocked = now, election.UnfitTarget }, "promote", "pg_wal_replay_resume"},
 		"replay that waits for a larger setting": {report.ReplayPaused, func(_ *Facts, n *Node) { n.Peer.SeenAt, n.Peer.ReplayBlocked = now, election.UnfitParameters }, "raise", "pg_wal_replay_resume"},
+		"a router that fails":                    {report.RouterFailing, func(_ *Facts, n *Node) {}, "docs/routers.md", ""},
 		"replay of which nothing is known":       {report.ReplayPaused, func(_ *Facts, n *Node) {}, "raise", "pg_wal_replay_resume"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -44,6 +44,7 @@ type Announcement struct {
 	LostVote  string            `json:"lost_vote,omitempty"`           // a vote that the node has given and its server has lost, until it is written back
 	NoStream  map[NodeID]string `json:"can_not_stream_from,omitempty"` // the nodes, by their ids, that its server could not stream from if they were the primary, and why
 	NotSeen   map[NodeID]string `json:"not_seen"`                      // the nodes, by their ids, that do not answer the Monitor, and how they fail to; nil: its version does not say so. With failover=manual it asks none
+	Routers   map[string]string `json:"routers_failing,omitempty"`     // the routers that did not take what the Monitor's program told them last, and why
 	Error     string            `json:"last_error,omitempty"`
 	Rejected  string            `json:"configuration_rejected,omitempty"` // why the last reload has changed nothing; empty: it was taken over, or there was none
 
@@ -86,7 +87,7 @@ func (p Announcement) Lease() string {
 // same reports whether two announcements differ only in values that count time.
 func (p Announcement) same(q Announcement) bool {
 	return p.PID == q.PID && p.Mode == q.Mode && p.Phase == q.Phase && p.Reason == q.Reason && p.Since.Equal(q.Since) &&
-		p.Error == q.Error && p.Rejected == q.Rejected && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && maps.Equal(p.NotSeen, q.NotSeen) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil) && p.RunsOut == q.RunsOut && p.leaseOver() == q.leaseOver()
+		p.Error == q.Error && p.Rejected == q.Rejected && p.LostVote == q.LostVote && p.Unable == q.Unable && maps.Equal(p.NoStream, q.NoStream) && maps.Equal(p.NotSeen, q.NotSeen) && maps.Equal(p.Routers, q.Routers) && (p.CanFence == nil) == (q.CanFence == nil) && (p.CanFence == nil || *p.CanFence == *q.CanFence) && p.SeenAt.IsZero() == q.SeenAt.IsZero() && p.Guarded == q.Guarded && (p.LeaseLeft == nil) == (q.LeaseLeft == nil) && p.RunsOut == q.RunsOut && p.leaseOver() == q.leaseOver()
 }
 
 // secrets matches passwords in texts that others wrote, such as the output of a user's command.
@@ -96,7 +97,7 @@ var secrets = regexp.MustCompile(`(?i)((?:password|passwd)\s*[=:]\s*)(?:'[^']*'|
 func (p Announcement) statement() string {
 	hide := func(text string) string { return secrets.ReplaceAllString(text, "$1$2***$3") }
 	reason, problem, unable, rejected := hide(p.Reason), hide(p.Error), hide(p.Unable), hide(p.Rejected)
-	failed, notSeen := p.NoStream, p.NotSeen
+	failed, notSeen, routers := p.NoStream, p.NotSeen, p.Routers
 	for limit := presenceBytes; ; limit /= 2 {
 		p.NoStream = map[NodeID]string{}
 		for id, why := range failed {
@@ -106,8 +107,12 @@ func (p Announcement) statement() string {
 		for id, how := range notSeen {
 			p.NotSeen[id] = cut(how, limit/8)
 		}
+		p.Routers = map[string]string{}
+		for name, why := range routers {
+			p.Routers[name] = cut(hide(why), limit/8)
+		}
 		if limit == 0 {
-			p.NotSeen = nil // too many: readers do not know
+			p.NotSeen, p.Routers = nil, nil // too many: readers do not know
 		}
 		p.Reason, p.Error, p.Unable, p.Rejected = cut(reason, limit), cut(problem, limit), cut(unable, limit), cut(rejected, limit)
 		text, _ := json.Marshal(p) // strings, numbers and times only

@@ -21,6 +21,7 @@ func TestPresence_StaysShort(t *testing.T) {
 	p := Announcement{
 		PID: 1 << 30, Mode: FailoverAutomatic, Phase: "standby", Reason: long, Since: time.Now(), SeenAt: time.Now(), LeaseLeft: &left, CanFence: &can,
 		Unable: long, Error: long, Rejected: long, At: time.Now(), NoStream: map[NodeID]string{},
+		Routers: map[string]string{"HAProxy at /run/haproxy/admin.sock": long, "PgBouncer at 127.0.0.1:6432": "refused"},
 	}
 	for id := NodeID(1); id <= 9; id++ {
 		p.NoStream[id] = long
@@ -30,7 +31,7 @@ func TestPresence_StaysShort(t *testing.T) {
 		t.Errorf("%d bytes: %s", len(sql), sql)
 	}
 	var got Announcement
-	if err := json.Unmarshal([]byte(strings.TrimPrefix(sql, presenceMark)), &got); err != nil || len(got.NoStream) != 9 {
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(sql, presenceMark)), &got); err != nil || len(got.NoStream) != 9 || len(got.Routers) != 2 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 }
@@ -63,6 +64,9 @@ func TestPresence_Lease(t *testing.T) {
 		}
 	}
 	p, q := Announcement{LeaseLeft: new(2.0)}, Announcement{LeaseLeft: new(1.4), RunsOut: true}
+	if p.same(Announcement{LeaseLeft: p.LeaseLeft, Routers: map[string]string{"a": "b"}}) {
+		t.Error("a router that fails is no news")
+	}
 	if p.same(q) || !p.same(Announcement{LeaseLeft: new(2.4)}) {
 		t.Error("that a lease runs out is news, that it was renewed is none")
 	}

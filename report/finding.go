@@ -44,6 +44,7 @@ const (
 	SlotsInactive     FindingCode = "slots_inactive"
 	DaemonMissing     FindingCode = "repmgrd_missing"
 	DaemonTrouble     FindingCode = "repmgrd_trouble"
+	RouterFailing     FindingCode = "router_failing"
 	SecondDaemon      FindingCode = "repmgrd_twice"
 	DaemonSilent      FindingCode = "repmgrd_silent"
 	DaemonUnknown     FindingCode = "repmgrd_unknown"

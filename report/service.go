@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
 	"github.com/pgrepmgr/repmgr/election"
@@ -21,9 +22,19 @@ type ServiceStatus struct {
 	Issues   []string       `json:"issues"`   // empty: all is well
 	Findings []Finding      `json:"findings"` // the issues, each with a code that stays the same
 
-	PausedBy   *election.Pause     `json:"paused_by,omitempty"`  // who has paused failover, and when; nil: nobody has, or that is not known
-	Durability election.Durability `json:"durability,omitempty"` // as our own configuration has it; empty: synchronous_mode is off
+	PausedBy   *election.Pause     `json:"paused_by,omitempty"`            // who has paused failover, and when; nil: nobody has, or that is not known
+	Scheduled  *Scheduled          `json:"scheduled_switchover,omitempty"` // one that has not begun; nil: there is none, or that is not known
+	Durability election.Durability `json:"durability,omitempty"`           // as our own configuration has it; empty: synchronous_mode is off
 }
+
+// Scheduled is a switchover that was asked for, and has not begun.
+type Scheduled struct {
+	From string    `json:"from"` // the names of the nodes
+	To   string    `json:"to"`
+	At   time.Time `json:"at"` // when it begins, by the clock of the primary's server
+}
+
+func (s Scheduled) String() string { return wording.Scheduled(s.From, s.To, s.At) }
 
 // OnePrimary reports whether exactly one node is the primary. One that lives and rejects the login is; one that was deposed is not.
 func (s ServiceStatus) OnePrimary() bool {
@@ -43,9 +54,41 @@ type ServiceNode struct {
 
 	ServiceError string `json:"service_error,omitempty"` // why not all of it could be read
 
-	PauseSeq      int64          `json:"-"` // the number of the pause or unpause that it knows
-	PausedBy      election.Pause `json:"-"` // who paused, as it was told
-	SecondDaemons []int32        `json:"-"` // the process IDs of further Monitors of this node
+	PauseSeq      int64             `json:"-"` // the number of the pause or unpause that it knows
+	PausedBy      election.Pause    `json:"-"` // who paused, as it was told
+	Handover      election.Handover `json:"-"` // the switchover that it was asked for, or was told of
+	SecondDaemons []int32           `json:"-"` // the process IDs of further Monitors of this node
+}
+
+// Settle makes of what each node says what counts for all: the newest pause or unpause, the newest rule, and the
+// switchover that its primary is asked for.
+func (s *ServiceStatus) Settle(now time.Time) {
+	var word ServiceNode // the node with the newest pause or unpause
+	for _, n := range s.Nodes {
+		if n.PauseSeq > word.PauseSeq || n.PauseSeq == word.PauseSeq && n.PausedBy.Seq == n.PauseSeq {
+			word = n
+		}
+	}
+	if word.PauseSeq > 0 && *word.Paused && word.PausedBy.Seq == word.PauseSeq {
+		s.PausedBy = &word.PausedBy
+	}
+	for i, n := range s.Nodes {
+		if n.Paused != nil && n.PauseSeq < word.PauseSeq {
+			s.Nodes[i].Paused = word.Paused
+		}
+		if n.Rule != nil && (s.Rule == nil || n.Rule.Compare(*s.Rule) > 0) {
+			s.Rule = n.Rule
+		}
+	}
+	names := map[int32]string{}
+	for _, n := range s.Nodes {
+		names[int32(n.ID)] = n.Name
+	}
+	for _, n := range s.Nodes {
+		if h := n.Handover; s.Rule != nil && int32(n.ID) == s.Rule.Primary && h.Requested(now, *s.Rule) {
+			s.Scheduled = &Scheduled{From: n.Name, To: names[h.Target], At: h.Start}
+		}
+	}
 }
 
 // Find says what keeps the cluster from failing over by itself. automatic reports whether our own
@@ -138,6 +181,9 @@ func (n ServiceNode) findings(automatic, quorum bool, found *Findings) {
 	}
 	if m.Rejected != "" {
 		found.Add(DaemonTrouble, n.ID, "repmgrd on %s has rejected the configuration in its file, goes on with the former one, and would not start anew; mend the file, and send it HUP: %s", n.Record, m.Rejected)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Routers)) {
+		found.Add(RouterFailing, n.ID, "repmgrd on %s: %s does not take what it is told, so its clients may be led to a node that is not the primary: %s", n.Record, name, m.Routers[name])
 	}
 	if m.Age > registry.PresenceSilent.Seconds() {
 		found.Add(DaemonSilent, n.ID, "repmgrd on %s has said nothing for %.0f s", n.Record, m.Age)

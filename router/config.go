@@ -1,6 +1,8 @@
 package router
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -14,8 +16,12 @@ func FromConfig(cfg repmgr.Config, log *slog.Logger) (*Routers, error) {
 	for _, address := range settings.List(cfg.RouterHAProxySocket) {
 		all = append(all, &HAProxy{Address: address, Backend: cfg.RouterHAProxyBackend})
 	}
-	if cfg.RouterPgBouncer != "" {
-		all = append(all, &PgBouncer{Console: cfg.RouterPgBouncer, File: cfg.RouterPgBouncerFile})
+	bouncers, problem := settings.ParsePgBouncers(cfg.RouterPgBouncer)
+	if problem != "" {
+		return nil, errors.New("router_pgbouncer " + problem)
+	}
+	for _, p := range bouncers {
+		all = append(all, &PgBouncer{Console: p.Conninfo, File: cmp.Or(p.File, cfg.RouterPgBouncerFile)})
 	}
 	if cfg.RouterVIP != "" {
 		address, err := settings.ParsePrefix(cfg.RouterVIP)

@@ -3,7 +3,7 @@
 // primary.
 //
 //	routers, err := router.FromConfig(cfg, log)
-//	cfg.HoldClients = routers.HoldClients()
+//	cfg.HoldClients, cfg.RoutersFailing = routers.HoldClients(), routers.Failing
 //	monitor, err := repmgr.NewMonitor(cfg)
 //	go routers.Run(ctx, monitor.View) // until ctx ends, beside monitor.Run
 //

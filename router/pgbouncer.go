@@ -1,11 +1,9 @@
 package router
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +12,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/conninfo"
 	"github.com/pgrepmgr/repmgr/internal/failure"
+	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/postgres"
 )
 
@@ -27,8 +26,7 @@ type PgBouncer struct {
 }
 
 func (p *PgBouncer) String() string {
-	params, _ := conninfo.Parse(p.Console)
-	return "PgBouncer at " + net.JoinHostPort(cmp.Or(params["host"], params["hostaddr"]), cmp.Or(params["port"], "5432"))
+	return "PgBouncer at " + settings.PgBouncer{Conninfo: p.Console}.At()
 }
 
 const (

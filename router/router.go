@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/internal/settings"
 	"github.com/pgrepmgr/repmgr/internal/trouble"
 	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/registry"
@@ -83,6 +85,45 @@ func (r *Routers) Run(ctx context.Context, look func() health.View) {
 	wg.Wait()
 }
 
+// State is whether each router took what it was told last. It waits for none of them.
+func (r *Routers) State() (all []health.Router) {
+	for _, k := range r.all {
+		one := health.Router{Name: k.String()}
+		one.Kind, one.Destination = place(k.Router)
+		if told := k.toldAt.Load(); told != nil {
+			one.Told = *told
+		}
+		if failed := k.failed.Load(); failed != nil {
+			one.Failed = (*failed).Error()
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+// Failing is for [repmgr.Config.RoutersFailing].
+func (r *Routers) Failing() map[string]string {
+	all := map[string]string{}
+	for _, one := range r.State() {
+		if one.Failed != "" {
+			all[one.Name] = one.Failed
+		}
+	}
+	return all
+}
+
+func place(r Router) (kind, destination string) {
+	switch r := r.(type) {
+	case *HAProxy:
+		return "haproxy", r.Address
+	case *PgBouncer:
+		return "pgbouncer", settings.PgBouncer{Conninfo: r.Console}.At()
+	case *VIP:
+		return "vip", r.Address.String()
+	}
+	return "other", r.String()
+}
+
 // HoldClients is for [repmgr.Config.HoldClients]: it holds clients back for a switchover, and waits for at most 5
 // seconds for their transactions. Those that take longer are cut by the shutdown of the primary. nil: no router can do that.
 func (r *Routers) HoldClients() func(ctx context.Context) (release func(), err error) {
@@ -123,9 +164,13 @@ type keeper struct {
 	current  bool        // told is in force, as far as this daemon knows
 	here     bool        // clients may come to this node because of us
 	held     bool        // Hold was called, and Point not since
-	handing  bool        // a switchover is under way: this node is the primary, and will soon not be
 	retryAt  time.Time
 	renewAt  time.Time
+
+	// What does not wait for a router that is told something just now.
+	handing atomic.Bool           // a switchover is under way: this node is the primary, and will soon not be
+	failed  atomic.Pointer[error] // of the last attempt; nil: it was successful, or there was none
+	toldAt  atomic.Pointer[time.Time]
 }
 
 // destination is where the clients belong by what a Monitor knows. Where no election decides, this node is the primary only
@@ -177,7 +222,7 @@ func (k *keeper) tell(ctx context.Context, d Destination) {
 // outOfSight is tell where no primary is known: clients of this node are sent away when that is certainly none. Others stay: whether their
 // node serves them is not known here. When a primary is seen again the router is told again.
 func (k *keeper) outOfSight(ctx context.Context, d Destination, now time.Time) {
-	if d.Decided && !k.handing {
+	if d.Decided && !k.handing.Load() {
 		k.current = false
 	}
 	if !d.Gone || !k.here || now.Before(k.retryAt) {
@@ -196,7 +241,7 @@ func (k *keeper) outOfSight(ctx context.Context, d Destination, now time.Time) {
 func (k *keeper) due(d Destination, now time.Time) bool {
 	same := k.current && k.told.same(d)
 	switch {
-	case now.Before(k.retryAt), same && k.handing:
+	case now.Before(k.retryAt), same && k.handing.Load():
 		return false
 	case !same, k.held:
 		return true
@@ -211,8 +256,14 @@ func (k *keeper) done(ctx context.Context, err error) bool {
 		return false
 	}
 	k.troubles.Report(k.String(), err)
+	k.failed.Store(nil)
+	if err != nil {
+		k.failed.Store(&err)
+	}
 	if _, ok := errors.AsType[partial](err); err == nil || ok {
+		now := time.Now()
 		k.retryAt = time.Time{}
+		k.toldAt.Store(&now)
 		return true
 	}
 	after := retryAfter
@@ -245,10 +296,15 @@ func (k *keeper) end(ctx context.Context, look func() health.View) {
 	}
 }
 
+// hold holds clients back. A router that did not take what it was told last is not waited for.
 func (k *keeper) hold(ctx context.Context) error {
+	if failed := k.failed.Load(); failed != nil {
+		return fmt.Errorf("%s: %w", k, *failed)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.held, k.handing = true, true
+	k.held = true
+	k.handing.Store(true)
 	err := k.Router.(Holder).Hold(ctx)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -259,8 +315,4 @@ func (k *keeper) hold(ctx context.Context) error {
 	return err
 }
 
-func (k *keeper) release() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.handing = false
-}
+func (k *keeper) release() { k.handing.Store(false) }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/health"
+	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -106,6 +109,9 @@ func TestKeeper_TriesAgain(t *testing.T) {
 	k := New(quiet(), r).all[0]
 	k.tell(t.Context(), here)
 	require.True(t, k.troubles.Has("recorder"))
+	all := &Routers{all: []*keeper{k}}
+	require.Equal(t, []health.Router{{Kind: "other", Destination: "recorder", Name: "recorder", Failed: "no answer"}}, all.State())
+	require.Equal(t, map[string]string{"recorder": "no answer"}, all.Failing())
 	r.fail = nil
 	k.tell(t.Context(), toTwo)
 	require.Empty(t, r.told, "it is not asked again at once")
@@ -115,12 +121,26 @@ func TestKeeper_TriesAgain(t *testing.T) {
 	k.tell(t.Context(), toTwo)
 	require.Equal(t, []string{"leave node1", "node2"}, r.told)
 	require.False(t, k.troubles.Has("recorder"))
+	require.Empty(t, all.Failing())
+	require.WithinDuration(t, time.Now(), all.State()[0].Told, time.Minute)
 
 	r.fail = partial{errors.New("but for something")}
 	k.tell(t.Context(), here)
 	require.True(t, k.troubles.Has("recorder"))
 	require.True(t, k.current, "the rest is done")
+	require.NotEmpty(t, all.Failing())
 	require.Zero(t, k.retryAt)
+}
+
+func TestRouters_State(t *testing.T) {
+	t.Parallel()
+	all := New(quiet(), &HAProxy{Address: "/a"}, &PgBouncer{Console: "host=h port=6432 password=x"}, &VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth0"})
+	require.Equal(t, []health.Router{
+		{Kind: "haproxy", Destination: "/a", Name: "HAProxy at /a"},
+		{Kind: "pgbouncer", Destination: "h:6432", Name: "PgBouncer at h:6432"},
+		{Kind: "vip", Destination: "192.0.2.10/24", Name: "address 192.0.2.10/24 on eth0"},
+	}, all.State())
+	require.Empty(t, all.Failing(), "nothing was told yet")
 }
 
 // What has to be told again and again does not wait for that where there is something else to tell.
@@ -170,6 +190,52 @@ func TestKeeper_Hold(t *testing.T) {
 	r := &recorder{fail: errors.New("no answer")}
 	_, err := New(quiet(), r).HoldClients()(t.Context())
 	require.EqualError(t, err, "recorder: no answer")
+}
+
+// hanging is a Router that answers when the test lets it.
+type hanging struct{ asked, answer chan struct{} }
+
+func (*hanging) String() string { return "hanging" }
+
+func (h *hanging) Point(context.Context, Destination) error {
+	select {
+	case h.asked <- struct{}{}:
+	case <-h.answer: // closed: the test has ended
+	}
+	<-h.answer
+	return errors.New("no answer")
+}
+func (h *hanging) Hold(ctx context.Context) error    { return h.Point(ctx, Destination{}) }
+func (h *hanging) Release(ctx context.Context) error { return h.Point(ctx, Destination{}) }
+
+// A router that hangs holds up no other one, and no switchover once that is known.
+func TestRouters_OneHangs(t *testing.T) {
+	t.Parallel()
+	h, r := &hanging{make(chan struct{}), make(chan struct{})}, &recorder{}
+	all := New(quiet(), h, r)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { all.Run(ctx, func() health.View { return viewOf(2) }) })
+	<-h.asked
+	pgtest.WaitFor(t, "the other router is told", func(context.Context) error {
+		k := all.all[1]
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if !k.current {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	h.answer <- struct{}{}
+	<-h.asked // it is told a second time, and the first one has failed
+	release, err := all.HoldClients()(t.Context())
+	require.EqualError(t, err, "hanging: no answer")
+	release()
+	require.False(t, all.all[0].mu.TryLock(), "it hangs all the while")
+	cancel()
+	close(h.answer)
+	running.Wait()
+	require.Equal(t, []string{"node2", "hold", "node2"}, r.told)
 }
 
 // A daemon that ends leaves no client waiting, and none with a server that is down.

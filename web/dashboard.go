@@ -78,7 +78,7 @@ func (h *handler) dashboard(v health.View) dashboard {
 		d.Events = h.o.Events.latest(eventsShown)
 	}
 	for i, n := range d.Nodes {
-		d.Nodes[i].Daemon = daemonText(said, n.ID)
+		d.Nodes[i].Daemon, d.Nodes[i].Past = daemonText(said, n.ID), h.trail.of(n, v.At)
 		if !n.Votes && !n.Writes {
 			d.Targets = append(d.Targets, n)
 		}
@@ -545,7 +545,7 @@ type planPage struct {
 
 // scheduledText says which switchover is to begin, and when.
 func scheduledText(v health.View, h election.Handover) string {
-	return fmt.Sprintf("A switchover from %s to %s is scheduled. It begins at %s.", v.Name(v.Rule.Primary), v.Name(h.Target), dayAndClock(h.Start))
+	return wording.Scheduled(v.Name(v.Rule.Primary), v.Name(h.Target), h.Start)
 }
 
 // matrixPage is a table: which node reaches which.

@@ -128,6 +128,9 @@ func (h *handler) metrics(w http.ResponseWriter, v health.View) {
 	var b bytes.Buffer
 	e := &exposition{w: &b, base: fmt.Sprintf("cluster=%s,node=%s,node_id=%s", quote(scope(v)), quote(v.Node), quote(v.NodeID.String()))}
 	writeNode(e, v)
+	if h.o.Routers != nil {
+		writeRouters(e, h.o.Routers())
+	}
 	if v.Automatic {
 		writeCluster(e, v)
 		writeForecast(e, v, h.policy(v).Forecast(v.At, v.Rule, v.Peers, v.Rule.Primary))
@@ -183,6 +186,20 @@ func writeNode(e *exposition, v health.View) {
 		e.gauge(primariesSeen, primariesSeenHelp, !standby || v.Upstream.ID != 0)
 		if standby {
 			e.gauge(standbyStreaming, standbyStreamingHelp, v.Streams(), "standby", v.Node)
+		}
+	}
+}
+
+// writeRouters writes what became of what each router was told last. One that was told nothing so far is left out.
+func writeRouters(e *exposition, all []health.Router) {
+	for _, r := range all {
+		if r.Failed != "" || !r.Told.IsZero() {
+			e.gauge("repmgr_router_failing", "Whether a router did not take what this daemon told it last.", r.Failed != "", "router", r.Kind, "destination", r.Destination)
+		}
+	}
+	for _, r := range all {
+		if !r.Told.IsZero() {
+			e.gauge("repmgr_router_told_timestamp_seconds", "When a router last took what this daemon told it.", r.Told, "router", r.Kind, "destination", r.Destination)
 		}
 	}
 }

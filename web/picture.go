@@ -53,6 +53,7 @@ type node struct {
 	Weight   int     // its votes
 	Daemon   string  // what its daemon says; empty: it was not asked
 	Ballot   string  // whom it has voted for; empty: for nobody, or not known
+	Past     *spark  // of the primary how much WAL it wrote, of a standby its lag; nil: not known
 	Stream   *topology.Stream
 }
 

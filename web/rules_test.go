@@ -57,7 +57,8 @@ func TestNamesOfMetrics(t *testing.T) {
 	blocked.Peers[1].Answer = election.Silent
 	var events Events
 	require.NoError(t, events.Notify(t.Context(), repmgr.Event{Type: repmgr.EventFailoverPromote, Success: true, At: time.Now()}))
-	text := scrape(t, newHandler(nil, Options{Events: &events}), ready(t, 1)) + scrape(t, newHandler(nil, Options{}), blocked) + scrape(t, newHandler(nil, Options{}), ready(t, 2))
+	routers := func() []health.Router { return []health.Router{{Kind: "vip", Told: time.Now()}} }
+	text := scrape(t, newHandler(nil, Options{Events: &events, Routers: routers}), ready(t, 1)) + scrape(t, newHandler(nil, Options{}), blocked) + scrape(t, newHandler(nil, Options{}), ready(t, 2))
 	series, families := map[string]bool{}, map[string]bool{}
 	for line := range strings.Lines(text) {
 		if name, ok := strings.CutPrefix(line, "# HELP "); ok {
@@ -132,6 +133,7 @@ func TestGrafanaDashboard(t *testing.T) {
 type fleet struct {
 	views  []health.View
 	events []*Events
+	failed string       // why the first HAProxy of each daemon did not take what it was told; empty: it did
 	gone   map[int]bool // Prometheus does not reach this daemon
 }
 
@@ -201,6 +203,7 @@ var faults = map[string]func(*testing.T, *fleet){
 	"RepmgrArchiveFailing": func(_ *testing.T, f *fleet) {
 		f.views[0].Local.Archiver = &registry.Archiver{Failed: 3, FailedAt: &f.views[0].At}
 	},
+	"RepmgrRouterFailing": func(_ *testing.T, f *fleet) { f.failed = "no answer" },
 	"RepmgrForeignDaemon": func(_ *testing.T, f *fleet) {
 		f.each(func(v *health.View) { v.Peers[2].Foreign = true })
 	},
@@ -274,7 +277,10 @@ func faultTest(t *testing.T, b *strings.Builder, alert string, kind, fault func(
 	kind(t, f)
 	var handlers []*handler
 	for _, events := range f.events {
-		handlers = append(handlers, newHandler(nil, Options{Events: events}))
+		routers := func() []health.Router {
+			return []health.Router{{Kind: "haproxy", Destination: "/a", Told: f.views[0].At, Failed: f.failed}, {Kind: "vip", Destination: "192.0.2.10/24"}}
+		}
+		handlers = append(handlers, newHandler(nil, Options{Events: events, Routers: routers}))
 	}
 	look := func() map[string]string {
 		all := map[string]string{}

@@ -2,6 +2,7 @@ package web
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/pgrepmgr/repmgr/explain"
 	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // scene is a state of a cluster, with the answers to the questions that were asked of it.
@@ -127,6 +129,17 @@ func play(t *testing.T, s scene, prefix string) *handler {
 		events.at = e.At
 	}
 	h := newHandler(func() health.View { return later(s.view) }, Options{Prefix: prefix, Events: &events})
+	for i := range 120 { // of the ten minutes before
+		v := s.view
+		v.At, v.Peers = v.At.Add(time.Duration(i-120)*trailEvery), slices.Clone(v.Peers)
+		for j, p := range v.Peers {
+			v.Peers[j].Position.LSN -= wal.LSN((120-i)*(120-i)) << 10
+			if p.Running == election.Standby {
+				v.Peers[j].Replayed = v.Peers[j].Position.LSN - wal.LSN(i%40)<<17
+			}
+		}
+		h.trail.note(v)
+	}
 	e, err := explain.Answer(explain.Question{
 		At: s.view.At, Nodes: s.view.Records, Peers: s.view.Peers, Past: failoversOf(s.view.At), MostPerHour: 10, Durability: election.DurabilityPreferred,
 		Policy: election.Policy{Interval: 2 * time.Second, Automatic: true, Silence: 2 * time.Second, Fence: 2500 * time.Millisecond, Promotion: time.Minute, Quorum: true, Acks: 1},

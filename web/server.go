@@ -68,6 +68,12 @@ func (s *Server) Serve(ctx context.Context, ready func(net.Addr)) error {
 		ConnState: open.note, ErrorLog: log.New(debugLog{s.logger()}, "", 0), DisableGeneralOptionsHandler: true,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // so that the readers of events are let go at the end
 	}
+	if h, ok := s.Handler.(interface{ keep(ctx context.Context) }); ok {
+		looking, cancel := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() { h.keep(looking) })
+		defer func() { cancel(); wg.Wait() }()
+	}
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)

@@ -2,7 +2,6 @@ package web
 
 import (
 	"bytes"
-	"context"
 	"embed"
 	"fmt"
 	"html/template"
@@ -122,6 +121,8 @@ func portOf(r *http.Request) string {
 	return "8008"
 }
 
+const html = "text/html; charset=utf-8"
+
 func secure(w http.ResponseWriter, kind string) {
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Cross-Origin-Opener-Policy", "same-origin")
@@ -137,7 +138,7 @@ func (h *handler) page(w http.ResponseWriter, code int, name string, data any) {
 		text(w, http.StatusInternalServerError, "this page can not be made: see the log of repmgrd")
 		return
 	}
-	secure(w, "text/html; charset=utf-8")
+	secure(w, html)
 	w.WriteHeader(code)
 	_, _ = w.Write(b.Bytes())
 }
@@ -230,7 +231,7 @@ func (h *handler) refresh(w http.ResponseWriter, r *http.Request, v health.View)
 				return
 			}
 			if due(h.memory.get(s.path), s, event, time.Now()) {
-				_, _ = h.answerTo(r.Context(), v, s.path, nil)
+				_, _ = h.answerTo(r, v, s.path, nil)
 			}
 		})
 	}
@@ -250,8 +251,8 @@ func patient(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(limit + writeWithin))
 }
 
-// answerTo asks a question.
-func (h *handler) answerTo(ctx context.Context, v health.View, path string, q url.Values) (code int, document any) {
+// answerTo asks a question. Whoever wants no answer (HEAD) has nobody asked: there is no document then.
+func (h *handler) answerTo(r *http.Request, v health.View, path string, q url.Values) (code int, document any) {
 	if h.o.Cluster == nil {
 		return http.StatusNotFound, failure{"this handler answers health checks only", ""}
 	}
@@ -259,7 +260,10 @@ func (h *handler) answerTo(ctx context.Context, v health.View, path string, q ur
 	if err != nil {
 		return http.StatusBadRequest, failure{err.Error(), ""}
 	}
-	return h.questions.ask(ctx, key, question)
+	if r.Method == http.MethodHead {
+		return http.StatusOK, nil
+	}
+	return h.questions.ask(r.Context(), key, question)
 }
 
 // failoverPage shows a failover by its term. The ones that are remembered are shown although no node answers now.
@@ -282,7 +286,11 @@ func (h *handler) failoverPage(w http.ResponseWriter, r *http.Request, v health.
 	found := find(h.memory.get("v1/failovers").Document)
 	if found == nil {
 		patient(w)
-		code, document := h.answerTo(r.Context(), v, "v1/failovers", nil)
+		code, document := h.answerTo(r, v, "v1/failovers", nil)
+		if document == nil {
+			secure(w, html)
+			return
+		}
 		if f, failed := document.(failure); failed {
 			h.page(w, code, "note", note{h.frame(v, "Failovers"), f.Error, f.Hint, v.At})
 			return
@@ -302,9 +310,11 @@ func (h *handler) failoverPage(w http.ResponseWriter, r *http.Request, v health.
 // answerPage asks a question now, and shows its answer.
 func (h *handler) answerPage(w http.ResponseWriter, r *http.Request, v health.View, name string) {
 	patient(w)
-	code, document := h.answerTo(r.Context(), v, "v1/"+name, r.URL.Query())
+	code, document := h.answerTo(r, v, "v1/"+name, r.URL.Query())
 	f := h.frame(v, titles[name])
 	switch d := document.(type) {
+	case nil:
+		secure(w, html)
 	case failure:
 		h.page(w, code, "note", note{f, d.Error, d.Hint, time.Now()})
 	case repmgr.Explanation:

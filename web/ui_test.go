@@ -419,6 +419,25 @@ func TestQuestionsAreRemembered(t *testing.T) {
 	assert.Contains(t, h.memory.get("q").Failed, "see the log of repmgrd")
 }
 
+// Whoever wants to know only whether a page is there has no other node asked.
+func TestHeadAsksNobody(t *testing.T) {
+	t.Parallel()
+	c, err := repmgr.New(repmgr.Config{NodeID: 1, Conninfo: "host=127.0.0.1 port=1 user=x dbname=x connect_timeout=2"})
+	require.NoError(t, err)
+	h := newHandler(func() health.View { return view(1) }, Options{Cluster: func() *repmgr.Cluster { return c }})
+	for path, code := range map[string]int{
+		"": 200, "/ask": 204, "/explain": 200, "/why": 200, "/why-not?node=node2": 200, "/why-not": 400, "/why-not?node=x": 400, "/doctor": 200, "/matrix": 200, "/plan?node=node2": 200,
+		"/failovers/7": 200, "/failovers/x": 404, "/topology.svg": 200, "/nothing": 404,
+	} {
+		w := visit(t, h, "HEAD", "/ui"+path)
+		assert.Equal(t, code, w.Code, path)
+		assert.Equal(t, code != 204, w.Header().Get("Content-Security-Policy") != "", path)
+		assert.Empty(t, h.questions.asked, path)
+	}
+	assert.Equal(t, 503, visit(t, h, "GET", "/ui/why").Code)
+	assert.Len(t, h.questions.asked, 1)
+}
+
 // Events make a question be asked again, and many events do not make it be asked all the time. Clocks of other machines
 // play no part.
 func TestDue(t *testing.T) {

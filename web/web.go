@@ -23,6 +23,7 @@ type Options struct {
 	TokenFile string                 // holds the password of a request that changes something; empty: only a client certificate allows it
 	Allowlist []netip.Prefix         // from where something may be changed, beside the password or the certificate; empty: as HTTPAllowlist of the cluster's configuration
 	Metrics   repmgr.MetricsCompat   // whose names /metrics gives beside ours
+	Routers   func() []health.Router // those that the program tells where the primary is, for /metrics; nil: none
 	Logger    *slog.Logger           // for what is changed, and for wrong passwords; nil: none
 }
 
@@ -48,6 +49,7 @@ type handler struct {
 	refreshing chan struct{} // taken by each question that is asked for the dashboard
 	scrapes    scrapes
 	memory     memory
+	trail      trail
 	changing   atomic.Bool // a change is under way
 }
 
@@ -60,6 +62,7 @@ func (h *handler) view() health.View {
 	}
 	v := h.look()
 	h.seen.Store(&v)
+	h.trail.note(v)
 	return v
 }
 

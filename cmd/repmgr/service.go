@@ -72,6 +72,9 @@ func (cmd *serviceStatus) print(w io.Writer, st repmgr.ServiceStatus) {
 	if text := st.RuleText(); text != "" {
 		fmt.Fprintf(w, "\n%s\n", text)
 	}
+	if st.Scheduled != nil {
+		fmt.Fprintf(w, "\n%s\nTo take it back: repmgr standby switchover --cancel\n", st.Scheduled)
+	}
 }
 
 // daemonCells are the columns repmgrd, PID, Paused? and Upstream last seen.

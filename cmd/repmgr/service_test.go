@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,6 +45,22 @@ func TestServiceStatus(t *testing.T) {
 		cmd.print(&out, serviceNodes())
 		golden(t, "service-status-"+name, out.String())
 	}
+}
+
+// A switchover that is to begin is shown with how it is taken back.
+func TestServiceStatus_Scheduled(t *testing.T) {
+	t.Parallel()
+	st := serviceNodes()
+	st.Scheduled = &repmgr.ScheduledSwitchover{From: "node1", To: "node3", At: time.Date(2026, 5, 4, 3, 0, 0, 0, time.Local)}
+	var out bytes.Buffer
+	(&serviceStatus{}).print(&out, st)
+	golden(t, "service-status-scheduled", strings.ReplaceAll(out.String(), st.Scheduled.At.Format("MST"), "ZONE"))
+	out.Reset()
+	(&serviceStatus{csv: csv{CSV: true}}).print(&out, st)
+	require.NotContains(t, out.String(), "scheduled")
+	text, err := json.Marshal(st)
+	require.NoError(t, err)
+	require.Contains(t, string(text), `"scheduled_switchover":{"from":"node1","to":"node3","at":"2026-05-04T03:00:00`)
 }
 
 // The lease of a healthy primary holds, however long ago it was told of; seconds are

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/health"
 	"github.com/pgrepmgr/repmgr/web"
 )
 
@@ -42,7 +43,7 @@ func (s *httpService) use(cfg repmgr.Config) error {
 
 // start listens until ctx ends. A daemon that can not, because the port is in use or a certificate can not be read, guards its
 // server all the same: it says why, and tries again.
-func (s *httpService) start(ctx context.Context, cfg repmgr.Config, m *repmgr.Monitor, log *slog.Logger) error {
+func (s *httpService) start(ctx context.Context, cfg repmgr.Config, m *repmgr.Monitor, routers func() []health.Router, log *slog.Logger) error {
 	if cfg.HTTPListen == "" {
 		return nil
 	}
@@ -56,7 +57,7 @@ func (s *httpService) start(ctx context.Context, cfg repmgr.Config, m *repmgr.Mo
 	}
 	server := &web.Server{
 		Listen: cfg.HTTPListen, Cert: cfg.HTTPCert, Key: cfg.HTTPKey, ClientCA: cfg.HTTPClientCA, Logger: log,
-		Handler: web.Handler(m, web.Options{Cluster: s.cluster.Load, Events: &s.events, TokenFile: cfg.HTTPTokenFile, Metrics: cfg.MetricsCompat, Logger: log}),
+		Handler: web.Handler(m, web.Options{Cluster: s.cluster.Load, Events: &s.events, TokenFile: cfg.HTTPTokenFile, Metrics: cfg.MetricsCompat, Routers: routers, Logger: log}),
 	}
 	s.wg.Go(func() {
 		said := ""

@@ -52,7 +52,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.cfg.HoldClients = routers.HoldClients()
+	d.cfg.HoldClients, d.cfg.RoutersFailing = routers.HoldClients(), routers.Failing
 	monitor, err := repmgr.NewMonitor(d.cfg)
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	var routing sync.WaitGroup
 	defer func() { cancel(nil); dog.wg.Wait(); http.wg.Wait(); routing.Wait() }()
 	routing.Go(func() { routers.Run(ctx, monitor.View) })
-	if err := http.start(ctx, d.cfg, monitor, logs.logger); err != nil {
+	if err := http.start(ctx, d.cfg, monitor, routers.State, logs.logger); err != nil {
 		return err
 	}
 	ended := make(chan error, 1) // 1: Run's result waits for its reader
@@ -160,7 +160,7 @@ func (d *daemon) reload(monitor *repmgr.Monitor, http *httpService, logs *logOut
 	var restart []string
 	cfg, err := d.load()
 	if err == nil {
-		cfg.Logger, cfg.Arbiter, cfg.HoldClients = logs.logger, d.cfg.Arbiter, d.cfg.HoldClients
+		cfg.Logger, cfg.Arbiter, cfg.HoldClients, cfg.RoutersFailing = logs.logger, d.cfg.Arbiter, d.cfg.HoldClients, d.cfg.RoutersFailing
 		restart, err = monitor.Reload(cfg)
 	} else {
 		monitor.Rejected(err)

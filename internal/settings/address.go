@@ -3,6 +3,7 @@ package settings
 import (
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -18,7 +19,11 @@ func List(s string) (all []string) {
 
 // BadSockets returns what is wrong with a list of sockets: paths, or addresses and ports.
 func BadSockets(s string) string {
-	for _, one := range List(s) {
+	list := List(s)
+	for i, one := range list {
+		if slices.Contains(list[:i], one) {
+			return "names " + one + " twice"
+		}
 		if !filepath.IsAbs(one) && BadListen(one) != "" {
 			return "must be paths, such as /run/haproxy/admin.sock, or addresses and ports, such as 192.0.2.1:9999, joined by commas"
 		}

@@ -63,11 +63,17 @@ func TestChangesOverHTTP(t *testing.T) {
 	shown("/cluster", fmt.Sprintf(`"scheduled_switchover":{"at":%q,"from":"node1","to":"node2"}`, at))
 	shown("/ui", "A switchover from node1 to node2 is scheduled.")
 	shown("/ui/plan?node=node2", "standby switchover --cancel")
+	for _, n := range nodes {
+		out := n.Must(t, "repmgr -f $C service status")
+		require.Contains(t, out, "\nA switchover from node1 to node2 is scheduled. It begins at ")
+		require.Contains(t, out, "\nTo take it back: repmgr standby switchover --cancel\n")
+	}
 	code, text = ask("POST", ports[2], "/switchover", later)
 	require.Equal(t, 412, code, text)
 	require.Contains(t, text, "another one was asked for")
 	code, text = ask("DELETE", ports[1], "/switchover", "")
 	require.Equal(t, 200, code, text)
+	require.NotContains(t, nodes[2].Must(t, "repmgr -f $C service status"), "is scheduled")
 	out, code := nodes[2].Sh(t, "repmgr -f $C standby switchover --cancel 2>&1")
 	require.Equal(t, 18, code, out)
 	require.Contains(t, out, "no switchover is scheduled")

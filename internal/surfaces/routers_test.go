@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -253,6 +254,86 @@ func TestRouters(t *testing.T) {
 	text, err := os.ReadFile(databases)
 	require.NoError(t, err)
 	require.Contains(t, string(text), fmt.Sprintf("port=%d dbname=postgres user=postgres", nodes[primary-1].Port))
+}
+
+// startPgBouncer starts one that includes a file of databases, with a directory of its own for its socket.
+func startPgBouncer(t *testing.T, dir, databases string, port int, more string) *exec.Cmd {
+	t.Helper()
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	file := filepath.Join(dir, "pgbouncer.ini")
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "[databases]\n%%include %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir = %s\nauth_type = any\npool_mode = transaction\nadmin_users = postgres\nlogfile = %[3]s/log\n%s\n", databases, port, dir, more), 0o600))
+	cmd := exec.Command(program(t, "pgbouncer"), "-q", file)
+	end := daemontest.Begin(t, cmd)
+	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGCONT); end() })
+	return cmd
+}
+
+// The daemons push to several PgBouncers: two processes behind one port, which share a file, one with a file of its own, one that
+// hangs, and one that is down. All clients go on after a switchover, without an error, and after the primary was killed.
+func TestRouters_SeveralPgBouncers(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "several") // a short path, as a socket needs it
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	shared, own := filepath.Join(dir, "shared.ini"), filepath.Join(dir, "own.ini")
+	for _, file := range []string{shared, own} {
+		require.NoError(t, os.WriteFile(file, []byte("app = dbname=postgres user=postgres\n"), 0o600))
+	}
+	together, alone, hung, down := pgtest.Port(t), pgtest.Port(t), pgtest.Port(t), pgtest.Port(t)
+	list := fmt.Sprintf("host=%[1]s/a port=%[2]d user=postgres, host=%[1]s/b port=%[2]d user=postgres, host=127.0.0.1 port=%[3]d user=postgres file=%[4]s, host=%[1]s/d port=%[5]d user=postgres, port=%[6]d host=127.0.0.1 user=postgres",
+		dir, together, alone, own, hung, down)
+	metrics := []int{pgtest.Port(t), pgtest.Port(t), pgtest.Port(t)}
+	nodes := daemontest.ClusterOf(t, 3, func(id int) []string {
+		return []string{"synchronous_mode=quorum", "rejoin=rewind", "router_pgbouncer='" + list + "'", "router_pgbouncer_file='" + shared + "'", fmt.Sprintf("http_listen='127.0.0.1:%d'", metrics[id-1])}
+	})
+	nodes[0].Exec(t, `CREATE TABLE clients (id bigint PRIMARY KEY)`)
+	startPgBouncer(t, dir+"/a", shared, together, "so_reuseport = 1")
+	startPgBouncer(t, dir+"/b", shared, together, "so_reuseport = 1")
+	startPgBouncer(t, dir+"/c", own, alone, "")
+	hangs := startPgBouncer(t, dir+"/d", shared, hung, "")
+	app := func(host string, port int) func(context.Context) (database, func(), error) {
+		return over(fmt.Sprintf("host=%s port=%d user=postgres dbname=app connect_timeout=10 default_query_exec_mode=exec", host, port))
+	}
+	clients := []*client{startClient(t, "a", 1, app(dir+"/a", together)), startClient(t, "b", 2, app(dir+"/b", together)), startClient(t, "c", 3, app("127.0.0.1", alone))}
+	startClient(t, "d", 4, app(dir+"/d", hung)).stop() // it was told where the primary is
+	require.NoError(t, hangs.Process.Signal(syscall.SIGSTOP))
+	before := map[*client]int{} // the errors until it was told
+	for _, c := range clients {
+		_, failed := c.state()
+		before[c] = len(failed)
+	}
+
+	// The one that is down is said to be, by the daemons of all nodes. The others were told.
+	failing := fmt.Sprintf("PgBouncer at 127.0.0.1:%d does not take what it is told, so its clients may be led to a node that is not the primary: 127.0.0.1:%[1]d: connect: connection refused", down)
+	pgtest.WaitFor(t, "doctor finds it", func(context.Context) error {
+		out, _ := nodes[0].Sh(t, "repmgr -f $C doctor")
+		if !strings.Contains(out, "router_failing") || strings.Count(out, failing) != 3 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	for destination, want := range map[string]string{fmt.Sprintf("127.0.0.1:%d", down): "1", fmt.Sprintf("127.0.0.1:%d", alone): "0"} {
+		require.Contains(t, get(t, metrics[0], "/metrics"), fmt.Sprintf(`repmgr_router_failing{cluster="repmgr",node="node1",node_id="1",router="pgbouncer",destination="%s"} %s`, destination, want))
+	}
+
+	nodes[1].Must(t, "repmgr -f $C standby switchover")
+	for _, c := range clients {
+		c.goesOn(t)
+		_, failed := c.state()
+		require.Empty(t, failed[before[c]:], "PgBouncer holds its clients back: %s", c.name)
+	}
+	for _, file := range []string{shared, own} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Contains(t, string(text), fmt.Sprintf("port=%d dbname=postgres user=postgres", nodes[1].Port), file)
+	}
+	pgtest.WaitFor(t, "the former primary as a standby", func(ctx context.Context) error { return nodes[1].StreamsTo(ctx, "node1") })
+	nodes[1].Kill()
+	for _, c := range clients {
+		c.goesOn(t)
+	}
+	require.NoError(t, hangs.Process.Signal(syscall.SIGCONT)) // it is told as soon as it answers
+	startClient(t, "d", 5, app(dir+"/d", hung))
 }
 
 func program(t *testing.T, name string) string {

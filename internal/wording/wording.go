@@ -30,6 +30,11 @@ func Duration(d time.Duration) time.Duration {
 	}
 }
 
+// Scheduled says which switchover is to begin, and when.
+func Scheduled(from, to string, at time.Time) string {
+	return fmt.Sprintf("A switchover from %s to %s is scheduled. It begins at %s.", from, to, at.Local().Format("2006-01-02 15:04:05 MST"))
+}
+
 // PausedBy goes on after "failover is paused": since when, and by whom. A part that is not known is left out.
 func PausedBy(since time.Time, by string) (text string) {
 	if !since.IsZero() {
