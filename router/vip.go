@@ -37,6 +37,12 @@ func (v *VIP) String() string { return fmt.Sprintf("address %s on %s", v.Address
 
 func (v *VIP) renewAfter() time.Duration { return vipRenew }
 
+// alone is the address without its network. As one of a network it could become the first of that on the interface, where the machine
+// gets its own one later (DHCP, a restart of the network), and the kernel removes that together with the first.
+func (v *VIP) alone() netip.Prefix {
+	return netip.PrefixFrom(v.Address.Addr(), v.Address.Addr().BitLen())
+}
+
 // Point gives the address to the interface, or takes it away.
 func (v *VIP) Point(ctx context.Context, d Destination) error {
 	if !d.Here {
@@ -49,21 +55,21 @@ func (v *VIP) Point(ctx context.Context, d Destination) error {
 	seconds := uint32(max(0, time.Until(d.Until)-vipMargin) / time.Second)
 	switch {
 	case seconds > 0:
-	case have.IsValid(): // what the interface was told last holds for as long as the lease
+	case len(have) > 0: // what the interface was told last holds for as long as the lease
 		return nil
 	case v.refused != nil:
 		return v.refused
 	default:
 		return failure.WithHint(errors.New("the address is not taken: the lease of this primary lasts for less than a second"), "Set silence_timeout to more than it is.")
 	}
-	if v.refused = v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, v.Address, seconds); v.refused != nil {
+	if v.refused = v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, v.alone(), seconds); v.refused != nil {
 		return v.refused
 	}
 	now := time.Now()
 	if now.After(d.Until) { // this process stood still before the kernel began to count
 		return v.Leave(ctx, d.Self)
 	}
-	if !have.IsValid() {
+	if len(have) == 0 {
 		v.taken, v.shown = now, time.Time{}
 	}
 	if now.Sub(v.taken) < showFor || now.Sub(v.shown) > showEvery {
@@ -78,21 +84,21 @@ func (v *VIP) Point(ctx context.Context, d Destination) error {
 // Leave takes the address away.
 func (v *VIP) Leave(context.Context, registry.Record) error {
 	i, have, err := v.find()
-	if err == nil && have.IsValid() {
-		err = v.set(i, unix.RTM_DELADDR, 0, have, 0)
+	for _, p := range have {
+		err = errors.Join(err, v.set(i, unix.RTM_DELADDR, 0, p, 0))
 	}
 	return err
 }
 
-// find returns the interface, and the address as it is on that; the zero value: it is not.
-func (v *VIP) find() (i *net.Interface, have netip.Prefix, err error) {
+// find returns the interface, and the address as it is on that, which somebody else may have added with its network.
+func (v *VIP) find() (i *net.Interface, have []netip.Prefix, err error) {
 	if i, err = net.InterfaceByName(v.Interface); err != nil {
 		return nil, have, fmt.Errorf("interface %s: %w", v.Interface, err)
 	}
 	all, err := i.Addrs()
 	for _, a := range all {
 		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == v.Address.Addr() {
-			have = p
+			have = append(have, p)
 		}
 	}
 	return i, have, err

@@ -94,10 +94,18 @@ func TestVIP(t *testing.T) {
 		require.NoError(t, v.Point(t.Context(), router.Destination{Primary: registry.Record{ID: 2, Name: "node2"}}))
 		require.False(t, on(), "another node is the primary")
 		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "a second time")
-		sh("ip", "addr", "add", ip+"/"+fmt.Sprint(v.Address.Addr().BitLen()), "dev", "eth0")
+		sh("ip", "addr", "add", address, "dev", "eth0")
 		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "somebody else has added it in another way")
 		require.False(t, on())
 	}
+
+	own := router.VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth0"}
+	sh("ip", "addr", "del", "192.0.2.1/24", "dev", "eth0")
+	require.NoError(t, own.Point(t.Context(), left(lease)))
+	sh("ip", "addr", "add", "192.0.2.1/24", "dev", "eth0")
+	require.NoError(t, own.Leave(t.Context(), registry.Record{}))
+	require.Contains(t, sh("ip", "addr", "show", "eth0"), "192.0.2.1/", "what the machine got later is no part of it")
+
 	v := &router.VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth9"}
 	require.ErrorContains(t, v.Point(t.Context(), left(lease)), "interface eth9: ")
 }
