@@ -45,6 +45,11 @@ func (v *VIP) alone() netip.Prefix {
 
 // Point gives the address to the interface, or takes it away.
 func (v *VIP) Point(ctx context.Context, d Destination) error {
+	for _, r := range append([]registry.Record{d.Primary}, d.Others...) {
+		if err := v.notOf(r); err != nil {
+			return err
+		}
+	}
 	if !d.Here {
 		return v.Leave(ctx, d.Self)
 	}
@@ -81,8 +86,20 @@ func (v *VIP) Point(ctx context.Context, d Destination) error {
 	return nil
 }
 
+// notOf refuses an address that is a node's own: it would be taken away from its machine.
+func (v *VIP) notOf(r registry.Record) error {
+	host, _, _ := at(r)
+	if own, err := netip.ParseAddr(host); err == nil && own.Unmap() == v.Address.Addr() {
+		return failure.WithHint(fmt.Errorf("it is the address of %s itself, by its conninfo", r), "Set router_vip to an address that no machine has of its own.")
+	}
+	return nil
+}
+
 // Leave takes the address away.
-func (v *VIP) Leave(context.Context, registry.Record) error {
+func (v *VIP) Leave(_ context.Context, former registry.Record) error {
+	if err := v.notOf(former); err != nil {
+		return err
+	}
 	i, have, err := v.find()
 	for _, p := range have {
 		err = errors.Join(err, v.set(i, unix.RTM_DELADDR, 0, p, 0))

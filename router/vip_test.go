@@ -106,6 +106,14 @@ func TestVIP(t *testing.T) {
 	require.NoError(t, own.Leave(t.Context(), registry.Record{}))
 	require.Contains(t, sh("ip", "addr", "show", "eth0"), "192.0.2.1/", "what the machine got later is no part of it")
 
+	own.Address = netip.MustParsePrefix("192.0.2.1/24")
+	self := registry.Record{ID: 1, Name: "node1", Conninfo: "host=192.0.2.1"}
+	for _, here := range []bool{true, false} {
+		require.ErrorContains(t, own.Point(t.Context(), router.Destination{Primary: self, Self: self, Here: here, Until: time.Now().Add(lease)}), "is the address of node \"node1\" (ID: 1) itself")
+	}
+	require.Error(t, own.Leave(t.Context(), self))
+	require.Contains(t, sh("ip", "addr", "show", "dev", "eth0", "permanent"), "192.0.2.1/", "router_vip is set to the machine's own address")
+
 	v := &router.VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth9"}
 	require.ErrorContains(t, v.Point(t.Context(), left(lease)), "interface eth9: ")
 }
