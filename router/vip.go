@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,7 +52,10 @@ func (v *VIP) Point(ctx context.Context, d Destination) error {
 		}
 	}
 	if !d.Here {
-		return v.Leave(ctx, d.Self)
+		if err := v.Leave(ctx, d.Self); err != nil {
+			return err
+		}
+		return v.mayShow()
 	}
 	i, have, err := v.find()
 	if err != nil {
@@ -95,12 +99,16 @@ func (v *VIP) notOf(r registry.Record) error {
 	return nil
 }
 
-// Leave takes the address away.
+// Leave takes the address away. Where it is not there the kernel is asked all the same, so that a standby says
+// beforehand, and not only in the next failover, that it may not do that.
 func (v *VIP) Leave(_ context.Context, former registry.Record) error {
 	if err := v.notOf(former); err != nil {
 		return err
 	}
 	i, have, err := v.find()
+	if err == nil && len(have) == 0 {
+		have = []netip.Prefix{v.alone()}
+	}
 	for _, p := range have {
 		err = errors.Join(err, v.set(i, unix.RTM_DELADDR, 0, p, 0))
 	}
@@ -175,10 +183,36 @@ func (v *VIP) set(i *net.Interface, kind, flags uint16, address netip.Prefix, se
 		}
 		return code
 	case unix.EPERM:
-		return fmt.Errorf("%w: repmgrd needs CAP_NET_ADMIN and CAP_NET_RAW for router_vip", code)
+		return denied(code)
 	default:
 		return code
 	}
+}
+
+func denied(err error) error {
+	return failure.WithHint(fmt.Errorf("%w: repmgrd needs CAP_NET_ADMIN and CAP_NET_RAW for router_vip", err), "As root: setcap cap_net_admin,cap_net_raw+ep %s; then restart repmgrd.", os.Args[0])
+}
+
+// socket is one for what the neighbours are told.
+func (v *VIP) socket() (fd int, err error) {
+	if v.Address.Addr().Is6() {
+		fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+	} else {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	}
+	if err != nil {
+		err = denied(err)
+	}
+	return fd, err
+}
+
+// mayShow says beforehand whether show will be allowed.
+func (v *VIP) mayShow() error {
+	fd, err := v.socket()
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	return err
 }
 
 // show tells the neighbours that the address is here: by a gratuitous ARP, or an unsolicited neighbour advertisement.
@@ -186,14 +220,14 @@ func (v *VIP) show(i *net.Interface) error {
 	if len(i.HardwareAddr) != 6 { // lo has no neighbours
 		return nil
 	}
-	if v.Address.Addr().Is6() {
-		return v.advertise(i)
-	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := v.socket()
 	if err != nil {
-		return fmt.Errorf("%w: repmgrd needs CAP_NET_RAW for router_vip", err)
+		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
+	if v.Address.Addr().Is6() {
+		return v.advertise(fd, i)
+	}
 	ip := v.Address.Addr().AsSlice()
 	packet := []byte{0, 1, 8, 0, 6, 4, 0, 1} // Ethernet, IPv4, their lengths, a request: RFC 826, and RFC 5227 section 3
 	packet = append(append(packet, i.HardwareAddr...), ip...)
@@ -202,13 +236,8 @@ func (v *VIP) show(i *net.Interface) error {
 	return unix.Sendto(fd, packet, 0, to)
 }
 
-func (v *VIP) advertise(i *net.Interface) error {
-	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
-	if err != nil {
-		return fmt.Errorf("%w: repmgrd needs CAP_NET_RAW for router_vip", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, i.Index),
+func (v *VIP) advertise(fd int, i *net.Interface) error {
+	err := errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, i.Index),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255)) // others are ignored
 	if err != nil {
 		return err

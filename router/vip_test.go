@@ -71,6 +71,11 @@ func TestVIP(t *testing.T) {
 		sh("nsenter", there, "--net", "ip", "neigh", "replace", ip, "lladdr", "02:00:00:00:00:99", "dev", "far", "nud", "stale")
 
 		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "a node that never had it")
+		for _, capability := range []uint{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW} {
+			without(t, capability, func() {
+				require.ErrorContains(t, v.Point(t.Context(), router.Destination{Primary: registry.Record{ID: 2, Name: "node2"}}), "repmgrd needs CAP_NET", "a standby says it beforehand")
+			})
+		}
 		require.False(t, on())
 		require.ErrorContains(t, v.Point(t.Context(), left(1200*time.Millisecond)), "less than a second", "the kernel may be late")
 		require.False(t, on())
@@ -121,4 +126,17 @@ func TestVIP(t *testing.T) {
 func commandOf(pid int) string {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	return strings.TrimSpace(string(text))
+}
+
+// without calls do in this thread without a capability.
+func without(t *testing.T, capability uint, do func()) {
+	t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var was [2]unix.CapUserData
+	require.NoError(t, unix.Capget(&header, &was[0]))
+	now := was
+	now[0].Effective &^= 1 << capability
+	require.NoError(t, unix.Capset(&header, &now[0]))
+	defer func() { require.NoError(t, unix.Capset(&header, &was[0])) }()
+	do()
 }
