@@ -88,9 +88,9 @@ func (p *PgBouncer) leads(databases []database, names map[string]bool) error {
 }
 
 // Hold pauses the databases, and waits until no transaction is under way. What goes on longer than ctx goes on;
-// new transactions wait all the same.
+// new transactions wait all the same. Where Point could not end that nothing is paused.
 func (p *PgBouncer) Hold(ctx context.Context) error {
-	names, err := databasesOf(p.File)
+	_, _, names, err := readFile(p.File)
 	if err != nil {
 		return err
 	}
