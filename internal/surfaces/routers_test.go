@@ -19,6 +19,8 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/pgfollow"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/router"
 )
 
 // database is a connection, or a pool.
@@ -253,6 +255,36 @@ func TestRouters(t *testing.T) {
 	text, err := os.ReadFile(databases)
 	require.NoError(t, err)
 	require.Contains(t, string(text), fmt.Sprintf("port=%d dbname=postgres user=postgres", nodes[primary-1].Port))
+}
+
+// Of several processes of PgBouncer on one port nobody knows which one is told: none is paused, and the daemon says why.
+func TestRouters_PgBouncerOfSeveralProcesses(t *testing.T) {
+	t.Parallel()
+	dir, port := t.TempDir(), pgtest.Port(t)
+	databases, file := filepath.Join(dir, "databases.ini"), filepath.Join(dir, "pgbouncer.ini")
+	require.NoError(t, os.WriteFile(databases, []byte("app =\n"), 0o600))
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "[databases]\n%%include %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\nadmin_users = postgres\nso_reuseport = 1\nlogfile = %s/pgbouncer.log\n", databases, port, dir), 0o600))
+	end := daemontest.Begin(t, exec.Command(program(t, "pgbouncer"), "-q", file))
+	t.Cleanup(func() { end() })
+	p := &router.PgBouncer{Console: fmt.Sprintf("host=127.0.0.1 port=%d user=postgres", port), File: databases}
+	pgtest.WaitFor(t, "PgBouncer, which says that it may be one of several", func(ctx context.Context) error {
+		err := p.Point(ctx, router.Destination{Primary: registry.Record{ID: 1, Name: "node1", Conninfo: "host=127.0.0.1 port=1"}})
+		if err == nil || !strings.Contains(err.Error(), "so_reuseport") {
+			return fmt.Errorf("it says: %w", err)
+		}
+		return nil
+	})
+	require.ErrorContains(t, p.Hold(t.Context()), "so_reuseport")
+	conn, err := pgx.Connect(t.Context(), fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=pgbouncer default_query_exec_mode=simple_protocol", port))
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	rows, err := conn.Query(t.Context(), "SHOW DATABASES")
+	require.NoError(t, err)
+	all, err := pgx.CollectRows(rows, pgx.RowToMap)
+	require.NoError(t, err)
+	for _, row := range all {
+		require.EqualValues(t, 0, row["paused"], row)
+	}
 }
 
 func program(t *testing.T, name string) string {
