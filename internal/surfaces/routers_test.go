@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/pgfollow"
@@ -255,6 +256,29 @@ func TestRouters(t *testing.T) {
 	text, err := os.ReadFile(databases)
 	require.NoError(t, err)
 	require.Contains(t, string(text), fmt.Sprintf("port=%d dbname=postgres user=postgres", nodes[primary-1].Port))
+}
+
+// A server in maintenance stays there, and the daemon says so where it is that of the primary: no client reaches that.
+func TestRouters_HAProxyInMaintenance(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "haproxy") // a short path, as a socket needs it
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket, file := filepath.Join(dir, "socket"), filepath.Join(dir, "haproxy.cfg")
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "global\n stats socket %s mode 600 level admin\ndefaults\n mode tcp\n timeout connect 2s\n timeout client 1m\n timeout server 1m\nlisten primary\n bind 127.0.0.1:%d\n server node1 127.0.0.1:1 disabled\n server node2 127.0.0.1:2\n", socket, pgtest.Port(t)), 0o600))
+	end := daemontest.Begin(t, exec.Command(program(t, "haproxy"), "-db", "-f", file))
+	t.Cleanup(func() { end() })
+	h := &router.HAProxy{Address: socket, Backend: "primary"}
+	node1, node2 := registry.Record{ID: 1, Name: "node1"}, registry.Record{ID: 2, Name: "node2"}
+	pgtest.WaitFor(t, "HAProxy", func(ctx context.Context) error {
+		return h.Point(ctx, router.Destination{Primary: node2, Others: []registry.Record{node1}})
+	})
+	require.ErrorContains(t, h.Point(t.Context(), router.Destination{Primary: node1, Others: []registry.Record{node2}}), "primary/node1, is in maintenance")
+	up, err := pgtest.HAProxyUp(socket, "primary")
+	require.NoError(t, err)
+	require.Empty(t, up, "the former primary gets no clients all the same")
+	other := &router.HAProxy{Address: socket, Backend: "other"}
+	require.Contains(t, repmgr.Hint(other.Leave(t.Context(), node1)), "router_haproxy_backend")
 }
 
 // Of several processes of PgBouncer on one port nobody knows which one is told: none is paused, and the daemon says why.
