@@ -102,13 +102,17 @@ func replace(path string, data []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.repmgr")
+	name := fmt.Sprintf("%s.%d.repmgr", path, os.Getpid()) // the same each time: an error that names it is no new one
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			_ = os.Remove(f.Name())
+			_ = os.Remove(name)
 		}
 	}()
 	_, err = f.Write(data)
@@ -122,7 +126,7 @@ func replace(path string, data []byte) (err error) {
 		}
 	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = os.Rename(name, path)
 	}
 	if err != nil {
 		return err

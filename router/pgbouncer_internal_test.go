@@ -79,6 +79,17 @@ func TestRewriteFile(t *testing.T) {
 		require.ErrorContains(t, (&PgBouncer{File: file}).Hold(t.Context()), "can not be replaced", "nobody would let the clients go on")
 		require.NoError(t, os.Chmod(dir, 0o700))
 	}
+	if os.Getuid() == 0 {
+		full := t.TempDir()
+		require.NoError(t, unix.Mount("tmpfs", full, "tmpfs", 0, "size=4k"))
+		t.Cleanup(func() { _ = unix.Unmount(full, 0) })
+		file := filepath.Join(full, "a.ini")
+		require.NoError(t, os.WriteFile(file, []byte("app =\n"), 0o640))
+		_, err = rewriteFile(file, "b", "2")
+		require.ErrorIs(t, err, unix.ENOSPC)
+		_, again := rewriteFile(file, "b", "2")
+		require.EqualError(t, again, err.Error(), "it is one trouble, and not a new one each second")
+	}
 	left, err := filepath.Glob(filepath.Join(dir, "*.repmgr"))
 	require.NoError(t, err)
 	require.Empty(t, left)
