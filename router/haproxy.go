@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -28,25 +29,29 @@ func (h *HAProxy) String() string { return "HAProxy at " + h.Address }
 // Point makes the primary the only server of the backend, and ends the sessions of the others.
 func (h *HAProxy) Point(ctx context.Context, d Destination) error {
 	servers, err := h.servers(ctx)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case !slices.Contains(servers, d.Primary.Name):
-		return failure.WithHint(fmt.Errorf("backend %q has no server %q, but %s", h.Backend, d.Primary.Name, strings.Join(servers, ", ")), "Name its servers as the nodes.")
+	}
+	state, has := servers[d.Primary.Name]
+	if !has {
+		return failure.WithHint(fmt.Errorf("backend %q has no server %q, but %s", h.Backend, d.Primary.Name, strings.Join(slices.Sorted(maps.Keys(servers)), ", ")), "Name its servers as the nodes.")
 	}
 	var down, cut []string
 	for _, r := range d.Others {
-		if slices.Contains(servers, r.Name) {
+		if _, has := servers[r.Name]; has {
 			down, cut = append(down, h.set(r, "down")), append(cut, h.cut(r))
 		}
 	}
-	return h.do(ctx, slices.Concat(down, []string{h.set(d.Primary, "up")}, cut))
+	if err := h.do(ctx, slices.Concat(down, []string{h.set(d.Primary, "up")}, cut)); err != nil || state == "0" {
+		return err
+	}
+	return failure.WithHint(fmt.Errorf("the server of the primary, %s/%s, is in maintenance or drained, and gets no clients", h.Backend, d.Primary.Name), "Whoever has done that may say to its socket: set server %s/%s state ready", h.Backend, d.Primary.Name)
 }
 
 // Leave makes a node no server of the backend, and ends its sessions.
 func (h *HAProxy) Leave(ctx context.Context, former registry.Record) error {
 	servers, err := h.servers(ctx)
-	if err != nil || !slices.Contains(servers, former.Name) {
+	if _, has := servers[former.Name]; err != nil || !has {
 		return err
 	}
 	return h.do(ctx, []string{h.set(former, "down"), h.cut(former)})
@@ -72,26 +77,32 @@ func (h *HAProxy) do(ctx context.Context, commands []string) error {
 	return err
 }
 
-// servers are the names of the servers of the backend.
-func (h *HAProxy) servers(ctx context.Context) (names []string, err error) {
+// servers are those of the backend, by their names, with what an operator has made of each: 0 is nothing.
+func (h *HAProxy) servers(ctx context.Context) (servers map[string]string, err error) {
 	said, err := h.ask(ctx, "show servers state "+h.Backend)
 	if err != nil {
 		return nil, err
 	}
 	lines := strings.Split(strings.TrimSpace(said), "\n")
 	if len(lines) < 2 || strings.TrimSpace(lines[0]) != "1" { // the version of the format
-		return nil, fmt.Errorf("show servers state %s: %s", h.Backend, strings.TrimSpace(said))
+		err = fmt.Errorf("show servers state %s: %s", h.Backend, strings.TrimSpace(said))
+		if strings.Contains(said, "find backend") {
+			err = failure.WithHint(err, "Set router_haproxy_backend to the name of its section listen, or backend, for the primary.")
+		}
+		return nil, err
 	}
-	column := slices.Index(strings.Fields(strings.TrimPrefix(lines[1], "#")), "srv_name")
+	columns := strings.Fields(strings.TrimPrefix(lines[1], "#"))
+	name, state := slices.Index(columns, "srv_name"), slices.Index(columns, "srv_admin_state")
+	servers = map[string]string{}
 	for _, line := range lines[2:] {
-		if f := strings.Fields(line); column >= 0 && column < len(f) {
-			names = append(names, f[column])
+		if f := strings.Fields(line); min(name, state) >= 0 && max(name, state) < len(f) {
+			servers[f[name]] = f[state]
 		}
 	}
-	if len(names) == 0 {
+	if len(servers) == 0 {
 		return nil, fmt.Errorf("backend %q has no servers", h.Backend)
 	}
-	return names, nil
+	return servers, nil
 }
 
 const sayLimit = 1 << 20 // bytes of an answer

@@ -58,31 +58,39 @@ func rewrite(text, host, port string) (out string, names map[string]bool) {
 	return strings.Join(lines, "\n"), names
 }
 
-// databasesOf are the names of the databases in a file.
-func databasesOf(path string) (map[string]bool, error) {
-	text, err := os.ReadFile(path)
-	_, names := rewrite(string(text), "", "")
-	return names, err
+// readFile reads a file of databases, and their names. It says beforehand, and not only in the next failover, that the file
+// can not be replaced. Anything but a file, such as a FIFO, would be waited for without end.
+func readFile(path string) (real, text string, names map[string]bool, err error) {
+	if real, err = filepath.EvalSymlinks(path); err != nil {
+		return "", "", nil, err
+	}
+	info, err := os.Stat(real)
+	if err == nil && !info.Mode().IsRegular() {
+		err = failure.WithHint(fmt.Errorf("%s is no file", real), "Set router_pgbouncer_file to pgbouncer.ini, or to a file that it includes.")
+	}
+	if err != nil {
+		return "", "", nil, err
+	}
+	data, err := os.ReadFile(real)
+	if err != nil {
+		return "", "", nil, err
+	}
+	if _, names = rewrite(string(data), "", ""); len(names) == 0 {
+		return "", "", nil, failure.WithHint(fmt.Errorf("%s has no line of a database", real), "Write one for each, such as: app = dbname=app")
+	}
+	if err := unix.Access(filepath.Dir(real), unix.W_OK); err != nil {
+		return "", "", nil, failure.WithHint(fmt.Errorf("%s can not be replaced: its directory: %w", real, err), "Let the user of repmgrd write to %s, or move the file to another directory.", filepath.Dir(real))
+	}
+	return real, string(data), names, nil
 }
 
-// rewriteFile is rewrite for a file, which keeps its mode and its group. It says beforehand, and not only in the
-// next failover, that the file can not be replaced.
+// rewriteFile is rewrite for a file, which keeps its mode and its group.
 func rewriteFile(path, host, port string) (names map[string]bool, err error) {
-	if path, err = filepath.EvalSymlinks(path); err != nil {
-		return nil, err
-	}
-	text, err := os.ReadFile(path)
+	path, text, names, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	now, names := rewrite(string(text), host, port)
-	if len(names) == 0 {
-		return nil, failure.WithHint(fmt.Errorf("%s has no line of a database", path), "Write one for each, such as: app = dbname=app")
-	}
-	if err := unix.Access(filepath.Dir(path), unix.W_OK); err != nil {
-		return nil, failure.WithHint(fmt.Errorf("%s can not be replaced: its directory: %w", path, err), "Let the user of repmgrd write to %s, or move the file to another directory.", filepath.Dir(path))
-	}
-	if now != string(text) {
+	if now, _ := rewrite(text, host, port); now != text {
 		err = replace(path, []byte(now))
 	}
 	return names, err
@@ -94,13 +102,17 @@ func replace(path string, data []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.repmgr")
+	name := fmt.Sprintf("%s.%d.repmgr", path, os.Getpid()) // the same each time: an error that names it is no new one
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			_ = os.Remove(f.Name())
+			_ = os.Remove(name)
 		}
 	}()
 	_, err = f.Write(data)
@@ -114,7 +126,7 @@ func replace(path string, data []byte) (err error) {
 		}
 	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = os.Rename(name, path)
 	}
 	if err != nil {
 		return err

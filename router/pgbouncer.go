@@ -55,7 +55,11 @@ func (p *PgBouncer) Point(ctx context.Context, d Destination) (err error) {
 	if _, err := run(ctx, c, "RELOAD"); err != nil {
 		return err
 	}
-	if err := hurry(ctx, c); err != nil {
+	settings, err := settingsOf(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := hurry(ctx, c, settings); err != nil {
 		return err
 	}
 	databases, err := p.databases(ctx, c, names)
@@ -65,7 +69,23 @@ func (p *PgBouncer) Point(ctx context.Context, d Destination) (err error) {
 	if err := p.leads(databases, names); err != nil {
 		return err
 	}
-	return p.resume(ctx, c, databases)
+	if err := p.resume(ctx, c, databases); err != nil {
+		return err
+	}
+	if err := p.oneProcess(settings); err != nil {
+		return partial{err}
+	}
+	return nil
+}
+
+// oneProcess refuses a PgBouncer of which several processes may listen on one port, where its console is reached by that port: each
+// connection is one to any of them, and the others do not hear what it says. A socket is that of one process.
+func (p *PgBouncer) oneProcess(settings map[string]string) error {
+	if params, err := conninfo.Parse(p.Console); settings["so_reuseport"] != "1" || err == nil && strings.HasPrefix(params["host"], "/") {
+		return nil
+	}
+	return failure.WithHint(errors.New("it has so_reuseport = 1: other processes on its port are not told where the primary is, and no clients are held back"),
+		"Name the unix_socket_dir of each process as a host in router_pgbouncer, or run one process, with so_reuseport = 0.")
 }
 
 // leads says which databases of the file PgBouncer has with another address, or not at all: it may have read another file,
@@ -86,9 +106,9 @@ func (p *PgBouncer) leads(databases []database, names map[string]bool) error {
 }
 
 // Hold pauses the databases, and waits until no transaction is under way. What goes on longer than ctx goes on;
-// new transactions wait all the same.
+// new transactions wait all the same. Where Point could not end that nothing is paused.
 func (p *PgBouncer) Hold(ctx context.Context) error {
-	names, err := databasesOf(p.File)
+	_, _, names, err := readFile(p.File)
 	if err != nil {
 		return err
 	}
@@ -97,6 +117,13 @@ func (p *PgBouncer) Hold(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = c.Close(context.WithoutCancel(ctx)) }()
+	settings, err := settingsOf(ctx, c)
+	if err == nil {
+		err = p.oneProcess(settings)
+	}
+	if err != nil {
+		return err
+	}
 	databases, err := p.databases(ctx, c, names)
 	if err != nil {
 		return err
@@ -170,15 +197,20 @@ func (p *PgBouncer) databases(ctx context.Context, c *pgconn.PgConn, named map[s
 	return all, err
 }
 
-// hurry makes PgBouncer try a server again at once.
-func hurry(ctx context.Context, c *pgconn.PgConn) error {
+// settingsOf are those of PgBouncer.
+func settingsOf(ctx context.Context, c *pgconn.PgConn) (map[string]string, error) {
 	rows, err := run(ctx, c, "SHOW CONFIG")
+	all := map[string]string{}
 	for _, row := range rows {
-		if row["key"] == "server_login_retry" {
-			if now, bad := strconv.ParseFloat(row["value"], 64); bad != nil || now > loginRetry {
-				_, err = run(ctx, c, fmt.Sprintf("SET server_login_retry = '%g'", loginRetry))
-			}
-		}
+		all[row["key"]] = row["value"]
+	}
+	return all, err
+}
+
+// hurry makes PgBouncer try a server again at once.
+func hurry(ctx context.Context, c *pgconn.PgConn, settings map[string]string) (err error) {
+	if now, bad := strconv.ParseFloat(settings["server_login_retry"], 64); bad != nil || now > loginRetry {
+		_, err = run(ctx, c, fmt.Sprintf("SET server_login_retry = '%g'", loginRetry))
 	}
 	return err
 }

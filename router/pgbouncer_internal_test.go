@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func TestRewrite(t *testing.T) {
@@ -67,6 +68,28 @@ func TestRewriteFile(t *testing.T) {
 	require.ErrorContains(t, err, "has no line of a database")
 	_, err = rewriteFile(filepath.Join(dir, "none"), "b", "2")
 	require.ErrorIs(t, err, os.ErrNotExist)
+	fifo := filepath.Join(dir, "fifo")
+	require.NoError(t, unix.Mkfifo(fifo, 0o600))
+	_, err = rewriteFile(fifo, "b", "2")
+	require.ErrorContains(t, err, "is no file")
+	require.ErrorContains(t, (&PgBouncer{File: fifo}).Hold(t.Context()), "is no file", "it does not wait, and no switchover with it")
+	if os.Getuid() != 0 { // root may write anywhere
+		require.NoError(t, os.WriteFile(file, []byte("app =\n"), 0o640))
+		require.NoError(t, os.Chmod(dir, 0o500))
+		require.ErrorContains(t, (&PgBouncer{File: file}).Hold(t.Context()), "can not be replaced", "nobody would let the clients go on")
+		require.NoError(t, os.Chmod(dir, 0o700))
+	}
+	if os.Getuid() == 0 {
+		full := t.TempDir()
+		require.NoError(t, unix.Mount("tmpfs", full, "tmpfs", 0, "size=4k"))
+		t.Cleanup(func() { _ = unix.Unmount(full, 0) })
+		file := filepath.Join(full, "a.ini")
+		require.NoError(t, os.WriteFile(file, []byte("app =\n"), 0o640))
+		_, err = rewriteFile(file, "b", "2")
+		require.ErrorIs(t, err, unix.ENOSPC)
+		_, again := rewriteFile(file, "b", "2")
+		require.EqualError(t, again, err.Error(), "it is one trouble, and not a new one each second")
+	}
 	left, err := filepath.Glob(filepath.Join(dir, "*.repmgr"))
 	require.NoError(t, err)
 	require.Empty(t, left)

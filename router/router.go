@@ -56,6 +56,8 @@ type renewer interface {
 // partial is the error of a Router that has done what it was told, but for something.
 type partial struct{ error }
 
+func (p partial) Unwrap() error { return p.error }
+
 // Routers are those of one daemon.
 type Routers struct {
 	all []*keeper

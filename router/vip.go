@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,10 +38,24 @@ func (v *VIP) String() string { return fmt.Sprintf("address %s on %s", v.Address
 
 func (v *VIP) renewAfter() time.Duration { return vipRenew }
 
+// alone is the address without its network. As one of a network it could become the first of that on the interface, where the machine
+// gets its own one later (DHCP, a restart of the network), and the kernel removes that together with the first.
+func (v *VIP) alone() netip.Prefix {
+	return netip.PrefixFrom(v.Address.Addr(), v.Address.Addr().BitLen())
+}
+
 // Point gives the address to the interface, or takes it away.
 func (v *VIP) Point(ctx context.Context, d Destination) error {
+	for _, r := range append([]registry.Record{d.Primary}, d.Others...) {
+		if err := v.notOf(r); err != nil {
+			return err
+		}
+	}
 	if !d.Here {
-		return v.Leave(ctx, d.Self)
+		if err := v.Leave(ctx, d.Self); err != nil {
+			return err
+		}
+		return v.mayShow()
 	}
 	i, have, err := v.find()
 	if err != nil {
@@ -49,21 +64,21 @@ func (v *VIP) Point(ctx context.Context, d Destination) error {
 	seconds := uint32(max(0, time.Until(d.Until)-vipMargin) / time.Second)
 	switch {
 	case seconds > 0:
-	case have.IsValid(): // what the interface was told last holds for as long as the lease
+	case len(have) > 0: // what the interface was told last holds for as long as the lease
 		return nil
 	case v.refused != nil:
 		return v.refused
 	default:
 		return failure.WithHint(errors.New("the address is not taken: the lease of this primary lasts for less than a second"), "Set silence_timeout to more than it is.")
 	}
-	if v.refused = v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, v.Address, seconds); v.refused != nil {
+	if v.refused = v.set(i, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, v.alone(), seconds); v.refused != nil {
 		return v.refused
 	}
 	now := time.Now()
 	if now.After(d.Until) { // this process stood still before the kernel began to count
 		return v.Leave(ctx, d.Self)
 	}
-	if !have.IsValid() {
+	if len(have) == 0 {
 		v.taken, v.shown = now, time.Time{}
 	}
 	if now.Sub(v.taken) < showFor || now.Sub(v.shown) > showEvery {
@@ -75,24 +90,40 @@ func (v *VIP) Point(ctx context.Context, d Destination) error {
 	return nil
 }
 
-// Leave takes the address away.
-func (v *VIP) Leave(context.Context, registry.Record) error {
+// notOf refuses an address that is a node's own: it would be taken away from its machine.
+func (v *VIP) notOf(r registry.Record) error {
+	host, _, _ := at(r)
+	if own, err := netip.ParseAddr(host); err == nil && own.Unmap() == v.Address.Addr() {
+		return failure.WithHint(fmt.Errorf("it is the address of %s itself, by its conninfo", r), "Set router_vip to an address that no machine has of its own.")
+	}
+	return nil
+}
+
+// Leave takes the address away. Where it is not there the kernel is asked all the same, so that a standby says
+// beforehand, and not only in the next failover, that it may not do that.
+func (v *VIP) Leave(_ context.Context, former registry.Record) error {
+	if err := v.notOf(former); err != nil {
+		return err
+	}
 	i, have, err := v.find()
-	if err == nil && have.IsValid() {
-		err = v.set(i, unix.RTM_DELADDR, 0, have, 0)
+	if err == nil && len(have) == 0 {
+		have = []netip.Prefix{v.alone()}
+	}
+	for _, p := range have {
+		err = errors.Join(err, v.set(i, unix.RTM_DELADDR, 0, p, 0))
 	}
 	return err
 }
 
-// find returns the interface, and the address as it is on that; the zero value: it is not.
-func (v *VIP) find() (i *net.Interface, have netip.Prefix, err error) {
+// find returns the interface, and the address as it is on that, which somebody else may have added with its network.
+func (v *VIP) find() (i *net.Interface, have []netip.Prefix, err error) {
 	if i, err = net.InterfaceByName(v.Interface); err != nil {
 		return nil, have, fmt.Errorf("interface %s: %w", v.Interface, err)
 	}
 	all, err := i.Addrs()
 	for _, a := range all {
 		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == v.Address.Addr() {
-			have = p
+			have = append(have, p)
 		}
 	}
 	return i, have, err
@@ -152,10 +183,36 @@ func (v *VIP) set(i *net.Interface, kind, flags uint16, address netip.Prefix, se
 		}
 		return code
 	case unix.EPERM:
-		return fmt.Errorf("%w: repmgrd needs CAP_NET_ADMIN and CAP_NET_RAW for router_vip", code)
+		return denied(code)
 	default:
 		return code
 	}
+}
+
+func denied(err error) error {
+	return failure.WithHint(fmt.Errorf("%w: repmgrd needs CAP_NET_ADMIN and CAP_NET_RAW for router_vip", err), "As root: setcap cap_net_admin,cap_net_raw+ep %s; then restart repmgrd.", os.Args[0])
+}
+
+// socket is one for what the neighbours are told.
+func (v *VIP) socket() (fd int, err error) {
+	if v.Address.Addr().Is6() {
+		fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+	} else {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	}
+	if err != nil {
+		err = denied(err)
+	}
+	return fd, err
+}
+
+// mayShow says beforehand whether show will be allowed.
+func (v *VIP) mayShow() error {
+	fd, err := v.socket()
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	return err
 }
 
 // show tells the neighbours that the address is here: by a gratuitous ARP, or an unsolicited neighbour advertisement.
@@ -163,14 +220,14 @@ func (v *VIP) show(i *net.Interface) error {
 	if len(i.HardwareAddr) != 6 { // lo has no neighbours
 		return nil
 	}
-	if v.Address.Addr().Is6() {
-		return v.advertise(i)
-	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := v.socket()
 	if err != nil {
-		return fmt.Errorf("%w: repmgrd needs CAP_NET_RAW for router_vip", err)
+		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
+	if v.Address.Addr().Is6() {
+		return v.advertise(fd, i)
+	}
 	ip := v.Address.Addr().AsSlice()
 	packet := []byte{0, 1, 8, 0, 6, 4, 0, 1} // Ethernet, IPv4, their lengths, a request: RFC 826, and RFC 5227 section 3
 	packet = append(append(packet, i.HardwareAddr...), ip...)
@@ -179,13 +236,8 @@ func (v *VIP) show(i *net.Interface) error {
 	return unix.Sendto(fd, packet, 0, to)
 }
 
-func (v *VIP) advertise(i *net.Interface) error {
-	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
-	if err != nil {
-		return fmt.Errorf("%w: repmgrd needs CAP_NET_RAW for router_vip", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, i.Index),
+func (v *VIP) advertise(fd int, i *net.Interface) error {
+	err := errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, i.Index),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255)) // others are ignored
 	if err != nil {
 		return err

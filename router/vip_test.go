@@ -71,6 +71,11 @@ func TestVIP(t *testing.T) {
 		sh("nsenter", there, "--net", "ip", "neigh", "replace", ip, "lladdr", "02:00:00:00:00:99", "dev", "far", "nud", "stale")
 
 		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "a node that never had it")
+		for _, capability := range []uint{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW} {
+			without(t, capability, func() {
+				require.ErrorContains(t, v.Point(t.Context(), router.Destination{Primary: registry.Record{ID: 2, Name: "node2"}}), "repmgrd needs CAP_NET", "a standby says it beforehand")
+			})
+		}
 		require.False(t, on())
 		require.ErrorContains(t, v.Point(t.Context(), left(1200*time.Millisecond)), "less than a second", "the kernel may be late")
 		require.False(t, on())
@@ -94,10 +99,26 @@ func TestVIP(t *testing.T) {
 		require.NoError(t, v.Point(t.Context(), router.Destination{Primary: registry.Record{ID: 2, Name: "node2"}}))
 		require.False(t, on(), "another node is the primary")
 		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "a second time")
-		sh("ip", "addr", "add", ip+"/"+fmt.Sprint(v.Address.Addr().BitLen()), "dev", "eth0")
+		sh("ip", "addr", "add", address, "dev", "eth0")
 		require.NoError(t, v.Leave(t.Context(), registry.Record{}), "somebody else has added it in another way")
 		require.False(t, on())
 	}
+
+	own := router.VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth0"}
+	sh("ip", "addr", "del", "192.0.2.1/24", "dev", "eth0")
+	require.NoError(t, own.Point(t.Context(), left(lease)))
+	sh("ip", "addr", "add", "192.0.2.1/24", "dev", "eth0")
+	require.NoError(t, own.Leave(t.Context(), registry.Record{}))
+	require.Contains(t, sh("ip", "addr", "show", "eth0"), "192.0.2.1/", "what the machine got later is no part of it")
+
+	own.Address = netip.MustParsePrefix("192.0.2.1/24")
+	self := registry.Record{ID: 1, Name: "node1", Conninfo: "host=192.0.2.1"}
+	for _, here := range []bool{true, false} {
+		require.ErrorContains(t, own.Point(t.Context(), router.Destination{Primary: self, Self: self, Here: here, Until: time.Now().Add(lease)}), "is the address of node \"node1\" (ID: 1) itself")
+	}
+	require.Error(t, own.Leave(t.Context(), self))
+	require.Contains(t, sh("ip", "addr", "show", "dev", "eth0", "permanent"), "192.0.2.1/", "router_vip is set to the machine's own address")
+
 	v := &router.VIP{Address: netip.MustParsePrefix("192.0.2.10/24"), Interface: "eth9"}
 	require.ErrorContains(t, v.Point(t.Context(), left(lease)), "interface eth9: ")
 }
@@ -105,4 +126,17 @@ func TestVIP(t *testing.T) {
 func commandOf(pid int) string {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	return strings.TrimSpace(string(text))
+}
+
+// without calls do in this thread without a capability.
+func without(t *testing.T, capability uint, do func()) {
+	t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var was [2]unix.CapUserData
+	require.NoError(t, unix.Capget(&header, &was[0]))
+	now := was
+	now[0].Effective &^= 1 << capability
+	require.NoError(t, unix.Capset(&header, &now[0]))
+	defer func() { require.NoError(t, unix.Capset(&header, &was[0])) }()
+	do()
 }

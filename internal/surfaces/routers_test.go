@@ -17,9 +17,12 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/daemontest"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 	"github.com/pgrepmgr/repmgr/pgfollow"
+	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/router"
 )
 
 // database is a connection, or a pool.
@@ -334,6 +337,59 @@ func TestRouters_SeveralPgBouncers(t *testing.T) {
 	}
 	require.NoError(t, hangs.Process.Signal(syscall.SIGCONT)) // it is told as soon as it answers
 	startClient(t, "d", 5, app(dir+"/d", hung))
+}
+
+// A server in maintenance stays there, and the daemon says so where it is that of the primary: no client reaches that.
+func TestRouters_HAProxyInMaintenance(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "haproxy") // a short path, as a socket needs it
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket, file := filepath.Join(dir, "socket"), filepath.Join(dir, "haproxy.cfg")
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "global\n stats socket %s mode 600 level admin\ndefaults\n mode tcp\n timeout connect 2s\n timeout client 1m\n timeout server 1m\nlisten primary\n bind 127.0.0.1:%d\n server node1 127.0.0.1:1 disabled\n server node2 127.0.0.1:2\n", socket, pgtest.Port(t)), 0o600))
+	end := daemontest.Begin(t, exec.Command(program(t, "haproxy"), "-db", "-f", file))
+	t.Cleanup(func() { end() })
+	h := &router.HAProxy{Address: socket, Backend: "primary"}
+	node1, node2 := registry.Record{ID: 1, Name: "node1"}, registry.Record{ID: 2, Name: "node2"}
+	pgtest.WaitFor(t, "HAProxy", func(ctx context.Context) error {
+		return h.Point(ctx, router.Destination{Primary: node2, Others: []registry.Record{node1}})
+	})
+	require.ErrorContains(t, h.Point(t.Context(), router.Destination{Primary: node1, Others: []registry.Record{node2}}), "primary/node1, is in maintenance")
+	up, err := pgtest.HAProxyUp(socket, "primary")
+	require.NoError(t, err)
+	require.Empty(t, up, "the former primary gets no clients all the same")
+	other := &router.HAProxy{Address: socket, Backend: "other"}
+	require.Contains(t, repmgr.Hint(other.Leave(t.Context(), node1)), "router_haproxy_backend")
+}
+
+// Of several processes of PgBouncer on one port nobody knows which one is told: none is paused, and the daemon says why.
+func TestRouters_PgBouncerOfSeveralProcesses(t *testing.T) {
+	t.Parallel()
+	dir, port := t.TempDir(), pgtest.Port(t)
+	databases, file := filepath.Join(dir, "databases.ini"), filepath.Join(dir, "pgbouncer.ini")
+	require.NoError(t, os.WriteFile(databases, []byte("app =\n"), 0o600))
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "[databases]\n%%include %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\nadmin_users = postgres\nso_reuseport = 1\nlogfile = %s/pgbouncer.log\n", databases, port, dir), 0o600))
+	end := daemontest.Begin(t, exec.Command(program(t, "pgbouncer"), "-q", file))
+	t.Cleanup(func() { end() })
+	p := &router.PgBouncer{Console: fmt.Sprintf("host=127.0.0.1 port=%d user=postgres", port), File: databases}
+	pgtest.WaitFor(t, "PgBouncer, which says that it may be one of several", func(ctx context.Context) error {
+		err := p.Point(ctx, router.Destination{Primary: registry.Record{ID: 1, Name: "node1", Conninfo: "host=127.0.0.1 port=1"}})
+		if err == nil || !strings.Contains(err.Error(), "so_reuseport") {
+			return fmt.Errorf("it says: %w", err)
+		}
+		return nil
+	})
+	require.ErrorContains(t, p.Hold(t.Context()), "so_reuseport")
+	conn, err := pgx.Connect(t.Context(), fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=pgbouncer default_query_exec_mode=simple_protocol", port))
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	rows, err := conn.Query(t.Context(), "SHOW DATABASES")
+	require.NoError(t, err)
+	all, err := pgx.CollectRows(rows, pgx.RowToMap)
+	require.NoError(t, err)
+	for _, row := range all {
+		require.EqualValues(t, 0, row["paused"], row)
+	}
 }
 
 func program(t *testing.T, name string) string {
