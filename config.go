@@ -548,7 +548,7 @@ type Config struct {
 
 	// Logger takes the log of the library. Defaults to none. Its handler must not block: an election waits for it.
 	Logger *slog.Logger
-	// Notifiers get each event, in addition to the command and the webhook.
+	// Notifiers get each event of this Monitor or Cluster, not those of other nodes, in addition to the command and the webhook.
 	Notifiers []Notifier
 	// Arbiter votes with the nodes. The programs make it from the keys etcd_*. Defaults to none.
 	Arbiter Arbiter

@@ -150,7 +150,7 @@ func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o Pr
 	probes := c.survey(ctx, registry.OthersThan(recs, self.ID))
 	for _, p := range primaries(probes) {
 		return nil, hint(kind(ErrPrimaryExists, "this replication cluster already has an active primary server: %s", p.Record),
-			"To move the primary here, stop that server first, and make sure that it stays down.")
+			"To move the primary here: repmgr standby switchover. Or stop that server first, and make sure that it stays down.")
 	}
 	if !o.Force {
 		if err := errors.Join(refuseAnsweringPrimary(probes), refuseLivingPrimary(append(probes, probe{Look: report.Look{Record: self, Status: status}})), refuseBehind(self, status, probes)); err != nil {

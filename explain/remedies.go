@@ -13,7 +13,7 @@ import (
 
 // refusalHints say what to do where an election is refused.
 var refusalHints = map[election.Refusal]string{
-	election.RefusedHealth:     "Nothing to do while the primary lives. To move it, stop that server first, and make sure that it stays down; then run repmgr standby promote on the other node.",
+	election.RefusedHealth:     "Nothing to do while the primary lives. To move it, run on the node that is to be the primary: repmgr standby switchover",
 	election.RefusedPaused:     "Run repmgr service unpause, or repmgr cluster failover --force.",
 	election.RefusedNoMajority: "Start more of the nodes, or their network. A witness (repmgr witness register) or an etcd gives another vote. If the others are lost for good, decide yourself: repmgr standby promote --force on the node that has most.",
 	election.RefusedNoPledge:   "repmgr service status says what is wrong with each of them.",

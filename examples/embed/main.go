@@ -81,12 +81,15 @@ func run(ctx context.Context, args []string, logTo io.Writer) error {
 	return errors.Join(err, monitorErr)
 }
 
-// react is where a service does its own work: move a virtual address, page
-// somebody, close a gate. It must return when ctx ends.
+// react is where a service does its own work: page somebody, write a line, close a gate. It must return when
+// ctx ends. Only the Monitor that has held an election, or has handed over, is told who is the primary now: who
+// must know it of every one asks View().Writer() of its own Monitor.
 func react(_ context.Context, log *slog.Logger, e repmgr.Event) error {
+	if e.Failover != nil {
+		log.Warn("the primary was replaced", "node", e.Failover.Primary, "former_primary", e.Failover.Former, "outage", e.Failover.Outage)
+		return nil
+	}
 	switch e.Type {
-	case repmgr.EventStandbyPromote:
-		log.Warn("send writes to this node now", "node", e.Node, "former_primary", e.Peer)
 	case repmgr.EventStandbyFollow:
 		log.Info("reads of this node are fresh again", "node", e.Node, "upstream", e.Peer)
 	case repmgr.EventUpstreamDisconnect, repmgr.EventLocalDisconnect, repmgr.EventStandbyFailure, repmgr.EventChildDisconnect:

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -52,6 +54,14 @@ func TestEmbed(t *testing.T) {
 	said, err := os.ReadFile(log.Name())
 	require.NoError(t, err)
 	require.Contains(t, string(said), `msg="somebody should look" event=`+string(repmgr.EventLocalDisconnect))
+}
+
+// It is told of an election that its Monitor has held.
+func TestReact(t *testing.T) {
+	var said bytes.Buffer
+	e := repmgr.Event{Type: repmgr.EventFailoverPromote, Failover: &repmgr.FailoverRecord{Former: "node1", Primary: "node2"}}
+	require.NoError(t, react(t.Context(), slog.New(slog.NewTextHandler(&said, nil)), e))
+	require.Contains(t, said.String(), `msg="the primary was replaced" node=node2 former_primary=node1`)
 }
 
 func waitPhase(t *testing.T, port int, want election.Phase) {

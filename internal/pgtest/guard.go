@@ -31,6 +31,7 @@ func base() string {
 // to stop, a frozen process too, and is killed after two seconds; then the directory is removed.
 const guardScript = `trap '' INT TERM HUP QUIT
 read -r never
+[ -d "$1" ] || exit 0
 tries=0
 while [ $tries -lt 100 ]; do
 	tries=$((tries + 1)) left=
@@ -72,19 +73,28 @@ func Guard() error {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return fmt.Errorf("make directory for the run: %w", err)
 	}
-	waits, alive, err := os.Pipe()
+	alive, err := startGuard(dir)
 	if err != nil {
 		return errors.Join(err, os.Remove(dir))
 	}
-	defer waits.Close()
-	cmd := exec.Command("/bin/sh", "-c", guardScript, "pgtest-guard", dir)
-	cmd.Dir, cmd.Stdin = "/", waits
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // ctrl-C is for the tests
-	if err := cmd.Start(); err != nil {
-		return errors.Join(fmt.Errorf("start the guard of the tests: %w", err), alive.Close(), os.Remove(dir))
-	}
 	guarded.base, guarded.alive = dir, alive
 	return nil
+}
+
+// startGuard starts a process that clears up in dir when this one has ended. It is nobody's child here: [reap] would wait for it.
+func startGuard(dir string) (alive *os.File, err error) {
+	waits, alive, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer waits.Close()
+	cmd := exec.Command("/bin/sh", "-c", "(\n"+guardScript+"\n) <&3 3<&- &", "pgtest-guard", dir)
+	cmd.Dir, cmd.ExtraFiles = "/", []*os.File{waits}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // ctrl-C is for the tests
+	if err := cmd.Run(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start the guard of the tests: %w", err), alive.Close())
+	}
+	return alive, nil
 }
 
 // TempDir makes a directory with a short path, which can hold Unix sockets, among the files of this run.

@@ -55,7 +55,11 @@ func supervise() (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(base)) }()
+	alive, err := startGuard(base) // for when this process is killed
+	if err != nil {
+		return 0, errors.Join(err, os.RemoveAll(base))
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(base), alive.Close()) }()
 
 	exe, err := os.Executable()
 	if err != nil {

@@ -1,6 +1,7 @@
 package pgtest_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -9,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,6 +37,50 @@ func TestMain_RunsUnprivilegedWithAHomeOfItsOwn(t *testing.T) {
 			t.Errorf("environment has %s", kv)
 		}
 	}
+}
+
+// killedEnv is set for the tests that TestMain_IsKilled kills.
+const killedEnv = "REPMGR_PGTEST_KILLED"
+
+// TestKilled is what TestMain_IsKilled runs in a process of its own.
+func TestKilled(t *testing.T) {
+	if os.Getenv(killedEnv) == "" {
+		t.Skip("only TestMain_IsKilled runs it")
+	}
+	fmt.Println("ready", pgtest.Start(t, pgtest.Options{Name: "node1", Fresh: true}).Dir)
+	select {}
+}
+
+// Nothing is left also where who supervises the tests is killed with them.
+func TestMain_IsKilled(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilled$")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "REPMGR_PGTEST_BASE=") }), killedEnv+"=1", "TMPDIR=")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var base string
+	for lines := bufio.NewScanner(out); base == "" && lines.Scan(); {
+		if dir, ok := strings.CutPrefix(lines.Text(), "ready "); ok {
+			base, _, _ = strings.Cut(dir, "/tmp/")
+		}
+	}
+	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	_ = cmd.Wait()
+	if !strings.HasPrefix(filepath.Base(base), "pgtest-") {
+		t.Fatalf("the files are in %q", base)
+	}
+	pgtest.WaitFor(t, "nothing to be left", func(context.Context) error {
+		if _, err := os.Stat(base); err == nil {
+			return fmt.Errorf("%s is there", base)
+		}
+		return nil
+	})
 }
 
 func TestStart(t *testing.T) {
