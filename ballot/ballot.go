@@ -100,20 +100,30 @@ const (
 // it. The wait for the lock ends with ctx. The error is an [ErrUnreadable] where the ballot can
 // not be read with certainty, and an [ErrUnheeded] where new settings would have no effect.
 func Locked(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
-	return locked(ctx, conn, FaultSQL, func(b Ballot, _ bool) error { return f(b) })
+	return locked(ctx, conn, FaultSQL, func(b Ballot, _ uint64) error { return f(b) })
 }
 
 // LockedAgain is [Locked] for a server that has pledged a moment ago: it does not check again
 // whether new settings have an effect.
 func LockedAgain(ctx context.Context, conn *pgx.Conn, f func(Ballot) error) error {
-	return locked(ctx, conn, `NULL`, func(b Ballot, _ bool) error { return f(b) })
+	return LockedWinner(ctx, conn, func(b Ballot, _ uint64) error { return f(b) })
 }
 
-func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballot, inRecovery bool) error) error {
+// LockedWinner is [LockedAgain] for the winner of an election. f is also given the lowest id of a
+// transaction whose end the standby has not replayed; 0: it is no standby.
+func LockedWinner(ctx context.Context, conn *pgx.Conn, f func(b Ballot, firstXid uint64) error) error {
+	return locked(ctx, conn, `NULL`, f)
+}
+
+// firstXidSQL is never 0 on a standby, where a snapshot ends behind the newest transaction whose end was
+// replayed. The snapshot is older than the answer that the server is one.
+const firstXidSQL = `CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8 ELSE 0 END`
+
+func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballot, firstXid uint64) error) error {
 	var text, fault string
-	var inRecovery bool
-	read := func(row pgx.Row) error { return row.Scan(&text, &fault, &inRecovery) }
-	return withLock(ctx, conn, lockKey, `SELECT `+SettingsSQL+`, coalesce(`+faultSQL+`, ''), pg_catalog.pg_is_in_recovery()`, read, func(err error) error {
+	var firstXid uint64
+	read := func(row pgx.Row) error { return row.Scan(&text, &fault, &firstXid) }
+	return withLock(ctx, conn, lockKey, `SELECT `+SettingsSQL+`, coalesce(`+faultSQL+`, ''), `+firstXidSQL, read, func(err error) error {
 		if err != nil {
 			return fmt.Errorf("read ballot: %w", unreadable(err))
 		}
@@ -128,7 +138,7 @@ func locked(ctx context.Context, conn *pgx.Conn, faultSQL string, f func(b Ballo
 		if err != nil {
 			return err
 		}
-		return f(b, inRecovery)
+		return f(b, firstXid)
 	})
 }
 
@@ -188,7 +198,8 @@ const (
 // returns nil the vote is on disk. The error is [ErrTerm] where the term is not higher than that
 // of the stored ballot, for whichever candidate, and [ErrRole] where the server runs in another role.
 func Pledge(ctx context.Context, conn *pgx.Conn, b Ballot, as Role) error {
-	return locked(ctx, conn, FaultSQL, func(old Ballot, inRecovery bool) error {
+	return locked(ctx, conn, FaultSQL, func(old Ballot, firstXid uint64) error {
+		inRecovery := firstXid != 0
 		if b.Term <= old.Term {
 			return fmt.Errorf("term %d: %w: it holds %q", b.Term, ErrTerm, old)
 		}

@@ -116,6 +116,13 @@ func (n *Server) WithPledge(ctx context.Context, f func(ballot.Ballot) error) er
 	return ballot.LockedAgain(ctx, n.Conn, n.heeding(f))
 }
 
+// WithVictory is [Server.WithPledge] for the winner of an election: see [ballot.LockedWinner].
+func (n *Server) WithVictory(ctx context.Context, f func(b ballot.Ballot, firstXid uint64) error) error {
+	return ballot.LockedWinner(ctx, n.Conn, func(b ballot.Ballot, firstXid uint64) error {
+		return n.heeding(func(b ballot.Ballot) error { return f(b, firstXid) })(b)
+	})
+}
+
 // heeding wraps f: while it runs, new settings are known to have an effect on the server.
 func (n *Server) heeding(f func(ballot.Ballot) error) func(ballot.Ballot) error {
 	return func(b ballot.Ballot) error {

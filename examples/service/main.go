@@ -1,6 +1,6 @@
 // Command service is a small service that survives a failover: it keeps a counter in a table. While the primary
-// changes its clients wait, and where commits wait for standbys no number is given twice. Only where the answer to a COMMIT is
-// lost a client gets an error, and whether it was counted is not known.
+// changes its clients wait, and where commits wait for standbys no number is given twice. Where the answer to a COMMIT is
+// lost, the next primary is asked what became of it; a client gets an error where that is not known, or nothing was counted.
 //
 //	service -db 'host=node1,node2,node3 user=app dbname=app' -port 8090
 //	curl -X POST localhost:8090/count
@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string, logTo io.Writer) error {
 		n, err := count(r.Context(), pool)
 		var unknown *pgfollow.CommitUnknownError
 		switch {
-		case errors.As(err, &unknown): // the client must look before it repeats that
+		case errors.As(err, &unknown): // nobody knows: the client must look before it repeats that
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		case err != nil: // nothing was done
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
@@ -100,5 +100,14 @@ func count(ctx context.Context, pool *pgxpool.Pool) (n int64, err error) {
 	err = pgfollow.Retry(ctx, pool, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `INSERT INTO counter VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET n = counter.n + 1 RETURNING n`).Scan(&n)
 	})
+	var unknown *pgfollow.CommitUnknownError
+	if errors.As(err, &unknown) {
+		switch outcome, _ := pgfollow.OutcomeOf(ctx, pool, unknown.Transaction); outcome {
+		case pgfollow.Committed:
+			err = nil
+		case pgfollow.Aborted, pgfollow.Lost:
+			err = pgfollow.ErrNotCommitted
+		}
+	}
 	return n, err
 }

@@ -74,7 +74,8 @@ func (a *Election) promote(ctx context.Context) error {
 		if a.tally.Rule.Quorum {
 			probe.Go(func() { a.probe, _ = syncrep.NewCommitProbe(limited, n) })
 		}
-		return n.WithPledge(ctx, func(b ballot.Ballot) error {
+		return n.WithVictory(ctx, func(b ballot.Ballot, firstXid uint64) error {
+			a.firstXid = firstXid // for clients that ask what became of their transactions; commit says whether it holds
 			if b.Term != a.res.Term || b.Candidate != a.Candidate {
 				return fmt.Errorf("%w: %s holds %q", registry.ErrSuperseded, winner, b)
 			}
@@ -106,7 +107,6 @@ func (a *Election) promote(ctx context.Context) error {
 			if a.Reaffirm {
 				return nil
 			}
-			a.readFirstXid(ctx, n)
 			return a.Promote(ctx, n, winner)
 		})
 	})
@@ -115,14 +115,6 @@ func (a *Election) promote(ctx context.Context) error {
 	}
 	a.logStep("promoted", "%s", winner)
 	return nil
-}
-
-// readFirstXid notes the first transaction that the winner has not heard the end of, for clients that ask what became of
-// theirs. In recovery that is the end of each snapshot. It holds where nothing is replayed any more: see commit.
-func (a *Election) readFirstXid(ctx context.Context, n *registry.Server) {
-	if err := n.Conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8 WHERE pg_is_in_recovery()`).Scan(&a.firstXid); err != nil {
-		a.Log.Warn("which transactions had reached the winner is not known", "err", err)
-	}
 }
 
 // markOpen marks the synchronous_standby_names of the open term as ours, beside the closed
