@@ -164,7 +164,10 @@ func (c *Cluster) recordFailover(ctx context.Context, w *voters.Watch, res Failo
 		NodeID: res.Winner.ID, Node: res.Winner.Name, Type: EventFailoverPromote, Success: true, PeerID: res.Former.ID, Peer: res.Former.Name,
 		Details: fmt.Sprintf("%s promoted to primary; old primary %s marked as failed", res.Winner, res.Former),
 	}
-	if res.Former.ID == res.Winner.ID {
+	switch {
+	case res.Health == election.HealthInterrupted:
+		e.Details = fmt.Sprintf("%s is the primary in place of %s: what promoted it left no record, and term %d confirms it", res.Winner, res.Former, res.Term)
+	case res.Former.ID == res.Winner.ID:
 		e.Details = fmt.Sprintf("%s promoted to primary again", res.Winner)
 	}
 	c.recordOnWinner(ctx, w, res, e)

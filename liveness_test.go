@@ -266,6 +266,64 @@ func TestFailover_PromoteCommandFails(t *testing.T) {
 	}
 }
 
+// A primary that goes on in a higher term completes a failover only where nothing tells yet how it came into office.
+func TestReaffirm_Completes(t *testing.T) {
+	for name, test := range map[string]struct {
+		promote func(t *testing.T, nodes []*node) // node2
+		former  repmgr.NodeID                     // in the history; 0: nothing is recorded
+		outage  bool
+	}{
+		"an operator promoted it": {func(t *testing.T, nodes []*node) {
+			_, err := nodes[1].Pause(t.Context(), repmgr.PauseOptions{})
+			require.NoError(t, err)
+			nodes[0].Kill()
+			nodes[0].stop()
+			_, err = nodes[1].Promote(t.Context(), repmgr.PromoteOptions{Force: true, SiblingsFollow: true})
+			require.NoError(t, err)
+			_, _ = nodes[1].Unpause(t.Context(), repmgr.PauseOptions{}) // node1 is down
+		}, 0, false},
+		"a failover left no record": {func(t *testing.T, nodes []*node) {
+			nodes[0].Kill()
+			nodes[0].stop()
+			require.Equal(t, nodes[1], waitPrimary(t, nodes[1:]...))
+			newestFailover(t, nodes[1])
+			nodes[1].Exec(t, `DELETE FROM repmgr.failovers`)
+		}, 1, true},
+		"a switchover left no record": {func(t *testing.T, nodes []*node) {
+			_, err := nodes[0].Switchover(t.Context(), repmgr.SwitchoverOptions{To: 2})
+			require.NoError(t, err)
+			newestFailover(t, nodes[1])
+			pgtest.WaitFor(t, "node1 to stream", func(ctx context.Context) error { return nodes[1].StreamsTo(ctx, "node1") })
+			nodes[1].Exec(t, `DELETE FROM repmgr.failovers`)
+		}, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nodes, _ := startCluster(t, 3, repmgr.SynchronousQuorum)
+			nodes[0].Exec(t, `UPDATE repmgr.nodes SET priority = 0 WHERE node_id = 3`)
+			waitValue(t, nodes[1], "0", `SELECT priority::text FROM repmgr.nodes WHERE node_id = 3`)
+			begun := time.Now()
+			test.promote(t, nodes)
+			pgtest.WaitFor(t, "node3 to stream", func(ctx context.Context) error { return nodes[1].StreamsTo(ctx, "node3") })
+			require.NoError(t, ballot.Pledge(t.Context(), nodes[2].Conn(t), ballot.Ballot{Node: 3, Term: 10, Candidate: "gone.1"}, ballot.Standby))
+			waitValue(t, nodes[1], "t", `SELECT max(term) > 10 FROM repmgr.rules`)
+			if test.former == 0 {
+				nodes[1].events.wait(t, repmgr.EventTermReaffirmed)
+				require.Equal(t, "0", nodes[1].QueryString(t, `SELECT count(*) FROM repmgr.failovers`))
+				return
+			}
+			past := newestFailover(t, nodes[1])
+			t.Logf("\n%s", past)
+			require.Equal(t, election.HealthInterrupted, past.Reason)
+			require.Equal(t, []repmgr.NodeID{test.former, 2}, []repmgr.NodeID{past.FormerID, past.PrimaryID})
+			opened := pgtest.Query[time.Time](t, nodes[1].Server, `SELECT min(opened_at) FROM repmgr.rules WHERE primary_node_id = 2`)
+			require.LessOrEqual(t, past.Outage, opened.Sub(begun), "it had ended long before")
+			require.Equal(t, test.outage, past.Outage > 0)
+			waitValue(t, nodes[1], "1", `SELECT count(*)::text FROM repmgr.events WHERE event = 'repmgrd_failover_promote' AND details ~ 'left no record'`)
+		})
+	}
+}
+
 // A standby below another one does not keep a dead primary alive, however the
 // address of its upstream is written.
 func TestFailover_CascadeByAnotherAddress(t *testing.T) {

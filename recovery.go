@@ -79,7 +79,7 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (PromoteResult,
 		if rule.Line, err = local.RuleLine(ctx); err != nil {
 			return res, err
 		}
-		if err := local.WriteRule(ctx, rule, operator); err != nil {
+		if err := local.WriteRule(ctx, rule, registry.Operator); err != nil {
 			return res, err
 		}
 	}
@@ -107,16 +107,13 @@ func (c *Cluster) ruleOfPromotion(ctx context.Context, local *registry.Server, r
 	r := rules[0]
 	r.Term, r.Seq, r.Primary, r.Sync, r.Acks = 1+max(r.Term, voters.HighestTerm(w.Peers())), 1, int32(c.cfg.NodeID), nil, 0
 	err = local.WithBallot(ctx, func(b ballot.Ballot) error { // this tells the daemon of this node that the promotion was intended
-		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: operator + ballot.ChosenMark})
+		return ballot.Write(ctx, local.Conn, ballot.Ballot{Node: r.Primary, Term: max(r.Term, b.Term), Candidate: registry.Operator + ballot.ChosenMark})
 	})
 	if err == nil {
 		err = syncrep.Clear(ctx, local)
 	}
 	return r, err
 }
-
-// operator is the candidate in the vote for a promotion by hand.
-const operator = "operator"
 
 // checkPromote asks all nodes before anything is changed.
 func (c *Cluster) checkPromote(ctx context.Context, local *registry.Server, o PromoteOptions, res *PromoteResult) ([]Record, error) {

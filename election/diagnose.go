@@ -24,7 +24,7 @@ const (
 	HealthRefused      Health = "primary refuses connections, and nobody receives from it"
 	HealthSilent       Health = "primary is silent, and nobody receives from it"
 	HealthHangs        Health = "primary hangs, and nobody receives from it"
-	HealthInterrupted  Health = "primary was lost, and the election that promoted this node was interrupted: a later one confirmed it"
+	HealthInterrupted  Health = "primary was replaced, and what promoted the next one left no record: a later election confirmed it"
 	HealthHandedOver   Health = "primary handed over: it was a switchover"
 )
 

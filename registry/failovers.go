@@ -14,6 +14,9 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/wording"
 )
 
+// Operator is the coordinator of a rule that an operator's promotion has written.
+const Operator = "operator"
+
 // FailoverRecord is a completed failover, as a row of repmgr.failovers.
 type FailoverRecord struct {
 	Term        int64           `json:"term" db:"term"`
@@ -122,18 +125,21 @@ func (n *Server) RecentFailovers(ctx context.Context) (count int, err error) {
 	return count, err
 }
 
-// ReplacedUnrecorded returns the primary that was in office before this one, as the rules tell, where
-// no row of repmgr.failovers tells of its replacement. 0: there is none, or it was over an hour ago.
-func (n *Server) ReplacedUnrecorded(ctx context.Context, primary NodeID) (id NodeID, err error) {
+// ReplacedUnrecorded returns the primary that was in office before this one, as the rules tell, and when the first rule of this
+// one was written, where no row of repmgr.failovers tells of that. 0: there is none, or an operator promoted this one, or it was over an hour ago.
+func (n *Server) ReplacedUnrecorded(ctx context.Context, primary NodeID) (former NodeID, at time.Time, err error) {
 	if ok, err := n.HasSchema(ctx); !ok {
-		return 0, err
+		return 0, at, err
 	}
-	err = n.Conn.QueryRow(ctx, `SELECT primary_node_id FROM repmgr.rules r WHERE primary_node_id <> $1 AND NOT EXISTS (SELECT FROM repmgr.failovers f WHERE f.term > r.term)
-		AND NOT EXISTS (SELECT FROM repmgr.rules l WHERE (l.term, l.seq) > (r.term, r.seq) AND (l.primary_node_id <> $1 OR l.opened_at < now() - interval '1 hour'))`, int32(primary)).Scan(&id)
+	err = n.Conn.QueryRow(ctx, `SELECT former.primary_node_id, own.opened_at
+		FROM (SELECT * FROM repmgr.rules WHERE primary_node_id <> $1 ORDER BY term DESC, seq DESC LIMIT 1) former,
+			LATERAL (SELECT * FROM repmgr.rules WHERE (term, seq) > (former.term, former.seq) ORDER BY term, seq LIMIT 1) own
+		WHERE own.opened_at > now() - interval '1 hour' AND own.coordinator <> $2
+		AND NOT EXISTS (SELECT FROM repmgr.failovers WHERE term > former.term)`, int32(primary), Operator).Scan(&former, &at)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return 0, n.QueryError("look for a failover that was not recorded", err)
+		return 0, at, n.QueryError("look for a failover that was not recorded", err)
 	}
-	return id, nil
+	return former, at, nil
 }
 
 // RecordFailover writes the row of a failover on the new primary. An existing row of the same

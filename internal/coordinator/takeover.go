@@ -343,11 +343,9 @@ func (a *Election) commit(ctx context.Context) error {
 		}
 		wait = "on"
 	}
-	winner, former := int32(a.res.Winner.ID), a.rule.Primary
+	winner, former, replaced := int32(a.res.Winner.ID), a.rule.Primary, time.Time{}
 	if a.Reaffirm {
-		if former, err = a.completes(ctx, n); err != nil {
-			return err
-		}
+		former, replaced = a.completes(ctx, n)
 	}
 	if err := n.InstallPrimary(ctx, winner, former, a.followers(), wait); err != nil {
 		return err
@@ -355,33 +353,42 @@ func (a *Election) commit(ctx context.Context) error {
 	if err := ballot.EnableArchive(ctx, n.Conn); err != nil {
 		a.Log.Warn("restore_command is not given back", "node", n.Name, "err", err)
 	}
+	if replaced.IsZero() {
+		replaced = time.Now()
+	}
 	if seen := a.w.LastSign(former); !seen.IsZero() && former != winner {
-		a.res.Outage = time.Since(seen)
+		a.res.Outage = max(0, replaced.Sub(seen))
 	}
 	return nil
 }
 
-// completes returns the primary that the winner of a reaffirmation has replaced, where no history
-// tells that yet: the election that promoted the winner had no outcome. Else it is the winner itself.
-func (a *Election) completes(ctx context.Context, n *registry.Server) (former int32, err error) {
-	id, err := n.ReplacedUnrecorded(ctx, a.res.Winner.ID)
-	switch {
-	case err != nil:
-		return 0, err
-	case id == 0:
-		return int32(a.res.Winner.ID), nil
-	case a.res.Former == nil:
-		r := a.w.Record(int32(id))
+// completes returns the primary that the winner of a reaffirmation has replaced, and when, where no history
+// tells of that yet: the election that promoted the winner had no outcome, or left no record. Else it returns the winner.
+func (a *Election) completes(ctx context.Context, n *registry.Server) (former int32, at time.Time) {
+	winner := int32(a.res.Winner.ID)
+	id, at, err := n.ReplacedUnrecorded(ctx, a.res.Winner.ID)
+	if err != nil {
+		a.Log.Warn("whether this term completes a failover is not known", "err", err)
+	}
+	if id == 0 {
+		return winner, at
+	}
+	if former = int32(id); a.rule.Primary != winner {
+		former = a.rule.Primary // the newest rule of all: the winner may never have had it
+	}
+	if a.res.Former == nil {
+		r := a.w.Record(former)
 		a.res.Former, a.res.Health = &r, election.HealthInterrupted
 	}
-	had := voters.PeerOf(a.w.Peers(), int32(id)).Position
+	a.res.LostBytes = nil // that was a comparison of the winner with itself
+	had := voters.PeerOf(a.w.Peers(), former).Position
 	for _, fork := range a.tally.Rule.Line.Past {
 		if fork.Timeline == had.Timeline {
 			lost := max(0, had.LSN.Bytes(fork.SwitchLSN))
 			a.res.LostBytes = &lost
 		}
 	}
-	return int32(id), nil
+	return former, at
 }
 
 // followers are the data nodes that were made to follow the winner, including those that

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pgrepmgr/repmgr/internal/failure"
 	"github.com/pgrepmgr/repmgr/internal/shell"
 	"github.com/pgrepmgr/repmgr/internal/wait"
@@ -78,10 +80,26 @@ func (s *Server) MayControl() error {
 
 // Serves reports whether backend, the process at the other end of a connection (pg_backend_pid),
 // belongs to this server. A process on another machine or in another container does not, even
-// if its data directory has the same path.
+// if its data directory has the same path, and if all containers share the process IDs.
 func (s *Server) Serves(backend int) bool {
-	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", backend))
-	return err == nil && cwd == s.Dir
+	cwd := fmt.Sprintf("/proc/%d/cwd", backend)
+	if text, err := os.Readlink(cwd); err != nil || text != s.Dir {
+		return false
+	}
+	ours, _ := os.Readlink("/proc/self/ns/mnt")
+	theirs, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", backend))
+	return ours == theirs || sameDirectory(cwd, s.Dir)
+}
+
+// sameDirectory compares what the kernel remembers of two directories. It asks no file system over the network.
+func sameDirectory(a, b string) bool {
+	var is [2]unix.Statx_t
+	for i, path := range []string{a, b} {
+		if unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &is[i]) != nil {
+			return false
+		}
+	}
+	return is[0].Ino == is[1].Ino && is[0].Dev_major == is[1].Dev_major && is[0].Dev_minor == is[1].Dev_minor
 }
 
 // IsAt reports whether the server at the other end of n is this one. A session that

@@ -1,12 +1,14 @@
 package postmaster
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -161,6 +163,34 @@ func TestServer_FencesAndStartsDetached(t *testing.T) {
 	require.False(t, server.Serves(os.Getpid()))
 	require.NoError(t, server.Stop(t.Context()))
 	require.Empty(t, server.Processes())
+}
+
+// Containers that share the process IDs have the same path of the data directory, and another directory there.
+func TestServer_ServesThisDirectory(t *testing.T) {
+	t.Parallel()
+	dir, other := t.TempDir(), t.TempDir()
+	server := &Server{Dir: dir}
+	for name, c := range map[string]struct {
+		script string
+		want   bool
+	}{
+		"the directory, in another mount namespace":     {"cd " + dir, true},
+		"another directory, in another mount namespace": {"mount --bind " + other + " " + dir + " && cd " + dir, false},
+	} {
+		cmd := exec.Command("unshare", "--map-root-user", "--mount", "sh", "-c", c.script+" && pwd && exec cat")
+		stay, err := cmd.StdinPipe()
+		require.NoError(t, err)
+		said, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		line, err := bufio.NewReader(said).ReadString('\n')
+		require.NoError(t, err, "unshare needs user namespaces")
+		require.Equal(t, dir+"\n", line)
+		got := server.Serves(cmd.Process.Pid)
+		require.NoError(t, stay.Close())
+		require.NoError(t, cmd.Wait())
+		require.Equal(t, c.want, got, name)
+	}
 }
 
 // A server that does not start says why, at once.
