@@ -149,7 +149,8 @@ func (a *asker) take(ctx context.Context, primary *node) (answers, error) {
 	defer end()
 	for i, t := range tries {
 		near := slices.ContainsFunc(tries[max(0, i-askAround):min(len(tries), i+askAround)], func(n try) bool { return n.Open })
-		if !t.Open && !(t.Acked && (near || !before[t.ID])) {
+		doubtful := t.Acked && (near || !before[t.ID])
+		if !t.Open && !doubtful {
 			continue
 		}
 		limited, cancel := context.WithTimeout(asking, askLimit)

@@ -47,7 +47,7 @@ func TestKilled(t *testing.T) {
 	if os.Getenv(killedEnv) == "" {
 		t.Skip("only TestMain_IsKilled runs it")
 	}
-	fmt.Println("ready", pgtest.Start(t, pgtest.Options{Name: "node1", Fresh: true}).Dir)
+	fmt.Fprintln(os.Stdout, "ready", pgtest.Start(t, pgtest.Options{Name: "node1", Fresh: true}).Dir)
 	select {}
 }
 
