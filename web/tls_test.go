@@ -54,8 +54,7 @@ func TestTLS(t *testing.T) {
 	strangerCert, strangerKey := issue(t, t.TempDir(), "stranger")
 	c, err := repmgr.New(repmgr.Config{NodeID: 1, Conninfo: "host=127.0.0.1 port=1 dbname=none user=none"})
 	require.NoError(t, err)
-	v := view(1)
-	look := func() health.View { v.At = time.Now(); v.LookedAt = v.At; return v }
+	look := func() health.View { v := view(1); v.At = time.Now(); v.LookedAt = v.At; return v }
 	at := listen(t, &Server{Cert: cert, Key: key, ClientCA: clientCert, Handler: newHandler(look, Options{Cluster: func() *repmgr.Cluster { return c }})})
 
 	ask := func(method string, own ...string) (name string, code int, err error) {
