@@ -55,8 +55,8 @@ const resetSQL = `coalesce((extract(epoch FROM pg_catalog.pg_stat_get_bgwriter_s
 func Identify(ctx context.Context, tx pgx.Tx) (t Transaction, err error) {
 	var on office
 	var timeline uint32
-	o, _ := tx.Conn().PgConn().CustomData()[originKey].(origin)
-	if o.f != nil {
+	o, followed := originOf(tx.Conn())
+	if followed {
 		on, timeline = o.f.office() // before the question: its answer proves that the server has not crashed since
 	}
 	var xid *uint64
@@ -147,8 +147,8 @@ func askOutcome(ctx context.Context, pool *pgxpool.Pool, t Transaction) (_ Outco
 		return Unknown, true, err
 	}
 	defer conn.Release()
-	o, _ := conn.Conn().PgConn().CustomData()[originKey].(origin)
-	if o.f == nil {
+	o, followed := originOf(conn.Conn())
+	if !followed {
 		return Unknown, false, errors.New("the pool is not one of a Follower")
 	}
 	on := office{f: o.f, node: o.node}

@@ -67,8 +67,14 @@ type origin struct {
 // originKey is where a connection has its origin.
 const originKey = "github.com/pgrepmgr/repmgr/pgfollow"
 
+// originOf is the origin of a connection. false: no Follower has made it.
+func originOf(c *pgx.Conn) (o origin, ok bool) {
+	o, ok = c.PgConn().CustomData()[originKey].(origin)
+	return o, ok
+}
+
 func (r *route) fresh(c *pgx.Conn) bool {
-	o, ok := c.PgConn().CustomData()[originKey].(origin)
+	o, ok := originOf(c)
 	return ok && r.serves(o) && !c.IsClosed()
 }
 

@@ -143,9 +143,7 @@ func TestClients(t *testing.T) {
 		kills = 100
 	}
 	s := ours(t)
-	dir, err := os.MkdirTemp("", "clients") // a short path, as a socket needs it
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := pgtest.ShortDir(t)
 	socket, databases, bouncer := filepath.Join(dir, "socket"), filepath.Join(dir, "databases.ini"), pgtest.Port(t)
 	require.NoError(t, os.WriteFile(databases, []byte("app = dbname=postgres user=postgres\n"), 0o600))
 	var http []int

@@ -382,11 +382,9 @@ func (a *Election) completes(ctx context.Context, n *registry.Server) (former in
 	}
 	a.res.LostBytes = nil // that was a comparison of the winner with itself
 	had := voters.PeerOf(a.w.Peers(), former).Position
-	for _, fork := range a.tally.Rule.Line.Past {
-		if fork.Timeline == had.Timeline {
-			lost := max(0, had.LSN.Bytes(fork.SwitchLSN))
-			a.res.LostBytes = &lost
-		}
+	if fork, ok := a.tally.Rule.Line.Past.Fork(had.Timeline); ok {
+		lost := max(0, had.LSN.Bytes(fork))
+		a.res.LostBytes = &lost
 	}
 	return former, at
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"testing"
 )
 
 // guarded is where a process has its files that no [Main] supervises.
@@ -99,3 +100,14 @@ func startGuard(dir string) (alive *os.File, err error) {
 
 // TempDir makes a directory with a short path, which can hold Unix sockets, among the files of this run.
 func TempDir() (string, error) { return os.MkdirTemp(base(), "d") }
+
+// ShortDir is [TempDir] until the test ends.
+func ShortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := TempDir()
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}

@@ -41,9 +41,7 @@ type haproxy struct {
 func startHAProxy(t *testing.T, nodes []*daemontest.Host, http []int) *haproxy {
 	t.Helper()
 	program := program(t, "haproxy")
-	dir, err := os.MkdirTemp("", "haproxy") // a short path, as a socket needs it
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := pgtest.ShortDir(t)
 	p := &haproxy{socket: filepath.Join(dir, "socket"), ports: map[string]int{}}
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "global\n stats socket %s mode 600 level admin\n maxconn 500\ndefaults\n mode tcp\n timeout connect 2s\n timeout client 10s\n timeout server 10s\n timeout check 1s\n default-server inter 300ms fall 2 rise 1\n", p.socket)

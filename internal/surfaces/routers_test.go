@@ -129,9 +129,7 @@ func (c *client) goesOn(t *testing.T) {
 // has stopped to answer, and after a switchover, of which the clients of PgBouncer see no error.
 func TestRouters(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "routers") // a short path, as a socket needs it
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := pgtest.ShortDir(t)
 	socket, databases, console := filepath.Join(dir, "socket"), filepath.Join(dir, "databases.ini"), pgtest.Port(t)
 	require.NoError(t, os.WriteFile(databases, []byte("app = dbname=postgres user=postgres\n"), 0o600))
 	nodes := daemontest.ClusterOf(t, 3, func(int) []string {
@@ -275,9 +273,7 @@ func startPgBouncer(t *testing.T, dir, databases string, port int, more string) 
 // hangs, and one that is down. All clients go on after a switchover, without an error, and after the primary was killed.
 func TestRouters_SeveralPgBouncers(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "several") // a short path, as a socket needs it
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := pgtest.ShortDir(t)
 	shared, own := filepath.Join(dir, "shared.ini"), filepath.Join(dir, "own.ini")
 	for _, file := range []string{shared, own} {
 		require.NoError(t, os.WriteFile(file, []byte("app = dbname=postgres user=postgres\n"), 0o600))
@@ -342,9 +338,7 @@ func TestRouters_SeveralPgBouncers(t *testing.T) {
 // A server in maintenance stays there, and the daemon says so where it is that of the primary: no client reaches that.
 func TestRouters_HAProxyInMaintenance(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "haproxy") // a short path, as a socket needs it
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := pgtest.ShortDir(t)
 	socket, file := filepath.Join(dir, "socket"), filepath.Join(dir, "haproxy.cfg")
 	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "global\n stats socket %s mode 600 level admin\ndefaults\n mode tcp\n timeout connect 2s\n timeout client 1m\n timeout server 1m\nlisten primary\n bind 127.0.0.1:%d\n server node1 127.0.0.1:1 disabled\n server node2 127.0.0.1:2\n", socket, pgtest.Port(t)), 0o600))
 	end := daemontest.Begin(t, exec.Command(program(t, "haproxy"), "-db", "-f", file))
@@ -365,12 +359,10 @@ func TestRouters_HAProxyInMaintenance(t *testing.T) {
 // Of several processes of PgBouncer on one port nobody knows which one is told: none is paused, and the daemon says why.
 func TestRouters_PgBouncerOfSeveralProcesses(t *testing.T) {
 	t.Parallel()
-	dir, port := t.TempDir(), pgtest.Port(t)
-	databases, file := filepath.Join(dir, "databases.ini"), filepath.Join(dir, "pgbouncer.ini")
+	dir, port := pgtest.ShortDir(t), pgtest.Port(t)
+	databases := filepath.Join(dir, "databases.ini")
 	require.NoError(t, os.WriteFile(databases, []byte("app =\n"), 0o600))
-	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "[databases]\n%%include %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\nadmin_users = postgres\nso_reuseport = 1\nlogfile = %s/pgbouncer.log\n", databases, port, dir), 0o600))
-	end := daemontest.Begin(t, exec.Command(program(t, "pgbouncer"), "-q", file))
-	t.Cleanup(func() { end() })
+	startPgBouncer(t, filepath.Join(dir, "p"), databases, port, "so_reuseport = 1")
 	p := &router.PgBouncer{Console: fmt.Sprintf("host=127.0.0.1 port=%d user=postgres", port), File: databases}
 	pgtest.WaitFor(t, "PgBouncer, which says that it may be one of several", func(ctx context.Context) error {
 		err := p.Point(ctx, router.Destination{Primary: registry.Record{ID: 1, Name: "node1", Conninfo: "host=127.0.0.1 port=1"}})
