@@ -123,18 +123,21 @@ func OutcomeOf(ctx context.Context, pool *pgxpool.Pool, t Transaction) (Outcome,
 	}
 	ctx, cancel := context.WithTimeout(ctx, outcomeLimit)
 	defer cancel()
+	var last error
 	for {
 		outcome, again, err := askOutcome(ctx, pool, t)
 		if err == nil {
 			return outcome, nil
 		}
-		err = fmt.Errorf("the outcome of transaction %d is not known: %w", t.Xid, err)
+		if last == nil || ctx.Err() == nil || !again { // one that the end of the time cut off says less than the one before
+			last = fmt.Errorf("the outcome of transaction %d is not known: %w", t.Xid, err)
+		}
 		if !again {
-			return Unknown, err
+			return Unknown, last
 		}
 		select {
 		case <-ctx.Done():
-			return Unknown, err
+			return Unknown, last
 		case <-time.After(searchInterval):
 		}
 	}

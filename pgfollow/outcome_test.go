@@ -32,6 +32,7 @@ func TestOutcomeOf(t *testing.T) {
 	begin := func() (pgx.Tx, func(context.Context) (pgfollow.Outcome, error)) {
 		tx, err := pool.Begin(ctx)
 		require.NoError(t, err)
+		t.Cleanup(func() { _ = tx.Rollback(context.Background()) }) // the pool would wait for one that is left open
 		_, err = tx.Exec(ctx, `INSERT INTO rows VALUES (1)`)
 		require.NoError(t, err)
 		x, err := pgfollow.Identify(ctx, tx)
