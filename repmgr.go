@@ -162,7 +162,7 @@ func Hint(err error) string {
 			remedies = append(remedies, f.Remedy)
 		}
 	}
-	return strings.Join(remedies, " ")
+	return strings.Join(remedies, "; ")
 }
 
 // hint attaches help to an error: see [failure.WithHint].
