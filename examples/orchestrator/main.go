@@ -10,6 +10,8 @@
 //
 //	{"at":"...","what":"failover","from":"node2","to":"node1","term":3,"outage_ms":266.154,"reason":"primary is dead: ...","steps":[{"step":"surveyed","ms":22.777}, ...]}
 //
+// With -traces the same is sent to a collector of OpenTelemetry, as a trace with a span for each step.
+//
 // A file with conninfo and failover=automatic, but without a node, makes an observer, for a
 // machine without PostgreSQL: it answers the same, and holds an election when the repmgrd of the nodes are gone.
 package main
@@ -47,6 +49,7 @@ func main() {
 func run(ctx context.Context, args []string, out, logTo io.Writer) error {
 	flags := flag.NewFlagSet("orchestrator", flag.ContinueOnError)
 	listen := flags.String("listen", "127.0.0.1:8090", "`address` for HTTP")
+	collector := flags.String("traces", "", "send the traces of failovers to the collector at this `address`, such as http://127.0.0.1:4318")
 	calm := flags.Duration("calm", time.Minute, "refuse to move the primary for so long after it has changed")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -65,6 +68,9 @@ func run(ctx context.Context, args []string, out, logTo io.Writer) error {
 		}
 		cfg.Logger = log.With("node", cfg.NodeName)
 		cfg.Notifiers = append(cfg.Notifiers, repmgr.NotifierFunc(o.note))
+		if *collector != "" {
+			cfg.Notifiers = append(cfg.Notifiers, traces{*collector})
+		}
 		if i == 0 { // any node will do to look at the cluster from
 			cfg.Notifiers = append(cfg.Notifiers, events)
 			if o.cluster, err = repmgr.New(cfg); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -114,10 +115,62 @@ func get(ctx context.Context, url string) (code int, text string, err error) {
 	return do(r)
 }
 
+// newCollector takes traces as a collector does.
+func newCollector(t *testing.T) (address string, sent <-chan []span) {
+	t.Helper()
+	traces := make(chan []span, 10)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var body struct {
+			ResourceSpans []struct {
+				ScopeSpans []struct{ Spans []span }
+			}
+		}
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil || r.Method != http.MethodPost || r.URL.Path != "/v1/traces" || r.Header.Get("Content-Type") != "application/json" {
+			http.Error(w, "not a trace", http.StatusBadRequest)
+			return
+		}
+		traces <- body.ResourceSpans[0].ScopeSpans[0].Spans
+	}))
+	t.Cleanup(s.Close)
+	return s.URL, traces
+}
+
+// requireTrace waits for the trace of the change of the primary that l tells of: the spans of its steps follow each other, and fill the one above them.
+func requireTrace(t *testing.T, name string, l line, sent <-chan []span) {
+	t.Helper()
+	var spans []span
+	select {
+	case spans = <-sent:
+	case <-time.After(pgtest.Timeout(30 * time.Second)):
+		require.FailNow(t, "no trace was sent")
+	}
+	root := spans[0]
+	require.Equal(t, name, root.Name)
+	require.Len(t, spans, 1+len(l.Steps))
+	ids, end := map[string]bool{root.ID: true}, root.Start
+	for _, s := range spans[1:] {
+		require.Equal(t, []string{root.Trace, root.ID, end}, []string{s.Trace, s.Parent, s.Start})
+		ids[s.ID], end = true, s.End
+	}
+	require.Equal(t, root.End, end)
+	require.Len(t, ids, len(spans), "each span has an id of its own")
+	require.Contains(t, fmt.Sprint(root.Attributes), l.To)
+}
+
+// A collector that takes no trace is named, with what it says.
+func TestTraces_Refused(t *testing.T) {
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	err := traces{s.URL}.Notify(t.Context(), repmgr.Event{Failover: &repmgr.FailoverRecord{}})
+	require.ErrorContains(t, err, s.URL+"/v1/traces answers 404 Not Found: 404 page not found")
+	require.NoError(t, traces{s.URL}.Notify(t.Context(), repmgr.Event{}), "it has no trace")
+}
+
 // The primary is moved by request, not again at once, and fails over by itself; each time there is one line that says how it went.
 func TestOrchestrator(t *testing.T) {
 	node1 := pgtest.Start(t, pgtest.Options{Name: "node1"})
-	args := []string{"-calm", "10m", newNode(t, 1, node1)}
+	collector, sent := newCollector(t)
+	args := []string{"-calm", "10m", "-traces", collector, newNode(t, 1, node1)}
 	servers := []*pgtest.Server{node1}
 	for id := 2; id <= 3; id++ {
 		s := pgtest.NewStandby(t, node1, pgtest.Options{Name: fmt.Sprintf("node%d", id)})
@@ -140,6 +193,7 @@ func TestOrchestrator(t *testing.T) {
 	l := next(t, lines, "switchover")
 	require.Equal(t, []string{"node1", "node2"}, []string{l.From, l.To})
 	require.NotEmpty(t, l.Steps)
+	requireTrace(t, "switchover", l, sent)
 
 	code, text, err := move(t.Context(), at, "node3")
 	require.NoError(t, err)
@@ -168,6 +222,7 @@ func TestOrchestrator(t *testing.T) {
 	require.Contains(t, []string{"node1", "node3"}, l.To)
 	require.Positive(t, l.OutageMS)
 	require.NotEmpty(t, l.Steps)
+	requireTrace(t, "failover", l, sent)
 	code, text, err = get(t.Context(), at+"/cluster/ui")
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, code)
