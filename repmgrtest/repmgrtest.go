@@ -136,6 +136,9 @@ func (c *Cluster) add(t testing.TB, id repmgr.NodeID, o Options) {
 	if o.Configure != nil {
 		o.Configure(&cfg)
 	}
+	if cfg.Failover != repmgr.FailoverAutomatic {
+		t.Fatalf("repmgrtest: Configure sets Failover of %s to %s, so no failover would ever be possible: leave it automatic", n.Name, cfg.Failover)
+	}
 	n.config = cfg
 	var err error
 	if n.Repmgr, err = repmgr.New(cfg); err != nil {

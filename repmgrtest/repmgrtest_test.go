@@ -238,7 +238,11 @@ func TestStart_Refuses(t *testing.T) {
 	require.ErrorContains(t, repmgrtest.Available(), "unset it")
 	t.Setenv("PGTARGETSESSIONATTRS", "")
 	t.Setenv("REPMGR_PG_BINDIR", "/nowhere")
-	require.ErrorContains(t, repmgrtest.Available(), "/nowhere")
+	require.ErrorContains(t, repmgrtest.Available(), "/nowhere (REPMGR_PG_BINDIR)")
+	t.Setenv("REPMGR_PG_BINDIR", "")
+	require.Contains(t, failure(t, func(tb testing.TB) {
+		repmgrtest.Start(tb, repmgrtest.Options{Configure: func(cfg *repmgr.Config) { cfg.Failover = repmgr.FailoverManual }})
+	}), "leave it automatic")
 }
 
 // TestBare is what TestGuard runs in a process of its own.

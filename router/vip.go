@@ -75,7 +75,7 @@ func (v *VIP) Point(ctx context.Context, d Destination) error {
 		return v.refused
 	}
 	now := time.Now()
-	if now.After(d.Until) { // this process stood still before the kernel began to count
+	if now.Add(time.Duration(seconds) * time.Second).After(d.Until) { // this process stood still before the kernel began to count
 		return v.Leave(ctx, d.Self)
 	}
 	if len(have) == 0 {

@@ -267,6 +267,7 @@ func TestDaemon(t *testing.T) {
 	require.NoError(t, os.WriteFile(conf, []byte("node_id=-1\n"), 0o600))
 	hangUp()
 	eventually(t, "a wrong configuration is refused", logged("the old one stays"))
+	eventually(t, "what to do is said", logged(`"hint":"Mend the file`))
 
 	cancel(&cli.SignalError{Signal: syscall.SIGTERM})
 	heard("STOPPING=1")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -166,7 +167,7 @@ func (d *daemon) reload(monitor *repmgr.Monitor, http *httpService, logs *logOut
 		monitor.Rejected(err)
 	}
 	if err != nil {
-		logs.logger.Error("configuration not reloaded: the old one stays", "err", err)
+		logs.logger.Error("configuration not reloaded: the old one stays", "err", err, "hint", cmp.Or(repmgr.Hint(err), "Mend the file, and send SIGHUP again."))
 		cfg = d.cfg // the log file is reopened all the same, for logrotate
 	} else {
 		cfg.Notifiers = d.cfg.Notifiers

@@ -24,8 +24,11 @@ type install struct {
 // findInstall takes dir, else REPMGR_PG_BINDIR, else the server in PATH, else the newest one of
 // this machine.
 func findInstall(dir string) (install, error) {
+	named := ""
 	if dir == "" {
-		dir = os.Getenv("REPMGR_PG_BINDIR")
+		if dir = os.Getenv("REPMGR_PG_BINDIR"); dir != "" {
+			named = " (REPMGR_PG_BINDIR)"
+		}
 	}
 	if dir == "" {
 		dir = binDirInPath()
@@ -38,7 +41,7 @@ func findInstall(dir string) (install, error) {
 	}
 	out, err := exec.Command(filepath.Join(dir, "postgres"), "-V").Output()
 	if err != nil {
-		return install{}, fmt.Errorf("ask the PostgreSQL server in %s for its version: %w", dir, err)
+		return install{}, fmt.Errorf("ask the PostgreSQL server in %s%s for its version: %w", dir, named, err)
 	}
 	version := strings.TrimSpace(string(out)) // postgres (PostgreSQL) 15.20 (Debian ...)
 	_, number, _ := strings.Cut(version, ") ")
