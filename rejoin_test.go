@@ -17,6 +17,8 @@ import (
 
 	"github.com/pgrepmgr/repmgr"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/pgcontrol"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // formerPrimary is node2 promoted, node3 behind it, and node1, the former
@@ -592,6 +594,56 @@ func TestRejoin_StandbyWithMoreThanTheWinner(t *testing.T) {
 	require.Len(t, res.Salvage.Commits, 1)
 	waitSame(t, c.node1, c.node3)
 	require.Equal(t, "0", c.node3.QueryString(t, `SELECT count(*) FROM t WHERE id BETWEEN 4001 AND 4100`))
+}
+
+// A winner that is lost before its first checkpoint, while another one is elected, replays as a standby what it wrote.
+// pg_rewind of 15 and older would look for that on the timeline before, whose last segment an archive has had renamed.
+func TestRejoin_LostBeforeItsFirstCheckpoint(t *testing.T) {
+	t.Parallel()
+	needRejoin(t)
+	server := pgtest.Start(t, pgtest.Options{Name: "node1", Settings: map[string]string{
+		"archive_mode": "on", "archive_command": "true", "checkpoint_timeout": "1h",
+	}})
+	node1 := newNode(t, 1, server)
+	_, err := node1.RegisterPrimary(t.Context(), repmgr.RegisterOptions{})
+	require.NoError(t, err)
+	node1.Exec(t, `CREATE TABLE t AS SELECT generate_series(1, 1000) AS id`)
+	node2, node3 := addStandby(t, node1, 2), addStandby(t, node1, 3)
+	waitSame(t, node1, node2)
+	waitSame(t, node1, node3)
+	node1.Kill()
+
+	node2.Exec(t, `ALTER SYSTEM SET primary_conninfo = ''`)
+	node2.Exec(t, `SELECT pg_promote()`)
+	node2.Exec(t, `INSERT INTO t SELECT generate_series(2001, 2100)`)
+	node2.Kill()
+	require.NoError(t, os.WriteFile(filepath.Join(node2.Dir, "standby.signal"), nil, 0o600))
+	node2.StartAgain()
+	require.Equal(t, "1100", node2.QueryString(t, `SELECT count(*) FROM t`))
+	node2.Stop("fast")
+	control, err := pgcontrol.Read(node2.Dir)
+	require.NoError(t, err)
+	require.Equal(t, []wal.Timeline{1, 2}, []wal.Timeline{control.Timeline, control.MinRecoveryTimeline}, "it has replayed what no checkpoint names")
+
+	node3.Exec(t, `ALTER SYSTEM SET recovery_target_timeline = 'current'`)
+	node3.Stop("fast") // the election that node2 had won is known here: the next timeline gets another number
+	history, err := os.ReadFile(filepath.Join(node2.Dir, "pg_wal", "00000002.history"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(node3.Dir, "pg_wal", "00000002.history"), history, 0o600))
+	node3.StartAgain()
+	_, err = node3.Promote(t.Context(), repmgr.PromoteOptions{Force: true})
+	require.NoError(t, err)
+	require.Equal(t, "3", node3.QueryString(t, `SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int`))
+
+	node2.cfg.DataDirectory = node2.Dir
+	c, err := repmgr.New(node2.cfg)
+	require.NoError(t, err)
+	res, err := c.Rejoin(t.Context(), repmgr.RejoinOptions{Target: node3.Conninfo()})
+	require.NoError(t, err)
+	require.Equal(t, repmgr.RejoinByRewind, res.Method, res.Reason)
+	require.Len(t, res.Salvage.Commits, 1)
+	waitSame(t, node3, node2)
+	require.Equal(t, "1000", node2.QueryString(t, `SELECT count(*) FROM t`))
 }
 
 // A primary that is lost while the node is brought back to it is nothing to clone

@@ -117,7 +117,7 @@ func (w *Work) compareTimelines(ctx context.Context, theirs wal.History) (string
 		w.Fork.LSN, _ = w.ours.Fork(salvage.Parent(w.ours, common))
 	}
 	detail := fmt.Sprintf("%s has WAL of its own behind %s", w.Node, w.Fork)
-	w.lags = w.Status.VersionNum < 160000 && !salvage.RewindSees(w.control.Timeline, w.timeline, w.ours, w.Status.Position(), theirs)
+	w.lags = w.Status.VersionNum < 160000 && !salvage.RewindSees(w.control.Timeline, w.control.MinRecoveryTimeline, w.timeline, w.ours, w.Status.Position(), theirs)
 	if why, forGood := w.whyNotRewind(p); why != "" {
 		w.impossible, w.cloneOnly = why, w.cloneOnly || forGood
 	}

@@ -72,10 +72,14 @@ func LogsDiffer(ctx context.Context, a, b WALSum, t wal.Timeline, from, to wal.L
 	return false, nil
 }
 
-// RewindSees reports whether pg_rewind of PostgreSQL 15 and older finds the correct fork. It
-// takes the timeline in the control file for that of the server, which is wrong where there
-// was no restartpoint since the last promotion.
-func RewindSees(control, timeline wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) bool {
+// RewindSees reports whether pg_rewind of PostgreSQL 15 and older finds the correct fork, and the
+// WAL of the server behind it. It takes the timeline of the last checkpoint, control, for that of the
+// server, which is wrong where there was no checkpoint or restartpoint since the last promotion.
+// Then it looks for what was replayed since, up to a position on the timeline replayed, in segments that do not have it.
+func RewindSees(control, replayed, timeline wal.Timeline, ours wal.History, target wal.Position, theirs wal.History) bool {
+	if replayed > control {
+		return false
+	}
 	var named wal.History
 	for _, e := range ours {
 		if e.Timeline < control {
