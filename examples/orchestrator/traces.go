@@ -85,8 +85,10 @@ func spansOf(name string, f repmgr.FailoverRecord) []span {
 	all, end := []span{root}, time.Duration(0)
 	steps := slices.SortedStableFunc(slices.Values(f.Steps), func(a, b repmgr.FailoverStep) int { return cmp.Compare(a.After, b.After) })
 	for i, s := range steps {
-		all = append(all, span{Trace: root.Trace, ID: id(2 + i)[:16], Parent: root.ID, Name: s.Step, Kind: 1,
-			Start: at(end), End: at(max(end, s.After)), Attributes: attributes("repmgr.evidence", s.Evidence)})
+		all = append(all, span{
+			Trace: root.Trace, ID: id(2 + i)[:16], Parent: root.ID, Name: s.Step, Kind: 1,
+			Start: at(end), End: at(max(end, s.After)), Attributes: attributes("repmgr.evidence", s.Evidence),
+		})
 		end = max(end, s.After)
 	}
 	all[0].End = at(end)
