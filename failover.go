@@ -512,6 +512,7 @@ func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Poli
 		},
 		Elect: func(ctx context.Context, p election.Policy) (winner int32, pledged bool, err error) {
 			o := c.electionOptions(m.watch)
+			o.Consensus, o.ValidationCommand = false, "" // they are asked before a failover, and this server was shut down for a switchover
 			o.KnownTerm = voters.HighestTerm(m.watch.Peers())
 			if res, err = c.holdElection(ctx, o, m.watch, p, false); res.Winner != nil {
 				winner = int32(res.Winner.ID)

@@ -16,6 +16,7 @@ import (
 	"github.com/pgrepmgr/repmgr/doctor"
 	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
+	"github.com/pgrepmgr/repmgr/internal/wait"
 	"github.com/pgrepmgr/repmgr/registry"
 )
 
@@ -183,6 +184,82 @@ func TestSwitchover_TakenBack(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What forbids a failover, because the loss of the primary may be none, does not make a switchover stop the primary in vain:
+// the daemons have just seen it, no other node is at its location, the command says no, and commits wait for nobody.
+func TestSwitchover_AsksNotWhatAFailoverAsks(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []repmgr.SynchronousMode{repmgr.SynchronousOff, repmgr.SynchronousQuorum} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			nodes := startNodes(t, 3, mode)
+			for _, n := range nodes {
+				n.cfg.PrimaryVisibilityConsensus, n.cfg.FailoverValidationCommand = true, "exit 1"
+			}
+			nodes[0].Exec(t, `UPDATE repmgr.nodes SET location = 'elsewhere' WHERE node_id = 1`)
+			startMonitors(t, nodes)
+			waitReady(t, nodes, 3, mode)
+			res, err := nodes[1].Switchover(t.Context(), repmgr.SwitchoverOptions{})
+			require.NoError(t, err)
+			require.Equal(t, repmgr.NodeID(2), res.To.ID)
+			require.Equal(t, int64(2), res.Term)
+			waitStreams(t, nodes[1], nodes[0])
+		})
+	}
+}
+
+// The primary is not stopped for a target that is lost meanwhile: in its checkpoint, however long that takes, or when the others are told.
+func TestSwitchover_TargetIsLost(t *testing.T) {
+	t.Parallel()
+	nodes := startNodes(t, 3, repmgr.SynchronousQuorum)
+	primary, target := nodes[0], nodes[1]
+	lose := func() error { return nil }
+	primary.cfg.HoldClients = func(context.Context) (func(), error) { return func() {}, lose() }
+	startMonitors(t, nodes)
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
+	started := primary.QueryString(t, `SELECT pg_postmaster_start_time()`)
+	goesOn := func(err error, why string) {
+		t.Helper()
+		require.ErrorIs(t, err, repmgr.ErrRefused)
+		require.ErrorContains(t, err, why)
+		require.Equal(t, started, primary.QueryString(t, `SELECT pg_postmaster_start_time()`), "it was not stopped")
+	}
+
+	checkpointer := pgtest.Query[int](t, primary.Server, `SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'`)
+	require.NoError(t, syscall.Kill(checkpointer, syscall.SIGSTOP))
+	asked := make(chan error, 1)
+	go func() {
+		_, err := primary.Switchover(t.Context(), repmgr.SwitchoverOptions{To: 2})
+		asked <- err
+	}()
+	pgtest.WaitFor(t, "the checkpoint", func(context.Context) error {
+		if n := primary.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`); n != "1" {
+			return errors.New("it has not begun")
+		}
+		return nil
+	})
+	target.Kill()
+	goesOn(<-asked, `node "node2" (ID: 2) is lost: its server`)
+	require.NoError(t, syscall.Kill(checkpointer, syscall.SIGCONT))
+	target.StartAgain()
+	waitStreams(t, primary, target)
+	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)
+
+	lose = func() error {
+		target.Kill()
+		for ctx := t.Context(); ; {
+			peers := primary.daemon.View().Peers
+			if i := slices.IndexFunc(peers, func(p election.Peer) bool { return p.ID == 2 }); peers[i].Answer != election.Answers {
+				return nil
+			}
+			if err := wait.Pause(ctx, 10*time.Millisecond); err != nil {
+				return err
+			}
+		}
+	}
+	_, err := primary.Switchover(t.Context(), repmgr.SwitchoverOptions{To: 2})
+	goesOn(err, `tell node "node2" (ID: 2) that the handover begins: its server`)
 }
 
 // A shutdown that hangs is given up: the primary goes on, and the error says why.

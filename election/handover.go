@@ -1,6 +1,9 @@
 package election
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Handover is a planned change of the primary. On the primary it is the request of an operator:
 // the primary's own monitor stops its server in order, and holds an election. On the other nodes
@@ -85,13 +88,33 @@ func (p Policy) noteHandover(s State, o Observation) State {
 // order. Such a shutdown is followed by an election.
 func (s State) HandsOver() bool { return s.Handover.ID != "" && !s.HandoverOver && !s.HandoverGone }
 
+// Handing is the policy of the election with which the primary hands over to the target, once its server was shut down in order.
+func (p Policy) Handing(target int32) Policy {
+	p.OnShutdown, p.Prefer, p.TooMany = true, target, false
+	return p
+}
+
+// HandoverRefused says why that election would have no winner. The former primary is started as a
+// standby for it where its pledge is needed.
+func (p Policy) HandoverRefused(now time.Time, r Rule, peers []Peer, target int32) Refusal {
+	p = p.Handing(target)
+	p.MaxLag = 0 // the target receives everything before
+	after := slices.Clone(peers)
+	for i := range after {
+		if after[i].ID == r.Primary {
+			after[i].Answer, after[i].Running = Answers, Standby
+		}
+	}
+	return p.Survey(now, r, after)
+}
+
 // ForHandover is the policy of an election that goes on with a handover which the monitor of the
 // primary did not complete. When its time is over, a server that still shuts down is not waited for.
 func (p Policy) ForHandover(s State, now time.Time) Policy {
 	if !s.HandsOver() {
 		return p
 	}
-	p.OnShutdown, p.Prefer, p.TooMany = true, s.Handover.Target, false
+	p = p.Handing(s.Handover.Target)
 	if now.Sub(s.HandoverAt) >= s.Handover.Hold {
 		p.Start = time.Nanosecond
 	}

@@ -28,6 +28,11 @@ const (
 	RefusedBehind     Refusal = "no node that may be promoted has all acknowledged commits"
 )
 
+// NeedsVoter reports whether one more voter that pledges itself, the former primary say, could make the election possible.
+func (r Refusal) NeedsVoter() bool {
+	return r == RefusedNoMajority || r == RefusedNoPledge || r == RefusedSync || r == RefusedLocation
+}
+
 // Survey says whether an election may begin, before any voter is asked for a pledge. An
 // election without a winner would detach standbys for nothing.
 func (p Policy) Survey(now time.Time, r Rule, peers []Peer) Refusal {

@@ -437,3 +437,37 @@ func TestPolicy_Count_Incumbent(t *testing.T) {
 		require.Equal(t, winner, p.Count(r, 9, election.HealthAlive, []election.Peer{runs, other}).Winner, "the other one is at %s", lsn)
 	}
 }
+
+// What the election of a handover would lack: the pledge of the former primary is had by starting that as a standby, and
+// what only forbids a failover is not asked.
+func TestPolicy_HandoverRefused(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		change func(*election.Rule, []election.Peer)
+		voter  bool             // the former primary has to pledge itself
+		want   election.Refusal // also then
+	}{
+		"nothing":                     {func(*election.Rule, []election.Peer) {}, false, ""},
+		"nobody else at its location": {func(_ *election.Rule, p []election.Peer) { elsewhere(&p[0]) }, true, ""},
+		"commits wait for nobody":     {func(r *election.Rule, _ []election.Peer) { r.Quorum = true }, true, ""},
+		"its vote is needed": {func(r *election.Rule, p []election.Peer) {
+			p[2].Answer = election.Silent
+		}, true, ""},
+		"too many are silent": {func(r *election.Rule, p []election.Peer) {
+			r.Voters, p[2].Answer = []int32{1, 2, 3, 4, 5}, election.Silent
+		}, true, election.RefusedNoMajority},
+		"another was promoted by nobody": {func(_ *election.Rule, p []election.Peer) {
+			p[2].Running, p[2].Monitored, p[2].SeenAt = election.Primary, false, start.Add(-time.Minute)
+		}, true, election.RefusedUsurper},
+	} {
+		rule := election.Rule{Term: 4, Seq: 1, Primary: 1, Voters: []int32{1, 2, 3}}
+		peers := []election.Peer{answers(1, election.Primary, 1000), answers(2, election.Standby, 1000), answers(3, election.Standby, 1000)}
+		c.change(&rule, peers)
+		p := failoverPolicy
+		p.MaxLag, p.TooMany = 1, true
+		require.Equal(t, c.want, p.HandoverRefused(start, rule, peers, 2), what)
+		peers[0].Answer, peers[0].Ended = election.Refused, true
+		refused := p.Handing(2).Survey(start, rule, peers)
+		require.Equal(t, c.voter, refused.NeedsVoter(), "%s: %s", what, refused)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/pgrepmgr/repmgr/internal/voters"
 	"github.com/pgrepmgr/repmgr/postgres"
 	"github.com/pgrepmgr/repmgr/registry"
+	"github.com/pgrepmgr/repmgr/wal"
 )
 
 // tellWitnesses stores the new rule on the voters without data, before anybody can commit under
@@ -281,6 +283,16 @@ func (a *Election) pointStandby(ctx context.Context, n *registry.Server, r regis
 	return err
 }
 
+// lineOf is the line of a winner whose own files say own, and whose past was counted before its promotion. The files of
+// earlier timelines may be those of another primary (see [rejoin.MendHistories]), but where the last one ended PostgreSQL wrote
+// in the promotion itself: the winner may have replayed more than was counted, from an archive.
+func lineOf(own wal.Lineage, counted wal.History) wal.Lineage {
+	if n, c := len(own.Past)-1, len(counted)-1; n >= 0 && c >= 0 && own.Past[n].Timeline == counted[c].Timeline {
+		own.Past = append(slices.Clone(counted[:c]), own.Past[n])
+	}
+	return own
+}
+
 // commit opens the term, over a connection of its own, because it may have to wait. With quorum
 // the row of the rule is written without waiting for an acknowledgement, and the commits of
 // clients wait until enough nodes hold the rule that no election can miss it. The rows of the
@@ -314,10 +326,7 @@ func (a *Election) commit(ctx context.Context) error {
 		if n := len(line.Past); n > 0 && line.Past[n-1].SwitchLSN == voters.PeerOf(a.pledged, a.tally.Winner).Replayed { // that was read before firstXid, and nothing was replayed since
 			a.tally.Rule.FirstXid = a.firstXid
 		}
-		if past := a.tally.Rule.Line.Past; len(past) > 0 { // the winner's file may be that of another primary: see [rejoin.MendHistories]
-			line.Past = past
-		}
-		a.tally.Rule.Line = line
+		a.tally.Rule.Line = lineOf(line, a.tally.Rule.Line.Past)
 		a.mu.Unlock()
 	}
 	// Our sessions commit locally, so this does not wait, although nothing else is acknowledged yet.

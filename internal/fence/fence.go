@@ -208,16 +208,16 @@ func (g *Guard) startFenced(ctx context.Context, s *Settings) {
 // started since. Two processes may fence a server at once, and the mark of the second is there when
 // what followed from the first is over; later it would make a standby of a primary that was shut down.
 func (g *Guard) VoidMark(started time.Time) {
-	if !g.marks.mu.TryLock() {
-		return // a fence goes on
-	}
-	defer g.marks.mu.Unlock()
 	srv, err := g.stoppable(g.settings.Load())
-	if err != nil || g.marks.why != "" {
+	if err != nil {
 		return
 	}
-	mark, why := srv.ReadMark()
-	if mark == nil || !mark.ModTime().Before(started) {
+	mark, why := srv.ReadMark() // without the lock: a fence must not wait for the disk
+	if mark == nil || !mark.ModTime().Before(started) || !g.marks.mu.TryLock() {
+		return // TryLock: a fence goes on
+	}
+	defer g.marks.mu.Unlock()
+	if g.marks.why != "" {
 		return
 	}
 	if err := srv.Unmark(mark); err == nil {

@@ -131,7 +131,6 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	}
 	l.Before(before, membership.Held)
 	l.sendRule(ctx, rules[0], before, holders)
-	l.tellTimelines(ctx, rules[0])
 	if l.Arbiter != nil {
 		l.Report("announcing the primary to "+l.Arbiter.Name(), l.Arbiter.Announce(ctx, rules[0], l.look.Self, l.AnnounceFor))
 	}
@@ -156,6 +155,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	case !membership.Held:
 		l.Log.Debug("the rule is not held yet", "rule", rules[0], "holders", holders)
 	}
+	l.tellTimelines(ctx, rules[0]) // last, because it may have to wait
 	return nil
 }
 
@@ -345,12 +345,13 @@ func (l *Leader) sendRule(ctx context.Context, r, before election.Rule, holders 
 	}
 }
 
-// addColumns upgrades a repmgr.rules table of an older version.
+// addColumns upgrades a repmgr.rules table of an older version. It waits for a lock for a moment only: whoever reads
+// the table, as all daemons do again and again, would wait behind it.
 func addColumns(ctx context.Context, n *registry.Server) error {
 	var have int
 	err := n.Conn.QueryRow(ctx, `SELECT count(*) FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attname IN ('line', 'first_xid')`).Scan(&have)
 	if err == nil && have < 2 {
-		_, err = n.Conn.Exec(ctx, `ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb, ADD COLUMN IF NOT EXISTS first_xid bigint`)
+		_, err = n.Conn.PgConn().Exec(ctx, `SET LOCAL lock_timeout = '100ms'; ALTER TABLE repmgr.rules ADD COLUMN IF NOT EXISTS line jsonb, ADD COLUMN IF NOT EXISTS first_xid bigint`).ReadAll()
 	}
 	if err != nil {
 		return n.QueryError("add a column to repmgr.rules", err)
@@ -375,9 +376,6 @@ func (l *Leader) tellTimelines(ctx context.Context, newest election.Rule) {
 	}
 	if err == nil {
 		err = l.look.Server.TellTimelines(ctx)
-	}
-	if err != nil {
-		l.toldTerm = 0 // the next step tries it again
 	}
 	if err != nil && !l.untold {
 		l.Log.Warn("clients can not be told of the timelines: the outcome of some of their commits will stay unknown", "err", err, "hint", failure.Hint(err))

@@ -107,6 +107,12 @@ func TestAddColumns(t *testing.T) {
 	n, err := registry.Connect(t.Context(), "node1", s.Conninfo())
 	require.NoError(t, err)
 	defer n.Close()
+	reader := s.Conn(t) // who reads the table for long, as pg_dump does, and everybody who comes later would wait for the columns
+	_, err = reader.Exec(t.Context(), `BEGIN; SELECT FROM repmgr.rules`)
+	require.NoError(t, err)
+	require.ErrorContains(t, addColumns(t.Context(), n), "lock timeout")
+	_, err = reader.Exec(t.Context(), `COMMIT`)
+	require.NoError(t, err)
 	for range 2 {
 		require.NoError(t, addColumns(t.Context(), n))
 		require.Equal(t, "term,seq,line,first_xid", s.QueryString(t, `SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'repmgr.rules'::regclass AND attnum > 0`))

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pgrepmgr/repmgr/ballot"
@@ -104,7 +105,7 @@ func (h *Handover) Run(ctx context.Context) error {
 		h.forget(ctx)
 		return err
 	}
-	if late := time.Since(h.noticed); late > h.Watch.Settings().SilenceTimeout { // the others wait for a limited time
+	if late := time.Since(h.noticed); late > 2*h.Watch.Settings().SilenceTimeout { // the others wait for a limited time, and telling them may take half of this
 		h.forget(ctx)
 		return failure.Of(failure.ErrTimeout, "this process stood still for %s after the other nodes were told; %s goes on as the primary", late.Round(time.Millisecond), h.Self)
 	}
@@ -208,9 +209,11 @@ func (h *Handover) check(ctx context.Context, n *registry.Server) error {
 // checkpoint makes the checkpoint of the shutdown short, and waits until the target has nearly
 // all WAL. What it lacks then is kept.
 func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
+	ctx, stop := h.whileTargetAnswers(ctx)
+	defer stop()
 	h.keepWAL(ctx, n)
 	if err := n.Checkpoint(ctx); err != nil {
-		return err
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	limit := h.Request.Limit
 	limited, cancel := context.WithTimeoutCause(ctx, limit, failure.Of(failure.ErrTimeout, "%s did not receive the primary's WAL within %s", h.target, limit))
@@ -229,6 +232,22 @@ func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
 	return nil
 }
 
+// whileTargetAnswers returns a context that ends when the target has not answered for silence_timeout: a
+// checkpoint may take minutes, in which commits that wait for the target would hang. stop must be called.
+func (h *Handover) whileTargetAnswers(ctx context.Context) (limited context.Context, stop func()) {
+	limited, cancel := context.WithCancelCause(ctx)
+	silence := h.Watch.Settings().SilenceTimeout
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for wait.Pause(limited, silence/4) == nil {
+			if p := voters.PeerOf(h.Watch.Peers(), int32(h.target.ID)); p.Answer != election.Answers && time.Since(p.Since) > silence {
+				cancel(failure.Of(failure.ErrConnect, "%s is lost: its server %s", h.target, p.Answer))
+			}
+		}
+	})
+	return limited, func() { cancel(nil); watch.Wait() }
+}
+
 // closeLag is how many bytes of WAL the target may lack when the shutdown begins: it receives
 // them in a moment.
 const closeLag = 1 << 20
@@ -239,7 +258,7 @@ func (h *Handover) notice(ctx context.Context, n *registry.Server) error {
 	silence := h.Watch.Settings().SilenceTimeout
 	h.noticed = time.Now()
 	told := h.Request
-	told.Hold, told.Until = h.Request.Limit+3*silence, h.noticed.Add(h.Request.Limit)
+	told.Hold, told.Until = h.Request.Limit+4*silence, h.noticed.Add(silence+h.Request.Limit)
 	limited, cancel := context.WithTimeoutCause(ctx, silence, fmt.Errorf("no answer within silence_timeout (%s)", silence))
 	defer cancel()
 	if err := n.SetHandover(limited, told); err != nil {
@@ -256,7 +275,7 @@ func (h *Handover) notice(ctx context.Context, n *registry.Server) error {
 	return nil
 }
 
-// tellAll writes the notice on all other nodes that answer, and returns the errors.
+// tellAll writes the notice on all other nodes, and returns what went wrong on those that were not told.
 func (h *Handover) tellAll(ctx context.Context, told election.Handover) map[int32]error {
 	return h.onOthers(ctx, func(n *registry.Server) error { return n.SetHandover(ctx, told) })
 }
@@ -274,18 +293,23 @@ func (h *Handover) onOthers(ctx context.Context, do func(*registry.Server) error
 		err error
 	}
 	var asked int
+	peers, missing := h.Watch.Peers(), map[int32]error{}
 	results := make(chan result, len(h.Watch.Records()))
-	for _, p := range voters.Answering(h.Watch.Peers()) {
-		v := h.Watch.Voter(p.ID)
-		if p.ID == election.Arbiter || p.ID == int32(h.Self.ID) || v == nil {
+	for _, r := range h.Watch.Records() {
+		id := int32(r.ID)
+		v, answer := h.Watch.Voter(id), voters.PeerOf(peers, id).Answer
+		switch {
+		case r.ID == h.Self.ID:
+			continue
+		case v == nil || answer != election.Answers:
+			missing[id] = failure.Of(failure.ErrConnect, "its server %s", cmp.Or(answer, election.Silent))
 			continue
 		}
 		asked++
 		go func() { // the loop below waits for it
-			results <- result{p.ID, v.RunNow(ctx, do)}
+			results <- result{id, v.RunNow(ctx, do)}
 		}()
 	}
-	missing := map[int32]error{}
 	for range asked {
 		if r := <-results; r.err != nil {
 			missing[r.id] = r.err
@@ -330,13 +354,12 @@ func (h *Handover) received(ctx context.Context) error {
 	return err
 }
 
-// elect lets a majority elect the target. Where there is no majority without this node, its
-// server is started first, as a standby without an upstream.
+// elect lets a majority elect the target. Where the election would be refused without the pledge of
+// this node (its vote, its WAL or its location is needed), its server is started first, as a standby
+// without an upstream.
 func (h *Handover) elect(ctx context.Context) (pledged bool, err error) {
-	policy := h.Policy
-	policy.OnShutdown, policy.Prefer = true, int32(h.target.ID)
-	others := slices.DeleteFunc(election.IDs(election.AbleToPledge(voters.Answering(h.Watch.Peers()))), func(id int32) bool { return id == int32(h.Self.ID) })
-	if !h.rule.Majority(others) {
+	policy := h.Policy.Handing(int32(h.target.ID))
+	if policy.Survey(time.Now(), h.rule, h.Watch.Peers()).NeedsVoter() {
 		if err := h.startAsStandby(ctx); err != nil {
 			return false, err
 		}

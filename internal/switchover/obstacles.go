@@ -93,8 +93,12 @@ func (f Facts) Plan(p election.Policy, l Limits) plan.Plan {
 	}
 	f.followers(may, warn)
 	f.shutdown(l, may, warn)
-	if !f.Rule.Majority(election.IDs(election.AbleToPledge(p.Electors(f.Rule, f.Peers)))) {
+	switch refused := p.HandoverRefused(time.Now(), f.Rule, f.Peers, target.ID); refused {
+	case "", election.RefusedHealth, election.RefusedPaused, election.RefusedForeign, election.RefusedNoneFit: // said above
+	case election.RefusedNoMajority, election.RefusedNoPledge:
 		must("no_majority", "", "See repmgr cluster explain.", "no majority of the voters can pledge itself")
+	default:
+		must("election_refused", "", "See repmgr cluster explain.", "the election would be refused: %s", refused)
 	}
 	return all
 }
