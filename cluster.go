@@ -233,7 +233,7 @@ func (c Config) allNotifiers() []Notifier {
 // emit writes the event on the primary, if it can, and tells the notifiers in any case. A
 // failure of either does not affect the action that the event reports.
 func (c *Cluster) emit(ctx context.Context, primary *registry.Server, e Event) {
-	e.PeerConninfo = Redact(e.PeerConninfo)
+	e.PeerConninfo, e.Told = Redact(e.PeerConninfo), time.Now()
 	row := e
 	if e.At.IsZero() { // the server sets the time of the row, except for an event that happened earlier
 		e.At = time.Now()

@@ -113,4 +113,5 @@ func TestEvents_OfAFenceByTheWatchdog(t *testing.T) {
 	fenced := nodes[0].events.wait(t, repmgr.EventFence)
 	require.Equal(t, "no contact", fenced.Details)
 	require.True(t, then.Equal(fenced.At), fenced.At)
+	require.WithinDuration(t, time.Now(), fenced.Told, time.Minute)
 }

@@ -88,6 +88,9 @@ type Event struct {
 	// time, as in [FailoverRecord]. Spans of a trace are made from them. All notifiers have the same one: it is not to be changed.
 	Failover *FailoverRecord `json:"failover,omitempty" db:"-"`
 
+	// When it was told to the notifiers, by the clock of their process: At may be by that of the primary. Durations are between these.
+	Told time.Time `json:"-" db:"-"`
+
 	written bool // it is in repmgr.events
 }
 

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -84,19 +86,36 @@ func readFile(path string) (real, text string, names map[string]bool, err error)
 	return real, string(data), names, nil
 }
 
-// rewriteFile is rewrite for a file, which keeps its mode and its group.
-func rewriteFile(path, host, port string) (names map[string]bool, err error) {
-	path, text, names, err := readFile(path)
-	if err != nil {
+// rewriting has a channel for each file, which is full while a router of this process replaces that file.
+var rewriting sync.Map
+
+// rewriteFile is rewrite for a file, which keeps its mode and its group. Routers that have one file together replace it one after
+// the other, and the next one finds nothing to do; on a disk that hangs it waits for no longer than ctx.
+func rewriteFile(ctx context.Context, path, host, port string) (names map[string]bool, err error) {
+	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return nil, err
 	}
-	if now, _ := rewrite(text, host, port); now != text {
+	made, _ := rewriting.LoadOrStore(path, make(chan struct{}, 1))
+	turn, _ := made.(chan struct{})
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	path, text, names, err := readFile(path)
+	now, _ := rewrite(text, host, port)
+	if err == nil && now != text {
 		err = replace(path, []byte(now))
+	}
+	<-turn
+	if err == nil && now != text {
+		err = durable.SyncDir(filepath.Dir(path))
 	}
 	return names, err
 }
 
-// replace writes a file anew, so that a reader finds the old one or the new one, also after a crash.
+// replace writes a file anew, so that a reader finds the old one or the new one, also after a crash: the new one for certain when
+// its directory is synced.
 func replace(path string, data []byte) (err error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -128,8 +147,5 @@ func replace(path string, data []byte) (err error) {
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
 		err = os.Rename(name, path)
 	}
-	if err != nil {
-		return err
-	}
-	return durable.SyncDir(filepath.Dir(path))
+	return err
 }

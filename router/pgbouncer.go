@@ -43,7 +43,7 @@ func (p *PgBouncer) Point(ctx context.Context, d Destination) (err error) {
 	if p.host, p.port, err = at(d.Primary); err != nil {
 		return err
 	}
-	names, err := rewriteFile(p.File, p.host, p.port)
+	names, err := rewriteFile(ctx, p.File, p.host, p.port)
 	if err != nil {
 		return err
 	}

@@ -1,11 +1,15 @@
 package router
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -48,7 +52,7 @@ func TestRewriteFile(t *testing.T) {
 	file, link := filepath.Join(dir, "real.ini"), filepath.Join(dir, "link.ini")
 	require.NoError(t, os.WriteFile(file, []byte("[databases]\napp = dbname=app\n"), 0o640))
 	require.NoError(t, os.Symlink(file, link))
-	names, err := rewriteFile(link, "/run/postgresql", "5432")
+	names, err := rewriteFile(t.Context(), link, "/run/postgresql", "5432")
 	require.NoError(t, err)
 	require.Equal(t, map[string]bool{"app": true}, names)
 	text, err := os.ReadFile(file)
@@ -57,20 +61,20 @@ func TestRewriteFile(t *testing.T) {
 	info, err := os.Stat(file)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o640), info.Mode())
-	_, err = rewriteFile(link, "/run/postgresql", "5432")
+	_, err = rewriteFile(t.Context(), link, "/run/postgresql", "5432")
 	require.NoError(t, err)
 	again, err := os.Stat(file)
 	require.NoError(t, err)
 	require.True(t, os.SameFile(info, again), "nothing has changed")
 
 	require.NoError(t, os.WriteFile(file, []byte("; nothing here\n"), 0o640))
-	_, err = rewriteFile(file, "b", "2")
+	_, err = rewriteFile(t.Context(), file, "b", "2")
 	require.ErrorContains(t, err, "has no line of a database")
-	_, err = rewriteFile(filepath.Join(dir, "none"), "b", "2")
+	_, err = rewriteFile(t.Context(), filepath.Join(dir, "none"), "b", "2")
 	require.ErrorIs(t, err, os.ErrNotExist)
 	fifo := filepath.Join(dir, "fifo")
 	require.NoError(t, unix.Mkfifo(fifo, 0o600))
-	_, err = rewriteFile(fifo, "b", "2")
+	_, err = rewriteFile(t.Context(), fifo, "b", "2")
 	require.ErrorContains(t, err, "is no file")
 	require.ErrorContains(t, (&PgBouncer{File: fifo}).Hold(t.Context()), "is no file", "it does not wait, and no switchover with it")
 	if os.Getuid() != 0 { // root may write anywhere
@@ -85,14 +89,62 @@ func TestRewriteFile(t *testing.T) {
 		t.Cleanup(func() { _ = unix.Unmount(full, 0) })
 		file := filepath.Join(full, "a.ini")
 		require.NoError(t, os.WriteFile(file, []byte("app =\n"), 0o640))
-		_, err = rewriteFile(file, "b", "2")
+		_, err = rewriteFile(t.Context(), file, "b", "2")
 		require.ErrorIs(t, err, unix.ENOSPC)
-		_, again := rewriteFile(file, "b", "2")
+		_, again := rewriteFile(t.Context(), file, "b", "2")
 		require.EqualError(t, again, err.Error(), "it is one trouble, and not a new one each second")
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "*.repmgr"))
 	require.NoError(t, err)
 	require.Empty(t, left)
+}
+
+// Several PgBouncers have one file, whatever they call it: none is in the way of another, and a reader finds all of it each time.
+func TestRewriteFile_Together(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "real.ini"), filepath.Join(dir, "link.ini")
+	require.NoError(t, os.WriteFile(file, []byte("app = dbname=app\n"), 0o640))
+	require.NoError(t, os.Symlink(file, link))
+	for round := range 20 {
+		var failed [8]error
+		var wg sync.WaitGroup
+		for i := range failed {
+			wg.Go(func() {
+				if _, failed[i] = rewriteFile(t.Context(), []string{file, link}[i%2], fmt.Sprintf("host%d", round), "5432"); failed[i] == nil {
+					_, _, _, failed[i] = readFile(file)
+				}
+			})
+		}
+		wg.Wait()
+		require.NoError(t, errors.Join(failed[:]...))
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprintf("app = host=host%d port=5432 dbname=app\n", round), string(text))
+	}
+}
+
+// The disk hangs while a router replaces a file: another one with this file has its own deadline, and one with another file does not wait.
+func TestRewriteFile_OneHangs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, other := filepath.Join(dir, "a.ini"), filepath.Join(dir, "b.ini")
+	for _, path := range []string{file, other} {
+		require.NoError(t, os.WriteFile(path, []byte("app =\n"), 0o640))
+	}
+	turn := make(chan struct{}, 1)
+	turn <- struct{}{}
+	rewriting.Store(file, turn)
+	late := errors.New("no answer")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Millisecond, late)
+	defer cancel()
+	_, err := rewriteFile(ctx, file, "b", "2")
+	require.ErrorIs(t, err, late)
+	_, err = rewriteFile(t.Context(), other, "b", "2")
+	require.NoError(t, err)
+	<-turn
+	_, err = rewriteFile(t.Context(), file, "b", "2")
+	require.NoError(t, err)
 }
 
 // Where nobody listens the error is one line, with the address.

@@ -53,10 +53,10 @@ func CheckToken(path string) error {
 }
 
 // local reports whether a request came from this machine, and names it as one. A page that a browser
-// was given under a foreign name that leads here is not local.
+// was given under a foreign name that leads here is not local, and neither is what a proxy on this machine says that it hands on.
 func local(r *http.Request) bool {
 	from, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !from.Addr().Unmap().IsLoopback() {
+	if err != nil || !from.Addr().Unmap().IsLoopback() || r.Header["X-Forwarded-For"] != nil || r.Header["Forwarded"] != nil || r.Header["Via"] != nil {
 		return false
 	}
 	name := r.Host
@@ -85,7 +85,7 @@ func (h *handler) known(r *http.Request) (refused string, code int) {
 	case !ok:
 		return "this needs a password (http_token_file), or a client certificate (http_client_ca)", http.StatusUnauthorized
 	case r.TLS == nil && !local(r):
-		return "the password was sent over the network in clear text: set http_cert and http_key, and another password", http.StatusForbidden
+		return "the password was sent over the network, or by a proxy, in clear text: set http_cert and http_key, and another password", http.StatusForbidden
 	}
 	want, err := h.token.read()
 	if err != nil {

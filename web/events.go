@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -39,6 +40,7 @@ func (e *Events) Notify(_ context.Context, event repmgr.Event) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.newest, e.at = e.newest+1, time.Now()
+	event.Told = cmp.Or(event.Told, e.at) // it has waited for other notifiers since
 	e.tally.note(event)
 	e.events = append(e.events, event)
 	if len(e.events) > eventsKept {

@@ -54,7 +54,7 @@ func (c *hostlessConn) CloseWrite() error {
 	return nil
 }
 
-// withHost adds a Host header to a request that has none, and ends the connection after it. end is where its headers end.
+// withHost adds an empty Host header to a request that has none, and ends the connection after it. end is where its headers end.
 // What is not a plain request of HTTP/1.1 stays as it is.
 func withHost(request []byte, end int) []byte {
 	line, headers, _ := bytes.Cut(request[:end], []byte("\r\n"))
@@ -67,6 +67,6 @@ func withHost(request []byte, end int) []byte {
 			return request
 		}
 	}
-	out := append(bytes.Clone(line), "\r\nHost: localhost\r\nConnection: close"...)
+	out := append(bytes.Clone(line), "\r\nHost:\r\nConnection: close"...)
 	return append(out, request[len(line):]...)
 }

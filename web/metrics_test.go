@@ -191,29 +191,37 @@ func TestMetricsOfForecast(t *testing.T) {
 func TestTally(t *testing.T) {
 	t.Parallel()
 	begin := time.Unix(1700000000, 0)
-	after := func(ms int) time.Time { return begin.Add(time.Duration(ms) * time.Millisecond) }
+	promoted := func(by repmgr.NodeID, outage time.Duration) repmgr.Event {
+		return repmgr.Event{NodeID: by, Type: repmgr.EventFailoverPromote, Success: true, Failover: &repmgr.FailoverRecord{Outage: outage}}
+	}
 	var events Events
-	for _, e := range []repmgr.Event{
-		{NodeID: 2, Type: repmgr.EventUpstreamDisconnect, At: after(0)},
-		{NodeID: 2, Type: repmgr.EventFailoverPromote, Success: true, At: after(400)}, // this node is the primary now
-		{NodeID: 2, Type: repmgr.EventFailoverFollow, Success: true, At: after(900000)},
-		{NodeID: 2, Type: repmgr.EventUpstreamDisconnect, At: after(1000000)},
-		{NodeID: 3, Type: repmgr.EventFailoverPromote, Success: true, At: after(1000500)},
-		{NodeID: 2, Type: repmgr.EventFailoverFollow, Success: true, At: after(1007000)},
-		{NodeID: 2, Type: repmgr.EventStandbyFailure, At: after(2000000)},
-		{NodeID: 2, Type: repmgr.EventStandbyRecovery, Success: true, At: after(2400000)},
-		{NodeID: 2, Type: repmgr.EventFailoverRefused, At: after(3000000)},
-		{NodeID: 2, Type: repmgr.EventSwitchover, At: after(3000000)},
+	for i, told := range []struct {
+		ms int
+		e  repmgr.Event
+	}{
+		{0, repmgr.Event{NodeID: 2, Type: repmgr.EventUpstreamDisconnect}},
+		{700, promoted(2, 400*time.Millisecond)}, // this node is the primary now
+		{900000, repmgr.Event{NodeID: 2, Type: repmgr.EventFailoverFollow, Success: true}},
+		{1000000, repmgr.Event{NodeID: 2, Type: repmgr.EventUpstreamDisconnect}},
+		{1000500, promoted(3, 500*time.Millisecond)},
+		{1000600, promoted(3, 0)}, // it is not known
+		{1007000, repmgr.Event{NodeID: 2, Type: repmgr.EventFailoverFollow, Success: true}},
+		{2000000, repmgr.Event{NodeID: 2, Type: repmgr.EventStandbyFailure}},
+		{2400000, repmgr.Event{NodeID: 2, Type: repmgr.EventStandbyRecovery, Success: true}},
+		{3000000, repmgr.Event{NodeID: 2, Type: repmgr.EventFailoverRefused}},
+		{3000000, repmgr.Event{NodeID: 2, Type: repmgr.EventSwitchover}},
 	} {
-		require.NoError(t, events.Notify(t.Context(), e))
+		told.e.Told = begin.Add(time.Duration(told.ms) * time.Millisecond)
+		told.e.At = begin.Add(time.Duration(i*i) * time.Hour) // by the clocks of the servers that have written them
+		require.NoError(t, events.Notify(t.Context(), told.e))
 	}
 	text := scrape(t, newHandler(nil, Options{Events: &events}), view(2))
 	all := parsed(t, text)
 	for _, want := range [][]string{
 		{"1", "repmgr_events_total", "event", "standby_failure", "success", "0"},
-		{"2", "repmgr_events_total", "event", "repmgrd_failover_promote", "success", "1"},
+		{"3", "repmgr_events_total", "event", "repmgrd_failover_promote", "success", "1"},
 		{"none", "repmgr_events_total", "event", "repmgrd_fence", "success", "1"},
-		{"2", "repmgr_failovers_total", "outcome", "promoted"},
+		{"3", "repmgr_failovers_total", "outcome", "promoted"},
 		{"1", "repmgr_failovers_total", "outcome", "refused"},
 		{"0", "repmgr_failovers_total", "outcome", "aborted"},
 		{"0", "repmgr_switchovers_total", "outcome", "done"},
@@ -226,7 +234,7 @@ func TestTally(t *testing.T) {
 		{"7", "repmgr_outage_seconds_sum", "phase", "follow"},
 		{"0", "repmgr_outage_seconds_bucket", "phase", "return", "le", "300"},
 		{"1", "repmgr_outage_seconds_bucket", "phase", "return", "le", "1800"},
-		{"1700001000.5", "repmgr_last_failover_timestamp_seconds"},
+		{"1700001000.6", "repmgr_last_failover_timestamp_seconds"},
 	} {
 		assert.Equal(t, want[0], at(all, 2, want[1], want[2:]...), "%v", want[1:])
 	}
@@ -383,21 +391,20 @@ func TestScrapesFree(t *testing.T) {
 // An outage that has ended without an event is not taken for one that lasts until the next event.
 func TestTally_OutageWithoutEnd(t *testing.T) {
 	t.Parallel()
-	begin := time.Unix(1700000000, 0)
 	promoted := view(1)
 	promoted.Phase = election.AsPrimary
 	for name, v := range map[string]health.View{"the primary came back": view(2), "another daemon has promoted this node": promoted} {
 		var events Events
 		h := newHandler(nil, Options{Events: &events})
-		note := func(kind repmgr.EventType, success bool, at time.Time) {
-			require.NoError(t, events.Notify(t.Context(), repmgr.Event{NodeID: v.NodeID, Type: kind, Success: success, At: at}))
+		note := func(kind repmgr.EventType, success bool) {
+			require.NoError(t, events.Notify(t.Context(), repmgr.Event{NodeID: v.NodeID, Type: kind, Success: success}))
 		}
 		took := func() string {
 			return at(parsed(t, scrape(t, h, v)), int(v.NodeID), "repmgr_outage_seconds_count", "phase", phaseFollow)
 		}
-		note(repmgr.EventUpstreamDisconnect, false, begin)
+		note(repmgr.EventUpstreamDisconnect, false)
 		took()
-		note(repmgr.EventFailoverFollow, true, begin.Add(1000*time.Hour))
+		note(repmgr.EventFailoverFollow, true)
 		assert.Equal(t, "0", took(), name)
 	}
 }

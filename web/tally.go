@@ -11,12 +11,12 @@ import (
 	"github.com/pgrepmgr/repmgr/health"
 )
 
-// tally counts the events of a daemon, and keeps how long outages took by its own events. The zero value is ready for use.
+// tally counts the events of a daemon, and keeps how long outages took by its own events. All times are by the clock of the daemon.
+// The zero value is ready for use.
 type tally struct {
-	counts   map[outcome]int
-	told     map[outcome]time.Time // the last time
-	outages  map[string]*histogram // by phase
-	promoted time.Time             // when this daemon last told of a failover that it held
+	counts  map[outcome]int
+	told    map[outcome]time.Time // the last time
+	outages map[string]*histogram // by phase
 
 	node         repmgr.NodeID // of this daemon
 	upstreamGone time.Time     // since when this standby has no primary; zero: it has one
@@ -35,9 +35,10 @@ const (
 	otherEvent   = "other" // any event after that
 )
 
-// The phases of an outage, each from what a daemon tells first until what it tells at its end.
+// The phases of an outage: that of a failover as the election has measured it, the others from what a daemon tells first until what it
+// tells at its end.
 const (
-	phasePromote = "promote" // the primary is gone, until this daemon has promoted another node
+	phasePromote = "promote" // the primary is gone, until another node that this daemon has promoted commits
 	phaseFollow  = "follow"  // the primary is gone, until this standby follows a primary
 	phaseReturn  = "return"  // the server of this node is gone, until it answers again
 )
@@ -54,36 +55,40 @@ func (t *tally) note(e repmgr.Event) {
 		o.event = otherEvent
 	}
 	t.counts[o]++
-	t.told[o] = time.Now()
+	t.told[o] = e.Told
 	switch {
 	case e.Type == repmgr.EventUpstreamDisconnect:
-		t.node, t.upstreamGone = e.NodeID, e.At
+		t.node, t.upstreamGone = e.NodeID, e.Told
 	case e.Type == repmgr.EventLocalDisconnect, e.Type == repmgr.EventStandbyFailure:
-		t.serverGone = e.At
+		t.serverGone = e.Told
 	case !e.Success:
 	case e.Type == repmgr.EventFailoverPromote:
-		t.promoted = e.At
-		if t.took(phasePromote, t.upstreamGone, e.At); e.NodeID == t.node {
+		if e.Failover != nil && e.Failover.Outage > 0 {
+			t.took(phasePromote, e.Failover.Outage)
+		}
+		if e.NodeID == t.node {
 			t.upstreamGone = time.Time{} // this node is the primary now
 		}
 	case e.Type == repmgr.EventFailoverFollow, e.Type == repmgr.EventUpstreamReconnect:
-		t.took(phaseFollow, t.upstreamGone, e.At)
-		t.upstreamGone = time.Time{}
+		t.ended(phaseFollow, &t.upstreamGone, e.Told)
 	case e.Type == repmgr.EventLocalReconnect, e.Type == repmgr.EventStandbyRecovery, e.Type == repmgr.EventNodeRejoin:
-		t.took(phaseReturn, t.serverGone, e.At)
-		t.serverGone = time.Time{}
+		t.ended(phaseReturn, &t.serverGone, e.Told)
 	}
 }
 
-// took keeps how long a phase took. Where it did not begin here it is not known.
-func (t *tally) took(phase string, from, to time.Time) {
-	if from.IsZero() || to.Before(from) {
-		return
+// ended keeps how long a phase took. Where it did not begin here it is not known.
+func (t *tally) ended(phase string, since *time.Time, until time.Time) {
+	if !since.IsZero() {
+		t.took(phase, until.Sub(*since))
 	}
+	*since = time.Time{}
+}
+
+func (t *tally) took(phase string, d time.Duration) {
 	if t.outages[phase] == nil {
 		t.outages[phase] = &histogram{}
 	}
-	t.outages[phase].observe(to.Sub(from).Seconds())
+	t.outages[phase].observe(d.Seconds())
 }
 
 // settle forgets an outage of the primary that has ended without an event: it came back before anything was done about it, or
@@ -118,15 +123,15 @@ func (t *tally) write(e *exposition) {
 	const planned = "The switchovers that this daemon has carried out since it was started, as the daemon of the former primary."
 	e.counter(switchovers, planned, events[outcome{repmgr.EventSwitchover, true}], "outcome", "done")
 	e.counter(switchovers, planned, events[outcome{repmgr.EventSwitchover, false}], "outcome", "failed")
-	if !t.promoted.IsZero() {
-		e.gauge("repmgr_last_failover_timestamp_seconds", "When this daemon last promoted a node in a failover.", t.promoted)
+	if promoted, ok := t.told[outcome{repmgr.EventFailoverPromote, true}]; ok {
+		e.gauge("repmgr_last_failover_timestamp_seconds", "When this daemon last promoted a node in a failover.", promoted)
 	}
 	for _, phase := range phases {
 		h := t.outages[phase]
 		if h == nil {
 			h = &histogram{}
 		}
-		h.write(e, "repmgr_outage_seconds", "How long outages took by the events of this daemon: promote, from the loss of the primary until this daemon had promoted another node; follow, until this standby followed a primary; return, from the loss of the server of this node until it answered again.", phase)
+		h.write(e, "repmgr_outage_seconds", "How long outages took by the events of this daemon: promote, from the last sign of life of the primary until the first commit of the one that this daemon promoted; follow, from the loss of the primary until this standby followed a primary; return, from the loss of the server of this node until it answered again.", phase)
 	}
 }
 

@@ -147,6 +147,7 @@ func TestRequestsOfLoadBalancers(t *testing.T) {
 	} {
 		assert.Regexp(t, `^HTTP/1\.[01] 200 `, raw(t, at, r), "%q", r)
 	}
+	assert.Regexp(t, `^HTTP/1\.1 403 `, raw(t, at, "GET /repmgr/v1/monitor HTTP/1.1\r\n\r\n"), "it does not name this machine")
 	// In pieces, and with a second request behind a first one that has no Host.
 	c, err := net.Dial("tcp", at)
 	require.NoError(t, err)
@@ -224,6 +225,11 @@ func TestWhoMay(t *testing.T) {
 		"another origin":            {open, "POST", "/switchover", `{"leader":"node1"}`, []string{"Authorization", "Bearer 0123456789abcdef", "Origin", "http://evil.example"}, 403, "origin"},
 		"a foreign name":            {open, "GET", "/repmgr/v1/status", "", []string{"Host", "evil.example"}, 403, "password"},
 		"events, a foreign name":    {open, "GET", "/events", "", []string{"Host", "evil.example"}, 403, "password"},
+		"through a proxy":           {open, "GET", "/repmgr/v1/status", "", []string{"Host", "localhost", "X-Forwarded-For", "10.0.0.9"}, 403, "password"},
+		"through another proxy":     {open, "GET", "/events", "", []string{"Forwarded", "for=10.0.0.9"}, 403, "password"},
+		"through a third one":       {open, "HEAD", "/ui", "", []string{"Via", "1.1 proxy"}, 403, ""},
+		"a proxy, in clear text":    {open, "POST", "/switchover", "", []string{"Authorization", "Bearer 0123456789abcdef", "X-Forwarded-For", ""}, 403, "clear text"},
+		"a check through a proxy":   {open, "GET", "/primary", "", []string{"X-Forwarded-For", "10.0.0.9"}, 200, "node1"},
 		"a health check may":        {open, "GET", "/primary", "", []string{"Host", "evil.example"}, 200, "node1"},
 		"bearer":                    {open, "POST", "/switchover", "", []string{"Authorization", "bearer 0123456789abcdef"}, 400, "leader is missing"},
 		"a number as a name":        {open, "POST", "/switchover", `{"leader":7}`, []string{"Authorization", "Bearer 0123456789abcdef"}, 400, "wanted: leader must not be a JSON number\n"},

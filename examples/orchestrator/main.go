@@ -26,6 +26,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"os"
 	"os/signal"
 	"sync"
@@ -88,7 +90,13 @@ func run(ctx context.Context, args []string, out, logTo io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	mux := http.NewServeMux()
 	mux.Handle("/cluster/", web.Handler(o.monitor, web.Options{Prefix: "/cluster", Cluster: func() *repmgr.Cluster { return o.cluster }, Events: events, Logger: log}))
-	mux.HandleFunc("POST /move", func(w http.ResponseWriter, r *http.Request) { o.move(ctx, w, r) })
+	mux.HandleFunc("POST /move", func(w http.ResponseWriter, r *http.Request) {
+		if foreign(r.Host, *listen) {
+			answer(w, http.StatusForbidden, map[string]any{"error": "name this program by an address, by localhost, or as -listen does"})
+			return
+		}
+		o.move(ctx, w, r)
+	})
 	// No page of another site may move the primary through the browser of somebody who can.
 	server := &web.Server{Listen: *listen, Handler: http.NewCrossOriginProtection().Handler(mux), Logger: log}
 
@@ -184,6 +192,14 @@ func (o *orchestrator) move(ctx context.Context, w http.ResponseWriter, r *http.
 	default:
 		answer(w, http.StatusOK, map[string]any{"from": res.From.Name, "to": res.To.Name, "term": res.Term, "ms": ms(res.Elapsed), "returned": res.Returned})
 	}
+}
+
+// foreign reports whether a request names another host. For a browser a page under a name that was made to lead here (DNS rebinding)
+// is of one origin with us; an address leads nowhere else.
+func foreign(host, listen string) bool {
+	name := (&url.URL{Host: host}).Hostname()
+	_, err := netip.ParseAddr(name)
+	return err != nil && name != "localhost" && (name == "" || name != (&url.URL{Host: listen}).Hostname())
 }
 
 // objections are all reasons not to move the primary now: a rule of our own, and what the library finds.

@@ -195,7 +195,13 @@ func TestOrchestrator(t *testing.T) {
 	require.NotEmpty(t, l.Steps)
 	requireTrace(t, "switchover", l, sent)
 
-	code, text, err := move(t.Context(), at, "node3")
+	rebound, err := http.NewRequestWithContext(t.Context(), http.MethodPost, at+"/move", http.NoBody)
+	require.NoError(t, err)
+	rebound.Host = "evil.example"
+	code, text, err := do(rebound)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusForbidden, code, text)
+	code, text, err = move(t.Context(), at, "node3")
 	require.NoError(t, err)
 	require.Equal(t, http.StatusConflict, code, text)
 	require.Contains(t, text, "the primary has changed ")
@@ -245,6 +251,18 @@ func TestOrchestrator_Observer(t *testing.T) {
 		return err
 	})
 	require.Equal(t, "node3", c.WaitForPrimary(t).Name)
+}
+
+// A page that a browser was given under a name that leads here counts as one of ours: it may not move the primary.
+func TestForeign(t *testing.T) {
+	for host, want := range map[string]bool{
+		"127.0.0.1:8090": false, "localhost:8090": false, "localhost": false, "[::1]:8090": false, "[::1]": false, "192.0.2.1:8090": false, "node1:8090": false, "node1": false,
+		"evil.example:8090": true, "evil.example": true, "localhost.evil.example:8090": true, "127.0.0.1.evil.example": true, "": true,
+	} {
+		require.Equal(t, want, foreign(host, "node1:8090"), host)
+	}
+	require.True(t, foreign("node1:8090", ":8090"), "no name is known")
+	require.True(t, foreign("", ":8090"))
 }
 
 func TestRun_Refuses(t *testing.T) {

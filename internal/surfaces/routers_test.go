@@ -384,6 +384,32 @@ func TestRouters_PgBouncerOfSeveralProcesses(t *testing.T) {
 	}
 }
 
+// Two PgBouncers that have one file are told at the same time, again and again: none is in the way of the other.
+func TestRouters_PgBouncersWithOneFile(t *testing.T) {
+	t.Parallel()
+	dir := pgtest.ShortDir(t)
+	databases := filepath.Join(dir, "databases.ini")
+	require.NoError(t, os.WriteFile(databases, []byte("app =\n"), 0o600))
+	var all [2]*router.PgBouncer
+	for i := range all {
+		port := pgtest.Port(t)
+		startPgBouncer(t, filepath.Join(dir, strconv.Itoa(i)), databases, port, "")
+		all[i] = &router.PgBouncer{Console: fmt.Sprintf("host=127.0.0.1 port=%d user=postgres", port), File: databases}
+		pgtest.WaitFor(t, "PgBouncer", all[i].Release)
+	}
+	for port := range 20 {
+		var failed [len(all)]error
+		var wg sync.WaitGroup
+		for i, p := range all {
+			wg.Go(func() {
+				failed[i] = p.Point(t.Context(), router.Destination{Primary: registry.Record{ID: 1, Name: "node1", Conninfo: fmt.Sprintf("host=127.0.0.1 port=%d", port+1)}})
+			})
+		}
+		wg.Wait()
+		require.NoError(t, errors.Join(failed[:]...))
+	}
+}
+
 func program(t *testing.T, name string) string {
 	t.Helper()
 	path, err := pgtest.Program(name)
