@@ -303,7 +303,11 @@ func (k *keeper) hold(ctx context.Context) error {
 	if failed := k.failed.Load(); failed != nil {
 		return fmt.Errorf("%s: %w", k, *failed)
 	}
-	k.mu.Lock()
+	for !k.mu.TryLock() { // it may be told something over a disk that hangs
+		if wait.Pause(ctx, 10*time.Millisecond) != nil {
+			return fmt.Errorf("%s: it is told something else, which has not ended", k)
+		}
+	}
 	defer k.mu.Unlock()
 	k.held = true
 	k.handing.Store(true)

@@ -192,6 +192,17 @@ func TestKeeper_Hold(t *testing.T) {
 	require.EqualError(t, err, "recorder: no answer")
 }
 
+// A switchover does not wait without end for a router that is told something over a disk that hangs.
+func TestKeeper_HoldHasAnEnd(t *testing.T) {
+	t.Parallel()
+	all := New(quiet(), &recorder{})
+	all.all[0].mu.Lock()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err := all.HoldClients()(ctx)
+	require.EqualError(t, err, "recorder: it is told something else, which has not ended")
+}
+
 // hanging is a Router that answers when the test lets it.
 type hanging struct{ asked, answer chan struct{} }
 
