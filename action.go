@@ -40,7 +40,7 @@ func (m *Monitor) startTask(ctx context.Context, a election.Action) {
 	if policy = policy.ForHandover(m.state.State, time.Now()); a.Verb != election.Elect {
 		policy.Prefer = 0 // a primary that goes on does not give way to an equal one
 	}
-	known, firm := m.state.BallotFor, !slices.Contains([]election.Verb{election.Follow, election.Rejoin, election.RunChildrenCommand}, a.Verb)
+	known, firm := m.state.BallotFor, !slices.Contains([]election.Verb{election.Follow, election.Rejoin, election.RestartServer, election.RunChildrenCommand}, a.Verb)
 	m.tasks.current = task.Start(ctx, a.Verb, string(m.state.Reason), firm, func(ctx context.Context, act *task.Task) error {
 		return m.runTask(ctx, c, act, target, policy, known)
 	}, m.lookNow)
@@ -78,7 +78,7 @@ func (m *Monitor) runTask(ctx context.Context, c *Cluster, act *task.Task, targe
 	case election.RunChildrenCommand:
 		return m.runChildrenCommand(ctx, c)
 	case election.RestartServer:
-		return m.restartServer(ctx, c)
+		return m.restartServer(ctx, c, func() error { return act.Hold(ctx, true) })
 	case election.Fence:
 		m.guard.Fence(ctx, act.Why)
 	}

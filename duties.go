@@ -480,7 +480,7 @@ func (m *Monitor) dropRequests(ctx context.Context, o election.Observation) {
 	if me.Handover.ID != "" && (notice || missed) {
 		m.report("removing a switchover that is over", m.node.Local.DropHandover(ctx, me.Handover.ID))
 	}
-	if m.tasks.current == nil && me.Restart.ID != "" && !me.Restarting(o.Now, o.Rule) {
+	if m.tasks.current == nil && me.Restart.ID != "" && (!me.Restarting(o.Now, o.Rule) || me.Restart.ID == m.state.RestartBegun) {
 		m.report("removing a request for a restart", m.node.Local.DropRestart(ctx, me.Restart.ID))
 	}
 }

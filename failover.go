@@ -479,13 +479,16 @@ func (c *Cluster) askRestart(w *voters.Watch, recs []Record, target int32, how R
 }
 
 // restartServer carries out the restart that this Monitor was asked for, or that one before it had begun.
-func (m *Monitor) restartServer(ctx context.Context, c *Cluster) error {
+func (m *Monitor) restartServer(ctx context.Context, c *Cluster, hold func() error) error {
 	srv, err := c.localServer(m.guard.DataDirectory())
 	if err != nil {
 		return err
 	}
 	me := voters.PeerOf(m.watch.Peers(), int32(c.cfg.NodeID))
-	w := restart.Work{Request: me.Restart, Server: &srv.Server, Witness: me.Role == election.Witness, Log: c.log, Connect: c.connectLocal, Suspend: m.guard.Suspend}
+	w := restart.Work{
+		Request: me.Restart, Server: &srv.Server, Witness: me.Role == election.Witness, Log: c.log, Connect: c.connectLocal, Suspend: m.guard.Suspend,
+		Hold: hold, Screen: func(ctx context.Context) (Role, string, error) { return c.screen(ctx, srv) },
+	}
 	if begun, ok := restart.LeftBehind(w.Server, time.Now()); ok {
 		w.Request = begun
 	}
@@ -506,10 +509,7 @@ func (m *Monitor) handOver(ctx context.Context, c *Cluster, policy election.Poli
 	h := switchover.New(switchover.Options{
 		Request: me.Handover, Self: m.watch.Record(me.ID), Server: &srv.Server, Watch: m.watch, Policy: policy, Limits: switchover.Limits{Archive: c.cfg.ArchiveReadyCritical}, Log: c.log, Connect: c.connectLocal,
 		LogIn: c.loginAsStandby, HoldClients: c.cfg.HoldClients, Suspend: m.guard.Suspend,
-		MayRun: func(ctx context.Context) (bool, error) {
-			as, _, err := c.screen(ctx, srv)
-			return as == RolePrimary, err
-		},
+		Screen: func(ctx context.Context) (Role, string, error) { return c.screen(ctx, srv) },
 		Elect: func(ctx context.Context, p election.Policy) (winner int32, pledged bool, err error) {
 			o := c.electionOptions(m.watch)
 			o.Consensus, o.ValidationCommand = false, "" // they are asked before a failover, and this server was shut down for a switchover

@@ -3,6 +3,7 @@ package repmgr_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"testing"
 	"time"
@@ -10,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgrepmgr/repmgr"
+	"github.com/pgrepmgr/repmgr/ballot"
+	"github.com/pgrepmgr/repmgr/election"
 	"github.com/pgrepmgr/repmgr/internal/pgtest"
 )
 
@@ -111,6 +114,84 @@ func TestRollingRestart_PrimaryDoesNotStart(t *testing.T) {
 	require.ErrorContains(t, err, "is the primary now")
 	winner := waitPrimary(t, nodes[1:]...)
 	require.Equal(t, "100", winner.QueryString(t, `SELECT count(*) FROM acknowledged`))
+}
+
+// A standby that is elected while the checkpoint before its restart is written goes on as the primary, without
+// the restart, whoever has held the election: its own daemon does not wait for the checkpoint.
+func TestRollingRestart_ElectedDuringTheCheckpoint(t *testing.T) {
+	for _, alone := range []bool{false, true} {
+		t.Run(map[bool]string{false: "another daemon may hold the election", true: "only its own may"}[alone], func(t *testing.T) {
+			t.Parallel()
+			nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+			if alone {
+				nodes[2].stop()
+			}
+			started := nodes[1].QueryString(t, `SELECT pg_postmaster_start_time()`)
+			goOn := stopCheckpointer(t, nodes[1])
+			ended := make(chan error, 1)
+			go func() {
+				_, err := nodes[2].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{2}})
+				ended <- err
+			}()
+			waitValue(t, nodes[1], "1", `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`)
+			nodes[0].Kill()
+			require.Equal(t, nodes[1], waitPrimary(t, nodes[1:]...))
+			goOn()
+			require.ErrorContains(t, <-ended, "not restarted")
+			waitValue(t, nodes[1], "0", `SELECT count(*) FROM pg_file_settings WHERE name = 'repmgr.restart'`)
+			require.Equal(t, started, nodes[1].QueryString(t, `SELECT pg_postmaster_start_time()`))
+			require.Equal(t, "f", nodes[1].QueryString(t, `SELECT pg_is_in_recovery()`))
+		})
+	}
+}
+
+// A restart that has given way to an election is not taken up again where there was none, and its request is removed.
+func TestRollingRestart_PrimaryComesBack(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 2, repmgr.SynchronousOff)
+	started := nodes[1].QueryString(t, `SELECT pg_postmaster_start_time()`)
+	goOn := stopCheckpointer(t, nodes[1])
+	ended := make(chan error, 1)
+	go func() {
+		_, err := nodes[1].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{2}})
+		ended <- err
+	}()
+	waitValue(t, nodes[1], "1", `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`)
+	nodes[0].Kill()
+	pgtest.WaitFor(t, "the restart to end", func(context.Context) error {
+		if s := nodes[1].daemon.Status(); s.Phase != election.Failover || s.Doing != "" {
+			return fmt.Errorf("%s, doing %q", s.Phase, s.Doing)
+		}
+		return nil
+	})
+	nodes[0].StartAgain()
+	goOn()
+	require.ErrorContains(t, <-ended, "nothing was changed: the primary is lost")
+	waitValue(t, nodes[1], "0", `SELECT count(*) FROM pg_file_settings WHERE name = 'repmgr.restart'`)
+	require.Equal(t, started, nodes[1].QueryString(t, `SELECT pg_postmaster_start_time()`))
+}
+
+// A primary whose voters have pledged themselves during the checkpoint is not shut down: it would lose what it has acknowledged since.
+func TestRollingRestart_PledgesDuringTheCheckpointOfThePrimary(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
+	started := nodes[0].QueryString(t, `SELECT pg_postmaster_start_time()`)
+	goOn := stopCheckpointer(t, nodes[0])
+	ended := make(chan error, 1)
+	go func() {
+		_, err := nodes[1].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{1}, Primary: repmgr.RestartInPlace})
+		ended <- err
+	}()
+	waitValue(t, nodes[0], "1", `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`)
+	for i, n := range nodes[1:] {
+		require.NoError(t, ballot.Pledge(t.Context(), n.Conn(t), ballot.Ballot{Node: int32(i + 2), Term: 2, Candidate: "x"}, ballot.Standby))
+	}
+	nodes[0].Exec(t, `CREATE TABLE acknowledged AS SELECT generate_series(1, 100) AS i`)
+	goOn()
+	require.ErrorContains(t, <-ended, "an election of term 2 has begun meanwhile: nothing was changed")
+	require.Equal(t, nodes[0], waitPrimary(t, nodes...), "it stands for a higher term")
+	require.Equal(t, started, nodes[0].QueryString(t, `SELECT pg_postmaster_start_time()`))
+	require.Equal(t, "100", nodes[0].QueryString(t, `SELECT count(*) FROM acknowledged`))
 }
 
 // All that stands in the way is named at once, and nothing is changed.

@@ -31,11 +31,16 @@ type Work struct {
 
 	// Connect opens a connection to the server.
 	Connect func(context.Context) (*registry.Server, error)
+	// Hold says that the restart must not be ended half-way from now on. It is an error where it was told to end before.
+	Hold func() error
 	// Suspend leaves starting and stopping the server to this restart, until resume is called.
 	Suspend func() (resume func())
+	// Screen says as what the server, which is down, may be started, and why.
+	Screen func(context.Context) (as registry.Role, why string, err error)
 
-	start time.Time
-	steps []registry.FailoverStep
+	start  time.Time
+	steps  []registry.FailoverStep
+	resume func() // of Suspend; nil: the server was not told to end
 }
 
 func (w *Work) done(step, evidence string) {
@@ -44,26 +49,34 @@ func (w *Work) done(step, evidence string) {
 
 // Run restarts the server. One that was stopped already is only started. A shutdown that takes
 // longer than the limit is ended by force: it can not be taken back, and a standby loses nothing
-// by it. The request is removed, whatever comes of it.
+// by it. Until the server is told to end, an error means that nothing was changed. The request is removed,
+// except by a restart that gives way to something urgent: whoever has begun it does that later.
 func (w *Work) Run(ctx context.Context) error {
 	w.start = time.Now()
-	defer w.forget(context.WithoutCancel(ctx))
+	defer func() {
+		if w.resume != nil || ctx.Err() == nil {
+			w.forget(context.WithoutCancel(ctx))
+		}
+	}()
 	if !w.Witness && !w.Server.StaysStandby() {
 		return failure.Of(failure.ErrRefused, "the server in %s would not start as a standby: it has no standby.signal, or a recovery.signal", w.Server.Dir)
 	}
-	if w.Server.Runs() {
-		if err := w.begin(ctx); err != nil {
-			return err
-		}
+	err := w.begin(ctx)
+	if w.resume == nil {
+		return fmt.Errorf("not restarted, and nothing was changed: %w", err)
+	}
+	defer w.resume()
+	if err != nil {
+		return err
 	}
 	ctx = context.WithoutCancel(ctx) // what was stopped is to be started
-	defer w.Suspend()()
-	if w.Server.Runs() {
-		if err := w.stop(ctx); err != nil {
-			return err
+	w.done(StepStopped, "the server is down")
+	if !w.Witness && !w.Server.StaysStandby() {
+		if as, why, err := w.Screen(ctx); err != nil || as != registry.RolePrimary {
+			const promoted = "it was promoted while it was to be restarted"
+			return errors.Join(failure.Of(failure.ErrRefused, promoted+", and comes back as a standby: %s", why), err, w.Server.Mark(promoted))
 		}
 	}
-	w.done(StepStopped, "the server is down")
 	if err := w.Server.Start(ctx); err != nil {
 		return failure.WithHint(err, "Mend its configuration, start it, and run repmgr cluster restart again: it goes on with the nodes that are left.")
 	}
@@ -71,9 +84,52 @@ func (w *Work) Run(ctx context.Context) error {
 	return nil
 }
 
-// begin makes the checkpoint of the shutdown short, for which there is a limit, and notes that
-// the server is about to be told to end.
+// begin ends the server, if it runs. It does that under the lock of its vote, which ends with the session: nobody is
+// elected or promoted by an election meanwhile, and where that was done before, the server is left as it is.
 func (w *Work) begin(ctx context.Context) error {
+	if !w.Server.Runs() {
+		err := w.Hold()
+		if err == nil {
+			w.resume = w.Suspend()
+		}
+		return err
+	}
+	if err := w.checkpoint(ctx); err != nil {
+		return err
+	}
+	n, err := w.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	var stopped error
+	err = n.WithVictory(ctx, func(b ballot.Ballot, firstXid uint64) error {
+		switch {
+		case !w.Witness && firstXid == 0:
+			return failure.Of(failure.ErrRefused, "it was promoted meanwhile")
+		case b.Term > w.Request.Term:
+			return failure.Of(failure.ErrRefused, "it has voted in an election meanwhile, in term %d", b.Term)
+		}
+		if err := w.Hold(); err != nil {
+			return err
+		}
+		begun := w.Request
+		begun.Begun = true
+		if err := n.SetRestart(ctx, begun); err != nil {
+			return err
+		}
+		w.resume = w.Suspend()
+		stopped = w.stop(context.WithoutCancel(ctx))
+		return nil
+	})
+	if w.resume != nil {
+		return stopped
+	}
+	return err
+}
+
+// checkpoint makes the checkpoint of the shutdown short. There is a limit for it.
+func (w *Work) checkpoint(ctx context.Context) error {
 	n, err := w.Connect(ctx)
 	if err != nil {
 		return err
@@ -81,17 +137,16 @@ func (w *Work) begin(ctx context.Context) error {
 	defer n.Close()
 	limited, cancel := context.WithTimeoutCause(ctx, w.Request.Limit, fmt.Errorf("not done within %s", w.Request.Limit))
 	defer cancel()
-	if err := n.Checkpoint(limited); err != nil { // not every login may write one
+	err = n.Checkpoint(limited)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil: // not every login may write one
 		w.Log.Warn("restart: no checkpoint before the shutdown", "err", err)
-	} else {
+	default:
 		w.done(StepCheckpoint, "a checkpoint was written")
 	}
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
-	begun := w.Request
-	begun.Begun = true
-	return n.SetRestart(ctx, begun)
+	return nil
 }
 
 // stop ends the server: by force only where the time is over.

@@ -44,9 +44,9 @@ type Options struct {
 	// Suspend leaves starting and stopping the server to the handover, until resume is called. A
 	// lease is not kept meanwhile, so it is called when the server is told to end.
 	Suspend func() (resume func())
-	// MayRun reports whether the server, which is down, may be started as the primary: nobody else
-	// can have been elected.
-	MayRun func(context.Context) (bool, error)
+	// Screen says as what the server, which is down, may be started, and why: as the primary only where nobody
+	// else can have been elected.
+	Screen func(context.Context) (as registry.Role, why string, err error)
 	// Elect holds the election after the server has ended. The policy prefers the target; another
 	// node may win. pledged reports whether any voter was asked for its pledge.
 	Elect func(context.Context, election.Policy) (winner int32, pledged bool, err error)
@@ -207,7 +207,7 @@ func (h *Handover) check(ctx context.Context, n *registry.Server) error {
 }
 
 // checkpoint makes the checkpoint of the shutdown short, and waits until the target has nearly
-// all WAL. What it lacks then is kept.
+// all WAL. What it lacks then is kept. A voter that has pledged itself meanwhile receives nothing more.
 func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
 	ctx, stop := h.whileTargetAnswers(ctx)
 	defer stop()
@@ -221,7 +221,11 @@ func (h *Handover) checkpoint(ctx context.Context, n *registry.Server) error {
 	var lacks int64
 	var failed error
 	err := Until(limited, h.Watch, h.Watch.Settings().SilenceTimeout/2, func(peers []election.Peer) bool {
-		lacks, failed = lacking(limited, n, voters.PeerOf(peers, int32(h.target.ID)))
+		if term := voters.HighestTerm(peers); term > h.rule.Term {
+			failed = failure.Of(failure.ErrRefused, "an election of term %d has begun meanwhile: nothing was changed", term)
+		} else {
+			lacks, failed = lacking(limited, n, voters.PeerOf(peers, int32(h.target.ID)))
+		}
 		return failed != nil || lacks < closeLag
 	})
 	if err = errors.Join(err, failed); err != nil {
@@ -470,7 +474,7 @@ func (h *Handover) goOn(ctx context.Context, why error) error {
 	if err := h.Server.Fence(ctx); err != nil { // a shutdown that hangs can not be taken back
 		return errors.Join(why, err)
 	}
-	if may, err := h.MayRun(ctx); err != nil || !may {
+	if as, _, err := h.Screen(ctx); err != nil || as != registry.RolePrimary {
 		return h.giveUp(ctx, errors.Join(why, err))
 	}
 	if err := h.startServer(ctx); err != nil {
@@ -485,11 +489,11 @@ func (h *Handover) goOn(ctx context.Context, why error) error {
 // not start, false is returned, and the target is elected: it has everything.
 func (h *Handover) restart(ctx context.Context) bool {
 	ctx = context.WithoutCancel(ctx)
-	may, err := h.MayRun(ctx)
-	if err == nil && may {
+	as, _, err := h.Screen(ctx)
+	if err == nil && as == registry.RolePrimary {
 		err = h.startServer(ctx)
 	}
-	if err != nil || !may {
+	if err != nil || as != registry.RolePrimary {
 		h.Log.Error("the primary was restarted, and does not start: another node is elected", "err", errors.Join(err, h.Server.Fence(ctx)))
 		return false
 	}
