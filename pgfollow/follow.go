@@ -241,7 +241,7 @@ type present struct {
 func (f *Follower) now() (present, <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	fresh := f.interval + 2*f.silence
+	fresh := 2 * (f.interval + f.silence) // the most that a sentinel without a connection takes for an answer
 	if f.closed.Err() != nil {
 		fresh = math.MaxInt64 // nobody asks any more
 	}

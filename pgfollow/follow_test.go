@@ -175,28 +175,56 @@ func TestFollower_Failover(t *testing.T) {
 }
 
 // A primary that hangs is held on to by nobody: what waits for it gets an error as soon as another one is
-// known, and when it goes on nobody sends it anything.
+// known, and when it goes on nobody sends it anything. So do readers that had no standby.
 func TestFollower_FrozenPrimary(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1)
 	f := follow(t, s)
 	pool := poolOf(t, f)
 	require.Equal(t, s[0].Port, port(t, t.Context(), pool))
-	conn, err := pool.Acquire(t.Context())
+	reads, err := f.StandbyPool(t.Context(), pgfollow.Standbys{OrPrimary: true})
 	require.NoError(t, err)
+	t.Cleanup(reads.Close)
+	s[1].Stop("fast")
+	waiting := map[*pgxpool.Pool]chan error{pool: make(chan error, 1), reads: make(chan error, 1)}
+	conns := map[*pgxpool.Pool]*pgxpool.Conn{}
+	for p := range waiting {
+		conns[p], err = p.Acquire(t.Context())
+		require.NoError(t, err)
+		t.Cleanup(conns[p].Release)
+	}
+	s[1].StartAgain()
+	onStandby := uint32(0)
+	reader := func(ctx context.Context) (pid uint32, at string) {
+		require.NoError(t, reads.QueryRow(ctx, `SELECT pg_backend_pid(), current_setting('port')`).Scan(&pid, &at))
+		return pid, at
+	}
+	pgtest.WaitFor(t, "a read on the standby", func(ctx context.Context) error {
+		pid, at := reader(ctx)
+		if at != fmt.Sprint(s[1].Port) {
+			return errors.New(at)
+		}
+		onStandby = pid
+		return nil
+	})
 	s[0].Freeze()
 	defer s[0].Thaw()
-	done := make(chan error, 1)
-	go func() {
-		_, err := conn.Exec(t.Context(), `INSERT INTO rows VALUES (1)`)
-		conn.Release()
-		done <- err
-	}()
+	for p, done := range waiting {
+		go func() {
+			_, err := conns[p].Exec(t.Context(), `SELECT count(*) FROM rows`)
+			done <- err
+		}()
+	}
 	promote(t, s[1])
-	lost := within(t, done)
-	require.Error(t, lost)
-	require.False(t, pgconn.SafeToRetry(lost), "it was sent")
+	for _, done := range waiting {
+		lost := within(t, done)
+		require.Error(t, lost)
+		require.False(t, pgconn.SafeToRetry(lost), "it was sent")
+	}
 	require.Equal(t, s[1].Port, port(t, t.Context(), pool))
+	pid, at := reader(t.Context())
+	require.Equal(t, fmt.Sprint(s[1].Port), at)
+	require.NotEqual(t, onStandby, pid, "it was made to a standby, and would not be cut")
 	s[0].Thaw()
 	require.Equal(t, s[1].Port, port(t, t.Context(), pool))
 	looked(t, s[0])
@@ -288,6 +316,39 @@ func TestFollower_KeepsConnections(t *testing.T) {
 	wg.Wait()
 }
 
+// A primary that has no connection left for the follower lives: those that a pool has go on.
+func TestFollower_NoConnectionLeft(t *testing.T) {
+	t.Parallel()
+	s := start(t, 0)
+	s[0].Exec(t, `CREATE ROLE app LOGIN`)
+	f, err := pgfollow.New(s[0].Conninfo("user=app"), pgfollow.Hold(pgtest.Timeout(3*time.Second)), pgfollow.Interval(50*time.Millisecond), pgfollow.Silence(300*time.Millisecond))
+	require.NoError(t, err)
+	t.Cleanup(f.Close)
+	pool := poolOf(t, f)
+	pid := func() (pid uint32) {
+		require.NoError(t, pool.AcquireFunc(t.Context(), func(c *pgxpool.Conn) error {
+			pid = c.Conn().PgConn().PID()
+			return nil
+		}))
+		return pid
+	}
+	first := pid()
+	s[0].Exec(t, `ALTER ROLE app CONNECTION LIMIT 0`)
+	s[0].Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app' AND pid <> $1`, first)
+	pgtest.WaitFor(t, "the follower to be refused for longer than an answer counts", func(context.Context) error {
+		if n := strings.Count(s[0].Log(), "too many connections for role"); n < 20 {
+			if n > 0 {
+				require.Equal(t, first, pid(), "after %d refusals", n)
+			}
+			return fmt.Errorf("%d refusals", n)
+		}
+		return nil
+	})
+	s[0].Exec(t, `ALTER ROLE app CONNECTION LIMIT -1`)
+	looked(t, s[0])
+	require.Equal(t, first, pid())
+}
+
 // A node of another cluster is never used, and it is said why.
 func TestFollower_AnotherCluster(t *testing.T) {
 	t.Parallel()
@@ -335,12 +396,62 @@ func TestFollower_Standbys(t *testing.T) {
 		require.NoError(t, reads.QueryRow(pgfollow.After(t.Context(), lsn), `SELECT count(*), current_setting('port')::int FROM rows`).Scan(&n, &port))
 		require.Equal(t, id+1, n, "on port %d", port)
 	}
+	sleep := func(on *pgtest.Server) (end func()) { // also where no statement goes any more
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := reads.Exec(ctx, `SELECT pg_sleep(3600)`)
+			done <- err
+		}()
+		asleep := func(want string) {
+			pgtest.WaitFor(t, want+" statements on "+on.Name, func(context.Context) error {
+				if n := on.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(3600)' AND state = 'active'`); n != want {
+					return errors.New(n)
+				}
+				return nil
+			})
+		}
+		asleep("1")
+		return func() {
+			cancel()
+			require.ErrorIs(t, within(t, done), context.Canceled)
+			asleep("0")
+		}
+	}
+	cancelOnStandby := sleep(s[1])
 	s[1].Exec(t, `SELECT pg_wal_replay_pause()`)
 	_, err = pool.Exec(t.Context(), `INSERT INTO rows SELECT generate_series(1, 100000)`)
 	require.NoError(t, err)
 	pgtest.WaitFor(t, "reads on the primary", func(ctx context.Context) error { return onPort(ctx, s[0].Port) })
+	cancelOnStandby()
+	cancelOnPrimary := sleep(s[0])
 	s[1].Exec(t, `SELECT pg_wal_replay_resume()`)
 	pgtest.WaitFor(t, "reads on the standby again", func(ctx context.Context) error { return onPort(ctx, s[1].Port) })
+	cancelOnPrimary()
+}
+
+// A standby that hangs is waited for as long as Hold says, or the caller.
+func TestFollower_AfterEnds(t *testing.T) {
+	t.Parallel()
+	s := start(t, 1)
+	f := follow(t, s, pgfollow.Hold(time.Second), pgfollow.Silence(time.Minute))
+	cfg, err := pgxpool.ParseConfig(s[1].Conninfo())
+	require.NoError(t, err)
+	cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
+	f.AttachStandbys(cfg, pgfollow.Standbys{})
+	reads, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(reads.Close)
+	pgtest.WaitFor(t, "the standby", reads.Ping)
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, reads.Ping(pgfollow.After(short, "FFFFFFFF/0")), context.DeadlineExceeded)
+	pgtest.WaitFor(t, "a connection", reads.Ping)
+	s[1].Freeze()
+	defer s[1].Thaw()
+	said := make(chan error, 1)
+	go func() { said <- reads.Ping(pgfollow.After(t.Context(), "0/0")) }()
+	require.ErrorContains(t, within(t, said), "has not replayed 0/0")
 }
 
 // A COMMIT without an answer is never repeated; everything before it is.

@@ -51,6 +51,10 @@ const timelineSQL = `CASE WHEN pg_catalog.pg_is_in_recovery() THEN '00000000' EL
 // another reason makes an outcome unknown, and nothing worse.
 const resetSQL = `coalesce((extract(epoch FROM pg_catalog.pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::int8, 0)`
 
+// proofSQL is a commit that waits for a standby, also where those of this login usually do not: what is set when it ends counts.
+const proofSQL = `SELECT pg_catalog.pg_logical_emit_message(true, 'pgfollow'::text, ''::text),
+	pg_catalog.set_config('synchronous_commit', CASE s WHEN 'remote_apply' THEN s ELSE 'on' END, true) FROM pg_catalog.current_setting('synchronous_commit') s`
+
 // Identify asks a transaction of a pool of a [Follower] for its id. Call it after the last write and before COMMIT; [Retry] does that itself.
 func Identify(ctx context.Context, tx pgx.Tx) (t Transaction, err error) {
 	var on office
@@ -111,9 +115,9 @@ const outcomeLimit = 30 * time.Second
 // that is known it waits: for a primary, for the end of the transaction, for the setting that repmgrd writes on a
 // new primary; until ctx ends, and 30 s at most. The error says why the outcome is [Unknown], and is nil otherwise.
 //
-// The answer is as durable as a commit that this primary acknowledges now: with repmgr's
-// synchronous_mode=quorum no failover changes it. With off, a transaction that was acknowledged may be
-// lost, and so may one of which it was said that it is committed.
+// The answer is as durable as a commit with synchronous_commit=on that this primary acknowledges now: with
+// repmgr's synchronous_mode=quorum no failover changes it. With off, a transaction that was acknowledged
+// may be lost, and so may one of which it was said that it is committed.
 //
 // After a failover there is an answer where repmgrd runs the cluster. Without it, the transaction's
 // primary must be the primary still.
@@ -180,8 +184,8 @@ func askOutcome(ctx context.Context, pool *pgxpool.Pool, t Transaction) (_ Outco
 		}
 		outcome = Outcome(*status)
 	}
-	// A commit of our own waits for what all commits wait for, and what was seen here is older than it.
-	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_logical_emit_message(true, 'pgfollow'::text, ''::text)`); err != nil {
+	// A commit of our own waits for what a commit can wait for, and what was seen here is older than it.
+	if _, err := conn.Exec(ctx, proofSQL); err != nil {
 		return Unknown, true, err
 	}
 	return outcome, false, nil

@@ -27,13 +27,14 @@ func outcome(t *testing.T, ask func(context.Context) (pgfollow.Outcome, error)) 
 func TestOutcomeOf(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
+	s[0].Exec(t, `ALTER ROLE postgres SET synchronous_commit = local`)
 	pool := poolOf(t, follow(t, s))
 	ctx := t.Context()
 	begin := func() (pgx.Tx, func(context.Context) (pgfollow.Outcome, error)) {
 		tx, err := pool.Begin(ctx)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = tx.Rollback(context.Background()) }) // the pool would wait for one that is left open
-		_, err = tx.Exec(ctx, `INSERT INTO rows VALUES (1)`)
+		_, err = tx.Exec(ctx, `SET LOCAL synchronous_commit = on; INSERT INTO rows VALUES (1)`)
 		require.NoError(t, err)
 		x, err := pgfollow.Identify(ctx, tx)
 		require.NoError(t, err)
@@ -92,6 +93,39 @@ func TestOutcomeOf(t *testing.T) {
 	require.Equal(t, pgfollow.Unknown, got)
 	s[0].Exec(t, `ALTER SYSTEM RESET synchronous_standby_names`)
 	s[0].Exec(t, `SELECT pg_reload_conf()`)
+	got, err = ask(ctx)
+	require.NoError(t, err)
+	require.Equal(t, pgfollow.Committed, got)
+}
+
+// Where commits wait until a standby has replayed them, so does the answer.
+func TestOutcomeOf_RemoteApply(t *testing.T) {
+	t.Parallel()
+	s := start(t, 1)
+	s[0].Exec(t, `ALTER ROLE postgres SET synchronous_commit = remote_apply`)
+	s[0].Exec(t, `ALTER SYSTEM SET synchronous_standby_names = 'node2'`)
+	s[0].Exec(t, `SELECT pg_reload_conf()`)
+	pool := poolOf(t, follow(t, s))
+	ctx := t.Context()
+	pgtest.WaitFor(t, "a synchronous standby", func(context.Context) error {
+		if n := s[0].QueryString(t, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`); n != "1" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	s[1].Exec(t, `SELECT pg_wal_replay_pause()`)
+	tx, err := pool.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, `SET LOCAL synchronous_commit = on; INSERT INTO rows VALUES (1)`)
+	require.NoError(t, err)
+	x, err := pgfollow.Identify(ctx, tx)
+	require.NoError(t, err)
+	require.NoError(t, tx.Commit(ctx))
+	ask := func(ctx context.Context) (pgfollow.Outcome, error) { return pgfollow.OutcomeOf(ctx, pool, x) }
+	got, err := outcome(t, ask)
+	require.Error(t, err)
+	require.Equal(t, pgfollow.Unknown, got)
+	s[1].Exec(t, `SELECT pg_wal_replay_resume()`)
 	got, err = ask(ctx)
 	require.NoError(t, err)
 	require.Equal(t, pgfollow.Committed, got)

@@ -57,7 +57,7 @@ type route struct {
 	standbys bool                                   // the nodes may be standbys
 }
 
-// origin is where and when a connection was made. The generation of one to a standby is 0.
+// origin is where and when a connection was made. The generation of one that was made to a standby is 0.
 type origin struct {
 	f          *Follower
 	node       int
@@ -170,7 +170,7 @@ func (f *Follower) use(c *pgx.ConnConfig, r *route, o origin, first net.Conn) {
 			return f.link(conn, o)
 		}
 		// A second way to log in; or a statement is to be cancelled: the pool waits for that, also where the node is dead.
-		if !r.serves(o) {
+		if p, _ := f.now(); o.generation != 0 && o.generation != p.generation {
 			return nil, errStale
 		}
 		ctx, cancel := context.WithTimeout(ctx, f.silence)
@@ -273,7 +273,7 @@ type link struct {
 
 var errStale = errors.New("the connection was cut: there is another primary")
 
-// link registers a connection, unless it is stale by now. One to a standby is not cut.
+// link registers a connection, unless it is stale by now. One that was made to a standby is not cut.
 func (f *Follower) link(conn net.Conn, o origin) (net.Conn, error) {
 	if o.generation == 0 {
 		return conn, nil

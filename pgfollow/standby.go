@@ -39,8 +39,8 @@ func (f *Follower) AttachStandbys(cfg *pgxpool.Config, s Standbys) {
 		standbys: true,
 		choose: func(ctx context.Context) (present, error) {
 			for began := time.Now(); ; {
-				if node, ok := f.standby(s); ok {
-					return present{node: node}, nil
+				if p, ok := f.standby(s); ok {
+					return p, nil
 				}
 				select {
 				case <-ctx.Done():
@@ -52,13 +52,13 @@ func (f *Follower) AttachStandbys(cfg *pgxpool.Config, s Standbys) {
 		serves: func(o origin) bool {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			return f.state.suits(o.node, s)
+			return f.state.suits(o.node, s) && o.generation == f.state.origin(o.node)
 		},
 	})
 }
 
 // standby chooses a node at random.
-func (f *Follower) standby(s Standbys) (node int, ok bool) {
+func (f *Follower) standby(s Standbys) (p present, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var all []int
@@ -68,9 +68,10 @@ func (f *Follower) standby(s Standbys) (node int, ok bool) {
 		}
 	}
 	if len(all) == 0 {
-		return 0, false
+		return present{}, false
 	}
-	return all[rand.N(len(all))], true
+	node := all[rand.N(len(all))]
+	return present{node: node, generation: f.state.origin(node)}, true
 }
 
 // suits reports whether a node will do.
@@ -97,7 +98,7 @@ type afterKey struct{}
 
 // After makes what is read with the context that it returns, over a pool of standbys, see everything
 // that was written before lsn, a position of [Position]: a connection is handed out when its standby
-// has replayed that. The wait ends with an error after [Hold].
+// has replayed that. The wait ends with an error after [Hold], also where the standby says nothing.
 func After(ctx context.Context, lsn string) context.Context {
 	return context.WithValue(ctx, afterKey{}, lsn)
 }
@@ -131,12 +132,13 @@ func (f *Follower) caughtUp(ctx context.Context, c *pgx.Conn) error {
 	defer cancel()
 	for {
 		var replayed bool
-		if err := c.QueryRow(ctx, `SELECT coalesce(NOT pg_catalog.pg_is_in_recovery() OR pg_catalog.pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)`, lsn).Scan(&replayed); err != nil || replayed {
+		err := c.QueryRow(held, `SELECT coalesce(NOT pg_catalog.pg_is_in_recovery() OR pg_catalog.pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)`, lsn).Scan(&replayed)
+		if replayed || err != nil && held.Err() == nil {
 			return err
 		}
 		select {
 		case <-held.Done():
-			return fmt.Errorf("%s has not replayed %s within %s", c.Config().Host, lsn, f.hold)
+			return fmt.Errorf("%s has not replayed %s: %w", c.Config().Host, lsn, context.Cause(held))
 		case <-time.After(searchInterval / 4):
 		}
 	}

@@ -34,7 +34,8 @@ type state struct {
 	current int // the newest primary; -1: none was seen
 	best    look
 	bestAt  time.Time // when it became that
-	up      bool      // it answers as the primary now
+	up      bool      // it answers as the primary now, or lives and has no connection left for the question
+	stopped bool      // its server said something else since, or let nobody in: another server may be there by now
 	since   time.Time
 	// generation counts the primaries: connections that were made in an earlier one are stale.
 	generation uint64
@@ -51,8 +52,13 @@ func newState(names []string, now time.Time, patience time.Duration) *state {
 
 // see takes over what a node said. changed: there is another primary, or none any more, or one again.
 func (s *state) see(node int, l look) (changed bool) {
+	var refused *pgconn.ConnectError
+	if node == s.current && !alive(l.err) && (l.err == nil || errors.As(l.err, &refused)) {
+		s.stopped = true
+	}
 	defer func() {
 		if s.up {
+			s.stopped = false
 			s.offices[s.best.timeline] = office{node: s.current, reset: s.best.reset}
 		}
 	}()
@@ -80,7 +86,12 @@ func (s *state) see(node int, l look) (changed bool) {
 		if s.best = l; told {
 			return false
 		}
-	case node == s.current && s.up && !alive(l.err):
+	case node == s.current && !s.stopped && alive(l.err): // the connections to it go on
+		told := s.up
+		if s.best.at = l.at; told {
+			return false
+		}
+	case node == s.current && s.up:
 		s.up, s.since = false, l.at
 		return true
 	default:
@@ -104,7 +115,7 @@ func (s *state) choose(now time.Time) (chosen bool) {
 	}
 	for i, l := range s.nodes {
 		switch {
-		case l.err != nil || l.standby:
+		case !s.claims(i):
 		case s.current < 0, systems[l.system] > systems[s.best.system], l.system == s.best.system && s.replaces(i, l):
 			s.take(i, l)
 		}
@@ -133,16 +144,26 @@ func alive(err error) bool {
 // the higher term is gone, the higher timeline counts, and one that was seen as a standby since.
 func (s *state) replaces(node int, l look) bool {
 	newer := l.timeline > s.best.timeline
-	later := !s.up && s.standbyAt[node].After(s.bestAt)
+	silent := !s.claims(s.current)
+	later := silent && s.standbyAt[node].After(s.bestAt)
 	if l.term == 0 || s.best.term == 0 || l.term == s.best.term {
 		return newer || later
 	}
-	return l.term > s.best.term || !s.up && (newer || later)
+	return l.term > s.best.term || silent && (newer || later)
 }
 
+// claims reports whether a node says that it is the primary.
+func (s *state) claims(node int) bool { return s.nodes[node].err == nil && !s.nodes[node].standby }
+
 // stale reports whether a node says that it is the primary, and is not the newest one.
-func (s *state) stale(node int) bool {
-	return node != s.current && s.nodes[node].err == nil && !s.nodes[node].standby
+func (s *state) stale(node int) bool { return node != s.current && s.claims(node) }
+
+// origin is the generation of a connection that is made to a node now: 0 where it is not the primary.
+func (s *state) origin(node int) uint64 {
+	if s.up && node == s.current {
+		return s.generation
+	}
+	return 0
 }
 
 // primary describes the present primary; ok is false where there is none. What was said longer ago than

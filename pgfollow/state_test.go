@@ -6,12 +6,14 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 )
 
 var (
 	begin = time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
-	gone  = look{err: errors.New("refuses connections"), at: begin}
+	gone  = look{err: errors.New("no answer"), at: begin}
+	full  = look{err: &pgconn.PgError{Code: "53300"}, at: begin}
 )
 
 func primary(timeline uint32, term int64) look {
@@ -35,6 +37,8 @@ func TestState_See(t *testing.T) {
 		says look
 		want int
 	}
+	_, refused := pgconn.Connect(t.Context(), "host=/nonexistent user=x")
+	stopped := look{err: refused, at: begin}
 	for name, steps := range map[string][]step{
 		"the first primary":                                {{1, standby(1), -1}, {0, primary(1, 0), 0}},
 		"the primary is lost":                              {{0, primary(1, 0), 0}, {0, gone, -1}},
@@ -54,6 +58,13 @@ func TestState_See(t *testing.T) {
 		"promoted by hand, without a ballot":               {{0, primary(4, 5), 0}, {1, primary(5, 0), 1}},
 		"a node of another cluster":                        {{0, primary(1, 0), 0}, {1, look{system: "2", timeline: 9}, 0}, {0, gone, -1}, {1, look{system: "2", timeline: 9}, -1}},
 		"a standby that is lost is not the primary's loss": {{0, primary(1, 0), 0}, {1, gone, 0}},
+		"it has no connection left":                        {{0, primary(1, 0), 0}, {0, gone, -1}, {0, gone, -1}, {0, full, 0}, {0, full, 0}, {0, gone, -1}},
+		"it was stopped before":                            {{0, primary(1, 0), 0}, {0, stopped, -1}, {0, full, -1}, {0, gone, -1}, {0, full, -1}, {0, primary(1, 0), 0}, {0, gone, -1}, {0, full, 0}},
+		"it was a standby before":                          {{0, primary(1, 0), 0}, {0, standby(1), -1}, {0, full, -1}},
+		"it was of another cluster before":                 {{0, primary(1, 0), 0}, {0, look{system: "2", timeline: 9}, -1}, {0, full, -1}},
+		"it has none left, and another one is promoted":    {{0, primary(1, 0), 0}, {0, gone, -1}, {0, full, 0}, {1, primary(2, 0), 1}, {0, full, 1}},
+		"the same, promoted by hand":                       {{0, primary(4, 5), 0}, {0, gone, -1}, {0, full, 0}, {1, primary(5, 3), 1}},
+		"a standby has no connection left":                 {{0, primary(1, 0), 0}, {1, full, 0}, {0, gone, -1}, {1, full, -1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -82,6 +93,11 @@ func TestState_Generation(t *testing.T) {
 	require.False(t, s.see(0, gone))
 	require.True(t, s.see(0, primary(1, 0)))
 	require.Equal(t, first, s.generation, "its connection was closed, and nothing else")
+	s.see(0, gone)
+	require.True(t, s.see(0, later(full)))
+	require.Equal(t, first, s.generation, "it lives")
+	_, ok := s.primary(begin.Add(2*time.Second), time.Second)
+	require.True(t, ok, "that was a moment ago")
 	restarted := primary(1, 0)
 	restarted.started = begin.Add(time.Second)
 	s.see(0, gone)
@@ -91,6 +107,19 @@ func TestState_Generation(t *testing.T) {
 	require.Equal(t, first+2, s.generation)
 	require.True(t, s.stale(0))
 	require.Contains(t, s.describe(), "a: is a former primary; b: is the primary")
+}
+
+// What was said counts until a sentinel that is let in by nobody has had the time for its next attempt, and no longer.
+func TestFollower_Fresh(t *testing.T) {
+	t.Parallel()
+	f := &Follower{interval: time.Hour, silence: time.Minute, closed: t.Context(), state: newState([]string{"a"}, begin, 0)}
+	for ago, want := range map[time.Duration]bool{2*time.Hour + time.Minute: true, 2*time.Hour + 3*time.Minute: false} {
+		l := primary(1, 0)
+		l.at = time.Now().Add(-ago)
+		f.state.see(0, l)
+		p, _ := f.now()
+		require.Equal(t, want, p.up, ago)
+	}
 }
 
 // A former primary may be the first that answers, and a node of another cluster, too: the first choice waits for all nodes,
@@ -105,6 +134,7 @@ func TestState_Choose(t *testing.T) {
 		"a former primary is first":          {[]look{primary(1, 0), primary(2, 0), standby(1)}, 1},
 		"it is last":                         {[]look{primary(2, 0), standby(1), primary(1, 0)}, 0},
 		"by the term":                        {[]look{primary(3, 2), primary(2, 3), gone}, 1},
+		"by the term, the other way round":   {[]look{primary(2, 3), primary(3, 2), gone}, 0},
 		"a node of another cluster is first": {[]look{alien, standby(1), primary(1, 0)}, 2},
 		"there is none":                      {[]look{gone, standby(1), gone}, -1},
 	} {
