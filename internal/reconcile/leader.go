@@ -131,6 +131,7 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	}
 	l.Before(before, membership.Held)
 	l.sendRule(ctx, rules[0], before, holders)
+	l.tellTimelines(ctx, rules[0])
 	if l.Arbiter != nil {
 		l.Report("announcing the primary to "+l.Arbiter.Name(), l.Arbiter.Announce(ctx, rules[0], l.look.Self, l.AnnounceFor))
 	}
@@ -155,7 +156,6 @@ func (l *Leader) Step(ctx context.Context, look Look) error {
 	case !membership.Held:
 		l.Log.Debug("the rule is not held yet", "rule", rules[0], "holders", holders)
 	}
-	l.tellTimelines(ctx, rules[0]) // last, because it may have to wait
 	return nil
 }
 
@@ -359,7 +359,8 @@ func addColumns(ctx context.Context, n *registry.Server) error {
 	return nil
 }
 
-// timelinesInterval is how often the setting that tells clients of the timelines is looked after within a term: somebody may have removed it.
+// timelinesInterval is how often the setting that tells clients of the timelines is looked after within a term: somebody may
+// have removed it. Columns that can not be added are tried again as often.
 const timelinesInterval = 30 * time.Second
 
 // tellTimelines keeps the setting that tells clients of the timelines, once the line of the newest rule is known. Where
@@ -375,7 +376,9 @@ func (l *Leader) tellTimelines(ctx context.Context, newest election.Rule) {
 		l.upgraded = err == nil
 	}
 	if err == nil {
-		err = l.look.Server.TellTimelines(ctx)
+		if err = l.look.Server.TellTimelines(ctx); err != nil {
+			l.toldTerm = 0 // the next step tries it again
+		}
 	}
 	if err != nil && !l.untold {
 		l.Log.Warn("clients can not be told of the timelines: the outcome of some of their commits will stay unknown", "err", err, "hint", failure.Hint(err))
