@@ -110,7 +110,9 @@ func TestAddColumns(t *testing.T) {
 	reader := s.Conn(t) // who reads the table for long, as pg_dump does, and everybody who comes later would wait for the columns
 	_, err = reader.Exec(t.Context(), `BEGIN; SELECT FROM repmgr.rules`)
 	require.NoError(t, err)
-	require.ErrorContains(t, addColumns(t.Context(), n), "lock timeout")
+	limited, cancel := context.WithTimeout(t.Context(), 5*time.Second) // our sessions wait for locks for 10 s
+	defer cancel()
+	require.ErrorContains(t, addColumns(limited, n), "lock timeout")
 	_, err = reader.Exec(t.Context(), `COMMIT`)
 	require.NoError(t, err)
 	for range 2 {
