@@ -94,15 +94,19 @@ func (p Policy) Handing(target int32) Policy {
 	return p
 }
 
-// HandoverRefused says why that election would have no winner. The former primary is started as a
-// standby for it where its pledge is needed.
-func (p Policy) HandoverRefused(now time.Time, r Rule, peers []Peer, target int32) Refusal {
+// HandoverRefused says why that election would have no winner: with the pledge of the former primary, which
+// is started as a standby for it where that is needed, or without.
+func (p Policy) HandoverRefused(now time.Time, r Rule, peers []Peer, target int32, pledges bool) Refusal {
 	p = p.Handing(target)
 	p.MaxLag = 0 // the target receives everything before
 	after := slices.Clone(peers)
 	for i := range after {
-		if after[i].ID == r.Primary {
+		after[i].Streams = false // one that still seems open was seen before the shutdown, and proves no life
+		switch former := after[i].ID == r.Primary; {
+		case former && pledges:
 			after[i].Answer, after[i].Running = Answers, Standby
+		case former:
+			after[i].Answer, after[i].Ended = Refused, true
 		}
 	}
 	return p.Survey(now, r, after)

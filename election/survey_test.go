@@ -465,9 +465,10 @@ func TestPolicy_HandoverRefused(t *testing.T) {
 		c.change(&rule, peers)
 		p := failoverPolicy
 		p.MaxLag, p.TooMany = 1, true
-		require.Equal(t, c.want, p.HandoverRefused(start, rule, peers, 2), what)
-		peers[0].Answer, peers[0].Ended = election.Refused, true
-		refused := p.Handing(2).Survey(start, rule, peers)
+		require.Equal(t, c.want, p.HandoverRefused(start, rule, peers, 2, true), what)
+		peers[0].Answer, peers[0].Since = election.Refused, start
+		streams(&peers[1]) // as it was seen a moment ago
+		refused := p.HandoverRefused(start, rule, peers, 2, false)
 		require.Equal(t, c.voter, refused.NeedsVoter(), "%s: %s", what, refused)
 	}
 }

@@ -362,13 +362,13 @@ func (h *Handover) received(ctx context.Context) error {
 // this node (its vote, its WAL or its location is needed), its server is started first, as a standby
 // without an upstream.
 func (h *Handover) elect(ctx context.Context) (pledged bool, err error) {
-	policy := h.Policy.Handing(int32(h.target.ID))
-	if policy.Survey(time.Now(), h.rule, h.Watch.Peers()).NeedsVoter() {
+	target := int32(h.target.ID)
+	if h.Policy.HandoverRefused(time.Now(), h.rule, h.Watch.Peers(), target, false).NeedsVoter() {
 		if err := h.startAsStandby(ctx); err != nil {
 			return false, err
 		}
 	}
-	winner, pledged, err := h.Elect(ctx, policy)
+	winner, pledged, err := h.Elect(ctx, h.Policy.Handing(target))
 	if err == nil {
 		h.done(StepElected, "%s", h.Watch.Record(winner))
 	}

@@ -93,7 +93,7 @@ func (f Facts) Plan(p election.Policy, l Limits) plan.Plan {
 	}
 	f.followers(may, warn)
 	f.shutdown(l, may, warn)
-	switch refused := p.HandoverRefused(time.Now(), f.Rule, f.Peers, target.ID); refused {
+	switch refused := p.HandoverRefused(time.Now(), f.Rule, f.Peers, target.ID, true); refused {
 	case "", election.RefusedHealth, election.RefusedPaused, election.RefusedForeign, election.RefusedNoneFit: // said above
 	case election.RefusedNoMajority, election.RefusedNoPledge:
 		must("no_majority", "", "See repmgr cluster explain.", "no majority of the voters can pledge itself")
