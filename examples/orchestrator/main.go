@@ -59,6 +59,9 @@ func run(ctx context.Context, args []string, out, logTo io.Writer) error {
 	if flags.NArg() == 0 {
 		return errors.New("name the repmgr.conf of each node of this machine")
 	}
+	if u, err := url.Parse(*collector); *collector != "" && (err != nil || u.Host == "") { // else it would be noticed in the first failover
+		return fmt.Errorf("-traces=%q: want an address such as http://127.0.0.1:4318", *collector)
+	}
 	log := slog.New(slog.NewTextHandler(logTo, nil))
 	o := &orchestrator{calm: *calm, lines: json.NewEncoder(out)}
 	events := &web.Events{}

@@ -267,5 +267,6 @@ func TestForeign(t *testing.T) {
 
 func TestRun_Refuses(t *testing.T) {
 	require.ErrorContains(t, run(t.Context(), nil, io.Discard, io.Discard), "name the repmgr.conf")
+	require.ErrorContains(t, run(t.Context(), []string{"-traces", "localhost:4318", "repmgr.conf"}, io.Discard, io.Discard), `-traces="localhost:4318": want an address such as http://`)
 	require.ErrorContains(t, run(t.Context(), []string{"/nowhere/repmgr.conf"}, io.Discard, io.Discard), "/nowhere/repmgr.conf")
 }
