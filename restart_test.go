@@ -116,6 +116,16 @@ func TestRollingRestart_PrimaryDoesNotStart(t *testing.T) {
 	require.Equal(t, "100", winner.QueryString(t, `SELECT count(*) FROM acknowledged`))
 }
 
+// inCheckpoint runs a command, and returns when the checkpoint that it asks of a server is under way. That hangs until goOn is called.
+func inCheckpoint(t *testing.T, n *node, command func() error) (ended <-chan error, goOn func()) {
+	t.Helper()
+	goOn = stopCheckpointer(t, n)
+	result := make(chan error, 1)
+	go func() { result <- command() }()
+	waitValue(t, n, "1", `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`)
+	return result, goOn
+}
+
 // A standby that is elected while the checkpoint before its restart is written goes on as the primary, without
 // the restart, whoever has held the election: its own daemon does not wait for the checkpoint.
 func TestRollingRestart_ElectedDuringTheCheckpoint(t *testing.T) {
@@ -127,13 +137,10 @@ func TestRollingRestart_ElectedDuringTheCheckpoint(t *testing.T) {
 				nodes[2].stop()
 			}
 			started := nodes[1].QueryString(t, `SELECT pg_postmaster_start_time()`)
-			goOn := stopCheckpointer(t, nodes[1])
-			ended := make(chan error, 1)
-			go func() {
+			ended, goOn := inCheckpoint(t, nodes[1], func() error {
 				_, err := nodes[2].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{2}})
-				ended <- err
-			}()
-			waitValue(t, nodes[1], "1", `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`)
+				return err
+			})
 			nodes[0].Kill()
 			require.Equal(t, nodes[1], waitPrimary(t, nodes[1:]...))
 			goOn()
@@ -150,13 +157,10 @@ func TestRollingRestart_PrimaryComesBack(t *testing.T) {
 	t.Parallel()
 	nodes, _ := startCluster(t, 2, repmgr.SynchronousOff)
 	started := nodes[1].QueryString(t, `SELECT pg_postmaster_start_time()`)
-	goOn := stopCheckpointer(t, nodes[1])
-	ended := make(chan error, 1)
-	go func() {
+	ended, goOn := inCheckpoint(t, nodes[1], func() error {
 		_, err := nodes[1].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{2}})
-		ended <- err
-	}()
-	waitValue(t, nodes[1], "1", `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`)
+		return err
+	})
 	nodes[0].Kill()
 	pgtest.WaitFor(t, "the restart to end", func(context.Context) error {
 		if s := nodes[1].daemon.Status(); s.Phase != election.Failover || s.Doing != "" {
@@ -176,13 +180,10 @@ func TestRollingRestart_PledgesDuringTheCheckpointOfThePrimary(t *testing.T) {
 	t.Parallel()
 	nodes, _ := startCluster(t, 3, repmgr.SynchronousOff)
 	started := nodes[0].QueryString(t, `SELECT pg_postmaster_start_time()`)
-	goOn := stopCheckpointer(t, nodes[0])
-	ended := make(chan error, 1)
-	go func() {
+	ended, goOn := inCheckpoint(t, nodes[0], func() error {
 		_, err := nodes[1].RollingRestart(t.Context(), repmgr.RestartOptions{Nodes: []repmgr.NodeID{1}, Primary: repmgr.RestartInPlace})
-		ended <- err
-	}()
-	waitValue(t, nodes[0], "1", `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`)
+		return err
+	})
 	for i, n := range nodes[1:] {
 		require.NoError(t, ballot.Pledge(t.Context(), n.Conn(t), ballot.Ballot{Node: int32(i + 2), Term: 2, Candidate: "x"}, ballot.Standby))
 	}

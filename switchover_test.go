@@ -226,22 +226,13 @@ func TestSwitchover_TargetIsLost(t *testing.T) {
 		require.Equal(t, started, primary.QueryString(t, `SELECT pg_postmaster_start_time()`), "it was not stopped")
 	}
 
-	checkpointer := pgtest.Query[int](t, primary.Server, `SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'`)
-	require.NoError(t, syscall.Kill(checkpointer, syscall.SIGSTOP))
-	asked := make(chan error, 1)
-	go func() {
+	ended, goOn := inCheckpoint(t, primary, func() error {
 		_, err := primary.Switchover(t.Context(), repmgr.SwitchoverOptions{To: 2})
-		asked <- err
-	}()
-	pgtest.WaitFor(t, "the checkpoint", func(context.Context) error {
-		if n := primary.QueryString(t, `SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'`); n != "1" {
-			return errors.New("it has not begun")
-		}
-		return nil
+		return err
 	})
 	target.Kill()
-	goesOn(<-asked, `node "node2" (ID: 2) is lost: its server`)
-	require.NoError(t, syscall.Kill(checkpointer, syscall.SIGCONT))
+	goesOn(<-ended, `node "node2" (ID: 2) is lost: its server`)
+	goOn()
 	target.StartAgain()
 	waitStreams(t, primary, target)
 	waitReady(t, nodes, 3, repmgr.SynchronousQuorum)

@@ -46,12 +46,19 @@ func TestRewrite(t *testing.T) {
 	}
 }
 
+// linkedFile is a file of databases, in a directory of its own, and another name of it.
+func linkedFile(t *testing.T, text string) (dir, file, link string) {
+	t.Helper()
+	dir = t.TempDir()
+	file, link = filepath.Join(dir, "real.ini"), filepath.Join(dir, "link.ini")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o640))
+	require.NoError(t, os.Symlink(file, link))
+	return dir, file, link
+}
+
 func TestRewriteFile(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	file, link := filepath.Join(dir, "real.ini"), filepath.Join(dir, "link.ini")
-	require.NoError(t, os.WriteFile(file, []byte("[databases]\napp = dbname=app\n"), 0o640))
-	require.NoError(t, os.Symlink(file, link))
+	dir, file, link := linkedFile(t, "[databases]\napp = dbname=app\n")
 	names, err := rewriteFile(t.Context(), link, "/run/postgresql", "5432")
 	require.NoError(t, err)
 	require.Equal(t, map[string]bool{"app": true}, names)
@@ -102,10 +109,7 @@ func TestRewriteFile(t *testing.T) {
 // Several PgBouncers have one file, whatever they call it: none is in the way of another, and a reader finds all of it each time.
 func TestRewriteFile_Together(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	file, link := filepath.Join(dir, "real.ini"), filepath.Join(dir, "link.ini")
-	require.NoError(t, os.WriteFile(file, []byte("app = dbname=app\n"), 0o640))
-	require.NoError(t, os.Symlink(file, link))
+	_, file, link := linkedFile(t, "app = dbname=app\n")
 	for round := range 20 {
 		var failed [8]error
 		var wg sync.WaitGroup
